@@ -1,0 +1,332 @@
+//! What the control plane tells a proxy, as plain values.
+//!
+//! These types are the meeting point of both sides: `control-plane/src/translate/` makes them,
+//! `proto` carries them, [`crate::compile`] turns them into what a request reads. A value of these
+//! types has been checked: constructors in [`crate::name`] and the conversions in `proto` are where
+//! bad input stops.
+
+use std::net::{IpAddr, SocketAddr};
+
+use http::{HeaderName, HeaderValue, Method, StatusCode};
+
+use crate::name::{DestinationName, EndpointId};
+
+/// Features of the wire format that this build understands. A resource that lists another one in
+/// its `requires` is refused as a whole: never half understood.
+pub const FEATURES: &[&str] = &["balancer.ring-hash", "http.filters.v1", "tls.sni"];
+
+/// One port of one service as its callers see it: how it is spoken to and where requests go.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Destination {
+    pub name: DestinationName,
+    pub protocol: Protocol,
+    /// How endpoints of this service are chosen when a request goes to the service itself.
+    pub balancer: Balancer,
+    /// Every other service that a route below sends to.
+    pub backends: Vec<Backend>,
+    /// HTTP and gRPC routes, in no particular order: `compile` applies Gateway API precedence.
+    /// Empty: every request goes to the service itself. Not empty: what no rule matches gets 404.
+    pub http_routes: Vec<HttpRoute>,
+    /// TLS routes by server name. Empty: every TLS connection goes to the service itself.
+    pub tls_routes: Vec<TlsRoute>,
+    /// Backends of the TCP route, if one is attached.
+    pub tcp_route: Option<TcpRoute>,
+}
+
+/// A service that a route sends to, other than the destination itself.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Backend {
+    pub name: DestinationName,
+    pub protocol: Protocol,
+    pub balancer: Balancer,
+}
+
+/// What an application speaks on a port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub enum Protocol {
+    /// Not declared: decided from the first bytes of each connection.
+    #[default]
+    Detect,
+    Http1,
+    Http2,
+    Grpc,
+    /// TLS started by the app, passed through by server name.
+    Tls,
+    /// Opaque bytes; the server may speak first.
+    Tcp,
+}
+
+impl Protocol {
+    /// Whether requests, not bytes, are routed.
+    pub fn is_http(self) -> bool {
+        matches!(self, Self::Http1 | Self::Http2 | Self::Grpc)
+    }
+
+    /// The word used in metrics, logs and the hop header.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Detect => "detect",
+            Self::Http1 => "h1",
+            Self::Http2 => "h2",
+            Self::Grpc => "grpc",
+            Self::Tls => "tls",
+            Self::Tcp => "tcp",
+        }
+    }
+}
+
+/// How one endpoint of several is chosen for a request.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Default)]
+pub enum Balancer {
+    /// The better of two random endpoints by peak-EWMA latency times requests in flight.
+    #[default]
+    PowerOfTwo,
+    RoundRobin,
+    /// Consistent hashing on a property of the request.
+    RingHash(HashKey),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum HashKey {
+    Header(HeaderName),
+    Cookie(String),
+    /// The address of the caller's connection.
+    Source,
+}
+
+/// One HTTPRoute or GRPCRoute.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HttpRoute {
+    /// `namespace/name`, used as the `route` label.
+    pub name: String,
+    /// Creation time in seconds since the Unix epoch: the older route wins a tie.
+    pub created: i64,
+    /// Empty matches every host. Ignored by Gateway API for Service parents, so translation leaves
+    /// it empty there.
+    pub hostnames: Vec<HostMatch>,
+    pub rules: Vec<HttpRule>,
+}
+
+/// `example.com`, or `*.example.com` for one or more labels below it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum HostMatch {
+    Exact(String),
+    /// Holds `.example.com`.
+    Suffix(String),
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct HttpRule {
+    /// The rule's own name in the route, if it has one.
+    pub name: Option<String>,
+    /// Any of them. Empty matches everything.
+    pub matches: Vec<HttpMatch>,
+    pub filters: Vec<Filter>,
+    /// Empty without a redirect: 500, `no_backend` (Gateway API).
+    pub backends: Vec<WeightedBackend>,
+}
+
+/// All conditions of one match must hold.
+#[derive(Clone, Debug, PartialEq, Default)]
+pub struct HttpMatch {
+    pub path: Option<PathMatch>,
+    pub method: Option<Method>,
+    pub headers: Vec<HeaderMatch>,
+    pub query: Vec<QueryMatch>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PathMatch {
+    Exact(String),
+    /// Whole path segments: `/a` matches `/a` and `/a/b`, not `/ab`.
+    Prefix(String),
+    /// Must match the whole path. The syntax is that of the `regex` crate (RE2-like).
+    Regex(String),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ValueMatch {
+    Exact(String),
+    /// Must match the whole value.
+    Regex(String),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HeaderMatch {
+    pub name: HeaderName,
+    pub value: ValueMatch,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct QueryMatch {
+    pub name: String,
+    pub value: ValueMatch,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct WeightedBackend {
+    pub target: BackendTarget,
+    /// Share of the requests: this over the sum of the rule's weights. 0 sends none.
+    pub weight: u32,
+    /// Applied after the rule's filters, only when this backend is chosen.
+    pub filters: Vec<Filter>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum BackendTarget {
+    /// The destination itself, or one listed in [`Destination::backends`].
+    Service(DestinationName),
+    /// The reference does not resolve: its share of requests gets 500 with this explanation.
+    Invalid(String),
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum Filter {
+    RequestHeaders(HeaderModifier),
+    ResponseHeaders(HeaderModifier),
+    Redirect(Redirect),
+    Rewrite(Rewrite),
+    Mirror(Mirror),
+}
+
+/// Applied in the order set, add, remove.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct HeaderModifier {
+    pub set: Vec<(HeaderName, HeaderValue)>,
+    pub add: Vec<(HeaderName, HeaderValue)>,
+    pub remove: Vec<HeaderName>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Redirect {
+    /// `http` or `https`; none keeps the request's.
+    pub scheme: Option<String>,
+    pub host: Option<String>,
+    pub port: Option<u16>,
+    pub path: Option<PathModifier>,
+    /// One of 301, 302, 303, 307, 308.
+    pub status: StatusCode,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rewrite {
+    pub host: Option<String>,
+    pub path: Option<PathModifier>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PathModifier {
+    /// Replaces the whole path.
+    Full(String),
+    /// Replaces the prefix that the match named; only valid with a prefix match.
+    Prefix(String),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mirror {
+    pub target: BackendTarget,
+    /// The share of requests mirrored, as `numerator / denominator`.
+    pub numerator: u32,
+    pub denominator: u32,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsRoute {
+    pub name: String,
+    pub created: i64,
+    /// Server names; empty matches every one.
+    pub hostnames: Vec<HostMatch>,
+    pub backends: Vec<TcpBackend>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TcpRoute {
+    pub name: String,
+    pub backends: Vec<TcpBackend>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TcpBackend {
+    pub target: BackendTarget,
+    pub weight: u32,
+}
+
+/// One address that serves a destination.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Endpoint {
+    pub destination: DestinationName,
+    pub id: EndpointId,
+    /// Where the app listens.
+    pub address: SocketAddr,
+    /// How its sidecar is reached; none: plaintext straight to `address`.
+    pub mesh: Option<MeshAddress>,
+    /// Topology zone, for locality preference.
+    pub zone: Option<String>,
+    /// Host name below the service (`hostname` of an EndpointSlice endpoint), so that
+    /// `<hostname>.<service>.<namespace>` reaches exactly this endpoint.
+    pub hostname: Option<String>,
+    /// `namespace/service-account` of the workload when known: the `peer` label.
+    pub workload: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct MeshAddress {
+    /// The inbound port of the endpoint's sidecar.
+    pub address: SocketAddr,
+    /// Version of the hop protocol that it speaks; 1 is the only one.
+    pub hop_version: u32,
+    /// SPIFFE id to expect, once identities exist.
+    pub identity: Option<String>,
+}
+
+/// This workload's own ports, as its inbound proxy needs them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Inbound {
+    /// The workload's uid.
+    pub workload: String,
+    /// Addresses on which the app may be reached.
+    pub addresses: Vec<IpAddr>,
+    pub ports: Vec<InboundPort>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InboundPort {
+    pub port: u16,
+    pub protocol: Protocol,
+    /// The first service, in name order, that selects this port: the `service` label.
+    pub service: Option<DestinationName>,
+}
+
+/// Settings of the whole mesh.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MeshSettings {
+    /// `cluster.local` unless set: the suffix of service names.
+    pub cluster_domain: String,
+    /// What happens to a destination that nobody knows.
+    pub unmatched: Unmatched,
+    /// At most this many endpoints of a service are sent to one proxy (default 100).
+    pub max_endpoints: u32,
+    /// Every namespace that holds a service: a name below one of them that does not exist is
+    /// `no_such_service`, never passed through.
+    pub namespaces: Vec<String>,
+}
+
+impl Default for MeshSettings {
+    fn default() -> Self {
+        Self {
+            cluster_domain: "cluster.local".to_owned(),
+            unmatched: Unmatched::Passthrough,
+            max_endpoints: 100,
+            namespaces: Vec::new(),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Unmatched {
+    /// Connect to where the app wanted to go, counted as `unmatched`.
+    #[default]
+    Passthrough,
+    /// Refuse with `destination_refused`.
+    Refuse,
+}

@@ -1,0 +1,16 @@
+//! Outrigger's decisions, free of I/O.
+//!
+//! Everything here is a pure function or a plain `&mut self` machine: no sockets, no clock, no
+//! global randomness, no `async`. Callers pass `now` and random numbers in. Start at [`config`]
+//! (what the control plane tells a proxy) and [`compile`] (what a proxy makes of it).
+
+pub mod balance;
+pub mod compile;
+pub mod config;
+pub mod detect;
+pub mod error;
+pub mod filter;
+pub mod name;
+pub mod outcome;
+pub mod reason;
+pub mod route;

@@ -1,0 +1,275 @@
+//! Names of destinations and endpoints, and the authority that an app dials.
+//!
+//! Parsing is the check: a value of these types is well formed.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::str::FromStr;
+
+use crate::error::FieldError;
+
+/// The longest DNS label (RFC 1035 section 2.3.4), which Kubernetes takes for its names.
+const MAX_LABEL: usize = 63;
+/// The longest DNS name in text form (RFC 1035 section 2.3.4).
+const MAX_HOST: usize = 253;
+
+/// Canonical name of a destination: `<namespace>/<service>:<port>`, with `@<caller namespace>`
+/// where a route in the caller's namespace replaces the producer's.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct DestinationName {
+    pub namespace: String,
+    pub service: String,
+    pub port: u16,
+    /// The caller's namespace, only where a consumer route exists.
+    pub consumer: Option<String>,
+}
+
+impl DestinationName {
+    pub fn new(
+        namespace: impl Into<String>,
+        service: impl Into<String>,
+        port: u16,
+    ) -> Result<Self, FieldError> {
+        let name =
+            Self { namespace: namespace.into(), service: service.into(), port, consumer: None };
+        check_label(&name.namespace).map_err(|e| e.under("namespace"))?;
+        check_label(&name.service).map_err(|e| e.under("name"))?;
+        if port == 0 {
+            return Err(FieldError::at("port", "must be between 1 and 65535"));
+        }
+        Ok(name)
+    }
+
+    /// The same service as seen from `namespace`'s own routes.
+    #[must_use]
+    pub fn for_consumer(mut self, namespace: impl Into<String>) -> Self {
+        self.consumer = Some(namespace.into());
+        self
+    }
+
+    /// The service itself, whoever calls: what endpoints and metrics are keyed by.
+    #[must_use]
+    pub fn without_consumer(&self) -> Self {
+        Self { consumer: None, ..self.clone() }
+    }
+}
+
+impl fmt::Display for DestinationName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}:{}", self.namespace, self.service, self.port)?;
+        match &self.consumer {
+            Some(namespace) => write!(f, "@{namespace}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl FromStr for DestinationName {
+    type Err = FieldError;
+
+    fn from_str(text: &str) -> Result<Self, FieldError> {
+        let wrong = || {
+            FieldError::here(format!("{text:?} is not a destination name (namespace/service:port)"))
+        };
+        let (name, consumer) = match text.split_once('@') {
+            Some((name, consumer)) => {
+                check_label(consumer)?;
+                (name, Some(consumer.to_owned()))
+            }
+            None => (text, None),
+        };
+        let (namespace, rest) = name.split_once('/').ok_or_else(wrong)?;
+        let (service, port) = rest.rsplit_once(':').ok_or_else(wrong)?;
+        let mut name = Self::new(namespace, service, parse_port(port).ok_or_else(wrong)?)?;
+        name.consumer = consumer;
+        Ok(name)
+    }
+}
+
+/// `<workload uid>:<port>`: an endpoint keeps its id when its address changes.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct EndpointId {
+    pub workload: String,
+    pub port: u16,
+}
+
+impl EndpointId {
+    /// `workload` is a Kubernetes uid, a registered workload's `namespace.name`, or for a
+    /// hand-written endpoint its address; it holds no `/`.
+    pub fn new(workload: impl Into<String>, port: u16) -> Result<Self, FieldError> {
+        let workload = workload.into();
+        if workload.is_empty() || workload.contains('/') || workload.len() > MAX_HOST {
+            return Err(FieldError::here(format!("{workload:?} is not a workload uid")));
+        }
+        if port == 0 {
+            return Err(FieldError::at("port", "must be between 1 and 65535"));
+        }
+        Ok(Self { workload, port })
+    }
+}
+
+impl fmt::Display for EndpointId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.workload, self.port)
+    }
+}
+
+impl FromStr for EndpointId {
+    type Err = FieldError;
+
+    fn from_str(text: &str) -> Result<Self, FieldError> {
+        let (workload, port) = text
+            .rsplit_once(':')
+            .and_then(|(workload, port)| Some((workload, parse_port(port)?)))
+            .ok_or_else(|| FieldError::here(format!("{text:?} is not an endpoint id (uid:port)")))?;
+        Self::new(workload, port)
+    }
+}
+
+/// What an app dials: a lower-case host or an IP address, and an explicit port. Its text form is
+/// the name that a proxy subscribes to.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Authority {
+    pub host: Host,
+    pub port: u16,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Host {
+    /// Lower case, without a final dot.
+    Name(String),
+    Ip(IpAddr),
+}
+
+impl Authority {
+    /// Parses `host`, `host:port`, `v4:port`, `[v6]:port`; `default_port` fills a missing port.
+    /// A user-info part (`user@`) is refused.
+    pub fn parse(text: &str, default_port: Option<u16>) -> Result<Self, FieldError> {
+        let wrong = |why: &str| FieldError::here(format!("{text:?} is not an authority: {why}"));
+        let (host, port) = split_port(text).ok_or_else(|| wrong("bad port"))?;
+        let port = port.or(default_port).ok_or_else(|| wrong("it has no port"))?;
+        let host = if let Some(v6) = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')) {
+            Host::Ip(IpAddr::V6(v6.parse().map_err(|_| wrong("bad IPv6 address"))?))
+        } else if let Ok(ip) = host.parse::<IpAddr>() {
+            Host::Ip(ip)
+        } else {
+            let host = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
+            if host.is_empty() || host.len() > MAX_HOST {
+                return Err(wrong("the host must have 1 to 253 characters"));
+            }
+            if !host.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_')) {
+                return Err(wrong("the host may hold letters, digits, '-', '.' and '_'"));
+            }
+            Host::Name(host)
+        };
+        Ok(Self { host, port })
+    }
+
+    /// A short name (no dot) is a service of the caller's own namespace.
+    #[must_use]
+    pub fn in_namespace(self, namespace: &str) -> Self {
+        match self.host {
+            Host::Name(name) if !name.contains('.') && name != "localhost" => {
+                Self { host: Host::Name(format!("{name}.{namespace}")), port: self.port }
+            }
+            _ => self,
+        }
+    }
+}
+
+impl From<SocketAddr> for Authority {
+    fn from(address: SocketAddr) -> Self {
+        Self { host: Host::Ip(address.ip().to_canonical()), port: address.port() }
+    }
+}
+
+impl fmt::Display for Authority {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.host {
+            Host::Name(name) => write!(f, "{name}:{}", self.port),
+            Host::Ip(ip) => write!(f, "{}", SocketAddr::new(*ip, self.port)),
+        }
+    }
+}
+
+/// Splits a trailing `:port` off; `None` when there is one and it is not a port.
+
+fn split_port(text: &str) -> Option<(&str, Option<u16>)> {
+    let after_bracket = text.rfind(']').map_or(0, |at| at + 1);
+    match text[after_bracket..].rfind(':') {
+        // An unbracketed IPv6 address has several colons and no port.
+        Some(_) if after_bracket == 0 && text.matches(':').count() > 1 => Some((text, None)),
+        Some(at) => {
+            let at = after_bracket + at;
+            Some((&text[..at], Some(parse_port(&text[at + 1..])?)))
+        }
+        None => Some((text, None)),
+    }
+}
+
+fn parse_port(text: &str) -> Option<u16> {
+    // `u16::from_str` takes a leading `+`, which no URI allows.
+    if text.starts_with('+') {
+        return None;
+    }
+    text.parse().ok().filter(|port| *port != 0)
+}
+
+/// RFC 1123 label: what Kubernetes accepts as the name of a namespace or service.
+pub fn check_label(text: &str) -> Result<(), FieldError> {
+    let ok = !text.is_empty()
+        && text.len() <= MAX_LABEL
+        && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+        && !text.starts_with('-')
+        && !text.ends_with('-');
+    if ok {
+        return Ok(());
+    }
+    Err(FieldError::here(format!(
+        "{text:?} must be 1 to 63 lower-case letters, digits or '-', not beginning or ending with '-'"
+    )))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn authorities_are_normalised_and_bad_ones_refused() {
+        let ok = [
+            ("Market-Data.Bank:8000", "market-data.bank:8000"),
+            ("market-data", "market-data:80"),
+            ("a.b.", "a.b:80"),
+            ("10.0.0.1", "10.0.0.1:80"),
+            ("10.0.0.1:9", "10.0.0.1:9"),
+            ("[::1]:9", "[::1]:9"),
+            ("[2001:db8::1]", "[2001:db8::1]:80"),
+        ];
+        for (text, want) in ok {
+            assert_eq!(Authority::parse(text, Some(80)).unwrap().to_string(), want, "{text}");
+        }
+        for text in ["", ":80", "a:0", "a:65536", "a:+80", "a b", "u@h:80", "[::1", "a:b", "a/b"] {
+            assert!(Authority::parse(text, Some(80)).is_err(), "{text:?} must be refused");
+        }
+        assert!(Authority::parse("a.b", None).is_err());
+    }
+
+    #[test]
+    fn short_names_belong_to_the_callers_namespace() {
+        let short = Authority::parse("orders:80", None).unwrap().in_namespace("bank");
+        assert_eq!(short.to_string(), "orders.bank:80");
+        let long = Authority::parse("orders.shop:80", None).unwrap().in_namespace("bank");
+        assert_eq!(long.to_string(), "orders.shop:80");
+    }
+
+    #[test]
+    fn names_survive_a_round_trip() {
+        for text in ["bank/orders:80", "bank/orders:80@shop"] {
+            assert_eq!(text.parse::<DestinationName>().unwrap().to_string(), text);
+        }
+        for text in ["bank", "bank/orders", "bank/orders:0", "Bank/orders:80", "/x:1", "a/b:1@"] {
+            assert!(text.parse::<DestinationName>().is_err(), "{text:?} must be refused");
+        }
+        assert_eq!("bank.x-1:80".parse::<EndpointId>().unwrap().to_string(), "bank.x-1:80");
+    }
+}

@@ -1,0 +1,183 @@
+//! The closed list of reasons for everything that a proxy refuses, ends or sends again.
+//!
+//! The same word stands in `Proxy-Status`, the access log and the `reason` label; `docs/reasons.md`
+//! says of each what happened and what to do, and `cargo xtask tidy` checks that it names all.
+
+use http::StatusCode;
+
+/// Who is at fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Side {
+    /// The caller.
+    Downstream,
+    /// This proxy, its configuration or its limits.
+    Us,
+    /// The called service, or the way to it.
+    Upstream,
+}
+
+macro_rules! reasons {
+    ($($(#[$doc:meta])* $variant:ident = $word:literal, $side:ident, $status:literal, $error:literal, $hint:literal;)*) => {
+        /// Why a request or connection did not simply go through.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub enum Reason { $($(#[$doc])* $variant,)* }
+
+        impl Reason {
+            /// Every reason, in the order of the documentation.
+            pub const ALL: &[Self] = &[$(Self::$variant,)*];
+
+            /// The word that appears in headers, logs and metrics.
+            pub fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $word,)* }
+            }
+
+            pub fn side(self) -> Side {
+                match self { $(Self::$variant => Side::$side,)* }
+            }
+
+            /// Status of the response that the proxy makes for it.
+            pub fn status(self) -> StatusCode {
+                let code: u16 = match self { $(Self::$variant => $status,)* };
+                StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
+            }
+
+            /// The error type of RFC 9209 section 2.3 for `Proxy-Status`.
+            pub fn proxy_error(self) -> &'static str {
+                match self { $(Self::$variant => $error,)* }
+            }
+
+            /// One sentence on what to do, for the body of the response.
+            pub fn hint(self) -> &'static str {
+                match self { $(Self::$variant => $hint,)* }
+            }
+        }
+    };
+}
+
+reasons! {
+    // What the caller sent.
+    /// The request could not be understood or breaks HTTP.
+    BadRequest = "bad_request", Downstream, 400, "http_request_error",
+        "fix the request: its target or headers are not valid HTTP";
+    /// The request's headers are larger or more than the limit.
+    HeadersTooLarge = "headers_too_large", Downstream, 431, "http_request_error",
+        "send smaller or fewer headers, or raise --max-header-bytes or --max-headers";
+    /// The headers did not arrive within the header read time.
+    HeaderTimeout = "header_timeout", Downstream, 408, "http_request_error",
+        "send the headers faster, or raise --header-timeout";
+    /// The caller went away before the response was complete.
+    DownstreamReset = "downstream_reset", Downstream, 499, "http_request_error",
+        "the caller closed its connection or cancelled; look at its own timeout";
+    /// First bytes are no protocol that the destination accepts.
+    ProtocolError = "protocol_error", Downstream, 400, "http_protocol_error",
+        "the bytes sent are not the protocol that this port declares; check the port's appProtocol";
+
+    // Where it wanted to go.
+    /// The name lies inside the mesh and no service has it.
+    NoSuchService = "no_such_service", Us, 502, "destination_not_found",
+        "check the name, namespace and port; the control plane's /index lists every service";
+    /// The destination is unknown and the mesh refuses what it does not know.
+    DestinationRefused = "destination_refused", Us, 502, "destination_ip_prohibited",
+        "declare the destination as a Service, or set unmatched to passthrough";
+    /// Only an external name's DNS lookup failed.
+    DnsError = "dns_error", Upstream, 502, "dns_error",
+        "the external name does not resolve; check its spelling and DNS";
+    /// The service has routes and none matches the request.
+    NoRoute = "no_route", Us, 404, "http_request_denied",
+        "no rule of the routes attached to this service matches; add a rule or a catch-all";
+    /// The matched rule or the chosen share has no valid backend.
+    NoBackend = "no_backend", Us, 500, "destination_unavailable",
+        "the matched rule has no valid backendRef; see the route's status";
+    /// The service exists and has no ready endpoint.
+    NoEndpoint = "no_endpoint", Upstream, 503, "destination_unavailable",
+        "no instance of the service is ready; check its workloads and the service's selector";
+    /// A request to one pinned endpoint that does not exist (any more).
+    EndpointGone = "endpoint_gone", Upstream, 503, "destination_unavailable",
+        "the addressed instance is gone; dial the service instead of one instance";
+    /// The inbound proxy was asked for a port that its workload has not registered.
+    PortNotServed = "port_not_served", Downstream, 502, "destination_not_found",
+        "the workload does not serve that port; its registration lists those it does";
+    /// A connection or request that this listener is not for.
+    NotForUs = "not_for_us", Downstream, 403, "http_request_denied",
+        "4740 serves its own app only and 4743 its own workload only; dial the service itself";
+    /// The configuration of the destination did not arrive in time.
+    ConfigUnavailable = "config_unavailable", Us, 503, "proxy_configuration_error",
+        "the proxy has not heard of this destination; check its connection to the control plane";
+    /// The control plane uses something that this proxy does not understand.
+    ConfigUnsupported = "config_unsupported", Us, 503, "proxy_configuration_error",
+        "upgrade this proxy: it does not know a feature that the configuration requires";
+
+    // On the way.
+    /// No connection could be made: refused or unreachable.
+    ConnectFailed = "connect_failed", Upstream, 503, "connection_refused",
+        "the instance does not accept connections; is it running and listening?";
+    /// No connection was made within the connect timeout.
+    ConnectTimeout = "connect_timeout", Upstream, 504, "connection_timeout",
+        "the instance did not answer in time; look at its load and the network";
+    /// The upstream closed before anything of the request was processed.
+    UpstreamReset = "upstream_reset", Upstream, 503, "connection_terminated",
+        "the instance closed the connection before it took the request; safe to try again";
+    /// The upstream closed and may have processed the request.
+    UpstreamResetAmbiguous = "upstream_reset_ambiguous", Upstream, 502, "connection_terminated",
+        "the instance went away after it got the request; it may have acted on it";
+    /// The response broke off after its head.
+    ResponseTruncated = "response_truncated", Upstream, 502, "http_response_incomplete",
+        "the instance went away in the middle of its response";
+    /// The upstream broke its protocol.
+    UpstreamProtocolError = "upstream_protocol_error", Upstream, 502, "http_protocol_error",
+        "the instance's answer is not valid; check the port's declared protocol";
+    /// The upstream did not accept the upgrade or the tunnel.
+    UpgradeRefused = "upgrade_refused", Upstream, 502, "http_upgrade_failed",
+        "the instance did not accept the protocol upgrade";
+    /// A request came back to the proxy that sent it.
+    Loop = "loop", Us, 508, "proxy_loop_detected",
+        "the destination leads back to this proxy; check its address";
+
+    // Limits.
+    /// More connections than the limit.
+    ConnectionLimit = "connection_limit", Us, 503, "proxy_internal_response",
+        "too many connections; raise --max-connections or reuse connections";
+    /// Buffered bytes are at the limit.
+    BufferLimit = "buffer_limit", Us, 503, "proxy_internal_response",
+        "the proxy's buffers are full; raise --max-buffered-bytes or look for a slow reader";
+    /// The proxy is shutting down.
+    Draining = "draining", Us, 503, "proxy_internal_response",
+        "the proxy is shutting down; a new connection reaches another instance";
+    /// A fault of the proxy's own.
+    InternalError = "internal_error", Us, 500, "proxy_internal_error",
+        "a fault of the proxy itself; please report it with the log around it";
+
+    // What went well in the end.
+    /// Sent again because the first try was provably not processed.
+    RetriedUnprocessed = "retried_unprocessed", Upstream, 200, "connection_terminated",
+        "the first try did not reach the instance; it was sent again";
+    /// Passed through to a destination that the mesh does not know.
+    Unmatched = "unmatched", Us, 200, "proxy_internal_response",
+        "the destination is outside the mesh and was passed through";
+    /// Plaintext to an endpoint outside the mesh.
+    Unmeshed = "unmeshed", Us, 200, "proxy_internal_response",
+        "the endpoint has no sidecar, so this hop is plaintext";
+}
+
+impl std::fmt::Display for Reason {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_distinct_and_statuses_valid() {
+        let mut words: Vec<_> = Reason::ALL.iter().map(|r| r.as_str()).collect();
+        words.sort_unstable();
+        words.dedup();
+        assert_eq!(words.len(), Reason::ALL.len());
+        for reason in Reason::ALL {
+            assert!(reason.as_str().bytes().all(|b| b.is_ascii_lowercase() || b == b'_'));
+            assert!(!reason.hint().ends_with('.'));
+        }
+    }
+}

@@ -1,0 +1,48 @@
+//! The wire between control plane and proxies, and its conversion to and from `outrigger_core`.
+//!
+//! [`wire`] holds the discovery transport and the resource type names, [`mesh`] Outrigger's own
+//! resource and registration messages, [`convert`] the checks between bytes and
+//! [`outrigger_core::config`]. `generated/` is made by `cargo xtask codegen`.
+
+pub mod convert;
+pub mod wire;
+
+/// Outrigger's resources and the workload registration service.
+pub use generated::outrigger::mesh::v1 as mesh;
+
+#[expect(
+    clippy::all,
+    clippy::pedantic,
+    unreachable_pub,
+    reason = "generated code is not held to the rules for hand-written code"
+)]
+mod generated {
+    pub(crate) mod envoy {
+        pub(crate) mod config {
+            pub(crate) mod core {
+                pub mod v3 {
+                    include!("generated/envoy.config.core.v3.rs");
+                }
+            }
+        }
+        pub(crate) mod service {
+            pub(crate) mod discovery {
+                pub mod v3 {
+                    include!("generated/envoy.service.discovery.v3.rs");
+                }
+            }
+        }
+    }
+    pub(crate) mod google {
+        pub mod rpc {
+            include!("generated/google.rpc.rs");
+        }
+    }
+    pub(crate) mod outrigger {
+        pub(crate) mod mesh {
+            pub mod v1 {
+                include!("generated/outrigger.mesh.v1.rs");
+            }
+        }
+    }
+}
