@@ -15,7 +15,7 @@ use prost::Message;
 
 /// `google.protobuf.Any` whose value is reference counted, so that one encoding of a resource
 /// serves every subscriber.
-#[derive(Clone, PartialEq, Message)]
+#[derive(Clone, PartialEq, Eq, Hash, Message)]
 pub struct Any {
     #[prost(string, tag = "1")]
     pub type_url: String,
