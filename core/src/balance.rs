@@ -1,4 +1,183 @@
 //! Choosing one endpoint of several: power of two choices, round robin, ring hash.
 //!
 //! The machines here know indexes and loads, not sockets. Random numbers and hashes come in as
-//! arguments, so a simulation can replay a run.
+//! arguments, so a simulation can replay a run. Hashes are our own and fixed for all time: every
+//! proxy of every version must send the same key to the same endpoint.
+
+use std::cmp::Reverse;
+
+/// The less loaded of two different endpoints picked at random; `n` is at least 1.
+///
+/// Two choices get most of what the full comparison would, without every caller running to the
+/// same endpoint (Mitzenmacher, The Power of Two Choices in Randomized Load Balancing, 2001).
+pub fn power_of_two(n: usize, random: u64, load: impl Fn(usize) -> f32) -> usize {
+    if n < 2 {
+        return 0;
+    }
+    let below = |random: u64, n: usize| (((random & 0xffff_ffff) * n as u64) >> 32) as usize;
+    let first = below(random >> 32, n);
+    let mut second = below(random, n - 1);
+    if second >= first {
+        second += 1;
+    }
+    if load(second) < load(first) { second } else { first }
+}
+
+/// Each in its turn; `n` is at least 1.
+pub fn round_robin(counter: u64, n: usize) -> usize {
+    (counter % n.max(1) as u64) as usize
+}
+
+/// Latency of one endpoint as a peak-sensitive, exponentially decaying average.
+///
+/// The state is one number, so that the proxy can keep it in an atomic: the cost in microseconds
+/// as the bits of an `f32`, then the time of the last change in milliseconds. A slow answer counts
+/// at once and whole, fast ones win back trust slowly (Finagle's peak EWMA). 0 is an endpoint that
+/// has never answered.
+pub mod ewma {
+    /// After this time without news a cost has lost 63 % of its weight. Finagle's default.
+    const DECAY_MS: f32 = 10_000.0;
+    /// Cost of an endpoint that has never answered: quicker than most, so that it gets its chance.
+    const FRESH_US: f32 = 100.0;
+    /// Cost per request in flight of an endpoint that has never answered, once it has one: it is
+    /// tried, and nobody queues up at it before the answer is there.
+    const FRESH_BUSY_US: f32 = 1_000_000.0;
+    /// No cost is below this, so that a state is never mistaken for a fresh one.
+    const LEAST_US: f32 = 1.0;
+
+    /// The state after an answer that took `latency_us`.
+    pub fn observe(packed: u64, now_ms: u32, latency_us: u32) -> u64 {
+        let (cost, stamp) = unpack(packed);
+        let latency = latency_us as f32;
+        let (cost, stamp) = if packed == 0 {
+            (latency, now_ms)
+        } else if latency >= cost * weight(stamp, now_ms) {
+            (latency, newer(stamp, now_ms))
+        } else {
+            let weight = weight(stamp, now_ms);
+            (cost * weight + latency * (1.0 - weight), newer(stamp, now_ms))
+        };
+        pack(cost.max(LEAST_US), stamp)
+    }
+
+    /// The cost in microseconds by now: what has not been heard of for long is worth a new try.
+    pub fn cost(packed: u64, now_ms: u32) -> f32 {
+        if packed == 0 {
+            return FRESH_US;
+        }
+        let (cost, stamp) = unpack(packed);
+        (cost * weight(stamp, now_ms)).max(LEAST_US)
+    }
+
+    /// What [`super::power_of_two`] compares: the cost times the requests that would be in flight.
+    pub fn load(packed: u64, now_ms: u32, in_flight: u32) -> f32 {
+        if packed == 0 && in_flight > 0 {
+            return FRESH_BUSY_US * in_flight as f32;
+        }
+        cost(packed, now_ms) * (in_flight as f32 + 1.0)
+    }
+
+    fn pack(cost: f32, stamp: u32) -> u64 {
+        u64::from(cost.to_bits()) << 32 | u64::from(stamp)
+    }
+
+    fn unpack(packed: u64) -> (f32, u32) {
+        (f32::from_bits((packed >> 32) as u32), packed as u32)
+    }
+
+    /// Milliseconds since `stamp`; 0 where another worker's clock reading was a little later. The
+    /// counter comes round after 49 days, which this survives.
+    fn elapsed(stamp: u32, now_ms: u32) -> u32 {
+        let elapsed = now_ms.wrapping_sub(stamp);
+        if elapsed > u32::MAX / 2 { 0 } else { elapsed }
+    }
+
+    fn newer(stamp: u32, now_ms: u32) -> u32 {
+        stamp.wrapping_add(elapsed(stamp, now_ms))
+    }
+
+    fn weight(stamp: u32, now_ms: u32) -> f32 {
+        (-(elapsed(stamp, now_ms) as f32) / DECAY_MS).exp()
+    }
+}
+
+/// Consistent hashing: a key stays with its endpoint while others come and go.
+#[derive(Clone, Debug)]
+pub struct Ring {
+    /// Sorted points, each with the index of its endpoint.
+    points: Vec<(u64, u32)>,
+}
+
+/// Points of one endpoint on a ring. 160 (libketama's number) keep the busiest of 100 endpoints
+/// within about 25 % of the average.
+const POINTS: u64 = 160;
+
+impl Ring {
+    /// A ring of endpoints by their ids; the order of `ids` does not change who gets which key.
+    pub fn new(ids: &[&str]) -> Self {
+        let mut points = Vec::with_capacity(ids.len() * POINTS as usize);
+        for (index, id) in (0u32..).zip(ids) {
+            let seed = hash(id.as_bytes());
+            points.extend((0..POINTS).map(|i| (combine(seed, i), index)));
+        }
+        points.sort_unstable_by_key(|(point, index)| (*point, ids[*index as usize]));
+        Self { points }
+    }
+
+    /// The index in `ids` for a key's hash; 0 on an empty ring.
+    pub fn pick(&self, hash: u64) -> usize {
+        let at = self.points.partition_point(|(point, _)| *point < hash);
+        let around = self.points.get(at).or_else(|| self.points.first());
+        around.map_or(0, |(_, index)| *index as usize)
+    }
+}
+
+/// FNV-1a with a final mix, so that similar keys land far apart.
+pub fn hash(bytes: &[u8]) -> u64 {
+    let fnv = bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    });
+    mix(fnv)
+}
+
+fn combine(a: u64, b: u64) -> u64 {
+    mix(a ^ mix(b.wrapping_add(0x9e37_79b9_7f4a_7c15)))
+}
+
+/// The finalizer of MurmurHash3.
+fn mix(mut value: u64) -> u64 {
+    value = (value ^ value >> 33).wrapping_mul(0xff51_afd7_ed55_8ccd);
+    value = (value ^ value >> 33).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+    value ^ value >> 33
+}
+
+/// At most `max` of the endpoints for one proxy, own zone first, as sorted indexes.
+///
+/// Rendezvous hashing (Thaler and Ravishankar, 1998): proxies spread evenly over the endpoints,
+/// and an endpoint that comes or goes changes at most one member of anybody's choice.
+pub fn subset(
+    proxy: &str,
+    zone: Option<&str>,
+    candidates: &[(&str, Option<&str>)],
+    max: usize,
+) -> Vec<usize> {
+    if candidates.len() <= max {
+        return (0..candidates.len()).collect();
+    }
+    if max == 0 {
+        return Vec::new();
+    }
+    let seed = hash(proxy.as_bytes());
+    let mut ranked: Vec<_> = candidates
+        .iter()
+        .enumerate()
+        .map(|(index, (id, at))| {
+            let near = zone.is_some() && *at == zone;
+            (Reverse(near), Reverse(combine(seed, hash(id.as_bytes()))), *id, index)
+        })
+        .collect();
+    ranked.select_nth_unstable(max - 1);
+    let mut chosen: Vec<_> = ranked[..max].iter().map(|(.., index)| *index).collect();
+    chosen.sort_unstable();
+    chosen
+}

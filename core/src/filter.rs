@@ -1,1 +1,134 @@
-//! .
+//! What filters do to a request or response: headers, path, redirect.
+//!
+//! [`crate::compile`] has checked the filters themselves; errors here come from putting them
+//! together with a request.
+
+use std::fmt::Write;
+
+use http::uri::PathAndQuery;
+use http::{HeaderMap, HeaderValue};
+
+use crate::config::{HeaderModifier, PathModifier, Redirect};
+use crate::error::FieldError;
+use crate::route::without_final_slash;
+
+/// Sets, adds, then removes headers.
+pub fn modify_headers(modifier: &HeaderModifier, headers: &mut HeaderMap) {
+    for (name, value) in &modifier.set {
+        headers.insert(name, value.clone());
+    }
+    for (name, value) in &modifier.add {
+        headers.append(name, value.clone());
+    }
+    for name in &modifier.remove {
+        headers.remove(name);
+    }
+}
+
+/// The path after a path modifier, with the request's query. `matched_prefix` is what the rule's
+/// prefix match named.
+pub fn rewrite_path(
+    modifier: &PathModifier,
+    matched_prefix: Option<&str>,
+    path: &str,
+    query: Option<&str>,
+) -> Result<PathAndQuery, FieldError> {
+    let mut text = String::new();
+    push_path(&mut text, modifier, matched_prefix, path)?;
+    push_query(&mut text, query);
+    PathAndQuery::try_from(text)
+        .map_err(|error| FieldError::at("path", format!("the modified path is not valid: {error}")))
+}
+
+/// The `Location` of a redirect. `scheme`, `host`, `port`, `path` and `query` are the request's.
+///
+/// Gateway API's port rules: the redirect's port; else, with a redirect's scheme, the well-known
+/// port of that scheme; else the request's port. A well-known port is left out.
+pub fn redirect_location(
+    redirect: &Redirect,
+    matched_prefix: Option<&str>,
+    scheme: &str,
+    host: &str,
+    port: Option<u16>,
+    path: &str,
+    query: Option<&str>,
+) -> Result<HeaderValue, FieldError> {
+    let port = match (redirect.port, &redirect.scheme) {
+        (Some(port), _) => Some(port),
+        (None, Some(_)) => None,
+        (None, None) => port,
+    };
+    let scheme = redirect.scheme.as_deref().unwrap_or(scheme);
+    let host = redirect.host.as_deref().unwrap_or(host);
+
+    let mut location = String::with_capacity(scheme.len() + host.len() + path.len() + 16);
+    location.push_str(scheme);
+    location.push_str("://");
+    push_host(&mut location, host);
+    if let Some(port) = port
+        && Some(port) != well_known_port(scheme)
+    {
+        // Writing to a string cannot fail.
+        let _ = write!(location, ":{port}");
+    }
+    match &redirect.path {
+        Some(modifier) => push_path(&mut location, modifier, matched_prefix, path)?,
+        None => location.push_str(path),
+    }
+    push_query(&mut location, query);
+    HeaderValue::try_from(location)
+        .map_err(|_| FieldError::here("the redirect's location is not a valid header value"))
+}
+
+fn push_path(
+    text: &mut String,
+    modifier: &PathModifier,
+    matched_prefix: Option<&str>,
+    path: &str,
+) -> Result<(), FieldError> {
+    match modifier {
+        PathModifier::Full(full) => text.push_str(full),
+        PathModifier::Prefix(replacement) => {
+            let prefix = matched_prefix.ok_or_else(|| {
+                FieldError::at("path", "replaces a prefix, and the rule did not match by prefix")
+            })?;
+            let prefix = without_final_slash(prefix);
+            let rest = path.strip_prefix(prefix).filter(|r| r.is_empty() || r.starts_with('/'));
+            let rest = rest.ok_or_else(|| {
+                FieldError::at("path", format!("{path:?} does not begin with {prefix:?}"))
+            })?;
+            let replacement = without_final_slash(replacement);
+            if replacement.is_empty() && rest.is_empty() {
+                text.push('/');
+            }
+            text.push_str(replacement);
+            text.push_str(rest);
+        }
+    }
+    Ok(())
+}
+
+fn push_query(text: &mut String, query: Option<&str>) {
+    if let Some(query) = query {
+        text.push('?');
+        text.push_str(query);
+    }
+}
+
+fn push_host(text: &mut String, host: &str) {
+    if host.contains(':') && !host.starts_with('[') {
+        text.push('[');
+        text.push_str(host);
+        text.push(']');
+    } else {
+        text.push_str(host);
+    }
+}
+
+fn well_known_port(scheme: &str) -> Option<u16> {
+    match scheme {
+        "http" => Some(80),
+        "https" => Some(443),
+        _ => None,
+    }
+}

@@ -6,6 +6,7 @@
 
 pub mod balance;
 pub mod compile;
+mod condition;
 pub mod config;
 pub mod detect;
 pub mod error;

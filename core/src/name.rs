@@ -121,7 +121,9 @@ impl FromStr for EndpointId {
         let (workload, port) = text
             .rsplit_once(':')
             .and_then(|(workload, port)| Some((workload, parse_port(port)?)))
-            .ok_or_else(|| FieldError::here(format!("{text:?} is not an endpoint id (uid:port)")))?;
+            .ok_or_else(|| {
+                FieldError::here(format!("{text:?} is not an endpoint id (uid:port)"))
+            })?;
         Self::new(workload, port)
     }
 }
@@ -193,7 +195,6 @@ impl fmt::Display for Authority {
 }
 
 /// Splits a trailing `:port` off; `None` when there is one and it is not a port.
-
 fn split_port(text: &str) -> Option<(&str, Option<u16>)> {
     let after_bracket = text.rfind(']').map_or(0, |at| at + 1);
     match text[after_bracket..].rfind(':') {
