@@ -1,0 +1,153 @@
+//! [`Destination`]: a port of a service, its routes and backends.
+
+use outrigger_core::config::{
+    Backend, Balancer, Destination, HashKey, HttpRule, TcpBackend, TcpRoute, TlsRoute,
+};
+use outrigger_core::error::FieldError;
+
+use super::{
+    check_requires, each, host_from_wire, host_to_wire, http_route, parsed, protocol_from_wire,
+    protocol_to_wire, set, target_from_wire, target_to_wire,
+};
+use crate::mesh;
+
+pub fn to_wire(destination: &Destination) -> mesh::Destination {
+    mesh::Destination {
+        name: destination.name.to_string(),
+        requires: requires(destination),
+        protocol: protocol_to_wire(destination.protocol),
+        balancer: Some(balancer_to_wire(&destination.balancer)),
+        backends: destination.backends.iter().map(backend_to_wire).collect(),
+        http_routes: destination.http_routes.iter().map(http_route::to_wire).collect(),
+        tls_routes: destination.tls_routes.iter().map(tls_route_to_wire).collect(),
+        tcp_route: destination.tcp_route.as_ref().map(tcp_route_to_wire),
+    }
+}
+
+pub fn from_wire(wire: &mesh::Destination) -> Result<Destination, FieldError> {
+    check_requires(&wire.requires)?;
+    Ok(Destination {
+        name: parsed("name", &wire.name)?,
+        protocol: protocol_from_wire(wire.protocol)?,
+        balancer: balancer_from_wire(wire.balancer.as_ref())?,
+        backends: each("backends", &wire.backends, backend_from_wire)?,
+        http_routes: each("http_routes", &wire.http_routes, http_route::from_wire)?,
+        tls_routes: each("tls_routes", &wire.tls_routes, tls_route_from_wire)?,
+        tcp_route: match &wire.tcp_route {
+            None => None,
+            Some(route) => Some(tcp_route_from_wire(route).map_err(|e| e.under("tcp_route"))?),
+        },
+    })
+}
+
+/// Only what is used, so that older proxies take what they can.
+fn requires(destination: &Destination) -> Vec<String> {
+    let ring_hash = std::iter::once(&destination.balancer)
+        .chain(destination.backends.iter().map(|backend| &backend.balancer))
+        .any(|balancer| matches!(balancer, Balancer::RingHash(_)));
+    let has_filters = |rule: &HttpRule| {
+        !rule.filters.is_empty() || rule.backends.iter().any(|b| !b.filters.is_empty())
+    };
+    let filters = destination.http_routes.iter().flat_map(|route| &route.rules).any(has_filters);
+    [
+        (ring_hash, "balancer.ring-hash"),
+        (filters, "http.filters.v1"),
+        (!destination.tls_routes.is_empty(), "tls.sni"),
+    ]
+    .into_iter()
+    .filter(|(used, _)| *used)
+    .map(|(_, feature)| feature.to_owned())
+    .collect()
+}
+
+fn balancer_to_wire(balancer: &Balancer) -> mesh::Balancer {
+    use mesh::balancer::Kind;
+    use mesh::hash_key::Key;
+    let kind = match balancer {
+        Balancer::PowerOfTwo => Kind::PowerOfTwo(mesh::Unit {}),
+        Balancer::RoundRobin => Kind::RoundRobin(mesh::Unit {}),
+        Balancer::RingHash(key) => {
+            let key = match key {
+                HashKey::Header(name) => Key::Header(name.as_str().to_owned()),
+                HashKey::Cookie(name) => Key::Cookie(name.clone()),
+                HashKey::Source => Key::Source(mesh::Unit {}),
+            };
+            Kind::RingHash(mesh::HashKey { key: Some(key) })
+        }
+    };
+    mesh::Balancer { kind: Some(kind) }
+}
+
+fn balancer_from_wire(wire: Option<&mesh::Balancer>) -> Result<Balancer, FieldError> {
+    use mesh::balancer::Kind;
+    use mesh::hash_key::Key;
+    let key = match set("balancer", wire.and_then(|wire| wire.kind.as_ref()))? {
+        Kind::PowerOfTwo(_) => return Ok(Balancer::PowerOfTwo),
+        Kind::RoundRobin(_) => return Ok(Balancer::RoundRobin),
+        Kind::RingHash(wire) => match set("balancer.ring_hash", wire.key.as_ref())? {
+            Key::Header(name) => HashKey::Header(parsed("balancer.ring_hash.header", name)?),
+            Key::Cookie(name) if name.is_empty() => {
+                return Err(FieldError::at("balancer.ring_hash.cookie", "is empty"));
+            }
+            Key::Cookie(name) => HashKey::Cookie(name.clone()),
+            Key::Source(_) => HashKey::Source,
+        },
+    };
+    Ok(Balancer::RingHash(key))
+}
+
+fn backend_to_wire(backend: &Backend) -> mesh::Backend {
+    mesh::Backend {
+        name: backend.name.to_string(),
+        protocol: protocol_to_wire(backend.protocol),
+        balancer: Some(balancer_to_wire(&backend.balancer)),
+    }
+}
+
+fn backend_from_wire(wire: &mesh::Backend) -> Result<Backend, FieldError> {
+    Ok(Backend {
+        name: parsed("name", &wire.name)?,
+        protocol: protocol_from_wire(wire.protocol)?,
+        balancer: balancer_from_wire(wire.balancer.as_ref())?,
+    })
+}
+
+fn tls_route_to_wire(route: &TlsRoute) -> mesh::TlsRoute {
+    mesh::TlsRoute {
+        name: route.name.clone(),
+        created: route.created,
+        hostnames: route.hostnames.iter().map(host_to_wire).collect(),
+        backends: route.backends.iter().map(tcp_backend_to_wire).collect(),
+    }
+}
+
+fn tls_route_from_wire(wire: &mesh::TlsRoute) -> Result<TlsRoute, FieldError> {
+    Ok(TlsRoute {
+        name: wire.name.clone(),
+        created: wire.created,
+        hostnames: each("hostnames", &wire.hostnames, host_from_wire)?,
+        backends: each("backends", &wire.backends, tcp_backend_from_wire)?,
+    })
+}
+
+fn tcp_route_to_wire(route: &TcpRoute) -> mesh::TcpRoute {
+    mesh::TcpRoute {
+        name: route.name.clone(),
+        backends: route.backends.iter().map(tcp_backend_to_wire).collect(),
+    }
+}
+
+fn tcp_route_from_wire(wire: &mesh::TcpRoute) -> Result<TcpRoute, FieldError> {
+    Ok(TcpRoute {
+        name: wire.name.clone(),
+        backends: each("backends", &wire.backends, tcp_backend_from_wire)?,
+    })
+}
+
+fn tcp_backend_to_wire(backend: &TcpBackend) -> mesh::TcpBackend {
+    mesh::TcpBackend { target: Some(target_to_wire(&backend.target)), weight: backend.weight }
+}
+
+fn tcp_backend_from_wire(wire: &mesh::TcpBackend) -> Result<TcpBackend, FieldError> {
+    Ok(TcpBackend { target: target_from_wire(wire.target.as_ref())?, weight: wire.weight })
+}

@@ -1,0 +1,45 @@
+//! [`Inbound`]: a workload's own ports.
+
+use outrigger_core::config::{Inbound, InboundPort};
+use outrigger_core::error::FieldError;
+
+use super::{check_requires, each, parsed, port, protocol_from_wire, protocol_to_wire};
+use crate::mesh;
+
+pub fn to_wire(inbound: &Inbound) -> mesh::Inbound {
+    mesh::Inbound {
+        requires: Vec::new(),
+        workload: inbound.workload.clone(),
+        addresses: inbound.addresses.iter().map(ToString::to_string).collect(),
+        ports: inbound
+            .ports
+            .iter()
+            .map(|port| mesh::InboundPort {
+                port: port.port.into(),
+                protocol: protocol_to_wire(port.protocol),
+                service: port.service.as_ref().map(ToString::to_string).unwrap_or_default(),
+            })
+            .collect(),
+    }
+}
+
+pub fn from_wire(wire: &mesh::Inbound) -> Result<Inbound, FieldError> {
+    check_requires(&wire.requires)?;
+    if wire.workload.is_empty() {
+        return Err(FieldError::at("workload", "is empty"));
+    }
+    Ok(Inbound {
+        workload: wire.workload.clone(),
+        addresses: each("addresses", &wire.addresses, |text| parsed("", text))?,
+        ports: each("ports", &wire.ports, |wire| {
+            Ok(InboundPort {
+                port: port("port", wire.port)?,
+                protocol: protocol_from_wire(wire.protocol)?,
+                service: match wire.service.as_str() {
+                    "" => None,
+                    name => Some(parsed("service", name)?),
+                },
+            })
+        })?,
+    })
+}
