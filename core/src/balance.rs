@@ -181,3 +181,108 @@ pub fn subset(
     chosen.sort_unstable();
     chosen
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_different_endpoints_are_compared() {
+        assert_eq!(power_of_two(1, u64::MAX, |_| 0.0), 0);
+        for random in [0, 1, u64::MAX, 0x8000_0000_0000_0000, 0xffff_ffff, 0x1234_5678_9abc_def0] {
+            for n in [2, 3, 7, 100] {
+                let seen = std::cell::RefCell::new(Vec::new());
+                power_of_two(n, random, |i| {
+                    seen.borrow_mut().push(i);
+                    0.0
+                });
+                let seen = seen.into_inner();
+                assert_eq!(seen.len(), 2);
+                assert!(seen[0] != seen[1] && seen.iter().all(|i| *i < n), "{seen:?} of {n}");
+            }
+            assert_eq!(power_of_two(2, random, |i| [5.0, 1.0][i]), 1);
+            assert_eq!(power_of_two(2, random, |i| [1.0, 5.0][i]), 0);
+        }
+    }
+
+    #[test]
+    fn every_endpoint_has_its_turn() {
+        let turns: Vec<_> = (4..10).map(|turn| round_robin(turn, 3)).collect();
+        assert_eq!(turns, [1, 2, 0, 1, 2, 0]);
+        assert_eq!(round_robin(5, 1), 0);
+    }
+
+    #[test]
+    fn a_slow_answer_counts_at_once_and_is_forgotten_slowly() {
+        let fast = ewma::observe(0, 1_000, 1_000);
+        assert_eq!(ewma::cost(fast, 1_000), 1_000.0);
+        let slow = ewma::observe(fast, 1_010, 50_000);
+        assert_eq!(ewma::cost(slow, 1_010), 50_000.0);
+        let mut state = slow;
+        for i in 0..10 {
+            state = ewma::observe(state, 1_020 + i * 10, 1_000);
+        }
+        assert!(ewma::cost(state, 1_120) > 45_000.0, "ten fast answers must not hide it");
+        // One decay time without any news.
+        let rested = ewma::cost(slow, 11_010);
+        assert!((18_000.0..19_000.0).contains(&rested), "{rested}");
+        assert_eq!(ewma::cost(slow, 1_000_000), 1.0);
+    }
+
+    #[test]
+    fn time_may_come_round_and_go_back_a_little() {
+        let state = ewma::observe(0, u32::MAX - 10, 1_000);
+        assert!((ewma::cost(state, 89) - 990.0).abs() < 1.0);
+        assert_eq!(ewma::cost(state, u32::MAX - 20), 1_000.0);
+        let earlier = ewma::observe(state, u32::MAX - 20, 2_000);
+        assert_eq!(ewma::cost(earlier, u32::MAX - 10), 2_000.0);
+    }
+
+    #[test]
+    fn a_fresh_endpoint_gets_one_request_and_no_queue() {
+        let known = ewma::observe(0, 0, 20_000);
+        assert!(ewma::load(0, 0, 0) < ewma::load(known, 0, 0));
+        assert!(ewma::load(0, 0, 1) > ewma::load(known, 0, 5));
+        let answered_at_once = ewma::observe(0, 0, 0);
+        assert_ne!(answered_at_once, 0, "never mistaken for a fresh one");
+    }
+
+    /// Other versions of the proxy must agree, so these numbers never change.
+    #[test]
+    fn hashes_are_fixed_for_all_time() {
+        assert_eq!(hash(b""), 0xefd0_1f60_ba99_2926);
+        assert_eq!(hash(b"bank.orders-1:8080"), 0xed2e_0998_b1f1_b045);
+        let ring = Ring::new(&["a:1", "b:1", "c:1"]);
+        let picks: Vec<_> = (0..8).map(|i| ring.pick(hash(&[i]))).collect();
+        assert_eq!(picks, [2, 2, 0, 1, 2, 0, 1, 1]);
+    }
+
+    #[test]
+    fn a_ring_does_not_depend_on_the_order_of_endpoints() {
+        let ids = ["a:1", "b:1", "c:1", "d:1"];
+        let turned = ["c:1", "d:1", "a:1", "b:1"];
+        let (one, other) = (Ring::new(&ids), Ring::new(&turned));
+        for key in 0..1000u64 {
+            let key = hash(&key.to_be_bytes());
+            assert_eq!(ids[one.pick(key)], turned[other.pick(key)]);
+        }
+        assert_eq!(Ring::new(&[]).pick(7), 0);
+    }
+
+    #[test]
+    fn a_subset_prefers_its_own_zone() {
+        let candidates = [
+            ("a", Some("z1")),
+            ("b", Some("z2")),
+            ("c", Some("z1")),
+            ("d", None),
+            ("e", Some("z2")),
+        ];
+        assert_eq!(subset("p", Some("z2"), &candidates, 2), [1, 4]);
+        let three = subset("p", Some("z2"), &candidates, 3);
+        assert!(three.len() == 3 && three.contains(&1) && three.contains(&4), "{three:?}");
+        assert_eq!(subset("p", None, &candidates, 5), [0, 1, 2, 3, 4]);
+        assert_eq!(subset("p", Some("z1"), &candidates, 9), [0, 1, 2, 3, 4]);
+        assert_eq!(subset("p", None, &candidates, 0), [0usize; 0]);
+    }
+}

@@ -5,15 +5,16 @@
 //! What does not make sense is refused with the path of the field. [`crate::route`] holds the
 //! tables that come out; nothing here runs per request except the look-ups of [`Compiled`].
 
+mod filters;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use http::StatusCode;
-use http::uri::PathAndQuery;
-
+use self::filters::compile_filters;
+pub use self::filters::{CompiledMirror, Filters};
 use crate::config::{
-    Backend, BackendTarget, Balancer, Destination, Filter, HeaderModifier, HttpRoute, HttpRule,
-    Mirror, PathMatch, PathModifier, Protocol, Redirect, Rewrite, TcpBackend, WeightedBackend,
+    Backend, BackendTarget, Balancer, Destination, HttpRoute, HttpRule, PathMatch, Protocol,
+    TcpBackend, WeightedBackend,
 };
 use crate::error::FieldError;
 use crate::name::DestinationName;
@@ -72,25 +73,6 @@ pub struct Rule {
     pub route: Arc<str>,
     pub filters: Filters,
     pub split: Split,
-}
-
-/// The filters of a rule or a backend, by what they touch.
-#[derive(Debug, Default)]
-pub struct Filters {
-    pub request_headers: Vec<HeaderModifier>,
-    pub response_headers: Vec<HeaderModifier>,
-    /// Answers in place of any backend; never set on a backend's own filters.
-    pub redirect: Option<Redirect>,
-    pub rewrite: Option<Rewrite>,
-    pub mirrors: Vec<CompiledMirror>,
-}
-
-#[derive(Debug)]
-pub struct CompiledMirror {
-    pub target: Target,
-    /// `numerator / denominator` of the requests are mirrored.
-    pub numerator: u32,
-    pub denominator: u32,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -186,19 +168,19 @@ impl Compiled {
         self.tcp.map_or(StreamRouting::Direct, |index| self.stream(index))
     }
 
+    /// Whether requests are routed, so that treating a connection as opaque would bypass a route.
+    pub fn has_http_routes(&self) -> bool {
+        self.http.is_some()
+    }
+
+    /// The names of all routes, as rules and splits refer to them; some more than once.
+    pub fn route_names(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.rules.iter().map(|rule| &rule.route).chain(self.streams.iter().map(|(name, _)| name))
+    }
+
     fn stream(&self, index: usize) -> StreamRouting<'_> {
         let (route, split) = &self.streams[index];
         StreamRouting::Split { route, split }
-    }
-}
-
-impl Filters {
-    pub fn is_empty(&self) -> bool {
-        self.request_headers.is_empty()
-            && self.response_headers.is_empty()
-            && self.redirect.is_none()
-            && self.rewrite.is_none()
-            && self.mirrors.is_empty()
     }
 }
 
@@ -316,10 +298,7 @@ fn compile_rule(rule: &HttpRule, route: &Arc<str>, targets: &Targets) -> Result<
             compile_share(backend, rule, targets).map_err(|e| e.under(format!("backends[{i}]")))
         })
         .collect::<Result<_, _>>()?;
-    if filters.redirect.as_ref().is_some_and(|r| replaces_prefix(r.path.as_ref())) {
-        require_prefix_matches(rule)?;
-    }
-    if filters.rewrite.as_ref().is_some_and(|r| replaces_prefix(r.path.as_ref())) {
+    if filters.replaces_prefix() {
         require_prefix_matches(rule)?;
     }
     Ok(Rule { route: Arc::clone(route), filters, split: Split::new(shares) })
@@ -337,14 +316,10 @@ fn compile_share(
             "a redirect answers before a backend is chosen: put it on the rule",
         ));
     }
-    if filters.rewrite.as_ref().is_some_and(|r| replaces_prefix(r.path.as_ref())) {
+    if filters.replaces_prefix() {
         require_prefix_matches(rule)?;
     }
     Ok(Share { target: targets.resolve(&backend.target)?, weight: backend.weight, filters })
-}
-
-fn replaces_prefix(path: Option<&PathModifier>) -> bool {
-    matches!(path, Some(PathModifier::Prefix(_)))
 }
 
 fn require_prefix_matches(rule: &HttpRule) -> Result<(), FieldError> {
@@ -357,112 +332,6 @@ fn require_prefix_matches(rule: &HttpRule) -> Result<(), FieldError> {
         }
     }
     Ok(())
-}
-
-fn compile_filters(filters: &[Filter], targets: &Targets) -> Result<Filters, FieldError> {
-    let mut compiled = Filters::default();
-    for (i, filter) in filters.iter().enumerate() {
-        add_filter(&mut compiled, filter, targets).map_err(|e| e.under(format!("filters[{i}]")))?;
-    }
-    if compiled.redirect.is_some() && compiled.rewrite.is_some() {
-        return Err(FieldError::at("filters", "a redirect and a rewrite exclude each other"));
-    }
-    Ok(compiled)
-}
-
-fn add_filter(
-    compiled: &mut Filters,
-    filter: &Filter,
-    targets: &Targets,
-) -> Result<(), FieldError> {
-    match filter {
-        Filter::RequestHeaders(modifier) => compiled.request_headers.push(modifier.clone()),
-        Filter::ResponseHeaders(modifier) => compiled.response_headers.push(modifier.clone()),
-        Filter::Redirect(redirect) => {
-            check_redirect(redirect).map_err(|e| e.under("redirect"))?;
-            if compiled.redirect.replace(redirect.clone()).is_some() {
-                return Err(FieldError::at("redirect", "there is already a redirect"));
-            }
-        }
-        Filter::Rewrite(rewrite) => {
-            check_host(rewrite.host.as_deref()).map_err(|e| e.under("rewrite"))?;
-            check_path_modifier(rewrite.path.as_ref()).map_err(|e| e.under("rewrite"))?;
-            if compiled.rewrite.replace(rewrite.clone()).is_some() {
-                return Err(FieldError::at("rewrite", "there is already a rewrite"));
-            }
-        }
-        Filter::Mirror(mirror) => {
-            let mirror = compile_mirror(mirror, targets).map_err(|e| e.under("mirror"))?;
-            compiled.mirrors.push(mirror);
-        }
-    }
-    Ok(())
-}
-
-fn compile_mirror(mirror: &Mirror, targets: &Targets) -> Result<CompiledMirror, FieldError> {
-    if mirror.denominator == 0 {
-        return Err(FieldError::at("denominator", "must be at least 1"));
-    }
-    if mirror.numerator > mirror.denominator {
-        return Err(FieldError::at("numerator", "must not exceed the denominator"));
-    }
-    Ok(CompiledMirror {
-        target: targets.resolve(&mirror.target)?,
-        numerator: mirror.numerator,
-        denominator: mirror.denominator,
-    })
-}
-
-fn check_redirect(redirect: &Redirect) -> Result<(), FieldError> {
-    if let Some(scheme) = &redirect.scheme
-        && scheme != "http"
-        && scheme != "https"
-    {
-        return Err(FieldError::at("scheme", format!("{scheme:?} must be http or https")));
-    }
-    if redirect.port == Some(0) {
-        return Err(FieldError::at("port", "must be between 1 and 65535"));
-    }
-    const ALLOWED: [StatusCode; 5] = [
-        StatusCode::MOVED_PERMANENTLY,
-        StatusCode::FOUND,
-        StatusCode::SEE_OTHER,
-        StatusCode::TEMPORARY_REDIRECT,
-        StatusCode::PERMANENT_REDIRECT,
-    ];
-    if !ALLOWED.contains(&redirect.status) {
-        let status = redirect.status.as_u16();
-        return Err(FieldError::at(
-            "status",
-            format!("{status} must be 301, 302, 303, 307 or 308"),
-        ));
-    }
-    check_host(redirect.host.as_deref())?;
-    check_path_modifier(redirect.path.as_ref())
-}
-
-fn check_host(host: Option<&str>) -> Result<(), FieldError> {
-    let Some(host) = host else { return Ok(()) };
-    match host.parse::<http::uri::Authority>() {
-        Ok(authority) if authority.host() == host => Ok(()),
-        _ => Err(FieldError::at("host", format!("{host:?} is not a host name"))),
-    }
-}
-
-fn check_path_modifier(modifier: Option<&PathModifier>) -> Result<(), FieldError> {
-    let path = match modifier {
-        None => return Ok(()),
-        // Nothing in place of the prefix: the rest of the path remains.
-        Some(PathModifier::Prefix(path)) if path.is_empty() => return Ok(()),
-        Some(PathModifier::Prefix(path) | PathModifier::Full(path)) => path,
-    };
-    if !path.starts_with('/') {
-        return Err(FieldError::at("path", format!("{path:?} must begin with \"/\"")));
-    }
-    match path.parse::<PathAndQuery>() {
-        Ok(parsed) if parsed.as_str() == path && parsed.query().is_none() => Ok(()),
-        _ => Err(FieldError::at("path", format!("{path:?} is not a valid path"))),
-    }
 }
 
 fn compile_tls(

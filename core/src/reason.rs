@@ -31,6 +31,11 @@ macro_rules! reasons {
                 match self { $(Self::$variant => $word,)* }
             }
 
+            /// The reason that a word stands for, as another proxy sends it.
+            pub fn from_word(word: &str) -> Option<Self> {
+                Self::ALL.iter().copied().find(|reason| reason.as_str() == word)
+            }
+
             pub fn side(self) -> Side {
                 match self { $(Self::$variant => Side::$side,)* }
             }

@@ -1,0 +1,441 @@
+//! Conversions in both directions: round trips of everything, refusals with their paths.
+
+#![allow(clippy::unwrap_used, reason = "a broken test may panic")]
+
+use std::net::{IpAddr, SocketAddr};
+
+use http::{HeaderName, HeaderValue, Method, StatusCode};
+use outrigger_core::config::{
+    Backend, BackendTarget, Balancer, Destination, Endpoint, FEATURES, Filter, HashKey,
+    HeaderMatch, HeaderModifier, HostMatch, HttpMatch, HttpRoute, HttpRule, Inbound, InboundPort,
+    MeshAddress, MeshSettings, Mirror, PathMatch, PathModifier, Protocol, QueryMatch, Redirect,
+    Rewrite, TcpBackend, TcpRoute, TlsRoute, Unmatched, ValueMatch, WeightedBackend,
+};
+use outrigger_core::name::{DestinationName, EndpointId};
+use outrigger_proto::convert::{destination, endpoint, inbound, is_unsupported, settings, version};
+use outrigger_proto::mesh;
+use proptest::collection::vec;
+use proptest::option::of;
+use proptest::prelude::*;
+use proptest::sample::select;
+use prost::Message;
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..Default::default() })]
+
+    #[test]
+    fn destinations_survive(config in any_destination()) {
+        let bytes = destination::to_wire(&config).encode_to_vec();
+        let wire = mesh::Destination::decode(bytes.as_slice()).unwrap();
+        prop_assert_eq!(destination::from_wire(&wire).unwrap(), config);
+        for feature in &wire.requires {
+            prop_assert!(FEATURES.contains(&feature.as_str()), "{} is not known", feature);
+        }
+    }
+
+    #[test]
+    fn endpoints_survive(config in any_endpoint()) {
+        let bytes = endpoint::to_wire(&config).encode_to_vec();
+        let wire = mesh::Endpoint::decode(bytes.as_slice()).unwrap();
+        prop_assert_eq!(endpoint::from_wire(&endpoint::name(&config), &wire).unwrap(), config);
+    }
+
+    #[test]
+    fn inbounds_survive(config in any_inbound()) {
+        let bytes = inbound::to_wire(&config).encode_to_vec();
+        let wire = mesh::Inbound::decode(bytes.as_slice()).unwrap();
+        prop_assert_eq!(inbound::from_wire(&wire).unwrap(), config);
+    }
+
+    #[test]
+    fn settings_survive(config in any_settings()) {
+        let bytes = settings::to_wire(&config).encode_to_vec();
+        let wire = mesh::MeshSettings::decode(bytes.as_slice()).unwrap();
+        prop_assert_eq!(settings::from_wire(&wire).unwrap(), config);
+    }
+
+    #[test]
+    fn nothing_panics_on_other_bytes(bytes in vec(any::<u8>(), 0..200)) {
+        if let Ok(wire) = mesh::Destination::decode(bytes.as_slice()) {
+            let _ = destination::from_wire(&wire);
+        }
+        if let Ok(wire) = mesh::Endpoint::decode(bytes.as_slice()) {
+            let _ = endpoint::from_wire("bank/app:80/bank.app-1:80", &wire);
+        }
+    }
+}
+
+#[test]
+fn only_used_features_are_required() {
+    let mut config = plain_destination();
+    let requires = |config: &Destination| destination::to_wire(config).requires;
+    assert_eq!(requires(&config), [""; 0]);
+    config.tls_routes = vec![TlsRoute {
+        name: "bank/tls".to_owned(),
+        created: 0,
+        hostnames: Vec::new(),
+        backends: Vec::new(),
+    }];
+    assert_eq!(requires(&config), ["tls.sni"]);
+    config.backends = vec![Backend {
+        name: DestinationName::new("bank", "v2", 80).unwrap(),
+        protocol: Protocol::Http1,
+        balancer: Balancer::RingHash(HashKey::Source),
+    }];
+    assert_eq!(requires(&config), ["balancer.ring-hash", "tls.sni"]);
+    config.http_routes = vec![HttpRoute {
+        name: "bank/r".to_owned(),
+        created: 0,
+        hostnames: Vec::new(),
+        rules: vec![HttpRule {
+            name: None,
+            matches: Vec::new(),
+            filters: Vec::new(),
+            backends: vec![WeightedBackend {
+                target: BackendTarget::Invalid("gone".to_owned()),
+                weight: 1,
+                filters: vec![Filter::RequestHeaders(HeaderModifier::default())],
+            }],
+        }],
+    }];
+    assert_eq!(requires(&config), FEATURES);
+}
+
+#[test]
+fn an_unknown_feature_is_told_from_a_wrong_value() {
+    let mut wire = destination::to_wire(&plain_destination());
+    wire.requires = vec!["tls.sni".to_owned(), "warp.drive".to_owned()];
+    let error = destination::from_wire(&wire).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "requires[1]: \"warp.drive\" is a feature that this build does not know; upgrade it"
+    );
+    assert!(is_unsupported(&error));
+    wire.requires.clear();
+    wire.name = "no name".to_owned();
+    assert!(!is_unsupported(&destination::from_wire(&wire).unwrap_err()));
+}
+
+#[test]
+fn what_is_unset_or_unknown_is_refused_with_its_path() {
+    type Change = fn(&mut mesh::Destination);
+    let unset = "is not set, or set to something that this build does not know";
+    let cases: &[(Change, &str)] = &[
+        (|d| d.protocol = 0, "protocol: 0 is not a known protocol"),
+        (|d| d.protocol = 99, "protocol: 99 is not a known protocol"),
+        (|d| d.balancer = None, &format!("balancer: {unset}")),
+        (|d| d.balancer = Some(mesh::Balancer { kind: None }), &format!("balancer: {unset}")),
+        (
+            |d| {
+                let kind = mesh::balancer::Kind::RingHash(mesh::HashKey { key: None });
+                d.balancer = Some(mesh::Balancer { kind: Some(kind) });
+            },
+            &format!("balancer.ring_hash: {unset}"),
+        ),
+        (
+            |d| first_match(d).path = Some(mesh::PathMatch { kind: None }),
+            &format!("http_routes[0].rules[0].matches[0].path: {unset}"),
+        ),
+        (
+            |d| first_match(d).headers[0].value = None,
+            &format!("http_routes[0].rules[0].matches[0].headers[0].value: {unset}"),
+        ),
+        (
+            |d| first_match(d).headers[0].name = "a b".to_owned(),
+            "http_routes[0].rules[0].matches[0].headers[0].name: \"a b\": invalid HTTP header name",
+        ),
+        (
+            |d| first_match(d).method = "a b".to_owned(),
+            "http_routes[0].rules[0].matches[0].method: \"a b\": invalid HTTP method",
+        ),
+        (
+            |d| d.http_routes[0].hostnames = vec!["a".to_owned(), "*.A".to_owned()],
+            "http_routes[0].hostnames[1]: \"*.A\" is not a lower-case host name",
+        ),
+        (
+            |d| d.http_routes[0].rules[0].filters = vec![mesh::Filter { kind: None }],
+            &format!("http_routes[0].rules[0].filters[0].kind: {unset}"),
+        ),
+        (
+            |d| d.http_routes[0].rules[0].backends[0].target = None,
+            &format!("http_routes[0].rules[0].backends[0].target: {unset}"),
+        ),
+        (
+            |d| {
+                let kind = mesh::filter::Kind::Redirect(mesh::Redirect {
+                    status: 302,
+                    port: 70_000,
+                    ..Default::default()
+                });
+                d.http_routes[0].rules[0].filters = vec![mesh::Filter { kind: Some(kind) }];
+            },
+            "http_routes[0].rules[0].filters[0].redirect.port: 70000 must be between 1 and 65535",
+        ),
+        (
+            |d| d.name = "bank".to_owned(),
+            "name: \"bank\": \"bank\" is not a destination name (namespace/service:port)",
+        ),
+    ];
+    for (change, want) in cases {
+        let mut wire = destination::to_wire(&plain_destination());
+        wire.http_routes = vec![mesh::HttpRoute {
+            name: "bank/r".to_owned(),
+            rules: vec![mesh::HttpRule {
+                matches: vec![mesh::HttpMatch {
+                    headers: vec![mesh::NamedMatch {
+                        name: "a".to_owned(),
+                        value: Some(mesh::named_match::Value::Exact("1".to_owned())),
+                    }],
+                    ..Default::default()
+                }],
+                backends: vec![mesh::WeightedBackend {
+                    target: Some(mesh::Target {
+                        kind: Some(mesh::target::Kind::Service("bank/app:80".to_owned())),
+                    }),
+                    ..Default::default()
+                }],
+                ..Default::default()
+            }],
+            ..Default::default()
+        }];
+        assert!(destination::from_wire(&wire).is_ok());
+        change(&mut wire);
+        assert_eq!(destination::from_wire(&wire).unwrap_err().to_string(), *want);
+    }
+}
+
+#[test]
+fn names_of_endpoints_and_collections() {
+    let destination = DestinationName::new("bank", "app", 80).unwrap();
+    let collection = endpoint::collection(&destination.clone().for_consumer("shop"));
+    assert_eq!(collection, "bank/app:80/*");
+    assert_eq!(endpoint::parse_name(&collection).unwrap(), (destination.clone(), None));
+    let id = EndpointId::new("bank.app-1", 8080).unwrap();
+    assert_eq!(
+        endpoint::parse_name("bank/app:80/bank.app-1:8080").unwrap(),
+        (destination, Some(id))
+    );
+    for name in ["", "bank", "bank/app:80", "bank/app:80/", "bank/app:80/x", "bank/app:80@shop/*"] {
+        assert!(endpoint::parse_name(name).is_err(), "{name:?} must be refused");
+    }
+    let error = endpoint::from_wire("bank/app:80/*", &mesh::Endpoint::default()).unwrap_err();
+    assert_eq!(error.to_string(), "name: \"bank/app:80/*\" names a collection");
+}
+
+#[test]
+fn versions_follow_the_content() {
+    assert_eq!(version(b""), "e3b0c44298fc1c149afbf4c8996fb924");
+    assert_ne!(version(b"a"), version(b"b"));
+}
+
+fn first_match(wire: &mut mesh::Destination) -> &mut mesh::HttpMatch {
+    &mut wire.http_routes[0].rules[0].matches[0]
+}
+
+fn plain_destination() -> Destination {
+    Destination {
+        name: DestinationName::new("bank", "app", 80).unwrap(),
+        protocol: Protocol::Detect,
+        balancer: Balancer::PowerOfTwo,
+        backends: Vec::new(),
+        http_routes: Vec::new(),
+        tls_routes: Vec::new(),
+        tcp_route: None,
+    }
+}
+
+fn any_destination() -> impl Strategy<Value = Destination> {
+    let backend = (any_name(), any_protocol(), any_balancer())
+        .prop_map(|(name, protocol, balancer)| Backend { name, protocol, balancer });
+    let tls =
+        (any_text(), any::<i64>(), vec(any_host(), 0..3), vec(any_tcp_backend(), 0..3)).prop_map(
+            |(name, created, hostnames, backends)| TlsRoute { name, created, hostnames, backends },
+        );
+    let tcp = (any_text(), vec(any_tcp_backend(), 0..3))
+        .prop_map(|(name, backends)| TcpRoute { name, backends });
+    let head = (any_name(), any_protocol(), any_balancer(), vec(backend, 0..3));
+    (head, vec(any_http_route(), 0..3), vec(tls, 0..3), of(tcp)).prop_map(
+        |((name, protocol, balancer, backends), http_routes, tls_routes, tcp_route)| Destination {
+            name,
+            protocol,
+            balancer,
+            backends,
+            http_routes,
+            tls_routes,
+            tcp_route,
+        },
+    )
+}
+
+fn any_http_route() -> impl Strategy<Value = HttpRoute> {
+    let backend = (any_target(), any::<u32>(), vec(any_filter(), 0..2))
+        .prop_map(|(target, weight, filters)| WeightedBackend { target, weight, filters });
+    let rule =
+        (of(any_text()), vec(any_match(), 0..3), vec(any_filter(), 0..3), vec(backend, 0..3))
+            .prop_map(|(name, matches, filters, backends)| HttpRule {
+                name,
+                matches,
+                filters,
+                backends,
+            });
+    (any_text(), any::<i64>(), vec(any_host(), 0..3), vec(rule, 0..3))
+        .prop_map(|(name, created, hostnames, rules)| HttpRoute { name, created, hostnames, rules })
+}
+
+fn any_match() -> impl Strategy<Value = HttpMatch> {
+    let path = prop_oneof![
+        any_text().prop_map(PathMatch::Exact),
+        any_text().prop_map(PathMatch::Prefix),
+        any_text().prop_map(PathMatch::Regex),
+    ];
+    let header =
+        (any_header_name(), any_value()).prop_map(|(name, value)| HeaderMatch { name, value });
+    let query = (any_text(), any_value()).prop_map(|(name, value)| QueryMatch { name, value });
+    let method = "[A-Z]{1,10}".prop_map(|name| Method::from_bytes(name.as_bytes()).unwrap());
+    (of(path), of(method), vec(header, 0..3), vec(query, 0..3))
+        .prop_map(|(path, method, headers, query)| HttpMatch { path, method, headers, query })
+}
+
+fn any_value() -> impl Strategy<Value = ValueMatch> {
+    prop_oneof![
+        any_text().prop_map(ValueMatch::Exact),
+        any_text().prop_map(ValueMatch::Regex),
+        Just(ValueMatch::Exact(String::new())),
+    ]
+}
+
+fn any_filter() -> impl Strategy<Value = Filter> {
+    let header = || {
+        let value = vec(0x20u8..0x7f, 0..10).prop_map(|v| HeaderValue::from_bytes(&v).unwrap());
+        vec((any_header_name(), value), 0..3)
+    };
+    let modifier = move || {
+        (header(), header(), vec(any_header_name(), 0..3))
+            .prop_map(|(set, add, remove)| HeaderModifier { set, add, remove })
+    };
+    let path = || {
+        prop_oneof![
+            any_text().prop_map(PathModifier::Full),
+            any_text().prop_map(PathModifier::Prefix),
+            Just(PathModifier::Prefix(String::new())),
+        ]
+    };
+    let redirect = (of(any_text()), of(any_text()), of(1u16..), of(path()), 100u16..1000).prop_map(
+        |(scheme, host, port, path, status)| {
+            let status = StatusCode::from_u16(status).unwrap();
+            Filter::Redirect(Redirect { scheme, host, port, path, status })
+        },
+    );
+    let rewrite = (of(any_text()), of(path()))
+        .prop_map(|(host, path)| Filter::Rewrite(Rewrite { host, path }));
+    let mirror =
+        (any_target(), any::<u32>(), any::<u32>()).prop_map(|(target, numerator, denominator)| {
+            Filter::Mirror(Mirror { target, numerator, denominator })
+        });
+    prop_oneof![
+        modifier().prop_map(Filter::RequestHeaders),
+        modifier().prop_map(Filter::ResponseHeaders),
+        redirect,
+        rewrite,
+        mirror,
+    ]
+}
+
+fn any_tcp_backend() -> impl Strategy<Value = TcpBackend> {
+    (any_target(), any::<u32>()).prop_map(|(target, weight)| TcpBackend { target, weight })
+}
+
+fn any_target() -> impl Strategy<Value = BackendTarget> {
+    prop_oneof![
+        any_name().prop_map(BackendTarget::Service),
+        any_text().prop_map(BackendTarget::Invalid),
+        Just(BackendTarget::Invalid(String::new())),
+    ]
+}
+
+fn any_balancer() -> impl Strategy<Value = Balancer> {
+    prop_oneof![
+        Just(Balancer::PowerOfTwo),
+        Just(Balancer::RoundRobin),
+        Just(Balancer::RingHash(HashKey::Source)),
+        any_header_name().prop_map(|name| Balancer::RingHash(HashKey::Header(name))),
+        any_text().prop_map(|name| Balancer::RingHash(HashKey::Cookie(name))),
+    ]
+}
+
+fn any_endpoint() -> impl Strategy<Value = Endpoint> {
+    let mesh = (any::<SocketAddr>(), of(any_text())).prop_map(|(address, identity)| MeshAddress {
+        address,
+        hop_version: 1,
+        identity,
+    });
+    let id = (select(&["bank.app-1", "127.0.0.1", "::1", "7a1e"][..]), 1u16..)
+        .prop_map(|(workload, port)| EndpointId::new(workload, port).unwrap());
+    let texts = (of(any_text()), of(any_text()), of(any_text()));
+    (any_name(), id, any::<SocketAddr>(), of(mesh), texts).prop_map(
+        |(destination, id, address, mesh, (zone, hostname, workload))| Endpoint {
+            destination: destination.without_consumer(),
+            id,
+            // The scope and flow of an IPv6 address have no place in an endpoint.
+            address: SocketAddr::new(address.ip(), address.port()),
+            mesh: mesh.map(|mesh| MeshAddress {
+                address: SocketAddr::new(mesh.address.ip(), mesh.address.port()),
+                ..mesh
+            }),
+            zone,
+            hostname,
+            workload,
+        },
+    )
+}
+
+fn any_inbound() -> impl Strategy<Value = Inbound> {
+    let port = (1u16.., any_protocol(), of(any_name()))
+        .prop_map(|(port, protocol, service)| InboundPort { port, protocol, service });
+    (any_text(), vec(any::<IpAddr>(), 0..3), vec(port, 0..4))
+        .prop_map(|(workload, addresses, ports)| Inbound { workload, addresses, ports })
+}
+
+fn any_settings() -> impl Strategy<Value = MeshSettings> {
+    let unmatched = select(&[Unmatched::Passthrough, Unmatched::Refuse][..]);
+    (any_text(), unmatched, 1u32.., vec(any_text(), 0..4)).prop_map(
+        |(cluster_domain, unmatched, max_endpoints, namespaces)| MeshSettings {
+            cluster_domain,
+            unmatched,
+            max_endpoints,
+            namespaces,
+        },
+    )
+}
+
+fn any_protocol() -> impl Strategy<Value = Protocol> {
+    use Protocol::{Detect, Grpc, Http1, Http2, Tcp, Tls};
+    select(&[Detect, Http1, Http2, Grpc, Tls, Tcp][..])
+}
+
+fn any_host() -> impl Strategy<Value = HostMatch> {
+    prop_oneof![
+        "[a-z0-9]{1,5}(\\.[a-z]{1,5}){0,2}".prop_map(HostMatch::Exact),
+        "\\.[a-z0-9]{1,5}(\\.[a-z]{1,5}){0,2}".prop_map(HostMatch::Suffix),
+    ]
+}
+
+fn any_name() -> impl Strategy<Value = DestinationName> {
+    let label = || select(&["bank", "shop", "app-2", "x"][..]);
+    (label(), label(), 1u16.., of(label())).prop_map(|(namespace, service, port, consumer)| {
+        let name = DestinationName::new(namespace, service, port).unwrap();
+        match consumer {
+            Some(consumer) => name.for_consumer(consumer),
+            None => name,
+        }
+    })
+}
+
+fn any_header_name() -> impl Strategy<Value = HeaderName> {
+    "[a-z][a-z0-9-]{0,10}".prop_map(|name| name.parse().unwrap())
+}
+
+/// Any text but the empty one, which stands for a value that is not there.
+fn any_text() -> impl Strategy<Value = String> {
+    "\\PC{1,12}"
+}
