@@ -1,1 +1,111 @@
-fn main() {}
+//! `outrigger-control-plane`: the command line around [`outrigger_control_plane::server`].
+
+use std::io::Write;
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Parser;
+use outrigger_control_plane::index::Index;
+use outrigger_control_plane::manifests::Folder;
+use outrigger_control_plane::metrics::Metrics;
+use outrigger_control_plane::options::{Cli, Command, Options, TokenOptions};
+use outrigger_control_plane::problems::Problems;
+use outrigger_control_plane::publish::Publisher;
+use outrigger_control_plane::server;
+use outrigger_control_plane::token::Tokens;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+/// How often it is checked whether the parent process is still there.
+const PARENT_CHECK: Duration = Duration::from_millis(250);
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let result = match cli.command {
+        None => run(cli.options),
+        Some(Command::Token(options)) => token(&options),
+        Some(Command::Check { folder }) => check(&folder),
+    };
+    match result {
+        Ok(code) => code,
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "outrigger-control-plane: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// An error that ends the program, as text for a person.
+type Fatal = String;
+
+fn run(options: Options) -> Result<ExitCode, Fatal> {
+    let filter = EnvFilter::try_new(&options.log).map_err(|error| format!("--log: {error}"))?;
+    tracing_subscriber::fmt().json().flatten_event(true).with_env_filter(filter).init();
+    let parent = options.exit_with_parent.then(std::os::unix::process::parent_id);
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| format!("could not start: {error}"))?;
+    runtime.block_on(async {
+        let server = server::start(options).await.map_err(|error| error.to_string())?;
+        let why = stop_signal(parent).await.map_err(|error| format!("signals: {error}"))?;
+        tracing::info!(why, "stopping");
+        server.stop().await;
+        Ok(ExitCode::SUCCESS)
+    })
+}
+
+/// Waits for a reason to stop, and names it.
+async fn stop_signal(parent: Option<u32>) -> std::io::Result<&'static str> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let orphaned = async {
+        match parent {
+            Some(parent) => {
+                while std::os::unix::process::parent_id() == parent {
+                    tokio::time::sleep(PARENT_CHECK).await;
+                }
+            }
+            None => std::future::pending().await,
+        }
+    };
+    Ok(tokio::select! {
+        _ = terminate.recv() => "SIGTERM",
+        _ = interrupt.recv() => "SIGINT",
+        () = orphaned => "the parent process ended",
+    })
+}
+
+fn token(options: &TokenOptions) -> Result<ExitCode, Fatal> {
+    for (flag, value) in
+        [("--namespace", &options.namespace), ("--service-account", &options.service_account)]
+    {
+        outrigger_core::name::check_label(value).map_err(|error| format!("{flag}: {error}"))?;
+    }
+    let directory = options.state_dir.display();
+    let tokens = Tokens::open(&options.state_dir)
+        .map_err(|error| format!("--state-dir: {directory}: {error}"))?;
+    let token = tokens
+        .issue(&options.namespace, &options.service_account, options.any_address, options.ttl)
+        .map_err(|error| format!("could not sign the token: {error}"))?;
+    print(&token)
+}
+
+fn check(folder: &Path) -> Result<ExitCode, Fatal> {
+    let problems = Arc::new(Problems::default());
+    let publisher = Publisher::new(Index::default());
+    let mut reader = Folder::new(folder.to_owned(), problems.clone(), Arc::new(Metrics::new()));
+    reader.scan(&publisher).map_err(|error| format!("{}: {error}", folder.display()))?;
+    let mut lines: Vec<String> = problems.all().iter().map(ToString::to_string).collect();
+    lines.extend(outrigger_control_plane::status::unresolved(&publisher.view().index));
+    if lines.is_empty() {
+        return Ok(ExitCode::SUCCESS);
+    }
+    print(&lines.join("\n"))?;
+    Ok(ExitCode::FAILURE)
+}
+
+fn print(text: &str) -> Result<ExitCode, Fatal> {
+    writeln!(std::io::stdout(), "{text}").map_err(|error| format!("stdout: {error}"))?;
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,200 @@
+//! The admin server: whether the control plane lives, what it knows, and who has been told.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use axum::Json;
+use axum::Router;
+use axum::extract::State;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::IntoResponse;
+use axum::routing::get;
+use outrigger_core::config::Endpoint;
+use serde::Serialize;
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+
+use crate::index::{Index, PortId};
+use crate::metrics::Metrics;
+use crate::object::{Service, TargetPort, Workload};
+use crate::problems::{Problem, Problems};
+use crate::publish::Publisher;
+use crate::registration::Registrations;
+use crate::status;
+
+/// The content type of Prometheus' text format as `prometheus-client` writes it.
+const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// What the admin server looks at.
+#[derive(Clone, Debug)]
+pub struct Admin {
+    pub publisher: Arc<Publisher>,
+    pub registrations: Option<Arc<Registrations>>,
+    pub problems: Arc<Problems>,
+    pub metrics: Arc<Metrics>,
+}
+
+pub async fn serve(listener: TcpListener, admin: Admin) {
+    let app = Router::new()
+        .route("/", get(contents))
+        .route("/live", get(|| async { "live\n" }))
+        // It listens only once the manifests are loaded.
+        .route("/ready", get(|| async { "ready\n" }))
+        .route("/metrics", get(metrics))
+        .route("/index", get(index))
+        .route("/proxies", get(proxies))
+        .route("/problems", get(problems))
+        .with_state(admin);
+    if let Err(error) = axum::serve(listener, app).await {
+        tracing::error!(%error, "the admin server ended");
+    }
+}
+
+async fn contents() -> &'static str {
+    "/live      whether the process runs\n\
+     /ready     whether the manifests are loaded\n\
+     /metrics   numbers for Prometheus\n\
+     /index     every service, endpoint, route and workload, with status\n\
+     /proxies   what each proxy asked for, was sent and has acknowledged\n\
+     /problems  what is wrong in the manifests, with file, line and field\n"
+}
+
+async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {
+    ([(CONTENT_TYPE, OPENMETRICS)], admin.metrics.encode())
+}
+
+#[derive(Debug, Serialize)]
+struct ProblemsPage {
+    problems: Vec<ProblemLine>,
+    /// References that do not resolve; they may resolve later.
+    unresolved: Vec<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct ProblemLine {
+    /// `file:line: field.path: problem`
+    text: String,
+    #[serde(flatten)]
+    problem: Problem,
+}
+
+impl From<Problem> for ProblemLine {
+    fn from(problem: Problem) -> Self {
+        Self { text: problem.to_string(), problem }
+    }
+}
+
+async fn problems(State(admin): State<Admin>) -> Json<ProblemsPage> {
+    let problems = admin.problems.all().into_iter().map(ProblemLine::from).collect();
+    let unresolved = status::unresolved(&admin.publisher.view().index);
+    Json(ProblemsPage { problems, unresolved })
+}
+
+async fn index(State(admin): State<Admin>) -> Json<Value> {
+    let problems: Vec<_> = admin.problems.all().into_iter().map(ProblemLine::from).collect();
+    let (mut page, uids) = {
+        let mut view = admin.publisher.view();
+        let routes = status::routes(&mut view);
+        let commit = view.commit;
+        let index = &view.index;
+        let settings = index.settings();
+        let services: BTreeMap<String, Value> =
+            index.services().map(|s| (s.id.to_string(), service(index, s))).collect();
+        let route_bodies: Vec<Value> = index
+            .routes()
+            .zip(&routes)
+            .map(|(route, status)| {
+                json!({
+                    "class": status::class(route),
+                    "parents": route.parents.iter().map(|p| p.service.to_string())
+                        .collect::<Vec<_>>(),
+                    "status": status,
+                })
+            })
+            .collect();
+        let workloads: BTreeMap<String, Value> =
+            index.workloads().map(|w| (w.uid(), workload(w))).collect();
+        let uids: Vec<String> = workloads.keys().cloned().collect();
+        let page = json!({
+            "generation": commit.generation,
+            "settings": {
+                "cluster_domain": settings.cluster_domain,
+                "unmatched": format!("{:?}", settings.unmatched).to_lowercase(),
+                "max_endpoints": settings.max_endpoints,
+                "namespaces": settings.namespaces,
+            },
+            "services": services,
+            "routes": route_bodies,
+            "workloads": workloads,
+            "problems": problems,
+        });
+        (page, uids)
+    };
+    // Not under the view's lock: registrations are locked before it, never after.
+    if let Some(registrations) = &admin.registrations {
+        for uid in uids {
+            if let Some((health, connected)) = registrations.describe(&uid) {
+                let registration = json!({ "health": health, "connected": connected });
+                page["workloads"][&uid]["registration"] = registration;
+            }
+        }
+    }
+    Json(page)
+}
+
+fn service(index: &Index, service: &Service) -> Value {
+    let ports = service.ports.iter().map(|port| {
+        let id = PortId::new(&service.id, port.port);
+        let endpoints: Vec<Value> =
+            index.endpoints(&id).unwrap_or_default().iter().map(endpoint).collect();
+        json!({
+            "port": port.port,
+            "name": port.name,
+            "target": match &port.target {
+                TargetPort::Number(number) => json!(number),
+                TargetPort::Name(name) => json!(name),
+            },
+            "protocol": port.protocol.as_str(),
+            "endpoints": endpoints,
+        })
+    });
+    json!({
+        "cluster_ips": service.cluster_ips,
+        "headless": service.headless,
+        "selector": service.selector,
+        "ports": ports.collect::<Vec<_>>(),
+    })
+}
+
+fn endpoint(endpoint: &Endpoint) -> Value {
+    json!({
+        "id": endpoint.id.to_string(),
+        "address": endpoint.address,
+        "mesh": endpoint.mesh.as_ref().map(|mesh| mesh.address),
+        "zone": endpoint.zone,
+        "hostname": endpoint.hostname,
+        "workload": endpoint.workload,
+    })
+}
+
+fn workload(workload: &Workload) -> Value {
+    let ports = workload.ports.iter().map(
+        |port| json!({ "port": port.port, "name": port.name, "protocol": port.protocol.as_str() }),
+    );
+    json!({
+        "service_account": workload.service_account,
+        "labels": workload.labels,
+        "address": workload.address,
+        "mesh": workload.mesh.as_ref().map(|mesh| mesh.address),
+        "zone": workload.zone,
+        "ready": workload.ready,
+        "ports": ports.collect::<Vec<_>>(),
+    })
+}
+
+async fn proxies(State(admin): State<Admin>) -> Json<Value> {
+    let streams: Vec<_> = admin.publisher.view().streams().cloned().collect();
+    // Each session by itself, so that nothing waits for the whole page.
+    let proxies: Vec<Value> = streams.iter().map(|stream| stream.session().describe()).collect();
+    Json(json!({ "proxies": proxies }))
+}

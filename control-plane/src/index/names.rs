@@ -1,0 +1,103 @@
+//! From what an app dials to the destination that it means.
+//!
+//! A Service answers to `svc.ns:port`, `svc.ns.svc:port`, `svc.ns.svc.<cluster domain>:port` and
+//! its cluster addresses; an endpoint of a headless Service to its own address, and any endpoint
+//! with a host name to that name in front of the Service's.
+
+use outrigger_core::name::{Authority, DestinationName, EndpointId, Host};
+
+use super::{Dep, Index, PortId};
+use crate::object::ServiceId;
+
+/// What a dialled name means, and what that depends on.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Resolution {
+    pub target: Option<Target>,
+    /// The name is to be resolved again when one of these changes.
+    pub deps: Vec<Dep>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    pub name: DestinationName,
+    /// The one endpoint that was meant.
+    pub pin: Option<EndpointId>,
+}
+
+impl Index {
+    /// Resolves a name as a caller in `namespace` means it. A canonical destination name means
+    /// itself, so that a proxy can ask again for what it has on disk.
+    pub fn resolve(&self, dialled: &str, namespace: &str) -> Resolution {
+        if let Ok(name) = dialled.parse::<DestinationName>() {
+            return self.resolve_service(&PortId::from(&name), namespace);
+        }
+        let Ok(authority) = Authority::parse(dialled, None) else {
+            return Resolution::default();
+        };
+        match authority.in_namespace(namespace) {
+            Authority { host: Host::Name(host), port } => self.resolve_host(&host, port, namespace),
+            Authority { host: Host::Ip(ip), port } => {
+                let ip = ip.to_canonical();
+                let mut found = Resolution::default();
+                let cluster_ip = self.cluster_ips.of(&ip).next();
+                let pod = self.pods.of(&(ip, port).into()).next();
+                if let Some(service) = cluster_ip {
+                    found = self.resolve_service(&PortId::new(service, port), namespace);
+                } else if let Some((port, endpoint)) = pod {
+                    found = self.resolve_service(port, namespace);
+                    if let Some(target) = &mut found.target {
+                        target.pin = Some(endpoint.clone());
+                    }
+                }
+                found.deps.push(Dep::Ip(ip));
+                found
+            }
+        }
+    }
+
+    fn resolve_host(&self, host: &str, port: u16, namespace: &str) -> Resolution {
+        let inside = host
+            .strip_suffix(self.settings.cluster_domain.as_str())
+            .and_then(|host| host.strip_suffix('.'))
+            .filter(|host| host.ends_with(".svc"));
+        let labels: Vec<&str> = inside.unwrap_or(host).split('.').collect();
+        let (hostname, service, service_namespace) = match labels[..] {
+            [service, ns] | [service, ns, "svc"] => (None, service, ns),
+            [hostname, service, ns] | [hostname, service, ns, "svc"] => {
+                (Some(hostname), service, ns)
+            }
+            _ => return Resolution::default(),
+        };
+        let port = PortId::new(&ServiceId::new(service_namespace, service), port);
+        let mut found = self.resolve_service(&port, namespace);
+        if let Some(hostname) = hostname {
+            // Which endpoint has the name changes with the endpoints.
+            found.deps.push(Dep::Endpoints(port.clone()));
+            let endpoints = self.endpoints(&port).unwrap_or_default();
+            let named = endpoints.into_iter().find(|e| e.hostname.as_deref() == Some(hostname));
+            found.target = match (found.target, named) {
+                (Some(target), Some(named)) => Some(Target { pin: Some(named.id), ..target }),
+                _ => None,
+            };
+        }
+        found
+    }
+
+    fn resolve_service(&self, port: &PortId, namespace: &str) -> Resolution {
+        let service = self.services.get(&port.service);
+        let target = service.and_then(|service| service.port(port.port)).map(|service_port| {
+            let consumer = port.service.namespace != namespace
+                && self.routes_of(&port.service).any(|route| {
+                    route.id.namespace == namespace
+                        && route
+                            .parents
+                            .iter()
+                            .any(|p| p.service == port.service && p.attaches_to(service_port))
+                });
+            let name = port.destination();
+            let name = if consumer { name.for_consumer(namespace) } else { name };
+            Target { name, pin: None }
+        });
+        Resolution { target, deps: vec![Dep::Service(port.service.clone())] }
+    }
+}

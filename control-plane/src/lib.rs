@@ -1,0 +1,21 @@
+//! Outrigger's control plane: reads what people declare, and tells each proxy what it needs.
+//!
+//! A change travels [`manifests`] -> [`index`] -> [`translate`] -> `outrigger_core::config` ->
+//! [`publish`] -> [`discovery`]. Workloads that register themselves enter at [`registration`].
+//! [`server`] puts the parts together.
+
+pub mod admin;
+pub mod discovery;
+pub mod index;
+pub mod kinds;
+pub mod manifests;
+pub mod metrics;
+pub mod object;
+pub mod options;
+pub mod problems;
+pub mod publish;
+pub mod registration;
+pub mod server;
+pub mod status;
+pub mod token;
+pub mod translate;

@@ -1,0 +1,333 @@
+//! The standalone source: a folder of manifests.
+//!
+//! [`Folder`] knows what each file defines and turns changed files into one commit to the index;
+//! [`watch`] notices the changes. What was good stays in force: an object whose document is wrong
+//! keeps its last good version, and a file that cannot be read takes nothing away. Only deleting
+//! the file, or the document, does.
+
+mod locate;
+mod parse;
+mod watch;
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::fs::{self, Metadata};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+pub use watch::{Watching, watch};
+
+use crate::index::Index;
+use crate::metrics::{KindLabel, Metrics};
+use crate::object::{Kind, Object, ObjectId};
+use crate::problems::{Problem, Problems, Severity};
+use crate::publish::Publisher;
+
+/// Bytes of one file; a file of ten thousand services has about five million.
+const MAX_FILE: u64 = 256 * 1024 * 1024;
+/// Symbolic links to folders may form a cycle.
+const MAX_DEPTH: usize = 16;
+
+/// The folder as last read.
+#[derive(Debug)]
+pub struct Folder {
+    root: PathBuf,
+    files: BTreeMap<PathBuf, File>,
+    /// Files that define an object, in name order: the first one is in force.
+    claims: BTreeMap<ObjectId, BTreeSet<PathBuf>>,
+    /// Kinds reported as ignored.
+    ignored: HashSet<(String, String)>,
+    problems: Arc<Problems>,
+    metrics: Arc<Metrics>,
+}
+
+#[derive(Debug, Default)]
+struct File {
+    stamp: Option<Stamp>,
+    /// Hash of the text last read; none: to be read again whatever it is.
+    content: Option<u64>,
+    /// Objects that it defines.
+    objects: BTreeSet<ObjectId>,
+}
+
+/// Differs when the content may differ.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Stamp {
+    inode: u64,
+    size: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+impl From<&Metadata> for Stamp {
+    fn from(meta: &Metadata) -> Self {
+        Self {
+            inode: meta.ino(),
+            size: meta.len(),
+            modified: (meta.mtime(), meta.mtime_nsec()),
+            changed: (meta.ctime(), meta.ctime_nsec()),
+        }
+    }
+}
+
+/// What one round of reading changes, to be committed at once.
+#[derive(Debug, Default)]
+struct Changes(BTreeMap<ObjectId, Option<Object>>);
+
+impl Folder {
+    pub fn new(root: PathBuf, problems: Arc<Problems>, metrics: Arc<Metrics>) -> Self {
+        Self {
+            root,
+            files: BTreeMap::new(),
+            claims: BTreeMap::new(),
+            ignored: HashSet::new(),
+            problems,
+            metrics,
+        }
+    }
+
+    /// Looks at the whole folder and takes over whatever changed.
+    pub fn scan(&mut self, publisher: &Publisher) -> io::Result<Listing> {
+        let listing = Listing::of(&self.root)?;
+        let gone = self.files.keys().filter(|path| !listing.files.contains_key(*path));
+        let changed = listing.files.iter().filter(|(path, stamp)| {
+            self.files.get(*path).is_none_or(|file| file.stamp != Some(**stamp))
+        });
+        let touched = gone.chain(changed.map(|(path, _)| path)).cloned().collect();
+        self.load(touched, publisher);
+        Ok(listing)
+    }
+
+    /// Reads `touched` files again (a missing one takes its objects away) and commits what that
+    /// changes as a whole.
+    pub fn load(&mut self, touched: BTreeSet<PathBuf>, publisher: &Publisher) {
+        let started = Instant::now();
+        let mut changes = Changes::default();
+        let mut queue = touched;
+        while let Some(path) = queue.pop_first() {
+            self.read(&path, &mut changes, &mut queue);
+        }
+        let problems = i64::try_from(self.problems.count()).unwrap_or(i64::MAX);
+        self.metrics.problems.set(problems);
+        if changes.0.is_empty() {
+            return;
+        }
+        let count = changes.0.len();
+        let ((), commit) = publisher.commit(|index| changes.apply(index));
+        self.count_objects();
+        self.metrics.load_seconds.observe(started.elapsed().as_secs_f64());
+        let (generation, elapsed) = (commit.generation, started.elapsed());
+        tracing::info!(count, generation, ?elapsed, "manifests loaded");
+    }
+
+    fn count_objects(&self) {
+        let mut counts = BTreeMap::<Kind, i64>::new();
+        for id in self.claims.keys() {
+            *counts.entry(id.kind).or_default() += 1;
+        }
+        for kind in Kind::ALL {
+            let label = KindLabel { kind: kind.as_str().to_owned() };
+            self.metrics.objects.get_or_create(&label).set(counts.remove(&kind).unwrap_or(0));
+        }
+    }
+
+    /// Reads one file. Other files whose part in this changes are added to `queue`.
+    fn read(&mut self, path: &Path, changes: &mut Changes, queue: &mut BTreeSet<PathBuf>) {
+        let (stamp, text) = match read_file(path) {
+            Ok(found) => found,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                self.problems.set(path, Vec::new());
+                let file = self.files.remove(path).unwrap_or_default();
+                for id in &file.objects {
+                    self.release(id, path, changes, queue);
+                }
+                return;
+            }
+            Err(error) => {
+                let text = format!("could not be read, so what it said stays: {error}");
+                self.problems.set(path, vec![problem(path, 0, None, text)]);
+                return;
+            }
+        };
+        let content = hash(&text);
+        let file = self.files.entry(path.to_owned()).or_default();
+        file.stamp = Some(stamp);
+        if file.content == Some(content) {
+            return;
+        }
+        file.content = Some(content);
+        let old = std::mem::take(&mut file.objects);
+        let parsed = parse::parse(path, &text);
+        let mut problems = parsed.problems;
+        for (api_version, kind) in parsed.ignored {
+            if self.ignored.insert((api_version.clone(), kind.clone())) {
+                tracing::info!(api_version, kind, file = %path.display(), "this kind is ignored");
+            }
+        }
+        let mut objects = BTreeSet::new();
+        for (object, line) in parsed.objects {
+            let id = object.id();
+            if !objects.insert(id.clone()) {
+                let text = format!("{id} is defined twice in this file; the first one stays");
+                problems.push(problem(path, line, Some(id), text));
+            } else if let Some(first) = self.claim(&id, path, !old.contains(&id), queue) {
+                let text = format!("{id} is also defined in {}, which stays", first.display());
+                problems.push(problem(path, line, Some(id), text));
+            } else {
+                changes.0.insert(id, Some(object));
+            }
+        }
+        for id in old {
+            if objects.contains(&id) {
+                continue;
+            }
+            if parsed.unreadable || parsed.wrong.contains(&id) {
+                objects.insert(id);
+            } else {
+                self.release(&id, path, changes, queue);
+            }
+        }
+        if let Some(file) = self.files.get_mut(path) {
+            file.objects = objects;
+        }
+        self.problems.set(path, problems);
+    }
+
+    /// Notes that a file defines an object; gives the other file that is in force, if one is.
+    fn claim(
+        &mut self,
+        id: &ObjectId,
+        path: &Path,
+        new: bool,
+        queue: &mut BTreeSet<PathBuf>,
+    ) -> Option<PathBuf> {
+        let claims = self.claims.entry(id.clone()).or_default();
+        claims.insert(path.to_owned());
+        let first = claims.first().filter(|first| *first != path).cloned();
+        if new && first.is_none() {
+            // Whoever was in force until now has to report that it no longer is.
+            for other in claims.iter().skip(1) {
+                if let Some(file) = self.files.get_mut(other) {
+                    file.content = None;
+                    queue.insert(other.clone());
+                }
+            }
+        }
+        first
+    }
+
+    /// A file no longer defines an object: the next file that does takes over.
+    fn release(
+        &mut self,
+        id: &ObjectId,
+        path: &Path,
+        changes: &mut Changes,
+        queue: &mut BTreeSet<PathBuf>,
+    ) {
+        let Some(claims) = self.claims.get_mut(id) else { return };
+        claims.remove(path);
+        if let Some(next) = claims.first() {
+            if let Some(file) = self.files.get_mut(next) {
+                file.content = None;
+                queue.insert(next.clone());
+            }
+        } else {
+            self.claims.remove(id);
+            changes.0.insert(id.clone(), None);
+        }
+    }
+}
+
+impl Changes {
+    fn apply(self, index: &mut Index) {
+        for (id, object) in self.0 {
+            match object {
+                Some(object) => index.apply(object),
+                None => index.remove(&id),
+            }
+        }
+    }
+}
+
+/// What there is in the folder.
+#[derive(Debug, Default)]
+pub struct Listing {
+    files: BTreeMap<PathBuf, Stamp>,
+    /// Folders to watch, with symbolic links resolved, and the path by which their files are
+    /// known; none where only links lead.
+    folders: BTreeMap<PathBuf, Option<PathBuf>>,
+}
+
+impl Listing {
+    fn of(root: &Path) -> io::Result<Self> {
+        let mut listing = Self::default();
+        listing.folder(root, MAX_DEPTH)?;
+        if fs::symlink_metadata(root)?.is_symlink()
+            && let Some(parent) = root.parent()
+        {
+            // The root itself may be made to point elsewhere.
+            let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+            listing.folders.entry(parent.canonicalize()?).or_default();
+        }
+        Ok(listing)
+    }
+
+    fn folder(&mut self, path: &Path, depth: usize) -> io::Result<()> {
+        let real = path.canonicalize()?;
+        if depth == 0 || self.folders.get(&real).is_some_and(Option::is_some) {
+            return Ok(());
+        }
+        self.folders.insert(real, Some(path.to_owned()));
+        for entry in fs::read_dir(path)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            if name.as_encoded_bytes().starts_with(b".") {
+                continue;
+            }
+            let path = entry.path();
+            // Follows links; what vanishes while we look will be noticed again.
+            let Ok(meta) = fs::metadata(&path) else { continue };
+            if meta.is_dir() {
+                self.folder(&path, depth - 1)?;
+            } else if meta.is_file() && is_manifest(&path) {
+                if entry.file_type()?.is_symlink()
+                    && let Ok(target) = path.canonicalize()
+                    && let Some(parent) = target.parent()
+                {
+                    self.folders.entry(parent.to_owned()).or_default();
+                }
+                self.files.insert(path, Stamp::from(&meta));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether a file is one of ours by its name; editors' backup and swap files are not.
+fn is_manifest(path: &Path) -> bool {
+    let hidden = path.file_name().is_none_or(|name| name.as_encoded_bytes().starts_with(b"."));
+    let extension = path.extension().and_then(|extension| extension.to_str());
+    !hidden && matches!(extension, Some("yaml" | "yml" | "json"))
+}
+
+fn read_file(path: &Path) -> io::Result<(Stamp, String)> {
+    let meta = fs::metadata(path)?;
+    if meta.len() > MAX_FILE {
+        return Err(io::Error::other(format!("it has more than {MAX_FILE} bytes")));
+    }
+    Ok((Stamp::from(&meta), fs::read_to_string(path)?))
+}
+
+fn hash(text: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    text.hash(&mut hasher);
+    hasher.finish()
+}
+
+fn problem(file: &Path, line: u64, object: Option<ObjectId>, problem: String) -> Problem {
+    let (file, field) = (file.to_owned(), String::new());
+    Problem { file, line, severity: Severity::Error, object, field, problem }
+}

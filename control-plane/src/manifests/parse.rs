@@ -1,0 +1,339 @@
+//! From the text of one file to objects and problems.
+//!
+//! A file holds YAML documents or JSON; each document is read by itself, so that a mistake in one
+//! leaves the others alone.
+
+use std::path::Path;
+
+use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use outrigger_core::error::FieldError;
+use serde::Deserialize;
+use serde::de::{DeserializeOwned, IgnoredAny};
+use serde_saphyr::Spanned;
+
+use super::locate;
+use crate::kinds::ExternalWorkload;
+use crate::object::{Kind, Object, ObjectId};
+use crate::problems::{Problem, Severity};
+use crate::translate::{self, DEFAULT_NAMESPACE, Report};
+
+/// What one reading of a file found.
+#[derive(Debug, Default)]
+pub(super) struct Parsed {
+    /// With the line on which each begins.
+    pub(super) objects: Vec<(Object, u64)>,
+    /// Objects that are there but wrong: their last good version stays.
+    pub(super) wrong: Vec<ObjectId>,
+    /// Something is there of which not even the name is known: nothing that this file ever
+    /// defined is taken away.
+    pub(super) unreadable: bool,
+    pub(super) problems: Vec<Problem>,
+    /// `apiVersion` and `kind` of documents that are nothing here.
+    pub(super) ignored: Vec<(String, String)>,
+}
+
+pub(super) fn parse(file: &Path, text: &str) -> Parsed {
+    let mut parser = Parser { file, parsed: Parsed::default() };
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    for (line, document) in documents(text) {
+        parser.document(line, document);
+    }
+    parser.parsed
+}
+
+/// Splits at `---` lines; a document comes with the number of lines before it. A marker at the
+/// beginning of a line ends a document wherever it stands (YAML 1.2 section 9.1.2).
+fn documents(text: &str) -> Vec<(u64, &str)> {
+    let mut documents = Vec::new();
+    let (mut start, mut start_line, mut at, mut line) = (0, 0, 0, 0);
+    for current in text.split_inclusive('\n') {
+        let end = at + current.len();
+        line += 1;
+        let marker = current.trim_end();
+        if marker == "---" || marker.starts_with("--- ") {
+            documents.push((start_line, &text[start..at]));
+            // What follows the marker on its line belongs to the next document.
+            start = if marker == "---" { end } else { at + 4 };
+            start_line = if marker == "---" { line } else { line - 1 };
+        } else if marker == "..." {
+            documents.push((start_line, &text[start..at]));
+            (start, start_line) = (end, line);
+        }
+        at = end;
+    }
+    documents.push((start_line, &text[start..]));
+    let content = |text: &str| {
+        text.lines()
+            .map(str::trim_start)
+            .any(|line| !line.is_empty() && !line.starts_with('#') && !line.starts_with('%'))
+    };
+    documents.retain(|(_, text)| content(text));
+    documents
+}
+
+/// What every object has.
+#[derive(Debug, Deserialize)]
+struct Header {
+    #[serde(rename = "apiVersion", default)]
+    api_version: Option<String>,
+    #[serde(default)]
+    kind: Option<String>,
+    #[serde(default)]
+    metadata: Option<HeaderMeta>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct HeaderMeta {
+    #[serde(default)]
+    name: Option<String>,
+    #[serde(default)]
+    namespace: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+struct List {
+    #[serde(default)]
+    items: Vec<Spanned<serde_json::Value>>,
+}
+
+/// Where an object is read from.
+enum Source<'a> {
+    Text(&'a str),
+    /// An item of a `List`.
+    Item(&'a serde_json::Value),
+}
+
+/// A document, or one item of a list in it.
+struct Place<'a> {
+    /// Lines of the file before the document.
+    before: u64,
+    text: &'a str,
+    source: Source<'a>,
+    /// `items[3].` for an item of a list.
+    prefix: String,
+    /// Line of the object's beginning in the document, from 1.
+    first: u64,
+}
+
+struct Parser<'a> {
+    file: &'a Path,
+    parsed: Parsed,
+}
+
+impl Parser<'_> {
+    fn document(&mut self, before: u64, text: &str) {
+        let blank = text.lines().take_while(|line| {
+            let line = line.trim_start();
+            line.is_empty() || line.starts_with('#')
+        });
+        let first = blank.count() as u64 + 1;
+        let source = Source::Text(text);
+        let place = Place { before, text, source, prefix: String::new(), first };
+        let Some((api_version, kind)) = type_at_a_glance(text) else {
+            // Unusual layout: read it properly.
+            match read::<Header>(&place.source) {
+                Ok(header) if header.kind.as_deref() == Some("List") => self.list(&place),
+                Ok(header) => self.with_header(&place, header),
+                Err(error) => self.unreadable(&place, error),
+            }
+            return;
+        };
+        if kind == "List" {
+            self.list(&place);
+        } else {
+            self.typed(&place, api_version, kind);
+        }
+    }
+
+    fn list(&mut self, place: &Place<'_>) {
+        match read::<List>(&place.source) {
+            Ok(list) => {
+                for (i, item) in list.items.iter().enumerate() {
+                    let place = Place {
+                        source: Source::Item(&item.value),
+                        prefix: format!("items[{i}]."),
+                        first: item.referenced.line(),
+                        ..*place
+                    };
+                    match read::<Header>(&place.source) {
+                        Ok(header) => self.with_header(&place, header),
+                        Err(error) => self.unreadable(&place, error),
+                    }
+                }
+            }
+            Err(error) => self.unreadable(place, error),
+        }
+    }
+
+    fn with_header(&mut self, place: &Place<'_>, header: Header) {
+        match (header.api_version, header.kind) {
+            (Some(api_version), Some(kind)) => self.typed(place, &api_version, &kind),
+            (None, _) => self.unreadable(place, ReadError::at("apiVersion", "is missing")),
+            (_, None) => self.unreadable(place, ReadError::at("kind", "is missing")),
+        }
+    }
+
+    fn typed(&mut self, place: &Place<'_>, api_version: &str, kind: &str) {
+        use gateway_api::experimental::referencegrants::ReferenceGrant;
+        match Kind::of(api_version, kind) {
+            Some(kind @ Kind::Service) => self.object(place, kind, |raw: &Service, report| {
+                translate::service::translate(raw, report).map(Object::Service)
+            }),
+            Some(kind @ Kind::EndpointSlice) => {
+                self.object(place, kind, |raw: &EndpointSlice, report| {
+                    translate::endpoint_slice::translate(raw, report).map(Object::EndpointSlice)
+                });
+            }
+            Some(Kind::HttpRoute | Kind::GrpcRoute | Kind::TlsRoute | Kind::TcpRoute) => {}
+            Some(kind @ Kind::ReferenceGrant) => {
+                self.object(place, kind, |raw: &ReferenceGrant, report| {
+                    translate::reference_grant::translate(raw, report).map(Object::ReferenceGrant)
+                });
+            }
+            Some(kind @ Kind::ExternalWorkload) => {
+                self.object(place, kind, |raw: &ExternalWorkload, report| {
+                    let workload = translate::external_workload::translate(raw, report);
+                    workload.map(Object::ExternalWorkload)
+                });
+            }
+            None => {
+                // Not ours to understand, but it must be well formed to be anything.
+                match read::<IgnoredAny>(&place.source) {
+                    Ok(_) => self.parsed.ignored.push((api_version.to_owned(), kind.to_owned())),
+                    Err(error) => self.unreadable(place, error),
+                }
+            }
+        }
+    }
+
+    fn object<R: DeserializeOwned>(
+        &mut self,
+        place: &Place<'_>,
+        kind: Kind,
+        translate: impl FnOnce(&R, &mut Report) -> Option<Object>,
+    ) {
+        let raw = match read::<R>(&place.source) {
+            Ok(raw) => raw,
+            Err(error) => {
+                let Some(id) = identity(place, kind) else {
+                    return self.unreadable(place, error);
+                };
+                self.problem(place, Some(&id), Severity::Error, error);
+                self.parsed.wrong.push(id);
+                return;
+            }
+        };
+        let mut report = Report::default();
+        let object = translate(&raw, &mut report);
+        let id = object.as_ref().map(Object::id).or_else(|| identity(place, kind));
+        for warning in report.warnings {
+            self.problem(place, id.as_ref(), Severity::Warning, warning.into());
+        }
+        let accepted = report.errors.is_empty();
+        for error in report.errors {
+            self.problem(place, id.as_ref(), Severity::Error, error.into());
+        }
+        match (object, id) {
+            (Some(object), _) if accepted => {
+                self.parsed.objects.push((object, place.before + place.first));
+            }
+            (_, Some(id)) => self.parsed.wrong.push(id),
+            _ => self.parsed.unreadable = true,
+        }
+    }
+
+    fn unreadable(&mut self, place: &Place<'_>, error: ReadError) {
+        self.parsed.unreadable = true;
+        self.problem(place, None, Severity::Error, error);
+    }
+
+    fn problem(
+        &mut self,
+        place: &Place<'_>,
+        object: Option<&ObjectId>,
+        severity: Severity,
+        error: ReadError,
+    ) {
+        let field = format!("{}{}", place.prefix, error.path);
+        let line = error.line.or_else(|| locate::line(place.text, &field));
+        self.parsed.problems.push(Problem {
+            file: self.file.to_owned(),
+            line: place.before + line.unwrap_or(place.first),
+            severity,
+            object: object.cloned(),
+            field,
+            problem: error.problem,
+        });
+    }
+}
+
+/// `apiVersion` and `kind` when they stand at the beginning of lines as they nearly always do.
+fn type_at_a_glance(text: &str) -> Option<(&str, &str)> {
+    let field = |name: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))?;
+        let value = line.trim();
+        let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'/' | b'-');
+        value.bytes().all(plain).then_some(value)
+    };
+    Some((field("apiVersion")?, field("kind")?))
+}
+
+/// Which object a document is about, even if the rest of it is wrong.
+fn identity(place: &Place<'_>, kind: Kind) -> Option<ObjectId> {
+    let meta = read::<Header>(&place.source).ok()?.metadata?;
+    let namespace = meta.namespace.unwrap_or_else(|| DEFAULT_NAMESPACE.to_owned());
+    Some(ObjectId { kind, namespace, name: meta.name? })
+}
+
+struct ReadError {
+    /// In the document, from 1; none: to be looked up by path.
+    line: Option<u64>,
+    path: String,
+    problem: String,
+}
+
+impl ReadError {
+    fn at(path: &str, problem: &str) -> Self {
+        Self { line: None, path: path.to_owned(), problem: problem.to_owned() }
+    }
+}
+
+impl From<FieldError> for ReadError {
+    fn from(error: FieldError) -> Self {
+        Self { line: None, path: error.path, problem: error.problem }
+    }
+}
+
+fn read<T: DeserializeOwned>(source: &Source<'_>) -> Result<T, ReadError> {
+    let mut track = serde_path_to_error::Track::new();
+    let (line, problem) = match source {
+        Source::Text(text) => {
+            let result = serde_saphyr::with_deserializer_from_str(text, |deserializer| {
+                T::deserialize(serde_path_to_error::Deserializer::new(deserializer, &mut track))
+            });
+            match result {
+                Ok(value) => return Ok(value),
+                Err(error) => (error.location().map(|at| at.line()), message(&error)),
+            }
+        }
+        Source::Item(value) => {
+            let deserializer = serde_path_to_error::Deserializer::new(*value, &mut track);
+            match T::deserialize(deserializer) {
+                Ok(value) => return Ok(value),
+                Err(error) => (None, error.to_string()),
+            }
+        }
+    };
+    let path = track.path().to_string();
+    let path = if path == "." || path == "?" { String::new() } else { path };
+    Err(ReadError { line: line.filter(|line| *line > 0), path, problem })
+}
+
+/// The library's message on one line, without its location, which is reported apart.
+fn message(error: &serde_saphyr::Error) -> String {
+    let text = error.without_snippet().to_string();
+    let text = text.lines().next().unwrap_or_default();
+    let text = text.split(" at line ").next().unwrap_or(text);
+    text.trim_end_matches(['.', ':']).to_owned()
+}

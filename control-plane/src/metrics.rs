@@ -1,0 +1,97 @@
+//! What the control plane counts, in Prometheus' text format.
+
+use outrigger_proto::wire::{self, DeltaDiscoveryResponse};
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::Registry;
+
+/// First edge and number of edges, each twice the one before: 0.25 ms to 4 s.
+const LATENCY_FIRST: f64 = 0.000_25;
+const LATENCY_EDGES: u16 = 15;
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct KindLabel {
+    pub kind: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct TypeLabel {
+    pub r#type: String,
+}
+
+#[derive(Debug)]
+pub struct Metrics {
+    pub objects: Family<KindLabel, Gauge>,
+    pub problems: Gauge,
+    pub proxies: Gauge,
+    pub workloads: Gauge,
+    pub nacks: Counter,
+    pub publish_seconds: Histogram,
+    pub load_seconds: Histogram,
+    pushes: Family<TypeLabel, Counter>,
+    resources: Family<TypeLabel, Counter>,
+    registry: Registry,
+}
+
+impl Metrics {
+    pub fn new() -> Self {
+        let mut registry = Registry::with_prefix("outrigger_control_plane");
+        let latency = || Histogram::new(exponential_buckets(LATENCY_FIRST, 2.0, LATENCY_EDGES));
+        let metrics = Self {
+            objects: Family::default(),
+            problems: Gauge::default(),
+            proxies: Gauge::default(),
+            workloads: Gauge::default(),
+            nacks: Counter::default(),
+            publish_seconds: latency(),
+            load_seconds: latency(),
+            pushes: Family::default(),
+            resources: Family::default(),
+            registry: Registry::default(),
+        };
+        registry.register("objects", "Objects in force, by kind", metrics.objects.clone());
+        registry.register("problems", "Problems found in manifests", metrics.problems.clone());
+        registry.register("proxies", "Proxies with a discovery stream", metrics.proxies.clone());
+        registry.register("workloads", "Registered workloads", metrics.workloads.clone());
+        registry.register("nacks", "Responses that proxies refused", metrics.nacks.clone());
+        registry.register("pushes", "Responses sent, by type", metrics.pushes.clone());
+        registry.register("resources", "Resources sent, by type", metrics.resources.clone());
+        registry.register(
+            "publish_seconds",
+            "From a change of the index to its responses handed to the transport",
+            metrics.publish_seconds.clone(),
+        );
+        registry.register(
+            "load_seconds",
+            "From noticing changed files to their effect in the index",
+            metrics.load_seconds.clone(),
+        );
+        Self { registry, ..metrics }
+    }
+
+    pub fn pushed(&self, response: &DeltaDiscoveryResponse) {
+        // A proxy may ask for any type: only the known ones are labels.
+        let known = [wire::DESTINATION, wire::ENDPOINT, wire::INBOUND, wire::MESH_SETTINGS];
+        let known = known.into_iter().find(|known| *known == response.type_url);
+        let short = known.and_then(|known| known.rsplit('.').next()).unwrap_or("other");
+        let label = TypeLabel { r#type: short.to_owned() };
+        self.pushes.get_or_create(&label).inc();
+        self.resources.get_or_create(&label).inc_by(response.resources.len() as u64);
+    }
+
+    pub fn encode(&self) -> String {
+        let mut text = String::new();
+        // Writing to a string does not fail.
+        let _ = prometheus_client::encoding::text::encode(&mut text, &self.registry);
+        text
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}

@@ -1,0 +1,277 @@
+//! Objects as the index holds them: read and checked, in compact form, references not resolved.
+//!
+//! [`crate::translate`] makes them from manifests, [`crate::index`] keeps them. Nothing here looks
+//! at another object.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+
+use outrigger_core::config::{Balancer, HostMatch, HttpRule, MeshAddress, Protocol, TcpBackend};
+use serde::{Serialize, Serializer};
+
+/// The kinds that this control plane reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Kind {
+    Service,
+    EndpointSlice,
+    HttpRoute,
+    GrpcRoute,
+    TlsRoute,
+    TcpRoute,
+    ReferenceGrant,
+    ExternalWorkload,
+}
+
+impl Kind {
+    pub const ALL: [Self; 8] = [
+        Self::Service,
+        Self::EndpointSlice,
+        Self::HttpRoute,
+        Self::GrpcRoute,
+        Self::TlsRoute,
+        Self::TcpRoute,
+        Self::ReferenceGrant,
+        Self::ExternalWorkload,
+    ];
+
+    /// The kind of an object by its `apiVersion` and `kind`; any version of the group will do as
+    /// long as its schema is the one read here.
+    pub fn of(api_version: &str, kind: &str) -> Option<Self> {
+        let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
+        match (group, version, kind) {
+            ("", "v1", "Service") => Some(Self::Service),
+            ("discovery.k8s.io", "v1", "EndpointSlice") => Some(Self::EndpointSlice),
+            ("gateway.networking.k8s.io", _, "HTTPRoute") => Some(Self::HttpRoute),
+            ("gateway.networking.k8s.io", _, "GRPCRoute") => Some(Self::GrpcRoute),
+            ("gateway.networking.k8s.io", _, "TLSRoute") => Some(Self::TlsRoute),
+            ("gateway.networking.k8s.io", _, "TCPRoute") => Some(Self::TcpRoute),
+            ("gateway.networking.k8s.io", _, "ReferenceGrant") => Some(Self::ReferenceGrant),
+            ("outrigger.dev", "v1alpha1", "ExternalWorkload") => Some(Self::ExternalWorkload),
+            _ => None,
+        }
+    }
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Service => "Service",
+            Self::EndpointSlice => "EndpointSlice",
+            Self::HttpRoute => "HTTPRoute",
+            Self::GrpcRoute => "GRPCRoute",
+            Self::TlsRoute => "TLSRoute",
+            Self::TcpRoute => "TCPRoute",
+            Self::ReferenceGrant => "ReferenceGrant",
+            Self::ExternalWorkload => "ExternalWorkload",
+        }
+    }
+}
+
+/// Names one object: `HTTPRoute bank/canary`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ObjectId {
+    pub kind: Kind,
+    pub namespace: String,
+    pub name: String,
+}
+
+impl fmt::Display for ObjectId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}/{}", self.kind.as_str(), self.namespace, self.name)
+    }
+}
+
+impl Serialize for ObjectId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// `namespace/name` of a Service.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ServiceId {
+    pub namespace: String,
+    pub name: String,
+}
+
+impl ServiceId {
+    pub fn new(namespace: impl Into<String>, name: impl Into<String>) -> Self {
+        Self { namespace: namespace.into(), name: name.into() }
+    }
+}
+
+impl fmt::Display for ServiceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// An object of any kind.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Object {
+    Service(Service),
+    EndpointSlice(EndpointSlice),
+    Route(Route),
+    ReferenceGrant(ReferenceGrant),
+    ExternalWorkload(Workload),
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Service {
+    pub id: ServiceId,
+    pub cluster_ips: Vec<IpAddr>,
+    /// `clusterIP: None`: its endpoints are dialled by their own addresses.
+    pub headless: bool,
+    /// None or empty: endpoints come from EndpointSlices only.
+    pub selector: BTreeMap<String, String>,
+    pub ports: Vec<ServicePort>,
+    pub balancer: Balancer,
+    /// Endpoints that are not ready count too.
+    pub publish_not_ready: bool,
+}
+
+impl Service {
+    pub fn port(&self, port: u16) -> Option<&ServicePort> {
+        self.ports.iter().find(|p| p.port == port)
+    }
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct ServicePort {
+    pub port: u16,
+    /// Empty when the port has no name.
+    pub name: String,
+    pub target: TargetPort,
+    pub protocol: Protocol,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum TargetPort {
+    Number(u16),
+    Name(String),
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct EndpointSlice {
+    pub namespace: String,
+    pub name: String,
+    /// Its `kubernetes.io/service-name` label.
+    pub service: ServiceId,
+    /// Name (empty when it has none) and number.
+    pub ports: Vec<(String, u16)>,
+    pub endpoints: Vec<SliceEndpoint>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct SliceEndpoint {
+    pub address: IpAddr,
+    /// What identifies it across changes of its address; a hand-written one has only that.
+    pub uid: String,
+    pub ready: bool,
+    pub zone: Option<String>,
+    pub hostname: Option<String>,
+}
+
+/// An HTTPRoute, GRPCRoute, TLSRoute or TCPRoute.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Route {
+    pub id: ObjectId,
+    /// Seconds since the Unix epoch, 0 when the manifest says nothing.
+    pub created: i64,
+    /// The Services that it attaches to.
+    pub parents: Vec<Parent>,
+    /// Backends name Services that may not exist: the index resolves them.
+    pub body: RouteBody,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Parent {
+    /// Index in `parentRefs`, for field paths.
+    pub position: usize,
+    pub service: ServiceId,
+    pub port: Option<u16>,
+    /// Name of a port.
+    pub section: Option<String>,
+}
+
+impl Parent {
+    pub fn attaches_to(&self, port: &ServicePort) -> bool {
+        self.port.is_none_or(|p| p == port.port)
+            && self.section.as_deref().is_none_or(|name| name == port.name)
+    }
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum RouteBody {
+    Http(Vec<HttpRule>),
+    Tls { hostnames: Vec<HostMatch>, backends: Vec<TcpBackend> },
+    Tcp { backends: Vec<TcpBackend> },
+}
+
+/// Lets routes of other namespaces send to Services of its own.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ReferenceGrant {
+    pub namespace: String,
+    pub name: String,
+    /// Kind and namespace of the routes.
+    pub from: Vec<(Kind, String)>,
+    /// The Services; `None` for all.
+    pub to: Vec<Option<String>>,
+}
+
+/// A process that serves: an ExternalWorkload, or one that registered itself.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Workload {
+    pub namespace: String,
+    pub name: String,
+    pub service_account: String,
+    pub labels: BTreeMap<String, String>,
+    pub address: IpAddr,
+    /// Empty: any port.
+    pub ports: Vec<WorkloadPort>,
+    pub mesh: Option<MeshAddress>,
+    pub zone: Option<String>,
+    /// Only a ready workload is an endpoint.
+    pub ready: bool,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct WorkloadPort {
+    pub port: u16,
+    /// Empty when the port has no name.
+    pub name: String,
+    pub protocol: Protocol,
+}
+
+impl Workload {
+    /// Unique in the mesh: no part can hold a dot.
+    pub fn uid(&self) -> String {
+        format!("{}.{}", self.namespace, self.name)
+    }
+
+    /// The port that a Service's target means here.
+    pub fn port(&self, target: &TargetPort) -> Option<u16> {
+        match target {
+            TargetPort::Number(number) => (self.ports.is_empty()
+                || self.ports.iter().any(|p| p.port == *number))
+            .then_some(*number),
+            TargetPort::Name(name) => self.ports.iter().find(|p| &p.name == name).map(|p| p.port),
+        }
+    }
+
+    pub fn socket(&self, port: u16) -> SocketAddr {
+        SocketAddr::new(self.address, port)
+    }
+}
+
+impl Object {
+    pub fn id(&self) -> ObjectId {
+        let (kind, namespace, name) = match self {
+            Self::Service(o) => (Kind::Service, &o.id.namespace, &o.id.name),
+            Self::EndpointSlice(o) => (Kind::EndpointSlice, &o.namespace, &o.name),
+            Self::Route(o) => return o.id.clone(),
+            Self::ReferenceGrant(o) => (Kind::ReferenceGrant, &o.namespace, &o.name),
+            Self::ExternalWorkload(o) => (Kind::ExternalWorkload, &o.namespace, &o.name),
+        };
+        ObjectId { kind, namespace: namespace.clone(), name: name.clone() }
+    }
+}

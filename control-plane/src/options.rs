@@ -1,0 +1,194 @@
+//! Every flag and environment variable of the control plane.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use outrigger_core::config::{MeshSettings, Unmatched};
+
+/// The control plane of the Outrigger service mesh: tells every proxy what it needs to know.
+#[derive(Debug, Parser)]
+#[command(
+    name = "outrigger-control-plane",
+    version,
+    args_conflicts_with_subcommands = true,
+    after_help = "Example: outrigger-control-plane --manifests ./manifests --state-dir ./state"
+)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    #[command(flatten)]
+    pub options: Options,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Print a join token, with which a proxy registers its workload.
+    Token(TokenOptions),
+    /// Read a folder of manifests, print every problem, and exit with 1 if there is one.
+    Check {
+        /// The folder.
+        folder: PathBuf,
+    },
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct Options {
+    /// Folder of Kubernetes manifests (YAML, JSON) that describe the mesh; changes take effect at
+    /// once.
+    #[arg(long, env = "OUTRIGGER_MANIFESTS", value_name = "DIR")]
+    pub manifests: Option<PathBuf>,
+
+    /// Address for discovery and registration (gRPC).
+    #[arg(
+        long,
+        env = "OUTRIGGER_LISTEN",
+        value_name = "IP:PORT",
+        default_value = "127.0.0.1:4780"
+    )]
+    pub listen: SocketAddr,
+
+    /// Address of the admin server: /live, /ready, /metrics, /index, /proxies, /problems. It tells
+    /// everything and asks nobody who they are: keep it local.
+    #[arg(long, env = "OUTRIGGER_ADMIN", value_name = "IP:PORT", default_value = "127.0.0.1:4782")]
+    pub admin: SocketAddr,
+
+    /// Folder for the key of join tokens and for registrations, so that a restart forgets neither.
+    /// Without it workloads cannot register themselves.
+    #[arg(long, env = "OUTRIGGER_STATE_DIR", value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+
+    /// What service names may end with: orders.bank.svc.<DOMAIN>.
+    #[arg(
+        long,
+        env = "OUTRIGGER_CLUSTER_DOMAIN",
+        value_name = "DOMAIN",
+        default_value = "cluster.local"
+    )]
+    pub cluster_domain: String,
+
+    /// What proxies do with destinations that nobody declared. Names of the cluster domain or of
+    /// a known namespace are always refused.
+    #[arg(
+        long,
+        env = "OUTRIGGER_UNMATCHED",
+        value_name = "POLICY",
+        value_enum,
+        default_value_t = UnmatchedPolicy::Passthrough
+    )]
+    pub unmatched: UnmatchedPolicy,
+
+    /// How many endpoints of one service a proxy is told at most.
+    #[arg(
+        long,
+        env = "OUTRIGGER_MAX_ENDPOINTS",
+        value_name = "COUNT",
+        default_value_t = 100,
+        value_parser = clap::value_parser!(u32).range(1..=10_000)
+    )]
+    pub max_endpoints: u32,
+
+    /// How long a workload stays an endpoint after its registration broke off, and after a
+    /// restart of the control plane (seconds: 15s; also 500ms, 2m, 1h).
+    #[arg(
+        long,
+        env = "OUTRIGGER_GRACE_PERIOD",
+        value_name = "DURATION",
+        default_value = "15s",
+        value_parser = parse_duration
+    )]
+    pub grace_period: Duration,
+
+    /// What is logged: error, warn, info, debug, trace, or per module as in
+    /// `info,outrigger_control_plane::discovery=debug`.
+    #[arg(long, env = "OUTRIGGER_LOG", value_name = "FILTER", default_value = "info")]
+    pub log: String,
+
+    /// Stop when the process that started this one ends, however it ends.
+    #[arg(long, env = "OUTRIGGER_EXIT_WITH_PARENT")]
+    pub exit_with_parent: bool,
+}
+
+impl Options {
+    pub fn settings(&self) -> MeshSettings {
+        MeshSettings {
+            cluster_domain: self.cluster_domain.trim_matches('.').to_ascii_lowercase(),
+            unmatched: match self.unmatched {
+                UnmatchedPolicy::Passthrough => Unmatched::Passthrough,
+                UnmatchedPolicy::Refuse => Unmatched::Refuse,
+            },
+            max_endpoints: self.max_endpoints,
+            namespaces: Vec::new(),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum UnmatchedPolicy {
+    /// Connect to where the app wanted to go.
+    Passthrough,
+    /// Answer with the reason destination_refused.
+    Refuse,
+}
+
+#[derive(Debug, Args)]
+pub struct TokenOptions {
+    /// Namespace that the workload may register in.
+    #[arg(long, value_name = "NAMESPACE")]
+    pub namespace: String,
+
+    /// Service account that it may register as.
+    #[arg(long, value_name = "ACCOUNT", default_value = "default")]
+    pub service_account: String,
+
+    /// How long the token is valid (1h; also 90s, 30m, 7d).
+    #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = parse_duration)]
+    pub ttl: Duration,
+
+    /// The control plane's state directory; its key is made if there is none yet.
+    #[arg(long, env = "OUTRIGGER_STATE_DIR", value_name = "DIR")]
+    pub state_dir: PathBuf,
+
+    /// Let the workload register an address other than the one that it connects from.
+    #[arg(long)]
+    pub any_address: bool,
+}
+
+/// A number and its unit: `500ms`, `15s`, `2m`, `1h`, `7d`.
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("{text:?} is not a duration: write a number and ms, s, m, h or d");
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let number: u64 = text[..digits].parse().map_err(|_| wrong())?;
+    let millis = match &text[digits..] {
+        "ms" => 1,
+        "s" => 1000,
+        "m" => 60 * 1000,
+        "h" => 60 * 60 * 1000,
+        "d" => 24 * 60 * 60 * 1000,
+        _ => return Err(wrong()),
+    };
+    number.checked_mul(millis).map(Duration::from_millis).ok_or_else(wrong)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn durations_need_a_unit() {
+        assert_eq!(parse_duration("15s"), Ok(Duration::from_secs(15)));
+        assert_eq!(parse_duration("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(parse_duration("7d"), Ok(Duration::from_secs(7 * 86400)));
+        for text in ["", "15", "s", "-1s", "1.5s", "99999999999999999999s", "1w"] {
+            assert!(parse_duration(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! Join tokens: what a workload outside Kubernetes proves its namespace and account with.
+//!
+//! A token is a JWT signed with a key that never leaves the state directory; it is bound to one
+//! namespace and one service account. Tokens are never logged.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
+use serde::{Deserialize, Serialize};
+use tonic::Status;
+use tonic::metadata::MetadataMap;
+
+/// The key's file in the state directory.
+const KEY_FILE: &str = "join-token.key";
+/// Bytes of the key: as many as HS256's hash has (RFC 7518 section 3.2).
+const KEY_BYTES: usize = 32;
+/// `iss` and `aud`, so that a token for something else with the same key would not pass.
+const ISSUER: &str = "outrigger-control-plane";
+const AUDIENCE: &str = "outrigger.mesh.v1.Workload";
+/// Seconds that two clocks may differ by.
+const LEEWAY: u64 = 5;
+
+/// What a token says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Claims {
+    pub namespace: String,
+    pub service_account: String,
+    /// The registered address need not be the one that the registration comes from.
+    #[serde(default)]
+    pub any_address: bool,
+    iss: String,
+    aud: String,
+    iat: u64,
+    exp: u64,
+}
+
+/// Signs and verifies tokens.
+pub struct Tokens {
+    encoding: EncodingKey,
+    decoding: DecodingKey,
+    validation: Validation,
+}
+
+impl std::fmt::Debug for Tokens {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Tokens")
+    }
+}
+
+impl Tokens {
+    /// Opens the key in the state directory, or makes one that only its owner can read.
+    pub fn open(state_dir: &Path) -> io::Result<Self> {
+        fs::create_dir_all(state_dir)?;
+        let path = state_dir.join(KEY_FILE);
+        let key = match fs::read(&path) {
+            Ok(key) => key,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => create_key(state_dir, &path)?,
+            Err(error) => return Err(error),
+        };
+        if key.len() != KEY_BYTES {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("{} is damaged: remove it and issue new tokens", path.display()),
+            ));
+        }
+        let mut validation = Validation::new(Algorithm::HS256);
+        validation.leeway = LEEWAY;
+        validation.set_issuer(&[ISSUER]);
+        validation.set_audience(&[AUDIENCE]);
+        validation.set_required_spec_claims(&["exp", "iss", "aud"]);
+        Ok(Self {
+            encoding: EncodingKey::from_secret(&key),
+            decoding: DecodingKey::from_secret(&key),
+            validation,
+        })
+    }
+
+    pub fn issue(
+        &self,
+        namespace: &str,
+        service_account: &str,
+        any_address: bool,
+        ttl: Duration,
+    ) -> Result<String, jsonwebtoken::errors::Error> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let claims = Claims {
+            namespace: namespace.to_owned(),
+            service_account: service_account.to_owned(),
+            any_address,
+            iss: ISSUER.to_owned(),
+            aud: AUDIENCE.to_owned(),
+            iat: now,
+            exp: now.saturating_add(ttl.as_secs()),
+        };
+        jsonwebtoken::encode(&Header::new(Algorithm::HS256), &claims, &self.encoding)
+    }
+
+    pub fn verify(&self, token: &str) -> Result<Claims, Status> {
+        use jsonwebtoken::errors::ErrorKind;
+        match jsonwebtoken::decode::<Claims>(token, &self.decoding, &self.validation) {
+            Ok(data) => Ok(data.claims),
+            Err(error) if matches!(error.kind(), ErrorKind::ExpiredSignature) => {
+                Err(Status::unauthenticated("the join token has expired: issue a new one"))
+            }
+            Err(_) => Err(Status::unauthenticated(
+                "the join token is not valid here: it must come from this control plane's \
+                 `token` command and the same state directory",
+            )),
+        }
+    }
+}
+
+/// The token of a request, if it has one.
+pub fn bearer(metadata: &MetadataMap) -> Result<Option<&str>, Status> {
+    let Some(value) = metadata.get("authorization") else { return Ok(None) };
+    let token = value.to_str().ok().and_then(|value| value.strip_prefix("Bearer "));
+    token.map(Some).ok_or_else(|| {
+        Status::unauthenticated("the authorization metadata must be \"Bearer <join token>\"")
+    })
+}
+
+/// Two processes may do this at once: the key that is there first is the key.
+fn create_key(state_dir: &Path, path: &Path) -> io::Result<Vec<u8>> {
+    let mut key = vec![0; KEY_BYTES];
+    getrandom::fill(&mut key).map_err(|error| io::Error::other(error.to_string()))?;
+    let temporary = state_dir.join(format!("{KEY_FILE}.{}", std::process::id()));
+    let mut file = create_private(&temporary)?;
+    file.write_all(&key)?;
+    file.sync_all()?;
+    let linked = fs::hard_link(&temporary, path);
+    fs::remove_file(&temporary)?;
+    match linked {
+        Ok(()) => Ok(key),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => fs::read(path),
+        Err(error) => Err(error),
+    }
+}
+
+/// Opens a file that nobody else can read, from its first moment on.
+pub(crate) fn create_private(path: &Path) -> io::Result<File> {
+    OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)
+}

@@ -1,0 +1,166 @@
+//! A port of a Service and the routes attached to it, put together as its callers see it.
+
+use std::collections::BTreeSet;
+
+use outrigger_core::config::{
+    Backend, BackendTarget, Destination, Filter, HttpRoute, HttpRule, TcpBackend, TcpRoute,
+    TlsRoute,
+};
+use outrigger_core::name::DestinationName;
+
+use crate::index::{Index, PortId};
+use crate::object::{Route, RouteBody};
+
+/// The destination of that name; `None` when there is no such Service or port.
+pub fn build(index: &Index, name: &DestinationName) -> Option<Destination> {
+    let id = PortId::from(name);
+    let service = index.service(&id.service)?;
+    let port = service.port(name.port)?;
+    let attached: Vec<&Route> = index
+        .routes_of(&id.service)
+        .filter(|route| {
+            route.parents.iter().any(|p| p.service == id.service && p.attaches_to(port))
+        })
+        .collect();
+    let namespace = name.consumer.as_ref().unwrap_or(&name.namespace);
+    let mut resolver = Resolver { index, itself: id.destination(), backends: BTreeSet::new() };
+    let mut http_routes = Vec::new();
+    for route in of_class(&attached, namespace, &name.namespace, Class::Http) {
+        if let RouteBody::Http(rules) = resolver.resolve(route) {
+            let (name, created) = (label(route), route.created);
+            http_routes.push(HttpRoute { name, created, hostnames: Vec::new(), rules });
+        }
+    }
+    let mut tls_routes = Vec::new();
+    for route in of_class(&attached, namespace, &name.namespace, Class::Tls) {
+        if let RouteBody::Tls { hostnames, backends } = resolver.resolve(route) {
+            let (name, created) = (label(route), route.created);
+            tls_routes.push(TlsRoute { name, created, hostnames, backends });
+        }
+    }
+    // TCP has nothing to choose by: the oldest route is the one in force.
+    let tcp = of_class(&attached, namespace, &name.namespace, Class::Tcp);
+    let tcp = tcp.into_iter().min_by_key(|route| (route.created, &route.id.name));
+    let tcp_route = tcp.and_then(|route| match resolver.resolve(route) {
+        RouteBody::Tcp { backends } => Some(TcpRoute { name: label(route), backends }),
+        _ => None,
+    });
+    let backends = resolver.backends.iter().filter_map(|name| backend(index, name)).collect();
+    Some(Destination {
+        name: name.clone(),
+        protocol: port.protocol,
+        balancer: service.balancer.clone(),
+        backends,
+        http_routes,
+        tls_routes,
+        tcp_route,
+    })
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Class {
+    Http,
+    Tls,
+    Tcp,
+}
+
+impl Class {
+    fn of(route: &Route) -> Self {
+        match route.body {
+            RouteBody::Http(_) => Self::Http,
+            RouteBody::Tls { .. } => Self::Tls,
+            RouteBody::Tcp { .. } => Self::Tcp,
+        }
+    }
+}
+
+/// Routes of one class in force for callers of `namespace`: their own ones if there are any, else
+/// the producer's. Each class by itself, so that a consumer's TCPRoute leaves HTTP as it was.
+fn of_class<'a>(
+    attached: &[&'a Route],
+    namespace: &str,
+    producer: &str,
+    class: Class,
+) -> Vec<&'a Route> {
+    let of = |namespace: &str| {
+        let routes = attached.iter().filter(|r| r.id.namespace == namespace);
+        routes.filter(|r| Class::of(r) == class).copied().collect::<Vec<_>>()
+    };
+    let own = of(namespace);
+    if own.is_empty() { of(producer) } else { own }
+}
+
+fn label(route: &Route) -> String {
+    format!("{}/{}", route.id.namespace, route.id.name)
+}
+
+fn backend(index: &Index, name: &DestinationName) -> Option<Backend> {
+    let service = index.service(&PortId::from(name).service)?;
+    let port = service.port(name.port)?;
+    let balancer = service.balancer.clone();
+    Some(Backend { name: name.clone(), protocol: port.protocol, balancer })
+}
+
+/// Replaces references that do not resolve by their explanation and collects those that do.
+struct Resolver<'a> {
+    index: &'a Index,
+    itself: DestinationName,
+    backends: BTreeSet<DestinationName>,
+}
+
+impl Resolver<'_> {
+    fn resolve(&mut self, route: &Route) -> RouteBody {
+        let mut body = route.body.clone();
+        for_each_target_mut(&mut body, &mut |path, target| {
+            let BackendTarget::Service(name) = target else { return };
+            match self.index.resolve_backend(route, name) {
+                Ok(()) if *name == self.itself => {}
+                Ok(()) => {
+                    self.backends.insert(name.clone());
+                }
+                Err(problem) => {
+                    *target = BackendTarget::Invalid(problem.under(path).to_string());
+                }
+            }
+        });
+        body
+    }
+}
+
+/// Calls `f` with every reference of a route and the path of its field.
+pub fn for_each_target(body: &RouteBody, f: &mut dyn FnMut(&str, &BackendTarget)) {
+    // References are few and a route is small: one traversal to keep right is worth a copy.
+    for_each_target_mut(&mut body.clone(), &mut |path, target| f(path, target));
+}
+
+fn for_each_target_mut(body: &mut RouteBody, f: &mut dyn FnMut(&str, &mut BackendTarget)) {
+    match body {
+        RouteBody::Http(rules) => {
+            for (i, rule) in rules.iter_mut().enumerate() {
+                http_rule_targets(&format!("spec.rules[{i}]"), rule, f);
+            }
+        }
+        RouteBody::Tls { backends, .. } | RouteBody::Tcp { backends } => {
+            for (i, TcpBackend { target, .. }) in backends.iter_mut().enumerate() {
+                f(&format!("spec.rules[0].backendRefs[{i}]"), target);
+            }
+        }
+    }
+}
+
+fn http_rule_targets(path: &str, rule: &mut HttpRule, f: &mut dyn FnMut(&str, &mut BackendTarget)) {
+    mirror_targets(path, &mut rule.filters, f);
+    for (i, backend) in rule.backends.iter_mut().enumerate() {
+        let path = format!("{path}.backendRefs[{i}]");
+        f(&path, &mut backend.target);
+        mirror_targets(&path, &mut backend.filters, f);
+    }
+}
+
+fn mirror_targets(path: &str, filters: &mut [Filter], f: &mut dyn FnMut(&str, &mut BackendTarget)) {
+    for (i, filter) in filters.iter_mut().enumerate() {
+        if let Filter::Mirror(mirror) = filter {
+            f(&format!("{path}.filters[{i}].requestMirror.backendRef"), &mut mirror.target);
+        }
+    }
+}

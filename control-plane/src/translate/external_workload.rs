@@ -1,0 +1,63 @@
+//! `ExternalWorkload`: a process outside the cluster as an endpoint.
+
+use std::net::{IpAddr, SocketAddr};
+
+use outrigger_core::config::{MeshAddress, Protocol};
+use outrigger_core::name::check_label;
+
+use super::service::app_protocol;
+use super::{Report, identity};
+use crate::kinds::ExternalWorkload;
+use crate::object::{Workload, WorkloadPort};
+
+/// The account of a workload that names none, as in Kubernetes.
+const DEFAULT_ACCOUNT: &str = "default";
+/// The only version of the protocol between two proxies.
+const HOP_VERSION: u32 = 1;
+
+pub fn translate(raw: &ExternalWorkload, report: &mut Report) -> Option<Workload> {
+    let (namespace, name) = identity(&raw.metadata, report);
+    report.check("metadata.name", check_label(&name));
+    let spec = &raw.spec;
+    let address = match spec.address.parse::<IpAddr>() {
+        Ok(address) => Some(address.to_canonical()),
+        Err(_) => {
+            report.error("spec.address", format!("{:?} is not an IP address", spec.address));
+            None
+        }
+    };
+    let mesh = spec.mesh.as_ref().and_then(|mesh| match mesh.address.parse::<SocketAddr>() {
+        Ok(address) => Some(MeshAddress { address, hop_version: HOP_VERSION, identity: None }),
+        Err(_) => {
+            report.error("spec.mesh.address", format!("{:?} is not an ip:port", mesh.address));
+            None
+        }
+    });
+    let mut ports = Vec::with_capacity(spec.ports.len());
+    for (i, port) in spec.ports.iter().enumerate() {
+        let path = format!("spec.ports[{i}]");
+        let protocol = port.app_protocol.as_deref().map_or(Some(Protocol::Detect), app_protocol);
+        if protocol.is_none() {
+            report.error(
+                format!("{path}.appProtocol"),
+                format!("{:?} is not known", port.app_protocol.as_deref().unwrap_or_default()),
+            );
+        }
+        let number = report.port(&format!("{path}.port"), port.port);
+        if let (Some(port_number), Some(protocol)) = (number, protocol) {
+            let name = port.name.clone().unwrap_or_default();
+            ports.push(WorkloadPort { port: port_number, name, protocol });
+        }
+    }
+    Some(Workload {
+        namespace,
+        name,
+        service_account: spec.service_account.clone().unwrap_or_else(|| DEFAULT_ACCOUNT.to_owned()),
+        labels: raw.metadata.labels.clone().unwrap_or_default(),
+        address: address?,
+        ports,
+        mesh,
+        zone: spec.zone.clone().filter(|zone| !zone.is_empty()),
+        ready: true,
+    })
+}

@@ -1,0 +1,43 @@
+//! A workload's own ports, as its inbound proxy needs them.
+
+use std::collections::BTreeMap;
+
+use outrigger_core::config::{Inbound, InboundPort, Protocol};
+
+use crate::index::{Index, PortId};
+use crate::object::Workload;
+
+/// `None` when there is no such workload.
+pub fn build(index: &Index, uid: &str) -> Option<Inbound> {
+    let workload = index.workload(uid)?;
+    let mut ports: BTreeMap<u16, InboundPort> = BTreeMap::new();
+    for port in &workload.ports {
+        let (port, protocol) = (port.port, port.protocol);
+        ports.insert(port, InboundPort { port, protocol, service: None });
+    }
+    // In name order, so the first one that selects a port names it.
+    for id in index.selecting(workload) {
+        let service_ports = index.service(id).into_iter().flat_map(|service| &service.ports);
+        for service_port in service_ports {
+            let Some(port) = workload.port(&service_port.target) else { continue };
+            let own = InboundPort { port, protocol: Protocol::Detect, service: None };
+            let inbound = ports.entry(port).or_insert(own);
+            if inbound.service.is_none() {
+                inbound.service = Some(PortId::new(id, service_port.port).destination());
+                // Callers speak what the Service declares; only silence leaves it to the workload.
+                if service_port.protocol != Protocol::Detect {
+                    inbound.protocol = service_port.protocol;
+                }
+            }
+        }
+    }
+    Some(Inbound {
+        workload: uid.to_owned(),
+        addresses: addresses(workload),
+        ports: ports.into_values().collect(),
+    })
+}
+
+fn addresses(workload: &Workload) -> Vec<std::net::IpAddr> {
+    vec![workload.address]
+}

@@ -1,0 +1,120 @@
+//! From objects as people write them to what the mesh is told; one file per kind.
+//!
+//! Translation reads one object at a time and reports what is wrong in it with field paths. It
+//! does not look at other objects: [`crate::index`] resolves references and puts the results
+//! together with [`destination`], [`endpoints`] and [`inbound`].
+
+pub mod destination;
+pub mod endpoint_slice;
+pub mod endpoints;
+pub mod external_workload;
+//mod filter;
+//pub mod grpc_route;
+//pub mod http_route;
+pub mod inbound;
+//mod matching;
+pub mod reference_grant;
+//mod route;
+pub mod service;
+//pub mod tcp_route;
+//pub mod tls_route;
+pub mod workload;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use outrigger_core::error::FieldError;
+use outrigger_core::name::check_label;
+
+/// What translation finds in one object. An object with an error is not accepted as a whole: the
+/// last good version stays in force. A warning changes nothing.
+#[derive(Debug, Default)]
+pub struct Report {
+    pub errors: Vec<FieldError>,
+    pub warnings: Vec<FieldError>,
+}
+
+impl Report {
+    pub fn error(&mut self, path: impl Into<String>, problem: impl Into<String>) {
+        self.errors.push(FieldError::at(path, problem));
+    }
+
+    pub fn warn(&mut self, path: impl Into<String>, problem: impl Into<String>) {
+        self.warnings.push(FieldError::at(path, problem));
+    }
+
+    /// Takes the error of a check at `path`, if it failed.
+    pub fn check<T>(&mut self, path: &str, result: Result<T, FieldError>) -> Option<T> {
+        result.map_err(|e| self.errors.push(e.under(path))).ok()
+    }
+
+    /// A port number as the Kubernetes types carry it.
+    pub fn port(&mut self, path: &str, port: i32) -> Option<u16> {
+        match u16::try_from(port) {
+            Ok(port) if port != 0 => Some(port),
+            _ => {
+                self.error(path, format!("{port} must be between 1 and 65535"));
+                None
+            }
+        }
+    }
+
+    /// At most `max` items in a list; the bounds are those of the Gateway API's schema.
+    pub fn at_most(&mut self, path: &str, len: usize, max: usize) {
+        if len > max {
+            self.error(path, format!("has {len} items, at most {max} are allowed"));
+        }
+    }
+}
+
+/// The namespace of an object without one.
+pub const DEFAULT_NAMESPACE: &str = "default";
+
+/// Namespace and name of an object, checked.
+fn identity(meta: &ObjectMeta, report: &mut Report) -> (String, String) {
+    let namespace = meta.namespace.clone().unwrap_or_else(|| DEFAULT_NAMESPACE.to_owned());
+    report.check("metadata.namespace", check_label(&namespace));
+    let name = meta.name.clone().unwrap_or_default();
+    report.check("metadata.name", check_subdomain(&name));
+    (namespace, name)
+}
+
+/// Seconds since the Unix epoch of the object's creation; a manifest in a folder has none unless
+/// it writes `creationTimestamp` itself.
+fn created(meta: &ObjectMeta) -> i64 {
+    meta.creation_timestamp.as_ref().map_or(0, |time| time.0.as_second())
+}
+
+/// RFC 1123 subdomain: labels joined by dots, what most objects are named with.
+fn check_subdomain(text: &str) -> Result<(), FieldError> {
+    if text.len() > 253 {
+        return Err(FieldError::here("must have at most 253 characters"));
+    }
+    text.split('.').try_for_each(check_label)
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use serde::de::DeserializeOwned;
+
+    use super::Report;
+
+    /// Reads a manifest, translates it, and gives the result or what is wrong as readable text.
+    pub(crate) fn check<R: DeserializeOwned, T: std::fmt::Debug>(
+        yaml: &str,
+        translate: impl FnOnce(&R, &mut Report) -> Option<T>,
+    ) -> String {
+        let raw: R = serde_saphyr::from_str(yaml).expect("the manifest has the kind's schema");
+        let mut report = Report::default();
+        let value = translate(&raw, &mut report);
+        let mut text = String::new();
+        for warning in &report.warnings {
+            text.push_str(&format!("warning: {warning}\n"));
+        }
+        for error in &report.errors {
+            text.push_str(&format!("error: {error}\n"));
+        }
+        match value {
+            Some(value) if report.errors.is_empty() => text + &format!("{value:#?}"),
+            _ => text,
+        }
+    }
+}

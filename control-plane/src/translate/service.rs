@@ -1,0 +1,122 @@
+//! v1 `Service`: its ports, how they are spoken to, and which workloads serve it.
+
+use std::net::IpAddr;
+
+use k8s_openapi::api::core::v1 as k8s;
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use outrigger_core::config::{Balancer, HashKey, Protocol};
+use outrigger_core::name::check_label;
+
+use super::{Report, identity};
+use crate::object::{Service, ServiceId, ServicePort, TargetPort};
+
+pub fn translate(raw: &k8s::Service, report: &mut Report) -> Option<Service> {
+    let (namespace, name) = identity(&raw.metadata, report);
+    report.check("metadata.name", check_label(&name));
+    let Some(spec) = &raw.spec else {
+        report.error("spec", "is missing");
+        return None;
+    };
+    if spec.type_.as_deref() == Some("ExternalName") {
+        report.warn("spec.type", "ExternalName is not part of the mesh; its name stays unknown");
+    }
+    let ports = spec.ports.iter().flatten().enumerate();
+    let ports: Vec<_> = ports.filter_map(|(i, raw)| port(raw, i, report)).collect();
+    for (i, port) in ports.iter().enumerate() {
+        if ports[..i].iter().any(|p| p.port == port.port) {
+            report.error("spec.ports", format!("port {} appears twice", port.port));
+        }
+        if ports[..i].iter().any(|p| p.name == port.name) {
+            report.error("spec.ports", format!("the name {:?} appears twice", port.name));
+        }
+    }
+    let ips = spec.cluster_ips.iter().flatten().chain(&spec.cluster_ip);
+    let headless = spec.cluster_ip.as_deref() == Some("None");
+    let mut cluster_ips: Vec<IpAddr> = Vec::new();
+    for ip in ips.filter(|ip| *ip != "None" && !ip.is_empty()) {
+        match ip.parse::<IpAddr>() {
+            Ok(ip) if !cluster_ips.contains(&ip.to_canonical()) => {
+                cluster_ips.push(ip.to_canonical());
+            }
+            Ok(_) => {}
+            Err(_) => report.error("spec.clusterIP", format!("{ip:?} is not an IP address")),
+        }
+    }
+    let balancer = match spec.session_affinity.as_deref() {
+        None | Some("" | "None") => Balancer::default(),
+        Some("ClientIP") => Balancer::RingHash(HashKey::Source),
+        Some(other) => {
+            report.error("spec.sessionAffinity", format!("{other:?} must be ClientIP or None"));
+            Balancer::default()
+        }
+    };
+    Some(Service {
+        id: ServiceId { namespace, name },
+        cluster_ips,
+        headless,
+        selector: spec.selector.clone().unwrap_or_default(),
+        ports,
+        balancer,
+        publish_not_ready: spec.publish_not_ready_addresses.unwrap_or(false),
+    })
+}
+
+fn port(raw: &k8s::ServicePort, i: usize, report: &mut Report) -> Option<ServicePort> {
+    let path = format!("spec.ports[{i}]");
+    if let Some(other @ ("UDP" | "SCTP")) = raw.protocol.as_deref() {
+        report.warn(format!("{path}.protocol"), format!("{other} is not carried by the mesh"));
+        return None;
+    }
+    let number = report.port(&format!("{path}.port"), raw.port)?;
+    let name = raw.name.clone().unwrap_or_default();
+    if !name.is_empty() {
+        report.check(&format!("{path}.name"), check_label(&name));
+    }
+    let target = match &raw.target_port {
+        None => TargetPort::Number(number),
+        // 0 is what some writers leave for "same as port".
+        Some(IntOrString::Int(0)) => TargetPort::Number(number),
+        Some(IntOrString::Int(target)) => {
+            TargetPort::Number(report.port(&format!("{path}.targetPort"), *target)?)
+        }
+        Some(IntOrString::String(target)) => match target.parse::<u16>() {
+            Ok(target) if target != 0 => TargetPort::Number(target),
+            _ => TargetPort::Name(target.clone()),
+        },
+    };
+    let protocol = match raw.app_protocol.as_deref() {
+        Some(app) => app_protocol(app).unwrap_or_else(|| {
+            report.warn(
+                format!("{path}.appProtocol"),
+                format!("{app:?} is not known, so the protocol is detected"),
+            );
+            Protocol::Detect
+        }),
+        None => named_protocol(&name),
+    };
+    Some(ServicePort { port: number, name, target, protocol })
+}
+
+/// `appProtocol` of a port: Kubernetes' prefixed names, IANA names and what people write for them.
+pub(super) fn app_protocol(name: &str) -> Option<Protocol> {
+    match name.to_ascii_lowercase().as_str() {
+        "http" | "http1" | "http/1.1" | "kubernetes.io/ws" | "ws" => Some(Protocol::Http1),
+        "kubernetes.io/h2c" | "h2c" | "http2" => Some(Protocol::Http2),
+        "grpc" => Some(Protocol::Grpc),
+        "tls" | "https" | "kubernetes.io/wss" | "wss" => Some(Protocol::Tls),
+        "tcp" => Some(Protocol::Tcp),
+        _ => None,
+    }
+}
+
+/// The protocol that a port's name declares, alone (`grpc`) or as a prefix (`grpc-orders`).
+fn named_protocol(name: &str) -> Protocol {
+    match name.split_once('-').map_or(name, |(prefix, _)| prefix) {
+        "http" => Protocol::Http1,
+        "http2" | "h2c" => Protocol::Http2,
+        "grpc" => Protocol::Grpc,
+        "tls" | "https" => Protocol::Tls,
+        "tcp" => Protocol::Tcp,
+        _ => Protocol::Detect,
+    }
+}
