@@ -1,0 +1,137 @@
+//! Listening sockets, and which worker gets a connection.
+//!
+//! With several workers one thread accepts and hands each socket to the least busy: SO_REUSEPORT
+//! would tie a few long-lived HTTP/2 connections to one worker for life.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use outrigger_core::name::Authority;
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tracing::{info, warn};
+
+use crate::metrics::add;
+use crate::proxy::{Phase, Proxy};
+use crate::settings::Settings;
+use crate::worker::Load;
+
+/// Connections that the kernel holds until they are accepted.
+const BACKLOG: i32 = 4_096;
+/// Pause after an error such as "too many open files", which a new try at once would only repeat.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// A connection on its way to a worker.
+pub struct Accepted {
+    pub stream: std::net::TcpStream,
+    pub remote: SocketAddr,
+    pub via: Via,
+    pub slot: Slot,
+}
+
+/// Which listener it came in by.
+#[derive(Clone)]
+pub enum Via {
+    Outbound,
+    Inbound,
+    Static(Authority),
+}
+
+/// A connection's place under the limit, freed when dropped.
+pub struct Slot {
+    proxy: Arc<Proxy>,
+    load: Arc<Load>,
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.load.connections.fetch_sub(1, Relaxed);
+        self.proxy.lifecycle.closed();
+        self.proxy.metrics.gauges.connections_open.fetch_sub(1, Relaxed);
+    }
+}
+
+/// A worker as the accepting side sees it.
+#[derive(Clone)]
+pub struct Seat {
+    pub load: Arc<Load>,
+    pub queue: mpsc::UnboundedSender<Accepted>,
+}
+
+/// Opens every listener of `settings`.
+pub fn bind(settings: &Settings) -> io::Result<Vec<(std::net::TcpListener, Via)>> {
+    let mut all = vec![(settings.outbound, Via::Outbound), (settings.inbound, Via::Inbound)];
+    for listener in &settings.listeners {
+        all.push((listener.listen, Via::Static(listener.destination.clone())));
+    }
+    all.into_iter().map(|(address, via)| Ok((listen(address)?, via))).collect()
+}
+
+/// A non-blocking listener on `address`; the error names it.
+pub fn listen(address: SocketAddr) -> io::Result<std::net::TcpListener> {
+    let open = || {
+        let domain = socket2::Domain::for_address(address);
+        let socket = socket2::Socket::new(domain, socket2::Type::STREAM, None)?;
+        socket.set_reuse_address(true)?;
+        socket.set_nonblocking(true)?;
+        socket.bind(&address.into())?;
+        socket.listen(BACKLOG)?;
+        Ok(std::net::TcpListener::from(socket))
+    };
+    open().map_err(|e: io::Error| io::Error::new(e.kind(), format!("cannot listen on {address}: {e}")))
+}
+
+/// Accepts until the proxy closes.
+pub async fn accept(proxy: Arc<Proxy>, listener: std::net::TcpListener, via: Via, seats: Vec<Seat>) {
+    let listener = match TcpListener::from_std(listener) {
+        Ok(listener) => listener,
+        Err(error) => {
+            warn!(%error, "a listener is lost");
+            return;
+        }
+    };
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((stream, remote)) => hand_over(&proxy, stream, remote, &via, &seats),
+                Err(error) => {
+                    warn!(%error, "cannot accept a connection");
+                    tokio::time::sleep(PAUSE).await;
+                }
+            },
+            () = proxy.lifecycle.reached(Phase::Closing) => {
+                info!("stopped accepting");
+                return;
+            }
+        }
+    }
+}
+
+fn hand_over(
+    proxy: &Arc<Proxy>,
+    stream: tokio::net::TcpStream,
+    remote: SocketAddr,
+    via: &Via,
+    seats: &[Seat],
+) {
+    let gauges = &proxy.metrics.gauges;
+    if !proxy.lifecycle.try_open(proxy.settings.max_connections) {
+        add(&gauges.connections_refused, 1);
+        return;
+    }
+    let Some(seat) = seats.iter().min_by_key(|seat| seat.load.total()) else { return };
+    seat.load.connections.fetch_add(1, Relaxed);
+    add(&gauges.connections_total, 1);
+    gauges.connections_open.fetch_add(1, Relaxed);
+    let slot = Slot { proxy: Arc::clone(proxy), load: Arc::clone(&seat.load) };
+    // Small answers must not wait for the peer's acknowledgement.
+    let _ = stream.set_nodelay(true);
+    match stream.into_std() {
+        // Fails only when the worker has ended, at exit.
+        Ok(stream) => drop(seat.queue.send(Accepted { stream, remote, via: via.clone(), slot })),
+        Err(error) => warn!(%error, "a connection is lost between threads"),
+    }
+}

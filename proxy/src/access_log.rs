@@ -1,0 +1,147 @@
+//! The access log: one JSON line per request, written off the request path.
+
+use std::io::Write;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use http::uri::PathAndQuery;
+use http::{HeaderValue, Method};
+use outrigger_core::config::Protocol;
+use outrigger_core::outcome::Outcome;
+use outrigger_core::reason::Reason;
+use serde::Serialize;
+use tokio::sync::mpsc;
+
+use crate::metrics::{Direction, Metrics, Status, add};
+use crate::settings::AccessLogSetting;
+
+/// Lines that may wait for the writer; further ones are dropped and counted.
+const QUEUE: usize = 4_096;
+
+/// The request side: decides and enqueues.
+pub struct AccessLog {
+    setting: AccessLogSetting,
+    queue: mpsc::Sender<Entry>,
+    metrics: Arc<Metrics>,
+}
+
+/// A request or connection that has ended.
+pub struct Entry {
+    pub direction: Direction,
+    pub service: Arc<str>,
+    pub route: Arc<str>,
+    pub peer: Arc<str>,
+    pub protocol: Protocol,
+    pub outcome: Outcome,
+    pub status: Status,
+    pub reason: Option<Reason>,
+    pub detail: Option<Box<str>>,
+    pub method: Option<Method>,
+    pub path: Option<PathAndQuery>,
+    pub request_id: Option<HeaderValue>,
+    pub trace_id: Option<[u8; 16]>,
+    pub endpoint: Option<SocketAddr>,
+    pub attempts: u8,
+    pub duration: Duration,
+    pub bytes: u64,
+}
+
+impl AccessLog {
+    /// The log, and the future that writes it to standard output.
+    pub fn new(
+        setting: AccessLogSetting,
+        metrics: Arc<Metrics>,
+    ) -> (Self, impl Future<Output = ()> + Send) {
+        let (queue, mut entries) = mpsc::channel(QUEUE);
+        let write = async move {
+            let mut batch = Vec::new();
+            while entries.recv_many(&mut batch, 256).await > 0 {
+                let mut text = Vec::new();
+                for entry in batch.drain(..) {
+                    if serde_json::to_writer(&mut text, &Line::from(&entry)).is_ok() {
+                        text.push(b'\n');
+                    }
+                }
+                // Nobody reads standard output any more: there is nowhere to say so.
+                let _ = std::io::stdout().lock().write_all(&text);
+            }
+        };
+        (Self { setting, queue, metrics }, write)
+    }
+
+    pub fn wants(&self, outcome: Outcome, random: impl FnOnce() -> u64) -> bool {
+        match self.setting {
+            AccessLogSetting::Off => false,
+            AccessLogSetting::OneOf(n) if n == 1 || random().is_multiple_of(u64::from(n)) => true,
+            AccessLogSetting::Errors | AccessLogSetting::OneOf(_) => outcome != Outcome::Success,
+        }
+    }
+
+    pub fn write(&self, entry: Entry) {
+        if self.queue.try_send(entry).is_err() {
+            add(&self.metrics.gauges.access_log_dropped, 1);
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct Line<'a> {
+    time: f64,
+    log: &'static str,
+    direction: &'static str,
+    service: &'a str,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    route: &'a str,
+    peer: &'a str,
+    protocol: &'static str,
+    outcome: &'static str,
+    status: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    detail: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    method: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    path: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    request_id: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    trace_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    endpoint: Option<SocketAddr>,
+    attempts: u8,
+    duration_us: u64,
+    bytes: u64,
+}
+
+impl<'a> From<&'a Entry> for Line<'a> {
+    fn from(entry: &'a Entry) -> Self {
+        Self {
+            time: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |t| t.as_secs_f64()),
+            log: "access",
+            direction: entry.direction.as_str(),
+            service: &entry.service,
+            route: &entry.route,
+            peer: &entry.peer,
+            protocol: entry.protocol.as_str(),
+            outcome: entry.outcome.as_str(),
+            status: entry.status.to_string(),
+            reason: entry.reason.map(Reason::as_str),
+            detail: entry.detail.as_deref(),
+            method: entry.method.as_ref().map(Method::as_str),
+            // Queries may hold secrets.
+            path: entry.path.as_ref().map(PathAndQuery::path),
+            request_id: entry.request_id.as_ref().and_then(|id| id.to_str().ok()),
+            trace_id: entry
+                .trace_id
+                .filter(|id| *id != [0; 16])
+                .map(|id| format!("{:032x}", u128::from_be_bytes(id))),
+            endpoint: entry.endpoint,
+            attempts: entry.attempts,
+            duration_us: u64::try_from(entry.duration.as_micros()).unwrap_or(u64::MAX),
+            bytes: entry.bytes,
+        }
+    }
+}

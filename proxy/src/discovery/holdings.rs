@@ -1,0 +1,354 @@
+//! Everything received from the control plane, and putting it in force.
+//!
+//! Synchronous and without I/O: a response goes in, problems come out, and `store` has changed. A
+//! resource that is not understood leaves its last good version in force.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use outrigger_core::compile::compile;
+use outrigger_core::config::Endpoint;
+use outrigger_core::error::FieldError;
+use outrigger_core::name::{Authority, DestinationName, EndpointId};
+use outrigger_proto::convert::{self, is_unsupported};
+use outrigger_proto::{mesh, wire};
+use prost::Message;
+
+use crate::inbound_ports::InboundPorts;
+use crate::proxy::Proxy;
+use crate::state::{Saved, SavedResource};
+use crate::store::{Live, Resolution};
+
+pub struct Holdings {
+    proxy: Arc<Proxy>,
+    /// What the app has dialled.
+    wanted: BTreeSet<Authority>,
+    /// Dialled name to canonical name.
+    resolved: BTreeMap<Authority, String>,
+    destinations: BTreeMap<String, HeldDestination>,
+    endpoints: HashMap<DestinationName, Collection>,
+    inbound: Option<Held>,
+    settings: Option<Held>,
+    changed: bool,
+}
+
+/// A resource as it came, for the disk copy and for `initial_resource_versions`.
+#[derive(Clone)]
+struct Held {
+    version: String,
+    bytes: Bytes,
+}
+
+struct HeldDestination {
+    held: Held,
+    live: Arc<Live>,
+}
+
+#[derive(Default)]
+struct Collection {
+    endpoints: BTreeMap<EndpointId, (Held, Endpoint)>,
+    /// Version of the marker that ends the collection, once it has come.
+    complete: Option<String>,
+}
+
+impl Holdings {
+    pub fn new(proxy: Arc<Proxy>) -> Self {
+        Self {
+            proxy,
+            wanted: BTreeSet::new(),
+            resolved: BTreeMap::new(),
+            destinations: BTreeMap::new(),
+            endpoints: HashMap::new(),
+            inbound: None,
+            settings: None,
+            changed: false,
+        }
+    }
+
+    /// The app has dialled `authority`.
+    pub fn want(&mut self, authority: Authority) {
+        self.changed |= self.wanted.insert(authority);
+    }
+
+    /// Puts a response in force. Returns what was refused, as `resource: field.path: problem`.
+    pub fn apply(
+        &mut self,
+        type_url: &str,
+        resources: &[wire::Resource],
+        removed: &[String],
+    ) -> Vec<String> {
+        self.changed = true;
+        let mut problems = Vec::new();
+        let mut touched = BTreeSet::new();
+        for resource in resources {
+            let applied = match type_url {
+                wire::DESTINATION => self.destination(resource),
+                wire::ENDPOINT => self.endpoint(resource, &mut touched),
+                wire::INBOUND => self.inbound(resource),
+                wire::MESH_SETTINGS => self.settings(resource),
+                other => Err(FieldError::here(format!("unknown resource type {other}"))),
+            };
+            if let Err(error) = applied {
+                problems.push(format!("{}: {error}", resource.name));
+            }
+        }
+        for name in removed {
+            match type_url {
+                wire::DESTINATION => self.remove_destination(name),
+                wire::ENDPOINT => self.remove_endpoint(name, &mut touched),
+                // A workload or mesh without them keeps what it has.
+                _ => {}
+            }
+        }
+        for name in touched {
+            self.publish(&name);
+        }
+        self.proxy.store.notify();
+        problems
+    }
+
+    fn destination(&mut self, resource: &wire::Resource) -> Result<(), FieldError> {
+        let held = held(resource)?;
+        let compiled = mesh::Destination::decode(held.bytes.clone())
+            .map_err(|e| FieldError::here(format!("not a Destination: {e}")))
+            .and_then(|wire| convert::destination::from_wire(&wire))
+            .and_then(|config| {
+                if config.name.to_string() != resource.name {
+                    let problem = format!("{} is named {}", config.name, resource.name);
+                    return Err(FieldError::at("name", problem));
+                }
+                compile(&config)
+            });
+        let aliases: Vec<Authority> =
+            resource.aliases.iter().filter_map(|alias| Authority::parse(alias, None).ok()).collect();
+        let compiled = match compiled {
+            Ok(compiled) => compiled,
+            Err(error) => {
+                if is_unsupported(&error) && !self.destinations.contains_key(&resource.name) {
+                    let why: Arc<str> = format!("{}: {error}", resource.name).into();
+                    for alias in &aliases {
+                        let unsupported = Resolution::Unsupported(Arc::clone(&why));
+                        self.proxy.store.resolve(alias, unsupported);
+                    }
+                }
+                return Err(error);
+            }
+        };
+        let live = Arc::new(self.proxy.store.live(compiled, &self.proxy.metrics));
+        let held = HeldDestination { held, live: Arc::clone(&live) };
+        let old = self.destinations.insert(resource.name.clone(), held);
+        for alias in aliases {
+            self.resolved.insert(alias, resource.name.clone());
+        }
+        for (authority, _) in self.resolved.iter().filter(|(_, name)| **name == resource.name) {
+            self.proxy.store.resolve(authority, Resolution::Found(Arc::clone(&live)));
+        }
+        drop(old);
+        Ok(())
+    }
+
+    /// `name`: a dialled name that nobody knows, or a destination that is gone.
+    fn remove_destination(&mut self, name: &str) {
+        self.destinations.remove(name);
+        let gone: Vec<Authority> = self
+            .resolved
+            .iter()
+            .filter(|(authority, canonical)| *canonical == name || authority.to_string() == name)
+            .map(|(authority, _)| authority.clone())
+            .chain(Authority::parse(name, None).ok())
+            .collect();
+        for authority in gone {
+            self.resolved.remove(&authority);
+            self.proxy.store.resolve(&authority, Resolution::Unknown);
+        }
+    }
+
+    fn endpoint(
+        &mut self,
+        resource: &wire::Resource,
+        touched: &mut BTreeSet<DestinationName>,
+    ) -> Result<(), FieldError> {
+        let (destination, id) = convert::endpoint::parse_name(&resource.name)?;
+        let collection = self.endpoints.entry(destination.clone()).or_default();
+        match id {
+            None => collection.complete = Some(resource.version.clone()),
+            Some(id) => {
+                let held = held(resource)?;
+                let wire = mesh::Endpoint::decode(held.bytes.clone())
+                    .map_err(|e| FieldError::here(format!("not an Endpoint: {e}")))?;
+                let endpoint = convert::endpoint::from_wire(&resource.name, &wire)?;
+                collection.endpoints.insert(id, (held, endpoint));
+            }
+        }
+        touched.insert(destination);
+        Ok(())
+    }
+
+    fn remove_endpoint(&mut self, name: &str, touched: &mut BTreeSet<DestinationName>) {
+        let Ok((destination, id)) = convert::endpoint::parse_name(name) else { return };
+        match id {
+            None => drop(self.endpoints.remove(&destination)),
+            Some(id) => {
+                if let Some(collection) = self.endpoints.get_mut(&destination) {
+                    collection.endpoints.remove(&id);
+                }
+            }
+        }
+        touched.insert(destination);
+    }
+
+    /// Puts a collection of endpoints in force as a whole.
+    fn publish(&self, name: &DestinationName) {
+        let (endpoints, complete) = match self.endpoints.get(name) {
+            Some(collection) => (
+                collection.endpoints.values().map(|(_, endpoint)| endpoint.clone()).collect(),
+                collection.complete.is_some(),
+            ),
+            None => (Vec::new(), false),
+        };
+        let metrics = &self.proxy.metrics;
+        self.proxy.store.endpoints(name, metrics).replace(endpoints, complete, metrics);
+    }
+
+    fn inbound(&mut self, resource: &wire::Resource) -> Result<(), FieldError> {
+        let held = held(resource)?;
+        let wire = mesh::Inbound::decode(held.bytes.clone())
+            .map_err(|e| FieldError::here(format!("not an Inbound: {e}")))?;
+        let inbound = convert::inbound::from_wire(&wire)?;
+        let proxy = &self.proxy;
+        let ports = InboundPorts::from_config(&proxy.settings, &inbound, &proxy.metrics);
+        proxy.inbound.store(Arc::new(ports));
+        self.inbound = Some(held);
+        Ok(())
+    }
+
+    fn settings(&mut self, resource: &wire::Resource) -> Result<(), FieldError> {
+        let held = held(resource)?;
+        let wire = mesh::MeshSettings::decode(held.bytes.clone())
+            .map_err(|e| FieldError::here(format!("not MeshSettings: {e}")))?;
+        self.proxy.mesh.store(Arc::new(convert::settings::from_wire(&wire)?));
+        self.settings = Some(held);
+        Ok(())
+    }
+
+    /// Forgets what has not been used; returns the names to unsubscribe from.
+    pub fn retire(&mut self, tick: u32, idle: u32) -> Vec<String> {
+        let retired = self.proxy.store.retire(tick, idle);
+        if retired.is_empty() {
+            return Vec::new();
+        }
+        self.changed = true;
+        for authority in &retired {
+            self.wanted.remove(authority);
+            self.resolved.remove(authority);
+        }
+        let used: BTreeSet<&String> = self.resolved.values().collect();
+        self.destinations.retain(|name, _| used.contains(name));
+        for name in self.proxy.store.drop_unused_endpoints() {
+            self.endpoints.remove(&name);
+        }
+        retired.iter().map(ToString::to_string).collect()
+    }
+
+    /// Name to version of everything held of a type.
+    pub fn versions(&self, type_url: &str) -> BTreeMap<String, String> {
+        self.each()
+            .filter(|resource| resource.type_url == type_url)
+            .map(|resource| (resource.name, resource.version))
+            .collect()
+    }
+
+    pub fn resolved_names(&self) -> Vec<String> {
+        self.resolved.keys().map(ToString::to_string).collect()
+    }
+
+    pub fn unresolved_names(&self) -> Vec<String> {
+        let unresolved = self.wanted.iter().filter(|name| !self.resolved.contains_key(name));
+        unresolved.map(ToString::to_string).collect()
+    }
+
+    /// What the disk copy should hold, if that has changed since the last call.
+    pub fn changed(&mut self) -> Option<Saved> {
+        std::mem::take(&mut self.changed).then(|| Saved {
+            wanted: self.wanted.iter().map(ToString::to_string).collect(),
+            resources: self.each().collect(),
+        })
+    }
+
+    /// Everything held, in an order in which it can be applied.
+    fn each(&self) -> impl Iterator<Item = SavedResource> {
+        let saved = |type_url: &str, name: String, held: &Held, aliases| SavedResource {
+            type_url: type_url.to_owned(),
+            name,
+            version: held.version.clone(),
+            value: held.bytes.clone(),
+            aliases,
+        };
+        let settings = self.settings.iter().map(move |held| {
+            saved(wire::MESH_SETTINGS, wire::MESH_SETTINGS_NAME.to_owned(), held, Vec::new())
+        });
+        let uid = self.proxy.settings.uid();
+        let inbound = self
+            .inbound
+            .iter()
+            .map(move |held| saved(wire::INBOUND, uid.clone(), held, Vec::new()));
+        let endpoints = self.endpoints.iter().flat_map(move |(destination, collection)| {
+            let marker = collection.complete.as_ref().map(|version| {
+                let held = Held { version: version.clone(), bytes: Bytes::new() };
+                let name = convert::endpoint::collection(destination);
+                saved(wire::ENDPOINT, name, &held, Vec::new())
+            });
+            let each = collection.endpoints.values().map(move |(held, endpoint)| {
+                saved(wire::ENDPOINT, convert::endpoint::name(endpoint), held, Vec::new())
+            });
+            each.chain(marker)
+        });
+        let destinations = self.destinations.iter().map(move |(name, destination)| {
+            let aliases = self
+                .resolved
+                .iter()
+                .filter(|(_, canonical)| *canonical == name)
+                .map(|(authority, _)| authority.to_string())
+                .collect();
+            saved(wire::DESTINATION, name.clone(), &destination.held, aliases)
+        });
+        settings.chain(inbound).chain(endpoints).chain(destinations)
+    }
+
+    /// Puts a disk copy in force. Returns how many destinations and endpoints it held.
+    pub fn restore(&mut self, saved: &Saved) -> (usize, usize) {
+        for name in &saved.wanted {
+            if let Ok(authority) = Authority::parse(name, None) {
+                self.proxy.store.dial(&authority);
+                self.want(authority);
+            }
+        }
+        for resource in &saved.resources {
+            let any =
+                wire::Any { type_url: resource.type_url.clone(), value: resource.value.clone() };
+            let wired = wire::Resource {
+                version: resource.version.clone(),
+                resource: Some(any),
+                name: resource.name.clone(),
+                aliases: resource.aliases.clone(),
+                ..Default::default()
+            };
+            for problem in self.apply(&resource.type_url, &[wired], &[]) {
+                tracing::warn!(problem, "left out of the restored configuration");
+            }
+        }
+        self.changed = false;
+        (self.destinations.len(), self.endpoints.values().map(|c| c.endpoints.len()).sum())
+    }
+
+    /// Dialled and canonical names with versions, for the admin server.
+    pub fn live(&self) -> impl Iterator<Item = (&String, &str, &Arc<Live>)> {
+        self.destinations.iter().map(|(name, d)| (name, d.held.version.as_str(), &d.live))
+    }
+}
+
+fn held(resource: &wire::Resource) -> Result<Held, FieldError> {
+    let body = resource.resource.as_ref().ok_or_else(|| FieldError::here("it has no body"))?;
+    Ok(Held { version: resource.version.clone(), bytes: body.value.clone() })
+}

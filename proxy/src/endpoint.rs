@@ -1,0 +1,224 @@
+//! The endpoints of one service, as requests choose among them.
+//!
+//! What is learnt about an endpoint (latency, requests in flight) is one per process and outlives
+//! every change of configuration that still names it.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, OnceLock};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::time::Instant;
+
+use arc_swap::ArcSwap;
+use http::HeaderValue;
+use outrigger_core::balance::{self, Ring, ewma};
+use outrigger_core::config::{Balancer, Endpoint, Protocol};
+use outrigger_core::name::{DestinationName, EndpointId};
+
+use crate::metrics::{Label, Metrics};
+
+/// Latency that a failed connection counts as, so that the balancer turns away from it until
+/// the estimate has decayed.
+const FAILURE_PENALTY_US: u32 = 5_000_000;
+
+/// Every endpoint of one service port.
+pub struct Endpoints {
+    pub name: DestinationName,
+    pub label: Label,
+    current: ArcSwap<EndpointSet>,
+    turn: AtomicU64,
+}
+
+/// One immutable state of the collection.
+#[derive(Default)]
+pub struct EndpointSet {
+    pub endpoints: Vec<Arc<EndpointState>>,
+    by_address: HashMap<SocketAddr, usize>,
+    /// Built when a request first hashes.
+    ring: OnceLock<Ring>,
+    /// The control plane has sent the collection whole at least once.
+    pub complete: bool,
+}
+
+pub struct EndpointState {
+    /// Unique in the process; changes with the address, so that pools never mix two.
+    pub key: u64,
+    pub endpoint: Endpoint,
+    pub peer: Label,
+    pub load: Arc<EndpointLoad>,
+    /// `x-outrigger-hop` for an app that speaks h1, h2 and gRPC.
+    hop_headers: [HeaderValue; 3],
+}
+
+/// What was learnt about an endpoint.
+#[derive(Default)]
+pub struct EndpointLoad {
+    latency: AtomicU64,
+    in_flight: AtomicU32,
+}
+
+/// What the choice of an endpoint may depend on.
+pub struct Choice<'a> {
+    pub random: u64,
+    pub now_ms: u32,
+    pub balancer: &'a Balancer,
+    /// Hash of the request's key, for ring hash.
+    pub hash: Option<u64>,
+    /// Endpoints that this request has already tried in vain.
+    pub tried: &'a [u64],
+}
+
+impl Endpoints {
+    pub fn new(name: DestinationName, metrics: &Metrics) -> Self {
+        let label = metrics.label(&name.to_string());
+        Self { name, label, current: ArcSwap::default(), turn: AtomicU64::new(0) }
+    }
+
+    pub fn load(&self) -> arc_swap::Guard<Arc<EndpointSet>> {
+        self.current.load()
+    }
+
+    /// Puts a new set in force, keeping what is known of endpoints that stay.
+    pub fn replace(&self, endpoints: Vec<Endpoint>, complete: bool, metrics: &Metrics) {
+        let old = self.current.load_full();
+        let known: HashMap<&EndpointId, &Arc<EndpointState>> =
+            old.endpoints.iter().map(|e| (&e.endpoint.id, e)).collect();
+        let endpoints: Vec<_> = endpoints
+            .into_iter()
+            .map(|endpoint| match known.get(&endpoint.id) {
+                Some(state) if state.endpoint == endpoint => Arc::clone(state),
+                known => Arc::new(EndpointState {
+                    key: next_key(),
+                    peer: metrics.label(endpoint.workload.as_deref().unwrap_or("unknown")),
+                    load: known.map(|state| Arc::clone(&state.load)).unwrap_or_default(),
+                    hop_headers: hop_headers(endpoint.id.port),
+                    endpoint,
+                }),
+            })
+            .collect();
+        let by_address =
+            endpoints.iter().enumerate().map(|(i, e)| (e.endpoint.address, i)).collect();
+        let ring = OnceLock::new();
+        self.current.store(Arc::new(EndpointSet { endpoints, by_address, ring, complete }));
+    }
+
+    /// One endpoint for a request, or none when the set is empty.
+    pub fn choose(&self, choice: &Choice<'_>) -> Option<Arc<EndpointState>> {
+        let set = self.current.load();
+        let all = &set.endpoints;
+        if choice.tried.is_empty() {
+            return set.pick(choice, &self.turn).map(|i| Arc::clone(&all[i]));
+        }
+        let left: Vec<_> = all.iter().filter(|e| !choice.tried.contains(&e.key)).collect();
+        match left.len() {
+            // All were tried: the least loaded deserves another chance more than the caller an error.
+            0 => set.pick(choice, &self.turn).map(|i| Arc::clone(&all[i])),
+            n => {
+                let i = balance::power_of_two(n, choice.random, |i| left[i].load.cost(choice.now_ms));
+                Some(Arc::clone(left[i]))
+            }
+        }
+    }
+}
+
+impl EndpointSet {
+    /// The endpoint with exactly this address of its app.
+    pub fn at(&self, address: SocketAddr) -> Option<&Arc<EndpointState>> {
+        self.by_address.get(&address).map(|i| &self.endpoints[*i])
+    }
+
+    pub fn named(&self, hostname: &str) -> Option<&Arc<EndpointState>> {
+        self.endpoints.iter().find(|e| e.endpoint.hostname.as_deref() == Some(hostname))
+    }
+
+    fn pick(&self, choice: &Choice<'_>, turn: &AtomicU64) -> Option<usize> {
+        let n = self.endpoints.len();
+        if n < 2 {
+            return n.checked_sub(1);
+        }
+        let by_load = || {
+            balance::power_of_two(n, choice.random, |i| {
+                self.endpoints[i].load.cost(choice.now_ms)
+            })
+        };
+        Some(match (choice.balancer, choice.hash) {
+            (Balancer::RoundRobin, _) => balance::round_robin(turn.fetch_add(1, Relaxed), n),
+            (Balancer::RingHash(_), Some(hash)) => self.ring().pick(hash),
+            _ => by_load(),
+        })
+    }
+
+    fn ring(&self) -> &Ring {
+        self.ring.get_or_init(|| {
+            let ids: Vec<_> = self.endpoints.iter().map(|e| e.endpoint.id.to_string()).collect();
+            Ring::new(&ids.iter().map(String::as_str).collect::<Vec<_>>())
+        })
+    }
+}
+
+impl EndpointState {
+    /// What the far proxy needs to know: the app's port and what to speak there.
+    pub fn hop_header(&self, protocol: Protocol) -> HeaderValue {
+        let [h1, h2, grpc] = &self.hop_headers;
+        match protocol {
+            Protocol::Http2 => h2.clone(),
+            Protocol::Grpc => grpc.clone(),
+            Protocol::Detect | Protocol::Http1 | Protocol::Tls | Protocol::Tcp => h1.clone(),
+        }
+    }
+}
+
+fn hop_headers(port: u16) -> [HeaderValue; 3] {
+    [Protocol::Http1, Protocol::Http2, Protocol::Grpc].map(|protocol| {
+        let text = format!("1;port={port};proto={}", protocol.as_str());
+        HeaderValue::from_str(&text).unwrap_or_else(|_| HeaderValue::from_static("1"))
+    })
+}
+
+impl EndpointLoad {
+    fn cost(&self, now_ms: u32) -> f32 {
+        let in_flight = self.in_flight.load(Relaxed) as f32;
+        ewma::cost(self.latency.load(Relaxed), now_ms) * (in_flight + 1.0)
+    }
+
+    /// Learns how long the endpoint took to answer.
+    pub fn observe(&self, now_ms: u32, latency_us: u32) {
+        // Two workers may race and one observation be lost: an estimate can bear that.
+        let old = self.latency.load(Relaxed);
+        self.latency.store(ewma::observe(old, now_ms, latency_us), Relaxed);
+    }
+
+    pub fn observe_failure(&self, now_ms: u32) {
+        self.observe(now_ms, FAILURE_PENALTY_US);
+    }
+
+    pub fn in_flight(&self) -> u32 {
+        self.in_flight.load(Relaxed)
+    }
+
+    /// Counts a request as in flight until the guard is dropped.
+    pub fn begin(self: &Arc<Self>) -> InFlight {
+        self.in_flight.fetch_add(1, Relaxed);
+        InFlight(Arc::clone(self))
+    }
+}
+
+pub struct InFlight(Arc<EndpointLoad>);
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.in_flight.fetch_sub(1, Relaxed);
+    }
+}
+
+fn next_key() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    NEXT.fetch_add(1, Relaxed)
+}
+
+/// Milliseconds since the process began, as latency estimates count them.
+pub fn coarse_ms(now: Instant) -> u32 {
+    static START: OnceLock<Instant> = OnceLock::new();
+    let start = *START.get_or_init(Instant::now);
+    now.saturating_duration_since(start).as_millis() as u32
+}

@@ -1,0 +1,15 @@
+//! Requests: from a served connection to an answer.
+//!
+//! Read in this order: [`server`] (a connection becomes requests), [`request`] (THE request path),
+//! [`attempt`] (one try), [`respond`] (what goes back). [`upgrade`] holds what stops being HTTP.
+
+pub mod attempt;
+pub mod body;
+pub mod destination;
+pub mod exchange;
+pub mod headers;
+pub mod mirror;
+pub mod request;
+pub mod respond;
+pub mod server;
+pub mod upgrade;

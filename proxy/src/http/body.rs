@@ -1,0 +1,368 @@
+//! Bodies on their way through: request bodies that can be sent again, response bodies that know
+//! when the exchange is over.
+
+use std::cell::RefCell;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http::HeaderMap;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use tokio::sync::mpsc;
+
+use super::exchange::Exchange;
+use crate::metrics::Metrics;
+
+/// Bytes of one request kept so that it can be sent again.
+const REPLAY_LIMIT: usize = 64 * 1024;
+/// Frames that a mirrored request may lag behind before it is given up.
+pub const MIRROR_LAG: usize = 64;
+
+/// A body could not be carried to its end.
+#[derive(Debug, thiserror::Error)]
+pub enum BodyError {
+    #[error("{0}")]
+    Hyper(#[from] hyper::Error),
+    /// The mirrored copy fell behind or its original broke off.
+    #[error("the mirrored request was given up")]
+    MirrorGone,
+}
+
+/// The body of a request on its way to an upstream.
+#[derive(Default)]
+pub enum RequestBody {
+    #[default]
+    Empty,
+    Shared {
+        source: Rc<RefCell<Source>>,
+        next: usize,
+    },
+    /// A copy of another request's body.
+    Mirror(mpsc::Receiver<Piece>),
+}
+
+/// A frame that can be given out twice.
+#[derive(Clone)]
+pub enum Piece {
+    Data(Bytes),
+    Trailers(Box<HeaderMap>),
+    End,
+}
+
+/// The caller's body, with what was read of it while it may have to be sent again.
+pub struct Source {
+    incoming: Incoming,
+    kept: Vec<Piece>,
+    kept_bytes: usize,
+    /// Everything read so far is in `kept`.
+    whole: bool,
+    ended: bool,
+    read_bytes: u64,
+    mirrors: Vec<mpsc::Sender<Piece>>,
+    metrics: Arc<Metrics>,
+    budget: u64,
+}
+
+impl RequestBody {
+    /// `budget`: bytes that all requests of the process may keep.
+    pub fn new(incoming: Incoming, metrics: &Arc<Metrics>, budget: usize) -> Self {
+        if incoming.is_end_stream() {
+            return Self::Empty;
+        }
+        let source = Source {
+            incoming,
+            kept: Vec::new(),
+            kept_bytes: 0,
+            whole: true,
+            ended: false,
+            read_bytes: 0,
+            mirrors: Vec::new(),
+            metrics: Arc::clone(metrics),
+            budget: budget as u64,
+        };
+        Self::Shared { source: Rc::new(RefCell::new(source)), next: 0 }
+    }
+
+    /// The same body from its beginning, if everything read of it was kept.
+    pub fn again(&self) -> Option<Self> {
+        match self {
+            Self::Empty => Some(Self::Empty),
+            Self::Shared { source, .. } => source
+                .borrow()
+                .whole
+                .then(|| Self::Shared { source: Rc::clone(source), next: 0 }),
+            Self::Mirror(_) => None,
+        }
+    }
+
+    /// Nothing will be sent again: frees what was kept and keeps nothing more.
+    pub fn commit(&self) {
+        if let Self::Shared { source, .. } = self {
+            source.borrow_mut().forget();
+        }
+    }
+
+    /// A copy that gets each piece as the original is read.
+    pub fn mirror(&self) -> Self {
+        match self {
+            Self::Shared { source, .. } => {
+                let (sender, receiver) = mpsc::channel(MIRROR_LAG);
+                source.borrow_mut().mirrors.push(sender);
+                Self::Mirror(receiver)
+            }
+            Self::Empty | Self::Mirror(_) => Self::Empty,
+        }
+    }
+
+    pub fn read_bytes(&self) -> u64 {
+        match self {
+            Self::Shared { source, .. } => source.borrow().read_bytes,
+            Self::Empty | Self::Mirror(_) => 0,
+        }
+    }
+}
+
+impl Source {
+    fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Piece, BodyError>>> {
+        if self.ended {
+            return Poll::Ready(None);
+        }
+        let frame = match Pin::new(&mut self.incoming).poll_frame(cx) {
+            Poll::Pending => return Poll::Pending,
+            Poll::Ready(None) => None,
+            Poll::Ready(Some(Ok(frame))) => Some(frame),
+            Poll::Ready(Some(Err(error))) => {
+                self.whole = false;
+                self.mirrors.clear();
+                return Poll::Ready(Some(Err(error.into())));
+            }
+        };
+        let Some(piece) = frame.and_then(into_piece) else {
+            self.ended = true;
+            self.to_mirrors(&Piece::End);
+            return Poll::Ready(None);
+        };
+        self.keep(&piece);
+        self.to_mirrors(&piece);
+        self.ended = self.incoming.is_end_stream();
+        if self.ended {
+            self.to_mirrors(&Piece::End);
+        }
+        Poll::Ready(Some(Ok(piece)))
+    }
+
+    fn keep(&mut self, piece: &Piece) {
+        let len = match piece {
+            Piece::Data(data) => data.len(),
+            Piece::Trailers(_) | Piece::End => 0,
+        };
+        self.read_bytes += len as u64;
+        if !self.whole {
+            return;
+        }
+        let buffered = self.metrics.gauges.buffered_bytes.load(Relaxed);
+        if self.kept_bytes + len > REPLAY_LIMIT || buffered + len as u64 > self.budget {
+            self.forget();
+            return;
+        }
+        self.metrics.gauges.buffered_bytes.fetch_add(len as u64, Relaxed);
+        self.kept_bytes += len;
+        self.kept.push(piece.clone());
+    }
+
+    fn forget(&mut self) {
+        self.whole = false;
+        self.kept = Vec::new();
+        self.metrics.gauges.buffered_bytes.fetch_sub(self.kept_bytes as u64, Relaxed);
+        self.kept_bytes = 0;
+    }
+
+    fn to_mirrors(&mut self, piece: &Piece) {
+        let metrics = &self.metrics;
+        self.mirrors.retain(|mirror| {
+            let sent = mirror.try_send(piece.clone()).is_ok();
+            if !sent {
+                crate::metrics::add(&metrics.gauges.mirrors_dropped, 1);
+            }
+            sent
+        });
+    }
+}
+
+impl Drop for Source {
+    fn drop(&mut self) {
+        self.forget();
+    }
+}
+
+fn into_piece(frame: Frame<Bytes>) -> Option<Piece> {
+    match frame.into_data() {
+        Ok(data) => Some(Piece::Data(data)),
+        Err(frame) => frame.into_trailers().ok().map(|t| Piece::Trailers(Box::new(t))),
+    }
+}
+
+impl From<Piece> for Option<Frame<Bytes>> {
+    fn from(piece: Piece) -> Self {
+        match piece {
+            Piece::Data(data) => Some(Frame::data(data)),
+            Piece::Trailers(trailers) => Some(Frame::trailers(*trailers)),
+            Piece::End => None,
+        }
+    }
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match self.get_mut() {
+            Self::Empty => Poll::Ready(None),
+            Self::Shared { source, next } => {
+                let mut source = source.borrow_mut();
+                if *next < source.kept.len() {
+                    let piece = source.kept[*next].clone();
+                    *next += 1;
+                    return Poll::Ready(Option::from(piece).map(Ok));
+                }
+                let polled = source.poll_piece(cx);
+                *next = source.kept.len();
+                polled.map(|piece| match piece? {
+                    Ok(piece) => Option::from(piece).map(Ok),
+                    Err(error) => Some(Err(error)),
+                })
+            }
+            Self::Mirror(pieces) => pieces.poll_recv(cx).map(|piece| match piece {
+                Some(piece) => Option::from(piece).map(Ok),
+                None => Some(Err(BodyError::MirrorGone)),
+            }),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Empty => true,
+            Self::Shared { source, next } => {
+                let source = source.borrow();
+                *next >= source.kept.len() && (source.ended || source.incoming.is_end_stream())
+            }
+            Self::Mirror(_) => false,
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Empty => SizeHint::with_exact(0),
+            Self::Shared { source, next: 0 } if source.borrow().read_bytes == 0 => {
+                source.borrow().incoming.size_hint()
+            }
+            // The content-length header, which is passed on, says it.
+            Self::Shared { .. } | Self::Mirror(_) => SizeHint::default(),
+        }
+    }
+}
+
+/// The body of a response on its way to the caller. When it ends, breaks or is dropped, the
+/// exchange is over and is counted.
+pub struct ResponseBody {
+    content: Content,
+    /// Gone once counted.
+    exchange: Option<Exchange>,
+}
+
+enum Content {
+    Upstream(Incoming),
+    Own(Option<Bytes>),
+}
+
+impl ResponseBody {
+    pub fn upstream(body: Incoming, exchange: Exchange) -> Self {
+        Self { content: Content::Upstream(body), exchange: Some(exchange) }
+    }
+
+    /// A body that the proxy makes itself; may be empty.
+    pub fn own(body: Bytes, exchange: Exchange) -> Self {
+        let body = (!body.is_empty()).then_some(body);
+        Self { content: Content::Own(body), exchange: Some(exchange) }
+    }
+
+    fn complete(&mut self) {
+        if let Some(exchange) = self.exchange.take() {
+            exchange.complete();
+        }
+    }
+}
+
+impl Body for ResponseBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = self.get_mut();
+        let body = match &mut this.content {
+            Content::Upstream(body) => body,
+            Content::Own(body) => return Poll::Ready(body.take().map(|b| Ok(Frame::data(b)))),
+        };
+        match Pin::new(&mut *body).poll_frame(cx) {
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(Some(Ok(frame))) => {
+                if let Some(exchange) = &mut this.exchange {
+                    match frame.data_ref() {
+                        Some(data) => exchange.sent(data.len()),
+                        None => exchange.trailers(frame.trailers_ref()),
+                    }
+                }
+                if body.is_end_stream() {
+                    this.complete();
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Poll::Ready(None) => {
+                this.complete();
+                Poll::Ready(None)
+            }
+            Poll::Ready(Some(Err(error))) => {
+                if let Some(exchange) = this.exchange.take() {
+                    exchange.truncated();
+                }
+                Poll::Ready(Some(Err(error.into())))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.content {
+            Content::Upstream(body) => body.is_end_stream(),
+            Content::Own(body) => body.is_none(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.content {
+            Content::Upstream(body) => body.size_hint(),
+            Content::Own(body) => {
+                SizeHint::with_exact(body.as_ref().map_or(0, |body| body.len() as u64))
+            }
+        }
+    }
+}
+
+impl Drop for ResponseBody {
+    fn drop(&mut self) {
+        // hyper drops a body that it knows to be at its end without asking for the end.
+        if self.is_end_stream() {
+            self.complete();
+        }
+    }
+}

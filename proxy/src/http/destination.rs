@@ -1,0 +1,187 @@
+//! Where a request wants to go: its authority, looked up in what the control plane has told.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use http::header;
+use http::request::Parts;
+use outrigger_core::config::{Protocol, Unmatched};
+use outrigger_core::name::{Authority, Host};
+use outrigger_core::reason::Reason;
+
+use super::headers::HOP;
+use super::respond::Refusal;
+use super::server::Connection;
+use crate::metrics::Label;
+use crate::peer::{Fixed, Peer};
+use crate::store::{Dialed, Live, Resolution};
+use crate::worker::Worker;
+
+/// Where a request or a connection goes.
+pub enum Target {
+    /// A service of the mesh, and how it was dialled.
+    Service { live: Arc<Live>, dialed: Arc<Dialed> },
+    /// This proxy's own app.
+    App { address: SocketAddr, protocol: Protocol, service: Label },
+    /// Outside the mesh, passed through.
+    Outside(Authority),
+}
+
+impl Target {
+    /// What is spoken there, if it is declared.
+    pub fn declared(&self) -> Protocol {
+        match self {
+            Self::Service { live, .. } => live.compiled.protocol,
+            Self::App { protocol, .. } => *protocol,
+            Self::Outside(_) => Protocol::Detect,
+        }
+    }
+
+    pub fn label(&self) -> Label {
+        match self {
+            Self::Service { live, .. } => live.label,
+            Self::App { service, .. } => *service,
+            Self::Outside(_) => Label::UNKNOWN,
+        }
+    }
+}
+
+/// The destination of an outbound request.
+pub async fn outbound(connection: &Connection, head: &Parts) -> Result<Target, Refusal> {
+    let worker = &connection.worker;
+    let dialed = match &connection.fixed {
+        Fixed::Destination(dialed) => Arc::clone(dialed),
+        Fixed::Nothing | Fixed::App(_) => {
+            let text = authority_of(head)
+                .ok_or_else(|| Refusal::new(Reason::BadRequest, "the request names no host"))?;
+            worker.dial(text).map_err(|e| Refusal::new(Reason::BadRequest, e.to_string()))?
+        }
+    };
+    resolve(worker, dialed).await
+}
+
+/// The host that a request names: its target's authority, else its Host header.
+pub fn authority_of(head: &Parts) -> Option<&str> {
+    match head.uri.authority() {
+        Some(authority) => Some(authority.as_str()),
+        None => head.headers.get(header::HOST)?.to_str().ok(),
+    }
+}
+
+/// What a dialled authority stands for; waits for a first configuration.
+pub async fn resolve(worker: &Worker, dialed: Arc<Dialed>) -> Result<Target, Refusal> {
+    dialed.touch(worker.tick());
+    let resolution = match dialed.decided() {
+        Some(resolution) => resolution,
+        None => worker.proxy.store.wait(&dialed, worker.proxy.settings.config_timeout).await,
+    };
+    match resolution {
+        Resolution::Found(live) => Ok(Target::Service { live, dialed }),
+        Resolution::Unknown => unmatched(worker, &dialed.authority),
+        Resolution::Pending => Err(Refusal::new(
+            Reason::ConfigUnavailable,
+            format!("no configuration for {} yet", dialed.authority),
+        )),
+        Resolution::Unsupported(why) => {
+            Err(Refusal::new(Reason::ConfigUnsupported, why.to_string()))
+        }
+    }
+}
+
+fn unmatched(worker: &Worker, authority: &Authority) -> Result<Target, Refusal> {
+    let mesh = worker.proxy.mesh.load();
+    if let Host::Name(name) = &authority.host
+        && is_inside(name, &mesh.cluster_domain, &mesh.namespaces)
+    {
+        return Err(Refusal::new(
+            Reason::NoSuchService,
+            format!("the mesh has no service {authority}"),
+        ));
+    }
+    if mesh.unmatched == Unmatched::Refuse {
+        return Err(Refusal::new(
+            Reason::DestinationRefused,
+            format!("{authority} is not a service of the mesh"),
+        ));
+    }
+    if let Host::Ip(ip) = authority.host
+        && worker.proxy.settings.is_own_listener(SocketAddr::new(ip, authority.port))
+    {
+        return Err(Refusal::new(Reason::Loop, format!("{authority} is this proxy itself")));
+    }
+    crate::metrics::add(&worker.proxy.metrics.gauges.unmatched, 1);
+    Ok(Target::Outside(authority.clone()))
+}
+
+/// A name that only the mesh could know: `a.namespace`, `a.namespace.svc`, `*.<cluster domain>`.
+fn is_inside(name: &str, domain: &str, namespaces: &[String]) -> bool {
+    if name.strip_suffix(domain).is_some_and(|rest| rest.ends_with('.')) {
+        return true;
+    }
+    let name = name.strip_suffix(".svc").unwrap_or(name);
+    let namespace = name.rsplit('.').next().unwrap_or(name);
+    name.contains('.') && namespaces.iter().any(|known| known == namespace)
+}
+
+/// The destination of an inbound request: the app, on a port that it has registered.
+pub fn inbound(connection: &Connection, head: &mut Parts) -> Result<Target, Refusal> {
+    let inbound = connection.worker.proxy.inbound.load();
+    if let Fixed::App(address) = connection.fixed {
+        let port = inbound.port(address.port())?;
+        let protocol = port.protocol_or(connection.protocol);
+        return Ok(Target::App { address, protocol, service: port.service });
+    }
+    let hop = head.headers.remove(HOP).ok_or_else(|| {
+        Refusal::new(Reason::NotForUs, "this is the inbound port of a proxy, for other proxies")
+    })?;
+    connection.peer.set(Peer::Mesh);
+    let (port, protocol) = parse_hop(hop.to_str().unwrap_or_default())
+        .ok_or_else(|| Refusal::new(Reason::BadRequest, "malformed x-outrigger-hop header"))?;
+    let port = inbound.port(port)?;
+    let address = SocketAddr::new(inbound.app, port.port);
+    Ok(Target::App { address, protocol: port.protocol_or(protocol), service: port.service })
+}
+
+/// `1;port=8080;proto=h1`. A later version may add parameters, never change these.
+fn parse_hop(text: &str) -> Option<(u16, Protocol)> {
+    let mut parts = text.split(';');
+    (parts.next()? == "1").then_some(())?;
+    let (mut port, mut protocol) = (None, None);
+    for part in parts {
+        match part.trim().split_once('=')? {
+            ("port", value) => port = value.parse().ok(),
+            ("proto", "h1") => protocol = Some(Protocol::Http1),
+            ("proto", "h2") => protocol = Some(Protocol::Http2),
+            ("proto", "grpc") => protocol = Some(Protocol::Grpc),
+            ("proto", _) => return None,
+            _ => {}
+        }
+    }
+    Some((port?, protocol?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hop_headers_parse_or_are_refused() {
+        assert_eq!(parse_hop("1;port=80;proto=h1"), Some((80, Protocol::Http1)));
+        assert_eq!(parse_hop("1;port=80;proto=grpc;new=1"), Some((80, Protocol::Grpc)));
+        for bad in ["", "2;port=80;proto=h1", "1;port=80", "1;port=x;proto=h1", "1;port=1;proto=q"] {
+            assert_eq!(parse_hop(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn names_of_the_mesh_are_told_from_outside_names() {
+        let namespaces = ["bank".to_owned()];
+        let inside = |name| is_inside(name, "cluster.local", &namespaces);
+        assert!(inside("orders.bank"));
+        assert!(inside("orders.bank.svc"));
+        assert!(inside("x.y.svc.cluster.local"));
+        assert!(!inside("example.com"));
+        assert!(!inside("bank"));
+        assert!(!inside("notcluster.local"));
+    }
+}

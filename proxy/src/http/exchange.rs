@@ -1,0 +1,207 @@
+//! One request and its response, as they are counted and logged.
+//!
+//! An [`Exchange`] is made when a request's head arrives and ends exactly once: complete, truncated,
+//! or dropped, which means that the caller went away.
+
+use std::rc::Rc;
+use std::time::Instant;
+
+use http::uri::PathAndQuery;
+use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, header};
+use hyper::body::Incoming;
+use outrigger_core::config::Protocol;
+use outrigger_core::outcome::{Outcome, classify_grpc, classify_http};
+use outrigger_core::reason::{Reason, Side};
+
+use super::server::Connection;
+use crate::access_log;
+use crate::endpoint::{InFlight, coarse_ms};
+use crate::metrics::{CountKey, Label, SeriesKey, Status, add};
+use crate::pool;
+
+pub struct Exchange {
+    pub connection: Rc<Connection>,
+    pub began: Instant,
+    pub service: Label,
+    pub route: Label,
+    pub peer: Label,
+    pub protocol: Protocol,
+    pub method: Method,
+    pub path: Option<PathAndQuery>,
+    pub request_id: Option<HeaderValue>,
+    pub trace_id: [u8; 16],
+    pub attempts: u8,
+    /// Why it failed, was refused or sent again.
+    pub reason: Option<Reason>,
+    pub detail: Option<Box<str>>,
+    pub status: StatusCode,
+    grpc_status: Option<i32>,
+    bytes: u64,
+    over: bool,
+    /// The upstream connection, to be used again when the response has been read whole.
+    pub lease: Option<Lease>,
+    pub in_flight: Option<InFlight>,
+    pub endpoint: Option<std::net::SocketAddr>,
+}
+
+/// The upstream connection or stream of an exchange.
+pub enum Lease {
+    H1(pool::h1::Lease),
+    H2(pool::h2::Lease),
+}
+
+impl Lease {
+    /// The response has been read whole.
+    pub fn release(self, now: Instant) {
+        match self {
+            Self::H1(lease) => lease.release(now),
+            Self::H2(lease) => drop(lease),
+        }
+    }
+}
+
+impl Exchange {
+    pub fn begin(connection: Rc<Connection>, request: &Request<Incoming>) -> Self {
+        connection.request_began();
+        let grpc = is_grpc(request.headers());
+        let protocol = if grpc { Protocol::Grpc } else { connection.protocol };
+        Self {
+            began: Instant::now(),
+            service: Label::UNKNOWN,
+            route: Label::NONE,
+            peer: Label::UNKNOWN,
+            protocol,
+            method: request.method().clone(),
+            path: request.uri().path_and_query().cloned(),
+            request_id: None,
+            trace_id: [0; 16],
+            attempts: 0,
+            reason: None,
+            detail: None,
+            status: StatusCode::OK,
+            grpc_status: None,
+            bytes: 0,
+            over: false,
+            lease: None,
+            in_flight: None,
+            endpoint: None,
+            connection,
+        }
+    }
+
+    pub fn is_grpc(&self) -> bool {
+        self.protocol == Protocol::Grpc
+    }
+
+    /// Notes the head of the response.
+    pub fn head(&mut self, status: StatusCode, headers: &HeaderMap) {
+        self.status = status;
+        if self.is_grpc() {
+            self.grpc_status = grpc_status(headers);
+        }
+    }
+
+    pub fn sent(&mut self, bytes: usize) {
+        self.bytes += bytes as u64;
+    }
+
+    pub fn trailers(&mut self, trailers: Option<&HeaderMap>) {
+        if self.is_grpc()
+            && let Some(code) = trailers.and_then(grpc_status)
+        {
+            self.grpc_status = Some(code);
+        }
+    }
+
+    /// The response was passed on to its end.
+    pub fn complete(mut self) {
+        let now = Instant::now();
+        if let Some(lease) = self.lease.take() {
+            lease.release(now);
+        }
+        let outcome = match self.reason {
+            Some(reason) if reason.status() != StatusCode::OK => match reason.side() {
+                Side::Upstream => Outcome::Failure,
+                Side::Downstream | Side::Us => Outcome::Refused,
+            },
+            _ => match self.grpc_status {
+                Some(code) => classify_grpc(code),
+                None => classify_http(self.status),
+            },
+        };
+        self.record(outcome, now);
+    }
+
+    /// The upstream went away in the middle of the response.
+    pub fn truncated(mut self) {
+        self.reason = Some(Reason::ResponseTruncated);
+        self.record(Outcome::Failure, Instant::now());
+    }
+
+    fn record(&mut self, outcome: Outcome, now: Instant) {
+        self.over = true;
+        self.connection.request_ended();
+        let worker = &self.connection.worker;
+        let latency = now.saturating_duration_since(self.began);
+        let status = match self.grpc_status {
+            Some(code) => Status::Grpc(code),
+            None => Status::Http((self.status.as_u16() / 100) as u8),
+        };
+        let key = SeriesKey {
+            direction: self.connection.direction,
+            service: self.service,
+            route: self.route,
+            peer: self.peer,
+        };
+        let count = CountKey { protocol: self.protocol, outcome, status, reason: self.reason };
+        worker.metrics.record(key, count, latency);
+        if self.bytes > 0 {
+            add(&worker.proxy.metrics.gauges.bytes_sent, self.bytes);
+        }
+        if worker.proxy.access_log.wants(outcome, || worker.random()) {
+            worker.proxy.access_log.write(access_log::Entry {
+                direction: self.connection.direction,
+                service: worker.proxy.metrics.text(self.service),
+                route: worker.proxy.metrics.text(self.route),
+                peer: worker.proxy.metrics.text(self.peer),
+                protocol: self.protocol,
+                outcome,
+                status,
+                reason: self.reason,
+                detail: self.detail.take(),
+                method: Some(self.method.clone()),
+                path: self.path.take(),
+                request_id: self.request_id.take(),
+                trace_id: Some(self.trace_id),
+                endpoint: self.endpoint,
+                attempts: self.attempts,
+                duration: latency,
+                bytes: self.bytes,
+            });
+        }
+    }
+
+    /// Milliseconds as latency estimates count them.
+    pub fn began_ms(&self) -> u32 {
+        coarse_ms(self.began)
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        if !self.over {
+            self.reason = Some(Reason::DownstreamReset);
+            self.record(Outcome::Canceled, Instant::now());
+        }
+    }
+}
+
+pub fn is_grpc(headers: &HeaderMap) -> bool {
+    headers
+        .get(header::CONTENT_TYPE)
+        .is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
+}
+
+fn grpc_status(headers: &HeaderMap) -> Option<i32> {
+    headers.get("grpc-status")?.to_str().ok()?.parse().ok()
+}

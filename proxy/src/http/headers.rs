@@ -1,0 +1,322 @@
+//! Headers that belong to a hop, and those that follow a request: RFC 9110 section 7.6.1, W3C trace
+//! context, request id.
+
+use http::header::{self, HeaderName, HeaderValue};
+use http::request::Parts;
+use http::{HeaderMap, Method, Version};
+use outrigger_core::reason::Reason;
+
+use super::respond::Refusal;
+use crate::peer::Peer;
+
+pub const HOP: HeaderName = HeaderName::from_static("x-outrigger-hop");
+/// On a response between proxies: why nobody processed the request.
+pub const UNPROCESSED: HeaderName = HeaderName::from_static("x-outrigger-unprocessed");
+pub const PRIORITY: HeaderName = HeaderName::from_static("x-outrigger-priority");
+pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+pub const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+const INTERNAL: &str = "x-outrigger-";
+
+/// What one look over a request's headers found.
+#[derive(Clone, Copy, Default)]
+struct Seen {
+    connection: bool,
+    hop_by_hop: bool,
+    te: bool,
+    internal: bool,
+}
+
+fn look(headers: &HeaderMap) -> Seen {
+    let mut seen = Seen::default();
+    for name in headers.keys() {
+        let text = name.as_str();
+        match text.as_bytes() {
+            b"connection" => seen.connection = true,
+            b"keep-alive" | b"proxy-connection" | b"transfer-encoding" | b"upgrade" => {
+                seen.hop_by_hop = true;
+            }
+            b"te" => seen.te = true,
+            [b'x', b'-', b'o', ..] if text.starts_with(INTERNAL) => seen.internal = true,
+            _ => {}
+        }
+    }
+    seen
+}
+
+/// The token of an `Upgrade` that the request asks for (RFC 9110 section 7.8), or of an extended
+/// CONNECT (RFC 8441).
+pub fn upgrade_of(head: &Parts) -> Option<HeaderValue> {
+    if head.version == Version::HTTP_2 {
+        let protocol = head.extensions.get::<hyper::ext::Protocol>()?;
+        return HeaderValue::from_str(protocol.as_str()).ok();
+    }
+    let token = head.headers.get(header::UPGRADE)?;
+    // h2c by upgrade is gone (RFC 9113 section 3.1): such a request is served as it is.
+    let asked = list_has(&head.headers, &header::CONNECTION, "upgrade");
+    (asked && !token.as_bytes().eq_ignore_ascii_case(b"h2c")).then(|| token.clone())
+}
+
+fn list_has(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
+    headers
+        .get_all(name)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .any(|item| item.trim().eq_ignore_ascii_case(token))
+}
+
+/// Removes what belongs to the connection it came on and what this peer may not say.
+pub fn clean_request(headers: &mut HeaderMap, peer: Peer) {
+    let seen = look(headers);
+    clean(headers, seen, true);
+    if seen.internal && peer != Peer::Mesh {
+        strip_internal(headers, peer == Peer::App);
+    }
+}
+
+/// The same for a response. What one proxy tells another has been read by now.
+pub fn clean_response(headers: &mut HeaderMap) {
+    let seen = look(headers);
+    clean(headers, seen, false);
+    if seen.internal {
+        strip_internal(headers, false);
+    }
+}
+
+fn clean(headers: &mut HeaderMap, seen: Seen, request: bool) {
+    if seen.connection {
+        remove_named_by_connection(headers);
+    }
+    if seen.hop_by_hop {
+        headers.remove(KEEP_ALIVE);
+        headers.remove(PROXY_CONNECTION);
+        headers.remove(header::TRANSFER_ENCODING);
+        headers.remove(header::UPGRADE);
+    }
+    if seen.te {
+        // The one value that means something end to end, and that gRPC requires.
+        let trailers = request && list_has(headers, &header::TE, "trailers");
+        headers.remove(header::TE);
+        if trailers {
+            headers.insert(header::TE, HeaderValue::from_static("trailers"));
+        }
+    }
+}
+
+fn remove_named_by_connection(headers: &mut HeaderMap) {
+    let mut named = Vec::new();
+    for value in headers.get_all(header::CONNECTION) {
+        for item in value.as_bytes().split(|b| *b == b',') {
+            if let Ok(name) = HeaderName::from_bytes(item.trim_ascii())
+                && name != header::TE
+                && !is_needed(&name)
+            {
+                named.push(name);
+            }
+        }
+    }
+    headers.remove(header::CONNECTION);
+    for name in named {
+        headers.remove(name);
+    }
+}
+
+/// A caller must not make a proxy drop these by naming them in `Connection`.
+fn is_needed(name: &HeaderName) -> bool {
+    matches!(name.as_str(), "host" | "content-length" | "content-type" | "authorization" | "cookie")
+        || name == TRACEPARENT
+        || name == REQUEST_ID
+        || name.as_str().starts_with(INTERNAL)
+}
+
+fn strip_internal(headers: &mut HeaderMap, keep_priority: bool) {
+    let names: Vec<HeaderName> = headers
+        .keys()
+        .filter(|name| name.as_str().starts_with(INTERNAL) && !(keep_priority && **name == PRIORITY))
+        .cloned()
+        .collect();
+    for name in names {
+        headers.remove(name);
+    }
+}
+
+/// Refuses heads that parse but that no proxy should pass on.
+pub fn check(head: &Parts) -> Result<(), Refusal> {
+    if head.version < Version::HTTP_2 && head.method != Method::CONNECT {
+        let mut hosts = head.headers.get_all(header::HOST).iter();
+        let first = hosts.next();
+        if hosts.next().is_some() {
+            return Err(Refusal::new(Reason::BadRequest, "more than one Host header"));
+        }
+        if first.is_none() && head.version == Version::HTTP_11 {
+            return Err(Refusal::new(Reason::BadRequest, "no Host header"));
+        }
+    }
+    Ok(())
+}
+
+/// Keeps the request's id or gives it one, and returns it.
+pub fn request_id(headers: &mut HeaderMap, random: impl FnOnce() -> [u64; 2]) -> HeaderValue {
+    if let Some(id) = headers.get(REQUEST_ID)
+        && !id.is_empty()
+    {
+        return id.clone();
+    }
+    let [a, b] = random();
+    let mut text = [0; 32];
+    hex(&mut text[..16], a);
+    hex(&mut text[16..], b);
+    let id = ascii(&text);
+    headers.insert(REQUEST_ID, id.clone());
+    id
+}
+
+/// Continues the request's W3C trace context with a fresh parent id, or begins one. Returns the
+/// trace id.
+pub fn trace(headers: &mut HeaderMap, random: impl Fn() -> u64) -> [u8; 16] {
+    let received = headers.get(TRACEPARENT).and_then(|value| parse_traceparent(value.as_bytes()));
+    let (trace_id, flags) = received.unwrap_or_else(|| {
+        let mut id = [0; 16];
+        // All zero is not valid; one bit settles it.
+        id[..8].copy_from_slice(&(random() | 1).to_be_bytes());
+        id[8..].copy_from_slice(&random().to_be_bytes());
+        (id, 0)
+    });
+    let mut text = *b"00-................................-................-..";
+    let [high, low] = halves(&trace_id);
+    hex(&mut text[3..19], high);
+    hex(&mut text[19..35], low);
+    hex(&mut text[36..52], random() | 1);
+    hex(&mut text[53..55], u64::from(flags));
+    headers.insert(TRACEPARENT, ascii(&text));
+    trace_id
+}
+
+/// `version-traceid-parentid-flags`; the trace id and the flags.
+fn parse_traceparent(value: &[u8]) -> Option<([u8; 16], u8)> {
+    let well_formed = value.len() >= 55
+        && value[2] == b'-'
+        && value[35] == b'-'
+        && value[52] == b'-'
+        && &value[..2] != b"ff"
+        && (value.len() == 55 || (&value[..2] != b"00" && value[55] == b'-'));
+    if !well_formed {
+        return None;
+    }
+    let number = |bytes: &[u8]| -> Option<u64> {
+        let lower = bytes.iter().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+        let text = std::str::from_utf8(bytes).ok().filter(|_| lower)?;
+        u64::from_str_radix(text, 16).ok()
+    };
+    let (high, low) = (number(&value[3..19])?, number(&value[19..35])?);
+    let parent = number(&value[36..52])?;
+    let flags = number(&value[53..55])?;
+    if (high == 0 && low == 0) || parent == 0 {
+        return None;
+    }
+    let mut id = [0; 16];
+    id[..8].copy_from_slice(&high.to_be_bytes());
+    id[8..].copy_from_slice(&low.to_be_bytes());
+    Some((id, flags as u8))
+}
+
+/// A 16-byte id as two numbers.
+pub fn halves(id: &[u8; 16]) -> [u64; 2] {
+    let [mut high, mut low] = [[0; 8]; 2];
+    high.copy_from_slice(&id[..8]);
+    low.copy_from_slice(&id[8..]);
+    [u64::from_be_bytes(high), u64::from_be_bytes(low)]
+}
+
+/// Writes the lowest digits of `number` that fit into `out`.
+fn hex(out: &mut [u8], number: u64) {
+    let digits = out.len();
+    for (i, byte) in out.iter_mut().enumerate() {
+        let nibble = (number >> (4 * (digits - 1 - i))) & 0xf;
+        *byte = b"0123456789abcdef"[nibble as usize];
+    }
+}
+
+fn ascii(text: &[u8]) -> HeaderValue {
+    HeaderValue::from_bytes(text).unwrap_or_else(|_| HeaderValue::from_static(""))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in pairs {
+            headers.append(*name, HeaderValue::from_static(value));
+        }
+        headers
+    }
+
+    #[test]
+    fn headers_of_the_connection_stay_on_it() {
+        let mut headers = map(&[
+            ("connection", "keep-alive, X-Private, host"),
+            ("keep-alive", "timeout=5"),
+            ("x-private", "1"),
+            ("host", "a"),
+            ("te", "trailers, deflate"),
+            ("transfer-encoding", "chunked"),
+            ("x-kept", "1"),
+        ]);
+        clean_request(&mut headers, Peer::App);
+        let want = map(&[("host", "a"), ("te", "trailers"), ("x-kept", "1")]);
+        assert_eq!(headers, want);
+    }
+
+    #[test]
+    fn only_mesh_peers_may_speak_of_the_mesh() {
+        let all = [("x-outrigger-hop", "1"), ("x-outrigger-priority", "critical"), ("a", "b")];
+        let left = |peer| {
+            let mut headers = map(&all);
+            clean_request(&mut headers, peer);
+            headers.len()
+        };
+        assert_eq!(left(Peer::Mesh), 3);
+        assert_eq!(left(Peer::App), 2);
+        assert_eq!(left(Peer::Outside), 1);
+    }
+
+    #[test]
+    fn trace_context_is_continued_when_valid_and_begun_otherwise() {
+        let given = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+        let mut headers = map(&[("traceparent", given)]);
+        trace(&mut headers, || 7);
+        let sent = headers[TRACEPARENT].to_str().unwrap().to_owned();
+        assert_eq!(sent, "00-0af7651916cd43dd8448eb211c80319c-0000000000000007-01");
+        for bad in [
+            "",
+            "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331",
+            "ff-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+            "00-00000000000000000000000000000000-b7ad6b7169203331-01",
+            "00-0AF7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+            "00-0af7651916cd43dd8448eb211c80319c-0000000000000000-01",
+            "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01-x",
+        ] {
+            assert_eq!(parse_traceparent(bad.as_bytes()), None, "{bad}");
+            let mut headers = HeaderMap::new();
+            headers.insert(TRACEPARENT, HeaderValue::from_str(bad).unwrap());
+            trace(&mut headers, || 8);
+            let sent = headers[TRACEPARENT].to_str().unwrap();
+            assert!(parse_traceparent(sent.as_bytes()).is_some(), "{sent}");
+        }
+    }
+
+    #[test]
+    fn request_ids_are_kept_or_made() {
+        let mut headers = map(&[("x-request-id", "abc")]);
+        assert_eq!(request_id(&mut headers, || [1, 2]), "abc");
+        let mut headers = HeaderMap::new();
+        let id = request_id(&mut headers, || [1, 2]);
+        assert_eq!(id, "00000000000000010000000000000002");
+        assert_eq!(headers[REQUEST_ID], id);
+    }
+}

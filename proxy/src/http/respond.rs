@@ -1,0 +1,185 @@
+//! What goes back to the caller: the upstream's answer, or one of our own that explains itself.
+
+use std::borrow::Cow;
+use std::fmt::Write;
+
+use bytes::Bytes;
+use http::header::{self, HeaderValue};
+use http::{Response, StatusCode, Version};
+use hyper::body::Incoming;
+use outrigger_core::outcome::grpc_code_for;
+use outrigger_core::reason::Reason;
+
+use super::body::ResponseBody;
+use super::exchange::Exchange;
+use super::headers::{PROXY_STATUS, REQUEST_ID, UNPROCESSED};
+use crate::metrics::Direction;
+use crate::peer::Peer;
+use crate::pool::connect::ConnectError;
+
+/// Why a request is not served. It knows its side and status through its reason.
+#[derive(Debug)]
+pub struct Refusal {
+    pub reason: Reason,
+    pub detail: Cow<'static, str>,
+}
+
+impl Refusal {
+    pub fn new(reason: Reason, detail: impl Into<Cow<'static, str>>) -> Self {
+        Self { reason, detail: detail.into() }
+    }
+}
+
+impl From<ConnectError> for Refusal {
+    fn from(error: ConnectError) -> Self {
+        Self::new(error.reason, error.detail.to_string())
+    }
+}
+
+/// Passes the upstream's answer on.
+pub fn upstream(
+    mut response: Response<Incoming>,
+    mut exchange: Exchange,
+    version: Version,
+) -> Response<ResponseBody> {
+    exchange.head(response.status(), response.headers());
+    // hyper writes the version of the connection; a 1.0 answer must not close a 1.1 caller.
+    *response.version_mut() = version;
+    response.map(|body| ResponseBody::upstream(body, exchange))
+}
+
+/// An answer without a body that the routes ask for, such as a redirect.
+pub fn redirect(
+    status: StatusCode,
+    location: HeaderValue,
+    exchange: Exchange,
+) -> Response<ResponseBody> {
+    let mut exchange = exchange;
+    exchange.status = status;
+    let mut response = Response::new(ResponseBody::own(Bytes::new(), exchange));
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::LOCATION, location);
+    response
+}
+
+/// The last word of HTTP before a connection or stream carries something else.
+pub fn switched(head: Response<()>, mut exchange: Exchange) -> Response<ResponseBody> {
+    exchange.status = head.status();
+    head.map(|()| ResponseBody::own(Bytes::new(), exchange))
+}
+
+/// Our own answer to what can't be served: `Proxy-Status` (RFC 9209) and a body for people.
+pub fn refuse(refusal: Refusal, mut exchange: Exchange) -> Response<ResponseBody> {
+    let Refusal { reason, detail } = refusal;
+    exchange.reason = Some(reason);
+    let proxy_status = proxy_status(reason, &detail);
+    let to_mesh = exchange.connection.direction == Direction::Inbound
+        && exchange.connection.peer.get() == Peer::Mesh;
+    let request_id = exchange.request_id.clone();
+    let grpc = exchange.is_grpc();
+    let status = if grpc { StatusCode::OK } else { reason.status() };
+    exchange.status = reason.status();
+
+    let mut builder = Response::builder().status(status);
+    if grpc {
+        // A "trailers-only" answer (gRPC over HTTP/2): the status is in the head.
+        builder = builder
+            .header(header::CONTENT_TYPE, "application/grpc")
+            .header("grpc-status", grpc_code_for(reason))
+            .header("grpc-message", grpc_message(reason, &detail));
+    } else {
+        builder = builder.header(header::CONTENT_TYPE, "text/plain; charset=utf-8");
+    }
+    if to_mesh && is_unprocessed(reason) {
+        builder = builder.header(UNPROCESSED, reason.as_str());
+    }
+    let body = if grpc {
+        Bytes::new()
+    } else {
+        format!("outrigger: {reason}: {detail}\n{}\n", reason.hint()).into()
+    };
+    exchange.detail = Some(detail.into());
+    let mut response = Response::new(ResponseBody::own(body, exchange));
+    // Every part is ours and valid, so the builder cannot fail; an error would lose only headers.
+    if let Ok(head) = builder.body(()) {
+        *response.status_mut() = head.status();
+        *response.headers_mut() = head.into_parts().0.headers;
+    }
+    if let Some(value) = proxy_status {
+        response.headers_mut().insert(PROXY_STATUS, value);
+    }
+    if let Some(id) = request_id {
+        response.headers_mut().insert(REQUEST_ID, id);
+    }
+    if reason == Reason::Draining {
+        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+    }
+    response
+}
+
+/// Reasons for which nothing of the request reached the app, so that the caller's proxy may try
+/// another endpoint whatever the method.
+fn is_unprocessed(reason: Reason) -> bool {
+    matches!(
+        reason,
+        Reason::ConnectFailed
+            | Reason::ConnectTimeout
+            | Reason::UpstreamReset
+            | Reason::PortNotServed
+            | Reason::ConnectionLimit
+            | Reason::Draining
+    )
+}
+
+/// `outrigger; error=connection_refused; details="connect_failed: ..."`
+fn proxy_status(reason: Reason, detail: &str) -> Option<HeaderValue> {
+    let mut text = format!("outrigger; error={}; details=\"{reason}", reason.proxy_error());
+    if !detail.is_empty() {
+        text.push_str(": ");
+    }
+    for c in detail.chars() {
+        match c {
+            '"' | '\\' => {
+                text.push('\\');
+                text.push(c);
+            }
+            ' '..='~' => text.push(c),
+            // A structured field string holds printable ASCII only (RFC 8941 section 3.3.3).
+            _ => text.push('?'),
+        }
+    }
+    text.push('"');
+    HeaderValue::from_str(&text).ok()
+}
+
+/// Percent-encoded as gRPC wants its message.
+fn grpc_message(reason: Reason, detail: &str) -> String {
+    let mut out = String::new();
+    for byte in format!("{reason}: {detail}; {}", reason.hint()).bytes() {
+        if (0x20..=0x7e).contains(&byte) && byte != b'%' {
+            out.push(char::from(byte));
+        } else {
+            let _ = write!(out, "%{byte:02X}");
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn proxy_status_is_a_valid_structured_field_whatever_the_detail_holds() {
+        let value = proxy_status(Reason::NoSuchService, "no \"x\\y\"\r\nü").unwrap();
+        assert_eq!(
+            value,
+            r#"outrigger; error=destination_not_found; details="no_such_service: no \"x\\y\"???""#
+        );
+    }
+
+    #[test]
+    fn grpc_messages_are_percent_encoded() {
+        assert!(grpc_message(Reason::NoRoute, "100%\n").starts_with("no_route: 100%25%0A; "));
+    }
+}

@@ -1,0 +1,174 @@
+//! From an accepted connection to requests: hyper's server with our limits, drain and watch.
+
+use std::cell::Cell;
+use std::convert::Infallible;
+use std::future::poll_fn;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Poll;
+
+use http::Request;
+use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use outrigger_core::config::Protocol;
+use outrigger_core::reason::Reason;
+
+use super::request;
+use crate::io::Io;
+use crate::metrics::Direction;
+use crate::peer::{Fixed, Origin, Peer};
+use crate::pool::LocalExec;
+use crate::settings::Settings;
+use crate::watch::{ConnectionWatch, Registered};
+use crate::worker::Worker;
+
+/// What one stalled stream may hold; the same on both sides of a hop.
+const STREAM_WINDOW: u32 = 256 * 1024;
+/// Streams of one hop connection, whatever --max-streams says of others.
+const HOP_STREAMS: u32 = 256;
+/// Small, since every idle connection keeps it.
+const H1_BUFFER: usize = 8 * 1024;
+
+/// An HTTP connection that somebody opened to this proxy.
+pub struct Connection {
+    pub worker: Rc<Worker>,
+    pub direction: Direction,
+    /// Fixed at accept, except that an inbound HTTP/2 connection becomes a mesh peer with its first
+    /// request's hop header, until identities decide it.
+    pub peer: Cell<Peer>,
+    pub remote: SocketAddr,
+    pub fixed: Fixed,
+    /// `Http1` or `Http2`.
+    pub protocol: Protocol,
+    watch: Arc<ConnectionWatch>,
+}
+
+/// The builders of hyper's servers, made once per worker.
+pub struct Builders {
+    h1: http1::Builder,
+    h2: http2::Builder<LocalExec>,
+    h2_hop: http2::Builder<LocalExec>,
+}
+
+impl Builders {
+    pub fn new(settings: &Settings) -> Self {
+        let mut h1 = http1::Builder::new();
+        h1.half_close(true)
+            .max_headers(settings.max_headers)
+            .max_header_size(settings.max_header_bytes as usize)
+            .max_buf_size((settings.max_header_bytes as usize).max(H1_BUFFER) + H1_BUFFER)
+            .pipeline_flush(true);
+        Self {
+            h1,
+            h2: h2_builder(settings, settings.max_streams),
+            h2_hop: h2_builder(settings, HOP_STREAMS),
+        }
+    }
+}
+
+fn h2_builder(settings: &Settings, streams: u32) -> http2::Builder<LocalExec> {
+    let mut h2 = http2::Builder::new(LocalExec);
+    h2.timer(TokioTimer::new())
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(streams.saturating_mul(STREAM_WINDOW).min(1 << 30))
+        .max_concurrent_streams(streams)
+        .max_header_list_size(settings.max_header_bytes)
+        .max_send_buf_size(STREAM_WINDOW as usize)
+        .enable_connect_protocol();
+    h2
+}
+
+impl Connection {
+    /// Serves the connection to its end. `protocol` is `Http1` or `Http2`.
+    pub async fn serve(worker: Rc<Worker>, io: Io, protocol: Protocol, origin: Origin) {
+        let Origin { direction, peer, remote, fixed } = origin;
+        let watch = ConnectionWatch::new(protocol == Protocol::Http2);
+        let io = TokioIo::new(io.watched(Arc::clone(&watch)));
+        let registered = worker.connections.enter(Arc::clone(&watch));
+        let connection = Rc::new(Self {
+            worker: Rc::clone(&worker),
+            direction,
+            peer: Cell::new(peer),
+            remote,
+            fixed,
+            protocol,
+            watch: Arc::clone(&watch),
+        });
+        let service = service_fn(|request: Request<Incoming>| {
+            let answer = request::handle(Rc::clone(&connection), request);
+            async move { Ok::<_, Infallible>(answer.await) }
+        });
+        let ended = if protocol == Protocol::Http2 {
+            let builder = match direction {
+                Direction::Inbound => &worker.http.h2_hop,
+                Direction::Outbound => &worker.http.h2,
+            };
+            let mut serving = pin!(builder.serve_connection(io, service));
+            drive(&registered, &watch, |cx, shutdown| {
+                if shutdown {
+                    serving.as_mut().graceful_shutdown();
+                }
+                serving.as_mut().poll(cx)
+            })
+            .await
+        } else {
+            let mut serving = pin!(worker.http.h1.serve_connection(io, service).with_upgrades());
+            drive(&registered, &watch, |cx, shutdown| {
+                if shutdown {
+                    serving.as_mut().graceful_shutdown();
+                }
+                serving.as_mut().poll(cx)
+            })
+            .await
+        };
+        if let Err(reason) = ended {
+            worker.refused(direction, protocol, reason, remote);
+        }
+    }
+
+    pub fn request_began(&self) {
+        self.watch.request_began();
+    }
+
+    pub fn request_ended(&self) {
+        self.watch.request_ended();
+    }
+}
+
+/// Polls a connection until it ends, telling it once when the proxy drains. The error is a reason
+/// to count; an ordinary disconnect is none.
+async fn drive(
+    registered: &Registered,
+    watch: &ConnectionWatch,
+    mut poll: impl FnMut(&mut std::task::Context<'_>, bool) -> Poll<hyper::Result<()>>,
+) -> Result<(), Reason> {
+    let mut told = false;
+    poll_fn(|cx| {
+        registered.set_waker(cx.waker());
+        if watch.expired() {
+            return Poll::Ready(Err(Reason::HeaderTimeout));
+        }
+        let shutdown = !told && registered.draining();
+        told |= shutdown;
+        poll(cx, shutdown).map(|ended| ended.or_else(|error| reason_of(&error).map_or(Ok(()), Err)))
+    })
+    .await
+}
+
+fn reason_of(error: &hyper::Error) -> Option<Reason> {
+    if error.is_parse_too_large() {
+        Some(Reason::HeadersTooLarge)
+    } else if error.is_parse() {
+        Some(Reason::BadRequest)
+    } else if error.is_timeout() {
+        Some(Reason::HeaderTimeout)
+    } else {
+        let h2 = std::error::Error::source(error)?.downcast_ref::<h2::Error>()?;
+        let reason = h2.reason()?;
+        (h2.is_library() && reason != h2::Reason::NO_ERROR).then_some(Reason::ProtocolError)
+    }
+}

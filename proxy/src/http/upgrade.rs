@@ -1,0 +1,141 @@
+//! Where a connection or stream stops being HTTP: `Upgrade` (RFC 9110 section 7.8), extended CONNECT
+//! (RFC 8441) and plain CONNECT.
+
+use std::rc::Rc;
+
+use http::header::{self, HeaderName, HeaderValue};
+use http::request::Parts;
+use http::{Method, Response, StatusCode, Version};
+use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+use outrigger_core::config::Protocol;
+use outrigger_core::name::Authority;
+use outrigger_core::reason::Reason;
+
+use super::destination::{self, Target};
+use super::exchange::Exchange;
+use super::headers;
+use super::respond::Refusal;
+use super::server::Connection;
+use crate::io::Transport;
+use crate::metrics::{Direction, Label};
+use crate::peer::{Fixed, Origin, Peer};
+use crate::stream::{self, relay};
+
+const SEC_WEBSOCKET_ACCEPT: HeaderName = header::SEC_WEBSOCKET_ACCEPT;
+
+/// The caller's side of a change of protocol.
+pub struct Switch {
+    /// What `Upgrade` or `:protocol` names; none for a plain CONNECT.
+    pub token: Option<HeaderValue>,
+    caller: OnUpgrade,
+    version: Version,
+}
+
+/// Takes the caller's side from a request that wants to change protocols.
+pub fn wanted(head: &mut Parts) -> Option<Switch> {
+    let token = headers::upgrade_of(head);
+    if token.is_none() && head.method != Method::CONNECT {
+        return None;
+    }
+    let caller = head.extensions.remove::<OnUpgrade>()?;
+    Some(Switch { token, caller, version: head.version })
+}
+
+/// A CONNECT that names a destination, not a protocol.
+pub fn is_tunnel(head: &Parts) -> bool {
+    head.method == Method::CONNECT && head.extensions.get::<hyper::ext::Protocol>().is_none()
+}
+
+/// Joins the two sides of a change that the upstream has accepted, and makes the caller's answer.
+pub fn join(
+    connection: &Rc<Connection>,
+    switch: Switch,
+    response: Response<Incoming>,
+) -> Response<()> {
+    let (mut head, body) = response.into_parts();
+    let upstream = hyper::upgrade::on(Response::from_parts(head.clone(), body));
+    let worker = Rc::clone(&connection.worker);
+    tokio::task::spawn_local(async move {
+        let (Ok(caller), Ok(upstream)) = futures::join!(switch.caller, upstream) else { return };
+        let ended = relay::relay(TokioIo::new(caller), TokioIo::new(upstream)).await;
+        worker.proxy.metrics.count_bytes(ended.received, ended.sent);
+    });
+    if switch.version == Version::HTTP_2 {
+        head.status = StatusCode::OK;
+        head.headers.remove(SEC_WEBSOCKET_ACCEPT);
+    } else {
+        head.status = StatusCode::SWITCHING_PROTOCOLS;
+        head.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+        if let Some(token) = switch.token {
+            head.headers.insert(header::UPGRADE, token);
+        }
+    }
+    head.headers.remove(header::CONTENT_LENGTH);
+    let mut answer = Response::new(());
+    *answer.status_mut() = head.status;
+    *answer.headers_mut() = head.headers;
+    answer
+}
+
+/// CONNECT from the app: what flows inside is treated as a connection of its own.
+pub async fn outbound_tunnel(
+    connection: &Rc<Connection>,
+    exchange: &mut Exchange,
+    head: &Parts,
+    switch: Option<Switch>,
+) -> Result<Response<()>, Refusal> {
+    let worker = &connection.worker;
+    let text = head.uri.authority().map(|a| a.as_str()).unwrap_or_default();
+    let authority = Authority::parse(text, None)
+        .map_err(|e| Refusal::new(Reason::BadRequest, e.to_string()))?;
+    let dialed = worker.dial_authority(authority.in_namespace(&worker.proxy.settings.namespace));
+    let target = destination::resolve(worker, std::sync::Arc::clone(&dialed)).await?;
+    if let Target::Service { live, .. } = &target {
+        exchange.service = live.label;
+    }
+    let caller = switch.ok_or_else(no_switch)?.caller;
+    let (worker, remote) = (Rc::clone(worker), connection.remote);
+    tokio::task::spawn_local(async move {
+        let Ok(caller) = caller.await else { return };
+        let transport = Transport::Tunnel(Box::new(TokioIo::new(caller)));
+        let fixed = Fixed::Destination(dialed);
+        let origin = Origin { direction: Direction::Outbound, peer: Peer::App, remote, fixed };
+        stream::serve(worker, transport, origin, target).await;
+    });
+    Ok(Response::new(()))
+}
+
+/// CONNECT from another proxy: opaque bytes for one of the app's ports.
+pub async fn inbound_tunnel(
+    connection: &Rc<Connection>,
+    exchange: &mut Exchange,
+    head: &Parts,
+    switch: Option<Switch>,
+) -> Result<Response<()>, Refusal> {
+    let worker = &connection.worker;
+    connection.peer.set(Peer::Mesh);
+    let port = head.uri.port_u16().unwrap_or(0);
+    let inbound = worker.proxy.inbound.load_full();
+    let served = inbound.port(port)?;
+    exchange.service = served.service;
+    exchange.protocol = Protocol::Tcp;
+    let address = std::net::SocketAddr::new(inbound.app, port);
+    let app = worker.connect(address).await?;
+    let caller = switch.ok_or_else(no_switch)?.caller;
+    let (worker, service) = (Rc::clone(worker), served.service);
+    tokio::task::spawn_local(async move {
+        let Ok(caller) = caller.await else { return };
+        let labels = stream::Labels { service, route: Label::NONE, peer: Label::UNKNOWN };
+        let began = std::time::Instant::now();
+        let ended = relay::relay(TokioIo::new(caller), app).await;
+        stream::record(&worker, Direction::Inbound, Protocol::Tcp, labels, began, &ended);
+    });
+    Ok(Response::new(()))
+}
+
+fn no_switch() -> Refusal {
+    Refusal::new(Reason::BadRequest, "this CONNECT cannot become a tunnel")
+}
+

@@ -1,0 +1,30 @@
+//! Outrigger's data plane: the proxy beside every workload.
+//!
+//! A request: [`outbound`] or [`inbound`] -> [`http::server`] -> [`http::request`] ->
+//! [`http::attempt`] -> [`http::respond`]. A connection that is no HTTP: [`stream`]. A change of
+//! configuration: [`discovery`] -> [`store`]. Policies live in `outrigger_core`, never here.
+
+pub mod accept;
+pub mod access_log;
+pub mod admin;
+pub mod control_plane;
+pub mod discovery;
+pub mod endpoint;
+pub mod http;
+pub mod inbound;
+pub mod inbound_ports;
+pub mod io;
+pub mod metrics;
+pub mod original;
+pub mod outbound;
+pub mod peer;
+pub mod pool;
+pub mod proxy;
+pub mod registration;
+pub mod run;
+pub mod settings;
+pub mod state;
+pub mod store;
+pub mod stream;
+pub mod watch;
+pub mod worker;

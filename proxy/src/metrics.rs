@@ -1,0 +1,310 @@
+//! Counting requests: one set of series per worker, merged when somebody asks.
+//!
+//! A request finds its set through interned labels, so recording costs one small hash look-up, a
+//! lock that nobody contends, and two additions. `expose` turns the sets into Prometheus text.
+
+pub mod expose;
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use hdrhistogram::Histogram;
+use outrigger_core::config::Protocol;
+use outrigger_core::outcome::Outcome;
+use outrigger_core::reason::Reason;
+
+/// Series sets of the process beyond which everything is counted as `other`, so that what callers
+/// send can't fill memory.
+const MAX_SERIES: usize = 500;
+/// Distinct label texts, likewise.
+const MAX_LABELS: usize = 20_000;
+/// Longest latency told apart from longer ones, in microseconds (one hour).
+const MAX_LATENCY_US: u64 = 3_600_000_000;
+/// Two significant digits: 10 KB a histogram, where three would take 139.
+const DIGITS: u8 = 2;
+
+/// An interned label text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Label(u32);
+
+impl Label {
+    /// The empty text.
+    pub const NONE: Self = Self(0);
+    pub const UNKNOWN: Self = Self(1);
+    pub const OTHER: Self = Self(2);
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Direction {
+    Inbound,
+    Outbound,
+}
+
+impl Direction {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Inbound => "inbound",
+            Self::Outbound => "outbound",
+        }
+    }
+}
+
+/// What a series set is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SeriesKey {
+    pub direction: Direction,
+    pub service: Label,
+    pub route: Label,
+    pub peer: Label,
+}
+
+/// How a request ended, as its counter is labelled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct CountKey {
+    pub protocol: Protocol,
+    pub outcome: Outcome,
+    pub status: Status,
+    pub reason: Option<Reason>,
+}
+
+/// The `status` label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Status {
+    /// The first digit of an HTTP status.
+    Http(u8),
+    /// A gRPC status code.
+    Grpc(i32),
+    /// Bytes, not requests.
+    Stream,
+}
+
+/// All counting of the process.
+pub struct Metrics {
+    labels: Mutex<Interner>,
+    /// Sets admitted under [`MAX_SERIES`].
+    admitted: Mutex<std::collections::HashSet<SeriesKey>>,
+    /// One list per worker.
+    workers: Vec<Mutex<Vec<Arc<Series>>>>,
+    pub gauges: Gauges,
+}
+
+#[derive(Default)]
+struct Interner {
+    ids: HashMap<Arc<str>, u32>,
+    texts: Vec<Arc<str>>,
+}
+
+/// Process-wide counters and gauges that are not about one service.
+#[derive(Default)]
+pub struct Gauges {
+    pub connections_open: AtomicU64,
+    pub connections_total: AtomicU64,
+    pub upstream_connections_total: AtomicU64,
+    pub upstream_connections_open: AtomicU64,
+    pub connections_refused: AtomicU64,
+    pub bytes_received: AtomicU64,
+    pub bytes_sent: AtomicU64,
+    pub retries: AtomicU64,
+    pub unmatched: AtomicU64,
+    pub unmeshed: AtomicU64,
+    pub access_log_dropped: AtomicU64,
+    pub mirrors_dropped: AtomicU64,
+    pub buffered_bytes: AtomicU64,
+    pub discovery_connected: AtomicU64,
+    pub discovery_responses: AtomicU64,
+    pub discovery_nacks: AtomicU64,
+    pub discovery_reconnects: AtomicU64,
+}
+
+/// One worker's counts for one key.
+pub struct Series {
+    pub key: SeriesKey,
+    inner: Mutex<Counts>,
+}
+
+#[derive(Clone, Default)]
+struct Counts {
+    /// A handful of entries: a scan beats a hash.
+    requests: Vec<(CountKey, u64)>,
+    success: Option<Box<Histogram<u32>>>,
+    failure: Option<Box<Histogram<u32>>>,
+    /// Microseconds, for the histograms' `_sum`.
+    success_sum: u64,
+    failure_sum: u64,
+}
+
+impl Metrics {
+    pub fn new(workers: usize) -> Self {
+        let metrics = Self {
+            labels: Mutex::default(),
+            admitted: Mutex::default(),
+            workers: (0..workers).map(|_| Mutex::default()).collect(),
+            gauges: Gauges::default(),
+        };
+        for (text, label) in [("", Label::NONE), ("unknown", Label::UNKNOWN), ("other", Label::OTHER)] {
+            debug_assert_eq!(metrics.label(text), label);
+            metrics.label(text);
+        }
+        metrics
+    }
+
+    /// Interns a label text. Configuration makes labels, never the content of a request.
+    pub fn label(&self, text: &str) -> Label {
+        let mut labels = lock(&self.labels);
+        if let Some(id) = labels.ids.get(text) {
+            return Label(*id);
+        }
+        if labels.texts.len() >= MAX_LABELS {
+            return Label::OTHER;
+        }
+        let id = labels.texts.len() as u32;
+        let text: Arc<str> = text.into();
+        labels.ids.insert(Arc::clone(&text), id);
+        labels.texts.push(text);
+        Label(id)
+    }
+
+    /// Body or stream bytes from and to callers.
+    pub fn count_bytes(&self, received: u64, sent: u64) {
+        add(&self.gauges.bytes_received, received);
+        add(&self.gauges.bytes_sent, sent);
+    }
+
+    pub fn text(&self, label: Label) -> Arc<str> {
+        let labels = lock(&self.labels);
+        labels.texts.get(label.0 as usize).cloned().unwrap_or_default()
+    }
+
+    /// The key itself, or `other` when there are too many.
+    fn admit(&self, key: SeriesKey) -> SeriesKey {
+        let mut admitted = lock(&self.admitted);
+        if admitted.contains(&key) {
+            return key;
+        }
+        if admitted.len() < MAX_SERIES {
+            admitted.insert(key);
+            return key;
+        }
+        SeriesKey { service: Label::OTHER, route: Label::OTHER, peer: Label::OTHER, ..key }
+    }
+}
+
+/// A worker's way to its own series.
+pub struct WorkerMetrics {
+    metrics: Arc<Metrics>,
+    worker: usize,
+    known: RefCell<HashMap<SeriesKey, Arc<Series>, foldhash::fast::FixedState>>,
+}
+
+impl WorkerMetrics {
+    pub fn new(metrics: Arc<Metrics>, worker: usize) -> Self {
+        Self { metrics, worker, known: RefCell::default() }
+    }
+
+    /// Counts one request or connection that has ended.
+    pub fn record(&self, key: SeriesKey, count: CountKey, latency: Duration) {
+        self.series(key).record(count, latency);
+    }
+
+    fn series(&self, key: SeriesKey) -> Arc<Series> {
+        if let Some(series) = self.known.borrow().get(&key) {
+            return Arc::clone(series);
+        }
+        let admitted = self.metrics.admit(key);
+        let mut known = self.known.borrow_mut();
+        let series = Arc::clone(known.entry(admitted).or_insert_with(|| {
+            let series = Arc::new(Series { key: admitted, inner: Mutex::default() });
+            lock(&self.metrics.workers[self.worker]).push(Arc::clone(&series));
+            series
+        }));
+        // Keys are made of labels that configuration brought, but their combinations could be many.
+        if known.len() < 4 * MAX_SERIES {
+            known.insert(key, Arc::clone(&series));
+        }
+        series
+    }
+}
+
+impl Series {
+    fn record(&self, count: CountKey, latency: Duration) {
+        let us = u64::try_from(latency.as_micros()).unwrap_or(MAX_LATENCY_US).min(MAX_LATENCY_US);
+        let mut counts = lock(&self.inner);
+        match counts.requests.iter_mut().find(|(key, _)| *key == count) {
+            Some((_, n)) => *n += 1,
+            None => counts.requests.push((count, 1)),
+        }
+        let counts = &mut *counts;
+        let (histogram, sum) = match count.outcome {
+            Outcome::Success => (&mut counts.success, &mut counts.success_sum),
+            Outcome::Failure | Outcome::Refused | Outcome::Canceled => {
+                (&mut counts.failure, &mut counts.failure_sum)
+            }
+        };
+        *sum += us;
+        if histogram.is_none() {
+            *histogram = Histogram::new_with_bounds(1, MAX_LATENCY_US, DIGITS).ok().map(Box::new);
+        }
+        if let Some(histogram) = histogram {
+            histogram.saturating_record(us.max(1));
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Adds to a counter of [`Gauges`].
+pub fn add(counter: &AtomicU64, n: u64) {
+    counter.fetch_add(n, Relaxed);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(metrics: &Metrics, service: &str) -> SeriesKey {
+        SeriesKey {
+            direction: Direction::Outbound,
+            service: metrics.label(service),
+            route: Label::NONE,
+            peer: Label::UNKNOWN,
+        }
+    }
+
+    const OK: CountKey = CountKey {
+        protocol: Protocol::Http1,
+        outcome: Outcome::Success,
+        status: Status::Http(2),
+        reason: None,
+    };
+
+    #[test]
+    fn series_beyond_the_cap_are_counted_as_other() {
+        let metrics = Arc::new(Metrics::new(1));
+        let worker = WorkerMetrics::new(Arc::clone(&metrics), 0);
+        for i in 0..MAX_SERIES + 10 {
+            worker.record(key(&metrics, &format!("s{i}")), OK, Duration::from_millis(1));
+        }
+        let series = lock(&metrics.workers[0]);
+        assert_eq!(series.len(), MAX_SERIES + 1);
+        let other = series.iter().find(|s| s.key.service == Label::OTHER).unwrap();
+        assert_eq!(lock(&other.inner).requests, [(OK, 10)]);
+    }
+
+    #[test]
+    fn latencies_of_failures_stand_apart() {
+        let metrics = Arc::new(Metrics::new(1));
+        let worker = WorkerMetrics::new(Arc::clone(&metrics), 0);
+        let failed = CountKey { outcome: Outcome::Failure, status: Status::Http(5), ..OK };
+        worker.record(key(&metrics, "s"), OK, Duration::from_millis(1));
+        worker.record(key(&metrics, "s"), failed, Duration::from_secs(1));
+        let series = lock(&metrics.workers[0]);
+        let counts = lock(&series[0].inner);
+        assert_eq!(counts.success.as_ref().unwrap().len(), 1);
+        assert!(counts.failure.as_ref().unwrap().max() >= 990_000);
+    }
+}

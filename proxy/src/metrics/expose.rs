@@ -1,0 +1,197 @@
+//! Prometheus text of everything that [`super::Metrics`] counts.
+
+use std::collections::BTreeMap;
+use std::fmt::{self, Write};
+use std::sync::atomic::Ordering::Relaxed;
+
+use hdrhistogram::Histogram;
+use outrigger_core::outcome::grpc_code_name;
+
+use super::{CountKey, Counts, Metrics, SeriesKey, Status, lock};
+
+/// Upper edges of the latency buckets, in microseconds: 0.5 ms to 10 s.
+const EDGES_US: [u64; 14] = [
+    500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000,
+    2_500_000, 5_000_000, 10_000_000,
+];
+
+/// The whole exposition, in the Prometheus text format 0.0.4.
+pub fn expose(metrics: &Metrics) -> String {
+    let mut out = String::with_capacity(16 * 1024);
+    // Writing to a String cannot fail.
+    let _ = write_all(&mut out, metrics);
+    out
+}
+
+fn write_all(out: &mut String, metrics: &Metrics) -> fmt::Result {
+    let merged = merge(metrics);
+    header(out, "outrigger_requests_total", "counter", "requests and connections that have ended")?;
+    for (key, counts) in &merged {
+        for (count, n) in &counts.requests {
+            write!(out, "outrigger_requests_total{{")?;
+            write_key(out, metrics, key, true)?;
+            write_count(out, count)?;
+            writeln!(out, "}} {n}")?;
+        }
+    }
+    header(out, "outrigger_request_duration_seconds", "histogram", "from the head of the request to the end of the response")?;
+    for (key, counts) in &by_latency_key(merged) {
+        for (outcome, histogram, sum) in [
+            ("success", &counts.success, counts.success_sum),
+            ("failure", &counts.failure, counts.failure_sum),
+        ] {
+            if let Some(histogram) = histogram {
+                write_histogram(out, metrics, key, outcome, histogram, sum)?;
+            }
+        }
+    }
+    write_gauges(out, metrics)
+}
+
+/// Every worker's counts, added up. Each set is locked only while it is copied.
+fn merge(metrics: &Metrics) -> BTreeMap<SeriesKey, Counts> {
+    let mut merged: BTreeMap<SeriesKey, Counts> = BTreeMap::new();
+    for worker in &metrics.workers {
+        let series = lock(worker).clone();
+        for one in series {
+            let counts = lock(&one.inner).clone();
+            merged.entry(one.key).or_default().add(counts);
+        }
+    }
+    merged
+}
+
+/// Latency has no `route` label: sums over routes.
+fn by_latency_key(merged: BTreeMap<SeriesKey, Counts>) -> BTreeMap<SeriesKey, Counts> {
+    let mut summed: BTreeMap<SeriesKey, Counts> = BTreeMap::new();
+    for (key, counts) in merged {
+        let key = SeriesKey { route: super::Label::NONE, ..key };
+        summed.entry(key).or_default().add(counts);
+    }
+    summed
+}
+
+impl Counts {
+    fn add(&mut self, other: Counts) {
+        for (key, n) in other.requests {
+            match self.requests.iter_mut().find(|(known, _)| *known == key) {
+                Some((_, sum)) => *sum += n,
+                None => self.requests.push((key, n)),
+            }
+        }
+        self.success_sum += other.success_sum;
+        self.failure_sum += other.failure_sum;
+        add_histogram(&mut self.success, other.success);
+        add_histogram(&mut self.failure, other.failure);
+    }
+}
+
+fn add_histogram(to: &mut Option<Box<Histogram<u32>>>, from: Option<Box<Histogram<u32>>>) {
+    match (to.as_mut(), from) {
+        // Bounds are equal everywhere, so adding cannot fail.
+        (Some(to), Some(from)) => drop(to.add(&*from)),
+        (None, from) => *to = from,
+        (Some(_), None) => {}
+    }
+}
+
+fn header(out: &mut String, name: &str, kind: &str, help: &str) -> fmt::Result {
+    writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}")
+}
+
+fn write_key(out: &mut String, metrics: &Metrics, key: &SeriesKey, route: bool) -> fmt::Result {
+    write!(out, "direction=\"{}\",service=\"", key.direction.as_str())?;
+    escape(out, &metrics.text(key.service))?;
+    if route {
+        out.push_str("\",route=\"");
+        escape(out, &metrics.text(key.route))?;
+    }
+    out.push_str("\",peer=\"");
+    escape(out, &metrics.text(key.peer))?;
+    out.push('"');
+    Ok(())
+}
+
+fn write_count(out: &mut String, count: &CountKey) -> fmt::Result {
+    write!(
+        out,
+        ",protocol=\"{}\",outcome=\"{}\",status=\"{}\",reason=\"{}\"",
+        count.protocol.as_str(),
+        count.outcome.as_str(),
+        count.status,
+        count.reason.map_or("", |reason| reason.as_str()),
+    )
+}
+
+fn write_histogram(
+    out: &mut String,
+    metrics: &Metrics,
+    key: &SeriesKey,
+    outcome: &str,
+    histogram: &Histogram<u32>,
+    sum_us: u64,
+) -> fmt::Result {
+    let mut labels = String::new();
+    write_key(&mut labels, metrics, key, false)?;
+    write!(labels, ",outcome=\"{outcome}\"")?;
+    let name = "outrigger_request_duration_seconds";
+    for edge in EDGES_US {
+        let below = histogram.count_between(0, edge);
+        writeln!(out, "{name}_bucket{{{labels},le=\"{}\"}} {below}", edge as f64 / 1e6)?;
+    }
+    let all = histogram.len();
+    writeln!(out, "{name}_bucket{{{labels},le=\"+Inf\"}} {all}")?;
+    writeln!(out, "{name}_sum{{{labels}}} {}", sum_us as f64 / 1e6)?;
+    writeln!(out, "{name}_count{{{labels}}} {all}")
+}
+
+fn write_gauges(out: &mut String, metrics: &Metrics) -> fmt::Result {
+    let g = &metrics.gauges;
+    let rows = [
+        ("outrigger_connections_open", "gauge", "connections accepted and not closed", &g.connections_open),
+        ("outrigger_connections_total", "counter", "connections accepted", &g.connections_total),
+        ("outrigger_connections_refused_total", "counter", "connections over the limit or not for this proxy", &g.connections_refused),
+        ("outrigger_upstream_connections_open", "gauge", "connections opened and not closed", &g.upstream_connections_open),
+        ("outrigger_upstream_connections_total", "counter", "connections opened", &g.upstream_connections_total),
+        ("outrigger_received_bytes_total", "counter", "body and stream bytes from callers", &g.bytes_received),
+        ("outrigger_sent_bytes_total", "counter", "body and stream bytes to callers", &g.bytes_sent),
+        ("outrigger_retries_total", "counter", "requests sent again because nobody had processed them", &g.retries),
+        ("outrigger_unmatched_total", "counter", "requests and connections passed through to unknown destinations", &g.unmatched),
+        ("outrigger_unmeshed_total", "counter", "requests and connections to endpoints without a sidecar", &g.unmeshed),
+        ("outrigger_buffered_bytes", "gauge", "request bytes kept for sending again", &g.buffered_bytes),
+        ("outrigger_access_log_dropped_total", "counter", "access log lines dropped because the writer fell behind", &g.access_log_dropped),
+        ("outrigger_mirrors_dropped_total", "counter", "mirrored requests given up", &g.mirrors_dropped),
+        ("outrigger_discovery_connected", "gauge", "1 while the control plane's stream is open", &g.discovery_connected),
+        ("outrigger_discovery_responses_total", "counter", "responses of the control plane", &g.discovery_responses),
+        ("outrigger_discovery_nacks_total", "counter", "responses refused in whole or part", &g.discovery_nacks),
+        ("outrigger_discovery_reconnects_total", "counter", "times the control plane's stream was opened", &g.discovery_reconnects),
+    ];
+    for (name, kind, help, value) in rows {
+        header(out, name, kind, help)?;
+        writeln!(out, "{name} {}", value.load(Relaxed))?;
+    }
+    Ok(())
+}
+
+/// Escapes a label value (text format 0.0.4).
+fn escape(out: &mut String, text: &str) -> fmt::Result {
+    for c in text.chars() {
+        match c {
+            '\\' => out.push_str("\\\\"),
+            '"' => out.push_str("\\\""),
+            '\n' => out.push_str("\\n"),
+            c => out.push(c),
+        }
+    }
+    Ok(())
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Http(class) => write!(f, "{class}xx"),
+            Self::Grpc(code) => f.write_str(grpc_code_name(*code)),
+            Self::Stream => Ok(()),
+        }
+    }
+}

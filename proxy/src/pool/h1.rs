@@ -1,0 +1,117 @@
+//! HTTP/1.1 connections, lent to one request at a time.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::client::conn::http1;
+use hyper::client::conn::TrySendError;
+use hyper_util::rt::TokioIo;
+
+use super::connect::{ConnectError, connect};
+use super::{PoolKey, Pools};
+use crate::http::body::RequestBody;
+
+/// Idle connections kept for one address.
+const MAX_IDLE: usize = 128;
+/// A request that cannot be sent again takes no connection that was idle longer: the server may be
+/// closing it at this moment.
+const FRESH_ENOUGH: Duration = Duration::from_secs(1);
+/// How many connections are looked at before a new one is opened. The newest may still be finishing
+/// its last response.
+const LOOK_AT: usize = 4;
+
+#[derive(Default)]
+pub struct Pool {
+    /// The most recently used last.
+    idle: RefCell<VecDeque<Idle>>,
+}
+
+struct Idle {
+    sender: http1::SendRequest<RequestBody>,
+    since: Instant,
+}
+
+/// A connection that belongs to one request until [`Lease::release`]. Dropping it instead closes
+/// the connection.
+pub struct Lease {
+    sender: http1::SendRequest<RequestBody>,
+    pool: Rc<Pool>,
+    /// Whether it has carried a request before.
+    pub reused: bool,
+}
+
+impl Pools {
+    /// An idle connection, or a new one. `repeatable`: the request could be sent again.
+    pub async fn lease_h1(
+        &self,
+        key: PoolKey,
+        repeatable: bool,
+        now: Instant,
+    ) -> Result<Lease, ConnectError> {
+        let pool = self.h1(key);
+        if let Some(sender) = pool.take(repeatable, now) {
+            return Ok(Lease { sender, pool, reused: true });
+        }
+        let stream = connect(key.address, self.config.connect_timeout, &self.metrics).await?;
+        let (sender, connection) = http1::Builder::new()
+            .max_headers(self.config.max_headers)
+            .max_buf_size((self.config.max_header_bytes as usize).max(8_192))
+            .handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| ConnectError {
+                reason: outrigger_core::reason::Reason::ConnectFailed,
+                detail: format!("{}: {error}", key.address).into(),
+            })?;
+        // Its errors reach whoever uses the sender.
+        tokio::task::spawn_local(async move { drop(connection.with_upgrades().await) });
+        Ok(Lease { sender, pool, reused: false })
+    }
+}
+
+impl Pool {
+    fn take(&self, repeatable: bool, now: Instant) -> Option<http1::SendRequest<RequestBody>> {
+        let mut idle = self.idle.borrow_mut();
+        idle.retain(|one| !one.sender.is_closed());
+        let from = idle.len().saturating_sub(LOOK_AT);
+        let fits = |one: &Idle| {
+            one.sender.is_ready()
+                && (repeatable || now.saturating_duration_since(one.since) < FRESH_ENOUGH)
+        };
+        let at = (from..idle.len()).rev().find(|at| fits(&idle[*at]))?;
+        idle.remove(at).map(|one| one.sender)
+    }
+
+    /// Whether the pool is worth keeping.
+    pub fn sweep(&self, now: Instant, limit: Duration) -> bool {
+        let mut idle = self.idle.borrow_mut();
+        idle.retain(|one| {
+            !one.sender.is_closed() && now.saturating_duration_since(one.since) < limit
+        });
+        !idle.is_empty()
+    }
+}
+
+impl Lease {
+    pub async fn send(
+        &mut self,
+        request: Request<RequestBody>,
+    ) -> Result<Response<Incoming>, TrySendError<Request<RequestBody>>> {
+        self.sender.try_send_request(request).await
+    }
+
+    /// The response has been read whole: the next request may use the connection.
+    pub fn release(self, now: Instant) {
+        if self.sender.is_closed() {
+            return;
+        }
+        let mut idle = self.pool.idle.borrow_mut();
+        if idle.len() >= MAX_IDLE {
+            idle.pop_front();
+        }
+        idle.push_back(Idle { sender: self.sender, since: now });
+    }
+}

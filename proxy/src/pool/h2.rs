@@ -1,0 +1,230 @@
+//! HTTP/2 connections, lent by the stream.
+//!
+//! hyper's own queue is unbounded and does not look at the peer's stream limit, so streams are
+//! counted here.
+
+use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use futures::FutureExt;
+use futures::future::{LocalBoxFuture, Shared};
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::client::conn::{TrySendError, http2};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use outrigger_core::reason::Reason;
+use tokio::sync::Notify;
+
+use super::connect::{ConnectError, Opened, connect};
+use super::{LocalExec, PoolKey, Pools};
+use crate::http::body::RequestBody;
+
+/// Streams in flight on a connection from which on another is opened.
+const BUSY_STREAMS: u32 = 64;
+/// Connections of one worker to one address.
+const MAX_CONNECTIONS: usize = 4;
+/// Streams on one connection, whatever the peer allows.
+const MAX_STREAMS: u32 = 256;
+/// What one stalled stream may hold.
+const STREAM_WINDOW: u32 = 256 * 1024;
+/// So large that it never binds: every stream at its limit fits.
+const CONNECTION_WINDOW: u32 = MAX_STREAMS * STREAM_WINDOW;
+/// How often a connection with streams in flight is probed, and how long the answer may take.
+const PING_INTERVAL: Duration = Duration::from_secs(10);
+
+type Connecting = Shared<LocalBoxFuture<'static, Result<Rc<Connection>, ConnectError>>>;
+
+#[derive(Default)]
+pub struct Pool {
+    connections: RefCell<Vec<Rc<Connection>>>,
+    connecting: RefCell<Option<Connecting>>,
+    /// A stream ended or a connection opened.
+    room: Notify,
+}
+
+type Driven = http2::Connection<TokioIo<Opened>, RequestBody, LocalExec>;
+
+/// What the peer allows.
+struct PeerSettings {
+    max_streams: Cell<usize>,
+    takes_upgrades: Cell<bool>,
+}
+
+pub struct Connection {
+    sender: RefCell<http2::SendRequest<RequestBody>>,
+    peer: Rc<PeerSettings>,
+    streams: Cell<u32>,
+    used: Cell<Instant>,
+}
+
+/// One stream of a connection, counted until dropped.
+pub struct Lease {
+    connection: Rc<Connection>,
+    pool: Rc<Pool>,
+}
+
+impl Pools {
+    /// A stream on the least busy connection, opening one when all are busy.
+    pub async fn lease_h2(&self, key: PoolKey, now: Instant) -> Result<Lease, ConnectError> {
+        let pool = self.h2(key);
+        loop {
+            if let Some(lease) = pool.try_lease(now) {
+                if lease.connection.streams.get() > BUSY_STREAMS {
+                    self.grow(&pool, key);
+                }
+                return Ok(lease);
+            }
+            match self.grow(&pool, key) {
+                Some(connecting) => drop(connecting.await?),
+                // Every connection is full: wait for a stream to end.
+                None => {
+                    let waited = pool.room.notified();
+                    if tokio::time::timeout(self.config.connect_timeout, waited).await.is_err() {
+                        return Err(ConnectError {
+                            reason: Reason::ConnectTimeout,
+                            detail: format!("{}: no free HTTP/2 stream", key.address).into(),
+                        });
+                    }
+                }
+            }
+        }
+    }
+
+    /// Starts opening one more connection, or joins the opening under way. `None`: at the limit.
+    fn grow(&self, pool: &Rc<Pool>, key: PoolKey) -> Option<Connecting> {
+        if let Some(connecting) = &*pool.connecting.borrow() {
+            return Some(connecting.clone());
+        }
+        if pool.connections.borrow().len() >= MAX_CONNECTIONS {
+            return None;
+        }
+        let pool_ = Rc::clone(pool);
+        let (config, metrics) = (self.config.clone(), self.metrics.clone());
+        let connecting = async move {
+            let result = open(key, &config, &metrics).await;
+            pool_.connecting.borrow_mut().take();
+            if let Ok(connection) = &result {
+                pool_.connections.borrow_mut().push(Rc::clone(connection));
+            }
+            pool_.room.notify_waiters();
+            result
+        }
+        .boxed_local()
+        .shared();
+        *pool.connecting.borrow_mut() = Some(connecting.clone());
+        // Goes on even if the request that began it is cancelled.
+        tokio::task::spawn_local(connecting.clone());
+        Some(connecting)
+    }
+}
+
+async fn open(
+    key: PoolKey,
+    config: &super::Config,
+    metrics: &std::sync::Arc<crate::metrics::Metrics>,
+) -> Result<Rc<Connection>, ConnectError> {
+    let stream = connect(key.address, config.connect_timeout, metrics).await?;
+    let handshake = http2::Builder::new(LocalExec)
+        .timer(TokioTimer::new())
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_header_list_size(config.max_header_bytes)
+        .max_send_buf_size(STREAM_WINDOW as usize)
+        .keep_alive_interval(PING_INTERVAL)
+        .keep_alive_timeout(PING_INTERVAL)
+        .handshake(TokioIo::new(stream));
+    let failed = |reason, why: String| ConnectError {
+        reason,
+        detail: format!("{}: {why}", key.address).into(),
+    };
+    let (sender, connection) = tokio::time::timeout(config.connect_timeout, handshake)
+        .await
+        .map_err(|_| failed(Reason::ConnectTimeout, "no HTTP/2 handshake".to_owned()))?
+        .map_err(|error| failed(Reason::ConnectFailed, error.to_string()))?;
+    let peer = Rc::new(PeerSettings {
+        max_streams: Cell::new(connection.current_max_send_streams()),
+        takes_upgrades: Cell::new(false),
+    });
+    tokio::task::spawn_local(drive(connection, Rc::clone(&peer)));
+    Ok(Rc::new(Connection {
+        sender: RefCell::new(sender),
+        peer,
+        streams: Cell::new(0),
+        used: Cell::new(Instant::now()),
+    }))
+}
+
+/// Runs the connection to its end, noting what the peer's SETTINGS say.
+async fn drive(mut connection: Driven, peer: Rc<PeerSettings>) {
+    poll_fn(|cx| {
+        let polled = Pin::new(&mut connection).poll(cx);
+        peer.max_streams.set(connection.current_max_send_streams());
+        peer.takes_upgrades.set(connection.is_extended_connect_protocol_enabled());
+        // Its errors reach whoever uses the sender.
+        polled.map(drop)
+    })
+    .await;
+}
+
+impl Pool {
+    fn try_lease(self: &Rc<Self>, now: Instant) -> Option<Lease> {
+        let mut connections = self.connections.borrow_mut();
+        if connections.iter().any(|c| c.sender.borrow().is_closed()) {
+            connections.retain(|c| !c.sender.borrow().is_closed());
+        }
+        let best = connections.iter().filter(|c| c.has_room()).min_by_key(|c| c.streams.get())?;
+        best.streams.set(best.streams.get() + 1);
+        best.used.set(now);
+        Some(Lease { connection: Rc::clone(best), pool: Rc::clone(self) })
+    }
+
+    /// Whether the pool is worth keeping.
+    pub fn sweep(&self, now: Instant, limit: Duration) -> bool {
+        let mut connections = self.connections.borrow_mut();
+        connections.retain(|c| {
+            let idle = c.streams.get() == 0
+                && now.saturating_duration_since(c.used.get()) >= limit;
+            !idle && !c.sender.borrow().is_closed()
+        });
+        !connections.is_empty() || self.connecting.borrow().is_some()
+    }
+}
+
+impl Connection {
+    fn has_room(&self) -> bool {
+        let allowed = self.peer.max_streams.get();
+        (self.streams.get() as usize) < allowed.min(MAX_STREAMS as usize)
+    }
+}
+
+impl Lease {
+    pub async fn send(
+        &self,
+        request: Request<RequestBody>,
+    ) -> Result<Response<Incoming>, TrySendError<Request<RequestBody>>> {
+        let sending = self.connection.sender.borrow_mut().try_send_request(request);
+        sending.await
+    }
+
+    /// Whether the peer takes extended CONNECT; it says so in its first frame, so this waits for
+    /// that, at most for `limit`.
+    pub async fn takes_upgrades(&self, limit: Duration) -> bool {
+        let enabled = || self.connection.peer.takes_upgrades.get();
+        let wait = async {
+            while !enabled() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        enabled() || tokio::time::timeout(limit, wait).await.is_ok()
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.connection.streams.set(self.connection.streams.get() - 1);
+        self.pool.room.notify_one();
+    }
+}

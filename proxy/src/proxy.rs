@@ -1,0 +1,121 @@
+//! What all threads of the process share.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+
+use arc_swap::ArcSwap;
+use outrigger_core::config::MeshSettings;
+use tokio::sync::watch;
+
+use crate::access_log::AccessLog;
+use crate::inbound_ports::InboundPorts;
+use crate::metrics::Metrics;
+use crate::settings::Settings;
+use crate::store::Store;
+use crate::stream::server_first::ServerFirst;
+
+pub struct Proxy {
+    pub settings: Settings,
+    pub store: Store,
+    pub inbound: ArcSwap<InboundPorts>,
+    pub mesh: ArcSwap<MeshSettings>,
+    pub metrics: Arc<Metrics>,
+    pub access_log: AccessLog,
+    pub server_first: ServerFirst,
+    pub lifecycle: Lifecycle,
+}
+
+/// Where the process is between its start and its end.
+pub struct Lifecycle {
+    phase: watch::Sender<Phase>,
+    /// The first configuration has arrived, from the control plane or from disk.
+    configured: AtomicBool,
+    open: AtomicUsize,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Phase {
+    Running,
+    /// Not ready any more, still accepting: callers have not all heard yet.
+    Leaving,
+    /// Every connection ends after what it has in flight.
+    Closing,
+}
+
+impl Default for Lifecycle {
+    fn default() -> Self {
+        Self {
+            phase: watch::Sender::new(Phase::Running),
+            configured: AtomicBool::new(false),
+            open: AtomicUsize::new(0),
+        }
+    }
+}
+
+impl Lifecycle {
+    pub fn phase(&self) -> Phase {
+        *self.phase.borrow()
+    }
+
+    pub fn subscribe(&self) -> watch::Receiver<Phase> {
+        self.phase.subscribe()
+    }
+
+    /// Waits until the process is at `phase` or past it.
+    pub async fn reached(&self, phase: Phase) {
+        // The sender lives as long as `self`, so this ends only by reaching the phase.
+        drop(self.phase.subscribe().wait_for(|current| *current >= phase).await);
+    }
+
+    /// Goes to `phase`, never back.
+    pub fn advance(&self, phase: Phase) {
+        self.phase.send_if_modified(|current| {
+            let later = phase > *current;
+            if later {
+                *current = phase;
+            }
+            later
+        });
+    }
+
+    pub fn set_configured(&self) {
+        self.configured.store(true, Relaxed);
+    }
+
+    pub fn configured(&self) -> bool {
+        self.configured.load(Relaxed)
+    }
+
+    /// Why the proxy is not ready, if it is not.
+    pub fn not_ready(&self) -> Option<&'static str> {
+        if self.phase() != Phase::Running {
+            Some("draining")
+        } else if !self.configured() {
+            Some("no configuration yet")
+        } else {
+            None
+        }
+    }
+
+    pub fn open_connections(&self) -> usize {
+        self.open.load(Relaxed)
+    }
+
+    /// Counts an accepted connection, unless there are `limit` already.
+    pub fn try_open(&self, limit: usize) -> bool {
+        let mut open = self.open.load(Relaxed);
+        loop {
+            if open >= limit {
+                return false;
+            }
+            match self.open.compare_exchange_weak(open, open + 1, Relaxed, Relaxed) {
+                Ok(_) => return true,
+                Err(now) => open = now,
+            }
+        }
+    }
+
+    pub fn closed(&self) {
+        self.open.fetch_sub(1, Relaxed);
+    }
+}

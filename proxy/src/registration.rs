@@ -1,0 +1,171 @@
+//! Making this workload known to the control plane, and whether its app is there.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use outrigger_proto::mesh::{
+    Health, MeshAddress, RegisterRequest, Registration, register_request, register_response,
+    registration::Port, workload_client::WorkloadClient,
+};
+use tokio::net::TcpStream;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use tracing::{info, warn};
+
+use crate::control_plane::{Backoff, ControlPlane};
+use crate::proxy::{Phase, Proxy};
+
+/// How often the app is probed while it is not there, and while it is.
+const PROBE_STARTING: Duration = Duration::from_millis(50);
+const PROBE_READY: Duration = Duration::from_millis(500);
+/// Time in which the app must accept a connection.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
+const HOP_VERSION: u32 = 1;
+
+/// Registers until the proxy leaves; then says so and reports when everybody has heard.
+pub async fn run(proxy: Arc<Proxy>, control_plane: ControlPlane, removed: oneshot::Sender<()>) {
+    let (health, watched) = watch::channel(Health::Starting);
+    let probe = probe(Arc::clone(&proxy), health);
+    let register = async {
+        let mut removed = Some(removed);
+        let mut backoff = Backoff::default();
+        loop {
+            let mut watched = watched.clone();
+            match stream(&proxy, &control_plane, &mut watched, &mut removed, &mut backoff).await {
+                Ok(()) => return,
+                Err(why) => warn!(why, "this workload is not registered, trying again"),
+            }
+            // Leaving and unheard: nobody is left to tell.
+            if proxy.lifecycle.phase() != Phase::Running {
+                return;
+            }
+            tokio::time::sleep(backoff.next()).await;
+        }
+    };
+    tokio::select! {
+        () = probe => {}
+        () = register => {}
+    }
+}
+
+/// Keeps `health` true: ready while every port of the app accepts connections.
+async fn probe(proxy: Arc<Proxy>, health: watch::Sender<Health>) {
+    loop {
+        let there = app_is_there(&proxy).await;
+        let now = match (there, *health.borrow()) {
+            _ if proxy.lifecycle.phase() != Phase::Running => Health::Draining,
+            (true, _) => Health::Ready,
+            (false, Health::Starting) => Health::Starting,
+            (false, _) => Health::Unhealthy,
+        };
+        health.send_if_modified(|current| std::mem::replace(current, now) != now);
+        let pause = if now == Health::Ready { PROBE_READY } else { PROBE_STARTING };
+        if now == Health::Draining {
+            // The stream ends the task.
+            std::future::pending::<()>().await;
+        }
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = proxy.lifecycle.reached(Phase::Leaving) => {}
+        }
+    }
+}
+
+async fn app_is_there(proxy: &Proxy) -> bool {
+    for app in &proxy.settings.app_ports {
+        let address = SocketAddr::new(proxy.settings.app_address, app.port);
+        match tokio::time::timeout(PROBE_TIMEOUT, TcpStream::connect(address)).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(_)) | Err(_) => return false,
+        }
+    }
+    true
+}
+
+async fn stream(
+    proxy: &Proxy,
+    control_plane: &ControlPlane,
+    health: &mut watch::Receiver<Health>,
+    removed: &mut Option<oneshot::Sender<()>>,
+    backoff: &mut Backoff,
+) -> Result<(), String> {
+    let channel = control_plane.connect().await?;
+    let (requests, queue) = mpsc::channel(8);
+    let first = register_request::Message::Registration(registration(proxy));
+    send(&requests, first).await?;
+    let now = *health.borrow_and_update();
+    send(&requests, health_message(now)).await?;
+    let mut request = tonic::Request::new(ReceiverStream::new(queue));
+    control_plane.authorize(request.metadata_mut())?;
+    let mut responses = WorkloadClient::new(channel)
+        .register(request)
+        .await
+        .map_err(|status| format!("{}: {}", status.code(), status.message()))?
+        .into_inner();
+    loop {
+        tokio::select! {
+            response = responses.message() => {
+                let response = response
+                    .map_err(|status| format!("{}: {}", status.code(), status.message()))?
+                    .ok_or("the control plane ended the registration")?;
+                match response.message {
+                    Some(register_response::Message::Accepted(accepted)) => {
+                        backoff.reset();
+                        info!(uid = accepted.uid, "registered with the control plane");
+                    }
+                    Some(register_response::Message::Removed(_)) => {
+                        if let Some(removed) = removed.take() {
+                            // The receiver may have stopped waiting.
+                            let _ = removed.send(());
+                        }
+                        return Ok(());
+                    }
+                    None => return Err("the control plane sent an unknown answer".to_owned()),
+                }
+            }
+            changed = health.changed() => {
+                changed.map_err(|_| "the health probe has ended".to_owned())?;
+                let now = *health.borrow_and_update();
+                info!(health = now.as_str_name(), "the app's health has changed");
+                send(&requests, health_message(now)).await?;
+            }
+        }
+    }
+}
+
+async fn send(
+    requests: &mpsc::Sender<RegisterRequest>,
+    message: register_request::Message,
+) -> Result<(), String> {
+    let request = RegisterRequest { message: Some(message) };
+    requests.send(request).await.map_err(|_| "the registration stream closed".to_owned())
+}
+
+fn health_message(health: Health) -> register_request::Message {
+    register_request::Message::Health(health.into())
+}
+
+fn registration(proxy: &Proxy) -> Registration {
+    let settings = &proxy.settings;
+    let ports = settings.app_ports.iter().map(|app| Port {
+        port: u32::from(app.port),
+        name: app.name.clone(),
+        protocol: outrigger_proto::convert::protocol_to_wire(app.protocol).into(),
+    });
+    Registration {
+        namespace: settings.namespace.clone(),
+        service_account: settings.service_account.clone(),
+        name: settings.workload.clone(),
+        labels: settings.label_map(),
+        address: settings.app_address.to_string(),
+        ports: ports.collect(),
+        mesh: Some(MeshAddress {
+            address: settings.inbound.to_string(),
+            hop_version: HOP_VERSION,
+            identity: String::new(),
+        }),
+        zone: settings.zone.clone().unwrap_or_default(),
+    }
+}
+

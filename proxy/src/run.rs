@@ -1,0 +1,226 @@
+//! The life of the process: start, run, drain, end.
+
+use std::io;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use outrigger_core::config::MeshSettings;
+use outrigger_core::name::Authority;
+use tokio::runtime::{Builder, LocalOptions};
+use tokio::sync::{mpsc, oneshot};
+use tracing::{info, warn};
+
+use crate::accept::{self, Accepted, Seat, Via};
+use crate::access_log::AccessLog;
+use crate::admin::{self, LogHandle};
+use crate::control_plane::ControlPlane;
+use crate::discovery::Discovery;
+use crate::inbound_ports::InboundPorts;
+use crate::metrics::Metrics;
+use crate::proxy::{Lifecycle, Phase, Proxy};
+use crate::registration;
+use crate::settings::Settings;
+use crate::state::StateDir;
+use crate::store::Store;
+use crate::stream::server_first::ServerFirst;
+use crate::worker::{Load, Worker};
+
+/// How often the end of the last connection is looked for while draining.
+const DRAIN_POLL: Duration = Duration::from_millis(20);
+
+/// Runs the proxy until it is told to stop and has drained.
+pub fn run(settings: Settings, log: LogHandle) -> io::Result<()> {
+    let state = settings.state_dir.as_deref().map(StateDir::open).transpose()?;
+    let listeners = accept::bind(&settings)?;
+    let admin = accept::listen(settings.admin)?;
+    let workers = settings.workers();
+    let metrics = Arc::new(Metrics::new(workers));
+    let (access_log, write_log) = AccessLog::new(settings.access_log, Arc::clone(&metrics));
+    let (wanted, dialled) = mpsc::unbounded_channel();
+    let proxy = Arc::new(Proxy {
+        store: Store::new(wanted),
+        inbound: ArcSwap::from_pointee(InboundPorts::registered(&settings)),
+        mesh: ArcSwap::from_pointee(MeshSettings::default()),
+        access_log,
+        server_first: ServerFirst::default(),
+        lifecycle: Lifecycle::default(),
+        metrics,
+        settings,
+    });
+    let seats = start_workers(&proxy, workers, listeners)?;
+    info!(
+        uid = proxy.settings.uid(),
+        outbound = %proxy.settings.outbound,
+        inbound = %proxy.settings.inbound,
+        admin = %proxy.settings.admin,
+        workers,
+        "outrigger-proxy is up"
+    );
+    drop(seats);
+    // Everything that is not traffic shares this thread.
+    let runtime = Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        tokio::spawn(write_log);
+        tokio::spawn(admin::serve(Arc::clone(&proxy), admin, log));
+        control(proxy, dialled, state).await
+    })
+}
+
+/// Starts one thread per worker, and with several one that accepts for all.
+fn start_workers(
+    proxy: &Arc<Proxy>,
+    workers: usize,
+    listeners: Vec<(std::net::TcpListener, Via)>,
+) -> io::Result<Vec<Seat>> {
+    let mut seats = Vec::new();
+    let mut queues = Vec::new();
+    for _ in 0..workers {
+        let (queue, accepted) = mpsc::unbounded_channel();
+        seats.push(Seat { load: Arc::new(Load::default()), queue });
+        queues.push(accepted);
+    }
+    let mut listeners = Some(listeners);
+    let alone = workers == 1;
+    for (index, accepted) in queues.into_iter().enumerate() {
+        let proxy = Arc::clone(proxy);
+        let load = Arc::clone(&seats[index].load);
+        let own = if alone { listeners.take().unwrap_or_default() } else { Vec::new() };
+        let seats = seats.clone();
+        thread::Builder::new()
+            .name(format!("worker-{index}"))
+            .spawn(move || work(&proxy, index, load, accepted, own, &seats))?;
+    }
+    if let Some(listeners) = listeners {
+        let (proxy, seats) = (Arc::clone(proxy), seats.clone());
+        thread::Builder::new()
+            .name("accept".to_owned())
+            .spawn(move || work_nothing_but_accept(&proxy, listeners, &seats))?;
+    }
+    Ok(seats)
+}
+
+fn work(
+    proxy: &Arc<Proxy>,
+    index: usize,
+    load: Arc<Load>,
+    accepted: mpsc::UnboundedReceiver<Accepted>,
+    listeners: Vec<(std::net::TcpListener, Via)>,
+    seats: &[Seat],
+) {
+    let runtime = match Builder::new_current_thread().enable_all().build_local(LocalOptions::default())
+    {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            warn!(%error, "a worker cannot start");
+            return;
+        }
+    };
+    runtime.block_on(async {
+        for (listener, via) in listeners {
+            let accepting = accept::accept(Arc::clone(proxy), listener, via, seats.to_vec());
+            tokio::task::spawn_local(accepting);
+        }
+        Worker::new(Arc::clone(proxy), index, load).run(accepted).await;
+    });
+}
+
+fn work_nothing_but_accept(
+    proxy: &Arc<Proxy>,
+    listeners: Vec<(std::net::TcpListener, Via)>,
+    seats: &[Seat],
+) {
+    let Ok(runtime) = Builder::new_current_thread().enable_all().build() else { return };
+    runtime.block_on(async {
+        let accepting = listeners.into_iter().map(|(listener, via)| {
+            accept::accept(Arc::clone(proxy), listener, via, seats.to_vec())
+        });
+        futures::future::join_all(accepting).await;
+    });
+}
+
+/// Discovery, registration, signals; returns when the process may end.
+async fn control(
+    proxy: Arc<Proxy>,
+    dialled: mpsc::UnboundedReceiver<Authority>,
+    state: Option<StateDir>,
+) -> io::Result<()> {
+    let settings = &proxy.settings;
+    let control_plane = settings
+        .control_plane
+        .clone()
+        .map(|uri| ControlPlane::new(uri, settings.token_file.clone()));
+    let discovery = Discovery::new(Arc::clone(&proxy), dialled, state);
+    let discovery = tokio::spawn(discovery.run(control_plane.clone()));
+    let mut removed = None;
+    if let Some(control_plane) = control_plane
+        && !settings.app_ports.is_empty()
+    {
+        let (tell, heard) = oneshot::channel();
+        removed = Some(heard);
+        tokio::spawn(registration::run(Arc::clone(&proxy), control_plane, tell));
+    }
+    tokio::select! {
+        signal = stop_signal() => info!(signal = signal?, "told to stop"),
+        () = proxy.lifecycle.reached(Phase::Leaving) => info!("told to drain"),
+        () = stdin_ends(settings.exit_with_stdin) => info!("standard input has ended"),
+    }
+    drain(&proxy, removed).await;
+    // It writes the disk copy at its end.
+    let _ = discovery.await;
+    Ok(())
+}
+
+/// Not ready, still accepting; then every connection ends after what it has in flight.
+async fn drain(proxy: &Proxy, removed: Option<oneshot::Receiver<()>>) {
+    let settings = &proxy.settings;
+    proxy.lifecycle.advance(Phase::Leaving);
+    let delay = tokio::time::sleep(settings.drain_delay);
+    match removed {
+        // Sooner when every caller has acknowledged that this workload is gone; those that the
+        // control plane does not know need the delay.
+        Some(heard) => {
+            tokio::select! {
+                () = delay => {}
+                Ok(()) = heard => {}
+            }
+        }
+        None => delay.await,
+    }
+    proxy.lifecycle.advance(Phase::Closing);
+    let end = Instant::now() + settings.drain_timeout;
+    while proxy.lifecycle.open_connections() > 0 {
+        if Instant::now() >= end {
+            let open = proxy.lifecycle.open_connections();
+            warn!(open, "the drain limit has passed, ending what is still open");
+            return;
+        }
+        tokio::time::sleep(DRAIN_POLL).await;
+    }
+    info!("drained");
+}
+
+async fn stop_signal() -> io::Result<&'static str> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        _ = terminate.recv() => Ok("SIGTERM"),
+        _ = interrupt.recv() => Ok("SIGINT"),
+    }
+}
+
+/// Resolves when whoever started the process has closed its standard input; never, if not asked.
+async fn stdin_ends(asked: bool) {
+    if !asked {
+        return std::future::pending().await;
+    }
+    let (ended, wait) = oneshot::channel();
+    // A thread: reading a terminal or pipe blocks, and the process must be able to end without it.
+    thread::spawn(move || {
+        let _ = io::copy(&mut io::stdin(), &mut io::sink());
+        let _ = ended.send(());
+    });
+    let _ = wait.await;
+}

@@ -1,0 +1,206 @@
+//! Connections whose protocol is not known yet, and those that are never looked into.
+//!
+//! Declared protocols decide at once. Otherwise the client's first bytes do; when it is silent the
+//! upstream is dialled too, and whichever side speaks first decides. Read next: [`sniff`], [`dial`],
+//! [`relay`].
+
+pub mod dial;
+pub mod relay;
+pub mod server_first;
+pub mod sniff;
+
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use outrigger_core::config::Protocol;
+use outrigger_core::detect::Detected;
+use outrigger_core::outcome::Outcome;
+use outrigger_core::reason::Reason;
+
+use crate::http::destination::Target;
+use crate::http::respond::Refusal;
+use crate::http::server::Connection;
+use crate::io::{Io, Transport};
+use crate::metrics::{CountKey, Direction, Label, SeriesKey, Status};
+use crate::peer::Origin;
+use crate::worker::Worker;
+use dial::Opened;
+use relay::Relayed;
+use sniff::{Sniffer, Spoke};
+
+/// A client that says nothing for this long may be waiting for the server to speak first.
+const SILENCE: Duration = Duration::from_millis(50);
+
+/// The labels of a relayed connection.
+#[derive(Clone, Copy)]
+pub struct Labels {
+    pub service: Label,
+    pub route: Label,
+    pub peer: Label,
+}
+
+/// Serves a connection to its end.
+pub async fn serve(worker: Rc<Worker>, transport: Transport, origin: Origin, target: Target) {
+    let declared = target.declared();
+    let (direction, remote) = (origin.direction, origin.remote);
+    let sniffer = Sniffer::new(transport);
+    let ended = match declared {
+        Protocol::Tcp => opaque(&worker, &origin, &target, sniffer).await,
+        Protocol::Detect => detect(&worker, origin, &target, sniffer).await,
+        Protocol::Http1 | Protocol::Http2 | Protocol::Grpc | Protocol::Tls => {
+            client_first(&worker, origin, &target, sniffer).await
+        }
+    };
+    if let Err(refusal) = ended {
+        worker.refuse_stream(direction, declared, target.label(), &refusal, remote);
+    }
+}
+
+/// The protocol is declared and the client speaks first in it.
+async fn client_first(
+    worker: &Rc<Worker>,
+    origin: Origin,
+    target: &Target,
+    mut sniffer: Sniffer,
+) -> Result<(), Refusal> {
+    let spoke = sniffer.listen(None, worker.proxy.settings.header_timeout).await;
+    decide(worker, origin, target, sniffer, spoke).await
+}
+
+/// Nothing is declared: whoever speaks first decides.
+async fn detect(
+    worker: &Rc<Worker>,
+    origin: Origin,
+    target: &Target,
+    mut sniffer: Sniffer,
+) -> Result<(), Refusal> {
+    let evidence = &worker.proxy.server_first;
+    let silence = if evidence.expects(target.label()) { Duration::ZERO } else { SILENCE };
+    let limit = worker.proxy.settings.header_timeout;
+    let mut spoke = sniffer.listen(Some(silence), limit).await;
+    if matches!(spoke, Spoke::Nobody) {
+        // Silence alone is no verdict: ask the server too.
+        let mut opened = dial::dial(worker, target, origin.remote, None).await?;
+        let server_spoke = tokio::select! {
+            spoke = opened.speaks() => spoke,
+            () = sniffer.readable() => false,
+        };
+        if server_spoke {
+            check_opaque(target)?;
+            evidence.remember(target.label());
+            relay_to(worker, origin.direction, Protocol::Tcp, sniffer.into_io(), opened).await;
+            return Ok(());
+        }
+        evidence.contradict(target.label());
+        spoke = sniffer.listen(None, limit).await;
+        if let Spoke::Client(Detected::Opaque) = spoke {
+            check_opaque(target)?;
+            relay_to(worker, origin.direction, Protocol::Tcp, sniffer.into_io(), opened).await;
+            return Ok(());
+        }
+    }
+    decide(worker, origin, target, sniffer, spoke).await
+}
+
+/// Serves what the client's first bytes turned out to be.
+async fn decide(
+    worker: &Rc<Worker>,
+    origin: Origin,
+    target: &Target,
+    sniffer: Sniffer,
+    spoke: Spoke,
+) -> Result<(), Refusal> {
+    let declared = target.declared();
+    let tls = declared == Protocol::Tls;
+    match spoke {
+        Spoke::Gone => Ok(()),
+        Spoke::Client(Detected::Http1) if !tls => {
+            serve_http(worker, sniffer.into_io(), Protocol::Http1, origin).await;
+            Ok(())
+        }
+        Spoke::Client(Detected::Http2) if !tls => {
+            serve_http(worker, sniffer.into_io(), Protocol::Http2, origin).await;
+            Ok(())
+        }
+        Spoke::Client(Detected::Tls { server_name }) if !declared.is_http() => {
+            let name = Some(server_name.as_deref());
+            let opened = dial::dial(worker, target, origin.remote, name).await?;
+            relay_to(worker, origin.direction, Protocol::Tls, sniffer.into_io(), opened).await;
+            Ok(())
+        }
+        Spoke::Client(_) | Spoke::Nobody if declared == Protocol::Detect => {
+            opaque(worker, &origin, target, sniffer).await
+        }
+        Spoke::Client(_) | Spoke::Nobody => Err(Refusal::new(
+            Reason::ProtocolError,
+            format!("the first bytes are not {}", declared.as_str()),
+        )),
+        Spoke::TooSlow => Err(Refusal::new(Reason::HeaderTimeout, "no protocol in time")),
+    }
+}
+
+async fn serve_http(worker: &Rc<Worker>, io: Io, protocol: Protocol, origin: Origin) {
+    // Boxed: a relayed connection should not carry the size of an HTTP server.
+    Box::pin(Connection::serve(Rc::clone(worker), io, protocol, origin)).await;
+}
+
+async fn opaque(
+    worker: &Rc<Worker>,
+    origin: &Origin,
+    target: &Target,
+    sniffer: Sniffer,
+) -> Result<(), Refusal> {
+    check_opaque(target)?;
+    let opened = dial::dial(worker, target, origin.remote, None).await?;
+    relay_to(worker, origin.direction, Protocol::Tcp, sniffer.into_io(), opened).await;
+    Ok(())
+}
+
+/// Refuses to relay blindly what a route wants to look into.
+fn check_opaque(target: &Target) -> Result<(), Refusal> {
+    match target {
+        Target::Service { live, .. } if live.compiled.has_http_routes() => Err(Refusal::new(
+            Reason::ProtocolError,
+            "HTTP routes are attached to this service and the bytes are not HTTP",
+        )),
+        _ => Ok(()),
+    }
+}
+
+async fn relay_to(
+    worker: &Rc<Worker>,
+    direction: Direction,
+    protocol: Protocol,
+    caller: Io,
+    opened: Opened,
+) {
+    let began = Instant::now();
+    let Opened { io, labels, load: _load, .. } = opened;
+    let ended = relay::relay(caller, io).await;
+    record(worker, direction, protocol, labels, began, &ended);
+}
+
+/// Counts a relayed connection that has ended.
+pub fn record(
+    worker: &Worker,
+    direction: Direction,
+    protocol: Protocol,
+    labels: Labels,
+    began: Instant,
+    ended: &Relayed,
+) {
+    let key = SeriesKey {
+        direction,
+        service: labels.service,
+        route: labels.route,
+        peer: labels.peer,
+    };
+    let (outcome, reason) = match ended.broken {
+        None => (Outcome::Success, None),
+        Some(relay::Side::Caller) => (Outcome::Canceled, Some(Reason::DownstreamReset)),
+        Some(relay::Side::Upstream) => (Outcome::Failure, Some(Reason::UpstreamResetAmbiguous)),
+    };
+    let count = CountKey { protocol, outcome, status: Status::Stream, reason };
+    worker.metrics.record(key, count, began.elapsed());
+    worker.proxy.metrics.count_bytes(ended.received, ended.sent);
+}

@@ -1,0 +1,232 @@
+//! Opening the upstream side of an opaque connection: straight to the app, or as a CONNECT stream
+//! through the far proxy.
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use bytes::{Buf, Bytes, BytesMut};
+use http::{Method, Request, StatusCode, Uri};
+use hyper::upgrade::Upgraded;
+use hyper_util::rt::TokioIo;
+use outrigger_core::balance;
+use outrigger_core::compile::{StreamRouting, Target as Backend};
+use outrigger_core::config::{Balancer, HashKey};
+use outrigger_core::reason::Reason;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+
+use super::Labels;
+use crate::endpoint::{Choice, EndpointState, InFlight, coarse_ms};
+use crate::http::attempt::endpoint_of;
+use crate::http::body::RequestBody;
+use crate::http::destination::Target;
+use crate::http::respond::Refusal;
+use crate::metrics::{Label, add};
+use crate::pool::{PoolKey, Wire, connect, h2};
+use crate::store::{Dialed, Live};
+use crate::worker::Worker;
+
+/// Endpoints tried before the connection is given up: nothing was sent to any of them.
+const MAX_ATTEMPTS: usize = 3;
+
+/// The upstream side.
+pub struct Opened {
+    pub io: UpstreamIo,
+    pub labels: Labels,
+    pub load: Option<InFlight>,
+}
+
+pub struct UpstreamIo {
+    /// Read while listening who speaks first.
+    read_ahead: Bytes,
+    kind: Kind,
+}
+
+enum Kind {
+    Direct(connect::Opened),
+    /// Holds its stream's place on the connection.
+    Hop(TokioIo<Upgraded>, #[expect(dead_code, reason = "counted until dropped")] h2::Lease),
+}
+
+/// Opens the upstream. `tls` is set when the client began TLS, with the server name it gave.
+pub async fn dial(
+    worker: &Rc<Worker>,
+    target: &Target,
+    remote: SocketAddr,
+    tls: Option<Option<&str>>,
+) -> Result<Opened, Refusal> {
+    let (live, dialed) = match target {
+        Target::Service { live, dialed } => (live, dialed),
+        Target::App { address, service, .. } => {
+            let io = UpstreamIo::direct(worker.connect(*address).await?);
+            let labels = Labels { service: *service, route: Label::NONE, peer: Label::UNKNOWN };
+            return Ok(Opened { io, labels, load: None });
+        }
+        Target::Outside(authority) => {
+            let address = worker.lookup(authority).await?;
+            let io = UpstreamIo::direct(worker.connect(address).await?);
+            let (service, peer) = (Label::UNKNOWN, Label::UNKNOWN);
+            let labels = Labels { service, route: Label::NONE, peer };
+            return Ok(Opened { io, labels, load: None });
+        }
+    };
+    let (backend, route) = backend_of(worker, live, tls)?;
+    let mut tried = Vec::new();
+    loop {
+        let endpoint = choose(worker, live, dialed, backend, remote, &tried)?;
+        let labels = Labels { service: live.backends[backend].label, route, peer: endpoint.peer };
+        match open(worker, &endpoint).await {
+            Ok(io) => return Ok(Opened { io, labels, load: Some(endpoint.load.begin()) }),
+            Err(refusal) => {
+                endpoint.load.observe_failure(coarse_ms(Instant::now()));
+                tried.push(endpoint.key);
+                if tried.len() >= MAX_ATTEMPTS {
+                    return Err(refusal);
+                }
+                add(&worker.proxy.metrics.gauges.retries, 1);
+            }
+        }
+    }
+}
+
+fn backend_of(
+    worker: &Worker,
+    live: &Live,
+    tls: Option<Option<&str>>,
+) -> Result<(usize, Label), Refusal> {
+    let routing = match tls {
+        Some(server_name) => live.compiled.route_tls(server_name),
+        None => live.compiled.route_tcp(),
+    };
+    match routing {
+        StreamRouting::Direct => Ok((0, Label::NONE)),
+        StreamRouting::NoMatch => Err(Refusal::new(
+            Reason::NoRoute,
+            format!("no TLS route names the server {:?}", tls.flatten().unwrap_or_default()),
+        )),
+        StreamRouting::Split { route, split } => {
+            let share = split.pick(worker.random());
+            let share = share
+                .ok_or_else(|| Refusal::new(Reason::NoBackend, "the route has no backends"))?;
+            match &share.target {
+                Backend::Backend(backend) => Ok((*backend, live.route_label_of(route))),
+                Backend::Invalid(why) => Err(Refusal::new(Reason::NoBackend, why.to_string())),
+            }
+        }
+    }
+}
+
+fn choose(
+    worker: &Worker,
+    live: &Live,
+    dialed: &Dialed,
+    backend: usize,
+    remote: SocketAddr,
+    tried: &[u64],
+) -> Result<std::sync::Arc<EndpointState>, Refusal> {
+    let balancer = &live.compiled.backends[backend].balancer;
+    let hash = match balancer {
+        Balancer::RingHash(HashKey::Source) => {
+            Some(balance::hash(remote.ip().to_string().as_bytes()))
+        }
+        _ => None,
+    };
+    let now_ms = coarse_ms(Instant::now());
+    let choice = Choice { random: worker.random(), now_ms, balancer, hash, tried };
+    endpoint_of(live, dialed, backend, &choice)
+}
+
+async fn open(worker: &Rc<Worker>, endpoint: &EndpointState) -> Result<UpstreamIo, Refusal> {
+    let Some(mesh) = &endpoint.endpoint.mesh else {
+        add(&worker.proxy.metrics.gauges.unmeshed, 1);
+        return Ok(UpstreamIo::direct(worker.connect(endpoint.endpoint.address).await?));
+    };
+    let key = PoolKey { address: mesh.address, wire: Wire::HopTunnel };
+    let lease = worker.pools.lease_h2(key, Instant::now()).await?;
+    let failed = |why: String| {
+        Refusal::new(Reason::UpstreamReset, format!("{}: {why}", mesh.address))
+    };
+    let mut request = Request::new(RequestBody::Empty);
+    *request.method_mut() = Method::CONNECT;
+    let authority = endpoint.endpoint.address.to_string();
+    *request.uri_mut() =
+        Uri::builder().authority(authority).build().map_err(|e| failed(e.to_string()))?;
+    let response =
+        lease.send(request).await.map_err(|e| failed(e.into_error().to_string()))?;
+    if response.status() != StatusCode::OK {
+        return Err(failed(format!("the far proxy answered {}", response.status())));
+    }
+    let upgraded = hyper::upgrade::on(response).await.map_err(|e| failed(e.to_string()))?;
+    Ok(UpstreamIo {
+        read_ahead: Bytes::new(),
+        kind: Kind::Hop(TokioIo::new(upgraded), lease),
+    })
+}
+
+impl Opened {
+    /// Waits for the server's first bytes, which stay to be read. False: it closed without a word.
+    pub async fn speaks(&mut self) -> bool {
+        let mut first = BytesMut::with_capacity(1024);
+        let read = match &mut self.io.kind {
+            Kind::Direct(stream) => stream.read_buf(&mut first).await,
+            Kind::Hop(stream, _) => stream.read_buf(&mut first).await,
+        };
+        self.io.read_ahead = first.freeze();
+        read.is_ok_and(|n| n > 0)
+    }
+}
+
+impl UpstreamIo {
+    pub fn direct(stream: connect::Opened) -> Self {
+        Self { read_ahead: Bytes::new(), kind: Kind::Direct(stream) }
+    }
+}
+
+impl AsyncRead for UpstreamIo {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if !self.read_ahead.is_empty() {
+            let n = self.read_ahead.len().min(buf.remaining());
+            buf.put_slice(&self.read_ahead[..n]);
+            self.read_ahead.advance(n);
+            return Poll::Ready(Ok(()));
+        }
+        match &mut self.kind {
+            Kind::Direct(stream) => Pin::new(stream).poll_read(cx, buf),
+            Kind::Hop(stream, _) => Pin::new(stream).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for UpstreamIo {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match &mut self.kind {
+            Kind::Direct(stream) => Pin::new(stream).poll_write(cx, buf),
+            Kind::Hop(stream, _) => Pin::new(stream).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.kind {
+            Kind::Direct(stream) => Pin::new(stream).poll_flush(cx),
+            Kind::Hop(stream, _) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.kind {
+            Kind::Direct(stream) => Pin::new(stream).poll_shutdown(cx),
+            Kind::Hop(stream, _) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}

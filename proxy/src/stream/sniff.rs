@@ -1,0 +1,98 @@
+//! Reading a connection's first bytes to tell its protocol, without losing any of them.
+
+use std::io;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use outrigger_core::detect::{Detected, detect};
+use tokio::io::AsyncReadExt;
+use tokio::time::timeout;
+
+use crate::io::{Io, Transport};
+
+/// First bytes looked at: a ClientHello may fill a TLS record.
+const MAX_FIRST_BYTES: usize = 17 * 1024;
+/// Enough for most first reads.
+const FIRST_READ: usize = 1024;
+
+/// A connection and the bytes read from it so far.
+pub struct Sniffer {
+    transport: Transport,
+    read: BytesMut,
+}
+
+/// Who said what first.
+pub enum Spoke {
+    Client(Detected),
+    /// Silence for as long as was to be waited.
+    Nobody,
+    /// The client began and did not go on.
+    TooSlow,
+    /// The client closed the connection without a word.
+    Gone,
+}
+
+impl Sniffer {
+    pub fn new(transport: Transport) -> Self {
+        Self { transport, read: BytesMut::new() }
+    }
+
+    /// Listens to the client: at most `silence` for a first byte (without end if `None`), then at
+    /// most `limit` until the protocol is clear.
+    pub async fn listen(&mut self, silence: Option<Duration>, limit: Duration) -> Spoke {
+        if self.read.is_empty() {
+            let first = match silence {
+                // A turn of the runtime, so that bytes already there are seen.
+                Some(silence) => timeout(silence.max(Duration::from_millis(1)), self.read_more()).await,
+                None => Ok(self.read_more().await),
+            };
+            match first {
+                Err(_) => return Spoke::Nobody,
+                Ok(Ok(0) | Err(_)) => return Spoke::Gone,
+                Ok(Ok(_)) => {}
+            }
+        }
+        timeout(limit, self.more()).await.unwrap_or(Spoke::TooSlow)
+    }
+
+    async fn more(&mut self) -> Spoke {
+        loop {
+            match detect(&self.read) {
+                Detected::NeedMore if self.read.len() < MAX_FIRST_BYTES => {}
+                Detected::NeedMore => return Spoke::Client(Detected::Opaque),
+                detected => return Spoke::Client(detected),
+            }
+            match self.read_more().await {
+                // What there is will not become more.
+                Ok(0) => return Spoke::Client(Detected::Opaque),
+                Ok(_) => {}
+                Err(_) => return Spoke::Gone,
+            }
+        }
+    }
+
+    /// Waits until the client has said something or gone.
+    pub async fn readable(&mut self) {
+        if self.read.is_empty() {
+            // An error shows again at the next read.
+            let _ = self.read_more().await;
+        }
+    }
+
+    async fn read_more(&mut self) -> io::Result<usize> {
+        if let Transport::Tcp(stream) = &self.transport {
+            // No buffer while there is nothing to put in it.
+            stream.readable().await?;
+        }
+        self.read.reserve(FIRST_READ);
+        match &mut self.transport {
+            Transport::Tcp(stream) => stream.read_buf(&mut self.read).await,
+            Transport::Tunnel(stream) => stream.read_buf(&mut self.read).await,
+        }
+    }
+
+    /// The connection with every byte still in it.
+    pub fn into_io(self) -> Io {
+        Io::new(self.transport, self.read.freeze())
+    }
+}

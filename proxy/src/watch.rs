@@ -1,0 +1,208 @@
+//! The live HTTP connections of one worker: which must end because the proxy drains, and which
+//! because a request's head takes too long.
+//!
+//! One sweep per second serves every connection, so that a request costs no timer. The unit of time
+//! here is therefore the sweep.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
+use std::task::Waker;
+
+/// No head is being read.
+const IDLE: u32 = u32::MAX;
+
+/// What a worker knows of one connection. Shared with the connection's [`crate::io::Io`], which
+/// must be `Send` for hyper's sake, hence the atomics; only one thread ever uses them.
+pub struct ConnectionWatch {
+    /// Sweeps since the first byte of a head that is not complete yet, or [`IDLE`].
+    head_age: AtomicU32,
+    /// Requests between their head and the end of their response.
+    in_flight: AtomicU32,
+    /// HTTP/2: heads cannot be told from other frames once a request has been seen.
+    multiplexed: bool,
+    seen_request: AtomicBool,
+    expired: AtomicBool,
+}
+
+impl ConnectionWatch {
+    pub fn new(multiplexed: bool) -> Arc<Self> {
+        Arc::new(Self {
+            head_age: AtomicU32::new(IDLE),
+            in_flight: AtomicU32::new(0),
+            multiplexed,
+            seen_request: AtomicBool::new(false),
+            expired: AtomicBool::new(false),
+        })
+    }
+
+    /// Bytes were read: with no request in flight they begin a head.
+    pub fn bytes_arrived(&self) {
+        if self.in_flight.load(Relaxed) == 0
+            && self.head_age.load(Relaxed) == IDLE
+            && !(self.multiplexed && self.seen_request.load(Relaxed))
+        {
+            self.head_age.store(0, Relaxed);
+        }
+    }
+
+    /// A head is complete.
+    pub fn request_began(&self) {
+        self.head_age.store(IDLE, Relaxed);
+        self.seen_request.store(true, Relaxed);
+        self.in_flight.store(self.in_flight.load(Relaxed) + 1, Relaxed);
+    }
+
+    pub fn request_ended(&self) {
+        self.in_flight.store(self.in_flight.load(Relaxed).saturating_sub(1), Relaxed);
+    }
+
+    /// Whether the head took longer than the limit: the connection must be dropped.
+    pub fn expired(&self) -> bool {
+        self.expired.load(Relaxed)
+    }
+
+    fn sweep(&self, limit: u32) -> bool {
+        match self.head_age.load(Relaxed) {
+            IDLE => false,
+            age if age >= limit => {
+                self.expired.store(true, Relaxed);
+                true
+            }
+            age => {
+                self.head_age.store(age + 1, Relaxed);
+                false
+            }
+        }
+    }
+}
+
+/// Every live HTTP connection of a worker.
+#[derive(Default)]
+pub struct Connections {
+    entries: RefCell<Vec<Option<Entry>>>,
+    free: RefCell<Vec<usize>>,
+    draining: Cell<bool>,
+}
+
+struct Entry {
+    watch: Arc<ConnectionWatch>,
+    /// Of the connection's task, from its first poll on.
+    waker: Option<Waker>,
+}
+
+impl Connections {
+    /// Adds a connection; dropping the result removes it.
+    pub fn enter(self: &Rc<Self>, watch: Arc<ConnectionWatch>) -> Registered {
+        let entry = Some(Entry { watch, waker: None });
+        let mut entries = self.entries.borrow_mut();
+        let slot = match self.free.borrow_mut().pop() {
+            Some(slot) => {
+                entries[slot] = entry;
+                slot
+            }
+            None => {
+                entries.push(entry);
+                entries.len() - 1
+            }
+        };
+        Registered { connections: Rc::clone(self), slot }
+    }
+
+    pub fn draining(&self) -> bool {
+        self.draining.get()
+    }
+
+    /// From now on every connection ends after what it has in flight.
+    pub fn drain(&self) {
+        self.draining.set(true);
+        for entry in self.entries.borrow().iter().flatten() {
+            entry.wake();
+        }
+    }
+
+    /// Ages every head that is being read by one and ends those older than `limit` sweeps.
+    pub fn sweep(&self, limit: u32) {
+        for entry in self.entries.borrow().iter().flatten() {
+            if entry.watch.sweep(limit) {
+                entry.wake();
+            }
+        }
+    }
+}
+
+impl Entry {
+    fn wake(&self) {
+        if let Some(waker) = &self.waker {
+            waker.wake_by_ref();
+        }
+    }
+}
+
+/// A connection's place in [`Connections`].
+pub struct Registered {
+    connections: Rc<Connections>,
+    slot: usize,
+}
+
+impl Registered {
+    /// Called from the connection's task, so that drain and sweep can wake it.
+    pub fn set_waker(&self, waker: &Waker) {
+        if let Some(Some(entry)) = self.connections.entries.borrow_mut().get_mut(self.slot)
+            && entry.waker.is_none()
+        {
+            entry.waker = Some(waker.clone());
+        }
+    }
+
+    pub fn draining(&self) -> bool {
+        self.connections.draining.get()
+    }
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        self.connections.entries.borrow_mut()[self.slot] = None;
+        self.connections.free.borrow_mut().push(self.slot);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_head_expires_only_while_it_is_incomplete() {
+        let connections = Rc::new(Connections::default());
+        let watch = ConnectionWatch::new(false);
+        let _entered = connections.enter(Arc::clone(&watch));
+        for _ in 0..9 {
+            connections.sweep(2);
+        }
+        assert!(!watch.expired(), "an idle connection is no slow head");
+        watch.bytes_arrived();
+        connections.sweep(2);
+        watch.request_began();
+        connections.sweep(2);
+        watch.bytes_arrived();
+        connections.sweep(2);
+        connections.sweep(2);
+        assert!(!watch.expired(), "body bytes are no head");
+        watch.request_ended();
+        watch.bytes_arrived();
+        for _ in 0..3 {
+            connections.sweep(2);
+        }
+        assert!(watch.expired());
+    }
+
+    #[test]
+    fn slots_are_used_again() {
+        let connections = Rc::new(Connections::default());
+        let first = connections.enter(ConnectionWatch::new(false));
+        drop(first);
+        let _second = connections.enter(ConnectionWatch::new(true));
+        assert_eq!(connections.entries.borrow().len(), 1);
+    }
+}

@@ -1,0 +1,247 @@
+//! One thread that carries traffic: its runtime, its pools, its caches.
+//!
+//! Nothing here is shared but [`Proxy`] and [`Load`]; futures need not be `Send`.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use outrigger_core::config::Protocol;
+use outrigger_core::error::FieldError;
+use outrigger_core::name::{Authority, Host};
+use outrigger_core::outcome::Outcome;
+use outrigger_core::reason::{Reason, Side};
+use tokio::sync::mpsc;
+
+use crate::accept::Accepted;
+use crate::http::respond::Refusal;
+use crate::http::server::Builders;
+use crate::metrics::{CountKey, Direction, Label, SeriesKey, Status, WorkerMetrics};
+use crate::pool::connect::{ConnectError, Opened, connect};
+use crate::pool::Pools;
+use crate::proxy::{Phase, Proxy};
+use crate::store::Dialed;
+use crate::watch::Connections;
+use crate::{access_log, inbound, outbound};
+
+/// Spellings of authorities remembered, before the cache starts anew.
+const MAX_SPELLINGS: usize = 2_048;
+/// Outside names whose address is remembered, likewise.
+const MAX_ADDRESSES: usize = 256;
+/// How long an outside name's address is used.
+const ADDRESS_TTL: Duration = Duration::from_secs(5);
+/// Port of an authority that names none.
+const DEFAULT_PORT: u16 = 80;
+
+pub struct Worker {
+    pub proxy: Arc<Proxy>,
+    pub metrics: WorkerMetrics,
+    pub load: Arc<Load>,
+    pub connections: Rc<Connections>,
+    pub pools: Pools,
+    pub http: Builders,
+    spellings: RefCell<HashMap<Box<str>, Arc<Dialed>, foldhash::fast::RandomState>>,
+    addresses: RefCell<HashMap<Authority, (Instant, SocketAddr)>>,
+    random: Cell<u64>,
+    /// Seconds since the worker began.
+    tick: Cell<u32>,
+}
+
+/// How busy a worker is, for whoever hands out connections.
+#[derive(Default)]
+pub struct Load {
+    pub connections: AtomicUsize,
+    pub streams: AtomicUsize,
+}
+
+impl Worker {
+    pub fn new(proxy: Arc<Proxy>, index: usize, load: Arc<Load>) -> Rc<Self> {
+        Rc::new(Self {
+            metrics: WorkerMetrics::new(Arc::clone(&proxy.metrics), index),
+            load,
+            connections: Rc::default(),
+            pools: Pools::new(&proxy.settings, Arc::clone(&proxy.metrics)),
+            http: Builders::new(&proxy.settings),
+            spellings: RefCell::default(),
+            addresses: RefCell::default(),
+            random: Cell::new(RandomState::new().hash_one(index)),
+            tick: Cell::new(1),
+            proxy,
+        })
+    }
+
+    /// Serves what is accepted until the proxy has closed every connection.
+    pub async fn run(self: Rc<Self>, mut accepted: mpsc::UnboundedReceiver<Accepted>) {
+        let mut phase = self.proxy.lifecycle.subscribe();
+        let mut sweep = tokio::time::interval(Duration::from_secs(1));
+        sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                Some(accepted) = accepted.recv() => self.serve(accepted),
+                _ = sweep.tick() => self.sweep(),
+                changed = phase.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    if *phase.borrow_and_update() == Phase::Closing {
+                        self.connections.drain();
+                    }
+                }
+            }
+        }
+    }
+
+    fn serve(self: &Rc<Self>, accepted: Accepted) {
+        let worker = Rc::clone(self);
+        tokio::task::spawn_local(async move {
+            let Accepted { stream, remote, via, slot: _slot } = accepted;
+            let Ok(stream) = tokio::net::TcpStream::from_std(stream) else { return };
+            match via {
+                crate::accept::Via::Outbound => outbound::serve(worker, stream, remote, None).await,
+                crate::accept::Via::Static(authority) => {
+                    outbound::serve(worker, stream, remote, Some(authority)).await;
+                }
+                crate::accept::Via::Inbound => inbound::serve(worker, stream, remote).await,
+            }
+        });
+    }
+
+    fn sweep(&self) {
+        self.tick.set(self.tick.get() + 1);
+        let limit = u32::try_from(self.proxy.settings.header_timeout.as_secs()).unwrap_or(u32::MAX);
+        self.connections.sweep(limit.max(1));
+        self.pools.sweep(Instant::now());
+    }
+
+    /// Seconds since the worker began.
+    pub fn tick(&self) -> u32 {
+        self.tick.get()
+    }
+
+    /// A number that nobody needs to be unable to guess (splitmix64).
+    pub fn random(&self) -> u64 {
+        let state = self.random.get().wrapping_add(0x9e37_79b9_7f4a_7c15);
+        self.random.set(state);
+        let z = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// The handle of an authority as a request spells it.
+    pub fn dial(&self, text: &str) -> Result<Arc<Dialed>, FieldError> {
+        if let Some(dialed) = self.spellings.borrow().get(text)
+            && !dialed.retired()
+        {
+            return Ok(Arc::clone(dialed));
+        }
+        let authority = Authority::parse(text, Some(DEFAULT_PORT))?;
+        let dialed = self.dial_authority(authority.in_namespace(&self.proxy.settings.namespace));
+        let mut spellings = self.spellings.borrow_mut();
+        if spellings.len() >= MAX_SPELLINGS {
+            spellings.clear();
+        }
+        spellings.insert(text.into(), Arc::clone(&dialed));
+        Ok(dialed)
+    }
+
+    pub fn dial_authority(&self, authority: Authority) -> Arc<Dialed> {
+        let dialed = self.proxy.store.dial(&authority);
+        dialed.touch(self.tick());
+        dialed
+    }
+
+    /// The address of a destination outside the mesh.
+    pub async fn lookup(&self, authority: &Authority) -> Result<SocketAddr, Refusal> {
+        let name = match &authority.host {
+            Host::Ip(ip) => return Ok(SocketAddr::new(*ip, authority.port)),
+            Host::Name(name) => name,
+        };
+        if let Some((at, address)) = self.addresses.borrow().get(authority)
+            && at.elapsed() < ADDRESS_TTL
+        {
+            return Ok(*address);
+        }
+        let failed = |why: String| Refusal::new(Reason::DnsError, format!("{name}: {why}"));
+        let mut found = tokio::net::lookup_host((name.as_str(), authority.port))
+            .await
+            .map_err(|e| failed(e.to_string()))?;
+        let address = found.next().ok_or_else(|| failed("no address".to_owned()))?;
+        if self.proxy.settings.is_own_listener(address) {
+            return Err(Refusal::new(Reason::Loop, format!("{authority} is this proxy itself")));
+        }
+        let mut addresses = self.addresses.borrow_mut();
+        if addresses.len() >= MAX_ADDRESSES {
+            addresses.clear();
+        }
+        addresses.insert(authority.clone(), (Instant::now(), address));
+        Ok(address)
+    }
+
+    pub async fn connect(&self, address: SocketAddr) -> Result<Opened, ConnectError> {
+        connect(address, self.proxy.settings.connect_timeout, &self.proxy.metrics).await
+    }
+
+    /// Counts and logs a connection that was ended before it became a request.
+    pub fn refused(
+        &self,
+        direction: Direction,
+        protocol: Protocol,
+        reason: Reason,
+        remote: SocketAddr,
+    ) {
+        let refusal = Refusal::new(reason, "");
+        self.refuse_stream(direction, protocol, Label::UNKNOWN, &refusal, remote);
+    }
+
+    /// Counts and logs a connection that cannot be served and whose protocol has no way of saying so.
+    pub fn refuse_stream(
+        &self,
+        direction: Direction,
+        protocol: Protocol,
+        service: Label,
+        refusal: &Refusal,
+        remote: SocketAddr,
+    ) {
+        let reason = refusal.reason;
+        let outcome = match reason.side() {
+            Side::Upstream => Outcome::Failure,
+            Side::Downstream | Side::Us => Outcome::Refused,
+        };
+        let key = SeriesKey { direction, service, route: Label::NONE, peer: Label::UNKNOWN };
+        let count = CountKey { protocol, outcome, status: Status::Stream, reason: Some(reason) };
+        self.metrics.record(key, count, Duration::ZERO);
+        if self.proxy.access_log.wants(outcome, || self.random()) {
+            self.proxy.access_log.write(access_log::Entry {
+                direction,
+                service: self.proxy.metrics.text(service),
+                route: Arc::from(""),
+                peer: Arc::from("unknown"),
+                protocol,
+                outcome,
+                status: Status::Stream,
+                reason: Some(reason),
+                detail: Some(format!("from {remote}: {}", refusal.detail).into()),
+                method: None,
+                path: None,
+                request_id: None,
+                trace_id: None,
+                endpoint: None,
+                attempts: 0,
+                duration: Duration::ZERO,
+                bytes: 0,
+            });
+        }
+    }
+}
+
+impl Load {
+    /// What a worker is chosen by: relaxed, since a slightly stale choice does no harm.
+    pub fn total(&self) -> usize {
+        self.connections.load(Relaxed) + self.streams.load(Relaxed)
+    }
+}
