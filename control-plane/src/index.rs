@@ -120,7 +120,7 @@ impl Index {
             }
             Object::ExternalWorkload(workload) => {
                 self.change_workload(&workload.uid(), |index| {
-                    index.external.insert(workload.uid(), workload.clone());
+                    index.external.insert(workload.uid(), workload);
                 });
             }
         }
@@ -151,8 +151,8 @@ impl Index {
     pub fn register(&mut self, workload: Workload) {
         let uid = workload.uid();
         if self.registered.get(&uid) != Some(&workload) {
-            self.change_workload(&uid, |index| {
-                index.registered.insert(workload.uid(), workload.clone());
+            self.change_workload(&uid.clone(), |index| {
+                index.registered.insert(uid, workload);
             });
         }
     }

@@ -15,15 +15,23 @@ const RESOURCE_OVERHEAD: usize = 64;
 #[derive(Debug, Default)]
 pub(super) struct Sent {
     pub(super) names: Vec<String>,
-    pub(super) destinations: Vec<(DestinationName, String, Vec<PortId>)>,
+    pub(super) destinations: Vec<SentDestination>,
     /// Type and name, and version.
     pub(super) singles: Vec<((String, String), String)>,
+}
+
+#[derive(Debug)]
+pub(super) struct SentDestination {
+    pub(super) name: DestinationName,
+    pub(super) version: String,
+    /// Whose endpoints this version needs.
+    pub(super) endpoints: Vec<PortId>,
 }
 
 #[derive(Debug, Default)]
 pub(super) struct Outbox {
     pub(super) endpoints: Vec<Resource>,
-    pub(super) destinations: Vec<(Resource, (DestinationName, String, Vec<PortId>))>,
+    pub(super) destinations: Vec<(Resource, SentDestination)>,
     pub(super) destinations_removed: Vec<String>,
     pub(super) endpoints_removed: Vec<String>,
     pub(super) singles: Vec<((String, String), Resource)>,

@@ -17,7 +17,7 @@ use outrigger_proto::{convert, wire::Node};
 use serde_json::{Value, json};
 use tonic::Status;
 
-use super::outbox::{Outbox, Sent, resource};
+use super::outbox::{Outbox, Sent, SentDestination, resource};
 use crate::index::{Dep, PortId, Resolution};
 use crate::publish::{Dirty, View};
 
@@ -370,7 +370,7 @@ impl Session {
             return;
         }
         self.counts.acks += 1;
-        for (name, version, endpoints) in sent.destinations {
+        for SentDestination { name, version, endpoints } in sent.destinations {
             if let Some(held) = self.destinations.get_mut(&name) {
                 held.acknowledged = Some(version);
                 // What the old version needed may be let go now.
@@ -560,7 +560,8 @@ impl Session {
             let aliases = held.names.iter().filter(|alias| **alias != encoded.resource.name);
             let aliases = aliases.cloned().collect();
             let resource = resource(wire::DESTINATION, &encoded.resource, aliases);
-            let sent = (name, version.clone(), encoded.endpoints.clone());
+            let (version, endpoints) = (version.clone(), encoded.endpoints.clone());
+            let sent = SentDestination { name, version, endpoints };
             outbox.destinations.push((resource, sent));
         }
     }

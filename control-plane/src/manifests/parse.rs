@@ -175,7 +175,10 @@ impl Parser<'_> {
     }
 
     fn typed(&mut self, place: &Place<'_>, api_version: &str, kind: &str) {
-        use gateway_api::experimental::referencegrants::ReferenceGrant;
+        use gateway_api::experimental::{
+            grpcroutes::GrpcRoute, httproutes::HttpRoute, referencegrants::ReferenceGrant,
+            tcproutes::TcpRoute, tlsroutes::TlsRoute,
+        };
         match Kind::of(api_version, kind) {
             Some(kind @ Kind::Service) => self.object(place, kind, |raw: &Service, report| {
                 translate::service::translate(raw, report).map(Object::Service)
@@ -185,7 +188,18 @@ impl Parser<'_> {
                     translate::endpoint_slice::translate(raw, report).map(Object::EndpointSlice)
                 });
             }
-            Some(Kind::HttpRoute | Kind::GrpcRoute | Kind::TlsRoute | Kind::TcpRoute) => {}
+            Some(kind @ Kind::HttpRoute) => self.object(place, kind, |raw: &HttpRoute, report| {
+                translate::http_route::translate(raw, report).map(Object::Route)
+            }),
+            Some(kind @ Kind::GrpcRoute) => self.object(place, kind, |raw: &GrpcRoute, report| {
+                translate::grpc_route::translate(raw, report).map(Object::Route)
+            }),
+            Some(kind @ Kind::TlsRoute) => self.object(place, kind, |raw: &TlsRoute, report| {
+                translate::tls_route::translate(raw, report).map(Object::Route)
+            }),
+            Some(kind @ Kind::TcpRoute) => self.object(place, kind, |raw: &TcpRoute, report| {
+                translate::tcp_route::translate(raw, report).map(Object::Route)
+            }),
             Some(kind @ Kind::ReferenceGrant) => {
                 self.object(place, kind, |raw: &ReferenceGrant, report| {
                     translate::reference_grant::translate(raw, report).map(Object::ReferenceGrant)

@@ -1,0 +1,159 @@
+//! Gateway API `HTTPRoute` with a Service as its parent.
+
+use gateway_api::experimental::httproutes as api;
+use http::Method;
+use outrigger_core::config::{
+    HttpMatch, HttpRule, PathMatch, QueryMatch, ValueMatch, WeightedBackend,
+};
+
+use super::Report;
+use super::filter::{Context, filters};
+use super::matching::{MAX_CONDITIONS, MAX_MATCHES, check_expressions, check_value, header};
+use super::route::{
+    MAX_RULES, at_most_backends, route, same_shape, target, warn_hostnames, warn_unsupported,
+    weight,
+};
+use crate::object::{Kind, Route, RouteBody};
+
+/// Bytes of a path (Gateway API schema).
+const MAX_PATH: usize = 1024;
+
+pub fn translate(raw: &api::HttpRoute, report: &mut Report) -> Option<Route> {
+    let spec = &raw.spec;
+    warn_hostnames(spec.hostnames.as_ref(), report);
+    let namespace = raw.metadata.namespace.as_deref();
+    let rules = match &spec.rules {
+        Some(rules) => {
+            report.at_most("spec.rules", rules.len(), MAX_RULES);
+            let rules = rules.iter().enumerate();
+            rules.map(|(i, raw)| rule(i, raw, namespace, report)).collect()
+        }
+        // Schema default: one rule that matches everything and has no backend.
+        None => vec![HttpRule {
+            name: None,
+            matches: Vec::new(),
+            filters: Vec::new(),
+            backends: Vec::new(),
+        }],
+    };
+    let body = RouteBody::Http(rules);
+    Some(route(Kind::HttpRoute, &raw.metadata, &spec.parent_refs, body, report))
+}
+
+fn rule(
+    i: usize,
+    raw: &api::HttpRouteRules,
+    namespace: Option<&str>,
+    report: &mut Report,
+) -> HttpRule {
+    let path = format!("spec.rules[{i}]");
+    warn_unsupported(&format!("{path}.timeouts"), raw.timeouts.is_some(), report);
+    warn_unsupported(&format!("{path}.retry"), raw.retry.is_some(), report);
+    let sticky = raw.session_persistence.is_some();
+    warn_unsupported(&format!("{path}.sessionPersistence"), sticky, report);
+    let raw_matches = raw.matches.as_deref().unwrap_or_default();
+    report.at_most(&format!("{path}.matches"), raw_matches.len(), MAX_MATCHES);
+    let matches: Vec<HttpMatch> = raw_matches
+        .iter()
+        .enumerate()
+        .map(|(j, raw)| http_match(&format!("{path}.matches[{j}]"), raw, report))
+        .collect();
+    // A match without a path is one of the prefix "/".
+    let by_prefix = |m: &HttpMatch| matches!(m.path, None | Some(PathMatch::Prefix(_)));
+    let context = Context { namespace, by_prefix: matches.iter().all(by_prefix) };
+    let refs = raw.backend_refs.as_deref().unwrap_or_default();
+    at_most_backends(&path, refs.len(), report);
+    let mut backends = Vec::with_capacity(refs.len());
+    for (j, raw) in refs.iter().enumerate() {
+        let path = format!("{path}.backendRefs[{j}]");
+        let filters = filters(&path, raw.filters.as_ref(), &context, report);
+        let Some(reference) = same_shape(&path, raw, report) else { continue };
+        let weight = weight(&path, &reference, report);
+        if let Some(target) = target(&path, &reference, namespace, report) {
+            backends.push(WeightedBackend { target, weight, filters });
+        }
+    }
+    let filters = filters(&path, raw.filters.as_ref(), &context, report);
+    HttpRule { name: raw.name.clone(), matches, filters, backends }
+}
+
+fn http_match(path: &str, raw: &api::HttpRouteRulesMatches, report: &mut Report) -> HttpMatch {
+    let headers = raw.headers.as_deref().unwrap_or_default();
+    report.at_most(&format!("{path}.headers"), headers.len(), MAX_CONDITIONS);
+    let headers = headers.iter().enumerate().filter_map(|(i, raw)| {
+        let regex = raw.r#type == Some(api::HttpRouteRulesMatchesHeadersType::RegularExpression);
+        let value = value(regex, &raw.value);
+        header(&format!("{path}.headers[{i}]"), &raw.name, value, report)
+    });
+    let headers = headers.collect();
+    let params = raw.query_params.as_deref().unwrap_or_default();
+    report.at_most(&format!("{path}.queryParams"), params.len(), MAX_CONDITIONS);
+    let mut query = Vec::with_capacity(params.len());
+    for (i, raw) in params.iter().enumerate() {
+        let regex =
+            raw.r#type == Some(api::HttpRouteRulesMatchesQueryParamsType::RegularExpression);
+        let value = value(regex, &raw.value);
+        check_value(&format!("{path}.queryParams[{i}].value"), &value, report);
+        if raw.name.is_empty() {
+            report.error(format!("{path}.queryParams[{i}].name"), "must not be empty");
+        }
+        query.push(QueryMatch { name: raw.name.clone(), value });
+    }
+    let path_match = raw.path.as_ref().map(|raw| path_match(&format!("{path}.path"), raw, report));
+    let method = raw.method.as_ref().map(method);
+    let value = HttpMatch { path: path_match, method, headers, query };
+    check_expressions(path, &value, report);
+    value
+}
+
+fn value(regex: bool, text: &str) -> ValueMatch {
+    if regex { ValueMatch::Regex(text.to_owned()) } else { ValueMatch::Exact(text.to_owned()) }
+}
+
+fn path_match(path: &str, raw: &api::HttpRouteRulesMatchesPath, report: &mut Report) -> PathMatch {
+    use api::HttpRouteRulesMatchesPathType::{Exact, PathPrefix, RegularExpression};
+    let value = raw.value.clone().unwrap_or_else(|| "/".to_owned());
+    let path = format!("{path}.value");
+    if value.is_empty() || value.len() > MAX_PATH {
+        report.error(&path, format!("must have 1 to {MAX_PATH} bytes"));
+    }
+    match raw.r#type.as_ref().unwrap_or(&PathPrefix) {
+        RegularExpression => PathMatch::Regex(value),
+        exact_or_prefix => {
+            check_path(&path, &value, report);
+            match exact_or_prefix {
+                Exact => PathMatch::Exact(value),
+                _ => PathMatch::Prefix(value),
+            }
+        }
+    }
+}
+
+/// The rules of the Gateway API for literal paths: absolute, normal, and without a fragment.
+fn check_path(field: &str, path: &str, report: &mut Report) {
+    if !path.starts_with('/') {
+        report.error(field, format!("{path:?} must begin with \"/\""));
+    }
+    let bad = ["//", "/./", "/../", "%2f", "%2F", "#"];
+    if let Some(bad) = bad.into_iter().find(|bad| path.contains(bad)) {
+        report.error(field, format!("{path:?} must not contain {bad:?}"));
+    }
+    if path.ends_with("/..") || path.ends_with("/.") {
+        report.error(field, format!("{path:?} must not end with \"/.\" or \"/..\""));
+    }
+}
+
+fn method(raw: &api::HttpRouteRulesMatchesMethod) -> Method {
+    use api::HttpRouteRulesMatchesMethod as Raw;
+    match raw {
+        Raw::Get => Method::GET,
+        Raw::Head => Method::HEAD,
+        Raw::Post => Method::POST,
+        Raw::Put => Method::PUT,
+        Raw::Delete => Method::DELETE,
+        Raw::Connect => Method::CONNECT,
+        Raw::Options => Method::OPTIONS,
+        Raw::Trace => Method::TRACE,
+        Raw::Patch => Method::PATCH,
+    }
+}

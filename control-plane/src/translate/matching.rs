@@ -1,0 +1,76 @@
+//! Matches of HTTPRoute and GRPCRoute: what they share, and the check of regular expressions.
+
+use outrigger_core::compile::compile;
+use outrigger_core::config::{
+    Balancer, Destination, HeaderMatch, HttpMatch, HttpRoute, HttpRule, PathMatch, Protocol,
+    ValueMatch,
+};
+use outrigger_core::name::DestinationName;
+
+use super::Report;
+use super::filter::header_name;
+
+/// Bounds of the Gateway API's own schema.
+pub(super) const MAX_MATCHES: usize = 64;
+pub(super) const MAX_CONDITIONS: usize = 16;
+pub(super) const MAX_VALUE: usize = 4096;
+
+/// A header that must have a value; the names of methods and query parameters are not headers.
+pub(super) fn header(
+    path: &str,
+    name: &str,
+    value: ValueMatch,
+    report: &mut Report,
+) -> Option<HeaderMatch> {
+    check_value(&format!("{path}.value"), &value, report);
+    Some(HeaderMatch { name: header_name(&format!("{path}.name"), name, report)?, value })
+}
+
+pub(super) fn check_value(path: &str, value: &ValueMatch, report: &mut Report) {
+    let (ValueMatch::Exact(text) | ValueMatch::Regex(text)) = value;
+    if text.is_empty() || text.len() > MAX_VALUE {
+        report.error(path, format!("must have 1 to {MAX_VALUE} bytes"));
+    }
+}
+
+/// Asks `core` whether a proxy could use the match, so that a wrong regular expression is refused
+/// here, with its field, and not there.
+pub(super) fn check_expressions(path: &str, value: &HttpMatch, report: &mut Report) {
+    let regex = |value: &ValueMatch| matches!(value, ValueMatch::Regex(_));
+    let any = matches!(value.path, Some(PathMatch::Regex(_)))
+        || value.headers.iter().any(|header| regex(&header.value))
+        || value.query.iter().any(|query| regex(&query.value));
+    if !any {
+        return;
+    }
+    let rule = HttpRule {
+        name: None,
+        matches: vec![value.clone()],
+        filters: Vec::new(),
+        backends: Vec::new(),
+    };
+    let route =
+        HttpRoute { name: String::new(), created: 0, hostnames: Vec::new(), rules: vec![rule] };
+    let probe = Destination {
+        name: DestinationName {
+            namespace: String::new(),
+            service: String::new(),
+            port: 1,
+            consumer: None,
+        },
+        protocol: Protocol::Detect,
+        balancer: Balancer::default(),
+        backends: Vec::new(),
+        http_routes: vec![route],
+        tls_routes: Vec::new(),
+        tcp_route: None,
+    };
+    if let Err(error) = compile(&probe) {
+        let field = error.path.rsplit_once("matches[0].").map_or("", |(_, field)| field);
+        let field = match field {
+            "path" => "path.value".to_owned(),
+            field => field.replacen("query[", "queryParams[", 1),
+        };
+        report.error(format!("{path}.{field}"), error.problem);
+    }
+}

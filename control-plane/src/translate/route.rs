@@ -1,0 +1,205 @@
+//! What HTTPRoute, GRPCRoute, TLSRoute and TCPRoute have in common: parents and backends.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use outrigger_core::config::{BackendTarget, HostMatch, TcpBackend};
+use outrigger_core::error::FieldError;
+use outrigger_core::name::{DestinationName, check_label};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use super::{Report, check_subdomain, created, identity};
+use crate::object::{Kind, ObjectId, Parent, Route, RouteBody, ServiceId};
+
+/// Bounds of the Gateway API's own schema.
+const MAX_PARENTS: usize = 32;
+const MAX_BACKENDS: usize = 16;
+const MAX_HOSTNAMES: usize = 16;
+pub(super) const MAX_RULES: usize = 16;
+const MAX_WEIGHT: i32 = 1_000_000;
+
+/// A `parentRef` or `backendRef` of any route.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Ref {
+    #[serde(default)]
+    group: Option<String>,
+    #[serde(default)]
+    kind: Option<String>,
+    name: String,
+    #[serde(default)]
+    namespace: Option<String>,
+    #[serde(default)]
+    port: Option<i32>,
+    #[serde(default)]
+    section_name: Option<String>,
+    #[serde(default)]
+    weight: Option<i32>,
+}
+
+/// The generated types of the Gateway API repeat the same shape under a name for each place where
+/// it stands; here they become one. Their schema has been checked, so this does not fail.
+pub(super) fn same_shape<T: DeserializeOwned>(
+    path: &str,
+    value: &impl Serialize,
+    report: &mut Report,
+) -> Option<T> {
+    let value = serde_json::to_value(value).and_then(serde_json::from_value);
+    report.check(path, value.map_err(|error| FieldError::here(error.to_string())))
+}
+
+/// Puts a route together from its parents and what it routes.
+pub(super) fn route(
+    kind: Kind,
+    meta: &ObjectMeta,
+    parents: &Option<impl Serialize>,
+    body: RouteBody,
+    report: &mut Report,
+) -> Route {
+    let (namespace, name) = identity(meta, report);
+    let id = ObjectId { kind, namespace, name };
+    let parents = parent_refs(parents, &id.namespace, report);
+    Route { id, created: created(meta), parents, body }
+}
+
+/// Parents that are Services; others belong to somebody else.
+fn parent_refs(refs: &Option<impl Serialize>, namespace: &str, report: &mut Report) -> Vec<Parent> {
+    let refs: Vec<Ref> = match refs {
+        Some(refs) => same_shape("spec.parentRefs", refs, report).unwrap_or_default(),
+        None => Vec::new(),
+    };
+    report.at_most("spec.parentRefs", refs.len(), MAX_PARENTS);
+    let mut parents = Vec::new();
+    for (position, parent) in refs.into_iter().enumerate() {
+        let path = format!("spec.parentRefs[{position}]");
+        let group = parent.group.as_deref().unwrap_or("gateway.networking.k8s.io");
+        let kind = parent.kind.as_deref().unwrap_or("Gateway");
+        if !matches!((group, kind), ("" | "core", "Service")) {
+            if kind == "Service" {
+                report.warn(
+                    format!("{path}.group"),
+                    "a Service's group is \"\": write group: \"\" to attach to it",
+                );
+            }
+            continue;
+        }
+        let service =
+            ServiceId::new(parent.namespace.unwrap_or_else(|| namespace.to_owned()), parent.name);
+        report.check(&format!("{path}.namespace"), check_label(&service.namespace));
+        report.check(&format!("{path}.name"), check_label(&service.name));
+        let port = parent.port.and_then(|port| report.port(&format!("{path}.port"), port));
+        let section = parent.section_name.filter(|section| !section.is_empty());
+        parents.push(Parent { position, service, port, section });
+    }
+    if parents.is_empty() {
+        report.warn("spec.parentRefs", "no parent is a Service, so the route does nothing here");
+    }
+    parents
+}
+
+/// Where a reference leads, as far as it can be told without the index.
+pub(super) fn target(
+    path: &str,
+    reference: &Ref,
+    namespace: Option<&str>,
+    report: &mut Report,
+) -> Option<BackendTarget> {
+    let group = reference.group.as_deref().unwrap_or("");
+    let kind = reference.kind.as_deref().unwrap_or("Service");
+    if !matches!((group, kind), ("" | "core", "Service")) {
+        // Not an error of the route (Gateway API: InvalidKind): its share of requests gets 500.
+        let kind = if group.is_empty() { kind.to_owned() } else { format!("{group}/{kind}") };
+        return Some(BackendTarget::Invalid(format!(
+            "kind: {kind} is not supported, only Service is"
+        )));
+    }
+    let Some(port) = reference.port else {
+        report.error(format!("{path}.port"), "must be set for a Service");
+        return None;
+    };
+    let port = report.port(&format!("{path}.port"), port)?;
+    let namespace =
+        reference.namespace.as_deref().or(namespace).unwrap_or(super::DEFAULT_NAMESPACE);
+    report
+        .check(path, DestinationName::new(namespace, reference.name.clone(), port))
+        .map(BackendTarget::Service)
+}
+
+/// 1 unless set.
+pub(super) fn weight(path: &str, reference: &Ref, report: &mut Report) -> u32 {
+    let weight = reference.weight.unwrap_or(1);
+    if !(0..=MAX_WEIGHT).contains(&weight) {
+        report.error(
+            format!("{path}.weight"),
+            format!("{weight} must be between 0 and {MAX_WEIGHT}"),
+        );
+    }
+    u32::try_from(weight).unwrap_or(0)
+}
+
+pub(super) fn at_most_backends(path: &str, len: usize, report: &mut Report) {
+    report.at_most(&format!("{path}.backendRefs"), len, MAX_BACKENDS);
+}
+
+/// The one rule of a TLSRoute or TCPRoute, which have nothing to tell rules apart by.
+pub(super) fn stream_backends<R: Serialize>(
+    rules: &[R],
+    namespace: Option<&str>,
+    report: &mut Report,
+) -> Vec<TcpBackend> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Rule {
+        #[serde(default)]
+        backend_refs: Vec<Ref>,
+    }
+    if rules.len() != 1 {
+        report.error("spec.rules", "must have exactly one rule: nothing could choose between more");
+        return Vec::new();
+    }
+    let path = "spec.rules[0]";
+    let Some(rule) = same_shape::<Rule>(path, &rules[0], report) else { return Vec::new() };
+    at_most_backends(path, rule.backend_refs.len(), report);
+    let mut backends = Vec::new();
+    for (i, reference) in rule.backend_refs.iter().enumerate() {
+        let path = format!("{path}.backendRefs[{i}]");
+        let weight = weight(&path, reference, report);
+        if let Some(target) = target(&path, reference, namespace, report) {
+            backends.push(TcpBackend { target, weight });
+        }
+    }
+    backends
+}
+
+/// Server names of a TLSRoute.
+pub(super) fn hostnames(hostnames: &[String], report: &mut Report) -> Vec<HostMatch> {
+    report.at_most("spec.hostnames", hostnames.len(), MAX_HOSTNAMES);
+    let mut matches = Vec::new();
+    for (i, hostname) in hostnames.iter().enumerate() {
+        let (suffix, name) = match hostname.strip_prefix("*.") {
+            Some(name) => (true, name),
+            None => (false, hostname.as_str()),
+        };
+        if report.check(&format!("spec.hostnames[{i}]"), check_subdomain(name)).is_some() {
+            matches.push(if suffix {
+                HostMatch::Suffix(format!(".{name}"))
+            } else {
+                HostMatch::Exact(name.to_owned())
+            });
+        }
+    }
+    matches
+}
+
+/// On a Service the dialled name has decided already.
+pub(super) fn warn_hostnames(hostnames: Option<&Vec<String>>, report: &mut Report) {
+    if hostnames.is_some_and(|hostnames| !hostnames.is_empty()) {
+        report.warn("spec.hostnames", "are ignored: a Service's name decides which routes apply");
+    }
+}
+
+/// Fields of a rule that are accepted and do nothing yet.
+pub(super) fn warn_unsupported(path: &str, present: bool, report: &mut Report) {
+    if present {
+        report.warn(path, "is not supported yet and has no effect");
+    }
+}
