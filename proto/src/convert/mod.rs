@@ -85,7 +85,8 @@ fn optional(text: &str) -> Option<String> {
     (!text.is_empty()).then(|| text.to_owned())
 }
 
-fn protocol_to_wire(protocol: Protocol) -> i32 {
+/// Also what a workload declares for its ports when it registers.
+pub fn protocol_to_wire(protocol: Protocol) -> i32 {
     let wire = match protocol {
         Protocol::Detect => mesh::Protocol::Detect,
         Protocol::Http1 => mesh::Protocol::Http1,
