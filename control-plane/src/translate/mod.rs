@@ -90,31 +90,3 @@ fn check_subdomain(text: &str) -> Result<(), FieldError> {
     }
     text.split('.').try_for_each(check_label)
 }
-
-#[cfg(test)]
-pub(crate) mod tests {
-    use serde::de::DeserializeOwned;
-
-    use super::Report;
-
-    /// Reads a manifest, translates it, and gives the result or what is wrong as readable text.
-    pub(crate) fn check<R: DeserializeOwned, T: std::fmt::Debug>(
-        yaml: &str,
-        translate: impl FnOnce(&R, &mut Report) -> Option<T>,
-    ) -> String {
-        let raw: R = serde_saphyr::from_str(yaml).expect("the manifest has the kind's schema");
-        let mut report = Report::default();
-        let value = translate(&raw, &mut report);
-        let mut text = String::new();
-        for warning in &report.warnings {
-            text.push_str(&format!("warning: {warning}\n"));
-        }
-        for error in &report.errors {
-            text.push_str(&format!("error: {error}\n"));
-        }
-        match value {
-            Some(value) if report.errors.is_empty() => text + &format!("{value:#?}"),
-            _ => text,
-        }
-    }
-}

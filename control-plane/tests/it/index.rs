@@ -1,0 +1,155 @@
+//! What a change of one object touches, and no more.
+
+use std::collections::BTreeSet;
+
+use outrigger_control_plane::index::{Dep, Index};
+use outrigger_control_plane::object::{Kind, Object, ObjectId};
+use outrigger_control_plane::translate::{self, Report};
+use outrigger_core::config::MeshSettings;
+
+use crate::scale::slice_object;
+use crate::support::{registration, service};
+
+fn service_object(yaml: &str) -> Object {
+    let raw = serde_saphyr::from_str(yaml).unwrap();
+    Object::Service(translate::service::translate(&raw, &mut Report::default()).unwrap())
+}
+
+fn route(namespace: &str, name: &str, parent: &str, backend: &str) -> Object {
+    let yaml = format!(
+        "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: {name}, \
+         namespace: {namespace}}}\nspec:\n  parentRefs: [{{group: '', kind: Service, name: \
+         {parent}, namespace: bank}}]\n  rules: [{{backendRefs: [{{name: {backend}, port: 80}}]}}]\n"
+    );
+    let raw = serde_saphyr::from_str(&yaml).unwrap();
+    Object::Route(translate::http_route::translate(&raw, &mut Report::default()).unwrap())
+}
+
+/// Services `a`, `b` and `c`; a route of `a` sends to `b`.
+fn index() -> Index {
+    let mut index = Index::new(MeshSettings::default());
+    for name in ["a", "b", "c"] {
+        index.apply(service_object(&service(name)));
+    }
+    index.apply(route("bank", "r", "a", "b"));
+    index.take_dirty();
+    index
+}
+
+fn check(change: impl FnOnce(&mut Index), want: &[&str]) {
+    let mut index = index();
+    check_on(&mut index, change, want);
+}
+
+fn check_on(index: &mut Index, change: impl FnOnce(&mut Index), want: &[&str]) {
+    change(index);
+    let touched: BTreeSet<String> = index
+        .take_dirty()
+        .into_iter()
+        .map(|dep| match dep {
+            Dep::Service(id) => format!("service {id}"),
+            Dep::Endpoints(port) => format!("endpoints {port}"),
+            Dep::Ip(ip) => format!("ip {ip}"),
+            Dep::Inbound(uid) => format!("inbound {uid}"),
+            Dep::Settings => "settings".to_owned(),
+        })
+        .collect();
+    assert_eq!(touched.iter().map(String::as_str).collect::<Vec<_>>(), want);
+}
+
+fn id(kind: Kind, name: &str) -> ObjectId {
+    ObjectId { kind, namespace: "bank".to_owned(), name: name.to_owned() }
+}
+
+#[test]
+fn a_change_touches_what_depends_on_it() {
+    check(|index| index.apply(service_object(&service("a"))), &[]);
+    check(
+        |index| index.apply(service_object(&service("c").replace("port: 80", "port: 81"))),
+        &["endpoints bank/c:80", "endpoints bank/c:81", "service bank/c"],
+    );
+    // The route of a sends to b, so a's destination says how b is spoken to.
+    check(
+        |index| index.remove(&id(Kind::Service, "b")),
+        &["endpoints bank/b:80", "service bank/a", "service bank/b"],
+    );
+    check(|index| index.apply(slice_object("c", &["10.0.0.1"])), &["endpoints bank/c:80"]);
+    check(|index| index.apply(slice_object("nobody", &["10.0.0.1"])), &[]);
+    check(|index| index.apply(route("bank", "r", "c", "b")), &["service bank/a", "service bank/c"]);
+    check(|index| index.remove(&id(Kind::HttpRoute, "r")), &["service bank/a"]);
+    check(
+        |index| index.apply(service_object(&service("a").replace("bank", "shop"))),
+        &["endpoints shop/a:80", "service shop/a", "settings"],
+    );
+    check(
+        |index| {
+            let ip = service("c").replace("spec:\n", "spec:\n  clusterIP: 10.0.0.1\n");
+            index.apply(service_object(&ip));
+        },
+        &["endpoints bank/c:80", "ip 10.0.0.1", "service bank/c"],
+    );
+}
+
+#[test]
+fn a_workload_touches_the_services_that_select_it() {
+    let mut index = index();
+    let mut workload =
+        translate::workload::translate(&registration("bank", "c-1", "c", 9000)).unwrap();
+    let register = |workload: &outrigger_control_plane::object::Workload| {
+        let workload = workload.clone();
+        move |index: &mut Index| index.register(workload)
+    };
+    let both = &["endpoints bank/c:80", "inbound bank.c-1"];
+    check_on(&mut index, register(&workload), both);
+    check_on(&mut index, register(&workload), &[]);
+    workload.ready = true;
+    check_on(&mut index, register(&workload), &["endpoints bank/c:80"]);
+    // A Service that selects it names its port.
+    let other = service_object(&service("b").replace("app: b", "app: c"));
+    check_on(
+        &mut index,
+        |index| index.apply(other),
+        &["endpoints bank/b:80", "inbound bank.c-1", "service bank/a", "service bank/b"],
+    );
+    check_on(
+        &mut index,
+        |index| index.deregister("bank.c-1"),
+        &["endpoints bank/b:80", "endpoints bank/c:80", "inbound bank.c-1"],
+    );
+}
+
+#[test]
+fn names_mean_services_endpoints_and_addresses() {
+    let mut index = index();
+    let headless = service("h").replace("spec:\n", "spec:\n  clusterIP: None\n");
+    index.apply(service_object(&headless));
+    index.apply(slice_object("h", &["10.0.0.1"]));
+    let ip = service("i").replace("spec:\n", "spec:\n  clusterIP: 10.96.0.1\n");
+    index.apply(service_object(&ip));
+    index.apply(route("shop", "own", "a", "a"));
+    for (name, namespace, want) in [
+        ("a:80", "bank", Some("bank/a:80")),
+        ("a:80", "shop", None),
+        ("a.bank:80", "other", Some("bank/a:80")),
+        ("A.BANK.:80", "other", Some("bank/a:80")),
+        ("a.bank:80", "shop", Some("bank/a:80@shop")),
+        ("a.bank.svc:80", "shop", Some("bank/a:80@shop")),
+        ("a.bank.svc.cluster.local:80", "bank", Some("bank/a:80")),
+        ("a.bank.cluster.local:80", "bank", None),
+        ("a.bank.svc.other.domain:80", "bank", None),
+        ("a.bank:81", "bank", None),
+        ("10.96.0.1:80", "bank", Some("bank/i:80")),
+        ("10.96.0.1:81", "bank", None),
+        ("[::ffff:10.96.0.1]:80", "bank", Some("bank/i:80")),
+        ("10.0.0.1:9000", "bank", Some("bank/h:80")),
+        ("10.0.0.1:80", "bank", None),
+        ("bank/a:80", "bank", Some("bank/a:80")),
+        ("bank/a:80", "shop", Some("bank/a:80@shop")),
+        ("bank/a:80@shop", "bank", Some("bank/a:80")),
+        ("www.example.com:443", "bank", None),
+        ("localhost:80", "bank", None),
+    ] {
+        let found = index.resolve(name, namespace).target.map(|target| target.name.to_string());
+        assert_eq!(found.as_deref(), want, "{name} from {namespace}");
+    }
+}

@@ -1,0 +1,11 @@
+//! The control plane over loopback, as its proxies see it.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod discovery;
+mod folder;
+mod index;
+mod registration;
+mod scale;
+mod support;
+mod translate;
