@@ -14,7 +14,7 @@ use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 
-use crate::metrics::add;
+use crate::metrics::{Direction, add};
 use crate::proxy::{Phase, Proxy};
 use crate::settings::Settings;
 use crate::worker::Load;
@@ -40,16 +40,35 @@ pub enum Via {
     Static(Authority),
 }
 
+impl Via {
+    fn direction(&self) -> Direction {
+        match self {
+            Self::Inbound => Direction::Inbound,
+            Self::Outbound | Self::Static(_) => Direction::Outbound,
+        }
+    }
+
+    /// When nothing new comes in by it any more. The app may need to call others until its last
+    /// inbound request is answered.
+    fn closes_at(&self) -> Phase {
+        match self.direction() {
+            Direction::Inbound => Phase::Finishing,
+            Direction::Outbound => Phase::Closing,
+        }
+    }
+}
+
 /// A connection's place under the limit, freed when dropped.
 pub struct Slot {
     proxy: Arc<Proxy>,
     load: Arc<Load>,
+    direction: Direction,
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
         self.load.connections.fetch_sub(1, Relaxed);
-        self.proxy.lifecycle.closed();
+        self.proxy.lifecycle.closed(self.direction);
         self.proxy.metrics.gauges.connections_open.fetch_sub(1, Relaxed);
     }
 }
@@ -81,11 +100,18 @@ pub fn listen(address: SocketAddr) -> io::Result<std::net::TcpListener> {
         socket.listen(BACKLOG)?;
         Ok(std::net::TcpListener::from(socket))
     };
-    open().map_err(|e: io::Error| io::Error::new(e.kind(), format!("cannot listen on {address}: {e}")))
+    open().map_err(|e: io::Error| {
+        io::Error::new(e.kind(), format!("cannot listen on {address}: {e}"))
+    })
 }
 
 /// Accepts until the proxy closes.
-pub async fn accept(proxy: Arc<Proxy>, listener: std::net::TcpListener, via: Via, seats: Vec<Seat>) {
+pub async fn accept(
+    proxy: Arc<Proxy>,
+    listener: std::net::TcpListener,
+    via: Via,
+    seats: Vec<Seat>,
+) {
     let listener = match TcpListener::from_std(listener) {
         Ok(listener) => listener,
         Err(error) => {
@@ -102,8 +128,8 @@ pub async fn accept(proxy: Arc<Proxy>, listener: std::net::TcpListener, via: Via
                     tokio::time::sleep(PAUSE).await;
                 }
             },
-            () = proxy.lifecycle.reached(Phase::Closing) => {
-                info!("stopped accepting");
+            () = proxy.lifecycle.reached(via.closes_at()) => {
+                info!(direction = via.direction().as_str(), "stopped accepting");
                 return;
             }
         }
@@ -118,7 +144,8 @@ fn hand_over(
     seats: &[Seat],
 ) {
     let gauges = &proxy.metrics.gauges;
-    if !proxy.lifecycle.try_open(proxy.settings.max_connections) {
+    let direction = via.direction();
+    if !proxy.lifecycle.try_open(proxy.settings.max_connections, direction) {
         add(&gauges.connections_refused, 1);
         return;
     }
@@ -126,7 +153,7 @@ fn hand_over(
     seat.load.connections.fetch_add(1, Relaxed);
     add(&gauges.connections_total, 1);
     gauges.connections_open.fetch_add(1, Relaxed);
-    let slot = Slot { proxy: Arc::clone(proxy), load: Arc::clone(&seat.load) };
+    let slot = Slot { proxy: Arc::clone(proxy), load: Arc::clone(&seat.load), direction };
     // Small answers must not wait for the peer's acknowledgement.
     let _ = stream.set_nodelay(true);
     match stream.into_std() {

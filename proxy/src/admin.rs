@@ -134,9 +134,9 @@ async fn drain(State(admin): State<Admin>) -> (StatusCode, &'static str) {
 
 async fn set_log(State(admin): State<Admin>, filter: String) -> (StatusCode, String) {
     let parsed = EnvFilter::try_new(filter.trim());
-    let set = parsed.map_err(|e| e.to_string()).and_then(|filter| {
-        admin.log.reload(filter).map_err(|e| e.to_string())
-    });
+    let set = parsed
+        .map_err(|e| e.to_string())
+        .and_then(|filter| admin.log.reload(filter).map_err(|e| e.to_string()));
     match set {
         Ok(()) => (StatusCode::OK, "ok\n".to_owned()),
         Err(why) => (StatusCode::BAD_REQUEST, format!("bad filter: {why}\n")),

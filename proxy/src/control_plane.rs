@@ -61,7 +61,7 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    pub fn next(&mut self) -> Duration {
+    pub fn pause(&mut self) -> Duration {
         let pause = FIRST_PAUSE * 2u32.saturating_pow(self.failures.min(10));
         self.failures += 1;
         let pause = pause.min(LONGEST_PAUSE);

@@ -13,8 +13,8 @@ use std::time::Duration;
 
 use outrigger_core::name::Authority;
 use outrigger_proto::wire::{
-    self, AggregatedDiscoveryServiceClient, DeltaDiscoveryRequest, DeltaDiscoveryResponse, Locality,
-    Node, Status,
+    self, AggregatedDiscoveryServiceClient, DeltaDiscoveryRequest, DeltaDiscoveryResponse,
+    Locality, Node, Status,
 };
 use prost_types::value::Kind;
 use tokio::sync::mpsc;
@@ -87,7 +87,7 @@ impl Discovery {
                 Ended::Closing => break,
                 Ended::ByPeer(why) => debug!(why, "no configuration stream"),
             }
-            let pause = tokio::time::sleep(backoff.next());
+            let pause = tokio::time::sleep(backoff.pause());
             tokio::pin!(pause);
             loop {
                 tokio::select! {
@@ -178,7 +178,9 @@ impl Discovery {
         let mut request = tonic::Request::new(ReceiverStream::new(queue));
         control_plane.authorize(request.metadata_mut())?;
         let response = client.delta_aggregated_resources(request).await;
-        response.map(tonic::Response::into_inner).map_err(|e| format!("{}: {}", e.code(), e.message()))
+        response
+            .map(tonic::Response::into_inner)
+            .map_err(|e| format!("{}: {}", e.code(), e.message()))
     }
 
     /// What a new stream begins with: what is held, and what is wanted. Endpoints go first, so that
@@ -188,17 +190,9 @@ impl Discovery {
         let settings = vec![wire::MESH_SETTINGS_NAME.to_owned()];
         let mut requests = vec![
             subscribe(wire::MESH_SETTINGS, settings, held.versions(wire::MESH_SETTINGS)),
-            subscribe(
-                wire::INBOUND,
-                vec![self.proxy.settings.uid()],
-                held.versions(wire::INBOUND),
-            ),
+            subscribe(wire::INBOUND, vec![self.proxy.settings.uid()], held.versions(wire::INBOUND)),
             subscribe(wire::ENDPOINT, Vec::new(), held.versions(wire::ENDPOINT)),
-            subscribe(
-                wire::DESTINATION,
-                held.resolved_names(),
-                held.versions(wire::DESTINATION),
-            ),
+            subscribe(wire::DESTINATION, held.resolved_names(), held.versions(wire::DESTINATION)),
         ];
         // Apart: a name that is not resolved yet may belong to a destination that is held.
         let unresolved = held.unresolved_names();
@@ -211,12 +205,10 @@ impl Discovery {
 
     fn node(&self) -> Node {
         let settings = &self.proxy.settings;
-        let namespace = prost_types::Value {
-            kind: Some(Kind::StringValue(settings.namespace.clone())),
-        };
-        let metadata = prost_types::Struct {
-            fields: [(wire::NODE_NAMESPACE.to_owned(), namespace)].into(),
-        };
+        let namespace =
+            prost_types::Value { kind: Some(Kind::StringValue(settings.namespace.clone())) };
+        let metadata =
+            prost_types::Struct { fields: [(wire::NODE_NAMESPACE.to_owned(), namespace)].into() };
         Node {
             id: settings.uid(),
             cluster: format!("{}/{}", settings.namespace, settings.service_account),
@@ -234,15 +226,21 @@ impl Discovery {
     fn apply(&mut self, response: DeltaDiscoveryResponse) -> DeltaDiscoveryRequest {
         let gauges = &self.proxy.metrics.gauges;
         add(&gauges.discovery_responses, 1);
-        let problems =
-            self.holdings.apply(&response.type_url, &response.resources, &response.removed_resources);
+        let problems = self.holdings.apply(
+            &response.type_url,
+            &response.resources,
+            &response.removed_resources,
+        );
         if response.type_url == wire::MESH_SETTINGS {
             self.proxy.lifecycle.set_configured();
         }
         let error_detail = (!problems.is_empty()).then(|| {
             add(&gauges.discovery_nacks, 1);
             let message = problems.join("; ");
-            warn!(type_url = response.type_url, message, "refused a part of the configuration, the last good version stays");
+            warn!(
+                type_url = response.type_url,
+                message, "refused a part of the configuration, the last good version stays"
+            );
             Status { code: INVALID_ARGUMENT, message, details: Vec::new() }
         });
         DeltaDiscoveryRequest {

@@ -5,8 +5,8 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
@@ -114,7 +114,8 @@ impl Endpoints {
             // All were tried: the least loaded deserves another chance more than the caller an error.
             0 => set.pick(choice, &self.turn).map(|i| Arc::clone(&all[i])),
             n => {
-                let i = balance::power_of_two(n, choice.random, |i| left[i].load.cost(choice.now_ms));
+                let i =
+                    balance::power_of_two(n, choice.random, |i| left[i].load.cost(choice.now_ms));
                 Some(Arc::clone(left[i]))
             }
         }
@@ -137,9 +138,7 @@ impl EndpointSet {
             return n.checked_sub(1);
         }
         let by_load = || {
-            balance::power_of_two(n, choice.random, |i| {
-                self.endpoints[i].load.cost(choice.now_ms)
-            })
+            balance::power_of_two(n, choice.random, |i| self.endpoints[i].load.cost(choice.now_ms))
         };
         Some(match (choice.balancer, choice.hash) {
             (Balancer::RoundRobin, _) => balance::round_robin(turn.fetch_add(1, Relaxed), n),
@@ -177,8 +176,8 @@ fn hop_headers(port: u16) -> [HeaderValue; 3] {
 
 impl EndpointLoad {
     fn cost(&self, now_ms: u32) -> f32 {
-        let in_flight = self.in_flight.load(Relaxed) as f32;
-        ewma::cost(self.latency.load(Relaxed), now_ms) * (in_flight + 1.0)
+        let in_flight = self.in_flight.load(Relaxed);
+        ewma::load(self.latency.load(Relaxed), now_ms, in_flight)
     }
 
     /// Learns how long the endpoint took to answer.

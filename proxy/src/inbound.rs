@@ -8,23 +8,28 @@ use outrigger_core::detect::Detected;
 use outrigger_core::reason::Reason;
 use tokio::net::TcpStream;
 
+use crate::accept::Slot;
 use crate::http::destination::Target;
 use crate::http::server::Connection;
 use crate::io::Transport;
 use crate::metrics::{Direction, Label};
 use crate::original::original_destination;
 use crate::peer::{Fixed, Origin, Peer};
-use crate::stream::{self, sniff::{Sniffer, Spoke}};
+use crate::stream::{
+    self,
+    sniff::{Sniffer, Spoke},
+};
 use crate::worker::Worker;
 
 /// Serves a connection to its end.
-pub async fn serve(worker: Rc<Worker>, stream: TcpStream, remote: SocketAddr) {
+pub async fn serve(worker: Rc<Worker>, stream: TcpStream, remote: SocketAddr, slot: Rc<Slot>) {
     let original = original_destination(&stream, &worker.proxy.settings);
     let mut origin = Origin {
         direction: Direction::Inbound,
         peer: Peer::Outside,
         remote,
         fixed: Fixed::Nothing,
+        slot,
     };
     if let Some(address) = original {
         let ports = worker.proxy.inbound.load_full();
@@ -53,10 +58,20 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, remote: SocketAddr) {
         Spoke::Client(Detected::Http1) => Protocol::Http1,
         Spoke::Gone | Spoke::Nobody => return,
         Spoke::TooSlow => {
-            return worker.refused(Direction::Inbound, Protocol::Detect, Reason::HeaderTimeout, remote);
+            return worker.refused(
+                Direction::Inbound,
+                Protocol::Detect,
+                Reason::HeaderTimeout,
+                remote,
+            );
         }
         Spoke::Client(_) => {
-            return worker.refused(Direction::Inbound, Protocol::Detect, Reason::ProtocolError, remote);
+            return worker.refused(
+                Direction::Inbound,
+                Protocol::Detect,
+                Reason::ProtocolError,
+                remote,
+            );
         }
     };
     Box::pin(Connection::serve(worker, sniffer.into_io(), protocol, origin)).await;

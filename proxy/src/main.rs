@@ -19,7 +19,10 @@ fn main() -> ExitCode {
         }
     };
     let (filter, log) = reload::Layer::new(filter);
-    tracing_subscriber::registry().with(filter).with(fmt::layer().json().flatten_event(true)).init();
+    tracing_subscriber::registry()
+        .with(filter)
+        .with(fmt::layer().json().flatten_event(true))
+        .init();
     match run::run(settings, log) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

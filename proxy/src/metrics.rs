@@ -144,7 +144,9 @@ impl Metrics {
             workers: (0..workers).map(|_| Mutex::default()).collect(),
             gauges: Gauges::default(),
         };
-        for (text, label) in [("", Label::NONE), ("unknown", Label::UNKNOWN), ("other", Label::OTHER)] {
+        for (text, label) in
+            [("", Label::NONE), ("unknown", Label::UNKNOWN), ("other", Label::OTHER)]
+        {
             debug_assert_eq!(metrics.label(text), label);
             metrics.label(text);
         }

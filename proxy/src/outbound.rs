@@ -10,14 +10,18 @@ use outrigger_core::name::Authority;
 use outrigger_core::reason::Reason;
 use tokio::net::TcpStream;
 
-use crate::http::destination::{Target, resolve};
+use crate::accept::Slot;
+use crate::http::destination::resolve;
 use crate::http::respond::Refusal;
 use crate::http::server::Connection;
 use crate::io::Transport;
 use crate::metrics::{Direction, Label};
 use crate::original::original_destination;
 use crate::peer::{Fixed, Origin, Peer};
-use crate::stream::{self, sniff::{Sniffer, Spoke}};
+use crate::stream::{
+    self,
+    sniff::{Sniffer, Spoke},
+};
 use crate::worker::Worker;
 
 /// Serves a connection to its end. `listener`: the one destination of a static listener.
@@ -25,59 +29,67 @@ pub async fn serve(
     worker: Rc<Worker>,
     stream: TcpStream,
     remote: SocketAddr,
+    slot: Rc<Slot>,
     listener: Option<Authority>,
 ) {
     let original = original_destination(&stream, &worker.proxy.settings);
     let refuse = |reason, detail: String| {
         let refusal = Refusal::new(reason, detail);
-        worker.refuse_stream(Direction::Outbound, Protocol::Detect, Label::UNKNOWN, &refusal, remote);
+        worker.refuse_stream(
+            Direction::Outbound,
+            Protocol::Detect,
+            Label::UNKNOWN,
+            &refusal,
+            remote,
+        );
     };
     if original.is_none() && !remote.ip().to_canonical().is_loopback() {
         return refuse(Reason::NotForUs, "only the app beside this proxy may call it".to_owned());
     }
     match listener.or(original.map(Authority::from)) {
         Some(authority) => {
-            let dialed = worker.dial_authority(authority);
+            let dialed = worker.dial_authority(&authority);
             match resolve(&worker, Arc::clone(&dialed)).await {
-                Ok(target) => to_one(worker, stream, remote, Fixed::Destination(dialed), target).await,
+                Ok(target) => {
+                    let fixed = Fixed::Destination(dialed);
+                    let origin = origin(remote, fixed, slot);
+                    stream::serve(worker, Transport::Tcp(stream), origin, target).await;
+                }
                 Err(refusal) => refuse(refusal.reason, refusal.detail.into_owned()),
             }
         }
-        None => explicit(worker, stream, remote).await,
+        None => explicit(worker, stream, origin(remote, Fixed::Nothing, slot)).await,
     }
 }
 
-/// Everything on the connection goes to one destination.
-async fn to_one(
-    worker: Rc<Worker>,
-    stream: TcpStream,
-    remote: SocketAddr,
-    fixed: Fixed,
-    target: Target,
-) {
-    let origin = Origin { direction: Direction::Outbound, peer: Peer::App, remote, fixed };
-    stream::serve(worker, Transport::Tcp(stream), origin, target).await;
+fn origin(remote: SocketAddr, fixed: Fixed, slot: Rc<Slot>) -> Origin {
+    Origin { direction: Direction::Outbound, peer: Peer::App, remote, fixed, slot }
 }
 
 /// A forward proxy: each request names its destination.
-async fn explicit(worker: Rc<Worker>, stream: TcpStream, remote: SocketAddr) {
+async fn explicit(worker: Rc<Worker>, stream: TcpStream, origin: Origin) {
+    let remote = origin.remote;
     let mut sniffer = Sniffer::new(Transport::Tcp(stream));
     let limit = worker.proxy.settings.header_timeout;
-    let origin = Origin {
-        direction: Direction::Outbound,
-        peer: Peer::App,
-        remote,
-        fixed: Fixed::Nothing,
-    };
     let protocol = match sniffer.listen(None, limit).await {
         Spoke::Client(Detected::Http1) => Protocol::Http1,
         Spoke::Client(Detected::Http2) => Protocol::Http2,
         Spoke::Gone | Spoke::Nobody => return,
         Spoke::TooSlow => {
-            return worker.refused(Direction::Outbound, Protocol::Detect, Reason::HeaderTimeout, remote);
+            return worker.refused(
+                Direction::Outbound,
+                Protocol::Detect,
+                Reason::HeaderTimeout,
+                remote,
+            );
         }
         Spoke::Client(_) => {
-            return worker.refused(Direction::Outbound, Protocol::Detect, Reason::ProtocolError, remote);
+            return worker.refused(
+                Direction::Outbound,
+                Protocol::Detect,
+                Reason::ProtocolError,
+                remote,
+            );
         }
     };
     Box::pin(Connection::serve(worker, sniffer.into_io(), protocol, origin)).await;

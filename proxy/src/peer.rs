@@ -2,8 +2,10 @@
 //! stripping ask only for the [`Peer`].
 
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::sync::Arc;
 
+use crate::accept::Slot;
 use crate::metrics::Direction;
 use crate::store::Dialed;
 
@@ -25,6 +27,8 @@ pub struct Origin {
     pub peer: Peer,
     pub remote: SocketAddr,
     pub fixed: Fixed,
+    /// The connection's place under the limit, held by everything that came of it.
+    pub slot: Rc<Slot>,
 }
 
 /// Where everything on a connection goes, whatever its requests say.

@@ -9,7 +9,7 @@ use tokio::sync::watch;
 
 use crate::access_log::AccessLog;
 use crate::inbound_ports::InboundPorts;
-use crate::metrics::Metrics;
+use crate::metrics::{Direction, Metrics};
 use crate::settings::Settings;
 use crate::store::Store;
 use crate::stream::server_first::ServerFirst;
@@ -31,6 +31,8 @@ pub struct Lifecycle {
     /// The first configuration has arrived, from the control plane or from disk.
     configured: AtomicBool,
     open: AtomicUsize,
+    /// Those of them that other proxies opened.
+    open_inbound: AtomicUsize,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -38,7 +40,10 @@ pub enum Phase {
     Running,
     /// Not ready any more, still accepting: callers have not all heard yet.
     Leaving,
-    /// Every connection ends after what it has in flight.
+    /// Inbound connections end after what they have in flight. The app still works on that, and
+    /// calls others for it.
+    Finishing,
+    /// Outbound connections end likewise.
     Closing,
 }
 
@@ -48,6 +53,7 @@ impl Default for Lifecycle {
             phase: watch::Sender::new(Phase::Running),
             configured: AtomicBool::new(false),
             open: AtomicUsize::new(0),
+            open_inbound: AtomicUsize::new(0),
         }
     }
 }
@@ -101,21 +107,32 @@ impl Lifecycle {
         self.open.load(Relaxed)
     }
 
+    pub fn open_inbound_connections(&self) -> usize {
+        self.open_inbound.load(Relaxed)
+    }
+
     /// Counts an accepted connection, unless there are `limit` already.
-    pub fn try_open(&self, limit: usize) -> bool {
+    pub fn try_open(&self, limit: usize, direction: Direction) -> bool {
         let mut open = self.open.load(Relaxed);
         loop {
             if open >= limit {
                 return false;
             }
             match self.open.compare_exchange_weak(open, open + 1, Relaxed, Relaxed) {
-                Ok(_) => return true,
+                Ok(_) => break,
                 Err(now) => open = now,
             }
         }
+        if direction == Direction::Inbound {
+            self.open_inbound.fetch_add(1, Relaxed);
+        }
+        true
     }
 
-    pub fn closed(&self) {
+    pub fn closed(&self, direction: Direction) {
         self.open.fetch_sub(1, Relaxed);
+        if direction == Direction::Inbound {
+            self.open_inbound.fetch_sub(1, Relaxed);
+        }
     }
 }

@@ -40,7 +40,7 @@ pub async fn run(proxy: Arc<Proxy>, control_plane: ControlPlane, removed: onesho
             if proxy.lifecycle.phase() != Phase::Running {
                 return;
             }
-            tokio::time::sleep(backoff.next()).await;
+            tokio::time::sleep(backoff.pause()).await;
         }
     };
     tokio::select! {
@@ -151,7 +151,7 @@ fn registration(proxy: &Proxy) -> Registration {
     let ports = settings.app_ports.iter().map(|app| Port {
         port: u32::from(app.port),
         name: app.name.clone(),
-        protocol: outrigger_proto::convert::protocol_to_wire(app.protocol).into(),
+        protocol: outrigger_proto::convert::protocol_to_wire(app.protocol),
     });
     Registration {
         namespace: settings.namespace.clone(),
@@ -168,4 +168,3 @@ fn registration(proxy: &Proxy) -> Registration {
         zone: settings.zone.clone().unwrap_or_default(),
     }
 }
-

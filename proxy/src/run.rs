@@ -109,14 +109,14 @@ fn work(
     listeners: Vec<(std::net::TcpListener, Via)>,
     seats: &[Seat],
 ) {
-    let runtime = match Builder::new_current_thread().enable_all().build_local(LocalOptions::default())
-    {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            warn!(%error, "a worker cannot start");
-            return;
-        }
-    };
+    let runtime =
+        match Builder::new_current_thread().enable_all().build_local(LocalOptions::default()) {
+            Ok(runtime) => runtime,
+            Err(error) => {
+                warn!(%error, "a worker cannot start");
+                return;
+            }
+        };
     runtime.block_on(async {
         for (listener, via) in listeners {
             let accepting = accept::accept(Arc::clone(proxy), listener, via, seats.to_vec());
@@ -172,7 +172,8 @@ async fn control(
     Ok(())
 }
 
-/// Not ready, still accepting; then every connection ends after what it has in flight.
+/// Not ready, still accepting; then inbound connections end after what they have in flight, and
+/// outbound ones when the app needs none any more.
 async fn drain(proxy: &Proxy, removed: Option<oneshot::Receiver<()>>) {
     let settings = &proxy.settings;
     proxy.lifecycle.advance(Phase::Leaving);
@@ -188,17 +189,29 @@ async fn drain(proxy: &Proxy, removed: Option<oneshot::Receiver<()>>) {
         }
         None => delay.await,
     }
-    proxy.lifecycle.advance(Phase::Closing);
+    let lifecycle = &proxy.lifecycle;
     let end = Instant::now() + settings.drain_timeout;
-    while proxy.lifecycle.open_connections() > 0 {
+    lifecycle.advance(Phase::Finishing);
+    let mut drained = gone(end, || lifecycle.open_inbound_connections()).await;
+    lifecycle.advance(Phase::Closing);
+    drained &= gone(end, || lifecycle.open_connections()).await;
+    if drained {
+        info!("drained");
+    } else {
+        let open = lifecycle.open_connections();
+        warn!(open, "the drain limit has passed, ending what is still open");
+    }
+}
+
+/// Waits until no connection is open; false when `end` came first.
+async fn gone(end: Instant, open: impl Fn() -> usize) -> bool {
+    while open() > 0 {
         if Instant::now() >= end {
-            let open = proxy.lifecycle.open_connections();
-            warn!(open, "the drain limit has passed, ending what is still open");
-            return;
+            return false;
         }
         tokio::time::sleep(DRAIN_POLL).await;
     }
-    info!("drained");
+    true
 }
 
 async fn stop_signal() -> io::Result<&'static str> {

@@ -23,11 +23,21 @@ use outrigger_core::name::{Authority, check_label};
 )]
 pub struct Settings {
     /// Where the app's own traffic arrives (HTTP_PROXY, or redirected)
-    #[arg(long, env = "OUTRIGGER_OUTBOUND", default_value = "127.0.0.1:4740", value_name = "IP:PORT")]
+    #[arg(
+        long,
+        env = "OUTRIGGER_OUTBOUND",
+        default_value = "127.0.0.1:4740",
+        value_name = "IP:PORT"
+    )]
     pub outbound: SocketAddr,
 
     /// Where other proxies reach this workload
-    #[arg(long, env = "OUTRIGGER_INBOUND", default_value = "127.0.0.1:4743", value_name = "IP:PORT")]
+    #[arg(
+        long,
+        env = "OUTRIGGER_INBOUND",
+        default_value = "127.0.0.1:4743",
+        value_name = "IP:PORT"
+    )]
     pub inbound: SocketAddr,
 
     /// Live, ready, metrics, config, drain and log level

@@ -46,7 +46,8 @@ pub struct StateDir {
 impl StateDir {
     /// Opens and locks the directory, making it where it is missing.
     pub fn open(dir: &Path) -> io::Result<Self> {
-        let named = |e: io::Error| io::Error::new(e.kind(), format!("--state-dir {}: {e}", dir.display()));
+        let named =
+            |e: io::Error| io::Error::new(e.kind(), format!("--state-dir {}: {e}", dir.display()));
         fs::create_dir_all(dir).map_err(named)?;
         let lock = File::create(dir.join("lock")).map_err(named)?;
         flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|_| {

@@ -189,12 +189,8 @@ pub fn record(
     began: Instant,
     ended: &Relayed,
 ) {
-    let key = SeriesKey {
-        direction,
-        service: labels.service,
-        route: labels.route,
-        peer: labels.peer,
-    };
+    let key =
+        SeriesKey { direction, service: labels.service, route: labels.route, peer: labels.peer };
     let (outcome, reason) = match ended.broken {
         None => (Outcome::Success, None),
         Some(relay::Side::Caller) => (Outcome::Canceled, Some(Reason::DownstreamReset)),

@@ -10,6 +10,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use std::task::Waker;
 
+use crate::metrics::Direction;
+
 /// No head is being read.
 const IDLE: u32 = u32::MAX;
 
@@ -83,10 +85,12 @@ impl ConnectionWatch {
 pub struct Connections {
     entries: RefCell<Vec<Option<Entry>>>,
     free: RefCell<Vec<usize>>,
-    draining: Cell<bool>,
+    inbound_drains: Cell<bool>,
+    outbound_drains: Cell<bool>,
 }
 
 struct Entry {
+    direction: Direction,
     watch: Arc<ConnectionWatch>,
     /// Of the connection's task, from its first poll on.
     waker: Option<Waker>,
@@ -94,8 +98,8 @@ struct Entry {
 
 impl Connections {
     /// Adds a connection; dropping the result removes it.
-    pub fn enter(self: &Rc<Self>, watch: Arc<ConnectionWatch>) -> Registered {
-        let entry = Some(Entry { watch, waker: None });
+    pub fn enter(self: &Rc<Self>, direction: Direction, watch: Arc<ConnectionWatch>) -> Registered {
+        let entry = Some(Entry { direction, watch, waker: None });
         let mut entries = self.entries.borrow_mut();
         let slot = match self.free.borrow_mut().pop() {
             Some(slot) => {
@@ -107,18 +111,23 @@ impl Connections {
                 entries.len() - 1
             }
         };
-        Registered { connections: Rc::clone(self), slot }
+        Registered { connections: Rc::clone(self), direction, slot }
     }
 
-    pub fn draining(&self) -> bool {
-        self.draining.get()
-    }
-
-    /// From now on every connection ends after what it has in flight.
-    pub fn drain(&self) {
-        self.draining.set(true);
+    /// From now on every connection of one direction ends after what it has in flight.
+    pub fn drain(&self, direction: Direction) {
+        self.drains(direction).set(true);
         for entry in self.entries.borrow().iter().flatten() {
-            entry.wake();
+            if entry.direction == direction {
+                entry.wake();
+            }
+        }
+    }
+
+    fn drains(&self, direction: Direction) -> &Cell<bool> {
+        match direction {
+            Direction::Inbound => &self.inbound_drains,
+            Direction::Outbound => &self.outbound_drains,
         }
     }
 
@@ -143,6 +152,7 @@ impl Entry {
 /// A connection's place in [`Connections`].
 pub struct Registered {
     connections: Rc<Connections>,
+    direction: Direction,
     slot: usize,
 }
 
@@ -157,7 +167,7 @@ impl Registered {
     }
 
     pub fn draining(&self) -> bool {
-        self.connections.draining.get()
+        self.connections.drains(self.direction).get()
     }
 }
 
@@ -176,7 +186,7 @@ mod tests {
     fn a_head_expires_only_while_it_is_incomplete() {
         let connections = Rc::new(Connections::default());
         let watch = ConnectionWatch::new(false);
-        let _entered = connections.enter(Arc::clone(&watch));
+        let _entered = connections.enter(Direction::Inbound, Arc::clone(&watch));
         for _ in 0..9 {
             connections.sweep(2);
         }
@@ -198,11 +208,22 @@ mod tests {
     }
 
     #[test]
+    fn the_app_can_call_others_while_it_is_being_drained() {
+        let connections = Rc::new(Connections::default());
+        let inbound = connections.enter(Direction::Inbound, ConnectionWatch::new(true));
+        let outbound = connections.enter(Direction::Outbound, ConnectionWatch::new(false));
+        connections.drain(Direction::Inbound);
+        assert!(inbound.draining() && !outbound.draining());
+        connections.drain(Direction::Outbound);
+        assert!(outbound.draining());
+    }
+
+    #[test]
     fn slots_are_used_again() {
         let connections = Rc::new(Connections::default());
-        let first = connections.enter(ConnectionWatch::new(false));
+        let first = connections.enter(Direction::Inbound, ConnectionWatch::new(false));
         drop(first);
-        let _second = connections.enter(ConnectionWatch::new(true));
+        let _second = connections.enter(Direction::Inbound, ConnectionWatch::new(true));
         assert_eq!(connections.entries.borrow().len(), 1);
     }
 }

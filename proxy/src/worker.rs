@@ -22,8 +22,8 @@ use crate::accept::Accepted;
 use crate::http::respond::Refusal;
 use crate::http::server::Builders;
 use crate::metrics::{CountKey, Direction, Label, SeriesKey, Status, WorkerMetrics};
-use crate::pool::connect::{ConnectError, Opened, connect};
 use crate::pool::Pools;
+use crate::pool::connect::{ConnectError, Opened, connect};
 use crate::proxy::{Phase, Proxy};
 use crate::store::Dialed;
 use crate::watch::Connections;
@@ -88,8 +88,12 @@ impl Worker {
                     if changed.is_err() {
                         return;
                     }
-                    if *phase.borrow_and_update() == Phase::Closing {
-                        self.connections.drain();
+                    let phase = *phase.borrow_and_update();
+                    if phase >= Phase::Finishing {
+                        self.connections.drain(Direction::Inbound);
+                    }
+                    if phase >= Phase::Closing {
+                        self.connections.drain(Direction::Outbound);
                     }
                 }
             }
@@ -99,14 +103,17 @@ impl Worker {
     fn serve(self: &Rc<Self>, accepted: Accepted) {
         let worker = Rc::clone(self);
         tokio::task::spawn_local(async move {
-            let Accepted { stream, remote, via, slot: _slot } = accepted;
+            let Accepted { stream, remote, via, slot } = accepted;
+            let slot = Rc::new(slot);
             let Ok(stream) = tokio::net::TcpStream::from_std(stream) else { return };
             match via {
-                crate::accept::Via::Outbound => outbound::serve(worker, stream, remote, None).await,
-                crate::accept::Via::Static(authority) => {
-                    outbound::serve(worker, stream, remote, Some(authority)).await;
+                crate::accept::Via::Outbound => {
+                    outbound::serve(worker, stream, remote, slot, None).await;
                 }
-                crate::accept::Via::Inbound => inbound::serve(worker, stream, remote).await,
+                crate::accept::Via::Static(authority) => {
+                    outbound::serve(worker, stream, remote, slot, Some(authority)).await;
+                }
+                crate::accept::Via::Inbound => inbound::serve(worker, stream, remote, slot).await,
             }
         });
     }
@@ -140,7 +147,7 @@ impl Worker {
             return Ok(Arc::clone(dialed));
         }
         let authority = Authority::parse(text, Some(DEFAULT_PORT))?;
-        let dialed = self.dial_authority(authority.in_namespace(&self.proxy.settings.namespace));
+        let dialed = self.dial_authority(&authority.in_namespace(&self.proxy.settings.namespace));
         let mut spellings = self.spellings.borrow_mut();
         if spellings.len() >= MAX_SPELLINGS {
             spellings.clear();
@@ -149,8 +156,8 @@ impl Worker {
         Ok(dialed)
     }
 
-    pub fn dial_authority(&self, authority: Authority) -> Arc<Dialed> {
-        let dialed = self.proxy.store.dial(&authority);
+    pub fn dial_authority(&self, authority: &Authority) -> Arc<Dialed> {
+        let dialed = self.proxy.store.dial(authority);
         dialed.touch(self.tick());
         dialed
     }

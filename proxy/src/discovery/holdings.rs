@@ -120,8 +120,11 @@ impl Holdings {
                 }
                 compile(&config)
             });
-        let aliases: Vec<Authority> =
-            resource.aliases.iter().filter_map(|alias| Authority::parse(alias, None).ok()).collect();
+        let aliases: Vec<Authority> = resource
+            .aliases
+            .iter()
+            .filter_map(|alias| Authority::parse(alias, None).ok())
+            .collect();
         let compiled = match compiled {
             Ok(compiled) => compiled,
             Err(error) => {

@@ -94,7 +94,8 @@ impl Head {
                 .map_err(|e| broken(e.to_string()))?;
         }
         if let Some(host) = &rewrite.host {
-            let authority = Authority::try_from(host.as_str()).map_err(|e| broken(e.to_string()))?;
+            let authority =
+                Authority::try_from(host.as_str()).map_err(|e| broken(e.to_string()))?;
             self.authority = Some(authority);
         }
         Ok(())
@@ -362,7 +363,12 @@ fn chain(error: &dyn std::error::Error) -> String {
 
 impl Hop {
     /// Through the endpoint's proxy, or straight to its app when it has none.
-    fn to(endpoint: Arc<EndpointState>, protocol: Protocol, callers: Protocol, upgrade: bool) -> Self {
+    fn to(
+        endpoint: Arc<EndpointState>,
+        protocol: Protocol,
+        callers: Protocol,
+        upgrade: bool,
+    ) -> Self {
         let (address, wire) = match &endpoint.endpoint.mesh {
             Some(mesh) => (mesh.address, Wire::Hop),
             None => (endpoint.endpoint.address, wire_of(protocol, callers, upgrade)),

@@ -91,10 +91,9 @@ impl RequestBody {
     pub fn again(&self) -> Option<Self> {
         match self {
             Self::Empty => Some(Self::Empty),
-            Self::Shared { source, .. } => source
-                .borrow()
-                .whole
-                .then(|| Self::Shared { source: Rc::clone(source), next: 0 }),
+            Self::Shared { source, .. } => {
+                source.borrow().whole.then(|| Self::Shared { source: Rc::clone(source), next: 0 })
+            }
             Self::Mirror(_) => None,
         }
     }
@@ -143,14 +142,14 @@ impl Source {
         };
         let Some(piece) = frame.and_then(into_piece) else {
             self.ended = true;
-            self.to_mirrors(&Piece::End);
+            self.tell_mirrors(&Piece::End);
             return Poll::Ready(None);
         };
         self.keep(&piece);
-        self.to_mirrors(&piece);
+        self.tell_mirrors(&piece);
         self.ended = self.incoming.is_end_stream();
         if self.ended {
-            self.to_mirrors(&Piece::End);
+            self.tell_mirrors(&Piece::End);
         }
         Poll::Ready(Some(Ok(piece)))
     }
@@ -181,7 +180,7 @@ impl Source {
         self.kept_bytes = 0;
     }
 
-    fn to_mirrors(&mut self, piece: &Piece) {
+    fn tell_mirrors(&mut self, piece: &Piece) {
         let metrics = &self.metrics;
         self.mirrors.retain(|mirror| {
             let sent = mirror.try_send(piece.clone()).is_ok();

@@ -168,7 +168,8 @@ mod tests {
     fn hop_headers_parse_or_are_refused() {
         assert_eq!(parse_hop("1;port=80;proto=h1"), Some((80, Protocol::Http1)));
         assert_eq!(parse_hop("1;port=80;proto=grpc;new=1"), Some((80, Protocol::Grpc)));
-        for bad in ["", "2;port=80;proto=h1", "1;port=80", "1;port=x;proto=h1", "1;port=1;proto=q"] {
+        for bad in ["", "2;port=80;proto=h1", "1;port=80", "1;port=x;proto=h1", "1;port=1;proto=q"]
+        {
             assert_eq!(parse_hop(bad), None, "{bad}");
         }
     }

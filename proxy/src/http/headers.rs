@@ -135,7 +135,9 @@ fn is_needed(name: &HeaderName) -> bool {
 fn strip_internal(headers: &mut HeaderMap, keep_priority: bool) {
     let names: Vec<HeaderName> = headers
         .keys()
-        .filter(|name| name.as_str().starts_with(INTERNAL) && !(keep_priority && **name == PRIORITY))
+        .filter(|name| {
+            name.as_str().starts_with(INTERNAL) && !(keep_priority && **name == PRIORITY)
+        })
         .cloned()
         .collect();
     for name in names {

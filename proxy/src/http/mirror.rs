@@ -25,7 +25,7 @@ pub fn send(
 ) {
     let worker = &connection.worker;
     for mirror in &filters.mirrors {
-        let share = u128::from(mirror.denominator) * u128::from(worker.random()) >> 64;
+        let share = (u128::from(mirror.denominator) * u128::from(worker.random())) >> 64;
         let Target::Backend(backend) = mirror.target else { continue };
         if share >= u128::from(mirror.numerator) || head.upgrade.is_some() {
             continue;

@@ -171,9 +171,8 @@ fn route<'a>(
     exchange.route = live.route_label(matched.rule);
     if let Some(redirect) = &matched.rule.filters.redirect {
         let (path, query) = (head.uri.path(), head.uri.query());
-        let location =
-            redirect_location(redirect, matched.prefix, "http", host, port, path, query)
-                .map_err(|e| Refusal::new(Reason::BadRequest, e.to_string()))?;
+        let location = redirect_location(redirect, matched.prefix, "http", host, port, path, query)
+            .map_err(|e| Refusal::new(Reason::BadRequest, e.to_string()))?;
         return Ok(Routed::Redirect(redirect.status, location));
     }
     let share = matched.rule.split.pick(connection.worker.random());

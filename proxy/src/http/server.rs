@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::task::Poll;
 
 use http::Request;
@@ -18,6 +19,7 @@ use outrigger_core::config::Protocol;
 use outrigger_core::reason::Reason;
 
 use super::request;
+use crate::accept::Slot;
 use crate::io::Io;
 use crate::metrics::Direction;
 use crate::peer::{Fixed, Origin, Peer};
@@ -42,6 +44,7 @@ pub struct Connection {
     pub peer: Cell<Peer>,
     pub remote: SocketAddr,
     pub fixed: Fixed,
+    pub slot: Rc<Slot>,
     /// `Http1` or `Http2`.
     pub protocol: Protocol,
     watch: Arc<ConnectionWatch>,
@@ -85,16 +88,17 @@ fn h2_builder(settings: &Settings, streams: u32) -> http2::Builder<LocalExec> {
 impl Connection {
     /// Serves the connection to its end. `protocol` is `Http1` or `Http2`.
     pub async fn serve(worker: Rc<Worker>, io: Io, protocol: Protocol, origin: Origin) {
-        let Origin { direction, peer, remote, fixed } = origin;
+        let Origin { direction, peer, remote, fixed, slot } = origin;
         let watch = ConnectionWatch::new(protocol == Protocol::Http2);
         let io = TokioIo::new(io.watched(Arc::clone(&watch)));
-        let registered = worker.connections.enter(Arc::clone(&watch));
+        let registered = worker.connections.enter(direction, Arc::clone(&watch));
         let connection = Rc::new(Self {
             worker: Rc::clone(&worker),
             direction,
             peer: Cell::new(peer),
             remote,
             fixed,
+            slot,
             protocol,
             watch: Arc::clone(&watch),
         });
@@ -132,10 +136,12 @@ impl Connection {
 
     pub fn request_began(&self) {
         self.watch.request_began();
+        self.worker.load.streams.fetch_add(1, Relaxed);
     }
 
     pub fn request_ended(&self) {
         self.watch.request_ended();
+        self.worker.load.streams.fetch_sub(1, Relaxed);
     }
 }
 

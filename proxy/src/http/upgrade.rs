@@ -56,11 +56,11 @@ pub fn join(
 ) -> Response<()> {
     let (mut head, body) = response.into_parts();
     let upstream = hyper::upgrade::on(Response::from_parts(head.clone(), body));
-    let worker = Rc::clone(&connection.worker);
+    let connection = Rc::clone(connection);
     tokio::task::spawn_local(async move {
         let (Ok(caller), Ok(upstream)) = futures::join!(switch.caller, upstream) else { return };
         let ended = relay::relay(TokioIo::new(caller), TokioIo::new(upstream)).await;
-        worker.proxy.metrics.count_bytes(ended.received, ended.sent);
+        connection.worker.proxy.metrics.count_bytes(ended.received, ended.sent);
     });
     if switch.version == Version::HTTP_2 {
         head.status = StatusCode::OK;
@@ -90,18 +90,20 @@ pub async fn outbound_tunnel(
     let text = head.uri.authority().map(|a| a.as_str()).unwrap_or_default();
     let authority = Authority::parse(text, None)
         .map_err(|e| Refusal::new(Reason::BadRequest, e.to_string()))?;
-    let dialed = worker.dial_authority(authority.in_namespace(&worker.proxy.settings.namespace));
+    let dialed = worker.dial_authority(&authority.in_namespace(&worker.proxy.settings.namespace));
     let target = destination::resolve(worker, std::sync::Arc::clone(&dialed)).await?;
     if let Target::Service { live, .. } = &target {
         exchange.service = live.label;
     }
     let caller = switch.ok_or_else(no_switch)?.caller;
-    let (worker, remote) = (Rc::clone(worker), connection.remote);
+    let (worker, remote, slot) =
+        (Rc::clone(worker), connection.remote, Rc::clone(&connection.slot));
     tokio::task::spawn_local(async move {
         let Ok(caller) = caller.await else { return };
         let transport = Transport::Tunnel(Box::new(TokioIo::new(caller)));
         let fixed = Fixed::Destination(dialed);
-        let origin = Origin { direction: Direction::Outbound, peer: Peer::App, remote, fixed };
+        let origin =
+            Origin { direction: Direction::Outbound, peer: Peer::App, remote, fixed, slot };
         stream::serve(worker, transport, origin, target).await;
     });
     Ok(Response::new(()))
@@ -124,13 +126,14 @@ pub async fn inbound_tunnel(
     let address = std::net::SocketAddr::new(inbound.app, port);
     let app = worker.connect(address).await?;
     let caller = switch.ok_or_else(no_switch)?.caller;
-    let (worker, service) = (Rc::clone(worker), served.service);
+    let (connection, service) = (Rc::clone(connection), served.service);
     tokio::task::spawn_local(async move {
+        let worker = &connection.worker;
         let Ok(caller) = caller.await else { return };
         let labels = stream::Labels { service, route: Label::NONE, peer: Label::UNKNOWN };
         let began = std::time::Instant::now();
         let ended = relay::relay(TokioIo::new(caller), app).await;
-        stream::record(&worker, Direction::Inbound, Protocol::Tcp, labels, began, &ended);
+        stream::record(worker, Direction::Inbound, Protocol::Tcp, labels, began, &ended);
     });
     Ok(Response::new(()))
 }
@@ -138,4 +141,3 @@ pub async fn inbound_tunnel(
 fn no_switch() -> Refusal {
     Refusal::new(Reason::BadRequest, "this CONNECT cannot become a tunnel")
 }
-

@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::fmt::{self, Write};
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex};
 
 use hdrhistogram::Histogram;
 use outrigger_core::outcome::grpc_code_name;
 
-use super::{CountKey, Counts, Metrics, SeriesKey, Status, lock};
+use super::{CountKey, Counts, Metrics, Series, SeriesKey, Status, lock};
 
 /// Upper edges of the latency buckets, in microseconds: 0.5 ms to 10 s.
 const EDGES_US: [u64; 14] = [
@@ -34,7 +35,12 @@ fn write_all(out: &mut String, metrics: &Metrics) -> fmt::Result {
             writeln!(out, "}} {n}")?;
         }
     }
-    header(out, "outrigger_request_duration_seconds", "histogram", "from the head of the request to the end of the response")?;
+    header(
+        out,
+        "outrigger_request_duration_seconds",
+        "histogram",
+        "from the head of the request to the end of the response",
+    )?;
     for (key, counts) in &by_latency_key(merged) {
         for (outcome, histogram, sum) in [
             ("success", &counts.success, counts.success_sum),
@@ -45,7 +51,16 @@ fn write_all(out: &mut String, metrics: &Metrics) -> fmt::Result {
             }
         }
     }
+    header(out, "outrigger_worker_requests_total", "counter", "the same, by thread")?;
+    for (worker, n) in metrics.workers.iter().map(worker_total).enumerate() {
+        writeln!(out, "outrigger_worker_requests_total{{worker=\"{worker}\"}} {n}")?;
+    }
     write_gauges(out, metrics)
+}
+
+fn worker_total(worker: &Mutex<Vec<Arc<Series>>>) -> u64 {
+    let series = lock(worker).clone();
+    series.iter().map(|one| lock(&one.inner).requests.iter().map(|(_, n)| n).sum::<u64>()).sum()
 }
 
 /// Every worker's counts, added up. Each set is locked only while it is copied.
@@ -148,23 +163,103 @@ fn write_histogram(
 fn write_gauges(out: &mut String, metrics: &Metrics) -> fmt::Result {
     let g = &metrics.gauges;
     let rows = [
-        ("outrigger_connections_open", "gauge", "connections accepted and not closed", &g.connections_open),
+        (
+            "outrigger_connections_open",
+            "gauge",
+            "connections accepted and not closed",
+            &g.connections_open,
+        ),
         ("outrigger_connections_total", "counter", "connections accepted", &g.connections_total),
-        ("outrigger_connections_refused_total", "counter", "connections over the limit or not for this proxy", &g.connections_refused),
-        ("outrigger_upstream_connections_open", "gauge", "connections opened and not closed", &g.upstream_connections_open),
-        ("outrigger_upstream_connections_total", "counter", "connections opened", &g.upstream_connections_total),
-        ("outrigger_received_bytes_total", "counter", "body and stream bytes from callers", &g.bytes_received),
-        ("outrigger_sent_bytes_total", "counter", "body and stream bytes to callers", &g.bytes_sent),
-        ("outrigger_retries_total", "counter", "requests sent again because nobody had processed them", &g.retries),
-        ("outrigger_unmatched_total", "counter", "requests and connections passed through to unknown destinations", &g.unmatched),
-        ("outrigger_unmeshed_total", "counter", "requests and connections to endpoints without a sidecar", &g.unmeshed),
-        ("outrigger_buffered_bytes", "gauge", "request bytes kept for sending again", &g.buffered_bytes),
-        ("outrigger_access_log_dropped_total", "counter", "access log lines dropped because the writer fell behind", &g.access_log_dropped),
-        ("outrigger_mirrors_dropped_total", "counter", "mirrored requests given up", &g.mirrors_dropped),
-        ("outrigger_discovery_connected", "gauge", "1 while the control plane's stream is open", &g.discovery_connected),
-        ("outrigger_discovery_responses_total", "counter", "responses of the control plane", &g.discovery_responses),
-        ("outrigger_discovery_nacks_total", "counter", "responses refused in whole or part", &g.discovery_nacks),
-        ("outrigger_discovery_reconnects_total", "counter", "times the control plane's stream was opened", &g.discovery_reconnects),
+        (
+            "outrigger_connections_refused_total",
+            "counter",
+            "connections over the limit or not for this proxy",
+            &g.connections_refused,
+        ),
+        (
+            "outrigger_upstream_connections_open",
+            "gauge",
+            "connections opened and not closed",
+            &g.upstream_connections_open,
+        ),
+        (
+            "outrigger_upstream_connections_total",
+            "counter",
+            "connections opened",
+            &g.upstream_connections_total,
+        ),
+        (
+            "outrigger_received_bytes_total",
+            "counter",
+            "body and stream bytes from callers",
+            &g.bytes_received,
+        ),
+        (
+            "outrigger_sent_bytes_total",
+            "counter",
+            "body and stream bytes to callers",
+            &g.bytes_sent,
+        ),
+        (
+            "outrigger_retries_total",
+            "counter",
+            "requests sent again because nobody had processed them",
+            &g.retries,
+        ),
+        (
+            "outrigger_unmatched_total",
+            "counter",
+            "requests and connections passed through to unknown destinations",
+            &g.unmatched,
+        ),
+        (
+            "outrigger_unmeshed_total",
+            "counter",
+            "requests and connections to endpoints without a sidecar",
+            &g.unmeshed,
+        ),
+        (
+            "outrigger_buffered_bytes",
+            "gauge",
+            "request bytes kept for sending again",
+            &g.buffered_bytes,
+        ),
+        (
+            "outrigger_access_log_dropped_total",
+            "counter",
+            "access log lines dropped because the writer fell behind",
+            &g.access_log_dropped,
+        ),
+        (
+            "outrigger_mirrors_dropped_total",
+            "counter",
+            "mirrored requests given up",
+            &g.mirrors_dropped,
+        ),
+        (
+            "outrigger_discovery_connected",
+            "gauge",
+            "1 while the control plane's stream is open",
+            &g.discovery_connected,
+        ),
+        (
+            "outrigger_discovery_responses_total",
+            "counter",
+            "responses of the control plane",
+            &g.discovery_responses,
+        ),
+        (
+            "outrigger_discovery_nacks_total",
+            "counter",
+            "responses refused in whole or part",
+            &g.discovery_nacks,
+        ),
+        (
+            "outrigger_discovery_reconnects_total",
+            "counter",
+            "times the control plane's stream was opened",
+            &g.discovery_reconnects,
+        ),
     ];
     for (name, kind, help, value) in rows {
         header(out, name, kind, help)?;

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use http::{Request, Response};
 use hyper::body::Incoming;
-use hyper::client::conn::http1;
 use hyper::client::conn::TrySendError;
+use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 
 use super::connect::{ConnectError, connect};

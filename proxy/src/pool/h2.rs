@@ -185,8 +185,7 @@ impl Pool {
     pub fn sweep(&self, now: Instant, limit: Duration) -> bool {
         let mut connections = self.connections.borrow_mut();
         connections.retain(|c| {
-            let idle = c.streams.get() == 0
-                && now.saturating_duration_since(c.used.get()) >= limit;
+            let idle = c.streams.get() == 0 && now.saturating_duration_since(c.used.get()) >= limit;
             !idle && !c.sender.borrow().is_closed()
         });
         !connections.is_empty() || self.connecting.borrow().is_some()

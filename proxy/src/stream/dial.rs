@@ -146,24 +146,19 @@ async fn open(worker: &Rc<Worker>, endpoint: &EndpointState) -> Result<UpstreamI
     };
     let key = PoolKey { address: mesh.address, wire: Wire::HopTunnel };
     let lease = worker.pools.lease_h2(key, Instant::now()).await?;
-    let failed = |why: String| {
-        Refusal::new(Reason::UpstreamReset, format!("{}: {why}", mesh.address))
-    };
+    let failed =
+        |why: String| Refusal::new(Reason::UpstreamReset, format!("{}: {why}", mesh.address));
     let mut request = Request::new(RequestBody::Empty);
     *request.method_mut() = Method::CONNECT;
     let authority = endpoint.endpoint.address.to_string();
     *request.uri_mut() =
         Uri::builder().authority(authority).build().map_err(|e| failed(e.to_string()))?;
-    let response =
-        lease.send(request).await.map_err(|e| failed(e.into_error().to_string()))?;
+    let response = lease.send(request).await.map_err(|e| failed(e.into_error().to_string()))?;
     if response.status() != StatusCode::OK {
         return Err(failed(format!("the far proxy answered {}", response.status())));
     }
     let upgraded = hyper::upgrade::on(response).await.map_err(|e| failed(e.to_string()))?;
-    Ok(UpstreamIo {
-        read_ahead: Bytes::new(),
-        kind: Kind::Hop(TokioIo::new(upgraded), lease),
-    })
+    Ok(UpstreamIo { read_ahead: Bytes::new(), kind: Kind::Hop(TokioIo::new(upgraded), lease) })
 }
 
 impl Opened {

@@ -66,8 +66,14 @@ struct Direction {
 
 enum State {
     /// Nothing waits; `flush` says whether something was written since the last flush.
-    Reading { flush: bool },
-    Writing { buffer: Box<[u8]>, from: usize, to: usize },
+    Reading {
+        flush: bool,
+    },
+    Writing {
+        buffer: Box<[u8]>,
+        from: usize,
+        to: usize,
+    },
     Closing,
     Done,
 }
@@ -91,7 +97,8 @@ impl Direction {
                         Poll::Pending => {
                             give_back(buffer);
                             if *flush {
-                                ready!(Pin::new(&mut *writer).poll_flush(cx)).map_err(|_| self.to)?;
+                                ready!(Pin::new(&mut *writer).poll_flush(cx))
+                                    .map_err(|_| self.to)?;
                                 self.state = State::Reading { flush: false };
                             }
                             return Poll::Pending;

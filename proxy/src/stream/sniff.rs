@@ -43,7 +43,9 @@ impl Sniffer {
         if self.read.is_empty() {
             let first = match silence {
                 // A turn of the runtime, so that bytes already there are seen.
-                Some(silence) => timeout(silence.max(Duration::from_millis(1)), self.read_more()).await,
+                Some(silence) => {
+                    timeout(silence.max(Duration::from_millis(1)), self.read_more()).await
+                }
                 None => Ok(self.read_more().await),
             };
             match first {

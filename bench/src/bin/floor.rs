@@ -1,0 +1,147 @@
+//! The floor: the least that a forwarder built on hyper can do. One thread, one upstream, no routes,
+//! no policies, no metrics, no headers touched but the ones that HTTP requires.
+//!
+//! `floor h1|h2|tcp LISTEN UPSTREAM`
+
+use std::cell::RefCell;
+use std::error::Error;
+use std::net::SocketAddr;
+use std::rc::Rc;
+
+use http::uri::{Authority, Scheme};
+use http::{Request, Response, Uri};
+use hyper::body::Incoming;
+use hyper::client::conn::{http1 as client1, http2 as client2};
+use hyper::rt::Executor;
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::{Builder, LocalOptions};
+
+type Failure = Box<dyn Error + Send + Sync>;
+
+#[derive(Clone, Copy)]
+struct Local;
+
+impl<F: Future<Output: 'static> + 'static> Executor<F> for Local {
+    fn execute(&self, future: F) {
+        tokio::task::spawn_local(future);
+    }
+}
+
+fn main() -> Result<(), Failure> {
+    let args: Vec<String> = std::env::args().collect();
+    let [_, kind, listen, upstream] = args.as_slice() else {
+        return Err("usage: floor h1|h2|tcp LISTEN UPSTREAM".into());
+    };
+    let upstream: SocketAddr = upstream.parse()?;
+    let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default())?;
+    runtime.block_on(async {
+        let listener = TcpListener::bind(listen).await?;
+        let idle = Rc::new(RefCell::new(Vec::new()));
+        let shared = Rc::new(RefCell::new(None));
+        loop {
+            let (stream, _) = listener.accept().await?;
+            stream.set_nodelay(true)?;
+            match kind.as_str() {
+                "h1" => tokio::task::spawn_local(serve1(stream, upstream, Rc::clone(&idle))),
+                "h2" => tokio::task::spawn_local(serve2(stream, upstream, Rc::clone(&shared))),
+                _ => tokio::task::spawn_local(relay(stream, upstream)),
+            };
+        }
+    })
+}
+
+type Idle = Rc<RefCell<Vec<client1::SendRequest<Incoming>>>>;
+
+async fn serve1(stream: TcpStream, upstream: SocketAddr, idle: Idle) {
+    let service = service_fn(move |request: Request<Incoming>| {
+        let idle = Rc::clone(&idle);
+        async move { forward1(request, upstream, idle).await }
+    });
+    let _ = http1::Builder::new()
+        .pipeline_flush(true)
+        .serve_connection(TokioIo::new(stream), service)
+        .await;
+}
+
+async fn forward1(
+    mut request: Request<Incoming>,
+    upstream: SocketAddr,
+    idle: Idle,
+) -> Result<Response<Incoming>, Failure> {
+    if let Some(path) = request.uri().path_and_query().cloned() {
+        *request.uri_mut() = Uri::from(path);
+    }
+    let free = {
+        let mut idle = idle.borrow_mut();
+        let at = idle.iter().rposition(client1::SendRequest::is_ready);
+        at.map(|at| idle.remove(at))
+    };
+    let mut sender = match free {
+        Some(sender) => sender,
+        None => {
+            let stream = TcpStream::connect(upstream).await?;
+            stream.set_nodelay(true)?;
+            let (sender, connection) = client1::handshake(TokioIo::new(stream)).await?;
+            tokio::task::spawn_local(connection);
+            sender
+        }
+    };
+    let response = sender.send_request(request).await?;
+    idle.borrow_mut().push(sender);
+    Ok(response)
+}
+
+type Shared = Rc<RefCell<Option<client2::SendRequest<Incoming>>>>;
+
+async fn serve2(stream: TcpStream, upstream: SocketAddr, shared: Shared) {
+    let service = service_fn(move |request: Request<Incoming>| {
+        let shared = Rc::clone(&shared);
+        async move { forward2(request, upstream, shared).await }
+    });
+    let _ = http2::Builder::new(Local)
+        .initial_stream_window_size(256 * 1024)
+        .initial_connection_window_size(64 * 1024 * 1024)
+        .max_concurrent_streams(256)
+        .serve_connection(TokioIo::new(stream), service)
+        .await;
+}
+
+async fn forward2(
+    mut request: Request<Incoming>,
+    upstream: SocketAddr,
+    shared: Shared,
+) -> Result<Response<Incoming>, Failure> {
+    let mut parts = request.uri().clone().into_parts();
+    parts.scheme = Some(Scheme::HTTP);
+    if parts.authority.is_none() {
+        parts.authority = Some(Authority::from_static("upstream"));
+    }
+    *request.uri_mut() = Uri::from_parts(parts)?;
+    let known = shared.borrow().clone().filter(|sender| !sender.is_closed());
+    let mut sender = match known {
+        Some(sender) => sender,
+        None => {
+            let stream = TcpStream::connect(upstream).await?;
+            stream.set_nodelay(true)?;
+            let (sender, connection) = client2::Builder::new(Local)
+                .initial_stream_window_size(256 * 1024)
+                .initial_connection_window_size(64 * 1024 * 1024)
+                .handshake(TokioIo::new(stream))
+                .await?;
+            tokio::task::spawn_local(connection);
+            *shared.borrow_mut() = Some(sender.clone());
+            sender
+        }
+    };
+    Ok(sender.send_request(request).await?)
+}
+
+async fn relay(mut caller: TcpStream, upstream: SocketAddr) {
+    if let Ok(mut upstream) = TcpStream::connect(upstream).await {
+        let _ = upstream.set_nodelay(true);
+        let _ = tokio::io::copy_bidirectional(&mut caller, &mut upstream).await;
+    }
+}

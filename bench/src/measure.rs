@@ -1,0 +1,246 @@
+//! One measurement: load from a caller on the other processor, and what it cost the subject.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use crate::Failure;
+use crate::peers::{Case, OTHER_CPU, Places};
+
+/// Connections of the caller, for saturation and for the fixed rate.
+const H1_CONNECTIONS: &str = "64";
+const H2_CONNECTIONS: &str = "4";
+
+/// What a run showed.
+#[derive(Clone, Debug, Serialize)]
+pub struct Sample {
+    pub requests: u64,
+    pub errors: u64,
+    pub per_second: f64,
+    /// User and system time of the subject for one request, in microseconds.
+    pub cpu_us: f64,
+    /// Share of one processor that the subject used.
+    pub busy: f64,
+    pub p50_us: u64,
+    pub p99_us: u64,
+    pub p999_us: u64,
+}
+
+#[derive(Deserialize)]
+struct Load {
+    requests: u64,
+    errors: u64,
+    p50_us: u64,
+    p99_us: u64,
+    p999_us: u64,
+}
+
+/// As many requests as answers allow.
+pub fn saturate(
+    places: &Places,
+    case: Case,
+    port: u16,
+    seconds: f64,
+    pids: &[u32],
+) -> Result<Sample, Failure> {
+    let connections = connections(case);
+    let kind = case.kind();
+    // wrk and h2load cost the caller less than our own generator, which leaves the subject busier.
+    let mut command = Command::new("taskset");
+    command.args(["-c", OTHER_CPU]);
+    let whole = seconds.ceil().to_string();
+    match kind {
+        "h1" => {
+            command.args(["wrk", "-t1", "-c", connections, "-d", &whole]);
+            command.arg(format!("http://127.0.0.1:{port}/bench"));
+        }
+        "h2" | "grpc" => {
+            command.args(["h2load", "-c", connections, "-m32", "-D", &whole]);
+            if kind == "grpc" {
+                let message = places.work.join("grpc.bin");
+                fs::write(&message, grpc_message())?;
+                command.arg("-d").arg(message);
+                command.args(["-H", "content-type: application/grpc", "-H", "te: trailers"]);
+            }
+            command.arg(format!("http://127.0.0.1:{port}/bench.Bench/Call"));
+        }
+        _ => {
+            command.arg(places.bin.join("load")).args(load_args(case, port, 0, seconds));
+        }
+    }
+    let (before, began) = (cpu(pids)?, Instant::now());
+    let out = command.output().map_err(|e| format!("cannot run the caller: {e}"))?;
+    let (elapsed, used) = (began.elapsed(), cpu(pids)? - before);
+    let text = String::from_utf8_lossy(&out.stdout).into_owned();
+    let (requests, errors) = match kind {
+        "h1" => wrk(&text),
+        "h2" | "grpc" => h2load(&text),
+        _ => {
+            let load: Load = serde_json::from_str(text.trim())?;
+            Some((load.requests, load.errors))
+        }
+    }
+    .ok_or_else(|| {
+        format!("the caller said nothing useful:\n{text}{}", String::from_utf8_lossy(&out.stderr))
+    })?;
+    Ok(sample(requests, errors, elapsed, used, [0; 3]))
+}
+
+/// A fixed number of requests per second, whatever the answers do.
+pub fn fixed_rate(
+    places: &Places,
+    case: Case,
+    port: u16,
+    seconds: f64,
+    pids: &[u32],
+) -> Result<Sample, Failure> {
+    let (before, began) = (cpu(pids)?, Instant::now());
+    let out = Command::new("taskset")
+        .args(["-c", OTHER_CPU])
+        .arg(places.bin.join("load"))
+        .args(load_args(case, port, case.rate(), seconds))
+        .output()?;
+    let (elapsed, used) = (began.elapsed(), cpu(pids)? - before);
+    let load: Load = serde_json::from_str(String::from_utf8_lossy(&out.stdout).trim())
+        .map_err(|e| format!("{e}: {}", String::from_utf8_lossy(&out.stderr)))?;
+    let latencies = [load.p50_us, load.p99_us, load.p999_us];
+    Ok(sample(load.requests, load.errors, elapsed, used, latencies))
+}
+
+fn sample(
+    requests: u64,
+    errors: u64,
+    elapsed: Duration,
+    used: Duration,
+    [p50_us, p99_us, p999_us]: [u64; 3],
+) -> Sample {
+    let each = used.as_secs_f64() * 1e6 / requests.max(1) as f64;
+    Sample {
+        requests,
+        errors,
+        per_second: requests as f64 / elapsed.as_secs_f64(),
+        cpu_us: each,
+        busy: used.as_secs_f64() / elapsed.as_secs_f64(),
+        p50_us,
+        p99_us,
+        p999_us,
+    }
+}
+
+fn connections(case: Case) -> &'static str {
+    match case.kind() {
+        "h1" | "tcp" => H1_CONNECTIONS,
+        _ => H2_CONNECTIONS,
+    }
+}
+
+fn load_args(case: Case, port: u16, rate: u32, seconds: f64) -> Vec<String> {
+    let pairs = [
+        ("--kind", case.kind().to_owned()),
+        ("--address", format!("127.0.0.1:{port}")),
+        ("--connections", connections(case).to_owned()),
+        ("--rate", rate.to_string()),
+        ("--seconds", seconds.to_string()),
+    ];
+    pairs.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]).collect()
+}
+
+fn grpc_message() -> Vec<u8> {
+    let mut message = vec![0, 0, 0, 0, 128];
+    message.resize(133, b'x');
+    message
+}
+
+/// `N requests in`, and what went wrong.
+fn wrk(text: &str) -> Option<(u64, u64)> {
+    let requests = number_before(text, " requests in")?;
+    let bad = text
+        .lines()
+        .find(|line| line.contains("Non-2xx"))
+        .and_then(|line| line.rsplit(' ').next()?.parse::<u64>().ok());
+    let broken = u64::from(text.contains("Socket errors"));
+    Some((requests, bad.unwrap_or(0) + broken))
+}
+
+/// `requests: T total, S started, D done, S succeeded, F failed, ...`
+fn h2load(text: &str) -> Option<(u64, u64)> {
+    let line = text.lines().find(|line| line.starts_with("requests:"))?;
+    Some((number_before(line, " succeeded")?, number_before(line, " failed")?))
+}
+
+fn number_before(text: &str, mark: &str) -> Option<u64> {
+    let end = text.find(mark)?;
+    text[..end].rsplit(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
+}
+
+/// Processor time that the processes have used so far, in all their threads.
+pub fn cpu(pids: &[u32]) -> Result<Duration, Failure> {
+    let mut nanos = 0;
+    for pid in pids {
+        // nginx and others work in a child.
+        for pid in std::iter::once(*pid).chain(children(*pid)) {
+            let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else { continue };
+            for thread in threads {
+                let stat = fs::read_to_string(thread?.path().join("schedstat")).unwrap_or_default();
+                nanos += stat.split(' ').next().and_then(|n| n.parse().ok()).unwrap_or(0u64);
+            }
+        }
+    }
+    Ok(Duration::from_nanos(nanos))
+}
+
+fn children(pid: u32) -> Vec<u32> {
+    let text = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    text.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
+}
+
+/// Proportional set size, in KiB: what the process costs the machine.
+pub fn pss(pids: &[u32]) -> u64 {
+    let all = pids.iter().flat_map(|pid| std::iter::once(*pid).chain(children(*pid)));
+    all.filter_map(|pid| {
+        let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
+        let line = text.lines().find(|line| line.starts_with("Pss:"))?;
+        line.split_whitespace().nth(1)?.parse::<u64>().ok()
+    })
+    .sum()
+}
+
+/// Lets time pass between two looks at something.
+pub fn pause(time: Duration) {
+    std::thread::park_timeout(time);
+}
+
+/// A GET of a small local page.
+pub fn get(port: u16, host: &str, path: &str) -> Result<String, Failure> {
+    use std::io::{Read, Write};
+    let mut stream = std::net::TcpStream::connect(("127.0.0.1", port))?;
+    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+    write!(stream, "GET {path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n")?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text)?;
+    Ok(text)
+}
+
+/// Whether a program is there to be run.
+pub fn on_path(program: &str) -> bool {
+    std::env::var_os("PATH").is_some_and(|path| {
+        std::env::split_paths(&path).any(|dir| Path::new(&dir).join(program).is_file())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_callers_words_are_understood() {
+        let text = "Running 3s test\n  141177 requests in 3.02s, 30MB read\n  Non-2xx or 3xx responses: 12\n";
+        assert_eq!(wrk(text), Some((141_177, 12)));
+        let text = "requests: 274366 total, 274494 started, 274366 done, 274360 succeeded, 6 failed, 0 errored";
+        assert_eq!(h2load(text), Some((274_360, 6)));
+        assert_eq!(h2load("nothing"), None);
+    }
+}

@@ -1,0 +1,377 @@
+//! The programs under test: how each is started, on which ports, and how it is stopped.
+//!
+//! Every one listens on loopback, is pinned to the first processor, and ends with the bench.
+
+use std::fs::{self, File};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::Failure;
+
+/// How long a program may take to listen.
+const START: Duration = Duration::from_secs(20);
+/// The processor of what is measured, and that of everything else.
+pub const SUBJECT_CPU: &str = "0";
+pub const OTHER_CPU: &str = "1";
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Peer {
+    Outrigger,
+    Floor,
+    Haproxy,
+    Nginx,
+    Envoy,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Case {
+    H1,
+    H2,
+    Grpc,
+    Tcp,
+    PairH1,
+    PairGrpc,
+}
+
+impl Peer {
+    pub const ALL: [Self; 5] =
+        [Self::Outrigger, Self::Floor, Self::Haproxy, Self::Nginx, Self::Envoy];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Outrigger => "outrigger",
+            Self::Floor => "floor",
+            Self::Haproxy => "haproxy",
+            Self::Nginx => "nginx",
+            Self::Envoy => "envoy",
+        }
+    }
+
+    /// The port on which it serves a case, if it can.
+    pub fn port(self, case: Case) -> Option<u16> {
+        let offset = match case {
+            Case::H1 | Case::PairH1 => 1,
+            Case::H2 => 2,
+            Case::Grpc | Case::PairGrpc => 3,
+            Case::Tcp => 4,
+        };
+        let base = match (self, case.is_pair()) {
+            (Self::Outrigger, false) => 19_200,
+            (Self::Outrigger, true) => 19_600,
+            (Self::Envoy, false) => 19_300,
+            (Self::Envoy, true) => 19_700,
+            (Self::Floor, false) => 19_100,
+            (Self::Haproxy, false) => 19_400,
+            (Self::Nginx, false) if matches!(case, Case::H1 | Case::Grpc) => 19_500,
+            _ => return None,
+        };
+        Some(base + offset)
+    }
+}
+
+impl Case {
+    pub const ALL: [Self; 6] =
+        [Self::H1, Self::H2, Self::Grpc, Self::Tcp, Self::PairH1, Self::PairGrpc];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::H1 => "HTTP/1.1",
+            Self::H2 => "HTTP/2",
+            Self::Grpc => "gRPC",
+            Self::Tcp => "TCP",
+            Self::PairH1 => "pair HTTP/1.1",
+            Self::PairGrpc => "pair gRPC",
+        }
+    }
+
+    pub fn is_pair(self) -> bool {
+        matches!(self, Self::PairH1 | Self::PairGrpc)
+    }
+
+    /// What `load` and `backend` call it.
+    pub fn kind(self) -> &'static str {
+        match self {
+            Self::H1 | Self::PairH1 => "h1",
+            Self::H2 => "h2",
+            Self::Grpc | Self::PairGrpc => "grpc",
+            Self::Tcp => "tcp",
+        }
+    }
+
+    /// Requests per second of the open-loop runs: a busy sidecar, far from saturation.
+    pub fn rate(self) -> u32 {
+        match self {
+            Self::H1 | Self::H2 => 7_500,
+            Self::Grpc | Self::PairH1 => 5_000,
+            Self::Tcp => 10_000,
+            Self::PairGrpc => 4_000,
+        }
+    }
+}
+
+/// Where things are.
+pub struct Places {
+    /// Release binaries of this workspace.
+    pub bin: PathBuf,
+    pub control_plane: PathBuf,
+    pub configs: PathBuf,
+    pub work: PathBuf,
+    pub envoy: Option<PathBuf>,
+}
+
+/// Everything that runs, ended when dropped.
+pub struct Running {
+    children: Vec<(String, Child)>,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        for (_, child) in &mut self.children {
+            // Already ended, or ends now.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+impl Running {
+    pub fn new() -> Self {
+        Self { children: Vec::new() }
+    }
+
+    /// Process ids of everything whose name begins with `prefix`.
+    pub fn pids(&self, prefix: &str) -> Vec<u32> {
+        let named = self.children.iter().filter(|(name, _)| name.starts_with(prefix));
+        named.map(|(_, child)| child.id()).collect()
+    }
+
+    /// Starts a program on `cpu` and waits until it listens on `port`.
+    pub fn start(
+        &mut self,
+        places: &Places,
+        name: &str,
+        cpu: &str,
+        port: u16,
+        program: &Path,
+        args: &[&str],
+    ) -> Result<(), Failure> {
+        if TcpStream::connect(("127.0.0.1", port)).is_ok() {
+            return Err(format!("port {port}, which {name} needs, is taken").into());
+        }
+        let log = places.work.join(format!("{name}.log"));
+        let out = File::create(&log)?;
+        let child = Command::new("taskset")
+            .args(["-c", cpu])
+            .arg(program)
+            .args(args)
+            .current_dir(&places.work)
+            .stdin(Stdio::null())
+            .stderr(out.try_clone()?)
+            .stdout(out)
+            .spawn()
+            .map_err(|e| format!("cannot start {name} ({}): {e}", program.display()))?;
+        self.children.push((name.to_owned(), child));
+        let end = Instant::now() + START;
+        while TcpStream::connect(("127.0.0.1", port)).is_err() {
+            if Instant::now() > end {
+                let log = fs::read_to_string(&log).unwrap_or_default();
+                return Err(format!("{name} does not listen on {port}:\n{log}").into());
+            }
+            crate::measure::pause(Duration::from_millis(20));
+        }
+        Ok(())
+    }
+
+    pub fn stop(&mut self, prefix: &str) {
+        let (stop, keep) = std::mem::take(&mut self.children)
+            .into_iter()
+            .partition(|(name, _)| name.starts_with(prefix));
+        self.children = keep;
+        drop(Self { children: stop });
+    }
+}
+
+/// Starts the backends and the control plane, which serve every subject.
+pub fn start_common(running: &mut Running, places: &Places) -> Result<(), Failure> {
+    let backend = places.bin.join("backend");
+    for (kind, port) in [("h1", 19_001), ("h2", 19_002), ("grpc", 19_003), ("tcp", 19_004)] {
+        let listen = format!("127.0.0.1:{port}");
+        let name = format!("backend-{kind}");
+        running.start(places, &name, OTHER_CPU, port, &backend, &[kind, &listen])?;
+    }
+    let manifests = places.work.join("manifests");
+    fs::create_dir_all(&manifests)?;
+    fs::copy(places.configs.join("manifests.yaml"), manifests.join("manifests.yaml"))?;
+    running.start(
+        places,
+        "control-plane",
+        OTHER_CPU,
+        19_780,
+        &places.control_plane,
+        &[
+            "--manifests",
+            "manifests",
+            "--state-dir",
+            "control-plane",
+            "--listen",
+            "127.0.0.1:19780",
+            "--admin",
+            "127.0.0.1:19782",
+        ],
+    )
+}
+
+/// Starts a subject for the single-proxy cases.
+pub fn start(running: &mut Running, places: &Places, peer: Peer) -> Result<(), Failure> {
+    let config = |name: &str| places.configs.join(name).display().to_string();
+    match peer {
+        Peer::Outrigger => outrigger(
+            running,
+            places,
+            "outrigger",
+            "127.0.0.1:19290",
+            &[
+                "--listen",
+                "127.0.0.1:19201=h1.bench:80,127.0.0.1:19202=h2.bench:80,\
+                 127.0.0.1:19203=grpc.bench:80,127.0.0.1:19204=tcp.bench:80",
+            ],
+        ),
+        Peer::Floor => {
+            let floor = places.bin.join("floor");
+            for (kind, case, to) in [
+                ("h1", Case::H1, 19_001),
+                ("h2", Case::H2, 19_002),
+                ("h2", Case::Grpc, 19_003),
+                ("tcp", Case::Tcp, 19_004),
+            ] {
+                let port = peer.port(case).ok_or("the floor serves every single case")?;
+                let listen = format!("127.0.0.1:{port}");
+                let upstream = format!("127.0.0.1:{to}");
+                let name = format!("floor-{}", case.kind());
+                running.start(
+                    places,
+                    &name,
+                    SUBJECT_CPU,
+                    port,
+                    &floor,
+                    &[kind, &listen, &upstream],
+                )?;
+            }
+            Ok(())
+        }
+        Peer::Haproxy => running.start(
+            places,
+            "haproxy",
+            SUBJECT_CPU,
+            19_401,
+            Path::new("haproxy"),
+            &["-db", "-f", &config("haproxy.cfg")],
+        ),
+        Peer::Nginx => {
+            fs::create_dir_all(places.work.join("nginx"))?;
+            let args = ["-p", "nginx", "-c", &config("nginx.conf")];
+            running.start(places, "nginx", SUBJECT_CPU, 19_501, Path::new("nginx"), &args)
+        }
+        Peer::Envoy => envoy(running, places, "envoy", 19_301, &config("envoy.yaml")),
+    }
+}
+
+/// Starts both proxies of a pair.
+pub fn start_pair(running: &mut Running, places: &Places, peer: Peer) -> Result<(), Failure> {
+    let config = |name: &str| places.configs.join(name).display().to_string();
+    match peer {
+        Peer::Outrigger => {
+            let token = places.work.join("pair.token");
+            let out = Command::new(&places.control_plane)
+                .current_dir(&places.work)
+                .args(["token", "--namespace", "bench", "--service-account", "pair"])
+                .args(["--ttl", "1h", "--state-dir", "control-plane"])
+                .output()?;
+            fs::write(&token, out.stdout)?;
+            let token = token.display().to_string();
+            outrigger(
+                running,
+                places,
+                "pair-outrigger-in",
+                "127.0.0.1:19690",
+                &[
+                    "--inbound",
+                    "127.0.0.1:19611",
+                    "--workload",
+                    "pair-1",
+                    "--service-account",
+                    "pair",
+                    "--label",
+                    "app=pair",
+                    "--app-port",
+                    "19001=h1:http,19003=grpc:grpc",
+                    "--token-file",
+                    &token,
+                ],
+            )?;
+            outrigger(
+                running,
+                places,
+                "pair-outrigger-out",
+                "127.0.0.1:19695",
+                &[
+                    "--listen",
+                    "127.0.0.1:19601=pair-h1.bench:80,127.0.0.1:19603=pair-grpc.bench:80",
+                ],
+            )
+        }
+        Peer::Envoy => {
+            envoy(running, places, "pair-envoy-in", 19_711, &config("envoy-in.yaml"))?;
+            envoy(running, places, "pair-envoy-out", 19_701, &config("envoy-out.yaml"))
+        }
+        Peer::Floor | Peer::Haproxy | Peer::Nginx => Ok(()),
+    }
+}
+
+/// Starts our proxy with one worker; `outbound` is unused but must be free, and with it the two
+/// ports above.
+pub fn outrigger(
+    running: &mut Running,
+    places: &Places,
+    name: &str,
+    outbound: &str,
+    more: &[&str],
+) -> Result<(), Failure> {
+    let port: u16 = outbound.rsplit(':').next().unwrap_or_default().parse()?;
+    let (inbound, admin) = (format!("127.0.0.1:{}", port + 1), format!("127.0.0.1:{}", port + 2));
+    let mut args = vec![
+        "--control-plane",
+        "http://127.0.0.1:19780",
+        "--namespace",
+        "bench",
+        "--outbound",
+        outbound,
+        "--admin",
+        &admin,
+        "--log",
+        "warn",
+    ];
+    for (flag, value) in [("--inbound", inbound.as_str()), ("--workload", name), ("--workers", "1")]
+    {
+        if !more.contains(&flag) {
+            args.extend([flag, value]);
+        }
+    }
+    args.extend(more);
+    running.start(places, name, SUBJECT_CPU, port, &places.bin.join("outrigger-proxy"), &args)
+}
+
+fn envoy(
+    running: &mut Running,
+    places: &Places,
+    name: &str,
+    port: u16,
+    config: &str,
+) -> Result<(), Failure> {
+    let envoy = places.envoy.as_deref().ok_or("there is no Envoy")?;
+    let id = port.to_string();
+    let args = ["-c", config, "--concurrency", "1", "--base-id", &id, "-l", "error"];
+    running.start(places, name, SUBJECT_CPU, port, envoy, &args)
+}
