@@ -51,9 +51,8 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, remote: SocketAddr, sl
         return;
     }
     let mut sniffer = Sniffer::new(Transport::Tcp(stream));
-    let limit = worker.proxy.settings.header_timeout;
     // A proxy's hop is HTTP/2; HTTP/1.1 is let in only to be told so.
-    let protocol = match sniffer.listen(None, limit).await {
+    let protocol = match worker.listen(&mut sniffer, None).await {
         Spoke::Client(Detected::Http2) => Protocol::Http2,
         Spoke::Client(Detected::Http1) => Protocol::Http1,
         Spoke::Gone | Spoke::Nobody => return,

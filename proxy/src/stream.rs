@@ -63,7 +63,7 @@ async fn client_first(
     target: &Target,
     mut sniffer: Sniffer,
 ) -> Result<(), Refusal> {
-    let spoke = sniffer.listen(None, worker.proxy.settings.header_timeout).await;
+    let spoke = worker.listen(&mut sniffer, None).await;
     decide(worker, origin, target, sniffer, spoke).await
 }
 
@@ -76,8 +76,7 @@ async fn detect(
 ) -> Result<(), Refusal> {
     let evidence = &worker.proxy.server_first;
     let silence = if evidence.expects(target.label()) { Duration::ZERO } else { SILENCE };
-    let limit = worker.proxy.settings.header_timeout;
-    let mut spoke = sniffer.listen(Some(silence), limit).await;
+    let mut spoke = worker.listen(&mut sniffer, Some(silence)).await;
     if matches!(spoke, Spoke::Nobody) {
         // Silence alone is no verdict: ask the server too.
         let mut opened = dial::dial(worker, target, origin.remote, None).await?;
@@ -92,7 +91,7 @@ async fn detect(
             return Ok(());
         }
         evidence.contradict(target.label());
-        spoke = sniffer.listen(None, limit).await;
+        spoke = worker.listen(&mut sniffer, None).await;
         if let Spoke::Client(Detected::Opaque) = spoke {
             check_opaque(target)?;
             relay_to(worker, origin.direction, Protocol::Tcp, sniffer.into_io(), opened).await;

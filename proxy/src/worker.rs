@@ -26,6 +26,7 @@ use crate::pool::Pools;
 use crate::pool::connect::{ConnectError, Opened, connect};
 use crate::proxy::{Phase, Proxy};
 use crate::store::Dialed;
+use crate::stream::sniff::{Sniffer, Spoke};
 use crate::watch::Connections;
 use crate::{access_log, inbound, outbound};
 
@@ -187,6 +188,14 @@ impl Worker {
         }
         addresses.insert(authority.clone(), (Instant::now(), address));
         Ok(address)
+    }
+
+    /// Listens to a connection's first bytes; gives up when the proxy closes.
+    pub async fn listen(&self, sniffer: &mut Sniffer, silence: Option<Duration>) -> Spoke {
+        tokio::select! {
+            spoke = sniffer.listen(silence, self.proxy.settings.header_timeout) => spoke,
+            () = self.proxy.lifecycle.reached(Phase::Closing) => Spoke::Gone,
+        }
     }
 
     pub async fn connect(&self, address: SocketAddr) -> Result<Opened, ConnectError> {
