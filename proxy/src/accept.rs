@@ -47,15 +47,6 @@ impl Via {
             Self::Outbound | Self::Static(_) => Direction::Outbound,
         }
     }
-
-    /// When nothing new comes in by it any more. The app may need to call others until its last
-    /// inbound request is answered.
-    fn closes_at(&self) -> Phase {
-        match self.direction() {
-            Direction::Inbound => Phase::Finishing,
-            Direction::Outbound => Phase::Closing,
-        }
-    }
 }
 
 /// A connection's place under the limit, freed when dropped.
@@ -128,7 +119,7 @@ pub async fn accept(
                     tokio::time::sleep(PAUSE).await;
                 }
             },
-            () = proxy.lifecycle.reached(via.closes_at()) => {
+            () = proxy.lifecycle.reached(Phase::ending(via.direction())) => {
                 info!(direction = via.direction().as_str(), "stopped accepting");
                 return;
             }

@@ -52,7 +52,7 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, remote: SocketAddr, sl
     }
     let mut sniffer = Sniffer::new(Transport::Tcp(stream));
     // A proxy's hop is HTTP/2; HTTP/1.1 is let in only to be told so.
-    let protocol = match worker.listen(&mut sniffer, None).await {
+    let protocol = match worker.listen(&mut sniffer, None, Direction::Inbound).await {
         Spoke::Client(Detected::Http2) => Protocol::Http2,
         Spoke::Client(Detected::Http1) => Protocol::Http1,
         Spoke::Gone | Spoke::Nobody => return,

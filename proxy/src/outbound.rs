@@ -70,7 +70,7 @@ fn origin(remote: SocketAddr, fixed: Fixed, slot: Rc<Slot>) -> Origin {
 async fn explicit(worker: Rc<Worker>, stream: TcpStream, origin: Origin) {
     let remote = origin.remote;
     let mut sniffer = Sniffer::new(Transport::Tcp(stream));
-    let protocol = match worker.listen(&mut sniffer, None).await {
+    let protocol = match worker.listen(&mut sniffer, None, Direction::Outbound).await {
         Spoke::Client(Detected::Http1) => Protocol::Http1,
         Spoke::Client(Detected::Http2) => Protocol::Http2,
         Spoke::Gone | Spoke::Nobody => return,

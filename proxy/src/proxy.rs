@@ -47,6 +47,17 @@ pub enum Phase {
     Closing,
 }
 
+impl Phase {
+    /// From when on a direction's connections end. The app may need to call others until its last
+    /// inbound request is answered, so inbound ends first.
+    pub fn ending(direction: Direction) -> Self {
+        match direction {
+            Direction::Inbound => Self::Finishing,
+            Direction::Outbound => Self::Closing,
+        }
+    }
+}
+
 impl Default for Lifecycle {
     fn default() -> Self {
         Self {

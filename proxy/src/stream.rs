@@ -63,7 +63,7 @@ async fn client_first(
     target: &Target,
     mut sniffer: Sniffer,
 ) -> Result<(), Refusal> {
-    let spoke = worker.listen(&mut sniffer, None).await;
+    let spoke = worker.listen(&mut sniffer, None, origin.direction).await;
     decide(worker, origin, target, sniffer, spoke).await
 }
 
@@ -76,7 +76,7 @@ async fn detect(
 ) -> Result<(), Refusal> {
     let evidence = &worker.proxy.server_first;
     let silence = if evidence.expects(target.label()) { Duration::ZERO } else { SILENCE };
-    let mut spoke = worker.listen(&mut sniffer, Some(silence)).await;
+    let mut spoke = worker.listen(&mut sniffer, Some(silence), origin.direction).await;
     if matches!(spoke, Spoke::Nobody) {
         // Silence alone is no verdict: ask the server too.
         let mut opened = dial::dial(worker, target, origin.remote, None).await?;
@@ -91,7 +91,7 @@ async fn detect(
             return Ok(());
         }
         evidence.contradict(target.label());
-        spoke = worker.listen(&mut sniffer, None).await;
+        spoke = worker.listen(&mut sniffer, None, origin.direction).await;
         if let Spoke::Client(Detected::Opaque) = spoke {
             check_opaque(target)?;
             relay_to(worker, origin.direction, Protocol::Tcp, sniffer.into_io(), opened).await;

@@ -90,11 +90,10 @@ impl Worker {
                         return;
                     }
                     let phase = *phase.borrow_and_update();
-                    if phase >= Phase::Finishing {
-                        self.connections.drain(Direction::Inbound);
-                    }
-                    if phase >= Phase::Closing {
-                        self.connections.drain(Direction::Outbound);
+                    for direction in [Direction::Inbound, Direction::Outbound] {
+                        if phase >= Phase::ending(direction) {
+                            self.connections.drain(direction);
+                        }
                     }
                 }
             }
@@ -190,11 +189,16 @@ impl Worker {
         Ok(address)
     }
 
-    /// Listens to a connection's first bytes; gives up when the proxy closes.
-    pub async fn listen(&self, sniffer: &mut Sniffer, silence: Option<Duration>) -> Spoke {
+    /// Listens to a connection's first bytes; gives up when connections of its direction end.
+    pub async fn listen(
+        &self,
+        sniffer: &mut Sniffer,
+        silence: Option<Duration>,
+        direction: Direction,
+    ) -> Spoke {
         tokio::select! {
             spoke = sniffer.listen(silence, self.proxy.settings.header_timeout) => spoke,
-            () = self.proxy.lifecycle.reached(Phase::Closing) => Spoke::Gone,
+            () = self.proxy.lifecycle.reached(Phase::ending(direction)) => Spoke::Gone,
         }
     }
 
