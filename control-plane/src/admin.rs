@@ -16,14 +16,17 @@ use tokio::net::TcpListener;
 
 use crate::index::{Index, PortId};
 use crate::metrics::Metrics;
-use crate::object::{Service, TargetPort, Workload};
+use crate::object::{Service, ServiceId, TargetPort, Workload};
 use crate::problems::{Problem, Problems};
-use crate::publish::Publisher;
+use crate::publish::{Publisher, View};
 use crate::registration::Registrations;
 use crate::status;
 
 /// The content type of Prometheus' text format as `prometheus-client` writes it.
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Services written to /index under one hold of the index's lock.
+const SERVICES_AT_ONCE: usize = 256;
 
 /// What the admin server looks at.
 #[derive(Clone, Debug)]
@@ -90,56 +93,78 @@ async fn problems(State(admin): State<Admin>) -> Json<ProblemsPage> {
     Json(ProblemsPage { problems, unresolved })
 }
 
-async fn index(State(admin): State<Admin>) -> Json<Value> {
-    let problems: Vec<_> = admin.problems.all().into_iter().map(ProblemLine::from).collect();
-    let (mut page, uids) = {
-        let mut view = admin.publisher.view();
-        let routes = status::routes(&mut view);
-        let commit = view.commit;
-        let index = &view.index;
-        let settings = index.settings();
-        let services: BTreeMap<String, Value> =
-            index.services().map(|s| (s.id.to_string(), service(index, s))).collect();
-        let route_bodies: Vec<Value> = index
-            .routes()
-            .zip(&routes)
-            .map(|(route, status)| {
-                json!({
-                    "class": status::class(route),
-                    "parents": route.parents.iter().map(|p| p.service.to_string())
-                        .collect::<Vec<_>>(),
-                    "status": status,
-                })
-            })
-            .collect();
-        let workloads: BTreeMap<String, Value> =
-            index.workloads().map(|w| (w.uid(), workload(w))).collect();
-        let uids: Vec<String> = workloads.keys().cloned().collect();
-        let page = json!({
-            "generation": commit.generation,
-            "settings": {
-                "cluster_domain": settings.cluster_domain,
-                "unmatched": format!("{:?}", settings.unmatched).to_lowercase(),
-                "max_endpoints": settings.max_endpoints,
-                "namespaces": settings.namespaces,
-            },
-            "services": services,
-            "routes": route_bodies,
-            "workloads": workloads,
-            "problems": problems,
-        });
-        (page, uids)
+async fn index(State(admin): State<Admin>) -> impl IntoResponse {
+    // A large index takes a while to write down: not on a thread that serves proxies.
+    let page = tokio::task::spawn_blocking(move || index_page(&admin)).await;
+    ([(CONTENT_TYPE, "application/json")], page.unwrap_or_default())
+}
+
+/// Services are written a few at a time, so that commits come through in between and the page
+/// takes no more memory than its text.
+fn index_page(admin: &Admin) -> String {
+    let problems = admin.problems.all();
+    let (summary, services, programmed) = {
+        let view = admin.publisher.view();
+        let ids: Vec<ServiceId> = view.index.services().map(|s| s.id.clone()).collect();
+        (summary(&view, &problems), ids, status::programmed(&view))
     };
-    // Not under the view's lock: registrations are locked before it, never after.
-    if let Some(registrations) = &admin.registrations {
-        for uid in uids {
-            if let Some((health, connected)) = registrations.describe(&uid) {
-                let registration = json!({ "health": health, "connected": connected });
-                page["workloads"][&uid]["registration"] = registration;
+    let problems: Vec<_> = problems.into_iter().map(ProblemLine::from).collect();
+    let mut page = summary;
+    page["problems"] = json!(problems);
+    if let Some(registrations) = &admin.registrations
+        && let Some(workloads) = page["workloads"].as_object_mut()
+    {
+        // Not under the view's lock: registrations are locked before it, never after.
+        for (uid, workload) in workloads {
+            if let Some((health, connected)) = registrations.describe(uid) {
+                workload["registration"] = json!({ "health": health, "connected": connected });
             }
         }
     }
-    Json(page)
+    let mut text = page.to_string();
+    text.truncate(text.len() - 1);
+    text.push_str(",\"services\":{");
+    let mut separator = "";
+    for ids in services.chunks(SERVICES_AT_ONCE) {
+        let view = admin.publisher.view();
+        for service in ids.iter().filter_map(|id| view.index.service(id)) {
+            let mut value = self::service(&view.index, service);
+            value["programmed"] = json!(programmed.get(&service.id));
+            text.push_str(&format!("{separator}\"{}\":{value}", service.id));
+            separator = ",";
+        }
+    }
+    text.push_str("}}");
+    text
+}
+
+fn summary(view: &View, problems: &[Problem]) -> Value {
+    let index = &view.index;
+    let settings = index.settings();
+    let routes: Vec<Value> = index
+        .routes()
+        .map(|route| {
+            let parents: Vec<_> = route.parents.iter().map(|p| p.service.to_string()).collect();
+            json!({
+                "object": route.id, "class": status::class(route), "parents": parents,
+                "created": route.created,
+            })
+        })
+        .collect();
+    let workloads: BTreeMap<String, Value> =
+        index.workloads().map(|w| (w.uid(), workload(w))).collect();
+    json!({
+        "generation": view.commit.generation,
+        "settings": {
+            "cluster_domain": settings.cluster_domain,
+            "unmatched": format!("{:?}", settings.unmatched).to_lowercase(),
+            "max_endpoints": settings.max_endpoints,
+            "namespaces": settings.namespaces,
+        },
+        "routes": routes,
+        "workloads": workloads,
+        "status": status::objects(view, problems),
+    })
 }
 
 fn service(index: &Index, service: &Service) -> Value {

@@ -17,7 +17,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-pub use session::{MAX_NAME, MAX_SUBSCRIPTIONS, Nack, Proxy, Session};
+pub use session::{Answer, MAX_NAME, MAX_SUBSCRIPTIONS, Nack, Proxy, Session};
 
 use crate::metrics::Metrics;
 use crate::publish::{Dirty, Handle, Publisher};

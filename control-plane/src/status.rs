@@ -1,17 +1,22 @@
 //! What has become of each object: accepted, references resolved, programmed on how many proxies.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use outrigger_core::config::BackendTarget;
 use serde::Serialize;
 
+use crate::discovery::Answer;
 use crate::index::{Index, PortId};
 use crate::object::{ObjectId, Route, RouteBody, ServiceId};
+use crate::problems::{Problem, Severity};
 use crate::publish::View;
 use crate::translate::destination;
 
-/// Of one route.
+/// Of one object.
 #[derive(Debug, Serialize)]
-pub struct RouteStatus {
+pub struct Status {
     pub object: ObjectId,
+    /// Whether its newest version is in force.
     pub accepted: Condition,
     pub resolved_refs: Condition,
     pub programmed: Programmed,
@@ -31,50 +36,70 @@ impl From<Vec<String>> for Condition {
     }
 }
 
-/// How many of the proxies that have a destination have acknowledged its current version.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+/// How many of the proxies that have a Service's destinations have acknowledged the current ones.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Programmed {
     pub acknowledged: usize,
     pub proxies: usize,
+    /// Why proxies refused, each reason once.
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    pub refused: BTreeSet<String>,
 }
 
-/// Status of every route, in name order.
-pub fn routes(view: &mut View) -> Vec<RouteStatus> {
-    let mut statuses: Vec<RouteStatus> = view
-        .index
-        .routes()
-        .map(|route| RouteStatus {
+/// Status of every route, and of every object whose newest version was not accepted.
+pub fn objects(view: &View, problems: &[Problem]) -> Vec<Status> {
+    let programmed = programmed(view);
+    let mut statuses: BTreeMap<ObjectId, Status> = BTreeMap::new();
+    for route in view.index.routes() {
+        let mut total = Programmed::default();
+        let parents: BTreeSet<&ServiceId> = route.parents.iter().map(|p| &p.service).collect();
+        for of_parent in parents.into_iter().filter_map(|parent| programmed.get(parent)) {
+            total.acknowledged += of_parent.acknowledged;
+            total.proxies += of_parent.proxies;
+            total.refused.extend(of_parent.refused.iter().cloned());
+        }
+        let status = Status {
             object: route.id.clone(),
             accepted: detached_parents(&view.index, route).into(),
             resolved_refs: unresolved_backends(&view.index, route).into(),
-            programmed: Programmed::default(),
-        })
-        .collect();
-    let parents: Vec<Vec<ServiceId>> = view
-        .index
-        .routes()
-        .map(|route| route.parents.iter().map(|parent| parent.service.clone()).collect())
-        .collect();
-    for (status, parents) in statuses.iter_mut().zip(parents) {
-        status.programmed = programmed(view, &parents);
+            programmed: total,
+        };
+        statuses.insert(route.id.clone(), status);
     }
-    statuses
+    for problem in problems.iter().filter(|problem| problem.severity == Severity::Error) {
+        let Some(object) = &problem.object else { continue };
+        let status = statuses.entry(object.clone()).or_insert_with(|| Status {
+            object: object.clone(),
+            accepted: Vec::new().into(),
+            resolved_refs: Vec::new().into(),
+            programmed: Programmed::default(),
+        });
+        status.accepted.status = false;
+        status.accepted.problems.push(problem.to_string());
+    }
+    statuses.into_values().collect()
 }
 
-/// How far the destinations of `services` have come.
-pub fn programmed(view: &View, services: &[ServiceId]) -> Programmed {
-    let mut total = Programmed::default();
+/// How far the destinations of each Service have come.
+pub fn programmed(view: &View) -> BTreeMap<ServiceId, Programmed> {
+    let mut services: BTreeMap<ServiceId, Programmed> = BTreeMap::new();
     for stream in view.streams() {
         let session = stream.session();
-        let held = session.acknowledged();
-        let mut held =
-            held.filter(|(name, _)| services.contains(&PortId::from(*name).service)).peekable();
-        if held.peek().is_some() {
+        let mut of_proxy: BTreeMap<ServiceId, bool> = BTreeMap::new();
+        for (name, answer) in session.answers() {
+            let service = PortId::from(name).service;
+            if let Answer::Refused(reason) = answer {
+                services.entry(service.clone()).or_default().refused.insert(reason.to_owned());
+            }
+            *of_proxy.entry(service).or_insert(true) &= answer == Answer::Acknowledged;
+        }
+        for (service, current) in of_proxy {
+            let total = services.entry(service).or_default();
             total.proxies += 1;
-            total.acknowledged += usize::from(held.all(|(_, current)| current));
+            total.acknowledged += usize::from(current);
         }
     }
-    total
+    services
 }
 
 /// Every reference that does not resolve, as lines for `check`.

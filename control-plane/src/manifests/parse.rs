@@ -10,6 +10,7 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use outrigger_core::error::FieldError;
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, IgnoredAny};
+use serde_json::Value;
 use serde_saphyr::Spanned;
 
 use super::locate;
@@ -72,36 +73,11 @@ fn documents(text: &str) -> Vec<(u64, &str)> {
     documents
 }
 
-/// What every object has.
+/// Where each item of a `List` begins.
 #[derive(Debug, Deserialize)]
-struct Header {
-    #[serde(rename = "apiVersion", default)]
-    api_version: Option<String>,
+struct ListLines {
     #[serde(default)]
-    kind: Option<String>,
-    #[serde(default)]
-    metadata: Option<HeaderMeta>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-struct HeaderMeta {
-    #[serde(default)]
-    name: Option<String>,
-    #[serde(default)]
-    namespace: Option<String>,
-}
-
-#[derive(Debug, Deserialize)]
-struct List {
-    #[serde(default)]
-    items: Vec<Spanned<serde_json::Value>>,
-}
-
-/// Where an object is read from.
-enum Source<'a> {
-    Text(&'a str),
-    /// An item of a `List`.
-    Item(&'a serde_json::Value),
+    items: Vec<Spanned<IgnoredAny>>,
 }
 
 /// A document, or one item of a list in it.
@@ -109,7 +85,8 @@ struct Place<'a> {
     /// Lines of the file before the document.
     before: u64,
     text: &'a str,
-    source: Source<'a>,
+    /// What it says.
+    value: &'a Value,
     /// `items[3].` for an item of a list.
     prefix: String,
     /// Line of the object's beginning in the document, from 1.
@@ -128,56 +105,42 @@ impl Parser<'_> {
             line.is_empty() || line.starts_with('#')
         });
         let first = blank.count() as u64 + 1;
-        let source = Source::Text(text);
-        let place = Place { before, text, source, prefix: String::new(), first };
-        let Some((api_version, kind)) = type_at_a_glance(text) else {
-            // Unusual layout: read it properly.
-            match read::<Header>(&place.source) {
-                Ok(header) if header.kind.as_deref() == Some("List") => self.list(&place),
-                Ok(header) => self.with_header(&place, header),
-                Err(error) => self.unreadable(&place, error),
-            }
-            return;
+        // First what YAML says, as for Kubernetes, then what the kind's schema makes of it.
+        let value = serde_saphyr::from_str::<Value>(text);
+        let value = value.map_err(|error| ReadError {
+            line: error.location().map(|at| at.line()).filter(|line| *line > 0),
+            path: String::new(),
+            problem: message(&error),
+        });
+        let (value, error) = match value {
+            Ok(value) => (value, None),
+            Err(error) => (Value::Null, Some(error)),
         };
-        if kind == "List" {
-            self.list(&place);
-        } else {
-            self.typed(&place, api_version, kind);
+        let place = Place { before, text, value: &value, prefix: String::new(), first };
+        match error {
+            Some(error) => self.unreadable(&place, error),
+            None if value["kind"] == "List" => self.list(&place),
+            None => self.typed(&place),
         }
     }
 
     fn list(&mut self, place: &Place<'_>) {
-        match read::<List>(&place.source) {
-            Ok(list) => {
-                for (i, item) in list.items.iter().enumerate() {
-                    let place = Place {
-                        source: Source::Item(&item.value),
-                        prefix: format!("items[{i}]."),
-                        first: item.referenced.line(),
-                        ..*place
-                    };
-                    match read::<Header>(&place.source) {
-                        Ok(header) => self.with_header(&place, header),
-                        Err(error) => self.unreadable(&place, error),
-                    }
-                }
-            }
-            Err(error) => self.unreadable(place, error),
+        let lines = serde_saphyr::from_str::<ListLines>(place.text).map_or(Vec::new(), |l| l.items);
+        for (i, value) in place.value["items"].as_array().into_iter().flatten().enumerate() {
+            let first = lines.get(i).map_or(place.first, |item| item.referenced.line());
+            self.typed(&Place { value, prefix: format!("items[{i}]."), first, ..*place });
         }
     }
 
-    fn with_header(&mut self, place: &Place<'_>, header: Header) {
-        match (header.api_version, header.kind) {
-            (Some(api_version), Some(kind)) => self.typed(place, &api_version, &kind),
-            (None, _) => self.unreadable(place, ReadError::at("apiVersion", "is missing")),
-            (_, None) => self.unreadable(place, ReadError::at("kind", "is missing")),
-        }
-    }
-
-    fn typed(&mut self, place: &Place<'_>, api_version: &str, kind: &str) {
+    fn typed(&mut self, place: &Place<'_>) {
         use gateway_api::experimental::{
             grpcroutes::GrpcRoute, httproutes::HttpRoute, referencegrants::ReferenceGrant,
             tcproutes::TcpRoute, tlsroutes::TlsRoute,
+        };
+        let [api_version, kind] = ["apiVersion", "kind"].map(|name| place.value[name].as_str());
+        let (Some(api_version), Some(kind)) = (api_version, kind) else {
+            let missing = if api_version.is_none() { "apiVersion" } else { "kind" };
+            return self.unreadable(place, FieldError::at(missing, "is missing").into());
         };
         match Kind::of(api_version, kind) {
             Some(kind @ Kind::Service) => self.object(place, kind, |raw: &Service, report| {
@@ -211,13 +174,7 @@ impl Parser<'_> {
                     workload.map(Object::ExternalWorkload)
                 });
             }
-            None => {
-                // Not ours to understand, but it must be well formed to be anything.
-                match read::<IgnoredAny>(&place.source) {
-                    Ok(_) => self.parsed.ignored.push((api_version.to_owned(), kind.to_owned())),
-                    Err(error) => self.unreadable(place, error),
-                }
-            }
+            None => self.parsed.ignored.push((api_version.to_owned(), kind.to_owned())),
         }
     }
 
@@ -227,7 +184,7 @@ impl Parser<'_> {
         kind: Kind,
         translate: impl FnOnce(&R, &mut Report) -> Option<Object>,
     ) {
-        let raw = match read::<R>(&place.source) {
+        let raw = match read::<R>(place.value) {
             Ok(raw) => raw,
             Err(error) => {
                 let Some(id) = identity(place, kind) else {
@@ -282,22 +239,15 @@ impl Parser<'_> {
     }
 }
 
-/// `apiVersion` and `kind` when they stand at the beginning of lines as they nearly always do.
-fn type_at_a_glance(text: &str) -> Option<(&str, &str)> {
-    let field = |name: &str| {
-        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))?;
-        let value = line.trim();
-        let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'/' | b'-');
-        value.bytes().all(plain).then_some(value)
-    };
-    Some((field("apiVersion")?, field("kind")?))
-}
-
 /// Which object a document is about, even if the rest of it is wrong.
 fn identity(place: &Place<'_>, kind: Kind) -> Option<ObjectId> {
-    let meta = read::<Header>(&place.source).ok()?.metadata?;
-    let namespace = meta.namespace.unwrap_or_else(|| DEFAULT_NAMESPACE.to_owned());
-    Some(ObjectId { kind, namespace, name: meta.name? })
+    let meta = &place.value["metadata"];
+    let namespace = match &meta["namespace"] {
+        Value::Null => DEFAULT_NAMESPACE,
+        namespace => namespace.as_str()?,
+    };
+    let (namespace, name) = (namespace.to_owned(), meta["name"].as_str()?.to_owned());
+    Some(ObjectId { kind, namespace, name })
 }
 
 struct ReadError {
@@ -307,41 +257,18 @@ struct ReadError {
     problem: String,
 }
 
-impl ReadError {
-    fn at(path: &str, problem: &str) -> Self {
-        Self { line: None, path: path.to_owned(), problem: problem.to_owned() }
-    }
-}
-
 impl From<FieldError> for ReadError {
     fn from(error: FieldError) -> Self {
         Self { line: None, path: error.path, problem: error.problem }
     }
 }
 
-fn read<T: DeserializeOwned>(source: &Source<'_>) -> Result<T, ReadError> {
-    let mut track = serde_path_to_error::Track::new();
-    let (line, problem) = match source {
-        Source::Text(text) => {
-            let result = serde_saphyr::with_deserializer_from_str(text, |deserializer| {
-                T::deserialize(serde_path_to_error::Deserializer::new(deserializer, &mut track))
-            });
-            match result {
-                Ok(value) => return Ok(value),
-                Err(error) => (error.location().map(|at| at.line()), message(&error)),
-            }
-        }
-        Source::Item(value) => {
-            let deserializer = serde_path_to_error::Deserializer::new(*value, &mut track);
-            match T::deserialize(deserializer) {
-                Ok(value) => return Ok(value),
-                Err(error) => (None, error.to_string()),
-            }
-        }
-    };
-    let path = track.path().to_string();
-    let path = if path == "." || path == "?" { String::new() } else { path };
-    Err(ReadError { line: line.filter(|line| *line > 0), path, problem })
+fn read<T: DeserializeOwned>(value: &Value) -> Result<T, ReadError> {
+    serde_path_to_error::deserialize(value).map_err(|error| {
+        let path = error.path().to_string();
+        let path = if path == "." { String::new() } else { path };
+        ReadError { line: None, path, problem: error.into_inner().to_string() }
+    })
 }
 
 /// The library's message on one line, without its location, which is reported apart.

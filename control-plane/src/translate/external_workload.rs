@@ -3,10 +3,9 @@
 use std::net::{IpAddr, SocketAddr};
 
 use outrigger_core::config::{MeshAddress, Protocol};
-use outrigger_core::name::check_label;
 
 use super::service::app_protocol;
-use super::{Report, identity};
+use super::{Report, label_identity};
 use crate::kinds::ExternalWorkload;
 use crate::object::{Workload, WorkloadPort};
 
@@ -16,8 +15,7 @@ const DEFAULT_ACCOUNT: &str = "default";
 const HOP_VERSION: u32 = 1;
 
 pub fn translate(raw: &ExternalWorkload, report: &mut Report) -> Option<Workload> {
-    let (namespace, name) = identity(&raw.metadata, report);
-    report.check("metadata.name", check_label(&name));
+    let (namespace, name) = label_identity(&raw.metadata, report);
     let spec = &raw.spec;
     let address = match spec.address.parse::<IpAddr>() {
         Ok(address) => Some(address.to_canonical()),

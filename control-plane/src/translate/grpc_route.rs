@@ -76,7 +76,7 @@ fn grpc_match(path: &str, raw: &api::GrpcRouteRulesMatches, report: &mut Report)
     let method = raw.method.as_ref();
     let path_match = method.and_then(|raw| method_path(&format!("{path}.method"), raw, report));
     let value = HttpMatch { path: path_match, method: None, headers, query: Vec::new() };
-    check_expressions(path, &value, report);
+    check_expressions(path, &value, "method", report);
     value
 }
 

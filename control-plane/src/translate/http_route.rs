@@ -102,7 +102,10 @@ fn http_match(path: &str, raw: &api::HttpRouteRulesMatches, report: &mut Report)
     let path_match = raw.path.as_ref().map(|raw| path_match(&format!("{path}.path"), raw, report));
     let method = raw.method.as_ref().map(method);
     let value = HttpMatch { path: path_match, method, headers, query };
-    check_expressions(path, &value, report);
+    // A header without a valid name is left out, and positions would no longer be right.
+    if value.headers.len() == raw.headers.as_ref().map_or(0, Vec::len) {
+        check_expressions(path, &value, "path.value", report);
+    }
     value
 }
 

@@ -34,8 +34,13 @@ pub(super) fn check_value(path: &str, value: &ValueMatch, report: &mut Report) {
 }
 
 /// Asks `core` whether a proxy could use the match, so that a wrong regular expression is refused
-/// here, with its field, and not there.
-pub(super) fn check_expressions(path: &str, value: &HttpMatch, report: &mut Report) {
+/// here, with its field, and not there. `path_field` is where the match's path comes from.
+pub(super) fn check_expressions(
+    path: &str,
+    value: &HttpMatch,
+    path_field: &str,
+    report: &mut Report,
+) {
     let regex = |value: &ValueMatch| matches!(value, ValueMatch::Regex(_));
     let any = matches!(value.path, Some(PathMatch::Regex(_)))
         || value.headers.iter().any(|header| regex(&header.value))
@@ -68,7 +73,7 @@ pub(super) fn check_expressions(path: &str, value: &HttpMatch, report: &mut Repo
     if let Err(error) = compile(&probe) {
         let field = error.path.rsplit_once("matches[0].").map_or("", |(_, field)| field);
         let field = match field {
-            "path" => "path.value".to_owned(),
+            "path" => path_field.to_owned(),
             field => field.replacen("query[", "queryParams[", 1),
         };
         report.error(format!("{path}.{field}"), error.problem);

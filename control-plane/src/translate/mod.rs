@@ -68,12 +68,25 @@ impl Report {
 /// The namespace of an object without one.
 pub const DEFAULT_NAMESPACE: &str = "default";
 
-/// Namespace and name of an object, checked.
+/// Namespace and name of an object, checked: most may be named with dots.
 fn identity(meta: &ObjectMeta, report: &mut Report) -> (String, String) {
+    named(meta, check_subdomain, report)
+}
+
+/// The same for kinds whose name becomes part of a host name or a uid.
+fn label_identity(meta: &ObjectMeta, report: &mut Report) -> (String, String) {
+    named(meta, check_label, report)
+}
+
+fn named(
+    meta: &ObjectMeta,
+    check: impl FnOnce(&str) -> Result<(), FieldError>,
+    report: &mut Report,
+) -> (String, String) {
     let namespace = meta.namespace.clone().unwrap_or_else(|| DEFAULT_NAMESPACE.to_owned());
     report.check("metadata.namespace", check_label(&namespace));
     let name = meta.name.clone().unwrap_or_default();
-    report.check("metadata.name", check_subdomain(&name));
+    report.check("metadata.name", check(&name));
     (namespace, name)
 }
 

@@ -193,7 +193,8 @@ pub(super) fn hostnames(hostnames: &[String], report: &mut Report) -> Vec<HostMa
 /// On a Service the dialled name has decided already.
 pub(super) fn warn_hostnames(hostnames: Option<&Vec<String>>, report: &mut Report) {
     if hostnames.is_some_and(|hostnames| !hostnames.is_empty()) {
-        report.warn("spec.hostnames", "are ignored: a Service's name decides which routes apply");
+        report
+            .warn("spec.hostnames", "have no effect: a Service's name decides which routes apply");
     }
 }
 

@@ -7,12 +7,11 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use outrigger_core::config::{Balancer, HashKey, Protocol};
 use outrigger_core::name::check_label;
 
-use super::{Report, identity};
+use super::{Report, label_identity};
 use crate::object::{Service, ServiceId, ServicePort, TargetPort};
 
 pub fn translate(raw: &k8s::Service, report: &mut Report) -> Option<Service> {
-    let (namespace, name) = identity(&raw.metadata, report);
-    report.check("metadata.name", check_label(&name));
+    let (namespace, name) = label_identity(&raw.metadata, report);
     let Some(spec) = &raw.spec else {
         report.error("spec", "is missing");
         return None;

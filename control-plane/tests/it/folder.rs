@@ -72,7 +72,7 @@ async fn broken_manifests_keep_the_last_good_version_and_say_where() {
         // Makes no sense.
         (service("a").replace("port: 80", "port: 80000"), "spec.ports[0].port: 80000"),
         // Does not fit the schema.
-        (service("a").replace("port: 80", "port: eighty"), "spec.ports[0].port: invalid i32"),
+        (service("a").replace("port: 80", "port: eighty"), "spec.ports[0].port: invalid type"),
         // Is no YAML.
         (service("a").replace("[{port: 80", "[{{port: 80"), ""),
         // Nobody knows what it is.
@@ -137,17 +137,33 @@ async fn routes_report_their_status() {
     proxy.dial(&["a.bank:80"]).await;
     proxy.until("known", |p| p.has("Destination", "bank/a:80")).await;
     let page = mesh
-        .admin_until("/index", |page| {
-            page["routes"][0]["status"]["programmed"]["acknowledged"] == 1
-        })
+        .admin_until("/index", |page| page["status"][0]["programmed"]["acknowledged"] == 1)
         .await;
-    let status = &page["routes"][0]["status"];
+    let status = &page["status"][0];
+    assert_eq!(status["object"], "HTTPRoute bank/r");
     assert_eq!(status["accepted"]["status"], true);
     assert_eq!(
         status["resolved_refs"]["problems"][0],
         "spec.rules[0].backendRefs[0].name: there is no Service bank/nowhere"
     );
     assert_eq!(status["programmed"]["proxies"], 1);
+    assert_eq!(page["services"]["bank/a"]["programmed"]["acknowledged"], 1);
+    // A version that is not accepted is reported, and the one in force stays.
+    mesh.write("r.yaml", &route.replace("name: nowhere, port: 80", "name: nowhere, port: 0"));
+    let page =
+        mesh.admin_until("/index", |page| page["status"][0]["accepted"]["status"] == false).await;
+    let problem = page["status"][0]["accepted"]["problems"][0].as_str().unwrap();
+    assert!(problem.contains("spec.rules[0].backendRefs[0].port: 0 must be"), "{problem}");
+    assert_eq!(page["status"][0]["resolved_refs"]["status"], false);
+    // A refusal by a proxy is part of the status, too.
+    proxy.refuse = Some("bank/a:80".to_owned());
+    mesh.write("r.yaml", &route.replace("name: nowhere, port: 80", "name: a, port: 80"));
+    let sent = proxy.log.len();
+    proxy.until("refused", |p| p.log.len() > sent).await;
+    let page = mesh
+        .admin_until("/index", |page| page["status"][0]["programmed"]["refused"].is_array())
+        .await;
+    assert_eq!(page["status"][0]["programmed"]["acknowledged"], 0);
 }
 
 #[tokio::test]

@@ -1,0 +1,62 @@
+//! What the admin server and object status tell of a session.
+
+use outrigger_core::name::DestinationName;
+use serde_json::{Value, json};
+
+use super::{Answer, Session, marker};
+
+impl Session {
+    /// The destinations that the proxy was sent, and what it made of what it was sent last.
+    pub fn answers(&self) -> impl Iterator<Item = (&DestinationName, Answer<'_>)> {
+        let sent = self.destinations.iter().filter(|(_, held)| held.sent.is_some());
+        sent.map(|(name, held)| {
+            let answer = match &held.refused {
+                Some(reason) => Answer::Refused(reason),
+                None if held.sent == held.acknowledged => Answer::Acknowledged,
+                None => Answer::Pending,
+            };
+            (name, answer)
+        })
+    }
+
+    /// What the admin server shows.
+    pub fn describe(&self) -> Value {
+        let names = self.names.iter().map(|(name, state)| {
+            let target = state.resolution.target.as_ref();
+            json!({
+                "name": name,
+                "destination": target.map(|target| target.name.to_string()),
+                "pinned": target.and_then(|t| t.pin.as_ref()).map(ToString::to_string),
+            })
+        });
+        let destinations = self.destinations.iter().map(|(name, held)| {
+            json!({
+                "name": name.to_string(), "sent": held.sent, "acknowledged": held.acknowledged,
+                "refused": held.refused,
+            })
+        });
+        let collections = self.collections.iter().map(
+            |(port, endpoints)| json!({ "name": marker(port), "endpoints": endpoints.sent.len() }),
+        );
+        let others = self.singles.iter().map(|((type_url, name), single)| {
+            json!({
+                "type": type_url, "name": name, "sent": single.sent,
+                "acknowledged": single.acknowledged,
+            })
+        });
+        json!({
+            "id": self.proxy.id,
+            "namespace": self.proxy.namespace,
+            "zone": self.proxy.zone,
+            "version": self.proxy.version,
+            "subscriptions": names.collect::<Vec<_>>(),
+            "destinations": destinations.collect::<Vec<_>>(),
+            "collections": collections.collect::<Vec<_>>(),
+            "resources": others.collect::<Vec<_>>(),
+            "generation": self.acknowledged_generation(),
+            "unacknowledged": self.in_flight.len(),
+            "counts": self.counts,
+            "nacks": self.nacks,
+        })
+    }
+}
