@@ -5,10 +5,15 @@
 
 #![expect(clippy::print_stderr, reason = "a task talks to the person who runs it")]
 
+mod ci;
+mod codegen;
 mod demo;
+mod test;
+mod tidy;
 mod workspace;
 
-use std::process::ExitCode;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, ExitCode};
 
 use clap::{Parser, Subcommand};
 
@@ -23,10 +28,44 @@ struct Cli {
 enum Task {
     /// Run a small bank through the mesh, take parts of it away, and judge what fails.
     Demo(demo::Options),
+    /// Run every test that can run on this machine.
+    Test,
+    /// Measure the proxy beside its peers; arguments go to the bench (`cargo xtask bench --help`).
+    #[command(disable_help_flag = true)]
+    Bench {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGUMENTS")]
+        arguments: Vec<String>,
+    },
+    /// Check the rules of the repository that a compiler does not check.
+    Tidy,
+    /// Generate the wire types from their .proto files.
+    Codegen(codegen::Options),
+    /// Everything that must hold before a change is taken.
+    Ci,
 }
 
 fn main() -> ExitCode {
     match Cli::parse().task {
         Task::Demo(options) => demo::run(&options),
+        Task::Test => test::run(),
+        Task::Bench { arguments } => bench(&arguments),
+        Task::Tidy => tidy::run(),
+        Task::Codegen(options) => codegen::run(&options),
+        Task::Ci => ci::run(),
     }
+}
+
+/// The bench as it ships: built with the release profile, and then this very process.
+fn bench(arguments: &[String]) -> ExitCode {
+    let error = match workspace::build(&["outrigger-bench"], &["--release"]) {
+        Ok(programs) => match programs.get("outrigger-bench") {
+            Some(program) => {
+                Command::new(program).args(arguments).current_dir(workspace::root()).exec()
+            }
+            None => std::io::Error::other("outrigger-bench was not built"),
+        },
+        Err(error) => error,
+    };
+    eprintln!("bench: {error}");
+    ExitCode::FAILURE
 }

@@ -18,7 +18,7 @@ const SOON: Duration = Duration::from_secs(1);
 const REPLICA_LIMIT: Duration = Duration::from_secs(20);
 /// How long a control plane may take to be back and everybody connected to it.
 const RECONNECT_LIMIT: Duration = Duration::from_secs(20);
-/// Makes some requests be in flight when a replica is killed.
+/// Makes some requests be in flight when a replica stops or is killed.
 const SLOW_MS: u64 = 150;
 /// Failures told in full for each step.
 const TOLD: usize = 5;
@@ -164,6 +164,9 @@ fn count_versions(demo: &Demo) -> (u64, u64) {
 
 /// Replicas leave as pods do, and new ones take their place.
 fn rolling(demo: &mut Demo, report: &mut Report, _end: Instant) -> Result<(), Halt> {
+    // Whoever leaves has requests in flight then, whose work is not done yet.
+    slow_down(demo, &["transactions", "fees"], SLOW_MS)?;
+    demo.pause(SOON / 2)?;
     let mut gone = Vec::new();
     for role in ["gateway", "holdings", "orders"] {
         if let Some(index) = demo.fleet.first(role) {
@@ -177,6 +180,7 @@ fn rolling(demo: &mut Demo, report: &mut Report, _end: Instant) -> Result<(), Ha
     if !left {
         report.problems.push("not every replica stopped in time".to_owned());
     }
+    slow_down(demo, &["transactions", "fees"], 0)?;
     let stopped = began.elapsed();
     let began = Instant::now();
     for part in gone {
@@ -189,6 +193,15 @@ fn rolling(demo: &mut Demo, report: &mut Report, _end: Instant) -> Result<(), Ha
         stopped.as_secs_f64(),
         began.elapsed().as_secs_f64()
     ));
+    Ok(())
+}
+
+fn slow_down(demo: &Demo, roles: &[&str], delay_ms: u64) -> Result<(), Halt> {
+    for role in roles {
+        for member in demo.fleet.of_role(role) {
+            member.slow_down(delay_ms)?;
+        }
+    }
     Ok(())
 }
 
@@ -206,9 +219,7 @@ fn serves(demo: &mut Demo, report: &mut Report, name: &str) -> Result<(), Halt> 
 /// A replica dies without a word.
 fn crash(demo: &mut Demo, report: &mut Report, _end: Instant) -> Result<(), Halt> {
     let role = "orders";
-    for member in demo.fleet.of_role(role) {
-        member.slow_down(SLOW_MS)?;
-    }
+    slow_down(demo, &[role], SLOW_MS)?;
     demo.pause(SOON)?;
     let Some(index) = demo.fleet.first(role) else {
         return Err(Halt::Failed(format!("no replica of {role} runs")));
@@ -218,9 +229,7 @@ fn crash(demo: &mut Demo, report: &mut Report, _end: Instant) -> Result<(), Halt
     report.notes.push(format!("{name} and its sidecar were killed"));
     report.killed = Some(Killed { at_ms, role: part.role, name });
     demo.pause(SOON * 2)?;
-    for member in demo.fleet.of_role(role) {
-        member.slow_down(0)?;
-    }
+    slow_down(demo, &[role], 0)?;
     let index = demo.fleet.replace(part)?;
     let name = demo.fleet.members[index].name.clone();
     serves(demo, report, &name)

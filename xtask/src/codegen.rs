@@ -1,0 +1,116 @@
+//! `cargo xtask codegen`: the wire types from their `.proto` files, and whether the checked-in ones
+//! are those.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+use clap::Args;
+
+use crate::workspace;
+
+/// Where generated code is; nothing else is in these folders.
+const FOLDERS: &[&str] = &["proto/src/generated", "examples/simplebank/src/generated"];
+
+#[derive(Debug, Args)]
+pub(crate) struct Options {
+    /// Change nothing; fail when a checked-in file differs.
+    #[arg(long)]
+    pub(crate) check: bool,
+}
+
+pub(crate) fn run(options: &Options) -> ExitCode {
+    let result = if options.check { check() } else { generate(&workspace::root()).map(|()| 0) };
+    match result {
+        Ok(0) => ExitCode::SUCCESS,
+        Ok(_) => {
+            eprintln!("codegen: run `cargo xtask codegen` and commit what it writes");
+            ExitCode::FAILURE
+        }
+        Err(error) => {
+            eprintln!("codegen: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn generate(root: &Path) -> io::Result<()> {
+    let programs = workspace::build(&["outrigger-codegen"], &[])?;
+    let program = programs
+        .get("outrigger-codegen")
+        .ok_or_else(|| io::Error::other("outrigger-codegen was not built"))?;
+    let status = Command::new(program).arg(root).current_dir(workspace::root()).status()?;
+    if status.success() { Ok(()) } else { Err(io::Error::other(format!("it failed: {status}"))) }
+}
+
+/// How many files differ.
+fn check() -> io::Result<usize> {
+    let fresh = workspace::target_dir().join("codegen-check");
+    let _ = fs::remove_dir_all(&fresh);
+    fs::create_dir_all(&fresh)?;
+    generate(&fresh)?;
+    let mut differ = 0;
+    for folder in FOLDERS {
+        for difference in differences(&workspace::root().join(folder), &fresh.join(folder))? {
+            differ += 1;
+            eprintln!("codegen: {folder}/{difference}");
+        }
+    }
+    Ok(differ)
+}
+
+fn differences(checked_in: &Path, fresh: &Path) -> io::Result<Vec<String>> {
+    let mut names = file_names(checked_in)?;
+    names.extend(file_names(fresh)?);
+    let mut differences = Vec::new();
+    for name in names {
+        let shown = name.display();
+        let (old, new) = (fs::read(checked_in.join(&name)), fs::read(fresh.join(&name)));
+        match (old, new) {
+            (Ok(old), Ok(new)) if old == new => {}
+            (Ok(_), Ok(_)) => differences.push(format!("{shown}: differs from what is generated")),
+            (Err(_), _) => differences.push(format!("{shown}: is generated and not checked in")),
+            (_, Err(_)) => differences.push(format!("{shown}: is not generated any more")),
+        }
+    }
+    Ok(differences)
+}
+
+fn file_names(folder: &Path) -> io::Result<BTreeSet<PathBuf>> {
+    let entries = fs::read_dir(folder)?;
+    entries.map(|entry| entry.map(|entry| PathBuf::from(entry.file_name()))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_of_difference_is_told() {
+        let root = std::env::temp_dir().join(format!("outrigger-codegen-{}", std::process::id()));
+        let (old, new) = (root.join("old"), root.join("new"));
+        for (path, text) in [
+            (old.join("same.rs"), "1"),
+            (new.join("same.rs"), "1"),
+            (old.join("other.rs"), "1"),
+            (new.join("other.rs"), "2"),
+            (old.join("gone.rs"), "1"),
+            (new.join("fresh.rs"), "1"),
+        ] {
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        }
+        let found = differences(&old, &new).unwrap();
+        fs::remove_dir_all(root).unwrap();
+        assert_eq!(
+            found,
+            [
+                "fresh.rs: is generated and not checked in",
+                "gone.rs: is not generated any more",
+                "other.rs: differs from what is generated",
+            ]
+        );
+    }
+}

@@ -1,0 +1,166 @@
+//! `cargo xtask test`: every test that can run on this machine, and what could not, with the
+//! reason. The last line is the count.
+
+use std::fs;
+use std::io::{self, BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Command, ExitCode, Stdio};
+
+use crate::workspace;
+
+/// Programs that the tests of whole processes start.
+const PROGRAMS: &[&str] = &["outrigger-proxy", "outrigger-control-plane", "simplebank"];
+/// Names the file to which a test that cannot run here writes `SKIPPED <test>: <reason>`.
+const SKIP_LOG: &str = "OUTRIGGER_SKIP_LOG";
+
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+struct Count {
+    passed: u64,
+    failed: u64,
+}
+
+pub(crate) fn run() -> ExitCode {
+    let skip_log = workspace::target_dir().join("skipped-tests.log");
+    let _ = fs::create_dir_all(workspace::target_dir());
+    let _ = fs::remove_file(&skip_log);
+    let (count, succeeded) = match test(&skip_log) {
+        Ok(result) => result,
+        Err(error) => {
+            eprintln!("test: {error}");
+            (Count::default(), false)
+        }
+    };
+    let log = fs::read_to_string(&skip_log).unwrap_or_default();
+    let skipped = skipped(&log);
+    for line in &skipped {
+        eprintln!("{line}");
+    }
+    // To standard output, where a script looks for it; everything before went to standard error.
+    let _ = writeln!(io::stdout(), "{}", last_line(count, skipped.len(), succeeded));
+    if succeeded && count.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn test(skip_log: &Path) -> io::Result<(Count, bool)> {
+    workspace::build(PROGRAMS, &["--bins"])?;
+    let nextest = has_nextest();
+    let mut command = workspace::cargo();
+    if nextest {
+        command.args(["nextest", "run", "--workspace", "--no-fail-fast"]);
+    } else {
+        eprintln!("cargo-nextest is not installed: cargo test runs the tests");
+        command.args(["test", "--workspace", "--no-fail-fast"]);
+    }
+    command.env(SKIP_LOG, skip_log).stdin(Stdio::null());
+    // Each writes its results there; what else they write goes straight through.
+    if nextest {
+        command.stderr(Stdio::piped())
+    } else {
+        command.stdout(Stdio::piped())
+    };
+    let mut child = command.spawn()?;
+    let mut count = Count::default();
+    if let Some(errors) = child.stderr.take() {
+        copy(errors, |line| count.add_nextest(line));
+    }
+    if let Some(results) = child.stdout.take() {
+        copy(results, |line| count.add_libtest(line));
+    }
+    let status = child.wait()?;
+    Ok((count, status.success()))
+}
+
+fn has_nextest() -> bool {
+    let mut command = Command::new("cargo");
+    command.args(["nextest", "--version"]).stdout(Stdio::null()).stderr(Stdio::null());
+    command.status().is_ok_and(|status| status.success())
+}
+
+/// Shows every line and hands it on.
+fn copy(from: impl io::Read, mut each: impl FnMut(&str)) {
+    for line in BufReader::new(from).lines().map_while(Result::ok) {
+        eprintln!("{line}");
+        each(&line);
+    }
+}
+
+impl Count {
+    /// `Summary [ 1.2s] 16 tests run: 13 passed (1 slow), 2 failed, 1 timed out, 4 skipped`
+    fn add_nextest(&mut self, line: &str) {
+        let Some((head, results)) = line.split_once(" run: ") else { return };
+        if !head.contains("Summary [") {
+            return;
+        }
+        for result in results.split(", ") {
+            let Some((number, word)) = result.trim().split_once(' ') else { continue };
+            let number: u64 = number.parse().unwrap_or(0);
+            match word.split(' ').next() {
+                Some("passed") => self.passed += number,
+                Some("skipped") | None => {}
+                // Failed, timed out, failed to start: none of them passed.
+                Some(_) => self.failed += number,
+            }
+        }
+    }
+
+    /// `test result: FAILED. 15 passed; 1 failed; 0 ignored; ...`
+    fn add_libtest(&mut self, line: &str) {
+        let Some(results) = line.strip_prefix("test result: ") else { return };
+        let number = |word: &str| {
+            let before = results.split(word).next()?;
+            before.rsplit([' ', ';']).find(|part| !part.is_empty())?.parse::<u64>().ok()
+        };
+        self.passed += number(" passed").unwrap_or(0);
+        self.failed += number(" failed").unwrap_or(0);
+    }
+}
+
+/// Distinct lines of the skip log, in order.
+fn skipped(log: &str) -> Vec<&str> {
+    let mut lines: Vec<&str> = log.lines().filter(|line| line.starts_with("SKIPPED ")).collect();
+    lines.sort_unstable();
+    lines.dedup();
+    lines
+}
+
+/// A test that skipped itself has passed for its runner, and has shown nothing.
+fn last_line(count: Count, skipped: usize, succeeded: bool) -> String {
+    let skips = u64::try_from(skipped).unwrap_or(0);
+    let passed = count.passed.saturating_sub(skips);
+    // A run that broke before its count, as when a test does not compile, is a failure.
+    let failed = if succeeded { count.failed } else { count.failed.max(1) };
+    let mut line = format!("{passed} passed, {failed} failed");
+    if skipped > 0 {
+        line.push_str(&format!(", {skipped} skipped"));
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_runners_counts_are_read() {
+        let mut count = Count::default();
+        count.add_nextest("     Summary [   1.204s] 16 tests run: 13 passed (1 slow), 2 failed, 1 timed out, 4 skipped");
+        count.add_nextest("        PASS [   0.004s] x tests::run: 1 passed");
+        assert_eq!(count, Count { passed: 13, failed: 3 });
+        let mut count = Count::default();
+        count.add_libtest(
+            "test result: ok. 15 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out",
+        );
+        count.add_libtest("test result: FAILED. 2 passed; 1 failed; 0 ignored");
+        count.add_libtest("running 2 tests");
+        assert_eq!(count, Count { passed: 17, failed: 1 });
+    }
+
+    #[test]
+    fn the_last_line_counts_what_was_shown() {
+        let count = Count { passed: 10, failed: 0 };
+        assert_eq!(last_line(count, 0, true), "10 passed, 0 failed");
+        let log = "SKIPPED b: no root\nnoise\nSKIPPED a: no wrk\nSKIPPED b: no root\n";
+        assert_eq!(skipped(log), ["SKIPPED a: no wrk", "SKIPPED b: no root"]);
+        assert_eq!(last_line(count, 2, true), "8 passed, 0 failed, 2 skipped");
+        assert_eq!(last_line(Count::default(), 0, false), "0 passed, 1 failed");
+    }
+}

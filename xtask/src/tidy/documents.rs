@@ -1,0 +1,164 @@
+//! Whether the pages are true: what ARCHITECTURE.md names exists, and docs/reasons.md explains
+//! every reason and no other.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use super::SourceFile;
+
+/// A map that is longer is a book.
+const MAX_LINES: usize = 250;
+
+/// Problems of ARCHITECTURE.md, given every path and all code of the repository.
+pub(crate) fn check_architecture(
+    text: &str,
+    paths: &[PathBuf],
+    code: &[SourceFile],
+) -> Vec<String> {
+    let mut problems = Vec::new();
+    let lines = text.lines().count();
+    if lines > MAX_LINES {
+        problems.push(format!("ARCHITECTURE.md: {lines} lines, at most {MAX_LINES}"));
+    }
+    let words: BTreeSet<&str> = code
+        .iter()
+        // What only this task names does not exist.
+        .filter(|(path, _)| !path.starts_with("xtask"))
+        .flat_map(|(_, text)| text.split(|c: char| !is_word(c)))
+        .collect();
+    let tasks: BTreeSet<&str> =
+        code.iter().flat_map(|(_, text)| text.split(|c: char| !is_word(c))).collect();
+    for (number, name) in named(text) {
+        let known = match kind(name) {
+            Kind::Path => exists(name, paths),
+            Kind::Symbol => {
+                name.split("::").all(|part| words.contains(part.trim_end_matches("()")))
+            }
+            Kind::Folder => exists(name, paths) || tasks.contains(name),
+            Kind::Prose => true,
+        };
+        if !known {
+            problems.push(format!("ARCHITECTURE.md:{number}: `{name}` does not exist"));
+        }
+    }
+    problems
+}
+
+enum Kind {
+    Path,
+    Symbol,
+    /// One lower-case word: a folder, a crate, a word of the code or a task.
+    Folder,
+    /// A command, a placeholder, a value.
+    Prose,
+}
+
+fn kind(name: &str) -> Kind {
+    let symbol = |c: char| is_word(c) || c == ':' || c == '(' || c == ')';
+    if name.contains([' ', '<', '*', '{']) {
+        Kind::Prose
+    } else if name.contains('/') || name.ends_with(".rs") || name.ends_with(".md") {
+        Kind::Path
+    } else if name.contains("::") || name.chars().any(char::is_uppercase) || name.contains('_') {
+        if name.chars().all(symbol) { Kind::Symbol } else { Kind::Prose }
+    } else if name.chars().all(|c| c.is_ascii_lowercase() || c == '-') {
+        Kind::Folder
+    } else {
+        Kind::Prose
+    }
+}
+
+/// Everything between backticks outside of code blocks, with its line.
+fn named(text: &str) -> Vec<(usize, &str)> {
+    let mut names = Vec::new();
+    let mut block = false;
+    for (number, line) in (1..).zip(text.lines()) {
+        if line.starts_with("```") {
+            block = !block;
+        } else if !block {
+            names.extend(line.split('`').skip(1).step_by(2).map(|name| (number, name)));
+        }
+    }
+    names
+}
+
+/// A file or folder of that name, from the root or below some folder.
+fn exists(name: &str, paths: &[PathBuf]) -> bool {
+    let name = Path::new(name.trim_end_matches('/'));
+    let ends_so = |path: &Path| path.ends_with(name);
+    paths.iter().any(|path| path.ancestors().any(ends_so))
+}
+
+fn is_word(c: char) -> bool {
+    c.is_alphanumeric() || c == '_'
+}
+
+/// Problems of docs/reasons.md, given core/src/reason.rs.
+pub(crate) fn check_reasons(code: &str, page: &str) -> Vec<String> {
+    let reasons: BTreeSet<&str> = code.lines().filter_map(reason).collect();
+    let mut problems = Vec::new();
+    if reasons.is_empty() {
+        problems.push("core/src/reason.rs: no reason found".to_owned());
+    }
+    let headings = page.lines().filter_map(|line| line.strip_prefix("### `")?.strip_suffix('`'));
+    let explained: BTreeSet<&str> = headings.collect();
+    for missing in reasons.difference(&explained) {
+        problems.push(format!("docs/reasons.md: `{missing}` is not explained"));
+    }
+    for unknown in explained.difference(&reasons) {
+        problems.push(format!("docs/reasons.md: `{unknown}` is no reason of core/src/reason.rs"));
+    }
+    problems
+}
+
+/// The word of a line such as `BadRequest = "bad_request", Downstream, ...`.
+fn reason(line: &str) -> Option<&str> {
+    let (variant, rest) = line.trim().split_once(" = \"")?;
+    let (word, after) = rest.split_once('"')?;
+    let camel = variant.starts_with(char::is_uppercase) && variant.chars().all(is_word);
+    (camel && after.starts_with(", ")).then_some(word)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_map_names_must_exist() {
+        let paths = [PathBuf::from("proxy/src/http/server.rs"), PathBuf::from("core/src/name.rs")];
+        let code = [
+            (
+                PathBuf::from("core/src/name.rs"),
+                "pub struct Authority;\nfn parse_port() {}".to_owned(),
+            ),
+            (PathBuf::from("xtask/src/tidy.rs"), "struct Tidy;".to_owned()),
+        ];
+        let good = "`http/server.rs`, `name.rs`, `core`, `Authority::parse_port()`, `proxy/src/`\n\
+                    ```\n`NotLooked::at`\n```\n`cargo xtask tidy`, `<name>/x.rs`";
+        assert_eq!(check_architecture(good, &paths, &code), Vec::<String>::new());
+        for bad in
+            ["`gone.rs`", "`http/gone.rs`", "`Gone`", "`Authority::gone_too`", "`Tidy`", "`gone`"]
+        {
+            let problems = check_architecture(&format!("one\n{bad}"), &paths, &code);
+            assert_eq!(problems.len(), 1, "{bad}");
+            assert!(problems[0].starts_with("ARCHITECTURE.md:2: "), "{problems:?}");
+        }
+        let long = "line\n".repeat(MAX_LINES + 1);
+        assert_eq!(check_architecture(&long, &paths, &code).len(), 1);
+    }
+
+    #[test]
+    fn reasons_and_their_page_must_agree() {
+        let code = "    BadRequest = \"bad_request\", Downstream, 400, \"x\",\n    Loop = \"loop\", Us, 508, \"y\",\n let x = \"z\", 1;";
+        assert_eq!(check_reasons(code, "### `bad_request`\n### `loop`\n"), Vec::<String>::new());
+        let problems = check_reasons(code, "### `loop`\n### `old`\n");
+        assert_eq!(
+            problems,
+            [
+                "docs/reasons.md: `bad_request` is not explained",
+                "docs/reasons.md: `old` is no reason of core/src/reason.rs",
+            ]
+        );
+        assert_eq!(check_reasons("", "").len(), 1);
+    }
+}
