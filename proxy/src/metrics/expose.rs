@@ -2,18 +2,91 @@
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Write};
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 
 use hdrhistogram::Histogram;
 use outrigger_core::outcome::grpc_code_name;
 
-use super::{CountKey, Counts, Metrics, Series, SeriesKey, Status, lock};
+use super::{CountKey, Counts, Gauges, Metrics, Series, SeriesKey, Status, lock};
 
 /// Upper edges of the latency buckets, in microseconds: 0.5 ms to 10 s.
 const EDGES_US: [u64; 14] = [
     500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000,
     2_500_000, 5_000_000, 10_000_000,
+];
+
+/// Name, kind, help and place of what has no labels.
+type Gauge = (&'static str, &'static str, &'static str, fn(&Gauges) -> &AtomicU64);
+
+const GAUGES: &[Gauge] = &[
+    ("outrigger_connections_open", "gauge", "connections accepted and not closed", |g| {
+        &g.connections_open
+    }),
+    ("outrigger_connections_total", "counter", "connections accepted", |g| &g.connections_total),
+    (
+        "outrigger_connections_refused_total",
+        "counter",
+        "connections over the limit or not for this proxy",
+        |g| &g.connections_refused,
+    ),
+    ("outrigger_upstream_connections_open", "gauge", "connections opened and not closed", |g| {
+        &g.upstream_connections_open
+    }),
+    ("outrigger_upstream_connections_total", "counter", "connections opened", |g| {
+        &g.upstream_connections_total
+    }),
+    ("outrigger_received_bytes_total", "counter", "body and stream bytes from callers", |g| {
+        &g.bytes_received
+    }),
+    ("outrigger_sent_bytes_total", "counter", "body and stream bytes to callers", |g| {
+        &g.bytes_sent
+    }),
+    (
+        "outrigger_retries_total",
+        "counter",
+        "requests sent again because nobody had processed them",
+        |g| &g.retries,
+    ),
+    (
+        "outrigger_unmatched_total",
+        "counter",
+        "requests and connections passed through to unknown destinations",
+        |g| &g.unmatched,
+    ),
+    (
+        "outrigger_unmeshed_total",
+        "counter",
+        "requests and connections to endpoints without a sidecar",
+        |g| &g.unmeshed,
+    ),
+    ("outrigger_buffered_bytes", "gauge", "request bytes kept for sending again", |g| {
+        &g.buffered_bytes
+    }),
+    (
+        "outrigger_access_log_dropped_total",
+        "counter",
+        "access log lines dropped because the writer fell behind",
+        |g| &g.access_log_dropped,
+    ),
+    ("outrigger_mirrors_dropped_total", "counter", "mirrored requests given up", |g| {
+        &g.mirrors_dropped
+    }),
+    ("outrigger_discovery_connected", "gauge", "1 while the control plane's stream is open", |g| {
+        &g.discovery_connected
+    }),
+    ("outrigger_discovery_responses_total", "counter", "responses of the control plane", |g| {
+        &g.discovery_responses
+    }),
+    ("outrigger_discovery_nacks_total", "counter", "responses refused in whole or part", |g| {
+        &g.discovery_nacks
+    }),
+    (
+        "outrigger_discovery_reconnects_total",
+        "counter",
+        "times the control plane's stream was opened",
+        |g| &g.discovery_reconnects,
+    ),
 ];
 
 /// The whole exposition, in the Prometheus text format 0.0.4.
@@ -161,109 +234,9 @@ fn write_histogram(
 }
 
 fn write_gauges(out: &mut String, metrics: &Metrics) -> fmt::Result {
-    let g = &metrics.gauges;
-    let rows = [
-        (
-            "outrigger_connections_open",
-            "gauge",
-            "connections accepted and not closed",
-            &g.connections_open,
-        ),
-        ("outrigger_connections_total", "counter", "connections accepted", &g.connections_total),
-        (
-            "outrigger_connections_refused_total",
-            "counter",
-            "connections over the limit or not for this proxy",
-            &g.connections_refused,
-        ),
-        (
-            "outrigger_upstream_connections_open",
-            "gauge",
-            "connections opened and not closed",
-            &g.upstream_connections_open,
-        ),
-        (
-            "outrigger_upstream_connections_total",
-            "counter",
-            "connections opened",
-            &g.upstream_connections_total,
-        ),
-        (
-            "outrigger_received_bytes_total",
-            "counter",
-            "body and stream bytes from callers",
-            &g.bytes_received,
-        ),
-        (
-            "outrigger_sent_bytes_total",
-            "counter",
-            "body and stream bytes to callers",
-            &g.bytes_sent,
-        ),
-        (
-            "outrigger_retries_total",
-            "counter",
-            "requests sent again because nobody had processed them",
-            &g.retries,
-        ),
-        (
-            "outrigger_unmatched_total",
-            "counter",
-            "requests and connections passed through to unknown destinations",
-            &g.unmatched,
-        ),
-        (
-            "outrigger_unmeshed_total",
-            "counter",
-            "requests and connections to endpoints without a sidecar",
-            &g.unmeshed,
-        ),
-        (
-            "outrigger_buffered_bytes",
-            "gauge",
-            "request bytes kept for sending again",
-            &g.buffered_bytes,
-        ),
-        (
-            "outrigger_access_log_dropped_total",
-            "counter",
-            "access log lines dropped because the writer fell behind",
-            &g.access_log_dropped,
-        ),
-        (
-            "outrigger_mirrors_dropped_total",
-            "counter",
-            "mirrored requests given up",
-            &g.mirrors_dropped,
-        ),
-        (
-            "outrigger_discovery_connected",
-            "gauge",
-            "1 while the control plane's stream is open",
-            &g.discovery_connected,
-        ),
-        (
-            "outrigger_discovery_responses_total",
-            "counter",
-            "responses of the control plane",
-            &g.discovery_responses,
-        ),
-        (
-            "outrigger_discovery_nacks_total",
-            "counter",
-            "responses refused in whole or part",
-            &g.discovery_nacks,
-        ),
-        (
-            "outrigger_discovery_reconnects_total",
-            "counter",
-            "times the control plane's stream was opened",
-            &g.discovery_reconnects,
-        ),
-    ];
-    for (name, kind, help, value) in rows {
+    for (name, kind, help, of) in GAUGES {
         header(out, name, kind, help)?;
-        writeln!(out, "{name} {}", value.load(Relaxed))?;
+        writeln!(out, "{name} {}", of(&metrics.gauges).load(Relaxed))?;
     }
     Ok(())
 }
