@@ -79,7 +79,7 @@ pub enum Dep {
 pub struct Index {
     settings: MeshSettings,
     services: BTreeMap<ServiceId, Service>,
-    slices: HashMap<(String, String), EndpointSlice>,
+    slices: BTreeMap<(String, String), EndpointSlice>,
     slices_of: Links<ServiceId, (String, String)>,
     routes: BTreeMap<ObjectId, Route>,
     /// Routes by the Services that they attach to.

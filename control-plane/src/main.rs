@@ -11,7 +11,7 @@ use outrigger_control_plane::index::Index;
 use outrigger_control_plane::manifests::Folder;
 use outrigger_control_plane::metrics::Metrics;
 use outrigger_control_plane::options::{Cli, Command, Options, TokenOptions};
-use outrigger_control_plane::problems::Problems;
+use outrigger_control_plane::problems::{Problems, Severity};
 use outrigger_control_plane::publish::Publisher;
 use outrigger_control_plane::server;
 use outrigger_control_plane::token::Tokens;
@@ -96,13 +96,20 @@ fn check(folder: &Path) -> Result<ExitCode, Fatal> {
     let publisher = Publisher::new(Index::default());
     let mut reader = Folder::new(folder.to_owned(), problems.clone(), Arc::new(Metrics::new()));
     reader.scan(&publisher).map_err(|error| format!("{}: {error}", folder.display()))?;
-    let mut lines: Vec<String> = problems.all().iter().map(ToString::to_string).collect();
-    lines.extend(outrigger_control_plane::status::unresolved(&publisher.view().index));
-    if lines.is_empty() {
-        return Ok(ExitCode::SUCCESS);
+    let mut wrong = false;
+    let mut lines = Vec::new();
+    for problem in problems.all() {
+        let warning = problem.severity == Severity::Warning;
+        wrong |= !warning;
+        lines.push(if warning { format!("{problem} (warning)") } else { problem.to_string() });
     }
-    print(&lines.join("\n"))?;
-    Ok(ExitCode::FAILURE)
+    let unresolved = outrigger_control_plane::status::unresolved(&publisher.view().index);
+    wrong |= !unresolved.is_empty();
+    lines.extend(unresolved);
+    if !lines.is_empty() {
+        print(&lines.join("\n"))?;
+    }
+    Ok(if wrong { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
 fn print(text: &str) -> Result<ExitCode, Fatal> {

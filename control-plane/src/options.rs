@@ -26,7 +26,8 @@ pub struct Cli {
 pub enum Command {
     /// Print a join token, with which a proxy registers its workload.
     Token(TokenOptions),
-    /// Read a folder of manifests, print every problem, and exit with 1 if there is one.
+    /// Read a folder of manifests, print every problem, and exit with 1 if one is more than a
+    /// warning.
     Check {
         /// The folder.
         folder: PathBuf,

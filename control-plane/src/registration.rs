@@ -118,6 +118,13 @@ impl Registrations {
         let uid = workload.uid();
         let mut entries = self.entries();
         let before = entries.get(&uid);
+        if before.is_some_and(|entry| entry.connected) {
+            tracing::warn!(
+                uid,
+                "a workload registered while an earlier stream of the same name is open; the \
+                 earlier one no longer counts: do two proxies share a name?"
+            );
+        }
         // A proxy that lost its stream comes back as it was: nothing flaps in between.
         let same = before.filter(|e| e.workload == workload && e.health == Health::Ready);
         let health = same.map_or(Health::Starting, |entry| entry.health);

@@ -144,3 +144,37 @@ fn create_key(state_dir: &Path, path: &Path) -> io::Result<Vec<u8>> {
 pub(crate) fn create_private(path: &Path) -> io::Result<File> {
     OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn a_token_is_good_for_its_own_key_and_time() {
+        let state = tempfile::tempdir().unwrap();
+        let tokens = Tokens::open(state.path()).unwrap();
+        let hour = Duration::from_secs(3600);
+        let token = tokens.issue("bank", "orders", false, hour).unwrap();
+        let mode = fs::metadata(state.path().join(KEY_FILE)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        // The same directory is the same key, also in another process.
+        let claims = Tokens::open(state.path()).unwrap().verify(&token).unwrap();
+        assert_eq!(
+            (claims.namespace.as_str(), claims.service_account.as_str()),
+            ("bank", "orders")
+        );
+        assert!(!claims.any_address);
+        let other = tempfile::tempdir().unwrap();
+        let problem = Tokens::open(other.path()).unwrap().verify(&token).unwrap_err();
+        assert_eq!(problem.code(), tonic::Code::Unauthenticated);
+        assert!(!problem.message().contains(&token));
+        let header = Header::new(Algorithm::HS256);
+        let expired = Claims { exp: claims.iat - 2 * LEEWAY, ..claims };
+        let expired = jsonwebtoken::encode(&header, &expired, &tokens.encoding).unwrap();
+        assert!(tokens.verify(&expired).unwrap_err().message().contains("expired"));
+        fs::write(state.path().join(KEY_FILE), "short").unwrap();
+        assert!(Tokens::open(state.path()).is_err());
+    }
+}

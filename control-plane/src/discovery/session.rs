@@ -74,6 +74,8 @@ pub struct Proxy {
 #[derive(Debug, Default)]
 struct Name {
     resolution: Resolution,
+    /// The proxy has it from an earlier stream.
+    known: bool,
     /// Told that nothing has this name.
     refused: bool,
 }
@@ -205,9 +207,12 @@ impl Session {
         self.settle(&request);
         match request.type_url.as_str() {
             wire::DESTINATION => {
+                // Names that come along with what the proxy kept are known by it; a name that it
+                // does not know yet it asks for apart.
+                let known = !request.initial_resource_versions.is_empty();
                 self.keep(wire::DESTINATION, request.initial_resource_versions);
                 self.unsubscribe_names(&request.resource_names_unsubscribe);
-                self.subscribe_names(request.resource_names_subscribe)
+                self.subscribe_names(request.resource_names_subscribe, known)
             }
             wire::ENDPOINT => {
                 self.keep(wire::ENDPOINT, request.initial_resource_versions);

@@ -16,10 +16,11 @@ pub fn translate(raw: &k8s::Service, report: &mut Report) -> Option<Service> {
         report.error("spec", "is missing");
         return None;
     };
-    if spec.type_.as_deref() == Some("ExternalName") {
+    let external = spec.type_.as_deref() == Some("ExternalName");
+    if external {
         report.warn("spec.type", "ExternalName is not part of the mesh; its name stays unknown");
     }
-    let ports = spec.ports.iter().flatten().enumerate();
+    let ports = spec.ports.iter().flatten().filter(|_| !external).enumerate();
     let ports: Vec<_> = ports.filter_map(|(i, raw)| port(raw, i, report)).collect();
     for (i, port) in ports.iter().enumerate() {
         if ports[..i].iter().any(|p| p.port == port.port) {

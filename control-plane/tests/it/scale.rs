@@ -1,11 +1,11 @@
 //! Large meshes: what must not grow with them.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use outrigger_control_plane::index::Dep;
 use outrigger_control_plane::object::{EndpointSlice, Object, ServiceId, SliceEndpoint};
 
-use crate::support::{Mesh, service, slice};
+use crate::support::{LIMIT, Mesh, service, slice};
 
 pub(crate) fn slice_object(name: &str, addresses: &[&str]) -> Object {
     let endpoints = addresses.iter().map(|address| SliceEndpoint {
@@ -48,23 +48,37 @@ async fn ten_thousand_services_load_soon_and_one_change_touches_one() {
     });
 }
 
-#[tokio::test]
-async fn many_proxies_hear_of_one_endpoint_soon() {
-    const PROXIES: usize = 50;
+/// The budget is 200 ms at the 99th percentile from the index's commit; what an unoptimised build on
+/// a busy machine needs is allowed on top.
+#[tokio::test(flavor = "multi_thread")]
+async fn two_hundred_proxies_hear_of_every_endpoint_soon() {
+    const PROXIES: usize = 200;
+    const CHANGES: u8 = 50;
     let mesh = Mesh::start(&[("orders.yaml", &service("orders"))]).await;
-    let mut proxies = Vec::new();
+    let (heard, mut latencies) = tokio::sync::mpsc::unbounded_channel();
     for i in 0..PROXIES {
         let mut proxy = mesh.proxy(&format!("bank.p{i}"), "bank").await;
         proxy.dial(&["orders.bank:80"]).await;
         proxy.until("known", |p| p.has("Destination", "bank/orders:80")).await;
-        proxies.push(proxy);
+        let heard = heard.clone();
+        tokio::spawn(async move {
+            while let Ok(response) = proxy.next().await {
+                let committed: u128 = response.system_version_info.parse().unwrap();
+                let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos();
+                heard.send(Duration::from_nanos((now - committed) as u64)).unwrap();
+            }
+        });
     }
-    let started = Instant::now();
-    let slice = slice_object("orders", &["10.0.0.1"]);
-    mesh.server().publisher().commit(|index| index.apply(slice));
-    for proxy in &mut proxies {
-        proxy.until("told", |p| !p.endpoints("bank/orders:80").is_empty()).await;
+    let mut all = Vec::new();
+    for i in 1..=CHANGES {
+        let slice = slice_object("orders", &[&format!("10.0.0.{i}")]);
+        mesh.server().publisher().commit(|index| index.apply(slice));
+        for _ in 0..PROXIES {
+            all.push(tokio::time::timeout(LIMIT, latencies.recv()).await.unwrap().unwrap());
+        }
     }
-    let elapsed = started.elapsed();
-    assert!(elapsed < Duration::from_secs(2), "{elapsed:?}");
+    all.sort_unstable();
+    let p99 = all[all.len() * 99 / 100];
+    println!("median {:?}, 99th percentile {p99:?}", all[all.len() / 2]);
+    assert!(p99 < Duration::from_secs(1), "{p99:?}");
 }

@@ -388,14 +388,10 @@ impl Proxy {
         names.filter(|name| *name != "*").map(str::to_owned).collect()
     }
 
-    /// What a proxy that lost its stream sends first: every resource and alias with its version.
+    /// What a proxy that lost its stream sends first: every resource with its version.
     pub(crate) fn versions(&self, kind: &str) -> BTreeMap<String, String> {
         let held = self.held.iter().filter(|((k, _), _)| k == kind);
-        held.flat_map(|((_, name), held)| {
-            let names = held.aliases.iter().chain([name]).cloned();
-            names.map(|name| (name, held.version.clone())).collect::<Vec<_>>()
-        })
-        .collect()
+        held.map(|((_, name), held)| (name.clone(), held.version.clone())).collect()
     }
 }
 

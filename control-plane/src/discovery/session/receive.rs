@@ -66,7 +66,11 @@ impl Session {
         self.kept.entry(type_url).or_default().extend(versions);
     }
 
-    pub(super) fn subscribe_names(&mut self, names: Vec<String>) -> Result<(), Status> {
+    pub(super) fn subscribe_names(
+        &mut self,
+        names: Vec<String>,
+        known: bool,
+    ) -> Result<(), Status> {
         for name in names {
             if name == "*" {
                 return Err(Status::invalid_argument(
@@ -76,6 +80,7 @@ impl Session {
             let state = self.names.entry(name.clone()).or_default();
             // Asking again means not having it.
             state.refused = false;
+            state.known = known;
             if let Some(target) = &state.resolution.target
                 && let Some(held) = self.destinations.get_mut(&target.name)
             {

@@ -31,9 +31,8 @@ impl Session {
             if let Some(new_name) = &new_name {
                 let held = self.destinations.entry(new_name.clone()).or_default();
                 if held.names.insert(name.clone()) {
-                    // A proxy that still has the destination by this name says so.
-                    let kept = self.kept.get(wire::DESTINATION);
-                    held.announce |= !kept.is_some_and(|kept| kept.contains_key(&name));
+                    // A proxy that still has the destination by this name need not hear it again.
+                    held.announce |= !std::mem::take(&mut state.known);
                     self.work.destinations.insert(new_name.clone());
                 }
             }
