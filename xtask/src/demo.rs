@@ -123,8 +123,13 @@ fn play(options: &Options, stop: Receiver<()>, scratch: &Path) -> Result<bool, H
         Story::Traffic => {}
     }
     eprintln!("building the proxy, the control plane and the bank");
-    let programs =
-        workspace::build(&["outrigger-proxy", "outrigger-control-plane", "simplebank"], &[])?;
+    let built =
+        workspace::build(&["outrigger-proxy", "outrigger-control-plane", "simplebank"], &[]);
+    // Ctrl-C reaches cargo too.
+    if stop.try_recv().is_ok() {
+        return Err(Halt::Asked);
+    }
+    let programs = built?;
     let program = |name: &str| {
         programs.get(name).cloned().ok_or_else(|| Halt::Failed(format!("{name} was not built")))
     };
