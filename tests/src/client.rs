@@ -1,0 +1,124 @@
+//! Callers: programs that we did not write, run and read; and plain sockets for what none of them
+//! would send.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::path::PathBuf;
+use std::process::{Command, Output};
+use std::time::Duration;
+
+use crate::process::{Proxy, local};
+
+/// Whether a program is there to be run.
+pub fn has(program: &str) -> bool {
+    std::env::var_os("PATH")
+        .is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(program).is_file()))
+}
+
+/// A Python that has `module`: that of target/venv, else the system's.
+pub fn python_with(module: &str) -> Option<PathBuf> {
+    let venv = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../target/venv/bin/python3"));
+    [venv, PathBuf::from("python3")].into_iter().find(|python| {
+        let import = format!("import {module}");
+        let out = Command::new(python).args(["-c", &import]).output();
+        out.is_ok_and(|out| out.status.success())
+    })
+}
+
+/// `curl` with the proxy in the way; the answer's head and body as text.
+pub struct Curl(Command);
+
+/// What curl printed.
+#[derive(Debug)]
+pub struct Answer {
+    pub status: u16,
+    pub head: String,
+    pub body: String,
+    pub exit: Option<i32>,
+}
+
+impl Curl {
+    /// Through `proxy` as a forward proxy.
+    pub fn through(proxy: &Proxy) -> Self {
+        let mut curl = Self::direct();
+        curl.0.args(["--proxy", &format!("http://{}", local(proxy.outbound))]);
+        curl
+    }
+
+    pub fn direct() -> Self {
+        let mut command = Command::new("curl");
+        command.args(["--silent", "--show-error", "--include", "--max-time", "15"]);
+        command.env_remove("http_proxy").env_remove("NO_PROXY");
+        Self(command)
+    }
+
+    #[must_use]
+    pub fn args(mut self, args: &[&str]) -> Self {
+        self.0.args(args);
+        self
+    }
+
+    pub fn get(mut self, url: &str) -> Answer {
+        let out = self.0.arg(url).output().expect("curl runs");
+        let text = String::from_utf8_lossy(&out.stdout).into_owned();
+        let mut rest = text.as_str();
+        let mut head = "";
+        // Interim answers and those to CONNECT come first.
+        while rest.starts_with("HTTP/") {
+            (head, rest) = rest.split_once("\r\n\r\n").unwrap_or((rest, ""));
+        }
+        let status = head.split(' ').nth(1).and_then(|s| s.parse().ok()).unwrap_or(0);
+        let mut body = rest.to_owned();
+        if !out.status.success() {
+            body.push_str(&String::from_utf8_lossy(&out.stderr));
+        }
+        Answer { status, head: head.to_owned(), body, exit: out.status.code() }
+    }
+}
+
+/// Runs a Python program given as text.
+pub fn python(python: &PathBuf, program: &str, args: &[&str]) -> Output {
+    Command::new(python).arg("-c").arg(program).args(args).output().expect("python runs")
+}
+
+/// Status and body of a GET; `None` when nobody answers.
+pub fn http_get(port: u16, path: &str) -> Option<(u16, String)> {
+    let mut stream = TcpStream::connect(local(port)).ok()?;
+    stream.set_read_timeout(Some(Duration::from_secs(10))).ok()?;
+    write!(stream, "GET {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n").ok()?;
+    let mut text = Vec::new();
+    stream.read_to_end(&mut text).ok()?;
+    let text = String::from_utf8_lossy(&text);
+    let (head, body) = text.split_once("\r\n\r\n")?;
+    let status = head.split(' ').nth(1)?.parse().ok()?;
+    let body = if head.to_ascii_lowercase().contains("transfer-encoding: chunked") {
+        unchunk(body)
+    } else {
+        body.to_owned()
+    };
+    Some((status, body))
+}
+
+fn unchunk(mut text: &str) -> String {
+    let mut out = String::new();
+    while let Some((size, rest)) = text.split_once("\r\n") {
+        let size = usize::from_str_radix(size.trim(), 16).unwrap_or(0);
+        if size == 0 || rest.len() < size {
+            break;
+        }
+        out.push_str(&rest[..size]);
+        text = rest[size..].trim_start_matches("\r\n");
+    }
+    out
+}
+
+/// Sends bytes as they are and reads until the other side closes or `limit` passes.
+pub fn raw(port: u16, bytes: &[u8], limit: Duration) -> String {
+    let mut stream = TcpStream::connect(local(port)).expect("a connection");
+    stream.set_read_timeout(Some(limit)).expect("a limit");
+    // The other side may close while we write: what it said still counts.
+    let _ = stream.write_all(bytes);
+    let mut text = Vec::new();
+    let _ = stream.read_to_end(&mut text);
+    String::from_utf8_lossy(&text).into_owned()
+}

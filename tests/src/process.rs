@@ -1,0 +1,327 @@
+//! Our own processes under test.
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU16, AtomicU32, Ordering::Relaxed};
+use std::time::Duration;
+
+use crate::client::http_get;
+use crate::{eventually, within};
+
+/// A folder of its own, removed when dropped.
+pub struct TempDir(PathBuf);
+
+impl TempDir {
+    pub fn new(what: &str) -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("outrigger-{what}-{}-{}", std::process::id(), NEXT.fetch_add(1, Relaxed));
+        let path = std::env::temp_dir().join(name);
+        fs::create_dir_all(&path).expect("a temporary folder");
+        Self(path)
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for TempDir {
+    fn drop(&mut self) {
+        // Left behind in the temporary folder at worst.
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// A port that nothing listens on. Each test process hands out a range of its own, below the ports
+/// that the kernel gives to clients, so that two tests never race for one.
+pub fn free_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    const FIRST: u32 = 20_000;
+    const PER_PROCESS: u32 = 40;
+    const RANGES: u32 = 300;
+    loop {
+        let n = u32::from(NEXT.fetch_add(1, Relaxed));
+        let range = (std::process::id() + n / PER_PROCESS * 101) % RANGES;
+        let port = (FIRST + range * PER_PROCESS + n % PER_PROCESS) as u16;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+}
+
+pub fn local(port: u16) -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], port))
+}
+
+/// A binary of this workspace, built beside this test.
+pub fn binary(name: &str) -> PathBuf {
+    let test = std::env::current_exe().expect("this test's path");
+    let dir = test.parent().and_then(Path::parent).expect("the target folder");
+    let path = dir.join(name);
+    assert!(path.is_file(), "{} is not built: run `cargo xtask test`", path.display());
+    path
+}
+
+/// A child process, killed when dropped.
+pub struct Process {
+    child: Child,
+    log: PathBuf,
+}
+
+impl Process {
+    pub fn start(dir: &Path, name: &str, command: &mut Command) -> Self {
+        let log = dir.join(format!("{name}.log"));
+        let out = File::create(&log).expect("a log file");
+        let child = command
+            .stdin(Stdio::piped())
+            .stderr(out.try_clone().expect("a second handle"))
+            .stdout(out)
+            .spawn()
+            .unwrap_or_else(|e| panic!("cannot start {name}: {e}"));
+        Self { child, log }
+    }
+
+    pub fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub fn terminate(&self) {
+        let pid = rustix::process::Pid::from_raw(self.child.id() as i32).expect("a pid");
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("SIGTERM");
+    }
+
+    /// `kill -9`.
+    pub fn kill(&mut self) {
+        self.child.kill().expect("SIGKILL");
+        self.child.wait().expect("its end");
+    }
+
+    pub fn wait(&mut self, limit: Duration) -> ExitStatus {
+        let mut status = None;
+        within(limit, "the process ends", || {
+            status = self.child.try_wait().expect("a status");
+            status.is_some()
+        });
+        status.expect("just seen")
+    }
+
+    /// Proportional set size, in KiB.
+    pub fn pss(&self) -> u64 {
+        let text = fs::read_to_string(format!("/proc/{}/smaps_rollup", self.id()))
+            .expect("the memory of a child");
+        let line = text.lines().find(|line| line.starts_with("Pss:")).expect("its Pss");
+        line.split_whitespace().nth(1).and_then(|n| n.parse().ok()).expect("a number")
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            let mut text = String::new();
+            if let Ok(mut file) = File::open(&self.log) {
+                let _ = file.read_to_string(&mut text);
+            }
+            let tail: Vec<&str> = text.lines().rev().take(15).collect();
+            eprintln!("--- end of {}", self.log.display());
+            for line in tail.iter().rev() {
+                eprintln!("{line}");
+            }
+        }
+    }
+}
+
+/// A control plane on a folder of manifests.
+pub struct ControlPlane {
+    pub dir: TempDir,
+    pub listen: u16,
+    pub admin: u16,
+    process: Option<Process>,
+}
+
+impl ControlPlane {
+    /// Starts one with the given files.
+    pub fn start(manifests: &[(&str, &str)]) -> Self {
+        let dir = TempDir::new("control-plane");
+        fs::create_dir(dir.path().join("manifests")).expect("a folder");
+        let mut plane = Self { dir, listen: free_port(), admin: free_port(), process: None };
+        for (name, text) in manifests {
+            plane.write(name, text);
+        }
+        plane.run();
+        plane
+    }
+
+    /// Starts the process, again after [`ControlPlane::kill`].
+    pub fn run(&mut self) {
+        let dir = self.dir.path();
+        let mut command = Command::new(binary("outrigger-control-plane"));
+        command
+            .arg("--manifests")
+            .arg(dir.join("manifests"))
+            .arg("--state-dir")
+            .arg(dir.join("state"))
+            .args(["--listen", &local(self.listen).to_string()])
+            .args(["--admin", &local(self.admin).to_string()]);
+        self.process = Some(Process::start(dir, "control-plane", &mut command));
+        let admin = self.admin;
+        eventually("the control plane is ready", || http_get(admin, "/ready").is_some_and(|r| r.0 == 200));
+    }
+
+    /// Puts a file in the folder as editors do: written aside, then moved.
+    pub fn write(&self, name: &str, text: &str) {
+        let aside = self.dir.path().join("new");
+        fs::write(&aside, text).expect("a file");
+        fs::rename(&aside, self.dir.path().join("manifests").join(name)).expect("a move");
+    }
+
+    pub fn remove(&self, name: &str) {
+        fs::remove_file(self.dir.path().join("manifests").join(name)).expect("the file");
+    }
+
+    pub fn kill(&mut self) {
+        if let Some(process) = &mut self.process {
+            process.kill();
+        }
+        self.process = None;
+    }
+
+    pub fn process(&self) -> &Process {
+        self.process.as_ref().expect("it runs")
+    }
+
+    pub fn token(&self, namespace: &str, account: &str) -> PathBuf {
+        let out = Command::new(binary("outrigger-control-plane"))
+            .args(["token", "--namespace", namespace, "--service-account", account])
+            .args(["--ttl", "1h", "--state-dir"])
+            .arg(self.dir.path().join("state"))
+            .output()
+            .expect("the token command");
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        let path = self.dir.path().join(format!("{namespace}-{account}.token"));
+        fs::write(&path, out.stdout).expect("a token file");
+        path
+    }
+
+    pub fn admin(&self, path: &str) -> String {
+        http_get(self.admin, path).expect("an answer of the admin server").1
+    }
+}
+
+/// A proxy of workload `<namespace>/<name>`.
+pub struct Proxy {
+    pub dir: TempDir,
+    pub outbound: u16,
+    pub inbound: u16,
+    pub admin: u16,
+    args: Vec<String>,
+    process: Option<Process>,
+}
+
+impl Proxy {
+    /// A proxy beside a caller only.
+    pub fn caller(plane: &ControlPlane, more: &[&str]) -> Self {
+        Self::start(plane, "caller", more)
+    }
+
+    /// A proxy beside an app on `ports` (as `--app-port` takes them), labelled `app=<name>`.
+    pub fn beside(plane: &ControlPlane, name: &str, ports: &[String], more: &[&str]) -> Self {
+        let token = plane.token("bank", name);
+        let (token, label) = (token.display().to_string(), format!("app={name}"));
+        let mut args = vec!["--token-file", &token, "--label", &label, "--service-account", name];
+        for port in ports {
+            args.extend(["--app-port", port]);
+        }
+        args.extend(more);
+        let uid = format!("bank.{name}");
+        let proxy = Self::start(plane, name, &args);
+        eventually("the workload is registered", || {
+            plane.admin("/index").contains(&uid) && proxy.is_ready()
+        });
+        proxy
+    }
+
+    pub fn start(plane: &ControlPlane, name: &str, more: &[&str]) -> Self {
+        let dir = TempDir::new("proxy");
+        let [outbound, inbound, admin] = [free_port(), free_port(), free_port()];
+        let mut args = vec![
+            "--control-plane".to_owned(),
+            format!("http://{}", local(plane.listen)),
+            "--namespace".to_owned(),
+            "bank".to_owned(),
+        ];
+        for (flag, port) in [("--outbound", outbound), ("--inbound", inbound), ("--admin", admin)] {
+            args.extend([flag.to_owned(), local(port).to_string()]);
+        }
+        if !more.contains(&"--workload") {
+            args.extend(["--workload".to_owned(), name.to_owned()]);
+        }
+        args.extend(["--access-log".to_owned(), "all".to_owned()]);
+        args.extend(more.iter().map(|&arg| arg.to_owned()));
+        let mut proxy = Self { dir, outbound, inbound, admin, args, process: None };
+        proxy.run();
+        proxy.wait_ready();
+        proxy
+    }
+
+    /// Starts the process, again after it has ended.
+    pub fn run(&mut self) {
+        let mut command = Command::new(binary("outrigger-proxy"));
+        command.args(&self.args);
+        self.process = Some(Process::start(self.dir.path(), "proxy", &mut command));
+    }
+
+    pub fn wait_ready(&self) {
+        eventually("the proxy is ready", || self.is_ready());
+    }
+
+    pub fn is_ready(&self) -> bool {
+        http_get(self.admin, "/ready").is_some_and(|answer| answer.0 == 200)
+    }
+
+    pub fn process(&mut self) -> &mut Process {
+        self.process.as_mut().expect("it runs")
+    }
+
+    pub fn log(&self) -> String {
+        self.process.as_ref().map(Process::log).unwrap_or_default()
+    }
+
+    /// Waits until the access log holds a line with all of `words`.
+    #[track_caller]
+    pub fn wait_log(&self, words: &[&str]) {
+        eventually(&format!("the log holds {words:?}"), || {
+            self.log().lines().any(|line| words.iter().all(|word| line.contains(word)))
+        });
+    }
+
+    pub fn metrics(&self) -> String {
+        http_get(self.admin, "/metrics").expect("metrics").1
+    }
+
+    /// Sum of a counter's lines that hold all of `labels`.
+    pub fn count(&self, name: &str, labels: &[&str]) -> f64 {
+        self.metrics()
+            .lines()
+            .filter(|line| {
+                line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']))
+                    && labels.iter().all(|label| line.contains(label))
+            })
+            .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
+            .sum()
+    }
+}
+
+/// Whether something accepts connections on a local port.
+pub fn listens(port: u16) -> bool {
+    TcpStream::connect(local(port)).is_ok()
+}
