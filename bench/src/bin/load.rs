@@ -36,8 +36,8 @@ enum Kind {
     H2,
     Grpc,
     Tcp,
-    /// Opens HTTP/1.1 connections, sends one request on each, then holds them until standard input
-    /// ends. Prints the JSON line when all are idle.
+    /// Opens HTTP/1.1 connections one after another, sends one request on each, then holds them until
+    /// standard input ends. Prints the JSON line when all are idle.
     Idle,
 }
 
@@ -92,6 +92,12 @@ async fn run(options: Rc<Options>) -> Result<(), Failure> {
     let began = Instant::now();
     let mut callers = Vec::new();
     for index in 0..options.connections {
+        if options.kind == Kind::Idle {
+            // The next one begins when this one is idle.
+            while tally.borrow().latencies.len() + tally.borrow().errors < index as u64 {
+                tokio::task::yield_now().await;
+            }
+        }
         let (options, tally) = (Rc::clone(&options), Rc::clone(&tally));
         callers.push(tokio::task::spawn_local(async move {
             if let Err(error) = connection(&options, index, began, &tally).await {

@@ -28,7 +28,7 @@ use super::upgrade::Switch;
 use crate::endpoint::{Choice, EndpointState, coarse_ms};
 use crate::metrics::add;
 use crate::pool::connect::ConnectError;
-use crate::pool::{PoolKey, Wire};
+use crate::pool::{PoolKey, Wire, h2};
 use crate::store::{Dialed, Live};
 use crate::worker::Worker;
 
@@ -79,6 +79,14 @@ impl Head {
             authority: uri.authority,
             headers: parts.headers,
             upgrade: switch.and_then(|switch| switch.token.clone()),
+        }
+    }
+
+    /// The host that the request names: its target's authority, else its Host header.
+    pub fn authority(&self) -> Option<&str> {
+        match &self.authority {
+            Some(authority) => Some(authority.as_str()),
+            None => self.headers.get(header::HOST)?.to_str().ok(),
         }
     }
 
@@ -280,36 +288,31 @@ fn wire_of(protocol: Protocol, callers: Protocol, upgrade: bool) -> Wire {
     }
 }
 
-/// Sends the request once. On success the exchange holds the connection.
+/// Sends the request once, taking its head. On success the exchange holds the connection.
 pub async fn send(
     worker: &Rc<Worker>,
     exchange: &mut Exchange,
     hop: &Hop,
-    head: Head,
+    head: &mut Option<Head>,
     body: RequestBody,
     idempotent: bool,
 ) -> Result<Response<Incoming>, Failed> {
     let began = if exchange.attempts == 1 { exchange.began } else { Instant::now() };
     exchange.in_flight = hop.endpoint.as_ref().map(|endpoint| endpoint.load.begin());
     let key = PoolKey { address: hop.address, wire: hop.wire };
-    let upgrade = head.upgrade.is_some();
-    let request = head.into_request(hop, body)?;
     let sent = if hop.wire == Wire::Http1 {
         let mut lease = worker.pools.lease_h1(key, idempotent, began).await?;
-        let sent = lease.send(request).await;
+        let sending = lease.send(write(head, hop, body)?);
         exchange.lease = Some(Lease::H1(lease));
-        sent
+        sending.await
     } else {
         let lease = worker.pools.lease_h2(key, began).await?;
-        if upgrade && !lease.takes_upgrades(worker.proxy.settings.connect_timeout).await {
-            return Err(Failed::unprocessed(
-                Reason::UpgradeRefused,
-                format!("{}: takes no extended CONNECT", hop.address),
-            ));
+        if head.as_ref().is_some_and(|head| head.upgrade.is_some()) {
+            Box::pin(upgradable(worker, hop, &lease)).await?;
         }
-        let sent = lease.send(request).await;
+        let sending = lease.send(write(head, hop, body)?);
         exchange.lease = Some(Lease::H2(lease));
-        sent
+        sending.await
     };
     let response = sent.map_err(|error| failure(hop, error))?;
     if let Some(endpoint) = &hop.endpoint {
@@ -318,6 +321,24 @@ pub async fn send(
         endpoint.load.observe(coarse_ms(now), u32::try_from(latency).unwrap_or(u32::MAX));
     }
     Ok(response)
+}
+
+fn write(
+    head: &mut Option<Head>,
+    hop: &Hop,
+    body: RequestBody,
+) -> Result<Request<RequestBody>, Refusal> {
+    let head = head.take();
+    let head = head.ok_or_else(|| Refusal::new(Reason::InternalError, "the request is gone"))?;
+    head.into_request(hop, body)
+}
+
+async fn upgradable(worker: &Worker, hop: &Hop, lease: &h2::Lease) -> Result<(), Failed> {
+    if lease.takes_upgrades(worker.proxy.settings.connect_timeout).await {
+        return Ok(());
+    }
+    let detail = format!("{}: takes no extended CONNECT", hop.address);
+    Err(Failed::unprocessed(Reason::UpgradeRefused, detail))
 }
 
 /// Why the far proxy says that nobody processed the request, if it says so.
@@ -333,11 +354,11 @@ pub fn unprocessed(hop: &Hop, response: &Response<Incoming>) -> Option<Reason> {
 fn failure(hop: &Hop, mut error: TrySendError<Request<RequestBody>>) -> Failed {
     let unsent = error.take_message().is_some();
     let error = error.into_error();
-    let h2 = std::error::Error::source(&error).and_then(|e| e.downcast_ref::<h2::Error>());
+    let h2 = std::error::Error::source(&error).and_then(|e| e.downcast_ref::<::h2::Error>());
     let refused = h2.is_some_and(|e| {
         // Refused by name, or beyond the last id of a graceful GOAWAY (RFC 9113 section 8.7).
-        (e.is_reset() && e.reason() == Some(h2::Reason::REFUSED_STREAM))
-            || (e.is_go_away() && e.is_remote() && e.reason() == Some(h2::Reason::NO_ERROR))
+        (e.is_reset() && e.reason() == Some(::h2::Reason::REFUSED_STREAM))
+            || (e.is_go_away() && e.is_remote() && e.reason() == Some(::h2::Reason::NO_ERROR))
     });
     let detail = format!("{}: {}", hop.address, chain(&error));
     if unsent || refused {

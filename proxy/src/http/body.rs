@@ -98,6 +98,15 @@ impl RequestBody {
         }
     }
 
+    /// Whether [`RequestBody::again`] gives the whole body.
+    pub fn is_whole(&self) -> bool {
+        match self {
+            Self::Empty => true,
+            Self::Shared { source, .. } => source.borrow().whole,
+            Self::Mirror(_) => false,
+        }
+    }
+
     /// Nothing will be sent again: frees what was kept and keeps nothing more.
     pub fn commit(&self) {
         if let Self::Shared { source, .. } = self {

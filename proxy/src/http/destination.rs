@@ -3,12 +3,11 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use http::header;
-use http::request::Parts;
 use outrigger_core::config::{Protocol, Unmatched};
 use outrigger_core::name::{Authority, Host};
 use outrigger_core::reason::Reason;
 
+use super::attempt::Head;
 use super::headers::HOP;
 use super::respond::Refusal;
 use super::server::Connection;
@@ -47,12 +46,13 @@ impl Target {
 }
 
 /// The destination of an outbound request.
-pub async fn outbound(connection: &Connection, head: &Parts) -> Result<Target, Refusal> {
+pub async fn outbound(connection: &Connection, head: &Head) -> Result<Target, Refusal> {
     let worker = &connection.worker;
     let dialed = match &connection.fixed {
         Fixed::Destination(dialed) => Arc::clone(dialed),
         Fixed::Nothing | Fixed::App(_) => {
-            let text = authority_of(head)
+            let text = head
+                .authority()
                 .ok_or_else(|| Refusal::new(Reason::BadRequest, "the request names no host"))?;
             worker.dial(text).map_err(|e| Refusal::new(Reason::BadRequest, e.to_string()))?
         }
@@ -60,20 +60,15 @@ pub async fn outbound(connection: &Connection, head: &Parts) -> Result<Target, R
     resolve(worker, dialed).await
 }
 
-/// The host that a request names: its target's authority, else its Host header.
-pub fn authority_of(head: &Parts) -> Option<&str> {
-    match head.uri.authority() {
-        Some(authority) => Some(authority.as_str()),
-        None => head.headers.get(header::HOST)?.to_str().ok(),
-    }
-}
-
 /// What a dialled authority stands for; waits for a first configuration.
 pub async fn resolve(worker: &Worker, dialed: Arc<Dialed>) -> Result<Target, Refusal> {
     dialed.touch(worker.tick());
     let resolution = match dialed.decided() {
         Some(resolution) => resolution,
-        None => worker.proxy.store.wait(&dialed, worker.proxy.settings.config_timeout).await,
+        None => {
+            let limit = worker.proxy.settings.config_timeout;
+            Box::pin(worker.proxy.store.wait(&dialed, limit)).await
+        }
     };
     match resolution {
         Resolution::Found(live) => Ok(Target::Service { live, dialed }),
@@ -124,7 +119,7 @@ fn is_inside(name: &str, domain: &str, namespaces: &[String]) -> bool {
 }
 
 /// The destination of an inbound request: the app, on a port that it has registered.
-pub fn inbound(connection: &Connection, head: &mut Parts) -> Result<Target, Refusal> {
+pub fn inbound(connection: &Connection, head: &mut Head) -> Result<Target, Refusal> {
     let inbound = connection.worker.proxy.inbound.load();
     if let Fixed::App(address) = connection.fixed {
         let port = inbound.port(address.port())?;

@@ -6,10 +6,9 @@
 use std::rc::Rc;
 
 use http::header::HeaderValue;
-use http::request::Parts;
 use http::{Method, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
-use outrigger_core::compile::{Filters, HttpRouting, Matched};
+use outrigger_core::compile::{self, Filters, HttpRouting, Matched};
 use outrigger_core::filter::{modify_headers, redirect_location};
 use outrigger_core::reason::{Reason, Side};
 use outrigger_core::route::RequestView;
@@ -39,152 +38,171 @@ enum Answer {
 }
 
 /// Serves one request. Dropping the future means that the caller went away.
-pub async fn handle(
+///
+/// Every HTTP/2 stream allocates this future and every HTTP/1.1 connection keeps room for one, so large
+/// values live here once and are lent down the path.
+pub fn handle(
     connection: Rc<Connection>,
     request: Request<Incoming>,
-) -> Response<ResponseBody> {
+) -> impl Future<Output = Response<ResponseBody>> {
     let version = request.version();
     let mut exchange = Exchange::begin(Rc::clone(&connection), &request);
-    match serve(&connection, &mut exchange, request).await {
-        Ok(Answer::Upstream(response)) => respond::upstream(response, exchange, version),
-        Ok(Answer::Redirect(status, location)) => respond::redirect(status, location, exchange),
-        Ok(Answer::Switched(response)) => respond::switched(response, exchange),
-        Err(refusal) => respond::refuse(refusal, exchange),
+    let (mut parts, body) = request.into_parts();
+    let mut switch = upgrade::wanted(&mut parts);
+    let checked = headers::check(&parts);
+    let tunnel = upgrade::is_tunnel(&parts);
+    let proxy = &connection.worker.proxy;
+    let mut body = RequestBody::new(body, &proxy.metrics, proxy.settings.max_buffered_bytes);
+    let mut head = Some(Head::new(parts, switch.as_ref()));
+    async move {
+        let served = match checked {
+            Err(refusal) => Err(refusal),
+            Ok(()) if tunnel => {
+                let tunnel = upgrade::tunnel(&connection, &mut exchange, &head, switch.take());
+                Box::pin(tunnel).await.map(Answer::Switched)
+            }
+            Ok(()) => serve(&connection, &mut exchange, &mut head, &mut body, &mut switch).await,
+        };
+        match served {
+            Ok(Answer::Upstream(response)) => respond::upstream(response, exchange, version),
+            Ok(Answer::Redirect(status, location)) => {
+                respond::redirect(status, location, exchange)
+            }
+            Ok(Answer::Switched(response)) => respond::switched(response, exchange),
+            Err(refusal) => respond::refuse(refusal, exchange),
+        }
     }
 }
 
 async fn serve(
     connection: &Rc<Connection>,
     exchange: &mut Exchange,
-    request: Request<Incoming>,
+    slot: &mut Option<Head>,
+    body: &mut RequestBody,
+    switch: &mut Option<upgrade::Switch>,
 ) -> Result<Answer, Refusal> {
-    let (mut head, body) = request.into_parts();
-    let switch = upgrade::wanted(&mut head);
-    headers::check(&head)?;
+    let head = slot.as_mut().ok_or_else(lost)?;
     let target = match connection.direction {
         Direction::Outbound => {
             headers::clean_request(&mut head.headers, connection.peer.get());
-            if upgrade::is_tunnel(&head) {
-                return upgrade::outbound_tunnel(connection, exchange, &head, switch)
-                    .await
-                    .map(Answer::Switched);
-            }
-            destination::outbound(connection, &head).await?
+            destination::outbound(connection, head).await?
         }
         Direction::Inbound => {
-            if upgrade::is_tunnel(&head) {
-                return upgrade::inbound_tunnel(connection, exchange, &head, switch)
-                    .await
-                    .map(Answer::Switched);
-            }
-            let target = destination::inbound(connection, &mut head)?;
+            let target = destination::inbound(connection, head)?;
             headers::clean_request(&mut head.headers, connection.peer.get());
             target
         }
     };
-    identify(connection, exchange, &mut head);
-    let proxy = &connection.worker.proxy;
-    let body = RequestBody::new(body, &proxy.metrics, proxy.settings.max_buffered_bytes);
-    match &target {
+    identify(connection, exchange, head);
+    let mut routed = Routed { backend: 0, matched: None, share: None };
+    let way = match &target {
         Target::Service { live, dialed } => {
             exchange.service = live.label;
-            match route(connection, exchange, live, &head)? {
-                Routed::Redirect(status, location) => Ok(Answer::Redirect(status, location)),
-                Routed::Backend { backend, matched, share } => {
-                    let filters = matched.as_ref().map(|matched| &matched.rule.filters);
-                    let prefix = matched.as_ref().and_then(|matched| matched.prefix);
-                    let mut head = Head::new(head, switch.as_ref());
-                    for filters in filters.into_iter().chain(share) {
-                        head.apply(filters, prefix)?;
-                        mirror::send(connection, live, filters, &head, &body);
-                    }
-                    let way = Way::service(connection, live, dialed, backend, &head);
-                    let mut response = attempts(connection, exchange, way, head, body).await?;
-                    headers::clean_response(response.headers_mut());
-                    for filters in filters.into_iter().chain(share) {
-                        for modifier in &filters.response_headers {
-                            modify_headers(modifier, response.headers_mut());
-                        }
-                    }
-                    answer(connection, response, switch)
-                }
+            routed = match route(connection, exchange, live, head)? {
+                Ok(routed) => routed,
+                Err((status, location)) => return Ok(Answer::Redirect(status, location)),
+            };
+            for filters in routed.filters() {
+                head.apply(filters, routed.prefix())?;
+                mirror::send(connection, live, filters, head, body);
             }
+            Way::service(connection, live, dialed, routed.backend, head)
         }
         Target::App { address, protocol, service } => {
             exchange.service = *service;
-            let way = Way::App { address: *address, protocol: *protocol };
-            let head = Head::new(head, switch.as_ref());
-            let mut response = attempts(connection, exchange, way, head, body).await?;
-            headers::clean_response(response.headers_mut());
-            answer(connection, response, switch)
+            Way::App { address: *address, protocol: *protocol }
         }
         Target::Outside(authority) => {
-            let address = connection.worker.lookup(authority).await?;
-            let way = Way::Outside { address, protocol: exchange.protocol };
-            let head = Head::new(head, switch.as_ref());
-            let mut response = attempts(connection, exchange, way, head, body).await?;
-            headers::clean_response(response.headers_mut());
-            answer(connection, response, switch)
+            let address = Box::pin(connection.worker.lookup(authority)).await?;
+            Way::Outside { address, protocol: exchange.protocol }
         }
+    };
+    let mut response = attempts(connection, exchange, &way, slot, body).await?;
+    headers::clean_response(response.headers_mut());
+    for modifier in routed.filters().flat_map(|filters| &filters.response_headers) {
+        modify_headers(modifier, response.headers_mut());
     }
+    Ok(answer(connection, response, switch.take()))
+}
+
+fn lost() -> Refusal {
+    Refusal::new(Reason::InternalError, "an attempt lost its request")
 }
 
 /// Gives the request what it is followed by: a request id and a place in a trace.
-fn identify(connection: &Connection, exchange: &mut Exchange, head: &mut Parts) {
+fn identify(connection: &Connection, exchange: &mut Exchange, head: &mut Head) {
     let worker = &connection.worker;
     let id = headers::request_id(&mut head.headers, || [worker.random(), worker.random()]);
     exchange.request_id = Some(id);
     exchange.trace_id = headers::trace(&mut head.headers, || worker.random());
 }
 
-/// What the routes say about a request.
-enum Routed<'a> {
-    Redirect(StatusCode, HeaderValue),
-    Backend { backend: usize, matched: Option<Matched<'a>>, share: Option<&'a Filters> },
+/// Where the routes send a request, and what they change about it.
+struct Routed<'a> {
+    backend: usize,
+    matched: Option<Matched<'a>>,
+    /// The chosen backend's own filters.
+    share: Option<&'a Filters>,
 }
+
+impl<'a> Routed<'a> {
+    fn filters(&self) -> impl Iterator<Item = &'a Filters> {
+        let rule = self.matched.as_ref().map(|matched| &matched.rule.filters);
+        rule.into_iter().chain(self.share)
+    }
+
+    fn prefix(&self) -> Option<&'a str> {
+        self.matched.as_ref().and_then(|matched| matched.prefix)
+    }
+}
+
+/// Status and location of a redirect.
+type Elsewhere = (StatusCode, HeaderValue);
 
 fn route<'a>(
     connection: &Connection,
     exchange: &mut Exchange,
     live: &'a Live,
-    head: &Parts,
-) -> Result<Routed<'a>, Refusal> {
-    let authority = destination::authority_of(head).unwrap_or_default();
-    let (host, port) = split_port(authority);
+    head: &Head,
+) -> Result<Result<Routed<'a>, Elsewhere>, Refusal> {
+    let (host, port) = split_port(head.authority().unwrap_or_default());
     let view = RequestView {
         host,
-        path: head.uri.path(),
-        query: head.uri.query(),
+        path: head.path.path(),
+        query: head.path.query(),
         method: &head.method,
         headers: &head.headers,
     };
     let matched = match live.compiled.route_http(&view) {
-        HttpRouting::Direct => {
-            return Ok(Routed::Backend { backend: 0, matched: None, share: None });
-        }
+        HttpRouting::Direct => return Ok(Ok(Routed { backend: 0, matched: None, share: None })),
         HttpRouting::Rule(matched) => matched,
         HttpRouting::NoMatch => {
-            let what = format!("no rule matches {} {}", head.method, head.uri.path());
+            let what = format!("no rule matches {} {}", head.method, head.path.path());
             return Err(Refusal::new(Reason::NoRoute, what));
         }
     };
     exchange.route = live.route_label(matched.rule);
     if let Some(redirect) = &matched.rule.filters.redirect {
-        let (path, query) = (head.uri.path(), head.uri.query());
-        let location = redirect_location(redirect, matched.prefix, "http", host, port, path, query)
-            .map_err(|e| Refusal::new(Reason::BadRequest, e.to_string()))?;
-        return Ok(Routed::Redirect(redirect.status, location));
+        let location = redirect_location(
+            redirect,
+            matched.prefix,
+            "http",
+            host,
+            port,
+            head.path.path(),
+            head.path.query(),
+        )
+        .map_err(|e| Refusal::new(Reason::BadRequest, e.to_string()))?;
+        return Ok(Err((redirect.status, location)));
     }
     let share = matched.rule.split.pick(connection.worker.random());
     let share = share.ok_or_else(|| Refusal::new(Reason::NoBackend, "the rule has no backends"))?;
     match &share.target {
-        outrigger_core::compile::Target::Backend(backend) => {
+        compile::Target::Backend(backend) => {
             let filters = (!share.filters.is_empty()).then_some(&share.filters);
-            Ok(Routed::Backend { backend: *backend, matched: Some(matched), share: filters })
+            Ok(Ok(Routed { backend: *backend, matched: Some(matched), share: filters }))
         }
-        outrigger_core::compile::Target::Invalid(why) => {
-            Err(Refusal::new(Reason::NoBackend, why.to_string()))
-        }
+        compile::Target::Invalid(why) => Err(Refusal::new(Reason::NoBackend, why.to_string())),
     }
 }
 
@@ -201,44 +219,36 @@ fn split_port(authority: &str) -> (&str, Option<u16>) {
 async fn attempts(
     connection: &Rc<Connection>,
     exchange: &mut Exchange,
-    way: Way<'_>,
-    head: Head,
-    body: RequestBody,
+    way: &Way<'_>,
+    head: &mut Option<Head>,
+    body: &RequestBody,
 ) -> Result<Response<Incoming>, Refusal> {
     let worker = &connection.worker;
-    let idempotent = is_idempotent(&head.method);
     let mut tried = Vec::new();
-    let (mut head, mut body) = (Some(head), Some(body));
     loop {
-        let (Some(current), Some(sending)) = (head.take(), body.take()) else {
-            return Err(Refusal::new(Reason::InternalError, "an attempt lost its request"));
-        };
+        let current = head.as_ref().ok_or_else(lost)?;
+        let idempotent = is_idempotent(&current.method);
         exchange.attempts += 1;
-        let hop = attempt::choose(worker, exchange, &way, current.upgrade.is_some(), &tried)?;
-        let spare = sending.again();
-        let keep = spare.is_some() && exchange.attempts < MAX_ATTEMPTS;
-        let saved = keep.then(|| current.clone());
-        let failed = match attempt::send(worker, exchange, &hop, current, sending, idempotent).await
-        {
+        let hop = attempt::choose(worker, exchange, way, current.upgrade.is_some(), &tried)?;
+        let sending = body.again().ok_or_else(lost)?;
+        let mut saved = (exchange.attempts < MAX_ATTEMPTS).then(|| current.clone());
+        let sent = attempt::send(worker, exchange, &hop, head, sending, idempotent).await;
+        // Sent again only what was kept whole.
+        let kept = body.is_whole();
+        let failed = match sent {
             Ok(response) => match attempt::unprocessed(&hop, &response) {
                 None => {
-                    if let Some(spare) = &spare {
-                        spare.commit();
-                    }
+                    body.commit();
                     return Ok(response);
                 }
                 // Its own words are the best answer, unless another endpoint gives a better one.
-                Some(reason) => match again(exchange, saved, spare, MAX_ATTEMPTS) {
-                    Some(next) => {
-                        (head, body) = next;
-                        let detail = format!("{}: {reason}", hop.address);
-                        Failed::unprocessed(reason, detail)
-                    }
-                    None => {
-                        exchange.reason = Some(reason);
-                        return Ok(response);
-                    }
-                },
+                Some(reason) if !kept || saved.is_none() => {
+                    exchange.reason = Some(reason);
+                    return Ok(response);
+                }
+                Some(reason) => {
+                    Failed::unprocessed(reason, format!("{}: {reason}", hop.address))
+                }
             },
             Err(failed) => {
                 let limit = match failed.processed {
@@ -247,13 +257,13 @@ async fn attempts(
                     true if idempotent => MAX_AMBIGUOUS_ATTEMPTS,
                     true => 1,
                 };
-                match again(exchange, saved, spare, limit) {
-                    Some(next) => (head, body) = next,
-                    None => return Err(failed.into()),
+                if !kept || exchange.attempts >= limit {
+                    return Err(failed.into());
                 }
                 failed
             }
         };
+        *head = saved.take();
         hop.note_failure(&mut tried);
         exchange.lease = None;
         exchange.in_flight = None;
@@ -261,20 +271,6 @@ async fn attempts(
         exchange.detail = Some(failed.detail.into());
         add(&worker.proxy.metrics.gauges.retries, 1);
     }
-}
-
-type Next = (Option<Head>, Option<RequestBody>);
-
-/// The request once more, if it was kept and may be sent again.
-fn again(
-    exchange: &Exchange,
-    head: Option<Head>,
-    body: Option<RequestBody>,
-    limit: u8,
-) -> Option<Next> {
-    let allowed = exchange.attempts < limit && head.is_some();
-    let body = body.and_then(|body| body.again()).filter(|_| allowed)?;
-    Some((head, Some(body)))
 }
 
 /// RFC 9110 section 9.2.2.
@@ -289,14 +285,31 @@ fn answer(
     connection: &Rc<Connection>,
     response: Response<Incoming>,
     switch: Option<upgrade::Switch>,
-) -> Result<Answer, Refusal> {
-    let Some(switch) = switch else { return Ok(Answer::Upstream(response)) };
+) -> Answer {
+    let Some(switch) = switch else { return Answer::Upstream(response) };
     let switched = match response.version() {
         Version::HTTP_2 => response.status() == StatusCode::OK,
         _ => response.status() == StatusCode::SWITCHING_PROTOCOLS,
     };
-    if !switched {
-        return Ok(Answer::Upstream(response));
+    if switched {
+        Answer::Switched(upgrade::join(connection, switch, response))
+    } else {
+        Answer::Upstream(response)
     }
-    Ok(Answer::Switched(upgrade::join(connection, switch, response)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn size<A, B, F: Future>(_: fn(A, B) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    /// hyper keeps room for one such future with every HTTP/1.1 connection, idle or not.
+    #[test]
+    fn the_future_of_a_request_stays_small() {
+        let size = size(handle);
+        assert!(size <= 2 * 1024, "{size} bytes");
+    }
 }

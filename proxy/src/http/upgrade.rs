@@ -13,6 +13,7 @@ use outrigger_core::config::Protocol;
 use outrigger_core::name::Authority;
 use outrigger_core::reason::Reason;
 
+use super::attempt::Head;
 use super::destination::{self, Target};
 use super::exchange::Exchange;
 use super::headers;
@@ -79,15 +80,31 @@ pub fn join(
     answer
 }
 
-/// CONNECT from the app: what flows inside is treated as a connection of its own.
-pub async fn outbound_tunnel(
+/// CONNECT, from the app or from another proxy.
+pub async fn tunnel(
     connection: &Rc<Connection>,
     exchange: &mut Exchange,
-    head: &Parts,
+    head: &Option<Head>,
     switch: Option<Switch>,
 ) -> Result<Response<()>, Refusal> {
+    let (Some(head), Some(switch)) = (head, switch) else {
+        return Err(Refusal::new(Reason::BadRequest, "this CONNECT cannot become a tunnel"));
+    };
+    match connection.direction {
+        Direction::Outbound => outbound_tunnel(connection, exchange, head, switch).await,
+        Direction::Inbound => inbound_tunnel(connection, exchange, head, switch).await,
+    }
+}
+
+/// CONNECT from the app: what flows inside is treated as a connection of its own.
+async fn outbound_tunnel(
+    connection: &Rc<Connection>,
+    exchange: &mut Exchange,
+    head: &Head,
+    switch: Switch,
+) -> Result<Response<()>, Refusal> {
     let worker = &connection.worker;
-    let text = head.uri.authority().map(|a| a.as_str()).unwrap_or_default();
+    let text = head.authority.as_ref().map(|a| a.as_str()).unwrap_or_default();
     let authority = Authority::parse(text, None)
         .map_err(|e| Refusal::new(Reason::BadRequest, e.to_string()))?;
     let dialed = worker.dial_authority(&authority.in_namespace(&worker.proxy.settings.namespace));
@@ -95,7 +112,7 @@ pub async fn outbound_tunnel(
     if let Target::Service { live, .. } = &target {
         exchange.service = live.label;
     }
-    let caller = switch.ok_or_else(no_switch)?.caller;
+    let caller = switch.caller;
     let (worker, remote, slot) =
         (Rc::clone(worker), connection.remote, Rc::clone(&connection.slot));
     tokio::task::spawn_local(async move {
@@ -110,22 +127,22 @@ pub async fn outbound_tunnel(
 }
 
 /// CONNECT from another proxy: opaque bytes for one of the app's ports.
-pub async fn inbound_tunnel(
+async fn inbound_tunnel(
     connection: &Rc<Connection>,
     exchange: &mut Exchange,
-    head: &Parts,
-    switch: Option<Switch>,
+    head: &Head,
+    switch: Switch,
 ) -> Result<Response<()>, Refusal> {
     let worker = &connection.worker;
     connection.peer.set(Peer::Mesh);
-    let port = head.uri.port_u16().unwrap_or(0);
+    let port = head.authority.as_ref().and_then(|a| a.port_u16()).unwrap_or(0);
     let inbound = worker.proxy.inbound.load_full();
     let served = inbound.port(port)?;
     exchange.service = served.service;
     exchange.protocol = Protocol::Tcp;
     let address = std::net::SocketAddr::new(inbound.app, port);
     let app = worker.connect(address).await?;
-    let caller = switch.ok_or_else(no_switch)?.caller;
+    let caller = switch.caller;
     let (connection, service) = (Rc::clone(connection), served.service);
     tokio::task::spawn_local(async move {
         let worker = &connection.worker;
@@ -136,8 +153,4 @@ pub async fn inbound_tunnel(
         stream::record(worker, Direction::Inbound, Protocol::Tcp, labels, began, &ended);
     });
     Ok(Response::new(()))
-}
-
-fn no_switch() -> Refusal {
-    Refusal::new(Reason::BadRequest, "this CONNECT cannot become a tunnel")
 }

@@ -56,6 +56,11 @@ impl Pools {
         if let Some(sender) = pool.take(repeatable, now) {
             return Ok(Lease { sender, pool, reused: true });
         }
+        // Boxed: rare, and the future of every request would carry its size.
+        Box::pin(self.open_h1(key, pool)).await
+    }
+
+    async fn open_h1(&self, key: PoolKey, pool: Rc<Pool>) -> Result<Lease, ConnectError> {
         let stream = connect(key.address, self.config.connect_timeout, &self.metrics).await?;
         let (sender, connection) = http1::Builder::new()
             .max_headers(self.config.max_headers)
@@ -96,11 +101,13 @@ impl Pool {
 }
 
 impl Lease {
-    pub async fn send(
+    /// Queues the request at once; the future is its answer.
+    pub fn send(
         &mut self,
         request: Request<RequestBody>,
-    ) -> Result<Response<Incoming>, TrySendError<Request<RequestBody>>> {
-        self.sender.try_send_request(request).await
+    ) -> impl Future<Output = Result<Response<Incoming>, TrySendError<Request<RequestBody>>>> + use<>
+    {
+        self.sender.try_send_request(request)
     }
 
     /// The response has been read whole: the next request may use the connection.

@@ -70,6 +70,21 @@ impl Pools {
     /// A stream on the least busy connection, opening one when all are busy.
     pub async fn lease_h2(&self, key: PoolKey, now: Instant) -> Result<Lease, ConnectError> {
         let pool = self.h2(key);
+        if let Some(lease) = pool.try_lease(now)
+            && lease.connection.streams.get() <= BUSY_STREAMS
+        {
+            return Ok(lease);
+        }
+        // Boxed: rare, and the future of every request would carry its size.
+        Box::pin(self.lease_busy_h2(key, pool, now)).await
+    }
+
+    async fn lease_busy_h2(
+        &self,
+        key: PoolKey,
+        pool: Rc<Pool>,
+        now: Instant,
+    ) -> Result<Lease, ConnectError> {
         loop {
             if let Some(lease) = pool.try_lease(now) {
                 if lease.connection.streams.get() > BUSY_STREAMS {
@@ -200,12 +215,13 @@ impl Connection {
 }
 
 impl Lease {
-    pub async fn send(
+    /// Queues the request at once; the future is its answer.
+    pub fn send(
         &self,
         request: Request<RequestBody>,
-    ) -> Result<Response<Incoming>, TrySendError<Request<RequestBody>>> {
-        let sending = self.connection.sender.borrow_mut().try_send_request(request);
-        sending.await
+    ) -> impl Future<Output = Result<Response<Incoming>, TrySendError<Request<RequestBody>>>> + use<>
+    {
+        self.connection.sender.borrow_mut().try_send_request(request)
     }
 
     /// Whether the peer takes extended CONNECT; it says so in its first frame, so this waits for
