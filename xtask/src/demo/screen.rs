@@ -77,7 +77,7 @@ impl Screen {
 }
 
 fn table(rows: &[Row]) -> Vec<String> {
-    let head = line("CALLER", "CALLEE", "PROTOCOL", "REQ/S", "SUCCESS", "P50 MS", "P99 MS");
+    let head = line("CALLER", "CALLEE", "PROTO", "REQ/S", "SUCCESS", "P50 MS", "P99 MS");
     let ms = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |ms| format!("{ms:.1}"));
     let rows = rows.iter().map(|row| {
         line(
@@ -103,12 +103,12 @@ fn line(
     p99: &str,
 ) -> String {
     let text =
-        format!("{caller:<20} {callee:<20} {protocol:<8} {rate:>6} {success:>9} {p50:>6} {p99:>7}");
+        format!("{caller:<20} {callee:<20} {protocol:<6} {rate:>6} {success:>8} {p50:>6} {p99:>6}");
     text.trim_end().to_owned()
 }
 
 fn cut(line: &str) -> String {
-    line.chars().take(WIDTH + 2).collect()
+    line.chars().take(WIDTH).collect()
 }
 
 #[cfg(test)]
@@ -130,8 +130,8 @@ mod tests {
         assert_eq!(
             lines,
             [
-                "CALLER               CALLEE               PROTOCOL  REQ/S   SUCCESS P50 MS  P99 MS",
-                "account-transactions ledger               tcp        12.0  100.00 %    1.2       -",
+                "CALLER               CALLEE               PROTO   REQ/S  SUCCESS P50 MS P99 MS",
+                "account-transactions ledger               tcp      12.0 100.00 %    1.2      -",
             ]
         );
     }
