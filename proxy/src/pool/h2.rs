@@ -7,6 +7,7 @@ use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use futures::FutureExt;
@@ -14,7 +15,7 @@ use futures::future::{LocalBoxFuture, Shared};
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::client::conn::{TrySendError, http2};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use outrigger_core::reason::Reason;
 use tokio::sync::Notify;
 
@@ -32,8 +33,6 @@ const MAX_STREAMS: u32 = 256;
 const STREAM_WINDOW: u32 = 256 * 1024;
 /// So large that it never binds: every stream at its limit fits.
 const CONNECTION_WINDOW: u32 = MAX_STREAMS * STREAM_WINDOW;
-/// How often a connection with streams in flight is probed, and how long the answer may take.
-const PING_INTERVAL: Duration = Duration::from_secs(10);
 
 type Connecting = Shared<LocalBoxFuture<'static, Result<Rc<Connection>, ConnectError>>>;
 
@@ -51,6 +50,8 @@ type Driven = http2::Connection<TokioIo<Opened>, RequestBody, LocalExec>;
 struct PeerSettings {
     max_streams: Cell<usize>,
     takes_upgrades: Cell<bool>,
+    /// Of the task that reads them: hyper reads frames in another one, which does not wake it.
+    reader: RefCell<Option<Waker>>,
 }
 
 pub struct Connection {
@@ -143,13 +144,10 @@ async fn open(
 ) -> Result<Rc<Connection>, ConnectError> {
     let stream = connect(key.address, config.connect_timeout, metrics).await?;
     let handshake = http2::Builder::new(LocalExec)
-        .timer(TokioTimer::new())
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_header_list_size(config.max_header_bytes)
         .max_send_buf_size(STREAM_WINDOW as usize)
-        .keep_alive_interval(PING_INTERVAL)
-        .keep_alive_timeout(PING_INTERVAL)
         .handshake(TokioIo::new(stream));
     let failed = |reason, why: String| ConnectError {
         reason,
@@ -162,6 +160,7 @@ async fn open(
     let peer = Rc::new(PeerSettings {
         max_streams: Cell::new(connection.current_max_send_streams()),
         takes_upgrades: Cell::new(false),
+        reader: RefCell::new(None),
     });
     tokio::task::spawn_local(drive(connection, Rc::clone(&peer)));
     Ok(Rc::new(Connection {
@@ -175,6 +174,7 @@ async fn open(
 /// Runs the connection to its end, noting what the peer's SETTINGS say.
 async fn drive(mut connection: Driven, peer: Rc<PeerSettings>) {
     poll_fn(|cx| {
+        peer.reader.borrow_mut().get_or_insert_with(|| cx.waker().clone());
         let polled = Pin::new(&mut connection).poll(cx);
         peer.max_streams.set(connection.current_max_send_streams());
         peer.takes_upgrades.set(connection.is_extended_connect_protocol_enabled());
@@ -227,9 +227,13 @@ impl Lease {
     /// Whether the peer takes extended CONNECT; it says so in its first frame, so this waits for
     /// that, at most for `limit`.
     pub async fn takes_upgrades(&self, limit: Duration) -> bool {
-        let enabled = || self.connection.peer.takes_upgrades.get();
+        let peer = &self.connection.peer;
+        let enabled = || peer.takes_upgrades.get();
         let wait = async {
             while !enabled() {
+                if let Some(reader) = &*peer.reader.borrow() {
+                    reader.wake_by_ref();
+                }
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
         };
