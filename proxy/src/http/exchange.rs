@@ -38,6 +38,8 @@ pub struct Exchange {
     grpc_status: Option<i32>,
     bytes: u64,
     over: bool,
+    /// It became a tunnel: what flows inside is counted, and not once more the way there.
+    pub tunneled: bool,
     /// The upstream connection, to be used again when the response has been read whole.
     pub lease: Option<Lease>,
     pub in_flight: Option<InFlight>,
@@ -82,6 +84,7 @@ impl Exchange {
             grpc_status: None,
             bytes: 0,
             over: false,
+            tunneled: false,
             lease: None,
             in_flight: None,
             endpoint: None,
@@ -141,6 +144,9 @@ impl Exchange {
     fn record(&mut self, outcome: Outcome, now: Instant) {
         self.over = true;
         self.connection.request_ended();
+        if self.tunneled {
+            return;
+        }
         let worker = &self.connection.worker;
         let latency = now.saturating_duration_since(self.began);
         let status = match self.grpc_status {

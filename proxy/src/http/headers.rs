@@ -171,7 +171,7 @@ pub fn request_id(headers: &mut HeaderMap, random: impl FnOnce() -> [u64; 2]) ->
     let mut text = [0; 32];
     hex(&mut text[..16], a);
     hex(&mut text[16..], b);
-    let id = ascii(&text);
+    let id = unique(&text);
     headers.insert(REQUEST_ID, id.clone());
     id
 }
@@ -193,7 +193,7 @@ pub fn trace(headers: &mut HeaderMap, random: impl Fn() -> u64) -> [u8; 16] {
     hex(&mut text[19..35], low);
     hex(&mut text[36..52], random() | 1);
     hex(&mut text[53..55], u64::from(flags));
-    headers.insert(TRACEPARENT, ascii(&text));
+    headers.insert(TRACEPARENT, unique(&text));
     trace_id
 }
 
@@ -242,8 +242,12 @@ fn hex(out: &mut [u8], number: u64) {
     }
 }
 
-fn ascii(text: &[u8]) -> HeaderValue {
-    HeaderValue::from_bytes(text).unwrap_or_else(|_| HeaderValue::from_static(""))
+/// A value that occurs once. Marked so that HPACK neither indexes it nor throws out for it what
+/// does come back (RFC 7541 section 7.1.3).
+fn unique(text: &[u8]) -> HeaderValue {
+    let mut value = HeaderValue::from_bytes(text).unwrap_or_else(|_| HeaderValue::from_static(""));
+    value.set_sensitive(true);
+    value
 }
 
 #[cfg(test)]

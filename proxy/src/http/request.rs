@@ -65,9 +65,7 @@ pub fn handle(
         };
         match served {
             Ok(Answer::Upstream(response)) => respond::upstream(response, exchange, version),
-            Ok(Answer::Redirect(status, location)) => {
-                respond::redirect(status, location, exchange)
-            }
+            Ok(Answer::Redirect(status, location)) => respond::redirect(status, location, exchange),
             Ok(Answer::Switched(response)) => respond::switched(response, exchange),
             Err(refusal) => respond::refuse(refusal, exchange),
         }
@@ -246,9 +244,7 @@ async fn attempts(
                     exchange.reason = Some(reason);
                     return Ok(response);
                 }
-                Some(reason) => {
-                    Failed::unprocessed(reason, format!("{}: {reason}", hop.address))
-                }
+                Some(reason) => Failed::unprocessed(reason, format!("{}: {reason}", hop.address)),
             },
             Err(failed) => {
                 let limit = match failed.processed {

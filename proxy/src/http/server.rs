@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::task::Poll;
 
+use futures::FutureExt;
 use http::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
@@ -103,8 +104,8 @@ impl Connection {
             watch: Arc::clone(&watch),
         });
         let service = service_fn(|request: Request<Incoming>| {
-            let answer = request::handle(Rc::clone(&connection), request);
-            async move { Ok::<_, Infallible>(answer.await) }
+            // Not an async block around it: that would hold the future twice.
+            request::handle(Rc::clone(&connection), request).map(Ok::<_, Infallible>)
         });
         let ended = if protocol == Protocol::Http2 {
             let builder = match direction {

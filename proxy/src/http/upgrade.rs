@@ -57,6 +57,7 @@ pub fn join(
 ) -> Response<()> {
     let (mut head, body) = response.into_parts();
     let upstream = hyper::upgrade::on(Response::from_parts(head.clone(), body));
+    let direction = connection.direction;
     let connection = Rc::clone(connection);
     tokio::task::spawn_local(async move {
         let (Ok(caller), Ok(upstream)) = futures::join!(switch.caller, upstream) else { return };
@@ -65,7 +66,10 @@ pub fn join(
     });
     if switch.version == Version::HTTP_2 {
         head.status = StatusCode::OK;
-        head.headers.remove(SEC_WEBSOCKET_ACCEPT);
+        // Callers on HTTP/2 know no such header; the one at the far end of a hop may need it.
+        if direction == Direction::Outbound {
+            head.headers.remove(SEC_WEBSOCKET_ACCEPT);
+        }
     } else {
         head.status = StatusCode::SWITCHING_PROTOCOLS;
         head.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
@@ -123,6 +127,7 @@ async fn outbound_tunnel(
             Origin { direction: Direction::Outbound, peer: Peer::App, remote, fixed, slot };
         stream::serve(worker, transport, origin, target).await;
     });
+    exchange.tunneled = true;
     Ok(Response::new(()))
 }
 
@@ -152,5 +157,6 @@ async fn inbound_tunnel(
         let ended = relay::relay(TokioIo::new(caller), app).await;
         stream::record(worker, Direction::Inbound, Protocol::Tcp, labels, began, &ended);
     });
+    exchange.tunneled = true;
     Ok(Response::new(()))
 }
