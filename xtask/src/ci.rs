@@ -24,7 +24,10 @@ pub(crate) fn run() -> ExitCode {
             Some(codegen::run(&codegen::Options { check: true }) == ExitCode::SUCCESS)
         }),
         timed("doc", || {
-            Some(cargo(&["doc", "--workspace", "--no-deps"], &[("RUSTDOCFLAGS", "-D warnings")]))
+            Some(cargo(
+                &["doc", "--workspace", "--no-deps", "--document-private-items"],
+                &[("RUSTDOCFLAGS", "-D warnings")],
+            ))
         }),
         timed("deny", || has_deny().then(|| cargo(&["deny", "check"], &[]))),
     ];

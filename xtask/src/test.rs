@@ -8,8 +8,6 @@ use std::process::{Command, ExitCode, Stdio};
 
 use crate::workspace;
 
-/// Programs that the tests of whole processes start.
-const PROGRAMS: &[&str] = &["outrigger-proxy", "outrigger-control-plane", "simplebank"];
 /// Names the file to which a test that cannot run here writes `SKIPPED <test>: <reason>`.
 const SKIP_LOG: &str = "OUTRIGGER_SKIP_LOG";
 
@@ -41,7 +39,9 @@ pub(crate) fn run() -> ExitCode {
 }
 
 fn test(skip_log: &Path) -> io::Result<(Count, bool)> {
-    workspace::build(PROGRAMS, &["--bins"])?;
+    // The programs that tests start, together with the tests: built apart, dependencies would get
+    // other features and be compiled twice.
+    workspace::build(&[], &["--workspace", "--all-targets"])?;
     let nextest = has_nextest();
     let mut command = workspace::cargo();
     if nextest {
