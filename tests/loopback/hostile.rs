@@ -1,1 +1,278 @@
-//! .
+//! What nobody should send: refused with its reason and counted, memory bounded, others unharmed.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::time::{Duration, Instant};
+
+use outrigger_tests::client::{Load, raw};
+use outrigger_tests::eventually;
+use outrigger_tests::process::{Proxy, free_port, local};
+
+use crate::Mesh;
+
+/// Most that a proxy may hold in a debug build, whatever is thrown at it, in KiB.
+const MEMORY: u64 = 40 * 1024;
+/// Longest that a refusal may take to arrive.
+const SOON: Duration = Duration::from_secs(10);
+
+/// A mesh whose proxies are attacked while somebody else is being served.
+struct Siege {
+    load: Load,
+    caller: Proxy,
+    mesh: Mesh,
+}
+
+impl Siege {
+    fn begin() -> Self {
+        let mesh = Mesh::start("h1");
+        let port = free_port();
+        let listen = format!("127.0.0.1:{port}=web.bank:80");
+        let args = ["--listen", &listen, "--header-timeout", "1s"];
+        let caller = Proxy::start(&mesh.plane, "besieged", &args);
+        let load = Load::start(port, 2, Duration::from_millis(5));
+        load.further(10);
+        Self { load, caller, mesh }
+    }
+
+    /// Waits until as many refusals as `count` are counted for `reason` in `direction`.
+    #[track_caller]
+    fn counted(&self, proxy: &Proxy, reason: &str, count: f64) {
+        let label = format!("reason=\"{reason}\"");
+        eventually(&format!("{count} of {reason} are counted"), || {
+            proxy.count("outrigger_requests_total", &[&label]) >= count
+        });
+        proxy.wait_log(&[reason]);
+    }
+
+    /// Nobody else noticed, and memory is where it was.
+    #[track_caller]
+    fn end(mut self) {
+        self.load.further(50);
+        self.load.stop_unharmed();
+        for proxy in [&mut self.caller, &mut self.mesh.web] {
+            let pss = proxy.process().pss();
+            assert!(pss < MEMORY, "the proxy takes {pss} KiB");
+        }
+    }
+}
+
+#[test]
+fn oversized_and_countless_headers_get_431() {
+    let siege = Siege::begin();
+    let long = format!("GET http://web.bank/ HTTP/1.1\r\nx: {}\r\n\r\n", "y".repeat(100_000));
+    let many: String = (0..150).map(|i| format!("x-{i}: y\r\n")).collect();
+    let many = format!("GET http://web.bank/ HTTP/1.1\r\nhost: web.bank\r\n{many}\r\n");
+    for request in [&long, &many] {
+        let answer = raw(siege.caller.outbound, request.as_bytes(), SOON);
+        assert!(answer.starts_with("HTTP/1.1 431"), "{} bytes: {answer}", request.len());
+    }
+    siege.counted(&siege.caller, "headers_too_large", 2.0);
+    siege.end();
+}
+
+#[test]
+fn heads_that_take_too_long_end_the_connection() {
+    let siege = Siege::begin();
+    let slow: [&[u8]; 4] = [
+        b"GET http://web.bank/ HTTP/1.1\r\nhost: we",
+        b"GE",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0",
+        // Half of a TLS handshake.
+        b"\x16\x03\x01\x02\x00\x01",
+    ];
+    for bytes in slow {
+        let began = Instant::now();
+        raw(siege.caller.outbound, bytes, Duration::from_secs(15));
+        let took = began.elapsed();
+        assert!(took < Duration::from_secs(10), "{bytes:?} held a connection for {took:?}");
+    }
+    siege.counted(&siege.caller, "header_timeout", 4.0);
+    siege.end();
+}
+
+#[test]
+fn malformed_requests_are_refused_and_counted() {
+    let siege = Siege::begin();
+    let wrong: [&[u8]; 9] = [
+        b"GET / HTTP/9.9\r\nhost: web.bank\r\n\r\n",
+        b"GET /a\x01b HTTP/1.1\r\nhost: web.bank\r\n\r\n",
+        b"GET  HTTP/1.1\r\n\r\n",
+        b"GET http://web.bank/ HTTP/1.1\r\nno colon here\r\n\r\n",
+        b"GET http://web.bank/ HTTP/1.1\r\nx : space before the colon\r\n\r\n",
+        b"POST http://web.bank/ HTTP/1.1\r\ncontent-length: 5\r\ncontent-length: 6\r\n\r\nhello!",
+        b"POST http://web.bank/ HTTP/1.1\r\ncontent-length: minus\r\n\r\n",
+        b"\x00\x01\x02\x03garbage\r\n\r\n",
+        b"\x16\x03\x01\x00\x05\x01\x00\x00\x01\x00",
+    ];
+    let refusals = |proxy: &Proxy| {
+        ["bad_request", "protocol_error"]
+            .iter()
+            .map(|reason| {
+                let label = format!("reason=\"{reason}\"");
+                proxy.count("outrigger_requests_total", &[&label])
+            })
+            .sum::<f64>()
+    };
+    for port in [siege.caller.outbound, siege.mesh.web.inbound] {
+        let proxy = if port == siege.caller.outbound { &siege.caller } else { &siege.mesh.web };
+        for (sent, bytes) in wrong.iter().enumerate() {
+            let answer = raw(port, bytes, SOON);
+            assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 400"), "{bytes:?}: {answer}");
+            eventually(&format!("{:?} is counted", String::from_utf8_lossy(bytes)), || {
+                refusals(proxy) >= (sent + 1) as f64
+            });
+        }
+    }
+    siege.end();
+}
+
+#[test]
+fn early_closes_and_resets_leave_nothing_behind() {
+    let siege = Siege::begin();
+    for i in 0..300 {
+        let mut stream = TcpStream::connect(local(siege.caller.outbound)).expect("a connection");
+        let head = "POST http://web.bank/ HTTP/1.1\r\nhost: web.bank\r\ncontent-length: 100000\r\n";
+        // The proxy may be the first to end it.
+        let _ = stream.write_all(head.as_bytes());
+        if i % 3 > 0 {
+            let _ = stream.write_all(b"\r\nthe beginning of a body");
+        }
+        if i % 2 == 0 {
+            rustix::net::sockopt::set_socket_linger(&stream, Some(Duration::ZERO))
+                .expect("SO_LINGER");
+        } else {
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+    }
+    // 2 of the load stay.
+    eventually("every broken connection is closed", || {
+        siege.caller.count("outrigger_connections_open", &[]) <= 2.0
+    });
+    siege.counted(&siege.caller, "downstream_reset", 1.0);
+    siege.end();
+}
+
+/// The beginning of an HTTP/2 connection: the preface and empty SETTINGS.
+fn h2(port: u16) -> TcpStream {
+    let mut stream = TcpStream::connect(local(port)).expect("a connection");
+    stream.set_read_timeout(Some(SOON)).expect("a limit");
+    stream.set_write_timeout(Some(SOON)).expect("a limit");
+    stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").expect("written");
+    stream.write_all(&frame(4, 0, 0, &[])).expect("written");
+    stream
+}
+
+const HEADERS: u8 = 1;
+const RST_STREAM: u8 = 3;
+const CONTINUATION: u8 = 9;
+const END_STREAM: u8 = 1;
+const END_HEADERS: u8 = 4;
+
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let mut bytes = (payload.len() as u32).to_be_bytes()[1..].to_vec();
+    bytes.extend([kind, flags]);
+    bytes.extend(stream.to_be_bytes());
+    bytes.extend(payload);
+    bytes
+}
+
+/// HPACK: GET http / of `web.bank`, as indexed fields and a literal.
+fn request_block() -> Vec<u8> {
+    let mut block = vec![0x82, 0x86, 0x84, 0x01, 8];
+    block.extend(b"web.bank");
+    block
+}
+
+/// HPACK: a literal without indexing, with a value of 120 bytes.
+fn literal(name: &str) -> Vec<u8> {
+    let mut field = vec![0x00, name.len() as u8];
+    field.extend(name.as_bytes());
+    field.push(120);
+    field.extend([b'v'; 120]);
+    field
+}
+
+/// Reads until the other side ends the connection.
+fn read_to_end(stream: &mut TcpStream) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    // A reset ends it as well.
+    let _ = stream.read_to_end(&mut bytes);
+    bytes
+}
+
+#[test]
+fn endless_header_blocks_are_cut_off() {
+    let siege = Siege::begin();
+    for proxy in [&siege.caller, &siege.mesh.web] {
+        let port =
+            if std::ptr::eq(proxy, &siege.caller) { proxy.outbound } else { proxy.inbound };
+        let mut stream = h2(port);
+        let mut written = stream.write_all(&frame(HEADERS, END_STREAM, 1, &request_block()));
+        let piece: Vec<u8> = (0..100).flat_map(|_| literal("x-endless")).collect();
+        let piece = frame(CONTINUATION, 0, 1, &piece);
+        let mut sent = 0;
+        while written.is_ok() && sent < 200 << 20 {
+            written = stream.write_all(&piece);
+            sent += piece.len();
+        }
+        assert!(written.is_err(), "{sent} bytes of one header block were taken");
+        siege.counted(proxy, "protocol_error", 1.0);
+    }
+    siege.end();
+}
+
+#[test]
+fn header_blocks_over_the_limit_are_refused() {
+    let siege = Siege::begin();
+    let mut stream = h2(siege.caller.outbound);
+    let fields: Vec<u8> = (0..100).flat_map(|_| literal("x-large")).collect();
+    let mut bytes = frame(HEADERS, END_STREAM, 1, &request_block());
+    for i in 0..8 {
+        let flags = if i == 7 { END_HEADERS } else { 0 };
+        bytes.extend(frame(CONTINUATION, flags, 1, &fields));
+    }
+    stream.write_all(&bytes).expect("written");
+    // Other streams of the connection go on, or the connection ends: never silence.
+    let _ = stream.shutdown(Shutdown::Write);
+    let answer = read_to_end(&mut stream);
+    assert!(!answer.is_empty(), "no answer");
+    siege.end();
+}
+
+#[test]
+fn rapid_resets_end_the_connection() {
+    let siege = Siege::begin();
+    let mut stream = h2(siege.caller.outbound);
+    let mut written = Ok(());
+    let mut streams = 0;
+    while written.is_ok() && streams < 200_000 {
+        let mut bytes = Vec::new();
+        for _ in 0..100 {
+            let id = streams * 2 + 1;
+            bytes.extend(frame(HEADERS, END_STREAM | END_HEADERS, id, &request_block()));
+            bytes.extend(frame(RST_STREAM, 0, id, &8_u32.to_be_bytes()));
+            streams += 1;
+        }
+        written = stream.write_all(&bytes);
+    }
+    assert!(written.is_err(), "{streams} streams were opened and reset");
+    siege.counted(&siege.caller, "protocol_error", 1.0);
+    siege.end();
+}
+
+#[test]
+fn an_http2_frame_that_makes_no_sense_ends_only_its_connection() {
+    let siege = Siege::begin();
+    for bytes in [
+        // A frame larger than allowed, DATA on stream 0, a stream id that goes back.
+        vec![0xff, 0xff, 0xff, 0, 0, 0, 0, 0, 1],
+        frame(0, 0, 0, b"data"),
+        [frame(HEADERS, 5, 3, &request_block()), frame(HEADERS, 5, 1, &request_block())].concat(),
+    ] {
+        let mut stream = h2(siege.caller.outbound);
+        stream.write_all(&bytes).expect("written");
+        read_to_end(&mut stream);
+    }
+    siege.counted(&siege.caller, "protocol_error", 3.0);
+    siege.end();
+}

@@ -1,12 +1,17 @@
 //! Callers: programs that we did not write, run and read; and plain sockets for what none of them
 //! would send.
 
-use std::io::{Read, Write};
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::PathBuf;
 use std::process::{Command, Output};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
+use crate::eventually;
 use crate::process::{Proxy, local};
 
 /// Whether a program is there to be run.
@@ -121,4 +126,139 @@ pub fn raw(port: u16, bytes: &[u8], limit: Duration) -> String {
     let mut text = Vec::new();
     let _ = stream.read_to_end(&mut text);
     String::from_utf8_lossy(&text).into_owned()
+}
+
+/// Steady GETs from threads of their own, each on a connection that it keeps.
+pub struct Load {
+    stop: Arc<AtomicBool>,
+    seen: Arc<Mutex<Seen>>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+/// What the answers were.
+#[derive(Clone, Debug, Default)]
+pub struct Seen {
+    pub served: u64,
+    /// Answers with status 200, by the app that gave them.
+    pub by_app: BTreeMap<String, u64>,
+    pub failures: Vec<String>,
+}
+
+impl Load {
+    /// `clients` of them against a local port, each with a pause of `pace` after an answer.
+    pub fn start(port: u16, clients: usize, pace: Duration) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let seen = Arc::new(Mutex::new(Seen::default()));
+        let threads = (0..clients).map(|_| {
+            let (stop, seen) = (Arc::clone(&stop), Arc::clone(&seen));
+            std::thread::spawn(move || {
+                let mut connection = None;
+                while !stop.load(Relaxed) {
+                    let answer = get_on(&mut connection, port);
+                    let mut seen = seen.lock().expect("no thread has panicked");
+                    match answer {
+                        Ok(app) => {
+                            seen.served += 1;
+                            *seen.by_app.entry(app).or_default() += 1;
+                        }
+                        Err(why) => seen.failures.push(why),
+                    }
+                    drop(seen);
+                    std::thread::park_timeout(pace);
+                }
+            })
+        });
+        let threads = threads.collect();
+        Self { stop, seen, threads }
+    }
+
+    /// What has been seen so far.
+    pub fn seen(&self) -> Seen {
+        self.seen.lock().expect("no thread has panicked").clone()
+    }
+
+    /// Waits for `more` further answers, and gives what was seen of them alone.
+    #[track_caller]
+    pub fn further(&self, more: u64) -> Seen {
+        let before = self.seen();
+        eventually("the load goes on", || self.seen().served >= before.served + more);
+        let mut seen = self.seen();
+        seen.served -= before.served;
+        for (app, count) in before.by_app {
+            *seen.by_app.entry(app).or_default() -= count;
+        }
+        seen.failures.drain(..before.failures.len());
+        seen
+    }
+
+    /// Ends it; fails if one request did.
+    #[track_caller]
+    pub fn stop_unharmed(self) -> Seen {
+        let seen = self.stop();
+        assert!(seen.served > 0 && seen.failures.is_empty(), "{seen:?}");
+        seen
+    }
+
+    pub fn stop(mut self) -> Seen {
+        self.stop.store(true, Relaxed);
+        for thread in self.threads.drain(..) {
+            thread.join().expect("no thread has panicked");
+        }
+        self.seen()
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        self.stop.store(true, Relaxed);
+    }
+}
+
+/// One GET on a kept connection; the name of the app that answered.
+fn get_on(connection: &mut Option<BufReader<TcpStream>>, port: u16) -> Result<String, String> {
+    let answer = try_get_on(connection, port);
+    if answer.is_err() {
+        *connection = None;
+    }
+    answer
+}
+
+fn try_get_on(connection: &mut Option<BufReader<TcpStream>>, port: u16) -> Result<String, String> {
+    let stream = match connection {
+        Some(stream) => stream,
+        None => {
+            let stream = TcpStream::connect(local(port)).map_err(|e| format!("connect: {e}"))?;
+            let limit = Some(Duration::from_secs(10));
+            stream.set_read_timeout(limit).map_err(|e| e.to_string())?;
+            connection.insert(BufReader::new(stream))
+        }
+    };
+    let request = b"GET /load HTTP/1.1\r\nhost: load.test\r\n\r\n";
+    stream.get_mut().write_all(request).map_err(|e| format!("write: {e}"))?;
+    let (mut status, mut app, mut length, mut close) = (String::new(), String::new(), 0, false);
+    stream.read_line(&mut status).map_err(|e| format!("read: {e}"))?;
+    loop {
+        let mut line = String::new();
+        if stream.read_line(&mut line).map_err(|e| format!("read: {e}"))? == 0 {
+            return Err(format!("the connection ended after {status:?}"));
+        }
+        let line = line.trim_end().to_ascii_lowercase();
+        match line.split_once(": ") {
+            Some(("x-app", name)) => name.clone_into(&mut app),
+            Some(("content-length", n)) => length = n.parse().map_err(|_| line.clone())?,
+            Some(("connection", "close")) => close = true,
+            None if line.is_empty() => break,
+            _ => {}
+        }
+    }
+    let mut body = vec![0; length];
+    stream.read_exact(&mut body).map_err(|e| format!("body: {e}"))?;
+    if close {
+        *connection = None;
+    }
+    if status.contains(" 200 ") {
+        Ok(app)
+    } else {
+        Err(format!("{} {}", status.trim_end(), String::from_utf8_lossy(&body)))
+    }
 }

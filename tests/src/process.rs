@@ -97,6 +97,12 @@ impl Process {
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("SIGTERM");
     }
 
+    /// Ctrl-C.
+    pub fn interrupt(&self) {
+        let pid = rustix::process::Pid::from_raw(self.child.id() as i32).expect("a pid");
+        rustix::process::kill_process(pid, rustix::process::Signal::INT).expect("SIGINT");
+    }
+
     /// `kill -9`.
     pub fn kill(&mut self) {
         self.child.kill().expect("SIGKILL");
@@ -131,7 +137,8 @@ impl Drop for Process {
             if let Ok(mut file) = File::open(&self.log) {
                 let _ = file.read_to_string(&mut text);
             }
-            let tail: Vec<&str> = text.lines().rev().take(15).collect();
+            let telling = text.lines().rev().filter(|line| !line.contains("\"outcome\":\"success\""));
+            let tail: Vec<&str> = telling.take(15).collect();
             eprintln!("--- end of {}", self.log.display());
             for line in tail.iter().rev() {
                 eprintln!("{line}");
@@ -142,10 +149,11 @@ impl Drop for Process {
 
 /// A control plane on a folder of manifests.
 pub struct ControlPlane {
+    // Before the folder: its log is shown when a test fails.
+    process: Option<Process>,
     pub dir: TempDir,
     pub listen: u16,
     pub admin: u16,
-    process: Option<Process>,
 }
 
 impl ControlPlane {
@@ -219,12 +227,13 @@ impl ControlPlane {
 
 /// A proxy of workload `<namespace>/<name>`.
 pub struct Proxy {
+    // Before the folder: its log is shown when a test fails.
+    process: Option<Process>,
     pub dir: TempDir,
     pub outbound: u16,
     pub inbound: u16,
     pub admin: u16,
     args: Vec<String>,
-    process: Option<Process>,
 }
 
 impl Proxy {
@@ -242,10 +251,13 @@ impl Proxy {
             args.extend(["--app-port", port]);
         }
         args.extend(more);
-        let uid = format!("bank.{name}");
+        let workload = more.iter().skip_while(|arg| **arg != "--workload").nth(1);
+        let uid = format!("bank.{}", workload.unwrap_or(&name));
         let proxy = Self::start(plane, name, &args);
         eventually("the workload is registered", || {
-            plane.admin("/index").contains(&uid) && proxy.is_ready()
+            let index: serde_json::Value =
+                serde_json::from_str(&plane.admin("/index")).unwrap_or_default();
+            index["workloads"][&uid]["ready"] == true
         });
         proxy
     }
@@ -256,9 +268,10 @@ impl Proxy {
         let mut args = vec![
             "--control-plane".to_owned(),
             format!("http://{}", local(plane.listen)),
-            "--namespace".to_owned(),
-            "bank".to_owned(),
         ];
+        if !more.contains(&"--namespace") {
+            args.extend(["--namespace".to_owned(), "bank".to_owned()]);
+        }
         for (flag, port) in [("--outbound", outbound), ("--inbound", inbound), ("--admin", admin)] {
             args.extend([flag.to_owned(), local(port).to_string()]);
         }
