@@ -61,6 +61,8 @@ pub struct Source {
     /// Everything read so far is in `kept`.
     whole: bool,
     ended: bool,
+    /// The caller went away in the middle.
+    broken: bool,
     read_bytes: u64,
     mirrors: Vec<mpsc::Sender<Piece>>,
     metrics: Arc<Metrics>,
@@ -79,6 +81,7 @@ impl RequestBody {
             kept_bytes: 0,
             whole: true,
             ended: false,
+            broken: false,
             read_bytes: 0,
             mirrors: Vec::new(),
             metrics: Arc::clone(metrics),
@@ -105,6 +108,11 @@ impl RequestBody {
             Self::Shared { source, .. } => source.borrow().whole,
             Self::Mirror(_) => false,
         }
+    }
+
+    /// Whether the caller went away before it had sent all.
+    pub fn is_broken(&self) -> bool {
+        matches!(self, Self::Shared { source, .. } if source.borrow().broken)
     }
 
     /// Nothing will be sent again: frees what was kept and keeps nothing more.
@@ -145,6 +153,7 @@ impl Source {
             Poll::Ready(Some(Ok(frame))) => Some(frame),
             Poll::Ready(Some(Err(error))) => {
                 self.whole = false;
+                self.broken = true;
                 self.mirrors.clear();
                 return Poll::Ready(Some(Err(error.into())));
             }

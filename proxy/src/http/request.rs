@@ -246,6 +246,11 @@ async fn attempts(
                 }
                 Some(reason) => Failed::unprocessed(reason, format!("{}: {reason}", hop.address)),
             },
+            Err(_) if body.is_broken() => {
+                // The upstream failed only because there was no more to send to it.
+                let why = "the request broke off before its end";
+                return Err(Refusal::new(Reason::DownstreamReset, why));
+            }
             Err(failed) => {
                 let limit = match failed.processed {
                     _ if failed.reason.side() == Side::Downstream => 1,

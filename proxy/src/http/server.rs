@@ -64,8 +64,7 @@ impl Builders {
         h1.half_close(true)
             .max_headers(settings.max_headers)
             .max_header_size(settings.max_header_bytes as usize)
-            .max_buf_size((settings.max_header_bytes as usize).max(H1_BUFFER) + H1_BUFFER)
-            .pipeline_flush(true);
+            .max_buf_size((settings.max_header_bytes as usize).max(H1_BUFFER) + H1_BUFFER);
         Self {
             h1,
             h2: h2_builder(settings, settings.max_streams),
