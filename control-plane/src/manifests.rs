@@ -1,7 +1,7 @@
 //! The standalone source: a folder of manifests.
 //!
 //! [`Folder`] knows what each file defines and turns changed files into one commit to the index;
-//! [`watch`] notices the changes. What was good stays in force: an object whose document is wrong
+//! [`mod@watch`] notices the changes. What was good stays in force: an object whose document is wrong
 //! keeps its last good version, and a file that cannot be read takes nothing away. Only deleting
 //! the file, or the document, does.
 

@@ -60,7 +60,7 @@ pub struct Options {
     #[arg(long, env = "OUTRIGGER_STATE_DIR", value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
 
-    /// What service names may end with: orders.bank.svc.<DOMAIN>.
+    /// What service names may end with: orders.bank.svc.DOMAIN.
     #[arg(
         long,
         env = "OUTRIGGER_CLUSTER_DOMAIN",

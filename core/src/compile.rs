@@ -62,7 +62,7 @@ pub enum HttpRouting<'a> {
 pub struct Matched<'a> {
     pub rule: &'a Rule,
     /// The prefix that a prefix match named, without a final `/` unless it is `/` itself; what a
-    /// [`PathModifier::Prefix`] replaces.
+    /// `PathModifier::Prefix` replaces.
     pub prefix: Option<&'a str>,
 }
 

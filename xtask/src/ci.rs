@@ -26,7 +26,7 @@ pub(crate) fn run() -> ExitCode {
         timed("doc", || {
             Some(cargo(
                 &["doc", "--workspace", "--no-deps", "--document-private-items"],
-                &[("RUSTDOCFLAGS", "-D warnings")],
+                &[("RUSTDOCFLAGS", "-D warnings -A rustdoc::private_intra_doc_links")],
             ))
         }),
         timed("deny", || has_deny().then(|| cargo(&["deny", "check"], &[]))),

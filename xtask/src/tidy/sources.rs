@@ -11,7 +11,8 @@ const MAX_FUNCTION: usize = 90;
 /// Where the limits hold: what runs in production.
 const PRODUCTION: &[&str] = &["core/src", "proto/src", "proxy/src", "control-plane/src", "cli/src"];
 /// Files that may be longer, and why.
-const LONGER: &[(&str, &str)] = &[];
+const LONGER: &[(&str, &str)] =
+    &[("proxy/src/http/attempt.rs", "one try reads from its choice to its answer in one place")];
 /// What may not be left behind.
 const LEFT_OVERS: &[&str] = &["todo!(", "unimplemented!(", "#[ignore", "TODO", "FIXME"];
 
