@@ -1,1 +1,253 @@
-//! .
+//! Start, restart, drain and end of the processes.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::process::{Command, Output};
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+use outrigger_tests::app::Echo;
+use outrigger_tests::client::{Curl, Load, http_get};
+use outrigger_tests::eventually;
+use outrigger_tests::process::{ControlPlane, Proxy, binary, free_port, local};
+
+use crate::{Mesh, service};
+
+/// Far below the 30 s in which requests in flight may finish.
+const DRAINED: Duration = Duration::from_secs(10);
+
+/// Sends a request without waiting for its answer.
+fn begin(port: u16, path: &str) -> TcpStream {
+    let mut stream = TcpStream::connect(local(port)).expect("a connection");
+    stream.set_read_timeout(Some(Duration::from_secs(15))).expect("a limit");
+    write!(stream, "GET http://web.bank{path} HTTP/1.1\r\nhost: web.bank\r\n\r\n")
+        .expect("written");
+    stream
+}
+
+/// The first piece of what comes.
+fn answer(stream: &mut TcpStream) -> String {
+    let mut bytes = [0; 4096];
+    let n = stream.read(&mut bytes).expect("an answer");
+    String::from_utf8_lossy(&bytes[..n]).into_owned()
+}
+
+#[test]
+fn what_is_in_flight_finishes_after_sigterm() {
+    let mut mesh = Mesh::start("h1");
+    // An idle kept connection to each proxy, and one that has said nothing.
+    let mut idle = begin(mesh.caller.outbound, "/");
+    assert!(answer(&mut idle).contains("200 OK"));
+    let _silent = TcpStream::connect(local(mesh.web.inbound)).expect("a connection");
+    let mut slow = begin(mesh.caller.outbound, "/sleep/1500");
+    eventually("the app has the request", || mesh.app.requests.load(Relaxed) == 2);
+    let began = Instant::now();
+    mesh.web.process().terminate();
+    eventually("the proxy says that it leaves", || {
+        http_get(mesh.web.admin, "/ready").is_none_or(|(status, _)| status == 503)
+    });
+    // Impatience changes nothing.
+    mesh.web.process().terminate();
+    mesh.web.process().interrupt();
+    let said = answer(&mut slow);
+    assert!(said.starts_with("HTTP/1.1 200"), "{said}");
+    let status = mesh.web.process().wait(DRAINED);
+    assert!(status.success(), "{status}");
+    assert!(began.elapsed() < DRAINED, "{:?}", began.elapsed());
+    mesh.web.wait_log(&["drained"]);
+}
+
+#[test]
+fn idle_connections_of_the_app_do_not_hold_up_the_end() {
+    let mut mesh = Mesh::start("h1");
+    let mut kept = begin(mesh.caller.outbound, "/");
+    assert!(answer(&mut kept).contains("200 OK"));
+    let _silent = TcpStream::connect(local(mesh.caller.outbound)).expect("a connection");
+    let mut slow = begin(mesh.caller.outbound, "/sleep/1000");
+    eventually("the app has the request", || mesh.app.requests.load(Relaxed) == 2);
+    mesh.caller.process().interrupt();
+    let said = answer(&mut slow).to_ascii_lowercase();
+    assert!(said.starts_with("http/1.1 200") && said.contains("connection: close"), "{said}");
+    let status = mesh.caller.process().wait(DRAINED);
+    assert!(status.success(), "{status}");
+}
+
+#[test]
+fn a_restarted_proxy_serves_what_it_knew_while_the_control_plane_is_away() {
+    let mut mesh = Mesh::start("h1");
+    let state = mesh.plane.dir.path().join("proxy-state");
+    let dir = state.display().to_string();
+    let args = ["--state-dir", &dir, "--config-timeout", "1s"];
+    let mut proxy = Proxy::start(&mesh.plane, "stateful", &args);
+    assert_eq!(Curl::through(&proxy).get("http://web.bank/").status, 200);
+    mesh.plane.kill();
+    // With time to write, and without.
+    for graceful in [true, false] {
+        if graceful {
+            proxy.process().terminate();
+            assert!(proxy.process().wait(DRAINED).success());
+        } else {
+            proxy.process().kill();
+        }
+        proxy.run();
+        proxy.wait_ready();
+        let answer = Curl::through(&proxy).get("http://web.bank/");
+        assert_eq!(answer.status, 200, "graceful {graceful}: {answer:?}");
+    }
+    let answer = Curl::through(&proxy).get("http://other.bank/");
+    assert_eq!(answer.status, 503, "{answer:?}");
+    assert!(answer.body.contains("config_unavailable"), "{answer:?}");
+    // And what is new is heard of again.
+    mesh.plane.run();
+    eventually("the proxy has found the control plane again", || {
+        Curl::through(&proxy).get("http://other.bank/").body.contains("no_such_service")
+    });
+    assert_eq!(Curl::through(&proxy).get("http://web.bank/").status, 200);
+}
+
+#[test]
+fn a_state_directory_belongs_to_one_proxy() {
+    let plane = ControlPlane::start(&[]);
+    let dir = plane.dir.path().join("shared").display().to_string();
+    let _first = Proxy::start(&plane, "first", &["--state-dir", &dir]);
+    let out = run("outrigger-proxy", &["--state-dir", &dir, "--outbound", "127.0.0.1:0"]);
+    assert!(!out.status.success());
+    let said = text(&out);
+    assert!(said.contains("another proxy uses it") && said.contains(&dir), "{said}");
+}
+
+fn run(program: &str, args: &[&str]) -> Output {
+    Command::new(binary(program)).args(args).output().expect("it runs")
+}
+
+fn text(out: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr))
+}
+
+#[test]
+fn wrong_flags_say_what_is_wrong() {
+    for (program, args, word) in [
+        ("outrigger-proxy", ["--outbound", "nowhere"], "--outbound"),
+        ("outrigger-proxy", ["--header-timeout", "5"], "250ms, 10s or 2m"),
+        ("outrigger-proxy", ["--app-port", "80=smtp"], "h1, h2, grpc, tls, tcp, detect"),
+        ("outrigger-proxy", ["--listen", "127.0.0.1:1"], "IP:PORT=HOST:PORT"),
+        ("outrigger-proxy", ["--outbuond", "127.0.0.1:1"], "--outbound"),
+        ("outrigger-control-plane", ["--grace-period", "soon"], "ms, s, m, h and d"),
+        ("outrigger-control-plane", ["--max-endpoints", "0"], "1..=10000"),
+        ("outrigger-control-plane", ["--unmatched", "maybe"], "passthrough, refuse"),
+    ] {
+        let out = run(program, &args);
+        let said = text(&out);
+        assert_eq!(out.status.code(), Some(2), "{program} {args:?}: {said}");
+        assert!(said.contains(word), "{program} {args:?}: {said}");
+    }
+}
+
+#[test]
+fn a_port_in_use_is_named() {
+    let plane = ControlPlane::start(&[]);
+    let proxy = Proxy::caller(&plane, &[]);
+    let taken = local(proxy.outbound).to_string();
+    let (a, b) = (local(free_port()).to_string(), local(free_port()).to_string());
+    let args = ["--outbound", &taken, "--inbound", &a, "--admin", &b];
+    let out = run("outrigger-proxy", &args);
+    assert!(!out.status.success());
+    assert!(text(&out).contains(&format!("cannot listen on {taken}")), "{}", text(&out));
+    let taken = local(plane.listen).to_string();
+    let dir = plane.dir.path().join("manifests").display().to_string();
+    let args = ["--manifests", &dir, "--listen", &taken, "--admin", &a];
+    let out = run("outrigger-control-plane", &args);
+    assert!(!out.status.success());
+    assert!(text(&out).contains(&taken), "{}", text(&out));
+}
+
+#[test]
+fn a_killed_replica_costs_no_request_after_it() {
+    let plane = ControlPlane::start(&[("web.yaml", &service("web", "http"))]);
+    let (one, two) = (Echo::start("one"), Echo::start("two"));
+    let port = |app: &Echo| [format!("{}=h1:main", app.port)];
+    let mut first = Proxy::beside(&plane, "web", &port(&one), &["--workload", "web-1"]);
+    let _second = Proxy::beside(&plane, "web", &port(&two), &["--workload", "web-2"]);
+    let listener = free_port();
+    let listen = format!("127.0.0.1:{listener}=web.bank:80");
+    let _caller = Proxy::caller(&plane, &["--listen", &listen]);
+    let load = Load::start(listener, 4, Duration::from_millis(5));
+    eventually("both replicas serve", || load.seen().by_app.len() == 2);
+    first.process().kill();
+    drop(one);
+    // What was in flight may fail, and nothing after it.
+    let seen = load.further(20);
+    assert!(seen.failures.len() <= 4, "{seen:?}");
+    let seen = load.further(500);
+    assert!(seen.failures.is_empty(), "{seen:?}");
+}
+
+#[test]
+fn a_drained_replica_costs_no_request_at_all() {
+    let plane = ControlPlane::start(&[("web.yaml", &service("web", "http"))]);
+    let (one, two) = (Echo::start("one"), Echo::start("two"));
+    let port = |app: &Echo| [format!("{}=h1:main", app.port)];
+    let mut first = Proxy::beside(&plane, "web", &port(&one), &["--workload", "web-1"]);
+    let _second = Proxy::beside(&plane, "web", &port(&two), &["--workload", "web-2"]);
+    let listener = free_port();
+    let listen = format!("127.0.0.1:{listener}=web.bank:80");
+    let _caller = Proxy::caller(&plane, &["--listen", &listen]);
+    let load = Load::start(listener, 4, Duration::from_millis(5));
+    eventually("both replicas serve", || load.seen().by_app.len() == 2);
+    first.process().terminate();
+    assert!(first.process().wait(DRAINED).success());
+    load.further(100);
+    load.stop_unharmed();
+}
+
+/// One request with a method and a body to an admin server.
+fn admin(port: u16, method: &str, path: &str, body: &str) -> (u16, String) {
+    let url = format!("http://{}{path}", local(port));
+    let answer = Curl::direct().args(&["-X", method, "--data", body]).get(&url);
+    (answer.status, answer.body)
+}
+
+#[test]
+fn the_admin_server_tells_and_is_told() {
+    let mut mesh = Mesh::start("h1");
+    let port = mesh.caller.admin;
+    assert_eq!(http_get(port, "/live"), Some((200, "live\n".to_owned())));
+    assert_eq!(http_get(port, "/ready"), Some((200, "ready\n".to_owned())));
+    assert_eq!(Curl::through(&mesh.caller).get("http://web.bank/").status, 200);
+    let (_, config) = http_get(port, "/config").expect("an answer");
+    let config: serde_json::Value = serde_json::from_str(&config).expect("JSON");
+    let destination = &config["destinations"][0];
+    assert_eq!(destination["authority"], "web.bank:80", "{config:#}");
+    assert_eq!(destination["state"], "found", "{config:#}");
+    eventually("the request is counted with its latency", || {
+        let name = "outrigger_request_duration_seconds_count";
+        mesh.caller.count(name, &["outcome=\"success\"", "service=\"bank/web:80\""]) == 1.0
+    });
+    assert_eq!(mesh.caller.count("outrigger_discovery_connected", &[]), 1.0);
+    assert_eq!(admin(port, "PUT", "/log", "outrigger_proxy=debug").0, 200);
+    let (status, said) = admin(port, "PUT", "/log", "a=b=c");
+    assert!(status == 400 && said.contains("bad filter"), "{status} {said}");
+    assert_eq!(admin(port, "GET", "/nothing", "").0, 404);
+    assert_eq!(admin(port, "POST", "/drain", "").0, 202);
+    assert!(mesh.caller.process().wait(DRAINED).success());
+}
+
+#[test]
+fn a_proxy_is_ready_only_with_its_first_configuration() {
+    let mut plane = ControlPlane::start(&[]);
+    plane.kill();
+    let [outbound, inbound, port] =
+        [free_port(), free_port(), free_port()].map(|p| local(p).to_string());
+    let url = format!("http://{}", local(plane.listen));
+    let mut command = Command::new(binary("outrigger-proxy"));
+    command.args(["--control-plane", &url, "--outbound", &outbound]);
+    command.args(["--inbound", &inbound, "--admin", &port]);
+    let process = outrigger_tests::process::Process::start(plane.dir.path(), "early", &mut command);
+    let at = port.parse::<std::net::SocketAddr>().expect("an address").port();
+    eventually("it lives", || http_get(at, "/live").is_some_and(|answer| answer.0 == 200));
+    let (status, why) = http_get(at, "/ready").expect("an answer");
+    assert!(status == 503 && why.contains("not ready"), "{status} {why}");
+    plane.run();
+    eventually("it is ready", || http_get(at, "/ready").is_some_and(|answer| answer.0 == 200));
+    drop(process);
+}

@@ -168,11 +168,7 @@ fn grpc_with_trailers_and_streams() {
     let plane = ControlPlane::start(&[("echo.yaml", &service("echo", "grpc"))]);
     let echo = Proxy::beside(&plane, "echo", &[format!("{port}=grpc:main")], &[]);
     let caller = Proxy::caller(&plane, &[]);
-    let out = python(
-        &python3,
-        GRPC_CLIENT,
-        &[&local(caller.outbound).to_string(), "echo.bank:80"],
-    );
+    let out = python(&python3, GRPC_CLIENT, &[&local(caller.outbound).to_string(), "echo.bank:80"]);
     let text = String::from_utf8_lossy(&out.stdout).into_owned();
     let lines: Vec<&str> = text.lines().collect();
     assert_eq!(lines.len(), 4, "{text}{}", String::from_utf8_lossy(&out.stderr));
@@ -260,7 +256,8 @@ fn opaque_bytes_with_half_close() {
         stream.read_to_string(&mut said).expect("an answer");
         assert_eq!(said, "got 1000008 bytes", "{declared}");
         eventually("the stream is counted", || {
-            raw.count("outrigger_requests_total", &["protocol=\"tcp\"", "outcome=\"success\""]) >= 1.0
+            raw.count("outrigger_requests_total", &["protocol=\"tcp\"", "outcome=\"success\""])
+                >= 1.0
         });
     }
 }
@@ -308,13 +305,11 @@ fn connect_carries_anything() {
     curl.wait().expect("its end");
     // HTTP inside a tunnel is routed like any other.
     let web = Mesh::start("h1");
-    let answer =
-        Curl::through(&web.caller).args(&["--proxytunnel"]).get("http://web.bank/inside");
+    let answer = Curl::through(&web.caller).args(&["--proxytunnel"]).get("http://web.bank/inside");
     assert_eq!(answer.status, 200, "{answer:?}");
     assert!(answer.body.contains("/inside"), "{answer:?}");
     // And a name that nobody has is refused before the tunnel opens.
-    let answer =
-        Curl::through(&web.caller).args(&["--proxytunnel"]).get("http://nobody.bank/");
+    let answer = Curl::through(&web.caller).args(&["--proxytunnel"]).get("http://nobody.bank/");
     assert!(answer.head.contains("no_such_service"), "{answer:?}");
 }
 
@@ -327,20 +322,38 @@ fn tls_is_passed_through_by_server_name() {
     let at = |name: &str| dir.path().join(name).display().to_string();
     let made = Command::new("openssl")
         .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"])
-        .args(["-days", "1", "-subj", "/CN=secure.bank", "-keyout", &at("key"), "-out", &at("cert")])
+        .args([
+            "-days",
+            "1",
+            "-subj",
+            "/CN=secure.bank",
+            "-keyout",
+            &at("key"),
+            "-out",
+            &at("cert"),
+        ])
         .output()
         .expect("openssl runs");
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
     let port = free_port();
     let mut server = Command::new("openssl");
-    server.args(["s_server", "-accept", &port.to_string(), "-key", &at("key"), "-cert", &at("cert")]);
+    server.args([
+        "s_server",
+        "-accept",
+        &port.to_string(),
+        "-key",
+        &at("key"),
+        "-cert",
+        &at("cert"),
+    ]);
     let _server = Process::start(dir.path(), "server", server.arg("-www"));
     eventually("the TLS server listens", || listens(port));
     let route = "apiVersion: gateway.networking.k8s.io/v1alpha2\nkind: TLSRoute\n\
         metadata: {name: secure, namespace: bank}\nspec:\n\
         \x20 parentRefs: [{group: \"\", kind: Service, name: secure, port: 80}]\n\
         \x20 hostnames: [secure.bank]\n  rules: [{backendRefs: [{name: secure, port: 80}]}]\n";
-    let plane = ControlPlane::start(&[("secure.yaml", &service("secure", "tls")), ("route.yaml", route)]);
+    let plane =
+        ControlPlane::start(&[("secure.yaml", &service("secure", "tls")), ("route.yaml", route)]);
     let _secure = Proxy::beside(&plane, "secure", &[format!("{port}=tls:main")], &[]);
     let caller = Proxy::caller(&plane, &[]);
     let get = |name: &str| {
@@ -363,7 +376,10 @@ fn what_cannot_be_served_says_why() {
     let mut mesh = Mesh::start("h1");
     let answer = Curl::through(&mesh.caller).get("http://nobody.bank:8000/");
     assert_eq!(answer.status, 502, "{answer:?}");
-    assert!(answer.head.contains("proxy-status: outrigger; error=destination_not_found"), "{answer:?}");
+    assert!(
+        answer.head.contains("proxy-status: outrigger; error=destination_not_found"),
+        "{answer:?}"
+    );
     assert!(answer.body.contains("no_such_service") && answer.body.contains("check the name"));
     // Nobody is ready: the app's proxy has gone.
     mesh.web.process().terminate();

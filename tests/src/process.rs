@@ -17,7 +17,8 @@ pub struct TempDir(PathBuf);
 impl TempDir {
     pub fn new(what: &str) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
-        let name = format!("outrigger-{what}-{}-{}", std::process::id(), NEXT.fetch_add(1, Relaxed));
+        let name =
+            format!("outrigger-{what}-{}-{}", std::process::id(), NEXT.fetch_add(1, Relaxed));
         let path = std::env::temp_dir().join(name);
         fs::create_dir_all(&path).expect("a temporary folder");
         Self(path)
@@ -137,7 +138,8 @@ impl Drop for Process {
             if let Ok(mut file) = File::open(&self.log) {
                 let _ = file.read_to_string(&mut text);
             }
-            let telling = text.lines().rev().filter(|line| !line.contains("\"outcome\":\"success\""));
+            let telling =
+                text.lines().rev().filter(|line| !line.contains("\"outcome\":\"success\""));
             let tail: Vec<&str> = telling.take(15).collect();
             eprintln!("--- end of {}", self.log.display());
             for line in tail.iter().rev() {
@@ -182,7 +184,9 @@ impl ControlPlane {
             .args(["--admin", &local(self.admin).to_string()]);
         self.process = Some(Process::start(dir, "control-plane", &mut command));
         let admin = self.admin;
-        eventually("the control plane is ready", || http_get(admin, "/ready").is_some_and(|r| r.0 == 200));
+        eventually("the control plane is ready", || {
+            http_get(admin, "/ready").is_some_and(|r| r.0 == 200)
+        });
     }
 
     /// Puts a file in the folder as editors do: written aside, then moved.
@@ -265,10 +269,8 @@ impl Proxy {
     pub fn start(plane: &ControlPlane, name: &str, more: &[&str]) -> Self {
         let dir = TempDir::new("proxy");
         let [outbound, inbound, admin] = [free_port(), free_port(), free_port()];
-        let mut args = vec![
-            "--control-plane".to_owned(),
-            format!("http://{}", local(plane.listen)),
-        ];
+        let mut args =
+            vec!["--control-plane".to_owned(), format!("http://{}", local(plane.listen))];
         if !more.contains(&"--namespace") {
             args.extend(["--namespace".to_owned(), "bank".to_owned()]);
         }
