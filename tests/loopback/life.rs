@@ -63,7 +63,7 @@ fn idle_connections_of_the_app_do_not_hold_up_the_end() {
     let mut kept = begin(mesh.caller.outbound, "/");
     assert!(answer(&mut kept).contains("200 OK"));
     let _silent = TcpStream::connect(local(mesh.caller.outbound)).expect("a connection");
-    let mut slow = begin(mesh.caller.outbound, "/sleep/1000");
+    let mut slow = begin(mesh.caller.outbound, "/sleep/2000");
     eventually("the app has the request", || mesh.app.requests.load(Relaxed) == 2);
     mesh.caller.process().interrupt();
     let said = answer(&mut slow).to_ascii_lowercase();
@@ -132,7 +132,7 @@ fn wrong_flags_say_what_is_wrong() {
         ("outrigger-proxy", ["--app-port", "80=smtp"], "h1, h2, grpc, tls, tcp, detect"),
         ("outrigger-proxy", ["--listen", "127.0.0.1:1"], "IP:PORT=HOST:PORT"),
         ("outrigger-proxy", ["--outbuond", "127.0.0.1:1"], "--outbound"),
-        ("outrigger-control-plane", ["--grace-period", "soon"], "ms, s, m, h and d"),
+        ("outrigger-control-plane", ["--grace-period", "soon"], "ms, s, m, h or d"),
         ("outrigger-control-plane", ["--max-endpoints", "0"], "1..=10000"),
         ("outrigger-control-plane", ["--unmatched", "maybe"], "passthrough, refuse"),
     ] {

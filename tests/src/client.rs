@@ -214,6 +214,15 @@ impl Drop for Load {
     }
 }
 
+/// GETs one after the other on one connection; fails if one of them does.
+#[track_caller]
+pub fn gets(port: u16, count: usize) {
+    let mut connection = None;
+    for _ in 0..count {
+        get_on(&mut connection, port).expect("an answer");
+    }
+}
+
 /// One GET on a kept connection; the name of the app that answered.
 fn get_on(connection: &mut Option<BufReader<TcpStream>>, port: u16) -> Result<String, String> {
     let answer = try_get_on(connection, port);
