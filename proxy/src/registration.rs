@@ -15,6 +15,7 @@ use tracing::{info, warn};
 
 use crate::control_plane::{Backoff, ControlPlane};
 use crate::proxy::{Phase, Proxy};
+use crate::settings::Settings;
 
 /// How often the app is probed while it is not there, and while it is.
 const PROBE_STARTING: Duration = Duration::from_millis(50);
@@ -161,10 +162,19 @@ fn registration(proxy: &Proxy) -> Registration {
         address: settings.app_address.to_string(),
         ports: ports.collect(),
         mesh: Some(MeshAddress {
-            address: settings.inbound.to_string(),
+            address: mesh_address(settings).to_string(),
             hop_version: HOP_VERSION,
             identity: String::new(),
         }),
         zone: settings.zone.clone().unwrap_or_default(),
     }
+}
+
+/// Where other proxies dial this one: a listener on every address is reached at the app's.
+fn mesh_address(settings: &Settings) -> SocketAddr {
+    let mut address = settings.inbound;
+    if address.ip().is_unspecified() {
+        address.set_ip(settings.app_address);
+    }
+    address
 }
