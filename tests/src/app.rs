@@ -29,12 +29,15 @@ pub struct Echo {
 
 impl Echo {
     pub fn start(name: &'static str) -> Self {
+        Self::on(TcpListener::bind("127.0.0.1:0").expect("a port"), name)
+    }
+
+    pub fn on(listener: TcpListener, name: &'static str) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()
             .build()
             .expect("a runtime");
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let port = listener.local_addr().expect("its address").port();
         listener.set_nonblocking(true).expect("non-blocking");
         let (connections, requests) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
@@ -105,7 +108,10 @@ async fn answer(
 
 /// Serves each connection of a TCP listener on a thread of its own. Ends with the process.
 pub fn tcp(serve: impl Fn(TcpStream) + Send + Sync + 'static) -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    tcp_on(TcpListener::bind("127.0.0.1:0").expect("a port"), serve)
+}
+
+pub fn tcp_on(listener: TcpListener, serve: impl Fn(TcpStream) + Send + Sync + 'static) -> u16 {
     let port = listener.local_addr().expect("its address").port();
     let serve = Arc::new(serve);
     std::thread::spawn(move || {
