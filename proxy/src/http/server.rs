@@ -33,6 +33,9 @@ use crate::worker::Worker;
 const STREAM_WINDOW: u32 = 256 * 1024;
 /// Streams of one hop connection, whatever --max-streams says of others.
 const HOP_STREAMS: u32 = 256;
+/// Streams of a hop that were reset before they were looked at, from which on the connection ends.
+/// Many callers share a hop: h2's own 20 would let a burst of them that give up harm the others.
+const HOP_RESETS: usize = 1_024;
 /// Small, since every idle connection keeps it.
 const H1_BUFFER: usize = 8 * 1024;
 
@@ -65,11 +68,9 @@ impl Builders {
             .max_headers(settings.max_headers)
             .max_header_size(settings.max_header_bytes as usize)
             .max_buf_size((settings.max_header_bytes as usize).max(H1_BUFFER) + H1_BUFFER);
-        Self {
-            h1,
-            h2: h2_builder(settings, settings.max_streams),
-            h2_hop: h2_builder(settings, HOP_STREAMS),
-        }
+        let mut h2_hop = h2_builder(settings, HOP_STREAMS);
+        h2_hop.max_pending_accept_reset_streams(HOP_RESETS);
+        Self { h1, h2: h2_builder(settings, settings.max_streams), h2_hop }
     }
 }
 
