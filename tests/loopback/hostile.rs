@@ -2,13 +2,15 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
-use outrigger_tests::client::{Load, raw};
+use outrigger_tests::app::Echo;
+use outrigger_tests::client::{Curl, Load, raw};
 use outrigger_tests::eventually;
-use outrigger_tests::process::{Proxy, free_port, local};
+use outrigger_tests::process::{ControlPlane, Proxy, free_port, local};
 
-use crate::Mesh;
+use crate::{Mesh, unmeshed};
 
 /// Most that a proxy may hold in a debug build, whatever is thrown at it, in KiB.
 const MEMORY: u64 = 40 * 1024;
@@ -178,10 +180,10 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// HPACK: GET http / of `web.bank`, as indexed fields and a literal.
-fn request_block() -> Vec<u8> {
-    let mut block = vec![0x82, 0x86, 0x84, 0x01, 8];
-    block.extend(b"web.bank");
+/// HPACK: GET http / of an authority, as indexed fields and a literal.
+fn request_block(authority: &str) -> Vec<u8> {
+    let mut block = vec![0x82, 0x86, 0x84, 0x01, authority.len() as u8];
+    block.extend(authority.as_bytes());
     block
 }
 
@@ -208,7 +210,8 @@ fn endless_header_blocks_are_cut_off() {
     for proxy in [&siege.caller, &siege.mesh.web] {
         let port = if std::ptr::eq(proxy, &siege.caller) { proxy.outbound } else { proxy.inbound };
         let mut stream = h2(port);
-        let mut written = stream.write_all(&frame(HEADERS, END_STREAM, 1, &request_block()));
+        let mut written =
+            stream.write_all(&frame(HEADERS, END_STREAM, 1, &request_block("web.bank")));
         let piece: Vec<u8> = (0..100).flat_map(|_| literal("x-endless")).collect();
         let piece = frame(CONTINUATION, 0, 1, &piece);
         let mut sent = 0;
@@ -226,18 +229,38 @@ fn endless_header_blocks_are_cut_off() {
 fn header_blocks_over_the_limit_are_refused() {
     let siege = Siege::begin();
     let mut stream = h2(siege.caller.outbound);
-    let fields: Vec<u8> = (0..100).flat_map(|_| literal("x-large")).collect();
-    let mut bytes = frame(HEADERS, END_STREAM, 1, &request_block());
-    for i in 0..8 {
-        let flags = if i == 7 { END_HEADERS } else { 0 };
+    let fields: Vec<u8> = (0..120).flat_map(|_| literal("x-large")).collect();
+    let mut bytes = frame(HEADERS, END_STREAM, 1, &request_block("web.bank"));
+    // Some 80 KB in as many frames as are let through.
+    for i in 0..5 {
+        let flags = if i == 4 { END_HEADERS } else { 0 };
         bytes.extend(frame(CONTINUATION, flags, 1, &fields));
     }
+    // And one after it that is as it should be, for whom nobody is.
+    bytes.extend(frame(HEADERS, END_STREAM | END_HEADERS, 3, &request_block("nobody.bank")));
     stream.write_all(&bytes).expect("written");
-    // Other streams of the connection go on, or the connection ends: never silence.
-    let _ = stream.shutdown(Shutdown::Write);
-    let answer = read_to_end(&mut stream);
-    assert!(!answer.is_empty(), "no answer");
+    let answered = |stream: &mut TcpStream, wanted: u32| {
+        loop {
+            let (kind, id) = next_frame(stream).expect("an answer before the end");
+            if kind == HEADERS && id == wanted {
+                return;
+            }
+        }
+    };
+    // Refused, and the rest of the connection goes on.
+    answered(&mut stream, 1);
+    answered(&mut stream, 3);
     siege.end();
+}
+
+/// Reads a frame; its type and stream. `None` at the end of the connection.
+fn next_frame(stream: &mut TcpStream) -> Option<(u8, u32)> {
+    let mut head = [0; 9];
+    stream.read_exact(&mut head).ok()?;
+    let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+    let mut payload = vec![0; length as usize];
+    stream.read_exact(&mut payload).ok()?;
+    Some((head[3], u32::from_be_bytes([head[5], head[6], head[7], head[8]])))
 }
 
 #[test]
@@ -250,7 +273,7 @@ fn rapid_resets_end_the_connection() {
         let mut bytes = Vec::new();
         for _ in 0..100 {
             let id = streams * 2 + 1;
-            bytes.extend(frame(HEADERS, END_STREAM | END_HEADERS, id, &request_block()));
+            bytes.extend(frame(HEADERS, END_STREAM | END_HEADERS, id, &request_block("web.bank")));
             bytes.extend(frame(RST_STREAM, 0, id, &8_u32.to_be_bytes()));
             streams += 1;
         }
@@ -268,7 +291,11 @@ fn an_http2_frame_that_makes_no_sense_ends_only_its_connection() {
         // A frame larger than allowed, DATA on stream 0, a stream id that goes back.
         vec![0xff, 0xff, 0xff, 0, 0, 0, 0, 0, 1],
         frame(0, 0, 0, b"data"),
-        [frame(HEADERS, 5, 3, &request_block()), frame(HEADERS, 5, 1, &request_block())].concat(),
+        [
+            frame(HEADERS, 5, 3, &request_block("web.bank")),
+            frame(HEADERS, 5, 1, &request_block("web.bank")),
+        ]
+        .concat(),
     ] {
         let mut stream = h2(siege.caller.outbound);
         stream.write_all(&bytes).expect("written");
@@ -276,4 +303,36 @@ fn an_http2_frame_that_makes_no_sense_ends_only_its_connection() {
     }
     siege.counted(&siege.caller, "protocol_error", 3.0);
     siege.end();
+}
+
+#[test]
+fn garbage_instead_of_tls_is_refused() {
+    let app = Echo::start("secure");
+    let plane = ControlPlane::start(&[("secure.yaml", &unmeshed("secure", "tls", app.port))]);
+    let port = free_port();
+    let listen = format!("127.0.0.1:{port}=secure.bank:80");
+    let caller = Proxy::caller(&plane, &["--listen", &listen]);
+    for bytes in [&b"GET / HTTP/1.1\r\nhost: secure.bank\r\n\r\n"[..], b"\x00\xff\x00garbage\n"] {
+        assert_eq!(raw(port, bytes, SOON), "");
+    }
+    eventually("both are counted", || {
+        caller.count("outrigger_requests_total", &["reason=\"protocol_error\""]) == 2.0
+    });
+    caller.wait_log(&["protocol_error", "bank/secure:80"]);
+    assert_eq!(app.connections.load(Relaxed), 0);
+}
+
+#[test]
+fn connections_over_the_limit_are_closed_and_the_others_are_served() {
+    let mesh = Mesh::start("h1");
+    let caller = Proxy::start(&mesh.plane, "limited", &["--max-connections", "5"]);
+    let held: Vec<_> = (0..20)
+        .map(|_| TcpStream::connect(local(caller.outbound)).expect("a connection"))
+        .collect();
+    eventually("15 are refused", || {
+        caller.count("outrigger_connections_refused_total", &[]) == 15.0
+    });
+    drop(held);
+    eventually("there is room again", || caller.count("outrigger_connections_open", &[]) == 0.0);
+    assert_eq!(Curl::through(&caller).get("http://web.bank/").status, 200);
 }

@@ -290,7 +290,7 @@ fn connect_carries_anything() {
     let (_plane, _raw, caller, _listener) = tcp_mesh(app, "tcp");
     // curl speaks "telnet" through the tunnel.
     let mut curl = Command::new("curl")
-        .args(["--silent", "--max-time", "10", "--proxytunnel", "--proxy"])
+        .args(["--silent", "--no-buffer", "--max-time", "10", "--proxytunnel", "--proxy"])
         .arg(format!("http://{}", local(caller.outbound)))
         .arg("telnet://raw.bank:80")
         .stdin(Stdio::piped())
