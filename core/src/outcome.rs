@@ -77,12 +77,12 @@ pub fn grpc_code_name(code: i32) -> &'static str {
 /// certainly not processed.
 pub fn grpc_code_for(reason: Reason) -> i32 {
     match reason {
-        Reason::RetriedUnprocessed | Reason::Unmatched | Reason::Unmeshed => OK,
+        Reason::RetriedUnprocessed => OK,
         Reason::DownstreamReset => CANCELLED,
         Reason::UpstreamResetAmbiguous | Reason::ResponseTruncated => UNKNOWN,
         Reason::HeaderTimeout => DEADLINE_EXCEEDED,
         Reason::NotForUs => PERMISSION_DENIED,
-        Reason::HeadersTooLarge | Reason::ConnectionLimit | Reason::BufferLimit => {
+        Reason::HeadersTooLarge | Reason::ConnectionLimit => {
             RESOURCE_EXHAUSTED
         }
         // Also what gRPC makes of a 404.

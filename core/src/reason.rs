@@ -142,9 +142,6 @@ reasons! {
     /// More connections than the limit.
     ConnectionLimit = "connection_limit", Us, 503, "proxy_internal_response",
         "too many connections; raise --max-connections or reuse connections";
-    /// Buffered bytes are at the limit.
-    BufferLimit = "buffer_limit", Us, 503, "proxy_internal_response",
-        "the proxy's buffers are full; raise --max-buffered-bytes or look for a slow reader";
     /// The proxy is shutting down.
     Draining = "draining", Us, 503, "proxy_internal_response",
         "the proxy is shutting down; a new connection reaches another instance";
@@ -156,12 +153,6 @@ reasons! {
     /// Sent again because the first try was provably not processed.
     RetriedUnprocessed = "retried_unprocessed", Upstream, 200, "connection_terminated",
         "the first try did not reach the instance; it was sent again";
-    /// Passed through to a destination that the mesh does not know.
-    Unmatched = "unmatched", Us, 200, "proxy_internal_response",
-        "the destination is outside the mesh and was passed through";
-    /// Plaintext to an endpoint outside the mesh.
-    Unmeshed = "unmeshed", Us, 200, "proxy_internal_response",
-        "the endpoint has no sidecar, so this hop is plaintext";
 }
 
 impl std::fmt::Display for Reason {

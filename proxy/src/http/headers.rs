@@ -96,7 +96,8 @@ fn clean(headers: &mut HeaderMap, seen: Seen, request: bool) {
         headers.remove(header::TRANSFER_ENCODING);
         headers.remove(header::UPGRADE);
     }
-    if seen.te {
+    // gRPC's own, which most requests with a TE have, is what stays anyway.
+    if seen.te && !(request && headers.get_all(header::TE).iter().eq(["trailers"])) {
         // The one value that means something end to end, and that gRPC requires.
         let trailers = request && list_has(headers, &header::TE, "trailers");
         headers.remove(header::TE);
