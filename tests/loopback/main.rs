@@ -4,6 +4,7 @@ mod config;
 mod hostile;
 mod life;
 mod protocols;
+mod upstreams;
 
 use outrigger_tests::app::Echo;
 use outrigger_tests::process::{ControlPlane, Proxy};

@@ -1,0 +1,118 @@
+//! What apps may do wrong, and what is sent again.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use outrigger_tests::app::{Echo, tcp};
+use outrigger_tests::client::Curl;
+use outrigger_tests::eventually;
+use outrigger_tests::process::{ControlPlane, Proxy, free_port};
+
+use crate::{service, unmeshed};
+
+/// Reads one request's head.
+fn read_head(stream: &mut TcpStream) -> bool {
+    let mut head = Vec::new();
+    let mut byte = [0];
+    while !head.ends_with(b"\r\n\r\n") {
+        match stream.read(&mut byte) {
+            Ok(1) => head.push(byte[0]),
+            _ => return false,
+        }
+    }
+    true
+}
+
+/// An app that answers each request with `answer` and closes, counting requests.
+fn closing(answer: &'static [u8]) -> (u16, Arc<AtomicU64>) {
+    let requests = Arc::new(AtomicU64::new(0));
+    let got = Arc::clone(&requests);
+    let port = tcp(move |mut stream| {
+        if read_head(&mut stream) {
+            // The proxy may have gone.
+            let _ = stream.write_all(answer);
+            drop(stream);
+            got.fetch_add(1, Relaxed);
+        }
+    });
+    (port, requests)
+}
+
+#[test]
+fn only_what_may_be_repeated_is_sent_again() {
+    // Takes the request and hangs up: nobody knows what it did.
+    let (port, requests) = closing(b"");
+    let plane = ControlPlane::start(&[
+        ("plain.yaml", &unmeshed("plain", "http", port)),
+        ("meshed.yaml", &service("meshed", "http")),
+    ]);
+    let meshed = Proxy::beside(&plane, "meshed", &[format!("{port}=h1:main")], &[]);
+    let caller = Proxy::caller(&plane, &[]);
+    // A probe of the sidecar's says nothing, and is no request.
+    assert_eq!(requests.load(Relaxed), 0);
+    for name in ["plain", "meshed"] {
+        let url = format!("http://{name}.bank/");
+        let before = requests.load(Relaxed);
+        let answer = Curl::through(&caller).args(&["--data", "once"]).get(&url);
+        assert_eq!(answer.status, 502, "{name}: {answer:?}");
+        assert!(answer.body.contains("upstream_reset_ambiguous"), "{name}: {answer:?}");
+        assert_eq!(requests.load(Relaxed) - before, 1, "{name}: a POST arrived more than once");
+        let answer = Curl::through(&caller).get(&url);
+        assert_eq!(answer.status, 502, "{name}: {answer:?}");
+        let times = requests.load(Relaxed) - before - 1;
+        assert_eq!(times, 2, "{name}: a GET is tried twice in all, whoever tries");
+    }
+    drop(meshed);
+}
+
+#[test]
+fn answers_that_break_off_or_make_no_sense_are_named() {
+    let (short, _) = closing(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nshort");
+    let (garbage, _) = closing(b"\x00\x01\x02 this is no HTTP\r\n\r\n");
+    let plane = ControlPlane::start(&[
+        ("short.yaml", &unmeshed("short", "http", short)),
+        ("garbage.yaml", &unmeshed("garbage", "http", garbage)),
+        ("gone.yaml", &unmeshed("gone", "http", free_port())),
+    ]);
+    let caller = Proxy::caller(&plane, &[]);
+    let answer = Curl::through(&caller).get("http://short.bank/");
+    assert_ne!(answer.exit, Some(0), "a caller must notice: {answer:?}");
+    eventually("it is counted", || {
+        caller.count("outrigger_requests_total", &["reason=\"response_truncated\""]) == 1.0
+    });
+    let answer = Curl::through(&caller).args(&["--data", "x"]).get("http://garbage.bank/");
+    assert_eq!(answer.status, 502, "{answer:?}");
+    assert!(answer.body.contains("upstream_protocol_error"), "{answer:?}");
+    let answer = Curl::through(&caller).args(&["--data", "x"]).get("http://gone.bank/");
+    assert_eq!(answer.status, 503, "{answer:?}");
+    assert!(answer.body.contains("connect_failed"), "{answer:?}");
+}
+
+#[test]
+fn an_endpoint_that_refuses_connections_costs_nothing_while_another_serves() {
+    let app = Echo::start("alive");
+    // Two addresses of loopback: the app listens on the first only.
+    let both = unmeshed("web", "http", app.port)
+        .replace("[\"127.0.0.1\"]", "[\"127.0.0.1\"]}, {addresses: [\"127.0.0.2\"]");
+    let plane = ControlPlane::start(&[("web.yaml", &both)]);
+    let caller = Proxy::caller(&plane, &[]);
+    for i in 0..20 {
+        let answer = Curl::through(&caller).args(&["--data", "x"]).get("http://web.bank/");
+        assert_eq!(answer.status, 200, "request {i}: {answer:?}");
+    }
+    assert!(plane.admin("/index").contains("127.0.0.2"), "both addresses are endpoints");
+}
+
+#[test]
+fn connections_that_an_app_has_closed_are_not_used_again() {
+    let (port, requests) = closing(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok");
+    let plane = ControlPlane::start(&[("web.yaml", &unmeshed("web", "http", port))]);
+    let caller = Proxy::caller(&plane, &["--workers", "1"]);
+    for i in 1..=30 {
+        let answer = Curl::through(&caller).args(&["--data", "x"]).get("http://web.bank/");
+        assert_eq!(answer.status, 200, "request {i}: {answer:?}");
+        eventually("the app has closed", || requests.load(Relaxed) == i);
+    }
+}
