@@ -25,25 +25,35 @@ fn read_head(stream: &mut TcpStream) -> bool {
     true
 }
 
-/// An app that answers each request with `answer` and closes, counting requests.
-fn closing(answer: &'static [u8]) -> (u16, Arc<AtomicU64>) {
-    let requests = Arc::new(AtomicU64::new(0));
-    let got = Arc::clone(&requests);
+/// What an app has seen.
+#[derive(Clone, Default)]
+struct Counts {
+    /// Requests, counted before they are answered.
+    requests: Arc<AtomicU64>,
+    /// Connections, counted after they were closed.
+    closed: Arc<AtomicU64>,
+}
+
+/// An app that answers each request with `answer` and closes.
+fn closing(answer: &'static [u8]) -> (u16, Counts) {
+    let counts = Counts::default();
+    let counted = counts.clone();
     let port = tcp(move |mut stream| {
         if read_head(&mut stream) {
+            counted.requests.fetch_add(1, Relaxed);
             // The proxy may have gone.
             let _ = stream.write_all(answer);
             drop(stream);
-            got.fetch_add(1, Relaxed);
+            counted.closed.fetch_add(1, Relaxed);
         }
     });
-    (port, requests)
+    (port, counts)
 }
 
 #[test]
 fn only_what_may_be_repeated_is_sent_again() {
     // Takes the request and hangs up: nobody knows what it did.
-    let (port, requests) = closing(b"");
+    let (port, Counts { requests, .. }) = closing(b"");
     let plane = ControlPlane::start(&[
         ("plain.yaml", &unmeshed("plain", "http", port)),
         ("meshed.yaml", &service("meshed", "http")),
@@ -107,12 +117,12 @@ fn an_endpoint_that_refuses_connections_costs_nothing_while_another_serves() {
 
 #[test]
 fn connections_that_an_app_has_closed_are_not_used_again() {
-    let (port, requests) = closing(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok");
+    let (port, Counts { closed, .. }) = closing(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok");
     let plane = ControlPlane::start(&[("web.yaml", &unmeshed("web", "http", port))]);
     let caller = Proxy::caller(&plane, &["--workers", "1"]);
     for i in 1..=30 {
         let answer = Curl::through(&caller).args(&["--data", "x"]).get("http://web.bank/");
         assert_eq!(answer.status, 200, "request {i}: {answer:?}");
-        eventually("the app has closed", || requests.load(Relaxed) == i);
+        eventually("the app has closed", || closed.load(Relaxed) == i);
     }
 }
