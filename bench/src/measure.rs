@@ -14,6 +14,9 @@ use crate::peers::{Case, OTHER_CPU, Places};
 const H1_CONNECTIONS: &str = "64";
 const H2_CONNECTIONS: &str = "4";
 
+/// Bytes of every message and answer.
+pub const BODY: usize = 128;
+
 /// What a run showed.
 #[derive(Clone, Debug, Serialize)]
 pub struct Sample {
@@ -148,9 +151,10 @@ fn load_args(case: Case, port: u16, rate: u32, seconds: f64) -> Vec<String> {
     pairs.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]).collect()
 }
 
-fn grpc_message() -> Vec<u8> {
-    let mut message = vec![0, 0, 0, 0, 128];
-    message.resize(133, b'x');
+/// A gRPC message with its five bytes of frame.
+pub fn grpc_message() -> Vec<u8> {
+    let mut message = vec![0, 0, 0, 0, BODY as u8];
+    message.resize(5 + BODY, b'x');
     message
 }
 
