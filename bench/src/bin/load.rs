@@ -1,6 +1,8 @@
 //! The caller: closed loop for saturation, open loop for latency. In open loop each request has its
-//! planned time, and latency counts from there, so that a stall is charged to every request it
-//! delays (no coordinated omission).
+//! planned time. One that is held up beyond it, because its connection still waits for the answer
+//! before, counts its latency from there, so that a stall is charged to every request it delays (no
+//! coordinated omission). One that is not counts from when it is sent: the timers here tick once a
+//! millisecond, and that is not the subject's latency.
 //!
 //! Prints one JSON line. `load --help` lists the kinds.
 
@@ -161,7 +163,8 @@ impl Plan {
         }
     }
 
-    /// Waits for the next planned time; `None`: the run is over.
+    /// Waits for the next planned time and returns from when its latency counts; `None`: the run is
+    /// over.
     async fn next(&mut self) -> Option<Instant> {
         let Some(interval) = self.interval else {
             let now = Instant::now();
@@ -174,6 +177,7 @@ impl Plan {
         self.next += interval;
         if planned > Instant::now() {
             tokio::time::sleep_until(planned).await;
+            return Some(Instant::now());
         }
         Some(planned)
     }
