@@ -9,6 +9,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use http::{HeaderName, HeaderValue, Method, StatusCode};
 
+use crate::identity::{SpiffeId, TrustDomain};
 use crate::name::{DestinationName, EndpointId};
 
 /// Features of the wire format that this build understands. A resource that lists another one in
@@ -275,8 +276,8 @@ pub struct MeshAddress {
     pub address: SocketAddr,
     /// Version of the hop protocol that it speaks; 1 is the only one.
     pub hop_version: u32,
-    /// SPIFFE id to expect, once identities exist.
-    pub identity: Option<String>,
+    /// The id that the sidecar must prove; none where the mesh runs without identities.
+    pub identity: Option<SpiffeId>,
 }
 
 /// This workload's own ports, as its inbound proxy needs them.
@@ -295,6 +296,28 @@ pub struct InboundPort {
     pub protocol: Protocol,
     /// The first service, in name order, that selects this port: the `service` label.
     pub service: Option<DestinationName>,
+    pub mtls: MtlsMode,
+}
+
+/// Whether a port takes plaintext from outside the mesh.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub enum MtlsMode {
+    /// Plaintext is let in, counted and visible, as an unauthenticated caller.
+    #[default]
+    Permissive,
+    /// Only callers with a certificate from the trust bundle.
+    Strict,
+}
+
+/// The roots that the mesh believes in. Certificates stay in DER here: reading them is the business
+/// of whoever does I/O.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TrustBundle {
+    pub trust_domain: TrustDomain,
+    /// In DER, the one that issues first; never empty.
+    pub roots: Vec<Vec<u8>>,
+    /// SHA-256 of the root under which certificates are issued now.
+    pub issuing_root: [u8; 32],
 }
 
 /// Settings of the whole mesh.

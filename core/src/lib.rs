@@ -11,6 +11,7 @@ pub mod config;
 pub mod detect;
 pub mod error;
 pub mod filter;
+pub mod identity;
 pub mod name;
 pub mod outcome;
 pub mod reason;

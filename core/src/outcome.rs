@@ -81,7 +81,11 @@ pub fn grpc_code_for(reason: Reason) -> i32 {
         Reason::DownstreamReset => CANCELLED,
         Reason::UpstreamResetAmbiguous | Reason::ResponseTruncated => UNKNOWN,
         Reason::HeaderTimeout => DEADLINE_EXCEEDED,
-        Reason::NotForUs => PERMISSION_DENIED,
+        Reason::NotForUs
+        | Reason::MtlsRequired
+        | Reason::TlsHandshakeFailed
+        | Reason::AccessDenied => PERMISSION_DENIED,
+        Reason::TokenMissing | Reason::TokenInvalid => UNAUTHENTICATED,
         Reason::HeadersTooLarge | Reason::ConnectionLimit => {
             RESOURCE_EXHAUSTED
         }
@@ -103,6 +107,9 @@ pub fn grpc_code_for(reason: Reason) -> i32 {
         | Reason::PortNotServed
         | Reason::ConfigUnavailable
         | Reason::ConfigUnsupported
+        | Reason::IdentityUnavailable
+        | Reason::UpstreamTlsFailed
+        | Reason::UpstreamIdentityMismatch
         | Reason::ConnectFailed
         | Reason::ConnectTimeout
         | Reason::UpstreamReset

@@ -112,6 +112,32 @@ reasons! {
     ConfigUnsupported = "config_unsupported", Us, 503, "proxy_configuration_error",
         "upgrade this proxy: it does not know a feature that the configuration requires";
 
+    // Who may call.
+    /// Plaintext on a port that takes only callers with an identity.
+    MtlsRequired = "mtls_required", Downstream, 403, "http_request_denied",
+        "this port takes only callers of the mesh; inject the caller, or set the port's mtls mode to Permissive";
+    /// The TLS handshake of a caller failed; the detail names the cause.
+    TlsHandshakeFailed = "tls_handshake_failed", Downstream, 403, "tls_protocol_error",
+        "the caller proved no identity that the trust bundle covers; the detail names the cause";
+    /// The access policy does not let this caller do this.
+    AccessDenied = "access_denied", Downstream, 403, "http_request_denied",
+        "an AccessPolicy of the called workload denies this; the detail names the policy and rule";
+    /// A token is required and none was sent.
+    TokenMissing = "token_missing", Downstream, 401, "http_request_denied",
+        "send a token of an issuer that the AccessPolicy lists as `Authorization: Bearer`";
+    /// A token was sent and does not hold; the detail names the cause.
+    TokenInvalid = "token_invalid", Downstream, 401, "http_request_denied",
+        "the token does not hold; the detail names the cause";
+    /// This proxy has no certificate that is valid now.
+    IdentityUnavailable = "identity_unavailable", Us, 503, "tls_certificate_error",
+        "the proxy has no valid certificate; check its join token and its connection to the control plane";
+    /// The TLS handshake with the upstream failed; the detail names the cause.
+    UpstreamTlsFailed = "upstream_tls_failed", Upstream, 503, "tls_protocol_error",
+        "the called proxy could not be authenticated; the detail names the cause";
+    /// The upstream proved another identity than that of the endpoint that was dialled.
+    UpstreamIdentityMismatch = "upstream_identity_mismatch", Upstream, 503, "tls_certificate_error",
+        "the address belongs to another workload by now, or somebody stands in between";
+
     // On the way.
     /// No connection could be made: refused or unreachable.
     ConnectFailed = "connect_failed", Upstream, 503, "connection_refused",

@@ -7,6 +7,8 @@
 pub mod convert;
 pub mod wire;
 
+/// How a proxy comes to its certificate.
+pub use generated::outrigger::identity::v1 as identity;
 /// Outrigger's resources and the workload registration service.
 pub use generated::outrigger::mesh::v1 as mesh;
 
@@ -39,6 +41,11 @@ mod generated {
         }
     }
     pub(crate) mod outrigger {
+        pub(crate) mod identity {
+            pub mod v1 {
+                include!("generated/outrigger.identity.v1.rs");
+            }
+        }
         pub(crate) mod mesh {
             pub mod v1 {
                 include!("generated/outrigger.mesh.v1.rs");

@@ -27,7 +27,10 @@ pub const DESTINATION: &str = "type.googleapis.com/outrigger.mesh.v1.Destination
 pub const ENDPOINT: &str = "type.googleapis.com/outrigger.mesh.v1.Endpoint";
 pub const INBOUND: &str = "type.googleapis.com/outrigger.mesh.v1.Inbound";
 pub const MESH_SETTINGS: &str = "type.googleapis.com/outrigger.mesh.v1.MeshSettings";
+pub const TRUST_BUNDLE: &str = "type.googleapis.com/outrigger.mesh.v1.TrustBundle";
 
+/// Name of the one `TrustBundle` resource.
+pub const TRUST_BUNDLE_NAME: &str = "trust";
 /// Name of the one `MeshSettings` resource.
 pub const MESH_SETTINGS_NAME: &str = "mesh";
 

@@ -8,9 +8,10 @@ use http::{HeaderName, HeaderValue, Method, StatusCode};
 use outrigger_core::config::{
     Backend, BackendTarget, Balancer, Destination, Endpoint, FEATURES, Filter, HashKey,
     HeaderMatch, HeaderModifier, HostMatch, HttpMatch, HttpRoute, HttpRule, Inbound, InboundPort,
-    MeshAddress, MeshSettings, Mirror, PathMatch, PathModifier, Protocol, QueryMatch, Redirect,
-    Rewrite, TcpBackend, TcpRoute, TlsRoute, Unmatched, ValueMatch, WeightedBackend,
+    MeshAddress, MeshSettings, Mirror, MtlsMode, PathMatch, PathModifier, Protocol, QueryMatch,
+    Redirect, Rewrite, TcpBackend, TcpRoute, TlsRoute, Unmatched, ValueMatch, WeightedBackend,
 };
+use outrigger_core::identity::SpiffeId;
 use outrigger_core::name::{DestinationName, EndpointId};
 use outrigger_proto::convert::{destination, endpoint, inbound, is_unsupported, settings, version};
 use outrigger_proto::mesh;
@@ -364,11 +365,8 @@ fn any_balancer() -> impl Strategy<Value = Balancer> {
 }
 
 fn any_endpoint() -> impl Strategy<Value = Endpoint> {
-    let mesh = (any::<SocketAddr>(), of(any_text())).prop_map(|(address, identity)| MeshAddress {
-        address,
-        hop_version: 1,
-        identity,
-    });
+    let mesh = (any::<SocketAddr>(), of(any_identity()))
+        .prop_map(|(address, identity)| MeshAddress { address, hop_version: 1, identity });
     let id = (select(&["bank.app-1", "127.0.0.1", "::1", "7a1e"][..]), 1u16..)
         .prop_map(|(workload, port)| EndpointId::new(workload, port).unwrap());
     let texts = (of(any_text()), of(any_text()), of(any_text()));
@@ -390,8 +388,9 @@ fn any_endpoint() -> impl Strategy<Value = Endpoint> {
 }
 
 fn any_inbound() -> impl Strategy<Value = Inbound> {
-    let port = (1u16.., any_protocol(), of(any_name()))
-        .prop_map(|(port, protocol, service)| InboundPort { port, protocol, service });
+    let mtls = select(&[MtlsMode::Permissive, MtlsMode::Strict][..]);
+    let port = (1u16.., any_protocol(), of(any_name()), mtls)
+        .prop_map(|(port, protocol, service, mtls)| InboundPort { port, protocol, service, mtls });
     (any_text(), vec(any::<IpAddr>(), 0..3), vec(port, 0..4))
         .prop_map(|(workload, addresses, ports)| Inbound { workload, addresses, ports })
 }
@@ -438,4 +437,12 @@ fn any_header_name() -> impl Strategy<Value = HeaderName> {
 /// Any text but the empty one, which stands for a value that is not there.
 fn any_text() -> impl Strategy<Value = String> {
     "\\PC{1,12}"
+}
+
+fn any_identity() -> impl Strategy<Value = SpiffeId> {
+    ("[a-z][a-z0-9-]{0,8}[a-z0-9]", "[a-z0-9]{1,9}", "[a-z0-9]{1,9}").prop_map(
+        |(domain, namespace, account): (String, String, String)| {
+            SpiffeId::new(&domain.parse().unwrap(), &namespace, &account).unwrap()
+        },
+    )
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use outrigger_core::config::{Inbound, InboundPort, Protocol};
+use outrigger_core::config::{Inbound, InboundPort, MtlsMode, Protocol};
 
 use crate::index::{Index, PortId};
 use crate::object::Workload;
@@ -13,14 +13,20 @@ pub fn build(index: &Index, uid: &str) -> Option<Inbound> {
     let mut ports: BTreeMap<u16, InboundPort> = BTreeMap::new();
     for port in &workload.ports {
         let (port, protocol) = (port.port, port.protocol);
-        ports.insert(port, InboundPort { port, protocol, service: None });
+        ports
+            .insert(port, InboundPort { port, protocol, service: None, mtls: MtlsMode::default() });
     }
     // In name order, so the first one that selects a port names it.
     for id in index.selecting(workload) {
         let service_ports = index.service(id).into_iter().flat_map(|service| &service.ports);
         for service_port in service_ports {
             let Some(port) = workload.port(&service_port.target) else { continue };
-            let own = InboundPort { port, protocol: Protocol::Detect, service: None };
+            let own = InboundPort {
+                port,
+                protocol: Protocol::Detect,
+                service: None,
+                mtls: MtlsMode::default(),
+            };
             let inbound = ports.entry(port).or_insert(own);
             if inbound.service.is_none() {
                 inbound.service = Some(PortId::new(id, service_port.port).destination());

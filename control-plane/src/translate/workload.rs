@@ -68,7 +68,7 @@ pub fn to_wire(workload: &Workload) -> mesh::Registration {
         mesh: workload.mesh.as_ref().map(|address| mesh::MeshAddress {
             address: address.address.to_string(),
             hop_version: address.hop_version,
-            identity: address.identity.clone().unwrap_or_default(),
+            identity: String::new(),
         }),
         zone: workload.zone.clone().unwrap_or_default(),
     }
@@ -111,6 +111,6 @@ fn mesh_address(raw: &mesh::MeshAddress) -> Result<MeshAddress, FieldError> {
     if raw.hop_version == 0 {
         return Err(FieldError::at("hop_version", "must be set"));
     }
-    let identity = Some(raw.identity.clone()).filter(|identity| !identity.is_empty());
-    Ok(MeshAddress { address, hop_version: raw.hop_version, identity })
+    // Whom a caller must expect is for the control plane to say, not for the workload.
+    Ok(MeshAddress { address, hop_version: raw.hop_version, identity: None })
 }

@@ -69,7 +69,7 @@ fn mesh_address_to_wire(address: &MeshAddress) -> mesh::MeshAddress {
     mesh::MeshAddress {
         address: address.address.to_string(),
         hop_version: address.hop_version,
-        identity: address.identity.clone().unwrap_or_default(),
+        identity: address.identity.as_ref().map(ToString::to_string).unwrap_or_default(),
     }
 }
 
@@ -83,6 +83,9 @@ fn mesh_address_from_wire(wire: &mesh::MeshAddress) -> Result<MeshAddress, Field
     Ok(MeshAddress {
         address: parsed("address", &wire.address).map_err(|e| e.under("mesh"))?,
         hop_version: wire.hop_version,
-        identity: optional(&wire.identity),
+        identity: match wire.identity.as_str() {
+            "" => None,
+            id => Some(parsed("identity", id).map_err(|e| e.under("mesh"))?),
+        },
     })
 }

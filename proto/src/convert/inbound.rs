@@ -1,6 +1,6 @@
 //! [`Inbound`]: a workload's own ports.
 
-use outrigger_core::config::{Inbound, InboundPort};
+use outrigger_core::config::{Inbound, InboundPort, MtlsMode};
 use outrigger_core::error::FieldError;
 
 use super::{check_requires, each, parsed, port, protocol_from_wire, protocol_to_wire};
@@ -18,6 +18,7 @@ pub fn to_wire(inbound: &Inbound) -> mesh::Inbound {
                 port: port.port.into(),
                 protocol: protocol_to_wire(port.protocol),
                 service: port.service.as_ref().map(ToString::to_string).unwrap_or_default(),
+                mtls: mtls_to_wire(port.mtls).into(),
             })
             .collect(),
     }
@@ -39,7 +40,25 @@ pub fn from_wire(wire: &mesh::Inbound) -> Result<Inbound, FieldError> {
                     "" => None,
                     name => Some(parsed("service", name)?),
                 },
+                mtls: mtls_from_wire(wire.mtls)?,
             })
         })?,
     })
+}
+
+fn mtls_to_wire(mode: MtlsMode) -> mesh::MtlsMode {
+    match mode {
+        MtlsMode::Permissive => mesh::MtlsMode::Permissive,
+        MtlsMode::Strict => mesh::MtlsMode::Strict,
+    }
+}
+
+fn mtls_from_wire(wire: i32) -> Result<MtlsMode, FieldError> {
+    match mesh::MtlsMode::try_from(wire) {
+        Ok(mesh::MtlsMode::Permissive) => Ok(MtlsMode::Permissive),
+        Ok(mesh::MtlsMode::Strict) => Ok(MtlsMode::Strict),
+        Ok(mesh::MtlsMode::Unspecified) | Err(_) => {
+            Err(FieldError::at("mtls", format!("{wire} is not a known value")))
+        }
+    }
 }

@@ -11,6 +11,7 @@ mod filter;
 mod http_route;
 pub mod inbound;
 pub mod settings;
+pub mod trust;
 
 use outrigger_core::config::{BackendTarget, FEATURES, HostMatch, Protocol};
 use outrigger_core::error::FieldError;

@@ -319,6 +319,8 @@ pub struct InboundPort {
     /// Destination name; empty: no service selects this port.
     #[prost(string, tag = "3")]
     pub service: ::prost::alloc::string::String,
+    #[prost(enumeration = "MtlsMode", tag = "4")]
+    pub mtls: i32,
 }
 /// Named `mesh`.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -333,6 +335,21 @@ pub struct MeshSettings {
     pub max_endpoints: u32,
     #[prost(string, repeated, tag = "5")]
     pub namespaces: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+/// Named `trust`. Every proxy subscribes to it; its acknowledgement is what a root rotation waits for.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TrustBundle {
+    #[prost(string, repeated, tag = "1")]
+    pub requires: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(string, tag = "2")]
+    pub trust_domain: ::prost::alloc::string::String,
+    /// Root certificates in DER, the one that issues first.
+    #[prost(bytes = "bytes", repeated, tag = "3")]
+    pub roots: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
+    /// SHA-256 of the root in DER under which certificates are issued now: a proxy whose own chain
+    /// ends elsewhere renews at once (with jitter).
+    #[prost(bytes = "bytes", tag = "4")]
+    pub issuing_root: ::prost::bytes::Bytes,
 }
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -371,6 +388,35 @@ impl Protocol {
             "PROTOCOL_GRPC" => Some(Self::Grpc),
             "PROTOCOL_TLS" => Some(Self::Tls),
             "PROTOCOL_TCP" => Some(Self::Tcp),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum MtlsMode {
+    Unspecified = 0,
+    Permissive = 1,
+    Strict = 2,
+}
+impl MtlsMode {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "MTLS_MODE_UNSPECIFIED",
+            Self::Permissive => "MTLS_MODE_PERMISSIVE",
+            Self::Strict => "MTLS_MODE_STRICT",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "MTLS_MODE_UNSPECIFIED" => Some(Self::Unspecified),
+            "MTLS_MODE_PERMISSIVE" => Some(Self::Permissive),
+            "MTLS_MODE_STRICT" => Some(Self::Strict),
             _ => None,
         }
     }
