@@ -16,8 +16,15 @@ use hyper::rt::Executor;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use mimalloc::MiMalloc;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::{Builder, LocalOptions};
+
+/// As in the proxy: the floor is what we could reach with no features at all.
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
+/// As in the proxy.
+const POLLS_BETWEEN_EVENTS: u32 = 256;
 
 type Failure = Box<dyn Error + Send + Sync>;
 
@@ -36,7 +43,10 @@ fn main() -> Result<(), Failure> {
         return Err("usage: floor h1|h2|tcp LISTEN UPSTREAM".into());
     };
     let upstream: SocketAddr = upstream.parse()?;
-    let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default())?;
+    let runtime = Builder::new_current_thread()
+        .event_interval(POLLS_BETWEEN_EVENTS)
+        .enable_all()
+        .build_local(LocalOptions::default())?;
     runtime.block_on(async {
         let listener = TcpListener::bind(listen).await?;
         let idle = Rc::new(RefCell::new(Vec::new()));
@@ -97,10 +107,7 @@ async fn forward1(
 type Shared = Rc<RefCell<Option<client2::SendRequest<Incoming>>>>;
 
 async fn serve2(stream: TcpStream, upstream: SocketAddr, shared: Shared) {
-    let service = service_fn(move |request: Request<Incoming>| {
-        let shared = Rc::clone(&shared);
-        async move { forward2(request, upstream, shared).await }
-    });
+    let service = service_fn(|request| forward2(request, upstream, Rc::clone(&shared)));
     let _ = http2::Builder::new(Local)
         .initial_stream_window_size(256 * 1024)
         .initial_connection_window_size(64 * 1024 * 1024)
@@ -114,29 +121,29 @@ async fn forward2(
     upstream: SocketAddr,
     shared: Shared,
 ) -> Result<Response<Incoming>, Failure> {
-    let mut parts = request.uri().clone().into_parts();
-    parts.scheme = Some(Scheme::HTTP);
-    if parts.authority.is_none() {
+    if request.uri().authority().is_none() {
+        let mut parts = request.uri().clone().into_parts();
+        parts.scheme = Some(Scheme::HTTP);
         parts.authority = Some(Authority::from_static("upstream"));
+        *request.uri_mut() = Uri::from_parts(parts)?;
     }
-    *request.uri_mut() = Uri::from_parts(parts)?;
-    let known = shared.borrow().clone().filter(|sender| !sender.is_closed());
-    let mut sender = match known {
-        Some(sender) => sender,
-        None => {
-            let stream = TcpStream::connect(upstream).await?;
-            stream.set_nodelay(true)?;
-            let (sender, connection) = client2::Builder::new(Local)
-                .initial_stream_window_size(256 * 1024)
-                .initial_connection_window_size(64 * 1024 * 1024)
-                .handshake(TokioIo::new(stream))
-                .await?;
-            tokio::task::spawn_local(connection);
-            *shared.borrow_mut() = Some(sender.clone());
-            sender
-        }
+    let open = shared.borrow().as_ref().is_some_and(|sender| !sender.is_closed());
+    if !open {
+        let stream = TcpStream::connect(upstream).await?;
+        stream.set_nodelay(true)?;
+        let (sender, connection) = client2::Builder::new(Local)
+            .initial_stream_window_size(256 * 1024)
+            .initial_connection_window_size(64 * 1024 * 1024)
+            .handshake(TokioIo::new(stream))
+            .await?;
+        tokio::task::spawn_local(connection);
+        *shared.borrow_mut() = Some(sender);
+    }
+    let answer = {
+        let mut shared = shared.borrow_mut();
+        shared.as_mut().ok_or("no connection")?.send_request(request)
     };
-    Ok(sender.send_request(request).await?)
+    Ok(answer.await?)
 }
 
 async fn relay(mut caller: TcpStream, upstream: SocketAddr) {

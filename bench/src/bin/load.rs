@@ -1,14 +1,14 @@
 //! The caller: closed loop for saturation, open loop for latency. In open loop each request has its
-//! planned time. One that is held up beyond it, because its connection still waits for the answer
-//! before, counts its latency from there, so that a stall is charged to every request it delays (no
-//! coordinated omission). One that is not counts from when it is sent: the timers here tick once a
-//! millisecond, and that is not the subject's latency.
+//! planned time and counts its latency from there, whatever holds it up, so that a stall is charged
+//! to every request that it delays (no coordinated omission). The kernel's timers wake the caller,
+//! since the runtime's own tick once a millisecond.
 //!
 //! Prints one JSON line. `load --help` lists the kinds.
 
 use std::cell::RefCell;
 use std::error::Error;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -17,7 +17,12 @@ use clap::{Parser, ValueEnum};
 use h2::client::SendRequest;
 use hdrhistogram::Histogram;
 use http::Request;
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
+    timerfd_settime,
+};
 use serde::Serialize;
+use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::runtime::{Builder, LocalOptions};
@@ -38,7 +43,7 @@ enum Kind {
     H2,
     Grpc,
     Tcp,
-    /// Opens HTTP/1.1 connections one after another, sends one request on each, then holds them until
+    /// Opens HTTP/1.1 connections all at once, sends one request on each, then holds them until
     /// standard input ends. Prints the JSON line when all are idle.
     Idle,
 }
@@ -94,12 +99,6 @@ async fn run(options: Rc<Options>) -> Result<(), Failure> {
     let began = Instant::now();
     let mut callers = Vec::new();
     for index in 0..options.connections {
-        if options.kind == Kind::Idle {
-            // The next one begins when this one is idle.
-            while tally.borrow().latencies.len() + tally.borrow().errors < index as u64 {
-                tokio::task::yield_now().await;
-            }
-        }
         let (options, tally) = (Rc::clone(&options), Rc::clone(&tally));
         callers.push(tokio::task::spawn_local(async move {
             if let Err(error) = connection(&options, index, began, &tally).await {
@@ -149,37 +148,66 @@ struct Plan {
     next: Instant,
     interval: Option<Duration>,
     end: Instant,
+    timer: Timer,
 }
 
 impl Plan {
-    fn new(options: &Options, index: usize, began: Instant) -> Self {
+    fn new(options: &Options, index: usize, began: Instant) -> Result<Self, Failure> {
         let each = (options.rate > 0)
             .then(|| Duration::from_secs_f64(options.connections as f64 / f64::from(options.rate)));
         let offset = each.unwrap_or_default().mul_f64(index as f64 / options.connections as f64);
-        Self {
+        Ok(Self {
             next: Instant::now() + offset,
             interval: each,
             end: began + Duration::from_secs_f64(options.seconds),
-        }
+            timer: Timer::new()?,
+        })
     }
 
-    /// Waits for the next planned time and returns from when its latency counts; `None`: the run is
-    /// over.
-    async fn next(&mut self) -> Option<Instant> {
+    /// Waits for the next planned time and returns it; `None`: the run is over.
+    async fn next(&mut self) -> Result<Option<Instant>, Failure> {
         let Some(interval) = self.interval else {
             let now = Instant::now();
-            return (now < self.end).then_some(now);
+            return Ok((now < self.end).then_some(now));
         };
         let planned = self.next;
         if planned >= self.end {
-            return None;
+            return Ok(None);
         }
         self.next += interval;
-        if planned > Instant::now() {
-            tokio::time::sleep_until(planned).await;
-            return Some(Instant::now());
+        self.timer.until(planned).await?;
+        Ok(Some(planned))
+    }
+}
+
+/// One of the kernel's timers: precise to some ten microseconds.
+struct Timer(AsyncFd<OwnedFd>);
+
+impl Timer {
+    #[expect(deprecated, reason = "its successor is unsafe, and the descriptor is never changed")]
+    fn new() -> Result<Self, Failure> {
+        let fd = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK)?;
+        Ok(Self(AsyncFd::new(fd)?))
+    }
+
+    async fn until(&self, at: Instant) -> Result<(), Failure> {
+        let left = at.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Ok(());
         }
-        Some(planned)
+        let it_interval = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let it_value = Timespec {
+            tv_sec: i64::try_from(left.as_secs())?,
+            tv_nsec: i64::from(left.subsec_nanos()),
+        };
+        let set = Itimerspec { it_interval, it_value };
+        timerfd_settime(self.0.get_ref(), TimerfdTimerFlags::empty(), &set)?;
+        loop {
+            let mut ready = self.0.readable().await?;
+            if ready.try_io(|fd| Ok(rustix::io::read(fd, &mut [0; 8])?)).is_ok() {
+                return Ok(());
+            }
+        }
     }
 }
 
@@ -191,10 +219,10 @@ async fn connection(
 ) -> Result<(), Failure> {
     let mut stream = TcpStream::connect(options.address).await?;
     stream.set_nodelay(true)?;
-    let mut plan = Plan::new(options, index, began);
+    let mut plan = Plan::new(options, index, began)?;
     match options.kind {
         Kind::H1 => {
-            while let Some(planned) = plan.next().await {
+            while let Some(planned) = plan.next().await? {
                 http1(&mut stream, &options.host).await?;
                 record(tally, planned);
             }
@@ -206,7 +234,7 @@ async fn connection(
         }
         Kind::Tcp => {
             let mut message = [7; MESSAGE];
-            while let Some(planned) = plan.next().await {
+            while let Some(planned) = plan.next().await? {
                 stream.write_all(&message).await?;
                 stream.read_exact(&mut message).await?;
                 record(tally, planned);
@@ -270,7 +298,7 @@ async fn multiplexed(
             }));
         }
     } else {
-        while let Some(planned) = plan.next().await {
+        while let Some(planned) = plan.next().await? {
             let (mut sender, host, tally) = (sender.clone(), host.clone(), Rc::clone(tally));
             calls.push(tokio::task::spawn_local(async move {
                 note(&call(&mut sender, &host, grpc).await, planned, &tally);
