@@ -182,7 +182,7 @@ fn what_pods_send_and_get_goes_through_their_proxies() {
     let state = dir.path().join("state");
     let mut command = Command::new(binary("outrigger-control-plane"));
     command.arg("--manifests").arg(&manifests).arg("--state-dir").arg(&state);
-    command.args(["--listen", "10.77.0.1:4780"]);
+    command.args(["--listen", "10.77.0.1:4780", "--identity", "off"]);
     let _plane = within(&network.hub, || Process::start(dir.path(), "control-plane", &mut command));
     eventually("the control plane is ready", || {
         within(&network.hub, || http_get(4782, "/ready").is_some_and(|answer| answer.0 == 200))

@@ -224,6 +224,8 @@ pub fn start_common(running: &mut Running, places: &Places) -> Result<(), Failur
             "127.0.0.1:19780",
             "--admin",
             "127.0.0.1:19782",
+            "--identity",
+            "off",
         ],
     )
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use axum::Json;
 use axum::Router;
@@ -14,6 +15,8 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
+use crate::ca::Authority;
+use crate::ca::ledger::shown;
 use crate::index::{Index, PortId};
 use crate::metrics::Metrics;
 use crate::object::{Service, ServiceId, TargetPort, Workload};
@@ -33,6 +36,7 @@ const SERVICES_AT_ONCE: usize = 256;
 pub struct Admin {
     pub publisher: Arc<Publisher>,
     pub registrations: Option<Arc<Registrations>>,
+    pub authority: Option<Arc<Authority>>,
     pub problems: Arc<Problems>,
     pub metrics: Arc<Metrics>,
 }
@@ -46,6 +50,7 @@ pub async fn serve(listener: TcpListener, admin: Admin) {
         .route("/metrics", get(metrics))
         .route("/index", get(index))
         .route("/proxies", get(proxies))
+        .route("/identity", get(identity))
         .route("/problems", get(problems))
         .with_state(admin);
     if let Err(error) = axum::serve(listener, app).await {
@@ -59,6 +64,7 @@ async fn contents() -> &'static str {
      /metrics   numbers for Prometheus\n\
      /index     every service, endpoint, route and workload, with status\n\
      /proxies   what each proxy asked for, was sent and has acknowledged\n\
+     /identity  roots, the issuing one, and who has which certificate\n\
      /problems  what is wrong in the manifests, with file, line and field\n"
 }
 
@@ -196,6 +202,7 @@ fn endpoint(endpoint: &Endpoint) -> Value {
         "id": endpoint.id.to_string(),
         "address": endpoint.address,
         "mesh": endpoint.mesh.as_ref().map(|mesh| mesh.address),
+        "identity": endpoint.mesh.as_ref().and_then(|mesh| mesh.identity.as_ref().map(|id| id.as_str())),
         "zone": endpoint.zone,
         "hostname": endpoint.hostname,
         "workload": endpoint.workload,
@@ -215,6 +222,39 @@ fn workload(workload: &Workload) -> Value {
         "ready": workload.ready,
         "ports": ports.collect::<Vec<_>>(),
     })
+}
+
+async fn identity(State(admin): State<Admin>) -> Json<Value> {
+    let Some(authority) = &admin.authority else { return Json(json!({ "identity": "off" })) };
+    let (in_force, now) = (authority.in_force(), SystemTime::now());
+    let roots = in_force.roots.iter().map(|root| {
+        json!({
+            "root": root.id.full(),
+            "issuing": root.id == in_force.issuer.root,
+            "key_here": root.has_key(),
+            "not_after": shown(root.not_after),
+        })
+    });
+    let certificates = authority.ledger.lines(now).into_iter().map(|line| {
+        json!({
+            "node": line.id.node,
+            "identity": line.id.identity.as_str(),
+            "root": line.node.root.full(),
+            "not_after": shown(line.node.not_after),
+            "connected": line.connected,
+            "bundle": line.node.bundle.map(|bundle| bundle.version),
+        })
+    });
+    Json(json!({
+        "identity": "on",
+        "trust_domain": authority.trust_domain.as_str(),
+        "issuing_root": in_force.issuer.root.full(),
+        "issuer_not_after": shown(in_force.issuer.not_after),
+        "bundle": in_force.version,
+        "roots": roots.collect::<Vec<_>>(),
+        "held": authority.held(),
+        "certificates": certificates.collect::<Vec<_>>(),
+    }))
 }
 
 async fn proxies(State(admin): State<Admin>) -> Json<Value> {

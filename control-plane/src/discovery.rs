@@ -11,17 +11,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use outrigger_proto::wire::{
-    AggregatedDiscoveryService, DeltaDiscoveryRequest, DeltaDiscoveryResponse,
+    self, AggregatedDiscoveryService, DeltaDiscoveryRequest, DeltaDiscoveryResponse,
 };
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 pub use session::{Answer, MAX_NAME, MAX_SUBSCRIPTIONS, Nack, Proxy, Session};
 
+use crate::ca::Authority;
+use crate::connection::Connection;
 use crate::metrics::Metrics;
 use crate::publish::{Dirty, Handle, Publisher};
-use crate::token::{Claims, Tokens, bearer};
+use crate::token::{Tokens, bearer};
 
 /// Responses between the session and the transport.
 const QUEUE: usize = 4;
@@ -32,29 +34,72 @@ const FIRST_REQUEST: Duration = Duration::from_secs(10);
 pub struct Discovery {
     publisher: Arc<Publisher>,
     tokens: Option<Arc<Tokens>>,
+    authority: Option<Arc<Authority>>,
     metrics: Arc<Metrics>,
-    shutdown: watch::Receiver<bool>,
 }
 
 impl Discovery {
     pub fn new(
         publisher: Arc<Publisher>,
         tokens: Option<Arc<Tokens>>,
+        authority: Option<Arc<Authority>>,
         metrics: Arc<Metrics>,
-        shutdown: watch::Receiver<bool>,
     ) -> Self {
-        Self { publisher, tokens, metrics, shutdown }
+        Self { publisher, tokens, authority, metrics }
     }
 
-    /// Until proxies have identities a token is optional; a wrong one is still wrong.
-    fn authenticate<T>(&self, request: &Request<T>) -> Result<Option<Claims>, Status> {
-        let Some(token) = bearer(request.metadata())? else { return Ok(None) };
-        let Some(tokens) = &self.tokens else {
-            return Err(Status::unauthenticated(
-                "this control plane has no state directory, so it knows no join tokens",
-            ));
+    /// In a mesh without identities a token is optional; a wrong one is still wrong.
+    fn authenticate<T>(&self, request: &Request<T>) -> Result<Caller, Status> {
+        let connection = Connection::of(request)?;
+        if let Some(identity) = connection.identity()? {
+            let namespace = Some(identity.namespace().to_owned());
+            return Ok(Caller { connection, namespace, authority: self.authority.clone() });
+        }
+        let namespace = match (bearer(request.metadata())?, &self.tokens) {
+            (None, _) => None,
+            (Some(token), Some(tokens)) => Some(tokens.verify(token)?.namespace),
+            (Some(_), None) => {
+                return Err(Status::unauthenticated(
+                    "this control plane has no state directory, so it knows no join tokens",
+                ));
+            }
         };
-        tokens.verify(token).map(Some)
+        Ok(Caller { connection, namespace, authority: None })
+    }
+}
+
+/// Who opened a stream.
+struct Caller {
+    connection: Connection,
+    /// What it has proven; nothing is proven by a proxy without identity and token.
+    namespace: Option<String>,
+    authority: Option<Arc<Authority>>,
+}
+
+impl Caller {
+    /// Reads who the proxy says to be, and compares it with what is proven.
+    fn admit(&self, first: &DeltaDiscoveryRequest) -> Result<Proxy, Status> {
+        let node = first.node.as_ref();
+        let node = node.ok_or_else(|| Status::invalid_argument("the first request has no node"))?;
+        let mut proxy = Proxy::from_node(node)?;
+        proxy.identity = self.connection.identity()?.cloned();
+        if self.namespace.as_ref().is_some_and(|namespace| *namespace != proxy.namespace) {
+            let proof = if proxy.identity.is_some() { "certificate" } else { "join token" };
+            return Err(Status::permission_denied(format!("the {proof} is for another namespace")));
+        }
+        if let Some(connected) = self.connection.connected() {
+            connected.is_node(&proxy.id);
+        }
+        Ok(proxy)
+    }
+
+    /// Notes which roots the proxy believes in.
+    fn note_trust(&self, session: &Session) {
+        if let (Some(connected), Some(authority)) = (self.connection.connected(), &self.authority)
+            && let Some(version) = session.acknowledged_trust()
+        {
+            connected.acknowledge(version, authority.roots_of(version));
+        }
     }
 }
 
@@ -66,18 +111,16 @@ impl AggregatedDiscoveryService for Discovery {
         &self,
         request: Request<Streaming<DeltaDiscoveryRequest>>,
     ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
-        let claims = self.authenticate(&request)?;
+        let caller = self.authenticate(&request)?;
         let (responses, receiver) = mpsc::channel(QUEUE);
         let publisher = self.publisher.clone();
         let metrics = self.metrics.clone();
         let requests = request.into_inner();
-        let mut shutdown = self.shutdown.clone();
+        let ended = caller.connection.clone().ended();
         tokio::spawn(async move {
             let result = tokio::select! {
-                result = stream(&publisher, &metrics, requests, &responses, claims) => result,
-                _ = shutdown.wait_for(|stop| *stop) => {
-                    Err(Status::unavailable("the control plane is shutting down"))
-                }
+                result = stream(&publisher, &metrics, requests, &responses, &caller) => result,
+                status = ended => Err(status),
             };
             if let Err(status) = result {
                 tracing::debug!(%status, "a discovery stream ended");
@@ -95,96 +138,95 @@ async fn stream(
     metrics: &Metrics,
     mut requests: Streaming<DeltaDiscoveryRequest>,
     responses: &Responses,
-    claims: Option<Claims>,
+    caller: &Caller,
 ) -> Result<(), Status> {
     let first = tokio::time::timeout(FIRST_REQUEST, requests.message());
     let first = first.await.map_err(|_| Status::deadline_exceeded("no request came"))??;
     let Some(first) = first else { return Ok(()) };
-    let node = first.node.as_ref();
-    let node = node.ok_or_else(|| Status::invalid_argument("the first request has no node"))?;
-    let proxy = Proxy::from_node(node)?;
-    if claims.is_some_and(|claims| claims.namespace != proxy.namespace) {
-        return Err(Status::permission_denied("the join token is for another namespace"));
-    }
+    let proxy = caller.admit(&first)?;
     tracing::info!(proxy = proxy.id, "proxy connected");
     let handle = publisher.connect(Session::new(proxy.clone()));
     metrics.proxies.inc();
-    let result = serve(publisher, metrics, &handle, first, &mut requests, responses).await;
+    let parts = Parts { publisher, metrics, handle: &handle, responses, caller };
+    let result = parts.serve(first, &mut requests).await;
     metrics.proxies.dec();
     publisher.disconnect(&handle);
     tracing::info!(proxy = proxy.id, "proxy disconnected");
     result
 }
 
-async fn serve(
-    publisher: &Publisher,
-    metrics: &Metrics,
-    handle: &Handle,
-    first: DeltaDiscoveryRequest,
-    requests: &mut Streaming<DeltaDiscoveryRequest>,
-    responses: &Responses,
-) -> Result<(), Status> {
-    receive(handle, metrics, first)?;
-    loop {
-        push(publisher, metrics, handle, responses).await?;
-        tokio::select! {
-            request = requests.message() => match request {
-                Ok(Some(request)) => receive(handle, metrics, request)?,
-                // Whether the proxy closed the stream or vanished makes no difference here.
-                Ok(None) | Err(_) => return Ok(()),
-            },
-            () = handle.wake.notified() => {}
-            () = responses.closed() => return Ok(()),
-        }
-    }
+/// What one stream works with.
+struct Parts<'a> {
+    publisher: &'a Publisher,
+    metrics: &'a Metrics,
+    handle: &'a Handle,
+    responses: &'a Responses,
+    caller: &'a Caller,
 }
 
-fn receive(
-    handle: &Handle,
-    metrics: &Metrics,
-    request: DeltaDiscoveryRequest,
-) -> Result<(), Status> {
-    let mut session = handle.session();
-    let refused = session.counts.nacks;
-    session.receive(request)?;
-    if session.counts.nacks > refused
-        && let Some(nack) = session.nacks.back()
-    {
-        metrics.nacks.inc();
-        tracing::warn!(
-            proxy = session.proxy.id,
-            resources = nack.resources.join(" "),
-            reason = nack.reason,
-            "a proxy refused configuration"
-        );
-    }
-    handle.acknowledge(session.acknowledged_generation());
-    Ok(())
-}
-
-/// Sends whatever the proxy lacks.
-async fn push(
-    publisher: &Publisher,
-    metrics: &Metrics,
-    handle: &Handle,
-    responses: &Responses,
-) -> Result<(), Status> {
-    // The newest state is read only when there is room for it.
-    let Ok(permit) = responses.reserve().await else { return Ok(()) };
-    drop(permit);
-    let dirty = handle.take_dirty();
-    handle.session().touch(&dirty);
-    let ready = pump(publisher, handle, &dirty);
-    for response in ready {
-        metrics.pushed(&response);
-        if responses.send(Ok(response)).await.is_err() {
-            return Ok(());
+impl Parts<'_> {
+    async fn serve(
+        &self,
+        first: DeltaDiscoveryRequest,
+        requests: &mut Streaming<DeltaDiscoveryRequest>,
+    ) -> Result<(), Status> {
+        self.receive(first)?;
+        loop {
+            self.push().await?;
+            tokio::select! {
+                request = requests.message() => match request {
+                    Ok(Some(request)) => self.receive(request)?,
+                    // Whether the proxy closed the stream or vanished makes no difference here.
+                    Ok(None) | Err(_) => return Ok(()),
+                },
+                () = self.handle.wake.notified() => {}
+                () = self.responses.closed() => return Ok(()),
+            }
         }
     }
-    if let Some(since) = dirty.since {
-        metrics.publish_seconds.observe(since.elapsed().as_secs_f64());
+
+    fn receive(&self, request: DeltaDiscoveryRequest) -> Result<(), Status> {
+        let mut session = self.handle.session();
+        let refused = session.counts.nacks;
+        let about_trust = request.type_url == wire::TRUST_BUNDLE;
+        session.receive(request)?;
+        if session.counts.nacks > refused
+            && let Some(nack) = session.nacks.back()
+        {
+            self.metrics.nacks.inc();
+            tracing::warn!(
+                proxy = session.proxy.id,
+                resources = nack.resources.join(" "),
+                reason = nack.reason,
+                "a proxy refused configuration"
+            );
+        }
+        if about_trust {
+            self.caller.note_trust(&session);
+        }
+        self.handle.acknowledge(session.acknowledged_generation());
+        Ok(())
     }
-    Ok(())
+
+    /// Sends whatever the proxy lacks.
+    async fn push(&self) -> Result<(), Status> {
+        // The newest state is read only when there is room for it.
+        let Ok(permit) = self.responses.reserve().await else { return Ok(()) };
+        drop(permit);
+        let dirty = self.handle.take_dirty();
+        self.handle.session().touch(&dirty);
+        let ready = pump(self.publisher, self.handle, &dirty);
+        for response in ready {
+            self.metrics.pushed(&response);
+            if self.responses.send(Ok(response)).await.is_err() {
+                return Ok(());
+            }
+        }
+        if let Some(since) = dirty.since {
+            self.metrics.publish_seconds.observe(since.elapsed().as_secs_f64());
+        }
+        Ok(())
+    }
 }
 
 fn pump(publisher: &Publisher, handle: &Handle, dirty: &Dirty) -> Vec<DeltaDiscoveryResponse> {

@@ -13,8 +13,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
-use outrigger_core::config::{Endpoint, MeshSettings};
+use outrigger_core::config::{Endpoint, MeshSettings, MtlsMode, TrustBundle};
 use outrigger_core::error::FieldError;
+use outrigger_core::identity::{SpiffeId, TrustDomain};
 use outrigger_core::name::{DestinationName, EndpointId};
 
 pub use names::{Resolution, Target};
@@ -73,11 +74,24 @@ pub enum Dep {
     /// The ports of one workload, by uid.
     Inbound(String),
     Settings,
+    /// The roots that the mesh believes in.
+    Trust,
+}
+
+/// What the mesh demands of callers and called ones.
+#[derive(Clone, Debug, Default)]
+pub struct Security {
+    /// None: the mesh runs without identities.
+    pub trust_domain: Option<TrustDomain>,
+    /// Of ports that nothing else is said about.
+    pub mtls: MtlsMode,
 }
 
 #[derive(Debug, Default)]
 pub struct Index {
     settings: MeshSettings,
+    security: Security,
+    trust: Option<TrustBundle>,
     services: BTreeMap<ServiceId, Service>,
     slices: BTreeMap<(String, String), EndpointSlice>,
     slices_of: Links<ServiceId, (String, String)>,
@@ -106,6 +120,34 @@ pub struct Index {
 impl Index {
     pub fn new(settings: MeshSettings) -> Self {
         Self { settings, ..Self::default() }
+    }
+
+    #[must_use]
+    pub fn with_security(self, security: Security) -> Self {
+        Self { security, ..self }
+    }
+
+    pub fn security(&self) -> &Security {
+        &self.security
+    }
+
+    /// Puts the roots in force that every proxy is told of.
+    pub fn set_trust(&mut self, bundle: TrustBundle) {
+        if self.trust.as_ref() != Some(&bundle) {
+            self.trust = Some(bundle);
+            self.dirty.insert(Dep::Trust);
+        }
+    }
+
+    pub fn trust(&self) -> Option<&TrustBundle> {
+        self.trust.as_ref()
+    }
+
+    /// The id that a workload's sidecar must prove. It follows from where the workload is and runs
+    /// as, never from what it says.
+    pub fn identity(&self, workload: &Workload) -> Option<SpiffeId> {
+        let trust_domain = self.security.trust_domain.as_ref()?;
+        SpiffeId::new(trust_domain, &workload.namespace, &workload.service_account).ok()
     }
 
     /// Adds an object or puts a new version in the place of the old one.

@@ -1,11 +1,16 @@
 //! Outrigger's control plane: reads what people declare, and tells each proxy what it needs.
 //!
 //! A change travels [`manifests`] -> [`index`] -> [`translate`] -> `outrigger_core::config` ->
-//! [`publish`] -> [`discovery`]. Workloads that register themselves enter at [`registration`].
-//! [`server`] puts the parts together.
+//! [`publish`] -> [`discovery`]. Workloads that register themselves enter at [`registration`],
+//! those that need a certificate at [`identity`], which asks the authority in [`ca`]. Who is at the
+//! other end of a connection is found out in [`connection`]. [`server`] puts the parts together.
 
 pub mod admin;
+pub mod ca;
+pub mod connection;
+pub mod control;
 pub mod discovery;
+pub mod identity;
 pub mod index;
 pub mod kinds;
 pub mod manifests;
@@ -19,3 +24,4 @@ pub mod server;
 pub mod status;
 pub mod token;
 pub mod translate;
+pub mod trust;

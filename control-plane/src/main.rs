@@ -10,11 +10,12 @@ use clap::Parser;
 use outrigger_control_plane::index::Index;
 use outrigger_control_plane::manifests::Folder;
 use outrigger_control_plane::metrics::Metrics;
-use outrigger_control_plane::options::{Cli, Command, Options, TokenOptions};
+use outrigger_control_plane::options::{Cli, Command, Options, TokenOptions, TrustStep};
 use outrigger_control_plane::problems::{Problems, Severity};
 use outrigger_control_plane::publish::Publisher;
 use outrigger_control_plane::server;
 use outrigger_control_plane::token::Tokens;
+use outrigger_core::identity;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
@@ -26,6 +27,7 @@ fn main() -> ExitCode {
     let result = match cli.command {
         None => run(cli.options),
         Some(Command::Token(options)) => token(&options),
+        Some(Command::Trust { step }) => trust(&step),
         Some(Command::Check { folder }) => check(&folder),
     };
     match result {
@@ -82,6 +84,10 @@ fn token(options: &TokenOptions) -> Result<ExitCode, Fatal> {
     {
         outrigger_core::name::check_label(value).map_err(|error| format!("{flag}: {error}"))?;
     }
+    let (namespace, account) = (&options.namespace, &options.service_account);
+    if identity::is_control_plane(namespace, account) {
+        return Err(format!("{namespace}/{account} is the control plane's own identity"));
+    }
     let directory = options.state_dir.display();
     let tokens = Tokens::open(&options.state_dir)
         .map_err(|error| format!("--state-dir: {directory}: {error}"))?;
@@ -89,6 +95,11 @@ fn token(options: &TokenOptions) -> Result<ExitCode, Fatal> {
         .issue(&options.namespace, &options.service_account, options.any_address, options.ttl)
         .map_err(|error| format!("could not sign the token: {error}"))?;
     print(&token)
+}
+
+/// Asks the running control plane; a refusal goes to stderr.
+fn trust(step: &TrustStep) -> Result<ExitCode, Fatal> {
+    print(outrigger_control_plane::trust::ask(step)?.trim_end())
 }
 
 fn check(folder: &Path) -> Result<ExitCode, Fatal> {

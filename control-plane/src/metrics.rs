@@ -22,6 +22,17 @@ pub struct TypeLabel {
     pub r#type: String,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ReasonLabel {
+    pub reason: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct RootLabel {
+    pub root: String,
+    pub issuing: String,
+}
+
 #[derive(Debug)]
 pub struct Metrics {
     pub objects: Family<KindLabel, Gauge>,
@@ -31,6 +42,12 @@ pub struct Metrics {
     pub nacks: Counter,
     pub publish_seconds: Histogram,
     pub load_seconds: Histogram,
+    pub certificates_issued: Counter,
+    pub certificates_refused: Family<ReasonLabel, Counter>,
+    pub handshakes_failed: Counter,
+    pub certificate_expiry: Gauge,
+    pub ca_expiry: Gauge,
+    pub root_expiry: Family<RootLabel, Gauge>,
     pushes: Family<TypeLabel, Counter>,
     resources: Family<TypeLabel, Counter>,
     registry: Registry,
@@ -48,6 +65,12 @@ impl Metrics {
             nacks: Counter::default(),
             publish_seconds: latency(),
             load_seconds: latency(),
+            certificates_issued: Counter::default(),
+            certificates_refused: Family::default(),
+            handshakes_failed: Counter::default(),
+            certificate_expiry: Gauge::default(),
+            ca_expiry: Gauge::default(),
+            root_expiry: Family::default(),
             pushes: Family::default(),
             resources: Family::default(),
             registry: Registry::default(),
@@ -69,12 +92,52 @@ impl Metrics {
             "From noticing changed files to their effect in the index",
             metrics.load_seconds.clone(),
         );
+        metrics.register_identity(&mut registry);
         Self { registry, ..metrics }
+    }
+
+    fn register_identity(&self, registry: &mut Registry) {
+        registry.register(
+            "certificates_issued",
+            "Certificates issued to proxies",
+            self.certificates_issued.clone(),
+        );
+        registry.register(
+            "certificates_refused",
+            "Requests for a certificate that were refused, by reason",
+            self.certificates_refused.clone(),
+        );
+        registry.register(
+            "handshakes_failed",
+            "TLS connections that failed before any request",
+            self.handshakes_failed.clone(),
+        );
+        registry.register(
+            "certificate_expiry_timestamp_seconds",
+            "When the control plane's own certificate ends, 0 without identity",
+            self.certificate_expiry.clone(),
+        );
+        registry.register(
+            "ca_expiry_timestamp_seconds",
+            "When the issuing certificate or its root ends, 0 without identity",
+            self.ca_expiry.clone(),
+        );
+        registry.register(
+            "root_expiry_timestamp_seconds",
+            "When each root of the trust bundle ends",
+            self.root_expiry.clone(),
+        );
     }
 
     pub fn pushed(&self, response: &DeltaDiscoveryResponse) {
         // A proxy may ask for any type: only the known ones are labels.
-        let known = [wire::DESTINATION, wire::ENDPOINT, wire::INBOUND, wire::MESH_SETTINGS];
+        let known = [
+            wire::DESTINATION,
+            wire::ENDPOINT,
+            wire::INBOUND,
+            wire::MESH_SETTINGS,
+            wire::TRUST_BUNDLE,
+        ];
         let known = known.into_iter().find(|known| *known == response.type_url);
         let short = known.and_then(|known| known.rsplit('.').next()).unwrap_or("other");
         let label = TypeLabel { r#type: short.to_owned() };

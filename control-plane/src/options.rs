@@ -5,7 +5,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use outrigger_core::config::{MeshSettings, Unmatched};
+use outrigger_core::config::{MeshSettings, MtlsMode, Unmatched};
+use outrigger_core::identity::TrustDomain;
+
+use crate::ca::files::CaFiles;
+use crate::index::Security;
 
 /// The control plane of the Outrigger service mesh: tells every proxy what it needs to know.
 #[derive(Debug, Parser)]
@@ -26,6 +30,12 @@ pub struct Cli {
 pub enum Command {
     /// Print a join token, with which a proxy registers its workload.
     Token(TokenOptions),
+    /// Look at the roots that the mesh believes in, and rotate them step by step: add-root,
+    /// issue-from, remove-root. An unsafe step is refused and says who is not ready.
+    Trust {
+        #[command(subcommand)]
+        step: TrustStep,
+    },
     /// Read a folder of manifests, print every problem, and exit with 1 if one is more than a
     /// warning.
     Check {
@@ -41,7 +51,7 @@ pub struct Options {
     #[arg(long, env = "OUTRIGGER_MANIFESTS", value_name = "DIR")]
     pub manifests: Option<PathBuf>,
 
-    /// Address for discovery and registration (gRPC).
+    /// Address for certificates, discovery and registration (gRPC).
     #[arg(
         long,
         env = "OUTRIGGER_LISTEN",
@@ -50,13 +60,15 @@ pub struct Options {
     )]
     pub listen: SocketAddr,
 
-    /// Address of the admin server: /live, /ready, /metrics, /index, /proxies, /problems. It tells
+    /// Address of the admin server: /live, /ready, /metrics, /index, /proxies, /identity,
+    /// /problems. It tells
     /// everything and asks nobody who they are: keep it local.
     #[arg(long, env = "OUTRIGGER_ADMIN", value_name = "IP:PORT", default_value = "127.0.0.1:4782")]
     pub admin: SocketAddr,
 
-    /// Folder for the key of join tokens and for registrations, so that a restart forgets neither.
-    /// Without it workloads cannot register themselves.
+    /// Folder for the certificate authority, the key of join tokens and registrations, so that a
+    /// restart forgets none of them. Identity needs it, and so do workloads that register
+    /// themselves.
     #[arg(long, env = "OUTRIGGER_STATE_DIR", value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
 
@@ -101,6 +113,75 @@ pub struct Options {
     )]
     pub grace_period: Duration,
 
+    /// Whether workloads have identities: certificates, and TLS on the gRPC port. Without them
+    /// everything is plaintext and anybody is believed.
+    #[arg(
+        long,
+        env = "OUTRIGGER_IDENTITY",
+        value_name = "SWITCH",
+        value_enum,
+        default_value_t = Switch::On
+    )]
+    pub identity: Switch,
+
+    /// The first part of every identity: spiffe://DOMAIN/ns/NAMESPACE/sa/ACCOUNT.
+    #[arg(
+        long,
+        env = "OUTRIGGER_TRUST_DOMAIN",
+        value_name = "DOMAIN",
+        default_value = "outrigger.local"
+    )]
+    pub trust_domain: TrustDomain,
+
+    /// How long a certificate lives (24h; also 90s, 30m; at least 30s). Proxies renew after two
+    /// thirds of it.
+    #[arg(
+        long,
+        env = "OUTRIGGER_CERTIFICATE_LIFETIME",
+        value_name = "DURATION",
+        default_value = "24h",
+        value_parser = parse_certificate_lifetime
+    )]
+    pub certificate_lifetime: Duration,
+
+    /// Issue under this certificate instead of a root made here: PEM, the issuing certificate
+    /// first, then the way to the root, without it. Read again when it changes.
+    #[arg(
+        long,
+        env = "OUTRIGGER_CA_CERTIFICATE",
+        value_name = "FILE",
+        requires_all = ["ca_key", "ca_root"]
+    )]
+    pub ca_certificate: Option<PathBuf>,
+
+    /// The key of --ca-certificate, in PEM.
+    #[arg(
+        long,
+        env = "OUTRIGGER_CA_KEY",
+        value_name = "FILE",
+        requires_all = ["ca_certificate", "ca_root"]
+    )]
+    pub ca_key: Option<PathBuf>,
+
+    /// The root above --ca-certificate, in PEM; during a rotation more than one.
+    #[arg(
+        long,
+        env = "OUTRIGGER_CA_ROOT",
+        value_name = "FILE",
+        requires_all = ["ca_certificate", "ca_key"]
+    )]
+    pub ca_root: Option<PathBuf>,
+
+    /// Whether inbound ports take plaintext from outside the mesh.
+    #[arg(
+        long,
+        env = "OUTRIGGER_MTLS",
+        value_name = "MODE",
+        value_enum,
+        default_value_t = Mtls::Permissive
+    )]
+    pub mtls: Mtls,
+
     /// What is logged: error, warn, info, debug, trace, or per module as in
     /// `info,outrigger_control_plane::discovery=debug`.
     #[arg(long, env = "OUTRIGGER_LOG", value_name = "FILTER", default_value = "info")]
@@ -123,6 +204,40 @@ impl Options {
             namespaces: Vec::new(),
         }
     }
+
+    pub fn security(&self) -> Security {
+        let on = self.identity == Switch::On;
+        Security {
+            trust_domain: on.then(|| self.trust_domain.clone()),
+            mtls: match self.mtls {
+                Mtls::Permissive => MtlsMode::Permissive,
+                Mtls::Strict => MtlsMode::Strict,
+            },
+        }
+    }
+
+    /// The user's issuing certificate; the three flags come together or not at all.
+    pub fn ca_files(&self) -> Option<CaFiles> {
+        Some(CaFiles {
+            certificate: self.ca_certificate.clone()?,
+            key: self.ca_key.clone()?,
+            root: self.ca_root.clone()?,
+        })
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Switch {
+    On,
+    Off,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Mtls {
+    /// Plaintext is let in, counted and visible, as an unauthenticated caller.
+    Permissive,
+    /// Only callers with a certificate of the mesh.
+    Strict,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -154,6 +269,70 @@ pub struct TokenOptions {
     /// Let the workload register an address other than the one that it connects from.
     #[arg(long)]
     pub any_address: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum TrustStep {
+    /// Print the roots, under which is issued, and who has which certificate.
+    Status {
+        #[command(flatten)]
+        at: StateDir,
+    },
+    /// Add a root, which every proxy will believe in beside the others, and print its name.
+    AddRoot {
+        /// A root made elsewhere, in PEM; without it a new one is made.
+        #[arg(long, value_name = "FILE", requires = "key")]
+        certificate: Option<PathBuf>,
+        /// Its key, in PEM.
+        #[arg(long, value_name = "FILE", requires = "certificate")]
+        key: Option<PathBuf>,
+        #[command(flatten)]
+        at: StateDir,
+    },
+    /// Issue under another root from now on; every proxy renews at once.
+    IssueFrom {
+        /// The first digits of its name.
+        root: String,
+        /// Leave out proxies that are not connected: those that are still out there will not
+        /// believe new certificates.
+        #[arg(long)]
+        ignore_absent: bool,
+        #[command(flatten)]
+        at: StateDir,
+    },
+    /// Stop believing in a root.
+    RemoveRoot {
+        /// The first digits of its name.
+        root: String,
+        /// Leave out proxies that are not connected: their certificates will be believed no more.
+        #[arg(long)]
+        ignore_absent: bool,
+        #[command(flatten)]
+        at: StateDir,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct StateDir {
+    /// The state directory of the running control plane.
+    #[arg(long, env = "OUTRIGGER_STATE_DIR", value_name = "DIR")]
+    pub state_dir: PathBuf,
+}
+
+/// Below this a renewal would not be over before the end.
+const MIN_CERTIFICATE_LIFETIME: Duration = Duration::from_secs(30);
+/// Above this a certificate that leaked is a danger for too long.
+const MAX_CERTIFICATE_LIFETIME: Duration = Duration::from_secs(365 * 24 * 3600);
+
+fn parse_certificate_lifetime(text: &str) -> Result<Duration, String> {
+    let lifetime = parse_duration(text)?;
+    if lifetime < MIN_CERTIFICATE_LIFETIME {
+        return Err("must be at least 30s, or renewals come too late".to_owned());
+    }
+    if lifetime > MAX_CERTIFICATE_LIFETIME {
+        return Err("must be at most 365d".to_owned());
+    }
+    Ok(lifetime)
 }
 
 /// A number and its unit: `500ms`, `15s`, `2m`, `1h`, `7d`.
@@ -188,6 +367,8 @@ mod tests {
         assert_eq!(parse_duration("15s"), Ok(Duration::from_secs(15)));
         assert_eq!(parse_duration("500ms"), Ok(Duration::from_millis(500)));
         assert_eq!(parse_duration("7d"), Ok(Duration::from_secs(7 * 86400)));
+        assert!(parse_certificate_lifetime("30s").is_ok());
+        assert!(parse_certificate_lifetime("29s").is_err());
         for text in ["", "15", "s", "-1s", "1.5s", "99999999999999999999s", "1w"] {
             assert!(parse_duration(text).is_err(), "{text}");
         }

@@ -161,6 +161,7 @@ pub struct View {
     collections: HashMap<PortId, CachedCollection>,
     inbounds: HashMap<String, Arc<Encoded>>,
     settings: Option<Arc<Encoded>>,
+    trust: Option<Arc<Encoded>>,
     streams: BTreeMap<u64, Arc<Handle>>,
     interests: HashMap<Dep, HashSet<u64>>,
     next_stream: u64,
@@ -183,6 +184,7 @@ impl Publisher {
             collections: HashMap::new(),
             inbounds: HashMap::new(),
             settings: None,
+            trust: None,
             streams: BTreeMap::new(),
             interests: HashMap::new(),
             next_stream: 0,
@@ -307,7 +309,8 @@ impl View {
         Some(collection)
     }
 
-    /// A resource that is alone of its kind for a proxy: its `Inbound`, or the mesh's settings.
+    /// A resource that is alone of its kind for a proxy: its `Inbound`, the mesh's settings, the
+    /// trust bundle.
     pub fn single(&mut self, type_url: &str, name: &str) -> Option<Arc<Encoded>> {
         match type_url {
             wire::INBOUND => {
@@ -326,6 +329,13 @@ impl View {
                     Arc::new(Encoded::new(name.to_owned(), &value))
                 });
                 Some(encoded.clone())
+            }
+            wire::TRUST_BUNDLE if name == wire::TRUST_BUNDLE_NAME => {
+                if self.trust.is_none() {
+                    let value = convert::trust::to_wire(self.index.trust()?);
+                    self.trust = Some(Arc::new(Encoded::new(name.to_owned(), &value)));
+                }
+                self.trust.clone()
             }
             _ => None,
         }
@@ -365,6 +375,7 @@ impl View {
             }
             Dep::Inbound(uid) => drop(self.inbounds.remove(uid)),
             Dep::Settings => self.settings = None,
+            Dep::Trust => self.trust = None,
             Dep::Ip(_) => {}
         }
     }

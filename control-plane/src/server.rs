@@ -1,4 +1,4 @@
-//! Puts the parts together: folder, index, discovery, registration, admin.
+//! Puts the parts together: folder, index, authority, discovery, registration, admin.
 
 use std::io;
 use std::net::SocketAddr;
@@ -6,35 +6,36 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use outrigger_proto::identity::identity_server::IdentityServer;
 use outrigger_proto::mesh::workload_server::WorkloadServer;
 use outrigger_proto::wire::AggregatedDiscoveryServiceServer;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tonic::transport::server::TcpIncoming;
+use tonic::service::Routes;
 
 use crate::admin::{self, Admin};
+use crate::ca::Authority;
+use crate::ca::own::OwnCertificate;
+use crate::connection::{self, Tls};
+use crate::control;
 use crate::discovery::Discovery;
+use crate::identity::Certifier;
 use crate::index::Index;
 use crate::manifests::{self, Folder, Watching};
 use crate::metrics::Metrics;
-use crate::options::Options;
+use crate::options::{Mtls, Options, Switch};
 use crate::problems::Problems;
 use crate::publish::Publisher;
 use crate::registration::{Registrar, Registrations};
 use crate::token::Tokens;
 
-/// A connection without traffic is asked whether it lives, and given up after the timeout.
-const KEEPALIVE: Duration = Duration::from_secs(10);
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Streams of one connection: a proxy has two or three.
-const MAX_STREAMS: u32 = 128;
-/// Bytes of a request's headers; the token is the largest.
-const MAX_HEADERS: u32 = 16 * 1024;
 /// Bytes of one request: what a proxy with ten thousand names sends at once.
 const MAX_REQUEST: usize = 4 * 1024 * 1024;
+/// Bytes of a request for a certificate.
+const MAX_CERTIFY: usize = 16 * 1024;
 /// Open streams are told to end; after this they are cut.
-const STOP: Duration = Duration::from_secs(2);
+const STOP: Duration = Duration::from_secs(3);
 
 /// Why the control plane could not start.
 #[derive(Debug, thiserror::Error)]
@@ -45,6 +46,17 @@ pub enum StartError {
     Manifests { path: PathBuf, error: io::Error },
     #[error("--state-dir: {path}: {error}")]
     StateDir { path: PathBuf, error: io::Error },
+    #[error(
+        "--identity on, the default, needs --state-dir: the certificate authority lives there; \
+         --identity off runs the mesh without certificates"
+    )]
+    NoStateDir,
+    #[error("--mtls strict needs --identity on: without certificates nobody could connect")]
+    StrictWithoutIdentity,
+    #[error("the certificate authority: {0}")]
+    Authority(String),
+    #[error("{path}: {error}; the commands of `trust` come by this socket")]
+    Control { path: PathBuf, error: io::Error },
     #[error("{flag}: {address}: {error}")]
     Listen { flag: &'static str, address: SocketAddr, error: io::Error },
 }
@@ -57,6 +69,7 @@ pub struct Server {
     pub admin: SocketAddr,
     publisher: Arc<Publisher>,
     registrations: Option<Arc<Registrations>>,
+    security: Option<Security>,
     shutdown: watch::Sender<bool>,
     grpc: JoinHandle<()>,
     background: Vec<JoinHandle<()>>,
@@ -68,7 +81,12 @@ pub async fn start(options: Options) -> Result<Server, StartError> {
     let root = options.manifests.clone().ok_or(StartError::NoManifests)?;
     let metrics = Arc::new(Metrics::new());
     let problems = Arc::new(Problems::default());
-    let publisher = Arc::new(Publisher::new(Index::new(options.settings())));
+    let index = Index::new(options.settings()).with_security(options.security());
+    let publisher = Arc::new(Publisher::new(index));
+    let security = Security::open(&options)?;
+    if let Some(security) = &security {
+        security.publish(&publisher);
+    }
     let watching = {
         let folder = Folder::new(root.clone(), problems.clone(), metrics.clone());
         let publisher = publisher.clone();
@@ -95,25 +113,38 @@ pub async fn start(options: Options) -> Result<Server, StartError> {
     let admin_listener = bind("--admin", options.admin).await?;
     let discovery = local_address(&listener, options.listen);
     let admin_address = local_address(&admin_listener, options.admin);
+    let authority = security.as_ref().map(|security| security.authority.clone());
     let admin = Admin {
         publisher: publisher.clone(),
         registrations: registrations.clone(),
+        authority: authority.clone(),
         problems,
         metrics: metrics.clone(),
     };
     let mut background = vec![tokio::spawn(admin::serve(admin_listener, admin))];
     background.extend(registrations.clone().map(|r| tokio::spawn(r.run())));
-    let services = Services {
-        discovery: Discovery::new(publisher.clone(), tokens.clone(), metrics, stopping.clone()),
-        registrar: Registrar::new(registrations.clone(), tokens, stopping.clone()),
+    let tls = match &security {
+        Some(security) => {
+            background.extend(security.run(&publisher, &metrics)?);
+            Some(security.tls.clone())
+        }
+        None => None,
     };
-    let grpc = tokio::spawn(serve(listener, services, stopping));
-    tracing::info!(%discovery, admin = %admin_address, "control plane is ready");
+    let certify = authority.clone().zip(tokens.clone());
+    let routes = routes(
+        Discovery::new(publisher.clone(), tokens.clone(), authority.clone(), metrics.clone()),
+        Registrar::new(registrations.clone(), tokens, authority, stopping.clone()),
+        Certifier::new(certify, metrics.clone()),
+    );
+    let identity = if tls.is_some() { "on" } else { "off" };
+    let grpc = tokio::spawn(connection::serve(listener, routes, tls, metrics, stopping));
+    tracing::info!(%discovery, admin = %admin_address, identity, "control plane is ready");
     Ok(Server {
         discovery,
         admin: admin_address,
         publisher,
         registrations,
+        security,
         shutdown,
         grpc,
         background,
@@ -126,6 +157,11 @@ impl Server {
         &self.publisher
     }
 
+    /// The certificate authority, in a mesh with identities.
+    pub fn authority(&self) -> Option<&Arc<Authority>> {
+        self.security.as_ref().map(|security| &security.authority)
+    }
+
     /// Ends every stream, writes registrations and returns when nothing runs any more.
     pub async fn stop(mut self) {
         let _ = self.shutdown.send(true);
@@ -136,40 +172,96 @@ impl Server {
         for task in &self.background {
             task.abort();
         }
-        if let Some(registrations) = self.registrations.take() {
-            let _ = tokio::task::spawn_blocking(move || registrations.flush()).await;
-        }
+        let (registrations, security) = (self.registrations.take(), self.security.take());
+        let write = move || {
+            if let Some(registrations) = registrations {
+                registrations.flush();
+            }
+            if let Some(security) = security {
+                security.authority.ledger.flush();
+            }
+        };
+        let _ = tokio::task::spawn_blocking(write).await;
         let watching = self.watching.take();
         let _ = tokio::task::spawn_blocking(move || drop(watching)).await;
     }
 }
 
-struct Services {
-    discovery: Discovery,
-    registrar: Registrar,
+/// What a mesh with identities has more.
+#[derive(Debug)]
+struct Security {
+    state_dir: PathBuf,
+    authority: Arc<Authority>,
+    own: Arc<OwnCertificate>,
+    tls: Tls,
 }
 
-async fn serve(listener: TcpListener, services: Services, mut stopping: watch::Receiver<bool>) {
-    // Without this a response waits for the acknowledgement of the one before: 40 ms each.
-    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-    let discovery = AggregatedDiscoveryServiceServer::new(services.discovery)
-        .max_decoding_message_size(MAX_REQUEST);
-    let registrar = WorkloadServer::new(services.registrar).max_decoding_message_size(MAX_REQUEST);
-    let result = tonic::transport::Server::builder()
-        .http2_keepalive_interval(Some(KEEPALIVE))
-        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
-        .max_concurrent_streams(MAX_STREAMS)
-        .http2_max_header_list_size(MAX_HEADERS)
-        .add_service(discovery)
-        .add_service(registrar)
-        .serve_with_incoming_shutdown(incoming, async move {
-            // An error means that the server was dropped.
-            let _ = stopping.wait_for(|stop| *stop).await;
-        })
-        .await;
-    if let Err(error) = result {
-        tracing::error!(%error, "the gRPC server ended");
+impl Security {
+    /// `None` in a mesh without identities.
+    fn open(options: &Options) -> Result<Option<Self>, StartError> {
+        if options.identity == Switch::Off {
+            tracing::warn!(
+                "--identity off: everything is plaintext, and a proxy is believed who it says to be"
+            );
+            return match options.mtls {
+                Mtls::Permissive => Ok(None),
+                Mtls::Strict => Err(StartError::StrictWithoutIdentity),
+            };
+        }
+        let state_dir = options.state_dir.clone().ok_or(StartError::NoStateDir)?;
+        std::fs::create_dir_all(&state_dir)
+            .map_err(|error| StartError::StateDir { path: state_dir.clone(), error })?;
+        let authority = Authority::open(
+            &state_dir,
+            options.trust_domain.clone(),
+            options.certificate_lifetime,
+            options.ca_files(),
+        );
+        let authority = authority.map_err(|error| StartError::Authority(error.to_string()))?;
+        let authority = Arc::new(authority);
+        let own = Arc::new(OwnCertificate::new(&authority).map_err(StartError::Authority)?);
+        let tls = Tls::new(authority.clone(), own.clone()).map_err(StartError::Authority)?;
+        Ok(Some(Self { state_dir, authority, own, tls }))
     }
+
+    fn publish(&self, publisher: &Publisher) {
+        let bundle = self.authority.in_force().bundle.clone();
+        publisher.commit(|index| index.set_trust(bundle));
+    }
+
+    /// Starts everything that goes on beside the gRPC server.
+    fn run(
+        &self,
+        publisher: &Arc<Publisher>,
+        metrics: &Arc<Metrics>,
+    ) -> Result<Vec<JoinHandle<()>>, StartError> {
+        let path = self.state_dir.join(control::SOCKET);
+        let listener =
+            control::bind(&self.state_dir).map_err(|error| StartError::Control { path, error })?;
+        let (authority, publisher) = (self.authority.clone(), publisher.clone());
+        let mut changes = authority.changes();
+        let publishing = async move {
+            while changes.changed().await.is_ok() {
+                let bundle = changes.borrow_and_update().bundle.clone();
+                publisher.commit(|index| index.set_trust(bundle));
+            }
+        };
+        Ok(vec![
+            tokio::spawn(publishing),
+            tokio::spawn(self.authority.ledger.clone().run()),
+            tokio::spawn(self.authority.clone().follow_files()),
+            tokio::spawn(self.own.clone().run(self.authority.clone(), metrics.clone())),
+            tokio::spawn(control::serve(listener, self.authority.clone())),
+        ])
+    }
+}
+
+fn routes(discovery: Discovery, registrar: Registrar, certifier: Certifier) -> Routes {
+    let discovery =
+        AggregatedDiscoveryServiceServer::new(discovery).max_decoding_message_size(MAX_REQUEST);
+    let registrar = WorkloadServer::new(registrar).max_decoding_message_size(MAX_REQUEST);
+    let certifier = IdentityServer::new(certifier).max_decoding_message_size(MAX_CERTIFY);
+    Routes::new(discovery).add_service(registrar).add_service(certifier)
 }
 
 async fn bind(flag: &'static str, address: SocketAddr) -> Result<TcpListener, StartError> {

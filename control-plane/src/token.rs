@@ -99,28 +99,42 @@ impl Tokens {
         jsonwebtoken::encode(&Header::new(Algorithm::HS256), &claims, &self.encoding)
     }
 
-    pub fn verify(&self, token: &str) -> Result<Claims, Status> {
+    pub fn verify(&self, token: &str) -> Result<Claims, TokenError> {
         use jsonwebtoken::errors::ErrorKind;
         match jsonwebtoken::decode::<Claims>(token, &self.decoding, &self.validation) {
             Ok(data) => Ok(data.claims),
             Err(error) if matches!(error.kind(), ErrorKind::ExpiredSignature) => {
-                Err(Status::unauthenticated("the join token has expired: issue a new one"))
+                Err(TokenError::Expired)
             }
-            Err(_) => Err(Status::unauthenticated(
-                "the join token is not valid here: it must come from this control plane's \
-                 `token` command and the same state directory",
-            )),
+            Err(_) => Err(TokenError::Foreign),
         }
     }
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TokenError {
+    #[error("the join token has expired: issue a new one")]
+    Expired,
+    #[error(
+        "the join token is not valid here: it must come from this control plane's `token` command \
+         and the same state directory"
+    )]
+    Foreign,
+    #[error("the authorization metadata must be \"Bearer <join token>\"")]
+    Malformed,
+}
+
+impl From<TokenError> for Status {
+    fn from(error: TokenError) -> Self {
+        Self::unauthenticated(error.to_string())
+    }
+}
+
 /// The token of a request, if it has one.
-pub fn bearer(metadata: &MetadataMap) -> Result<Option<&str>, Status> {
+pub fn bearer(metadata: &MetadataMap) -> Result<Option<&str>, TokenError> {
     let Some(value) = metadata.get("authorization") else { return Ok(None) };
     let token = value.to_str().ok().and_then(|value| value.strip_prefix("Bearer "));
-    token.map(Some).ok_or_else(|| {
-        Status::unauthenticated("the authorization metadata must be \"Bearer <join token>\"")
-    })
+    token.map(Some).ok_or(TokenError::Malformed)
 }
 
 /// Two processes may do this at once: the key that is there first is the key.
@@ -167,13 +181,14 @@ mod tests {
         );
         assert!(!claims.any_address);
         let other = tempfile::tempdir().unwrap();
-        let problem = Tokens::open(other.path()).unwrap().verify(&token).unwrap_err();
+        let problem: Status =
+            Tokens::open(other.path()).unwrap().verify(&token).unwrap_err().into();
         assert_eq!(problem.code(), tonic::Code::Unauthenticated);
         assert!(!problem.message().contains(&token));
         let header = Header::new(Algorithm::HS256);
         let expired = Claims { exp: claims.iat - 2 * LEEWAY, ..claims };
         let expired = jsonwebtoken::encode(&header, &expired, &tokens.encoding).unwrap();
-        assert!(tokens.verify(&expired).unwrap_err().message().contains("expired"));
+        assert_eq!(tokens.verify(&expired), Err(TokenError::Expired));
         fs::write(state.path().join(KEY_FILE), "short").unwrap();
         assert!(Tokens::open(state.path()).is_err());
     }

@@ -35,6 +35,8 @@ pub struct SpiffeId {
 const SCHEME: &str = "spiffe://";
 const NAMESPACE: &str = "/ns/";
 const ACCOUNT: &str = "/sa/";
+/// Namespace and service account of the control plane.
+const CONTROL_PLANE: (&str, &str) = ("outrigger-system", "control-plane");
 
 impl TrustDomain {
     pub fn as_str(&self) -> &str {
@@ -82,6 +84,16 @@ impl SpiffeId {
             trust_domain_end: trust_domain_end as u16,
             namespace_end: namespace_end as u16,
         })
+    }
+
+    /// The one id that a control plane has, and that nothing else can get.
+    pub fn control_plane(trust_domain: &TrustDomain) -> Self {
+        Self::new(trust_domain, CONTROL_PLANE.0, CONTROL_PLANE.1)
+            .expect("invariant: both parts are labels")
+    }
+
+    pub fn is_control_plane(&self) -> bool {
+        is_control_plane(self.namespace(), self.service_account())
     }
 
     pub fn as_str(&self) -> &str {
@@ -140,6 +152,11 @@ impl fmt::Debug for SpiffeId {
     }
 }
 
+/// Whether a namespace and a service account are those of the control plane.
+pub fn is_control_plane(namespace: &str, service_account: &str) -> bool {
+    (namespace, service_account) == CONTROL_PLANE
+}
+
 /// A DNS subdomain: labels with dots between.
 fn check_account(text: &str) -> Result<(), FieldError> {
     if text.len() > MAX_SERVICE_ACCOUNT {
@@ -158,6 +175,10 @@ mod tests {
         let parts = (id.trust_domain(), id.namespace(), id.service_account());
         assert_eq!(parts, ("mesh.local", "bank", "orders"));
         assert_eq!(id.workload(), "bank/orders");
+        assert!(!id.is_control_plane());
+        let plane = SpiffeId::control_plane(&"mesh.local".parse().unwrap());
+        assert_eq!(plane.as_str(), "spiffe://mesh.local/ns/outrigger-system/sa/control-plane");
+        assert!(plane.is_control_plane());
         assert_eq!(id, SpiffeId::new(&"mesh.local".parse().unwrap(), "bank", "orders").unwrap());
     }
 

@@ -155,7 +155,7 @@ fn a_port_in_use_is_named() {
     assert!(text(&out).contains(&format!("cannot listen on {taken}")), "{}", text(&out));
     let taken = local(plane.listen).to_string();
     let dir = plane.dir.path().join("manifests").display().to_string();
-    let args = ["--manifests", &dir, "--listen", &taken, "--admin", &a];
+    let args = ["--manifests", &dir, "--listen", &taken, "--admin", &a, "--identity", "off"];
     let out = run("outrigger-control-plane", &args);
     assert!(!out.status.success());
     assert!(text(&out).contains(&taken), "{}", text(&out));

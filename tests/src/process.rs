@@ -181,7 +181,8 @@ impl ControlPlane {
             .arg("--state-dir")
             .arg(dir.join("state"))
             .args(["--listen", &local(self.listen).to_string()])
-            .args(["--admin", &local(self.admin).to_string()]);
+            .args(["--admin", &local(self.admin).to_string()])
+            .args(["--identity", "off"]);
         self.process = Some(Process::start(dir, "control-plane", &mut command));
         let admin = self.admin;
         eventually("the control plane is ready", || {

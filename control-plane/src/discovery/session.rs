@@ -16,6 +16,7 @@ mod show;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 
+use outrigger_core::identity::SpiffeId;
 use outrigger_core::name::DestinationName;
 use outrigger_proto::convert;
 use outrigger_proto::wire::{self, DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node};
@@ -69,6 +70,8 @@ pub struct Proxy {
     pub namespace: String,
     pub zone: Option<String>,
     pub version: String,
+    /// What it has proven; none in a mesh without identities.
+    pub identity: Option<SpiffeId>,
 }
 
 #[derive(Debug, Default)]
@@ -220,7 +223,7 @@ impl Session {
                 self.subscribe_collections(request.resource_names_subscribe);
                 Ok(())
             }
-            wire::INBOUND | wire::MESH_SETTINGS => {
+            wire::INBOUND | wire::MESH_SETTINGS | wire::TRUST_BUNDLE => {
                 self.subscribe_singles(request);
                 Ok(())
             }
@@ -264,7 +267,7 @@ impl Session {
                 Dep::Endpoints(port) if self.collections.contains_key(port) => {
                     self.work.collections.insert(port.clone());
                 }
-                Dep::Inbound(_) | Dep::Settings => {
+                Dep::Inbound(_) | Dep::Settings | Dep::Trust => {
                     let singles = self.singles.keys().filter(|key| single_dep(key) == *dep);
                     self.work.singles.extend(singles.cloned());
                 }
@@ -316,6 +319,12 @@ impl Session {
         std::mem::take(&mut self.interests)
     }
 
+    /// The version of the trust bundle that the proxy has in force, as far as it has said.
+    pub fn acknowledged_trust(&self) -> Option<&str> {
+        let key = (wire::TRUST_BUNDLE.to_owned(), wire::TRUST_BUNDLE_NAME.to_owned());
+        self.singles.get(&key)?.acknowledged.as_deref()
+    }
+
     /// The last generation whose effects have been acknowledged.
     pub fn acknowledged_generation(&self) -> u64 {
         match self.in_flight.values().map(|response| response.generation).min() {
@@ -330,10 +339,21 @@ fn marker(port: &PortId) -> String {
 }
 
 fn single_dep((type_url, name): &(String, String)) -> Dep {
-    if type_url == wire::INBOUND { Dep::Inbound(name.clone()) } else { Dep::Settings }
+    match type_url.as_str() {
+        wire::INBOUND => Dep::Inbound(name.clone()),
+        wire::TRUST_BUNDLE => Dep::Trust,
+        _ => Dep::Settings,
+    }
 }
 
 impl Proxy {
+    /// Whether a workload is one of the proxy's proven identity.
+    fn owns(&self, view: &View, uid: &str) -> bool {
+        let Some(identity) = &self.identity else { return true };
+        let workload = view.index.workload(uid);
+        workload.is_some_and(|workload| view.index.identity(workload).as_ref() == Some(identity))
+    }
+
     /// Reads the node of the first request.
     pub fn from_node(node: &Node) -> Result<Self, Status> {
         if node.id.is_empty() || node.id.len() > MAX_NAME {
@@ -356,6 +376,7 @@ impl Proxy {
             namespace,
             zone: zone.filter(|zone| !zone.is_empty()),
             version: node.user_agent_version.clone(),
+            identity: None,
         })
     }
 }

@@ -4,17 +4,19 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use outrigger_core::identity::SpiffeId;
 use outrigger_proto::mesh::register_request::Message as Incoming;
 use outrigger_proto::mesh::register_response::Message as Outgoing;
 use outrigger_proto::mesh::workload_server::Workload as WorkloadService;
-use outrigger_proto::mesh::{
-    Accepted, Health, RegisterRequest, RegisterResponse, Registration, Unit,
-};
+use outrigger_proto::mesh::{Accepted, Health, RegisterRequest, RegisterResponse, Unit};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{Registrations, word};
+use crate::ca::Authority;
+use crate::ca::ledger::NodeId;
+use crate::connection::Connection;
 use crate::object::Workload;
 use crate::token::{Claims, Tokens, bearer};
 use crate::translate;
@@ -29,6 +31,7 @@ const FIRST_HEALTH: Duration = Duration::from_secs(2);
 pub struct Registrar {
     registrations: Option<Arc<Registrations>>,
     tokens: Option<Arc<Tokens>>,
+    authority: Option<Arc<Authority>>,
     shutdown: watch::Receiver<bool>,
 }
 
@@ -36,9 +39,57 @@ impl Registrar {
     pub fn new(
         registrations: Option<Arc<Registrations>>,
         tokens: Option<Arc<Tokens>>,
+        authority: Option<Arc<Authority>>,
         shutdown: watch::Receiver<bool>,
     ) -> Self {
-        Self { registrations, tokens, shutdown }
+        Self { registrations, tokens, authority, shutdown }
+    }
+
+    /// Who a stream may register.
+    fn authenticate<T>(
+        &self,
+        request: &Request<T>,
+        connection: &Connection,
+        tokens: &Tokens,
+    ) -> Result<Proof, Status> {
+        if let Some(identity) = connection.identity()? {
+            return Ok(Proof::Certificate(identity.clone()));
+        }
+        let token = bearer(request.metadata())?.ok_or_else(|| {
+            Status::unauthenticated(
+                "a join token is required: get one with `outrigger-control-plane token`",
+            )
+        })?;
+        Ok(Proof::Token(tokens.verify(token)?))
+    }
+
+    /// Whether a proven workload may have an address that it does not connect from: its token said
+    /// so, now or when it got its certificate.
+    fn any_address(&self, proof: &Proof, uid: &str) -> bool {
+        match proof {
+            Proof::Token(claims) => claims.any_address,
+            Proof::Certificate(identity) => {
+                let id = NodeId { identity: identity.clone(), node: uid.to_owned() };
+                let node = self.authority.as_ref().and_then(|authority| authority.ledger.node(&id));
+                node.is_some_and(|node| node.any_address)
+            }
+        }
+    }
+}
+
+/// What a registration is compared with.
+enum Proof {
+    Token(Claims),
+    Certificate(SpiffeId),
+}
+
+impl Proof {
+    /// Its word for a person, namespace and service account.
+    fn parts(&self) -> (&'static str, &str, &str) {
+        match self {
+            Self::Token(claims) => ("join token", &claims.namespace, &claims.service_account),
+            Self::Certificate(id) => ("certificate", id.namespace(), id.service_account()),
+        }
     }
 }
 
@@ -55,21 +106,18 @@ impl WorkloadService for Registrar {
                 "this control plane was started without --state-dir, which registrations need",
             ));
         };
-        let token = bearer(request.metadata())?.ok_or_else(|| {
-            Status::unauthenticated(
-                "a join token is required: get one with `outrigger-control-plane token`",
-            )
-        })?;
-        let claims = tokens.verify(token)?;
-        let peer = request.remote_addr().map(|address| address.ip().to_canonical());
+        let connection = Connection::of(&request)?;
+        let proof = self.authenticate(&request, &connection, tokens)?;
         let mut requests = request.into_inner();
         let first = tokio::time::timeout(FIRST_MESSAGE, requests.message()).await;
         let first = first.map_err(|_| Status::deadline_exceeded("no registration came"))??;
         let Some(Incoming::Registration(registration)) = first.and_then(|r| r.message) else {
             return Err(Status::invalid_argument("the first message must be a registration"));
         };
-        let workload = admit(&registration, &claims, peer)?;
+        let workload = translate::workload::translate(&registration)
+            .map_err(|problem| Status::invalid_argument(problem.to_string()))?;
         let uid = workload.uid();
+        admit(&workload, &proof, connection.peer, self.any_address(&proof, &uid))?;
         let stream = registrations.register(workload);
         tracing::info!(uid, "workload registered");
         // Accepted and removed are all that is ever answered.
@@ -78,16 +126,19 @@ impl WorkloadService for Registrar {
         let accepted = RegisterResponse { message: Some(accepted) };
         responses.send(Ok(accepted)).await.map_err(|_| Status::cancelled("the stream ended"))?;
         let registrations = registrations.clone();
-        let mut shutdown = self.shutdown.clone();
+        let shutdown = self.shutdown.clone();
         tokio::spawn(async move {
-            let stopping = tokio::select! {
-                () = follow(registrations, requests, responses.clone(), &uid, stream) => false,
-                // The workload goes on without us: it is on disk and will be heard from again.
-                _ = shutdown.wait_for(|stop| *stop) => true,
+            let listening = follow(registrations.clone(), requests, &responses, &uid, stream);
+            let ended = tokio::select! {
+                () = listening => None,
+                status = connection.ended() => Some(status),
             };
-            if stopping {
-                let status = Status::unavailable("the control plane is shutting down");
-                let _ = responses.send(Err(status)).await;
+            let Some(status) = ended else { return };
+            let _ = responses.send(Err(status)).await;
+            // When the process stops, the workload goes on without us: it is on disk and will be
+            // heard from again. Otherwise it has to come back.
+            if !*shutdown.borrow() {
+                registrations.break_off(uid, stream);
             }
         });
         Ok(Response::new(ReceiverStream::new(receiver)))
@@ -98,7 +149,7 @@ impl WorkloadService for Registrar {
 async fn follow(
     registrations: Arc<Registrations>,
     mut requests: Streaming<RegisterRequest>,
-    responses: mpsc::Sender<Result<RegisterResponse, Status>>,
+    responses: &mpsc::Sender<Result<RegisterResponse, Status>>,
     uid: &str,
     stream: u64,
 ) {
@@ -146,21 +197,22 @@ async fn follow(
     }
 }
 
-/// Checks a registration against itself, its token and where it comes from.
+/// Checks a registration against what its sender has proven and where it comes from.
 fn admit(
-    registration: &Registration,
-    claims: &Claims,
-    peer: Option<IpAddr>,
-) -> Result<Workload, Status> {
-    let workload = translate::workload::translate(registration)
-        .map_err(|problem| Status::invalid_argument(problem.to_string()))?;
-    if workload.namespace != claims.namespace {
-        return Err(Status::permission_denied("namespace: the join token is for another one"));
-    }
-    if workload.service_account != claims.service_account {
-        return Err(Status::permission_denied(
-            "service_account: the join token is for another one",
-        ));
+    workload: &Workload,
+    proof: &Proof,
+    peer: IpAddr,
+    any_address: bool,
+) -> Result<(), Status> {
+    let (what, namespace, service_account) = proof.parts();
+    for (field, said, proven) in [
+        ("namespace", &workload.namespace, namespace),
+        ("service_account", &workload.service_account, service_account),
+    ] {
+        if said != proven {
+            let problem = format!("{field}: the {what} is for another one");
+            return Err(Status::permission_denied(problem));
+        }
     }
     let mesh = workload.mesh.as_ref().map(|mesh| ("mesh.address", mesh.address.ip()));
     for (field, address) in [("address", workload.address)].into_iter().chain(mesh) {
@@ -170,14 +222,13 @@ fn admit(
                 "{field}: {address} is not an address that can be dialled"
             )));
         }
-        let own = peer
-            .is_some_and(|peer| peer == address || (peer.is_loopback() && address.is_loopback()));
-        if !own && !claims.any_address {
+        let own = peer == address || (peer.is_loopback() && address.is_loopback());
+        if !own && !any_address {
             return Err(Status::permission_denied(format!(
                 "{field}: {address} is not the address that the registration comes from; a token \
                  issued with --any-address allows it"
             )));
         }
     }
-    Ok(workload)
+    Ok(())
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use outrigger_core::config::Endpoint;
+use outrigger_core::config::{Endpoint, MeshAddress};
 use outrigger_core::name::EndpointId;
 
 use crate::index::{Index, PortId};
@@ -62,7 +62,10 @@ fn from_workloads(
             destination: PortId::new(&service.id, port.port).destination(),
             id: id.clone(),
             address: workload.socket(number),
-            mesh: workload.mesh.clone(),
+            mesh: workload.mesh.clone().map(|mesh| {
+                let identity = index.identity(workload);
+                MeshAddress { identity, ..mesh }
+            }),
             zone: workload.zone.clone(),
             // A StatefulSet's pods have their own name as host name; so have workloads.
             hostname: service.headless.then(|| workload.name.clone()),

@@ -3,6 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use outrigger_core::config::{MeshAddress, Protocol};
+use outrigger_core::name::check_label;
 
 use super::service::app_protocol;
 use super::{Report, label_identity};
@@ -47,10 +48,13 @@ pub fn translate(raw: &ExternalWorkload, report: &mut Report) -> Option<Workload
             ports.push(WorkloadPort { port: port_number, name, protocol });
         }
     }
+    let account = spec.service_account.clone().unwrap_or_else(|| DEFAULT_ACCOUNT.to_owned());
+    // Its identity holds it.
+    report.check("spec.serviceAccount", check_label(&account));
     Some(Workload {
         namespace,
         name,
-        service_account: spec.service_account.clone().unwrap_or_else(|| DEFAULT_ACCOUNT.to_owned()),
+        service_account: account,
         labels: raw.metadata.labels.clone().unwrap_or_default(),
         address: address?,
         ports,

@@ -13,8 +13,8 @@ pub fn build(index: &Index, uid: &str) -> Option<Inbound> {
     let mut ports: BTreeMap<u16, InboundPort> = BTreeMap::new();
     for port in &workload.ports {
         let (port, protocol) = (port.port, port.protocol);
-        ports
-            .insert(port, InboundPort { port, protocol, service: None, mtls: MtlsMode::default() });
+        let mtls = mtls(index, workload, port);
+        ports.insert(port, InboundPort { port, protocol, service: None, mtls });
     }
     // In name order, so the first one that selects a port names it.
     for id in index.selecting(workload) {
@@ -25,7 +25,7 @@ pub fn build(index: &Index, uid: &str) -> Option<Inbound> {
                 port,
                 protocol: Protocol::Detect,
                 service: None,
-                mtls: MtlsMode::default(),
+                mtls: mtls(index, workload, port),
             };
             let inbound = ports.entry(port).or_insert(own);
             if inbound.service.is_none() {
@@ -42,6 +42,11 @@ pub fn build(index: &Index, uid: &str) -> Option<Inbound> {
         addresses: addresses(workload),
         ports: ports.into_values().collect(),
     })
+}
+
+/// Whether a port takes plaintext from outside the mesh: the one place where that is decided.
+fn mtls(index: &Index, _workload: &Workload, _port: u16) -> MtlsMode {
+    index.security().mtls
 }
 
 fn addresses(workload: &Workload) -> Vec<std::net::IpAddr> {

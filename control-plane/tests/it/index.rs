@@ -52,6 +52,7 @@ fn check_on(index: &mut Index, change: impl FnOnce(&mut Index), want: &[&str]) {
             Dep::Ip(ip) => format!("ip {ip}"),
             Dep::Inbound(uid) => format!("inbound {uid}"),
             Dep::Settings => "settings".to_owned(),
+            Dep::Trust => "trust".to_owned(),
         })
         .collect();
     assert_eq!(touched.iter().map(String::as_str).collect::<Vec<_>>(), want);

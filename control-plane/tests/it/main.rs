@@ -4,8 +4,10 @@
 
 mod discovery;
 mod folder;
+mod identity;
 mod index;
 mod registration;
 mod scale;
 mod support;
+mod tls;
 mod translate;

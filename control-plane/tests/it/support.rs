@@ -36,6 +36,8 @@ pub(crate) struct Mesh {
     state: TempDir,
     server: Option<Server>,
     flags: Vec<String>,
+    /// How long certificates live, shorter than anybody should let them.
+    lifetime: Option<Duration>,
 }
 
 impl Mesh {
@@ -49,9 +51,16 @@ impl Mesh {
             fs::write(folder.path().join(name), text).unwrap();
         }
         let flags = flags.iter().map(ToString::to_string).collect();
-        let mut mesh = Self { folder, state: TempDir::new().unwrap(), server: None, flags };
+        let mut mesh =
+            Self { folder, state: TempDir::new().unwrap(), server: None, flags, lifetime: None };
         mesh.run().await;
         mesh
+    }
+
+    /// With identities.
+    pub(crate) async fn secure(files: &[(&str, &str)], flags: &[&str]) -> Self {
+        let flags: Vec<&str> = ["--identity=on"].into_iter().chain(flags.iter().copied()).collect();
+        Self::with_flags(files, &flags).await
     }
 
     async fn run(&mut self) {
@@ -60,14 +69,28 @@ impl Mesh {
         args.extend(["--manifests".to_owned(), path(self.folder.path())]);
         args.extend(["--state-dir".to_owned(), path(self.state.path())]);
         args.extend(["--listen=127.0.0.1:0".to_owned(), "--admin=127.0.0.1:0".to_owned()]);
+        if !self.flags.iter().any(|flag| flag.starts_with("--identity")) {
+            args.push("--identity=off".to_owned());
+        }
         args.extend(self.flags.clone());
-        let options = Cli::parse_from(args).options;
+        let mut options = Cli::parse_from(args).options;
+        options.certificate_lifetime = self.lifetime.unwrap_or(options.certificate_lifetime);
         self.server = Some(server::start(options).await.unwrap());
     }
 
     pub(crate) async fn restart(&mut self) {
         self.server.take().unwrap().stop().await;
         self.run().await;
+    }
+
+    /// Starts again with certificates that live for so long.
+    pub(crate) async fn restart_with_lifetime(&mut self, lifetime: Duration) {
+        self.lifetime = Some(lifetime);
+        self.restart().await;
+    }
+
+    pub(crate) fn state(&self) -> &Path {
+        self.state.path()
     }
 
     pub(crate) fn server(&self) -> &Server {
@@ -92,6 +115,27 @@ impl Mesh {
     pub(crate) fn token(&self, namespace: &str, account: &str) -> String {
         let tokens = Tokens::open(self.state.path()).unwrap();
         tokens.issue(namespace, account, false, Duration::from_secs(60)).unwrap()
+    }
+
+    /// A token of this control plane that ended long ago.
+    pub(crate) fn expired_token(&self, namespace: &str, account: &str) -> String {
+        let key = fs::read(self.state.path().join("join-token.key")).unwrap();
+        let claims = serde_json::json!({
+            "namespace": namespace, "service_account": account, "iat": 1, "exp": 2,
+            "iss": "outrigger-control-plane", "aud": "outrigger.mesh.v1.Workload",
+        });
+        let key = jsonwebtoken::EncodingKey::from_secret(&key);
+        let header = jsonwebtoken::Header::new(jsonwebtoken::Algorithm::HS256);
+        jsonwebtoken::encode(&header, &claims, &key).unwrap()
+    }
+
+    /// Asks for the metrics until one of them reads so.
+    pub(crate) async fn metric_until(&self, line: &str) {
+        let started = std::time::Instant::now();
+        while !self.admin("/metrics").await.contains(line) {
+            assert!(started.elapsed() < LIMIT, "{line} never came");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
     }
 
     pub(crate) async fn proxy(&self, id: &str, namespace: &str) -> Proxy {
@@ -187,13 +231,23 @@ pub(crate) async fn register_at(
     registration: Registration,
     token: &str,
 ) -> Result<RegisteredWorkload, Status> {
+    register_over(channel(address).await, registration, Some(token)).await
+}
+
+pub(crate) async fn register_over(
+    channel: Channel,
+    registration: Registration,
+    token: Option<&str>,
+) -> Result<RegisteredWorkload, Status> {
     let (requests, receiver) = mpsc::channel(16);
     let first = register_request::Message::Registration(registration);
     requests.send(RegisterRequest { message: Some(first) }).await.unwrap();
     let mut request = Request::new(ReceiverStream::new(receiver));
-    let token = format!("Bearer {token}").parse().unwrap();
-    request.metadata_mut().insert("authorization", token);
-    let mut client = WorkloadClient::new(channel(address).await);
+    if let Some(token) = token {
+        let token = format!("Bearer {token}").parse().unwrap();
+        request.metadata_mut().insert("authorization", token);
+    }
+    let mut client = WorkloadClient::new(channel);
     let responses = client.register(request).await?.into_inner();
     let mut workload = RegisteredWorkload { requests, responses };
     match workload.next().await? {
@@ -273,6 +327,15 @@ impl Proxy {
         namespace: &str,
         token: Option<&str>,
     ) -> Self {
+        Self::try_connect(channel, id, namespace, token).await.unwrap()
+    }
+
+    pub(crate) async fn try_connect(
+        channel: Channel,
+        id: &str,
+        namespace: &str,
+        token: Option<&str>,
+    ) -> Result<Self, Status> {
         let (requests, receiver) = mpsc::channel(1024);
         // The first request of a stream says who this is.
         let first = DeltaDiscoveryRequest {
@@ -287,8 +350,8 @@ impl Proxy {
             request.metadata_mut().insert("authorization", token);
         }
         let mut client = AggregatedDiscoveryServiceClient::new(channel);
-        let responses = client.delta_aggregated_resources(request).await.unwrap().into_inner();
-        Self {
+        let responses = client.delta_aggregated_resources(request).await?.into_inner();
+        Ok(Self {
             requests,
             responses,
             held: BTreeMap::new(),
@@ -296,7 +359,7 @@ impl Proxy {
             log: Vec::new(),
             refuse: None,
             silent: false,
-        }
+        })
     }
 
     pub(crate) async fn send(&self, request: DeltaDiscoveryRequest) {

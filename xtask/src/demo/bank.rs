@@ -109,6 +109,7 @@ impl Stage {
         command.arg("--state-dir").arg(self.control_plane_state());
         command.arg("--listen").arg(self.discovery.to_string());
         command.arg("--admin").arg(self.index.to_string());
+        command.args(["--identity", "off"]);
         Process::start("control-plane", command, &self.logs)
     }
 

@@ -179,7 +179,9 @@ impl Session {
     pub(super) fn refresh_singles(&mut self, view: &mut View, outbox: &mut Outbox) {
         for key in std::mem::take(&mut self.work.singles) {
             let Some(single) = self.singles.get_mut(&key) else { continue };
-            match view.single(&key.0, &key.1) {
+            // Until the workload is there, and where it is another's, there is nothing to see.
+            let own = key.0 != wire::INBOUND || self.proxy.owns(view, &key.1);
+            match own.then(|| view.single(&key.0, &key.1)).flatten() {
                 Some(encoded) => {
                     single.refused = false;
                     let announce = std::mem::take(&mut single.announce);

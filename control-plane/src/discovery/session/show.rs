@@ -47,6 +47,7 @@ impl Session {
         json!({
             "id": self.proxy.id,
             "namespace": self.proxy.namespace,
+            "identity": self.proxy.identity.as_ref().map(ToString::to_string),
             "zone": self.proxy.zone,
             "version": self.proxy.version,
             "subscriptions": names.collect::<Vec<_>>(),

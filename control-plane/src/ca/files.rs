@@ -1,0 +1,195 @@
+//! An issuing certificate given by the user: three PEM files, read again when they change.
+//!
+//! A broken pair changes nothing. A sound one takes effect when it is safe: a new root at once, a
+//! new issuing root when every proxy believes in it, and a root that is no longer in the file goes
+//! when nobody needs it any more.
+
+use std::fs;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use outrigger_core::identity::{SpiffeId, TrustDomain};
+use rcgen::KeyPair;
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
+
+use super::issue::Issuer;
+use super::root::{Root, authority_validity};
+use super::store::Stored;
+use super::{Authority, InForce, Issuing, verify};
+
+/// How often the files are looked at. Secrets mounted by Kubernetes change by renamed links, which
+/// reading notices and watching may not.
+const LOOK: Duration = Duration::from_secs(1);
+/// Bytes of one file.
+const MAX_FILE: u64 = 1024 * 1024;
+/// How long the certificate lives that is made to see whether the files fit together.
+const PROBE: Duration = Duration::from_secs(60);
+
+#[derive(Clone, Debug)]
+pub struct CaFiles {
+    /// The issuing certificate, then whatever lies between it and the root.
+    pub certificate: PathBuf,
+    pub key: PathBuf,
+    /// One root or more.
+    pub root: PathBuf,
+}
+
+/// What the files say.
+#[derive(Debug)]
+pub(super) struct Given {
+    roots: Vec<Arc<Root>>,
+    issuer: Arc<Issuer>,
+}
+
+impl CaFiles {
+    /// Reads the files and checks that they fit together; an error names the file.
+    pub(super) fn load(&self, domain: &TrustDomain, now: SystemTime) -> Result<Given, String> {
+        let chain = certificates(&self.certificate)?;
+        let roots = certificates(&self.root)?.into_iter().map(|root| Root::new(root, None));
+        let roots: Result<Vec<_>, _> = roots.map(|root| root.map(Arc::new)).collect();
+        let roots = roots.map_err(|e| format!("{}: {e}", self.root.display()))?;
+        let key = read(&self.key)?;
+        let at = |problem: String| format!("{}: {problem}", self.certificate.display());
+        let mut not_after = None;
+        for certificate in &chain {
+            let (_, end) = authority_validity(certificate).map_err(at)?;
+            not_after = Some(not_after.map_or(end, |other: SystemTime| other.min(end)));
+        }
+        let (Some(issuing), Some(not_after)) = (chain.first(), not_after) else {
+            return Err(at("holds no certificate".to_owned()));
+        };
+        // A certificate of its own shows whether everything fits: signatures, uses, times, lengths.
+        let anywhere = roots
+            .first()
+            .ok_or_else(|| format!("{}: holds no certificate", self.root.display()))?;
+        let issuer = |root, end| {
+            Issuer::new(issuing, chain.clone(), &key, root, end).map_err(|problem| {
+                format!("{} and {}: {problem}", self.certificate.display(), self.key.display())
+            })
+        };
+        let probe = KeyPair::generate().map_err(|error| error.to_string())?;
+        let id = SpiffeId::control_plane(domain);
+        let leaf = issuer(anywhere.id, not_after)?.leaf(&id, &probe, PROBE, now);
+        let leaf = leaf.map_err(|error| at(error.to_string()))?;
+        let verified = verify::client(&leaf.chain, domain, &roots, now)
+            .map_err(|error| at(format!("does not lead to {}: {error}", self.root.display())))?;
+        let root = roots.iter().find(|root| root.id == verified.root);
+        let end = root.map_or(not_after, |root| root.not_after.min(not_after));
+        Ok(Given { issuer: Arc::new(issuer(verified.root, end)?), roots })
+    }
+}
+
+impl Given {
+    /// What is in force at the start: the roots of before are still believed, and the issuer of
+    /// before goes on until the new one's root is known everywhere, if its key is here.
+    pub(super) fn beside(self, stored: Option<Stored>) -> Issuing {
+        let Some(stored) = stored else { return (self.roots, self.issuer) };
+        let before = stored.roots.iter().find(|root| root.id == stored.issuing);
+        let before = before.filter(|root| root.id != self.issuer.root);
+        let issuer = before.and_then(|root| Issuer::from_root(root).ok()).map(Arc::new);
+        let roots = union(stored.roots, &self.roots);
+        (roots, issuer.unwrap_or(self.issuer))
+    }
+}
+
+impl Authority {
+    /// Follows the user's files, if there are any.
+    pub async fn follow_files(self: Arc<Self>) {
+        let Some(files) = self.files.clone() else { return };
+        loop {
+            tokio::time::sleep(LOOK).await;
+            let authority = self.clone();
+            let files = files.clone();
+            let step = move || authority.take_files(&files, SystemTime::now());
+            let _ = tokio::task::spawn_blocking(step).await;
+        }
+    }
+
+    fn take_files(&self, files: &CaFiles, now: SystemTime) {
+        let mut state = self.lock();
+        let held = match files.load(&self.trust_domain, now) {
+            Ok(given) => match self.approach(&mut state, given, now) {
+                Ok(held) => held,
+                Err(error) => Some(format!("the state directory: {error}")),
+            },
+            Err(problem) => Some(format!("{problem}; the last good one stays in force")),
+        };
+        if held != state.held {
+            match &held {
+                Some(held) => tracing::error!(problem = held, "the authority's files"),
+                None => tracing::info!("the authority's files are in force"),
+            }
+            state.held = held;
+        }
+    }
+
+    /// Goes as far towards what the files say as is safe, and says what is left to do.
+    fn approach(
+        &self,
+        state: &mut super::State,
+        given: Given,
+        now: SystemTime,
+    ) -> std::io::Result<Option<String>> {
+        let mut held = Vec::new();
+        let before = self.in_force();
+        let mut roots = union(before.roots.clone(), &given.roots);
+        let mut issuer = before.issuer.clone();
+        if !issuer.same(&given.issuer) {
+            // What has just been added cannot have been acknowledged by anybody.
+            let waiting = match issuer.root == given.issuer.root {
+                true => Vec::new(),
+                false => self.ledger.without(given.issuer.root, now, true),
+            };
+            match waiting.is_empty() {
+                true => issuer = given.issuer,
+                false => held.push(format!(
+                    "issuing under root {} waits: {}",
+                    given.issuer.root,
+                    waiting.join("; ")
+                )),
+            }
+        }
+        roots.retain(|root| {
+            if root.id == issuer.root || given.roots.iter().any(|other| other.id == root.id) {
+                return true;
+            }
+            let needed = self.ledger.under(root.id, now, true);
+            if !needed.is_empty() {
+                held.push(format!("root {} stays for now: {}", root.id, needed.join("; ")));
+            }
+            !needed.is_empty()
+        });
+        let new = InForce::new(&self.trust_domain, roots, issuer);
+        if new.version != before.version || !new.issuer.same(&before.issuer) {
+            tracing::info!(issuing = %new.issuer.root, roots = new.roots.len(), "new certificates of the authority");
+            self.put_in_force(state, Arc::new(new))?;
+        }
+        Ok((!held.is_empty()).then(|| held.join("; ")))
+    }
+}
+
+fn union(mut roots: Vec<Arc<Root>>, more: &[Arc<Root>]) -> Vec<Arc<Root>> {
+    for root in more {
+        if roots.iter().all(|other| other.id != root.id) {
+            roots.push(root.clone());
+        }
+    }
+    roots
+}
+
+fn certificates(path: &PathBuf) -> Result<Vec<CertificateDer<'static>>, String> {
+    let pem = read(path)?;
+    let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem.as_bytes()).collect();
+    certificates.map_err(|error| format!("{}: {error}", path.display()))
+}
+
+fn read(path: &PathBuf) -> Result<String, String> {
+    let at = |problem: String| format!("{}: {problem}", path.display());
+    let size = fs::metadata(path).map_err(|error| at(error.to_string()))?.len();
+    if size > MAX_FILE {
+        return Err(at(format!("has {size} bytes, at most {MAX_FILE} are read")));
+    }
+    fs::read_to_string(path).map_err(|error| at(error.to_string()))
+}

@@ -1,0 +1,185 @@
+//! The gRPC service by which a proxy comes to its certificate.
+//!
+//! It alone is served to those who have none yet. Whatever a request says, a certificate is issued
+//! for what the [`Credential`] proves and for nothing else.
+
+use std::sync::Arc;
+
+use outrigger_core::identity::SpiffeId;
+use outrigger_proto::convert;
+use outrigger_proto::identity::identity_server::Identity;
+use outrigger_proto::identity::{CertifyRequest, CertifyResponse};
+use tonic::{Request, Response, Status};
+
+use crate::ca::csr::{self, CsrError};
+use crate::ca::ledger::{NodeId, shown};
+use crate::ca::{Authority, CertifyError};
+use crate::connection::Connection;
+use crate::metrics::{Metrics, ReasonLabel};
+use crate::token::{Claims, TokenError, Tokens, bearer};
+
+/// Bytes of a node's name, as of any other name.
+const MAX_NODE: usize = 512;
+
+/// What a proxy proves with who it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Credential {
+    JoinToken(Claims),
+    /// The certificate of the connection, which is still valid: whoever has its key renews it.
+    Certificate(SpiffeId),
+}
+
+/// Why no certificate was issued.
+#[derive(Debug, thiserror::Error)]
+pub enum Refused {
+    #[error(
+        "a join token is required: get one with `outrigger-control-plane token` and send it as \
+         authorization metadata"
+    )]
+    NoCredential,
+    #[error(transparent)]
+    Token(#[from] TokenError),
+    #[error("the join token is for the control plane's own identity, which nobody else can have")]
+    Reserved,
+    #[error("the join token does not name an identity: {0}")]
+    Identity(outrigger_core::error::FieldError),
+    #[error("node: must be 1 to {MAX_NODE} visible ASCII characters")]
+    Node,
+    #[error("csr: {0}")]
+    Csr(#[from] CsrError),
+    #[error(transparent)]
+    Certify(#[from] CertifyError),
+}
+
+/// Without identity in the mesh there is no authority.
+#[derive(Debug)]
+pub struct Certifier {
+    security: Option<(Arc<Authority>, Arc<Tokens>)>,
+    metrics: Arc<Metrics>,
+}
+
+impl Certifier {
+    pub fn new(security: Option<(Arc<Authority>, Arc<Tokens>)>, metrics: Arc<Metrics>) -> Self {
+        Self { security, metrics }
+    }
+}
+
+#[tonic::async_trait]
+impl Identity for Certifier {
+    async fn certify(
+        &self,
+        request: Request<CertifyRequest>,
+    ) -> Result<Response<CertifyResponse>, Status> {
+        let Some((authority, tokens)) = &self.security else {
+            return Err(Status::failed_precondition(
+                "this control plane runs with --identity off and issues no certificates",
+            ));
+        };
+        match certify(authority, tokens, &request) {
+            Ok(response) => {
+                self.metrics.certificates_issued.inc();
+                // A root that is still needed must not be forgotten by a crash.
+                authority.ledger.persisted().await;
+                Ok(Response::new(response))
+            }
+            Err(refused) => {
+                let reason = refused.reason();
+                self.metrics.certificates_refused.get_or_create(&ReasonLabel { reason }).inc();
+                let peer = request.extensions().get::<Connection>().map(|c| c.peer.to_string());
+                tracing::warn!(reason, peer, problem = %refused, "a certificate was refused");
+                Err(refused.into())
+            }
+        }
+    }
+}
+
+fn certify(
+    authority: &Authority,
+    tokens: &Tokens,
+    request: &Request<CertifyRequest>,
+) -> Result<CertifyResponse, Refused> {
+    let connection = request.extensions().get::<Connection>();
+    let proven = connection.and_then(|connection| connection.client()).map(|client| &client.id);
+    let credential = credential(tokens, request, proven)?;
+    let id = credential.identity(authority)?;
+    let CertifyRequest { csr, node } = request.get_ref();
+    if node.is_empty() || node.len() > MAX_NODE || !node.bytes().all(|b| b.is_ascii_graphic()) {
+        return Err(Refused::Node);
+    }
+    let key = csr::parse(csr)?;
+    let any_address = match &credential {
+        Credential::JoinToken(claims) => claims.any_address,
+        Credential::Certificate(_) => {
+            let before = NodeId { identity: id.clone(), node: node.clone() };
+            authority.ledger.node(&before).is_some_and(|before| before.any_address)
+        }
+    };
+    let (leaf, in_force) = authority.certify(&id, node, &key, any_address)?;
+    let not_after = shown(leaf.not_after);
+    tracing::info!(identity = %id, node, not_after, root = %leaf.root, "certificate issued");
+    Ok(CertifyResponse {
+        chain: leaf.chain.iter().map(|certificate| certificate.to_vec().into()).collect(),
+        bundle: Some(convert::trust::to_wire(&in_force.bundle)),
+    })
+}
+
+/// A token says who somebody is; one that has merely ended does not speak against a certificate.
+fn credential(
+    tokens: &Tokens,
+    request: &Request<CertifyRequest>,
+    proven: Option<&SpiffeId>,
+) -> Result<Credential, Refused> {
+    match (bearer(request.metadata())?, proven) {
+        (Some(token), proven) => match (tokens.verify(token), proven) {
+            (Ok(claims), _) => Ok(Credential::JoinToken(claims)),
+            (Err(TokenError::Expired), Some(id)) => Ok(Credential::Certificate(id.clone())),
+            (Err(error), _) => Err(error.into()),
+        },
+        (None, Some(id)) => Ok(Credential::Certificate(id.clone())),
+        (None, None) => Err(Refused::NoCredential),
+    }
+}
+
+impl Credential {
+    /// The one identity that it gives.
+    fn identity(&self, authority: &Authority) -> Result<SpiffeId, Refused> {
+        let id = match self {
+            Self::JoinToken(claims) => {
+                let domain = &authority.trust_domain;
+                SpiffeId::new(domain, &claims.namespace, &claims.service_account)
+                    .map_err(Refused::Identity)?
+            }
+            Self::Certificate(id) => id.clone(),
+        };
+        if id.is_control_plane() { Err(Refused::Reserved) } else { Ok(id) }
+    }
+}
+
+impl Refused {
+    /// The metric's label.
+    fn reason(&self) -> &'static str {
+        match self {
+            Self::NoCredential => "no_credential",
+            Self::Token(TokenError::Expired) => "token_expired",
+            Self::Token(_) => "token_invalid",
+            Self::Reserved | Self::Identity(_) => "identity",
+            Self::Node => "node",
+            Self::Csr(_) => "csr",
+            Self::Certify(CertifyError::TooManyNodes) => "too_many_nodes",
+            Self::Certify(CertifyError::Issue(_)) => "issuer",
+        }
+    }
+}
+
+impl From<Refused> for Status {
+    fn from(refused: Refused) -> Self {
+        let text = refused.to_string();
+        match refused {
+            Refused::NoCredential | Refused::Token(_) => Self::unauthenticated(text),
+            Refused::Reserved | Refused::Identity(_) => Self::permission_denied(text),
+            Refused::Node | Refused::Csr(_) => Self::invalid_argument(text),
+            Refused::Certify(CertifyError::TooManyNodes) => Self::resource_exhausted(text),
+            Refused::Certify(CertifyError::Issue(_)) => Self::unavailable(text),
+        }
+    }
+}
