@@ -184,7 +184,7 @@ fn hex(digit: u8) -> Option<u8> {
 }
 
 /// A regular expression that must match the whole text.
-fn whole(pattern: &str) -> Result<Regex, FieldError> {
+pub(crate) fn whole(pattern: &str) -> Result<Regex, FieldError> {
     let build = |pattern: &str| {
         RegexBuilder::new(pattern)
             .size_limit(REGEX_SIZE)

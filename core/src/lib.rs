@@ -14,5 +14,7 @@ pub mod filter;
 pub mod identity;
 pub mod name;
 pub mod outcome;
+pub mod path;
+pub mod policy;
 pub mod reason;
 pub mod route;
