@@ -310,9 +310,7 @@ impl Connected {
         let inner = self.ledger.lock();
         let id = inner.open.get(&self.number).and_then(Open::id);
         let newest = id.and_then(|id| inner.nodes.get(&id));
-        newest.is_some_and(|newest| {
-            newest.root != self.client.root && newest.not_after > self.client.not_after
-        })
+        newest.is_some_and(|newest| newest.root != self.client.root)
     }
 }
 

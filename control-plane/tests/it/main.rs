@@ -7,6 +7,7 @@ mod folder;
 mod identity;
 mod index;
 mod registration;
+mod rotation;
 mod scale;
 mod support;
 mod tls;
