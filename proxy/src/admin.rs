@@ -32,6 +32,7 @@ pub async fn serve(proxy: Arc<Proxy>, listener: std::net::TcpListener, log: LogH
         .route("/ready", get(ready))
         .route("/metrics", get(metrics))
         .route("/config", get(config))
+        .route("/identity", get(identity))
         .route("/drain", post(drain))
         .route("/log", put(set_log))
         .with_state(Admin { proxy, log });
@@ -45,19 +46,29 @@ pub async fn serve(proxy: Arc<Proxy>, listener: std::net::TcpListener, log: LogH
 }
 
 async fn index() -> &'static str {
-    "GET /live, /ready, /metrics, /config; POST /drain; PUT /log with a filter such as \
+    "GET /live, /ready, /metrics, /config, /identity; POST /drain; PUT /log with a filter such as \
      outrigger_proxy=debug\n"
 }
 
 async fn ready(State(admin): State<Admin>) -> (StatusCode, String) {
-    match admin.proxy.lifecycle.not_ready() {
+    match admin.proxy.not_ready() {
         None => (StatusCode::OK, "ready\n".to_owned()),
         Some(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {why}\n")),
     }
 }
 
 async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], expose(&admin.proxy.metrics))
+    (
+        [(header::CONTENT_TYPE, "text/plain; version=0.0.4")],
+        expose(&admin.proxy.metrics, admin.proxy.identity.as_deref()),
+    )
+}
+
+async fn identity(State(admin): State<Admin>) -> Json<Value> {
+    Json(match &admin.proxy.identity {
+        Some(identity) => identity.describe(),
+        None => json!({ "id": null, "off": "the control plane is dialled without TLS" }),
+    })
 }
 
 async fn config(State(admin): State<Admin>) -> Json<Value> {
@@ -108,6 +119,7 @@ fn service(live: &Live) -> Value {
                         "id": state.endpoint.id.to_string(),
                         "address": state.endpoint.address,
                         "mesh": mesh.map(|mesh| mesh.address),
+                        "identity": mesh.and_then(|mesh| mesh.identity.as_ref().map(ToString::to_string)),
                         "workload": state.endpoint.workload,
                         "zone": state.endpoint.zone,
                         "inFlight": state.load.in_flight(),

@@ -52,6 +52,8 @@ pub struct Discovery {
 /// Why a stream ended.
 enum Ended {
     ByPeer(String),
+    /// This side has a new certificate to prove itself with.
+    Renewed,
     Closing,
 }
 
@@ -85,6 +87,7 @@ impl Discovery {
             self.proxy.metrics.gauges.discovery_connected.store(0, Relaxed);
             match ended {
                 Ended::Closing => break,
+                Ended::Renewed => continue,
                 Ended::ByPeer(why) => debug!(why, "no configuration stream"),
             }
             let pause = tokio::time::sleep(backoff.pause());
@@ -105,6 +108,8 @@ impl Discovery {
     }
 
     async fn stream(&mut self, control_plane: &ControlPlane, backoff: &mut Backoff) -> Ended {
+        let renewed = control_plane.renewed();
+        tokio::pin!(renewed);
         let (requests, queue) = mpsc::channel(QUEUE);
         let opened = self.open(control_plane, queue);
         let mut responses = match opened.await {
@@ -162,6 +167,8 @@ impl Discovery {
                         }
                     }
                 }
+                // What is held stays in force meanwhile.
+                () = &mut renewed => return Ended::Renewed,
                 () = proxy.lifecycle.reached(Phase::Closing) => return Ended::Closing,
             }
         }
@@ -198,6 +205,10 @@ impl Discovery {
         let unresolved = held.unresolved_names();
         if !unresolved.is_empty() {
             requests.push(subscribe(wire::DESTINATION, unresolved, BTreeMap::new()));
+        }
+        if self.proxy.identity.is_some() {
+            let trust = vec![wire::TRUST_BUNDLE_NAME.to_owned()];
+            requests.push(subscribe(wire::TRUST_BUNDLE, trust, held.versions(wire::TRUST_BUNDLE)));
         }
         requests[0].node = Some(self.node());
         requests

@@ -16,6 +16,7 @@ use outrigger_core::config::{Balancer, Endpoint, Protocol};
 use outrigger_core::name::{DestinationName, EndpointId};
 
 use crate::metrics::{Label, Metrics};
+use crate::tls::Expected;
 
 /// Latency that a failed connection counts as, so that the balancer turns away from it until
 /// the estimate has decayed.
@@ -45,6 +46,8 @@ pub struct EndpointState {
     pub key: u64,
     pub endpoint: Endpoint,
     pub peer: Label,
+    /// What its sidecar must prove.
+    pub expected: Expected,
     pub load: Arc<EndpointLoad>,
     /// `x-outrigger-hop` for an app that speaks h1, h2 and gRPC.
     hop_headers: [HeaderValue; 3],
@@ -89,7 +92,10 @@ impl Endpoints {
                 Some(state) if state.endpoint == endpoint => Arc::clone(state),
                 known => Arc::new(EndpointState {
                     key: next_key(),
-                    peer: metrics.label(endpoint.workload.as_deref().unwrap_or("unknown")),
+                    peer: peer_label(&endpoint, metrics),
+                    expected: Expected::of(
+                        endpoint.mesh.as_ref().and_then(|mesh| mesh.identity.as_ref()),
+                    ),
                     load: known.map(|state| Arc::clone(&state.load)).unwrap_or_default(),
                     hop_headers: hop_headers(endpoint.id.port),
                     endpoint,
@@ -164,6 +170,14 @@ impl EndpointState {
             Protocol::Grpc => grpc.clone(),
             Protocol::Detect | Protocol::Http1 | Protocol::Tls | Protocol::Tcp => h1.clone(),
         }
+    }
+}
+
+/// Who is called: the identity that it has to prove, else what it is said to be.
+fn peer_label(endpoint: &Endpoint, metrics: &Metrics) -> Label {
+    match endpoint.mesh.as_ref().and_then(|mesh| mesh.identity.as_ref()) {
+        Some(id) => metrics.label(&id.workload()),
+        None => metrics.label(endpoint.workload.as_deref().unwrap_or("unknown")),
     }
 }
 

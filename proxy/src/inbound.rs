@@ -1,4 +1,7 @@
 //! Connections to this proxy's own app: from other proxies, or redirected from anybody.
+//!
+//! Who the caller is becomes clear here, once: a handshake proves it, and plaintext proves nothing.
+//! Without identities in the mesh a caller is believed by its first request.
 
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -10,16 +13,26 @@ use tokio::net::TcpStream;
 
 use crate::accept::Slot;
 use crate::http::destination::Target;
+use crate::http::respond::Refusal;
 use crate::http::server::Connection;
-use crate::io::Transport;
-use crate::metrics::{Direction, Label};
+use crate::identity::Identity;
+use crate::inbound_ports::{InboundPort, InboundPorts};
+use crate::io::{Io, Transport};
+use crate::metrics::{Direction, Label, add};
 use crate::original::original_destination;
-use crate::peer::{Fixed, Origin, Peer};
+use crate::peer::{Caller, Fixed, Origin, Peer};
+use crate::proxy::Phase;
 use crate::stream::{
     self,
     sniff::{Sniffer, Spoke},
 };
+use crate::tls::handshake;
+use crate::tls::verify::Trust;
+use crate::watch::{Standing, Verdict};
 use crate::worker::Worker;
+
+/// First byte of every TLS connection (RFC 8446 section 5.1) and of no HTTP one.
+const TLS_HANDSHAKE: u8 = 22;
 
 /// Serves a connection to its end.
 pub async fn serve(worker: Rc<Worker>, stream: TcpStream, remote: SocketAddr, slot: Rc<Slot>) {
@@ -27,6 +40,7 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, remote: SocketAddr, sl
     let mut origin = Origin {
         direction: Direction::Inbound,
         peer: Peer::Outside,
+        caller: None,
         remote,
         fixed: Fixed::Nothing,
         slot,
@@ -36,42 +50,148 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, remote: SocketAddr, sl
         match ports.port(address.port()) {
             Ok(port) => {
                 origin.fixed = Fixed::App(address);
-                let (protocol, service) = (port.declared(), port.service);
-                let target = Target::App { address, protocol, service };
-                stream::serve(worker, Transport::Tcp(stream), origin, target).await;
+                redirected(worker, stream, origin, address, *port).await;
             }
-            Err(refusal) => worker.refuse_stream(
-                Direction::Inbound,
-                Protocol::Detect,
-                Label::UNKNOWN,
-                &refusal,
-                remote,
-            ),
+            Err(refusal) => refuse(&worker, Label::UNKNOWN, &refusal, remote),
         }
         return;
     }
-    let mut sniffer = Sniffer::new(Transport::Tcp(stream));
-    // A proxy's hop is HTTP/2; HTTP/1.1 is let in only to be told so.
-    let protocol = match worker.listen(&mut sniffer, None, Direction::Inbound).await {
-        Spoke::Client(Detected::Http2) => Protocol::Http2,
-        Spoke::Client(Detected::Http1) => Protocol::Http1,
-        Spoke::Gone | Spoke::Nobody => return,
-        Spoke::TooSlow => {
-            return worker.refused(
-                Direction::Inbound,
-                Protocol::Detect,
-                Reason::HeaderTimeout,
-                remote,
-            );
+    let Some(identity) = worker.proxy.identity.clone() else {
+        return plaintext(worker, stream, origin).await;
+    };
+    match first_byte(&worker, &stream).await {
+        Some(TLS_HANDSHAKE) => authenticated(worker, &identity, stream, origin).await,
+        Some(_) => plaintext(worker, stream, origin).await,
+        None => {}
+    }
+}
+
+/// A caller outside the mesh, on its way to one of the app's ports.
+async fn redirected(
+    worker: Rc<Worker>,
+    stream: TcpStream,
+    origin: Origin,
+    address: SocketAddr,
+    port: InboundPort,
+) {
+    let (protocol, service, remote) = (port.declared(), port.service, origin.remote);
+    if !port.strict() {
+        if let Some(identity) = &worker.proxy.identity {
+            add(&identity.counts().plaintext_inbound, 1);
         }
-        Spoke::Client(_) => {
-            return worker.refused(
-                Direction::Inbound,
-                Protocol::Detect,
-                Reason::ProtocolError,
-                remote,
-            );
+        let target = Target::App { address, protocol, service };
+        return stream::serve(worker, Transport::Tcp(stream), origin, target).await;
+    }
+    // A request can be told why it is refused, and may be a probe, which is not.
+    let mut sniffer = Sniffer::new(Transport::Tcp(stream));
+    let spoke = match protocol {
+        Protocol::Tcp => Spoke::Nobody,
+        _ => {
+            let limit = worker.proxy.settings.header_timeout;
+            worker.listen(&mut sniffer, Some(limit), Direction::Inbound).await
         }
     };
-    Box::pin(Connection::serve(worker, sniffer.into_io(), protocol, origin)).await;
+    match http_of(&spoke) {
+        Some(protocol) => {
+            Box::pin(Connection::serve(worker, sniffer.into_io(), protocol, origin)).await;
+        }
+        None if matches!(spoke, Spoke::Gone) => {}
+        None => {
+            if let Err(refusal) = port.admit(Peer::Outside) {
+                refuse(&worker, service, &refusal, remote);
+            }
+        }
+    }
+}
+
+/// Another proxy, or who wants to pass for one.
+async fn authenticated(
+    worker: Rc<Worker>,
+    identity: &Identity,
+    stream: TcpStream,
+    mut origin: Origin,
+) {
+    let limit = worker.proxy.settings.header_timeout;
+    // Boxed: a connection should not carry the size of its handshake for life.
+    let accepting = Box::pin(handshake::accept(identity, &worker.pace, stream, limit));
+    let (stream, proof) = match accepting.await {
+        Ok(accepted) => accepted,
+        Err(failed) => {
+            let refusal = Refusal::new(failed.reason, failed.detail);
+            return refuse(&worker, Label::UNKNOWN, &refusal, origin.remote);
+        }
+    };
+    let own = identity.current().ok().filter(|_| worker.proxy.settings.forward_client_identity);
+    let own = own.as_ref().map(|own| &own.id);
+    origin.peer = Peer::Mesh;
+    origin.caller = Some(Rc::new(Caller::new(proof, &worker.proxy.metrics, own)));
+    let io = Io::new(Transport::Tls(stream), bytes::Bytes::new());
+    Box::pin(Connection::serve(worker, io, Protocol::Http2, origin)).await;
+}
+
+/// In a mesh without identities another proxy; in one with them, somebody outside.
+async fn plaintext(worker: Rc<Worker>, stream: TcpStream, origin: Origin) {
+    let remote = origin.remote;
+    let mut sniffer = Sniffer::new(Transport::Tcp(stream));
+    let spoke = worker.listen(&mut sniffer, None, Direction::Inbound).await;
+    // A proxy's hop is HTTP/2; HTTP/1.1 is let in only to be told so.
+    if let Some(protocol) = http_of(&spoke) {
+        return Box::pin(Connection::serve(worker, sniffer.into_io(), protocol, origin)).await;
+    }
+    let reason = match spoke {
+        Spoke::Gone | Spoke::Nobody => return,
+        _ if worker.proxy.identity.is_some() && worker.proxy.inbound.load().all_strict() => {
+            Reason::MtlsRequired
+        }
+        Spoke::TooSlow => Reason::HeaderTimeout,
+        Spoke::Client(_) => Reason::ProtocolError,
+    };
+    worker.refused(Direction::Inbound, Protocol::Detect, reason, remote);
+}
+
+fn http_of(spoke: &Spoke) -> Option<Protocol> {
+    match spoke {
+        Spoke::Client(Detected::Http1) => Some(Protocol::Http1),
+        Spoke::Client(Detected::Http2) => Some(Protocol::Http2),
+        _ => None,
+    }
+}
+
+/// Waits for the connection's first byte and leaves it there. None: it will not come.
+async fn first_byte(worker: &Worker, stream: &TcpStream) -> Option<u8> {
+    let mut first = [0];
+    tokio::select! {
+        peeked = stream.peek(&mut first) => match peeked {
+            Ok(0) | Err(_) => None,
+            Ok(_) => Some(first[0]),
+        },
+        () = worker.proxy.lifecycle.reached(Phase::ending(Direction::Inbound)) => None,
+    }
+}
+
+fn refuse(worker: &Worker, service: Label, refusal: &Refusal, remote: SocketAddr) {
+    worker.refuse_stream(Direction::Inbound, Protocol::Detect, service, refusal, remote);
+}
+
+/// Whether an open connection may stay. `trust`: a bundle that has come since the last time.
+pub fn review(
+    standing: &Standing,
+    ports: &InboundPorts,
+    trust: Option<&Trust>,
+    now: u64,
+) -> Verdict {
+    if let Some(caller) = &standing.caller {
+        if trust.is_some_and(|trust| !caller.proof.holds(trust)) {
+            return Verdict::Ends(Reason::TlsHandshakeFailed);
+        }
+        return if now >= caller.proof.until { Verdict::Leaves } else { Verdict::Stays };
+    }
+    let strict = match standing.port {
+        Some(port) => ports.port(port).is_ok_and(InboundPort::strict),
+        None => ports.all_strict(),
+    };
+    if strict && standing.peer != Peer::Mesh {
+        return Verdict::Ends(Reason::MtlsRequired);
+    }
+    Verdict::Stays
 }

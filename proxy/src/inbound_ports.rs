@@ -2,11 +2,13 @@
 
 use std::net::IpAddr;
 
-use outrigger_core::config::{Inbound, Protocol};
+use outrigger_core::config::{Inbound, MtlsMode, Protocol};
 use outrigger_core::reason::Reason;
 
 use crate::http::respond::Refusal;
-use crate::metrics::{Label, Metrics};
+use crate::metrics::Label;
+use crate::peer::Peer;
+use crate::proxy::Proxy;
 use crate::settings::Settings;
 
 /// What the inbound side may forward to. Never anything else.
@@ -22,30 +24,37 @@ pub struct InboundPort {
     pub port: u16,
     protocol: Protocol,
     pub service: Label,
+    /// Only callers that have proved an identity; never in a mesh without.
+    strict: bool,
 }
 
 impl InboundPorts {
-    /// The ports named by `--app-port`, before the control plane says more.
-    pub fn registered(settings: &Settings) -> Self {
+    /// The ports named by `--app-port`, before the control plane says more: until it says whether
+    /// plaintext may come in, none may.
+    pub fn registered(settings: &Settings, identity: bool) -> Self {
         let ports = settings.app_ports.iter().map(|app| InboundPort {
             port: app.port,
             protocol: app.protocol,
             service: Label::UNKNOWN,
+            strict: identity,
         });
         Self { app: settings.app_address, ports: ports.collect() }
     }
 
     /// The same with what the control plane knows of this workload.
-    pub fn from_config(settings: &Settings, inbound: &Inbound, metrics: &Metrics) -> Self {
-        let mut all = Self::registered(settings);
+    pub fn from_config(proxy: &Proxy, inbound: &Inbound) -> Self {
+        let identity = proxy.identity.is_some();
+        let mut all = Self::registered(&proxy.settings, identity);
         for known in &inbound.ports {
             let service = known
                 .service
                 .as_ref()
-                .map_or(Label::UNKNOWN, |name| metrics.label(&name.to_string()));
+                .map_or(Label::UNKNOWN, |name| proxy.metrics.label(&name.to_string()));
+            let strict = identity && known.mtls == MtlsMode::Strict;
             match all.ports.iter_mut().find(|port| port.port == known.port) {
                 Some(port) => {
                     port.service = service;
+                    port.strict = strict;
                     if port.protocol == Protocol::Detect {
                         port.protocol = known.protocol;
                     }
@@ -54,10 +63,16 @@ impl InboundPorts {
                     port: known.port,
                     protocol: known.protocol,
                     service,
+                    strict,
                 }),
             }
         }
         all
+    }
+
+    /// Whether every port takes only callers with an identity.
+    pub fn all_strict(&self) -> bool {
+        self.ports.iter().all(|port| port.strict)
     }
 
     pub fn port(&self, port: u16) -> Result<&InboundPort, Refusal> {
@@ -75,5 +90,20 @@ impl InboundPort {
 
     pub fn declared(&self) -> Protocol {
         self.protocol
+    }
+
+    pub fn strict(&self) -> bool {
+        self.strict
+    }
+
+    /// Refuses a caller that has to prove who it is and has not.
+    pub fn admit(&self, peer: Peer) -> Result<(), Refusal> {
+        if self.strict && peer != Peer::Mesh {
+            return Err(Refusal::new(
+                Reason::MtlsRequired,
+                format!("port {} takes no plaintext from outside the mesh", self.port),
+            ));
+        }
+        Ok(())
     }
 }

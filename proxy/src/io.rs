@@ -19,6 +19,8 @@ use crate::watch::ConnectionWatch;
 /// Where the bytes come from.
 pub enum Transport {
     Tcp(TcpStream),
+    /// From a caller that has proved who it is.
+    Tls(Box<tokio_rustls::server::TlsStream<TcpStream>>),
     /// The inside of a CONNECT or an upgrade.
     Tunnel(Box<TokioIo<Upgraded>>),
 }
@@ -65,6 +67,7 @@ impl AsyncRead for Io {
         let before = buf.filled().len();
         let polled = match &mut self.transport {
             Transport::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
+            Transport::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
             Transport::Tunnel(stream) => Pin::new(stream).poll_read(cx, buf),
         };
         if let Some(watch) = &self.watch
@@ -84,6 +87,7 @@ impl AsyncWrite for Io {
     ) -> Poll<io::Result<usize>> {
         match &mut self.transport {
             Transport::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
+            Transport::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
             Transport::Tunnel(stream) => Pin::new(stream).poll_write(cx, buf),
         }
     }
@@ -95,6 +99,7 @@ impl AsyncWrite for Io {
     ) -> Poll<io::Result<usize>> {
         match &mut self.transport {
             Transport::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            Transport::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
             Transport::Tunnel(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
         }
     }
@@ -102,6 +107,7 @@ impl AsyncWrite for Io {
     fn is_write_vectored(&self) -> bool {
         match &self.transport {
             Transport::Tcp(stream) => stream.is_write_vectored(),
+            Transport::Tls(stream) => stream.is_write_vectored(),
             Transport::Tunnel(stream) => stream.is_write_vectored(),
         }
     }
@@ -109,6 +115,7 @@ impl AsyncWrite for Io {
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut self.transport {
             Transport::Tcp(stream) => Pin::new(stream).poll_flush(cx),
+            Transport::Tls(stream) => Pin::new(stream).poll_flush(cx),
             Transport::Tunnel(stream) => Pin::new(stream).poll_flush(cx),
         }
     }
@@ -116,6 +123,7 @@ impl AsyncWrite for Io {
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut self.transport {
             Transport::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+            Transport::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
             Transport::Tunnel(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }

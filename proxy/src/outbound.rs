@@ -63,7 +63,8 @@ pub async fn serve(
 }
 
 fn origin(remote: SocketAddr, fixed: Fixed, slot: Rc<Slot>) -> Origin {
-    Origin { direction: Direction::Outbound, peer: Peer::App, remote, fixed, slot }
+    let (direction, peer) = (Direction::Outbound, Peer::App);
+    Origin { direction, peer, caller: None, remote, fixed, slot }
 }
 
 /// A forward proxy: each request names its destination.

@@ -5,19 +5,44 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use http::HeaderValue;
+use outrigger_core::identity::SpiffeId;
+
 use crate::accept::Slot;
-use crate::metrics::Direction;
+use crate::metrics::{Direction, Label, Metrics};
 use crate::store::Dialed;
+use crate::tls::handshake::Proof;
 
 /// The other end of an accepted connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Peer {
     /// This proxy's own app.
     App,
-    /// Another proxy of the mesh. It is believed for now: it proves nothing.
+    /// Another proxy of the mesh: with a [`Caller`], or, in a mesh without identities, because it
+    /// says so.
     Mesh,
     /// Anybody else.
     Outside,
+}
+
+/// A caller that has proved who it is.
+#[derive(Debug)]
+pub struct Caller {
+    pub proof: Proof,
+    /// `namespace/service-account`, as metrics name it.
+    pub label: Label,
+    /// For the app, where it is to be told.
+    pub forwarded: Option<HeaderValue>,
+}
+
+impl Caller {
+    /// `own`: the called side's id, where the app is to be told.
+    pub fn new(proof: Proof, metrics: &Metrics, own: Option<&SpiffeId>) -> Self {
+        let label = metrics.label(&proof.id.workload());
+        let forwarded =
+            own.and_then(|own| HeaderValue::try_from(format!("By={own};URI={}", proof.id)).ok());
+        Self { proof, label, forwarded }
+    }
 }
 
 /// What is known of a connection when it is accepted.
@@ -25,6 +50,8 @@ pub enum Peer {
 pub struct Origin {
     pub direction: Direction,
     pub peer: Peer,
+    /// With [`Peer::Mesh`] alone.
+    pub caller: Option<Rc<Caller>>,
     pub remote: SocketAddr,
     pub fixed: Fixed,
     /// The connection's place under the limit, held by everything that came of it.

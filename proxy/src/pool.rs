@@ -16,8 +16,12 @@ use std::time::{Duration, Instant};
 
 use hyper::rt::Executor;
 
+use crate::identity::Identity;
 use crate::metrics::Metrics;
-use crate::settings::Settings;
+use crate::proxy::Proxy;
+use crate::tls::pace::Pace;
+use crate::tls::verify::Trust;
+use crate::tls::{Expected, unix_now};
 
 /// Idle time after which a connection to another proxy is closed.
 const HOP_IDLE: Duration = Duration::from_secs(60);
@@ -43,6 +47,8 @@ impl Wire {
 pub struct PoolKey {
     pub address: SocketAddr,
     pub wire: Wire,
+    /// The identity that the other side must prove; asked for on a hop alone.
+    pub expected: Expected,
 }
 
 type Map<T> = RefCell<HashMap<PoolKey, Rc<T>, foldhash::fast::FixedState>>;
@@ -51,8 +57,15 @@ type Map<T> = RefCell<HashMap<PoolKey, Rc<T>, foldhash::fast::FixedState>>;
 pub struct Pools {
     h1: Map<h1::Pool>,
     h2: Map<h2::Pool>,
-    pub(crate) config: Config,
-    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) opening: Rc<Opening>,
+}
+
+/// What opening a connection takes.
+pub struct Opening {
+    pub config: Config,
+    pub metrics: Arc<Metrics>,
+    pub identity: Option<Arc<Identity>>,
+    pub pace: Rc<Pace>,
 }
 
 /// What opening a connection depends on.
@@ -65,18 +78,24 @@ pub struct Config {
 }
 
 impl Pools {
-    pub fn new(settings: &Settings, metrics: Arc<Metrics>) -> Self {
+    pub fn new(proxy: &Proxy, pace: Rc<Pace>) -> Self {
+        let settings = &proxy.settings;
+        let config = Config {
+            connect_timeout: settings.connect_timeout,
+            max_header_bytes: settings.max_header_bytes,
+            max_headers: settings.max_headers,
+            app_idle: settings.app_idle_timeout,
+        };
+        let (metrics, identity) = (Arc::clone(&proxy.metrics), proxy.identity.clone());
         Self {
             h1: Map::default(),
             h2: Map::default(),
-            config: Config {
-                connect_timeout: settings.connect_timeout,
-                max_header_bytes: settings.max_header_bytes,
-                max_headers: settings.max_headers,
-                app_idle: settings.app_idle_timeout,
-            },
-            metrics,
+            opening: Rc::new(Opening { config, metrics, identity, pace }),
         }
+    }
+
+    pub fn opening(&self) -> &Opening {
+        &self.opening
     }
 
     pub(crate) fn h1(&self, key: PoolKey) -> Rc<h1::Pool> {
@@ -89,11 +108,22 @@ impl Pools {
 
     /// Closes what has been idle too long and forgets pools that hold nothing.
     pub fn sweep(&self, now: Instant) {
-        self.h1.borrow_mut().retain(|_, pool| pool.sweep(now, self.config.app_idle));
+        self.h1.borrow_mut().retain(|_, pool| pool.sweep(now, self.opening.config.app_idle));
         self.h2.borrow_mut().retain(|key, pool| {
-            let idle = if key.wire.is_hop() { HOP_IDLE } else { self.config.app_idle };
+            let idle = if key.wire.is_hop() { HOP_IDLE } else { self.opening.config.app_idle };
             pool.sweep(now, idle)
         });
+    }
+}
+
+impl Pools {
+    /// Takes no new streams on connections whose proof is about to end or holds no longer. `trust`:
+    /// a bundle that has come since the last time, and how long what is in flight may go on then.
+    pub fn review(&self, trust: Option<(&Trust, Duration)>) {
+        let now = unix_now();
+        for (_, pool) in self.h2.borrow().iter().filter(|(key, _)| key.wire.is_hop()) {
+            pool.review(now, trust);
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! What all threads of the process share.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 
@@ -8,6 +9,7 @@ use outrigger_core::config::MeshSettings;
 use tokio::sync::watch;
 
 use crate::access_log::AccessLog;
+use crate::identity::Identity;
 use crate::inbound_ports::InboundPorts;
 use crate::metrics::{Direction, Metrics};
 use crate::settings::Settings;
@@ -17,12 +19,26 @@ use crate::stream::server_first::ServerFirst;
 pub struct Proxy {
     pub settings: Settings,
     pub store: Store,
+    /// None: the mesh runs without identities.
+    pub identity: Option<Arc<Identity>>,
     pub inbound: ArcSwap<InboundPorts>,
     pub mesh: ArcSwap<MeshSettings>,
     pub metrics: Arc<Metrics>,
     pub access_log: AccessLog,
     pub server_first: ServerFirst,
     pub lifecycle: Lifecycle,
+}
+
+impl Proxy {
+    /// Why the proxy is not ready, if it is not.
+    pub fn not_ready(&self) -> Option<Cow<'static, str>> {
+        if let Some(why) = self.lifecycle.draining() {
+            return Some(why.into());
+        }
+        // Without a certificate there is no configuration either: the cause is worth more.
+        let identity = self.identity.as_ref().and_then(|identity| identity.problem());
+        identity.map(Cow::from).or_else(|| self.lifecycle.unconfigured().map(Cow::from))
+    }
 }
 
 /// Where the process is between its start and its end.
@@ -103,15 +119,12 @@ impl Lifecycle {
         self.configured.load(Relaxed)
     }
 
-    /// Why the proxy is not ready, if it is not.
-    pub fn not_ready(&self) -> Option<&'static str> {
-        if self.phase() != Phase::Running {
-            Some("draining")
-        } else if !self.configured() {
-            Some("no configuration yet")
-        } else {
-            None
-        }
+    fn draining(&self) -> Option<&'static str> {
+        (self.phase() != Phase::Running).then_some("draining")
+    }
+
+    fn unconfigured(&self) -> Option<&'static str> {
+        (!self.configured()).then_some("no configuration yet")
     }
 
     pub fn open_connections(&self) -> usize {

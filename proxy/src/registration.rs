@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use outrigger_proto::mesh::{
-    Health, MeshAddress, RegisterRequest, Registration, register_request, register_response,
-    registration::Port, workload_client::WorkloadClient,
+    Health, MeshAddress, RegisterRequest, RegisterResponse, Registration, register_request,
+    register_response, registration::Port, workload_client::WorkloadClient,
 };
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -30,11 +30,21 @@ pub async fn run(proxy: Arc<Proxy>, control_plane: ControlPlane, removed: onesho
     let probe = probe(Arc::clone(&proxy), health);
     let register = async {
         let mut removed = Some(removed);
+        let mut earlier = None;
         let mut backoff = Backoff::default();
         loop {
             let mut watched = watched.clone();
-            match stream(&proxy, &control_plane, &mut watched, &mut removed, &mut backoff).await {
-                Ok(()) => return,
+            let streaming = stream(
+                &proxy,
+                &control_plane,
+                &mut watched,
+                &mut removed,
+                &mut backoff,
+                &mut earlier,
+            );
+            match streaming.await {
+                Ok(Ended::Removed) => return,
+                Ok(Ended::Renewed) => continue,
                 Err(why) => warn!(why, "this workload is not registered, trying again"),
             }
             // Leaving and unheard: nobody is left to tell.
@@ -84,13 +94,27 @@ async fn app_is_there(proxy: &Proxy) -> bool {
     true
 }
 
+/// How a stream ended well.
+enum Ended {
+    Removed,
+    /// This side has a new certificate: a new stream takes over.
+    Renewed,
+}
+
+/// A stream, open until dropped. Its end would withdraw the workload, so after a renewal the earlier
+/// one stays open until a new one speaks for it.
+type Open = (mpsc::Sender<RegisterRequest>, tonic::Streaming<RegisterResponse>);
+
 async fn stream(
     proxy: &Proxy,
     control_plane: &ControlPlane,
     health: &mut watch::Receiver<Health>,
     removed: &mut Option<oneshot::Sender<()>>,
     backoff: &mut Backoff,
-) -> Result<(), String> {
+    earlier: &mut Option<Open>,
+) -> Result<Ended, String> {
+    let renewed = control_plane.renewed();
+    tokio::pin!(renewed);
     let channel = control_plane.connect().await?;
     let (requests, queue) = mpsc::channel(8);
     let first = register_request::Message::Registration(registration(proxy));
@@ -113,6 +137,7 @@ async fn stream(
                 match response.message {
                     Some(register_response::Message::Accepted(accepted)) => {
                         backoff.reset();
+                        *earlier = None;
                         info!(uid = accepted.uid, "registered with the control plane");
                     }
                     Some(register_response::Message::Removed(_)) => {
@@ -120,10 +145,15 @@ async fn stream(
                             // The receiver may have stopped waiting.
                             let _ = removed.send(());
                         }
-                        return Ok(());
+                        return Ok(Ended::Removed);
                     }
                     None => return Err("the control plane sent an unknown answer".to_owned()),
                 }
+            }
+            // Not while draining: the answer to that is awaited here.
+            () = &mut renewed, if *health.borrow() != Health::Draining => {
+                *earlier = Some((requests, responses));
+                return Ok(Ended::Renewed);
             }
             changed = health.changed() => {
                 changed.map_err(|_| "the health probe has ended".to_owned())?;

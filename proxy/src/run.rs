@@ -17,6 +17,7 @@ use crate::access_log::AccessLog;
 use crate::admin::{self, LogHandle};
 use crate::control_plane::ControlPlane;
 use crate::discovery::Discovery;
+use crate::identity::{self, Identity};
 use crate::inbound_ports::InboundPorts;
 use crate::metrics::Metrics;
 use crate::proxy::{Lifecycle, Phase, Proxy};
@@ -36,6 +37,7 @@ const POLLS_BETWEEN_EVENTS: u32 = 256;
 /// Runs the proxy until it is told to stop and has drained.
 pub fn run(settings: Settings, log: LogHandle) -> io::Result<()> {
     let state = settings.state_dir.as_deref().map(StateDir::open).transpose()?;
+    let identity = Identity::from_settings(&settings)?;
     let listeners = accept::bind(&settings)?;
     let admin = accept::listen(settings.admin)?;
     let workers = settings.workers();
@@ -44,7 +46,8 @@ pub fn run(settings: Settings, log: LogHandle) -> io::Result<()> {
     let (wanted, dialled) = mpsc::unbounded_channel();
     let proxy = Arc::new(Proxy {
         store: Store::new(wanted),
-        inbound: ArcSwap::from_pointee(InboundPorts::registered(&settings)),
+        inbound: ArcSwap::from_pointee(InboundPorts::registered(&settings, identity.is_some())),
+        identity,
         mesh: ArcSwap::from_pointee(MeshSettings::default()),
         access_log,
         server_first: ServerFirst::default(),
@@ -156,7 +159,10 @@ async fn control(
     let control_plane = settings
         .control_plane
         .clone()
-        .map(|uri| ControlPlane::new(uri, settings.token_file.clone()));
+        .map(|uri| ControlPlane::new(uri, settings.token_file.clone(), proxy.identity.clone()));
+    if let (Some(identity), Some(control_plane)) = (&proxy.identity, &control_plane) {
+        tokio::spawn(identity::renew::run(Arc::clone(identity), control_plane.clone()));
+    }
     let discovery = Discovery::new(Arc::clone(&proxy), dialled, state);
     let discovery = tokio::spawn(discovery.run(control_plane.clone()));
     let mut removed = None;

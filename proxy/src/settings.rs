@@ -85,6 +85,25 @@ pub struct Settings {
     #[arg(long, env = "OUTRIGGER_TOKEN_FILE", value_name = "FILE")]
     pub token_file: Option<PathBuf>,
 
+    /// File with the roots to believe in before the control plane sends more, in PEM; for an https
+    /// --control-plane, which turns identity on
+    #[arg(long, env = "OUTRIGGER_TRUST_BUNDLE", value_name = "FILE")]
+    pub trust_bundle: Option<PathBuf>,
+
+    /// Keeps key, certificate and trust bundle in --state-dir (mode 0600), so that a restarted proxy
+    /// can serve while the control plane is away
+    #[arg(long, env = "OUTRIGGER_PERSIST_IDENTITY")]
+    pub persist_identity: bool,
+
+    /// A platform's probe that needs no identity: exactly GET (or HEAD) of this path on this port of
+    /// the app; may be repeated
+    #[arg(long = "probe", env = "OUTRIGGER_PROBES", value_name = "PORT/PATH", value_parser = parse_probe, value_delimiter = ',')]
+    pub probes: Vec<Probe>,
+
+    /// Tells the app who called, in x-forwarded-client-cert; never from outside
+    #[arg(long, env = "OUTRIGGER_FORWARD_CLIENT_IDENTITY")]
+    pub forward_client_identity: bool,
+
     /// Keeps the last good configuration here; one directory per proxy
     #[arg(long, env = "OUTRIGGER_STATE_DIR", value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
@@ -164,6 +183,14 @@ pub struct AppPort {
     pub name: String,
 }
 
+/// A request of the platform that needs no identity.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Probe {
+    pub port: u16,
+    /// As sent, without a query.
+    pub path: String,
+}
+
 /// Which requests are written to the access log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AccessLogSetting {
@@ -241,6 +268,13 @@ fn parse_app_port(text: &str) -> Result<AppPort, String> {
     Ok(AppPort { port, protocol, name: name.to_owned() })
 }
 
+fn parse_probe(text: &str) -> Result<Probe, String> {
+    let at = text.find('/').ok_or("write it as PORT/PATH, as in 8080/healthz".to_owned())?;
+    let (port, path) = text.split_at(at);
+    let port = port.parse().ok().filter(|p| *p != 0).ok_or(format!("{port:?} is not a port"))?;
+    Ok(Probe { port, path: path.to_owned() })
+}
+
 /// `250ms`, `10s`, `2m`.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
     let at = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
@@ -287,6 +321,9 @@ mod tests {
         assert!(parse_duration("99999999999999999h").is_err());
         assert_eq!(parse_access_log("1/100"), Ok(AccessLogSetting::OneOf(100)));
         assert!(parse_access_log("1/0").is_err());
+        assert_eq!(parse_probe("8080/healthz").unwrap().path, "/healthz");
+        assert!(parse_probe("healthz").is_err());
+        assert!(parse_probe("/healthz").is_err());
         assert!(parse_listener("127.0.0.1:1=a.b:80").is_ok());
         assert!(parse_listener("127.0.0.1:1").is_err());
     }

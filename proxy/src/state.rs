@@ -88,7 +88,8 @@ impl StateDir {
     }
 }
 
-fn encode(saved: &Saved) -> Vec<u8> {
+/// A message with what tells a damaged copy from a good one.
+pub(crate) fn encode(saved: &impl Message) -> Vec<u8> {
     let body = saved.encode_to_vec();
     let mut file = MAGIC.to_vec();
     file.extend_from_slice(&Sha256::digest(&body));
@@ -96,7 +97,7 @@ fn encode(saved: &Saved) -> Vec<u8> {
     file
 }
 
-fn decode(file: &[u8]) -> Result<Saved, &'static str> {
+pub(crate) fn decode<T: Message + Default>(file: &[u8]) -> Result<T, &'static str> {
     let (magic, rest) = file.split_at_checked(MAGIC.len()).ok_or("it is too short")?;
     if magic[..MAGIC.len() - 1] != MAGIC[..MAGIC.len() - 1] {
         return Err("it is no disk copy");
@@ -108,7 +109,7 @@ fn decode(file: &[u8]) -> Result<Saved, &'static str> {
     if Sha256::digest(body).as_slice() != checksum {
         return Err("its checksum is wrong");
     }
-    Saved::decode(body).map_err(|_| "it does not decode")
+    T::decode(body).map_err(|_| "it does not decode")
 }
 
 #[cfg(test)]
@@ -123,8 +124,8 @@ mod tests {
         for at in 0..good.len() {
             let mut bad = good.clone();
             bad[at] ^= 1;
-            assert!(decode(&bad).is_err(), "a flip at {at} goes unnoticed");
-            assert!(decode(&good[..at]).is_err(), "a cut at {at} goes unnoticed");
+            assert!(decode::<Saved>(&bad).is_err(), "a flip at {at} goes unnoticed");
+            assert!(decode::<Saved>(&good[..at]).is_err(), "a cut at {at} goes unnoticed");
         }
     }
 

@@ -23,6 +23,7 @@ use crate::http::server::Connection;
 use crate::io::{Io, Transport};
 use crate::metrics::{CountKey, Direction, Label, SeriesKey, Status};
 use crate::peer::Origin;
+use crate::watch::{ConnectionWatch, Standing};
 use crate::worker::Worker;
 use dial::Opened;
 use relay::Relayed;
@@ -87,14 +88,14 @@ async fn detect(
         if server_spoke {
             check_opaque(target)?;
             evidence.remember(target.label());
-            relay_to(worker, origin.direction, Protocol::Tcp, sniffer.into_io(), opened).await;
+            relay_to(worker, &origin, Protocol::Tcp, sniffer.into_io(), opened).await;
             return Ok(());
         }
         evidence.contradict(target.label());
         spoke = worker.listen(&mut sniffer, None, origin.direction).await;
         if let Spoke::Client(Detected::Opaque) = spoke {
             check_opaque(target)?;
-            relay_to(worker, origin.direction, Protocol::Tcp, sniffer.into_io(), opened).await;
+            relay_to(worker, &origin, Protocol::Tcp, sniffer.into_io(), opened).await;
             return Ok(());
         }
     }
@@ -124,7 +125,7 @@ async fn decide(
         Spoke::Client(Detected::Tls { server_name }) if !declared.is_http() => {
             let name = Some(server_name.as_deref());
             let opened = dial::dial(worker, target, origin.remote, name).await?;
-            relay_to(worker, origin.direction, Protocol::Tls, sniffer.into_io(), opened).await;
+            relay_to(worker, &origin, Protocol::Tls, sniffer.into_io(), opened).await;
             Ok(())
         }
         Spoke::Client(_) | Spoke::Nobody if declared == Protocol::Detect => {
@@ -151,7 +152,7 @@ async fn opaque(
 ) -> Result<(), Refusal> {
     check_opaque(target)?;
     let opened = dial::dial(worker, target, origin.remote, None).await?;
-    relay_to(worker, origin.direction, Protocol::Tcp, sniffer.into_io(), opened).await;
+    relay_to(worker, origin, Protocol::Tcp, sniffer.into_io(), opened).await;
     Ok(())
 }
 
@@ -168,15 +169,29 @@ fn check_opaque(target: &Target) -> Result<(), Refusal> {
 
 async fn relay_to(
     worker: &Rc<Worker>,
-    direction: Direction,
+    origin: &Origin,
     protocol: Protocol,
     caller: Io,
     opened: Opened,
 ) {
     let began = Instant::now();
     let Opened { io, labels, load: _load, .. } = opened;
-    let ended = relay::relay(caller, io).await;
-    record(worker, direction, protocol, labels, began, &ended);
+    let relaying = relay::relay(caller, io);
+    // Without identities nothing can end a right to stay.
+    if origin.direction == Direction::Outbound || worker.proxy.identity.is_none() {
+        let ended = relaying.await;
+        return record(worker, origin.direction, protocol, labels, began, &ended);
+    }
+    let watch = ConnectionWatch::new(true);
+    let registered = worker.connections.enter(Direction::Inbound, watch, Standing::of(origin));
+    tokio::select! {
+        ended = relaying => record(worker, origin.direction, protocol, labels, began, &ended),
+        reason = registered.is_cut() => {
+            let refusal = Refusal::new(reason, "the connection may stay no longer");
+            let (direction, remote) = (origin.direction, origin.remote);
+            worker.refuse_stream(direction, protocol, labels.service, &refusal, remote);
+        }
+    }
 }
 
 /// Counts a relayed connection that has ended.

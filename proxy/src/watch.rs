@@ -1,16 +1,20 @@
-//! The live HTTP connections of one worker: which must end because the proxy drains, and which
-//! because a request's head takes too long.
+//! The live connections of one worker: which must end because the proxy drains, because a request's
+//! head takes too long, or because they may stay no longer.
 //!
 //! One sweep per second serves every connection, so that a request costs no timer. The unit of time
 //! here is therefore the sweep.
 
 use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
-use std::task::Waker;
+use std::task::{Poll, Waker};
+
+use outrigger_core::reason::Reason;
 
 use crate::metrics::Direction;
+use crate::peer::{Caller, Fixed, Origin, Peer};
 
 /// No head is being read.
 const IDLE: u32 = u32::MAX;
@@ -89,17 +93,60 @@ pub struct Connections {
     outbound_drains: Cell<bool>,
 }
 
+/// What a connection's right to stay rests on.
+pub struct Standing {
+    pub peer: Peer,
+    pub caller: Option<Rc<Caller>>,
+    /// The app's port, where the whole connection goes to one.
+    pub port: Option<u16>,
+}
+
+impl Standing {
+    pub fn of(origin: &Origin) -> Self {
+        let port = match &origin.fixed {
+            Fixed::App(address) => Some(address.port()),
+            Fixed::Nothing | Fixed::Destination(_) => None,
+        };
+        Self { peer: origin.peer, caller: origin.caller.clone(), port }
+    }
+}
+
+/// What becomes of an open connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    Stays,
+    /// It ends after what it has in flight, however long that takes.
+    Leaves,
+    /// It ends after what it has in flight, and soon.
+    Ends(Reason),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Staying,
+    Leaving,
+    /// With the reviews left until it is cut.
+    Ending(Reason, u32),
+}
+
 struct Entry {
     direction: Direction,
     watch: Arc<ConnectionWatch>,
+    standing: Standing,
+    stage: Stage,
     /// Of the connection's task, from its first poll on.
     waker: Option<Waker>,
 }
 
 impl Connections {
     /// Adds a connection; dropping the result removes it.
-    pub fn enter(self: &Rc<Self>, direction: Direction, watch: Arc<ConnectionWatch>) -> Registered {
-        let entry = Some(Entry { direction, watch, waker: None });
+    pub fn enter(
+        self: &Rc<Self>,
+        direction: Direction,
+        watch: Arc<ConnectionWatch>,
+        standing: Standing,
+    ) -> Registered {
+        let entry = Some(Entry { direction, watch, standing, stage: Stage::Staying, waker: None });
         let mut entries = self.entries.borrow_mut();
         let slot = match self.free.borrow_mut().pop() {
             Some(slot) => {
@@ -128,6 +175,25 @@ impl Connections {
         match direction {
             Direction::Inbound => &self.inbound_drains,
             Direction::Outbound => &self.outbound_drains,
+        }
+    }
+
+    /// Judges every connection of one direction anew. What must end soon is cut at the review
+    /// `grace` later.
+    pub fn review(&self, direction: Direction, grace: u32, judge: impl Fn(&Standing) -> Verdict) {
+        for entry in self.entries.borrow_mut().iter_mut().flatten() {
+            if entry.direction != direction {
+                continue;
+            }
+            let stage = match (entry.stage, judge(&entry.standing)) {
+                (Stage::Ending(reason, left), _) => Stage::Ending(reason, left.saturating_sub(1)),
+                (_, Verdict::Ends(reason)) => Stage::Ending(reason, grace),
+                (Stage::Leaving, _) | (_, Verdict::Leaves) => Stage::Leaving,
+                (Stage::Staying, Verdict::Stays) => Stage::Staying,
+            };
+            if stage != std::mem::replace(&mut entry.stage, stage) {
+                entry.wake();
+            }
         }
     }
 
@@ -166,8 +232,32 @@ impl Registered {
         }
     }
 
+    /// Whether the connection shall end after what it has in flight.
     pub fn draining(&self) -> bool {
         self.connections.drains(self.direction).get()
+            || self.stage().is_some_and(|stage| stage != Stage::Staying)
+    }
+
+    /// Why the connection ends now, whatever is in flight.
+    pub fn cut(&self) -> Option<Reason> {
+        match self.stage()? {
+            Stage::Ending(reason, 0) => Some(reason),
+            Stage::Staying | Stage::Leaving | Stage::Ending(..) => None,
+        }
+    }
+
+    /// Completes when the connection is cut. Called from the connection's task.
+    pub async fn is_cut(&self) -> Reason {
+        poll_fn(|cx| {
+            self.set_waker(cx.waker());
+            self.cut().map_or(Poll::Pending, Poll::Ready)
+        })
+        .await
+    }
+
+    fn stage(&self) -> Option<Stage> {
+        let entries = self.connections.entries.borrow();
+        entries.get(self.slot)?.as_ref().map(|entry| entry.stage)
     }
 }
 
@@ -182,11 +272,17 @@ impl Drop for Registered {
 mod tests {
     use super::*;
 
+    fn enter(connections: &Rc<Connections>, direction: Direction) -> Registered {
+        let standing = Standing { peer: Peer::Outside, caller: None, port: None };
+        connections.enter(direction, ConnectionWatch::new(false), standing)
+    }
+
     #[test]
     fn a_head_expires_only_while_it_is_incomplete() {
         let connections = Rc::new(Connections::default());
         let watch = ConnectionWatch::new(false);
-        let _entered = connections.enter(Direction::Inbound, Arc::clone(&watch));
+        let standing = Standing { peer: Peer::Outside, caller: None, port: None };
+        let _entered = connections.enter(Direction::Inbound, Arc::clone(&watch), standing);
         for _ in 0..9 {
             connections.sweep(2);
         }
@@ -210,8 +306,8 @@ mod tests {
     #[test]
     fn the_app_can_call_others_while_it_is_being_drained() {
         let connections = Rc::new(Connections::default());
-        let inbound = connections.enter(Direction::Inbound, ConnectionWatch::new(true));
-        let outbound = connections.enter(Direction::Outbound, ConnectionWatch::new(false));
+        let inbound = enter(&connections, Direction::Inbound);
+        let outbound = enter(&connections, Direction::Outbound);
         connections.drain(Direction::Inbound);
         assert!(inbound.draining() && !outbound.draining());
         connections.drain(Direction::Outbound);
@@ -219,11 +315,29 @@ mod tests {
     }
 
     #[test]
+    fn a_connection_that_may_stay_no_longer_ends_gracefully_and_is_cut_after_a_grace() {
+        let connections = Rc::new(Connections::default());
+        let one = enter(&connections, Direction::Inbound);
+        let other = enter(&connections, Direction::Outbound);
+        let review = |verdict| connections.review(Direction::Inbound, 2, |_| verdict);
+        review(Verdict::Stays);
+        assert!(!one.draining());
+        review(Verdict::Ends(Reason::MtlsRequired));
+        assert!(one.draining() && one.cut().is_none());
+        // It has been told: a later change of mind comes too late.
+        review(Verdict::Stays);
+        assert_eq!(one.cut(), None);
+        review(Verdict::Stays);
+        assert_eq!(one.cut(), Some(Reason::MtlsRequired));
+        assert!(!other.draining());
+    }
+
+    #[test]
     fn slots_are_used_again() {
         let connections = Rc::new(Connections::default());
-        let first = connections.enter(Direction::Inbound, ConnectionWatch::new(false));
+        let first = enter(&connections, Direction::Inbound);
         drop(first);
-        let _second = connections.enter(Direction::Inbound, ConnectionWatch::new(true));
+        let _second = enter(&connections, Direction::Inbound);
         assert_eq!(connections.entries.borrow().len(), 1);
     }
 }

@@ -27,6 +27,8 @@ use crate::pool::connect::{ConnectError, Opened, connect};
 use crate::proxy::{Phase, Proxy};
 use crate::store::Dialed;
 use crate::stream::sniff::{Sniffer, Spoke};
+use crate::tls::pace::Pace;
+use crate::tls::unix_now;
 use crate::watch::Connections;
 use crate::{access_log, inbound, outbound};
 
@@ -45,6 +47,9 @@ pub struct Worker {
     pub load: Arc<Load>,
     pub connections: Rc<Connections>,
     pub pools: Pools,
+    pub pace: Rc<Pace>,
+    /// [`crate::identity::Identity::generation`] at the last review of open connections.
+    reviewed: Cell<u64>,
     pub http: Builders,
     spellings: RefCell<HashMap<Box<str>, Arc<Dialed>, foldhash::fast::RandomState>>,
     addresses: RefCell<HashMap<Authority, (Instant, SocketAddr)>>,
@@ -62,11 +67,14 @@ pub struct Load {
 
 impl Worker {
     pub fn new(proxy: Arc<Proxy>, index: usize, load: Arc<Load>) -> Rc<Self> {
+        let pace = Rc::new(Pace::default());
         Rc::new(Self {
             metrics: WorkerMetrics::new(Arc::clone(&proxy.metrics), index),
             load,
             connections: Rc::default(),
-            pools: Pools::new(&proxy.settings, Arc::clone(&proxy.metrics)),
+            pools: Pools::new(&proxy, Rc::clone(&pace)),
+            pace,
+            reviewed: Cell::new(0),
             http: Builders::new(&proxy.settings),
             spellings: RefCell::default(),
             addresses: RefCell::default(),
@@ -123,6 +131,23 @@ impl Worker {
         let limit = u32::try_from(self.proxy.settings.header_timeout.as_secs()).unwrap_or(u32::MAX);
         self.connections.sweep(limit.max(1));
         self.pools.sweep(Instant::now());
+        self.review();
+    }
+
+    /// Judges every open connection by the certificates, roots and ports of now. What may stay no
+    /// longer is told so, and ends after what it has in flight.
+    fn review(&self) {
+        let Some(identity) = &self.proxy.identity else { return };
+        let generation = identity.generation();
+        let changed = self.reviewed.replace(generation) != generation;
+        let trust = if changed { identity.trust() } else { None };
+        let grace = self.proxy.settings.drain_timeout;
+        self.pools.review(trust.as_deref().map(|trust| (trust, grace)));
+        let (now, inbound) = (unix_now(), self.proxy.inbound.load());
+        let grace = u32::try_from(grace.as_secs()).unwrap_or(u32::MAX).max(1);
+        self.connections.review(Direction::Inbound, grace, |standing| {
+            inbound::review(standing, &inbound, trust.as_deref(), now)
+        });
     }
 
     /// Seconds since the worker began.
@@ -203,7 +228,7 @@ impl Worker {
     }
 
     pub async fn connect(&self, address: SocketAddr) -> Result<Opened, ConnectError> {
-        connect(address, self.proxy.settings.connect_timeout, &self.proxy.metrics).await
+        connect(address, self.pools.opening()).await
     }
 
     /// Counts and logs a connection that was ended before it became a request.

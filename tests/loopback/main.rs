@@ -2,6 +2,7 @@
 
 mod config;
 mod hostile;
+mod identity;
 mod life;
 mod protocols;
 mod upstreams;

@@ -156,14 +156,25 @@ pub struct ControlPlane {
     pub dir: TempDir,
     pub listen: u16,
     pub admin: u16,
+    args: Vec<String>,
 }
 
 impl ControlPlane {
-    /// Starts one with the given files.
+    /// Starts one with the given files, in a mesh without identities.
     pub fn start(manifests: &[(&str, &str)]) -> Self {
+        Self::start_with(manifests, &["--identity", "off"])
+    }
+
+    /// Starts one that gives proxies their identities.
+    pub fn start_with_identity(manifests: &[(&str, &str)], more: &[&str]) -> Self {
+        Self::start_with(manifests, &[&["--identity", "on"], more].concat())
+    }
+
+    fn start_with(manifests: &[(&str, &str)], more: &[&str]) -> Self {
         let dir = TempDir::new("control-plane");
         fs::create_dir(dir.path().join("manifests")).expect("a folder");
-        let mut plane = Self { dir, listen: free_port(), admin: free_port(), process: None };
+        let args = more.iter().map(|&arg| arg.to_owned()).collect();
+        let mut plane = Self { dir, listen: free_port(), admin: free_port(), args, process: None };
         for (name, text) in manifests {
             plane.write(name, text);
         }
@@ -182,7 +193,7 @@ impl ControlPlane {
             .arg(dir.join("state"))
             .args(["--listen", &local(self.listen).to_string()])
             .args(["--admin", &local(self.admin).to_string()])
-            .args(["--identity", "off"]);
+            .args(&self.args);
         self.process = Some(Process::start(dir, "control-plane", &mut command));
         let admin = self.admin;
         eventually("the control plane is ready", || {
@@ -228,6 +239,15 @@ impl ControlPlane {
     pub fn admin(&self, path: &str) -> String {
         http_get(self.admin, path).expect("an answer of the admin server").1
     }
+
+    fn has_identity(&self) -> bool {
+        !self.args.windows(2).any(|pair| pair == ["--identity", "off"])
+    }
+
+    /// The roots that proxies begin with.
+    pub fn trust_bundle(&self) -> PathBuf {
+        self.dir.path().join("state").join("trust-bundle.pem")
+    }
 }
 
 /// A proxy of workload `<namespace>/<name>`.
@@ -270,8 +290,17 @@ impl Proxy {
     pub fn start(plane: &ControlPlane, name: &str, more: &[&str]) -> Self {
         let dir = TempDir::new("proxy");
         let [outbound, inbound, admin] = [free_port(), free_port(), free_port()];
+        let scheme = if plane.has_identity() { "https" } else { "http" };
         let mut args =
-            vec!["--control-plane".to_owned(), format!("http://{}", local(plane.listen))];
+            vec!["--control-plane".to_owned(), format!("{scheme}://{}", local(plane.listen))];
+        if plane.has_identity() {
+            args.extend(["--trust-bundle".to_owned(), plane.trust_bundle().display().to_string()]);
+            if !more.contains(&"--token-file") {
+                let token = plane.token("bank", name).display().to_string();
+                args.extend(["--token-file".to_owned(), token]);
+                args.extend(["--service-account".to_owned(), name.to_owned()]);
+            }
+        }
         if !more.contains(&"--namespace") {
             args.extend(["--namespace".to_owned(), "bank".to_owned()]);
         }

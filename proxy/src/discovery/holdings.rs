@@ -30,6 +30,7 @@ pub struct Holdings {
     endpoints: HashMap<DestinationName, Collection>,
     inbound: Option<Held>,
     settings: Option<Held>,
+    trust: Option<Held>,
     changed: bool,
 }
 
@@ -62,6 +63,7 @@ impl Holdings {
             endpoints: HashMap::new(),
             inbound: None,
             settings: None,
+            trust: None,
             changed: false,
         }
     }
@@ -87,6 +89,7 @@ impl Holdings {
                 wire::ENDPOINT => self.endpoint(resource, &mut touched),
                 wire::INBOUND => self.inbound(resource),
                 wire::MESH_SETTINGS => self.settings(resource),
+                wire::TRUST_BUNDLE => self.trust(resource),
                 other => Err(FieldError::here(format!("unknown resource type {other}"))),
             };
             if let Err(error) = applied {
@@ -220,7 +223,7 @@ impl Holdings {
             .map_err(|e| FieldError::here(format!("not an Inbound: {e}")))?;
         let inbound = convert::inbound::from_wire(&wire)?;
         let proxy = &self.proxy;
-        let ports = InboundPorts::from_config(&proxy.settings, &inbound, &proxy.metrics);
+        let ports = InboundPorts::from_config(proxy, &inbound);
         proxy.inbound.store(Arc::new(ports));
         self.inbound = Some(held);
         Ok(())
@@ -232,6 +235,18 @@ impl Holdings {
             .map_err(|e| FieldError::here(format!("not MeshSettings: {e}")))?;
         self.proxy.mesh.store(Arc::new(convert::settings::from_wire(&wire)?));
         self.settings = Some(held);
+        Ok(())
+    }
+
+    fn trust(&mut self, resource: &wire::Resource) -> Result<(), FieldError> {
+        let held = held(resource)?;
+        let wire = mesh::TrustBundle::decode(held.bytes.clone())
+            .map_err(|e| FieldError::here(format!("not a TrustBundle: {e}")))?;
+        let bundle = convert::trust::from_wire(&wire)?;
+        if let Some(identity) = &self.proxy.identity {
+            identity.set_bundle(&bundle)?;
+        }
+        self.trust = Some(held);
         Ok(())
     }
 
@@ -291,6 +306,9 @@ impl Holdings {
         let settings = self.settings.iter().map(move |held| {
             saved(wire::MESH_SETTINGS, wire::MESH_SETTINGS_NAME.to_owned(), held, Vec::new())
         });
+        let trust = self.trust.iter().map(move |held| {
+            saved(wire::TRUST_BUNDLE, wire::TRUST_BUNDLE_NAME.to_owned(), held, Vec::new())
+        });
         let uid = self.proxy.settings.uid();
         let inbound = self
             .inbound
@@ -316,7 +334,7 @@ impl Holdings {
                 .collect();
             saved(wire::DESTINATION, name.clone(), &destination.held, aliases)
         });
-        settings.chain(inbound).chain(endpoints).chain(destinations)
+        settings.chain(trust).chain(inbound).chain(endpoints).chain(destinations)
     }
 
     /// Puts a disk copy in force. Returns how many destinations and endpoints it held.

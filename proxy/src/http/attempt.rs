@@ -30,6 +30,7 @@ use crate::metrics::add;
 use crate::pool::connect::ConnectError;
 use crate::pool::{PoolKey, Wire, h2};
 use crate::store::{Dialed, Live};
+use crate::tls::Expected;
 use crate::worker::Worker;
 
 const WEBSOCKET_KEY: HeaderValue = HeaderValue::from_static("b3V0cmlnZ2VyLXByb3h5IQ==");
@@ -57,6 +58,7 @@ pub enum Way<'a> {
 pub struct Hop {
     pub address: SocketAddr,
     pub wire: Wire,
+    expected: Expected,
     endpoint: Option<Arc<EndpointState>>,
     /// What the far proxy shall speak to the app.
     protocol: Protocol,
@@ -222,7 +224,8 @@ pub fn choose(
         Way::App { address, protocol } | Way::Outside { address, protocol } => {
             let wire = wire_of(*protocol, exchange.connection.protocol, upgrade);
             exchange.endpoint = Some(*address);
-            return Ok(Hop { address: *address, wire, endpoint: None, protocol: *protocol });
+            let (address, expected) = (*address, Expected::NONE);
+            return Ok(Hop { address, wire, expected, endpoint: None, protocol: *protocol });
         }
     };
     let config = &live.compiled.backends[backend];
@@ -299,7 +302,7 @@ pub async fn send(
 ) -> Result<Response<Incoming>, Failed> {
     let began = if exchange.attempts == 1 { exchange.began } else { Instant::now() };
     exchange.in_flight = hop.endpoint.as_ref().map(|endpoint| endpoint.load.begin());
-    let key = PoolKey { address: hop.address, wire: hop.wire };
+    let key = hop.key();
     let sent = if hop.wire == Wire::Http1 {
         let mut lease = worker.pools.lease_h1(key, idempotent, began).await?;
         let sending = lease.send(write(head, hop, body)?);
@@ -394,7 +397,11 @@ impl Hop {
             Some(mesh) => (mesh.address, Wire::Hop),
             None => (endpoint.endpoint.address, wire_of(protocol, callers, upgrade)),
         };
-        Self { address, wire, endpoint: Some(endpoint), protocol }
+        Self { address, wire, expected: endpoint.expected, endpoint: Some(endpoint), protocol }
+    }
+
+    fn key(&self) -> PoolKey {
+        PoolKey { address: self.address, wire: self.wire, expected: self.expected }
     }
 
     /// So that the next try, and the next request, turn elsewhere.
@@ -458,7 +465,7 @@ pub async fn copy(
     let declared = live.compiled.backends[backend].protocol;
     let protocol = if declared.is_http() { declared } else { callers };
     let hop = Hop::to(endpoint, protocol, callers, false);
-    let key = PoolKey { address: hop.address, wire: hop.wire };
+    let key = hop.key();
     let now = Instant::now();
     let request = head.into_request(&hop, body).ok()?;
     if hop.wire == Wire::Http1 {

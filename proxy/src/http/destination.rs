@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use http::Method;
 use outrigger_core::config::{Protocol, Unmatched};
 use outrigger_core::name::{Authority, Host};
 use outrigger_core::reason::Reason;
@@ -123,18 +124,34 @@ pub fn inbound(connection: &Connection, head: &mut Head) -> Result<Target, Refus
     let inbound = connection.worker.proxy.inbound.load();
     if let Fixed::App(address) = connection.fixed {
         let port = inbound.port(address.port())?;
+        if !is_probe(connection, address.port(), head) {
+            port.admit(connection.peer.get())?;
+        }
         let protocol = port.protocol_or(connection.protocol);
         return Ok(Target::App { address, protocol, service: port.service });
     }
     let hop = head.headers.remove(HOP).ok_or_else(|| {
+        if connection.peer.get() == Peer::Outside && inbound.all_strict() {
+            let why = "this is the inbound port of a proxy, and it takes no plaintext";
+            return Refusal::new(Reason::MtlsRequired, why);
+        }
         Refusal::new(Reason::NotForUs, "this is the inbound port of a proxy, for other proxies")
     })?;
-    connection.peer.set(Peer::Mesh);
+    connection.claims_to_be_mesh();
     let (port, protocol) = parse_hop(hop.to_str().unwrap_or_default())
         .ok_or_else(|| Refusal::new(Reason::BadRequest, "malformed x-outrigger-hop header"))?;
     let port = inbound.port(port)?;
+    port.admit(connection.peer.get())?;
     let address = SocketAddr::new(inbound.app, port.port);
     Ok(Target::App { address, protocol: port.protocol_or(protocol), service: port.service })
+}
+
+/// Whether the platform asks how the app is: exactly what `--probe` names.
+fn is_probe(connection: &Connection, port: u16, head: &Head) -> bool {
+    let probes = &connection.worker.proxy.settings.probes;
+    matches!(head.method, Method::GET | Method::HEAD)
+        && head.upgrade.is_none()
+        && probes.iter().any(|probe| probe.port == port && probe.path == head.path.as_str())
 }
 
 /// `1;port=8080;proto=h1`. A later version may add parameters, never change these.

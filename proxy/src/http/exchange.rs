@@ -71,7 +71,7 @@ impl Exchange {
             began: Instant::now(),
             service: Label::UNKNOWN,
             route: Label::NONE,
-            peer: Label::UNKNOWN,
+            peer: connection.caller_label(),
             protocol,
             method: request.method().clone(),
             path: request.uri().path_and_query().cloned(),

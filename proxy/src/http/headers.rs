@@ -18,6 +18,8 @@ pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 pub const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+/// Who called, for an app that wants to know.
+pub const CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
 const INTERNAL: &str = "x-outrigger-";
 
 /// What one look over a request's headers found.
@@ -27,6 +29,7 @@ struct Seen {
     hop_by_hop: bool,
     te: bool,
     internal: bool,
+    client_cert: bool,
 }
 
 fn look(headers: &HeaderMap) -> Seen {
@@ -40,6 +43,7 @@ fn look(headers: &HeaderMap) -> Seen {
             }
             b"te" => seen.te = true,
             [b'x', b'-', b'o', ..] if text.starts_with(INTERNAL) => seen.internal = true,
+            b"x-forwarded-client-cert" => seen.client_cert = true,
             _ => {}
         }
     }
@@ -74,6 +78,10 @@ pub fn clean_request(headers: &mut HeaderMap, peer: Peer) {
     clean(headers, seen, true);
     if seen.internal && peer != Peer::Mesh {
         strip_internal(headers, peer == Peer::App);
+    }
+    // What comes in is this proxy's to say, whoever else says it. The app's own is its own matter.
+    if seen.client_cert && peer != Peer::App {
+        headers.remove(CLIENT_CERT);
     }
 }
 
@@ -290,6 +298,16 @@ mod tests {
         assert_eq!(left(Peer::Mesh), 3);
         assert_eq!(left(Peer::App), 2);
         assert_eq!(left(Peer::Outside), 1);
+    }
+
+    #[test]
+    fn nobody_but_this_proxy_tells_its_app_who_called() {
+        let left = |peer| {
+            let mut headers = map(&[("x-forwarded-client-cert", "URI=spiffe://a/ns/b/sa/admin")]);
+            clean_request(&mut headers, peer);
+            headers.len()
+        };
+        assert_eq!((left(Peer::Mesh), left(Peer::Outside), left(Peer::App)), (0, 0, 1));
     }
 
     #[test]

@@ -88,6 +88,7 @@ async fn serve(
         Direction::Inbound => {
             let target = destination::inbound(connection, head)?;
             headers::clean_request(&mut head.headers, connection.peer.get());
+            connection.forward_caller(&mut head.headers);
             target
         }
     };

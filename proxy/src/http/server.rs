@@ -11,7 +11,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::task::Poll;
 
 use futures::FutureExt;
-use http::Request;
+use http::{HeaderMap, Request};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
@@ -19,14 +19,15 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use outrigger_core::config::Protocol;
 use outrigger_core::reason::Reason;
 
+use super::headers::CLIENT_CERT;
 use super::request;
 use crate::accept::Slot;
 use crate::io::Io;
-use crate::metrics::Direction;
-use crate::peer::{Fixed, Origin, Peer};
+use crate::metrics::{Direction, Label, add};
+use crate::peer::{Caller, Fixed, Origin, Peer};
 use crate::pool::LocalExec;
 use crate::settings::Settings;
-use crate::watch::{ConnectionWatch, Registered};
+use crate::watch::{ConnectionWatch, Registered, Standing};
 use crate::worker::Worker;
 
 /// What one stalled stream may hold; the same on both sides of a hop.
@@ -43,9 +44,11 @@ const H1_BUFFER: usize = 8 * 1024;
 pub struct Connection {
     pub worker: Rc<Worker>,
     pub direction: Direction,
-    /// Fixed at accept, except that an inbound HTTP/2 connection becomes a mesh peer with its first
-    /// request's hop header, until identities decide it.
+    /// Fixed at accept, except that in a mesh without identities an inbound connection becomes a mesh
+    /// peer with its first request's hop header.
     pub peer: Cell<Peer>,
+    /// Who has proved to call.
+    pub caller: Option<Rc<Caller>>,
     pub remote: SocketAddr,
     pub fixed: Fixed,
     pub slot: Rc<Slot>,
@@ -89,14 +92,16 @@ fn h2_builder(settings: &Settings, streams: u32) -> http2::Builder<LocalExec> {
 impl Connection {
     /// Serves the connection to its end. `protocol` is `Http1` or `Http2`.
     pub async fn serve(worker: Rc<Worker>, io: Io, protocol: Protocol, origin: Origin) {
-        let Origin { direction, peer, remote, fixed, slot } = origin;
+        let standing = Standing::of(&origin);
+        let Origin { direction, peer, caller, remote, fixed, slot } = origin;
         let watch = ConnectionWatch::new(protocol == Protocol::Http2);
         let io = TokioIo::new(io.watched(Arc::clone(&watch)));
-        let registered = worker.connections.enter(direction, Arc::clone(&watch));
+        let registered = worker.connections.enter(direction, Arc::clone(&watch), standing);
         let connection = Rc::new(Self {
             worker: Rc::clone(&worker),
             direction,
             peer: Cell::new(peer),
+            caller,
             remote,
             fixed,
             slot,
@@ -135,6 +140,31 @@ impl Connection {
         }
     }
 
+    /// The peer speaks as proxies do. That is believed only where nobody could prove it.
+    pub fn claims_to_be_mesh(&self) {
+        match &self.worker.proxy.identity {
+            None => self.peer.set(Peer::Mesh),
+            Some(identity) if self.peer.get() == Peer::Outside => {
+                add(&identity.counts().plaintext_inbound, 1);
+            }
+            Some(_) => {}
+        }
+    }
+
+    /// The `peer` label of what the other end asks for.
+    pub fn caller_label(&self) -> Label {
+        self.caller.as_ref().map_or(Label::UNKNOWN, |caller| caller.label)
+    }
+
+    /// Tells the app who called, where it is to be told.
+    pub fn forward_caller(&self, headers: &mut HeaderMap) {
+        if let Some(caller) = &self.caller
+            && let Some(forwarded) = &caller.forwarded
+        {
+            headers.insert(CLIENT_CERT, forwarded.clone());
+        }
+    }
+
     pub fn request_began(&self) {
         self.watch.request_began();
         self.worker.load.streams.fetch_add(1, Relaxed);
@@ -158,6 +188,9 @@ async fn drive(
         registered.set_waker(cx.waker());
         if watch.expired() {
             return Poll::Ready(Err(Reason::HeaderTimeout));
+        }
+        if let Some(reason) = registered.cut() {
+            return Poll::Ready(Err(reason));
         }
         let shutdown = !told && registered.draining();
         told |= shutdown;

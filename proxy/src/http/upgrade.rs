@@ -123,8 +123,8 @@ async fn outbound_tunnel(
         let Ok(caller) = caller.await else { return };
         let transport = Transport::Tunnel(Box::new(TokioIo::new(caller)));
         let fixed = Fixed::Destination(dialed);
-        let origin =
-            Origin { direction: Direction::Outbound, peer: Peer::App, remote, fixed, slot };
+        let (direction, peer) = (Direction::Outbound, Peer::App);
+        let origin = Origin { direction, peer, caller: None, remote, fixed, slot };
         stream::serve(worker, transport, origin, target).await;
     });
     exchange.tunneled = true;
@@ -139,10 +139,11 @@ async fn inbound_tunnel(
     switch: Switch,
 ) -> Result<Response<()>, Refusal> {
     let worker = &connection.worker;
-    connection.peer.set(Peer::Mesh);
+    connection.claims_to_be_mesh();
     let port = head.authority.as_ref().and_then(|a| a.port_u16()).unwrap_or(0);
     let inbound = worker.proxy.inbound.load_full();
     let served = inbound.port(port)?;
+    served.admit(connection.peer.get())?;
     exchange.service = served.service;
     exchange.protocol = Protocol::Tcp;
     let address = std::net::SocketAddr::new(inbound.app, port);
@@ -152,7 +153,8 @@ async fn inbound_tunnel(
     tokio::task::spawn_local(async move {
         let worker = &connection.worker;
         let Ok(caller) = caller.await else { return };
-        let labels = stream::Labels { service, route: Label::NONE, peer: Label::UNKNOWN };
+        let labels =
+            stream::Labels { service, route: Label::NONE, peer: connection.caller_label() };
         let began = std::time::Instant::now();
         let ended = relay::relay(TokioIo::new(caller), app).await;
         stream::record(worker, Direction::Inbound, Protocol::Tcp, labels, began, &ended);

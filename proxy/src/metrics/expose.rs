@@ -8,6 +8,8 @@ use std::sync::{Arc, Mutex};
 use hdrhistogram::Histogram;
 use outrigger_core::outcome::grpc_code_name;
 
+use crate::identity::{self, Identity};
+
 use super::{CountKey, Counts, Gauges, Metrics, Series, SeriesKey, Status, lock};
 
 /// Upper edges of the latency buckets, in microseconds: 0.5 ms to 10 s.
@@ -90,10 +92,13 @@ const GAUGES: &[Gauge] = &[
 ];
 
 /// The whole exposition, in the Prometheus text format 0.0.4.
-pub fn expose(metrics: &Metrics) -> String {
+pub fn expose(metrics: &Metrics, identity: Option<&Identity>) -> String {
     let mut out = String::with_capacity(16 * 1024);
     // Writing to a String cannot fail.
     let _ = write_all(&mut out, metrics);
+    if let Some(identity) = identity {
+        let _ = write_identity(&mut out, identity.counts());
+    }
     out
 }
 
@@ -239,6 +244,33 @@ fn write_gauges(out: &mut String, metrics: &Metrics) -> fmt::Result {
         writeln!(out, "{name} {}", of(&metrics.gauges).load(Relaxed))?;
     }
     Ok(())
+}
+
+fn write_identity(out: &mut String, counts: &identity::Counts) -> fmt::Result {
+    let read = |counter: &AtomicU64| counter.load(Relaxed);
+    let name = "outrigger_certificate_expiry_timestamp_seconds";
+    header(out, name, "gauge", "end of this proxy's certificate, 0 without one")?;
+    writeln!(out, "{name} {}", read(&counts.certificate_expiry))?;
+    let name = "outrigger_certificate_renewals_total";
+    header(out, name, "counter", "certificates asked for")?;
+    writeln!(out, "{name}{{result=\"success\"}} {}", read(&counts.renewals_succeeded))?;
+    writeln!(out, "{name}{{result=\"failure\"}} {}", read(&counts.renewals_failed))?;
+    let name = "outrigger_tls_handshakes_total";
+    header(out, name, "counter", "handshakes with other proxies")?;
+    for (direction, kind, counter) in [
+        ("inbound", "full", &counts.accepted_full),
+        ("inbound", "resumed", &counts.accepted_resumed),
+        ("inbound", "failed", &counts.accept_failed),
+        ("outbound", "full", &counts.connected_full),
+        ("outbound", "resumed", &counts.connected_resumed),
+        ("outbound", "failed", &counts.connect_failed),
+    ] {
+        let n = read(counter);
+        writeln!(out, "{name}{{direction=\"{direction}\",result=\"{kind}\"}} {n}")?;
+    }
+    let name = "outrigger_plaintext_inbound_total";
+    header(out, name, "counter", "connections and requests let in without an identity")?;
+    writeln!(out, "{name} {}", read(&counts.plaintext_inbound))
 }
 
 /// Escapes a label value (text format 0.0.4).

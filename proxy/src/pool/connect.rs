@@ -1,4 +1,5 @@
-//! Opening a TCP connection within a limit, and saying why it failed.
+//! Opening a connection within a limit, with TLS where the other side must prove who it is, and
+//! saying why it failed.
 
 use std::io;
 use std::net::SocketAddr;
@@ -12,8 +13,12 @@ use outrigger_core::reason::Reason;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio_rustls::client;
 
+use super::Opening;
 use crate::metrics::{Metrics, add};
+use crate::tls::Expected;
+use crate::tls::handshake::{self, Proof, Refused};
 
 /// How often the kernel probes a silent connection, and how long it waits for what was sent to be
 /// acknowledged. Probing in HTTP/2 would cost a lock and a clock reading per frame.
@@ -29,8 +34,15 @@ pub struct ConnectError {
 
 /// A connection that this proxy opened, counted while it lives.
 pub struct Opened {
-    pub stream: TcpStream,
+    stream: Stream,
+    /// Who is at the other end, where that was asked for.
+    pub proof: Option<Proof>,
     _count: Count,
+}
+
+enum Stream {
+    Tcp(TcpStream),
+    Tls(Box<client::TlsStream<TcpStream>>),
 }
 
 struct Count(Arc<Metrics>);
@@ -41,11 +53,50 @@ impl Drop for Count {
     }
 }
 
-pub async fn connect(
+/// To an app, or to a proxy in a mesh without identities.
+pub async fn connect(address: SocketAddr, opening: &Opening) -> Result<Opened, ConnectError> {
+    let stream = dial(address, opening.config.connect_timeout).await?;
+    Ok(Opened::new(Stream::Tcp(stream), None, &opening.metrics))
+}
+
+/// To another proxy, which must prove to be whom `expected` names.
+pub async fn connect_hop(
     address: SocketAddr,
-    limit: Duration,
-    metrics: &Arc<Metrics>,
+    expected: Expected,
+    opening: &Opening,
 ) -> Result<Opened, ConnectError> {
+    let refuse =
+        |reason, why: &str| ConnectError { reason, detail: format!("{address}: {why}").into() };
+    let (identity, id) = match (&opening.identity, expected.id()) {
+        (None, None) => return connect(address, opening).await,
+        (Some(identity), Some(id)) => (identity, id),
+        (Some(_), None) => {
+            let why = "the control plane names no identity for this endpoint's proxy";
+            return Err(refuse(Reason::UpstreamTlsFailed, why));
+        }
+        (None, Some(_)) => {
+            let why = "this proxy runs without identity and the endpoint's proxy has one";
+            return Err(refuse(Reason::IdentityUnavailable, why));
+        }
+    };
+    let limit = opening.config.connect_timeout;
+    // Known before anything is dialled.
+    identity.current().map_err(|why| refuse(Reason::IdentityUnavailable, &why))?;
+    loop {
+        let stream = dial(address, limit).await?;
+        let pace = &opening.pace;
+        match handshake::connect(identity, pace, stream, address, &id, limit).await {
+            Ok((stream, proof)) => {
+                return Ok(Opened::new(Stream::Tls(stream), Some(proof), &opening.metrics));
+            }
+            // At most once: the ticket that led here is gone.
+            Err(Refused::Stale) => {}
+            Err(Refused::For(failed)) => return Err(refuse(failed.reason, &failed.detail)),
+        }
+    }
+}
+
+async fn dial(address: SocketAddr, limit: Duration) -> Result<TcpStream, ConnectError> {
     let stream = match tokio::time::timeout(limit, TcpStream::connect(address)).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => {
@@ -63,9 +114,15 @@ pub async fn connect(
     let socket = SockRef::from(&stream);
     let _ = socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(PROBE).with_interval(PROBE));
     let _ = socket.set_tcp_user_timeout(Some(GONE));
-    add(&metrics.gauges.upstream_connections_total, 1);
-    metrics.gauges.upstream_connections_open.fetch_add(1, Relaxed);
-    Ok(Opened { stream, _count: Count(Arc::clone(metrics)) })
+    Ok(stream)
+}
+
+impl Opened {
+    fn new(stream: Stream, proof: Option<Proof>, metrics: &Arc<Metrics>) -> Self {
+        add(&metrics.gauges.upstream_connections_total, 1);
+        metrics.gauges.upstream_connections_open.fetch_add(1, Relaxed);
+        Self { stream, proof, _count: Count(Arc::clone(metrics)) }
+    }
 }
 
 impl AsyncRead for Opened {
@@ -74,7 +131,10 @@ impl AsyncRead for Opened {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buf)
+        match &mut self.stream {
+            Stream::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
+            Stream::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
+        }
     }
 }
 
@@ -84,7 +144,10 @@ impl AsyncWrite for Opened {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
+        match &mut self.stream {
+            Stream::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
+            Stream::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
+        }
     }
 
     fn poll_write_vectored(
@@ -92,18 +155,30 @@ impl AsyncWrite for Opened {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+        match &mut self.stream {
+            Stream::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            Stream::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+        }
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
+        match &self.stream {
+            Stream::Tcp(stream) => stream.is_write_vectored(),
+            Stream::Tls(stream) => stream.is_write_vectored(),
+        }
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        match &mut self.stream {
+            Stream::Tcp(stream) => Pin::new(stream).poll_flush(cx),
+            Stream::Tls(stream) => Pin::new(stream).poll_flush(cx),
+        }
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        match &mut self.stream {
+            Stream::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+            Stream::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
     }
 }

@@ -61,10 +61,10 @@ impl Pools {
     }
 
     async fn open_h1(&self, key: PoolKey, pool: Rc<Pool>) -> Result<Lease, ConnectError> {
-        let stream = connect(key.address, self.config.connect_timeout, &self.metrics).await?;
+        let stream = connect(key.address, &self.opening).await?;
         let (sender, connection) = http1::Builder::new()
-            .max_headers(self.config.max_headers)
-            .max_buf_size((self.config.max_header_bytes as usize).max(8_192))
+            .max_headers(self.opening.config.max_headers)
+            .max_buf_size((self.opening.config.max_header_bytes as usize).max(8_192))
             .handshake(TokioIo::new(stream))
             .await
             .map_err(|error| ConnectError {

@@ -7,7 +7,7 @@ use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::Waker;
+use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
 use futures::FutureExt;
@@ -19,9 +19,11 @@ use hyper_util::rt::TokioIo;
 use outrigger_core::reason::Reason;
 use tokio::sync::Notify;
 
-use super::connect::{ConnectError, Opened, connect};
-use super::{LocalExec, PoolKey, Pools};
+use super::connect::{ConnectError, Opened, connect, connect_hop};
+use super::{LocalExec, Opening, PoolKey, Pools};
 use crate::http::body::RequestBody;
+use crate::tls::handshake::Proof;
+use crate::tls::verify::Trust;
 
 /// Streams in flight on a connection from which on another is opened.
 const BUSY_STREAMS: u32 = 64;
@@ -33,6 +35,10 @@ const MAX_STREAMS: u32 = 256;
 const STREAM_WINDOW: u32 = 256 * 1024;
 /// So large that it never binds: every stream at its limit fits.
 const CONNECTION_WINDOW: u32 = MAX_STREAMS * STREAM_WINDOW;
+
+/// A connection takes no new streams this many seconds before either side's certificate ends, so that
+/// the called side, whose clock may be ahead, never has to turn one away.
+const LEAVE_EARLY: u64 = 2;
 
 type Connecting = Shared<LocalBoxFuture<'static, Result<Rc<Connection>, ConnectError>>>;
 
@@ -50,6 +56,8 @@ type Driven = http2::Connection<TokioIo<Opened>, RequestBody, LocalExec>;
 struct PeerSettings {
     max_streams: Cell<usize>,
     takes_upgrades: Cell<bool>,
+    /// The peer is believed no longer, and what was in flight has had its time.
+    cut: Cell<bool>,
     /// Of the task that reads them: hyper reads frames in another one, which does not wake it.
     reader: RefCell<Option<Waker>>,
 }
@@ -59,6 +67,7 @@ pub struct Connection {
     peer: Rc<PeerSettings>,
     streams: Cell<u32>,
     used: Cell<Instant>,
+    proof: Option<Proof>,
 }
 
 /// One stream of a connection, counted until dropped.
@@ -98,7 +107,10 @@ impl Pools {
                 // Every connection is full: wait for a stream to end.
                 None => {
                     let waited = pool.room.notified();
-                    if tokio::time::timeout(self.config.connect_timeout, waited).await.is_err() {
+                    if tokio::time::timeout(self.opening.config.connect_timeout, waited)
+                        .await
+                        .is_err()
+                    {
                         return Err(ConnectError {
                             reason: Reason::ConnectTimeout,
                             detail: format!("{}: no free HTTP/2 stream", key.address).into(),
@@ -118,9 +130,9 @@ impl Pools {
             return None;
         }
         let pool_ = Rc::clone(pool);
-        let (config, metrics) = (self.config.clone(), self.metrics.clone());
+        let opening = Rc::clone(&self.opening);
         let connecting = async move {
-            let result = open(key, &config, &metrics).await;
+            let result = open(key, &opening).await;
             pool_.connecting.borrow_mut().take();
             if let Ok(connection) = &result {
                 pool_.connections.borrow_mut().push(Rc::clone(connection));
@@ -137,12 +149,14 @@ impl Pools {
     }
 }
 
-async fn open(
-    key: PoolKey,
-    config: &super::Config,
-    metrics: &std::sync::Arc<crate::metrics::Metrics>,
-) -> Result<Rc<Connection>, ConnectError> {
-    let stream = connect(key.address, config.connect_timeout, metrics).await?;
+async fn open(key: PoolKey, opening: &Opening) -> Result<Rc<Connection>, ConnectError> {
+    let config = &opening.config;
+    let mut stream = if key.wire.is_hop() {
+        connect_hop(key.address, key.expected, opening).await?
+    } else {
+        connect(key.address, opening).await?
+    };
+    let proof = stream.proof.take();
     let handshake = http2::Builder::new(LocalExec)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
@@ -160,6 +174,7 @@ async fn open(
     let peer = Rc::new(PeerSettings {
         max_streams: Cell::new(connection.current_max_send_streams()),
         takes_upgrades: Cell::new(false),
+        cut: Cell::new(false),
         reader: RefCell::new(None),
     });
     tokio::task::spawn_local(drive(connection, Rc::clone(&peer)));
@@ -168,6 +183,7 @@ async fn open(
         peer,
         streams: Cell::new(0),
         used: Cell::new(Instant::now()),
+        proof,
     }))
 }
 
@@ -175,6 +191,9 @@ async fn open(
 async fn drive(mut connection: Driven, peer: Rc<PeerSettings>) {
     poll_fn(|cx| {
         peer.reader.borrow_mut().get_or_insert_with(|| cx.waker().clone());
+        if peer.cut.get() {
+            return Poll::Ready(());
+        }
         let polled = Pin::new(&mut connection).poll(cx);
         peer.max_streams.set(connection.current_max_send_streams());
         peer.takes_upgrades.set(connection.is_extended_connect_protocol_enabled());
@@ -196,6 +215,21 @@ impl Pool {
         Some(Lease { connection: Rc::clone(best), pool: Rc::clone(self) })
     }
 
+    /// Forgets connections whose proof is about to end or holds no longer: what is in flight on them
+    /// goes on, after a bundle that does not cover them for `grace` only.
+    pub fn review(&self, now: u64, trust: Option<(&Trust, Duration)>) {
+        self.connections.borrow_mut().retain(|connection| {
+            let Some(proof) = &connection.proof else { return true };
+            if let Some((trust, grace)) = trust
+                && !proof.holds(trust)
+            {
+                connection.cut_after(grace);
+                return false;
+            }
+            now + LEAVE_EARLY < proof.until
+        });
+    }
+
     /// Whether the pool is worth keeping.
     pub fn sweep(&self, now: Instant, limit: Duration) -> bool {
         let mut connections = self.connections.borrow_mut();
@@ -208,6 +242,17 @@ impl Pool {
 }
 
 impl Connection {
+    fn cut_after(&self, grace: Duration) {
+        let peer = Rc::clone(&self.peer);
+        tokio::task::spawn_local(async move {
+            tokio::time::sleep(grace).await;
+            peer.cut.set(true);
+            if let Some(reader) = &*peer.reader.borrow() {
+                reader.wake_by_ref();
+            }
+        });
+    }
+
     fn has_room(&self) -> bool {
         let allowed = self.peer.max_streams.get();
         (self.streams.get() as usize) < allowed.min(MAX_STREAMS as usize)

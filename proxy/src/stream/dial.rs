@@ -144,7 +144,7 @@ async fn open(worker: &Rc<Worker>, endpoint: &EndpointState) -> Result<UpstreamI
         add(&worker.proxy.metrics.gauges.unmeshed, 1);
         return Ok(UpstreamIo::direct(worker.connect(endpoint.endpoint.address).await?));
     };
-    let key = PoolKey { address: mesh.address, wire: Wire::HopTunnel };
+    let key = PoolKey { address: mesh.address, wire: Wire::HopTunnel, expected: endpoint.expected };
     let lease = worker.pools.lease_h2(key, Instant::now()).await?;
     let failed =
         |why: String| Refusal::new(Reason::UpstreamReset, format!("{}: {why}", mesh.address));

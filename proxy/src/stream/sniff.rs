@@ -89,6 +89,7 @@ impl Sniffer {
         self.read.reserve(FIRST_READ);
         match &mut self.transport {
             Transport::Tcp(stream) => stream.read_buf(&mut self.read).await,
+            Transport::Tls(stream) => stream.read_buf(&mut self.read).await,
             Transport::Tunnel(stream) => stream.read_buf(&mut self.read).await,
         }
     }

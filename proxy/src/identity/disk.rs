@@ -1,0 +1,83 @@
+//! The copy of key, chain and bundle that lets a proxy start while the control plane is away. Only
+//! its owner may read it; it is replaced whole or not at all.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use bytes::Bytes;
+use outrigger_core::config::TrustBundle;
+use outrigger_proto::convert::trust;
+use outrigger_proto::mesh;
+use prost::Message;
+use rustls::pki_types::CertificateDer;
+use tracing::warn;
+
+use crate::state::{decode, encode};
+
+/// Nobody but the owner.
+const MODE: u32 = 0o600;
+
+#[derive(Clone, PartialEq, Message)]
+pub struct Kept {
+    #[prost(bytes = "bytes", tag = "1")]
+    key: Bytes,
+    #[prost(bytes = "bytes", repeated, tag = "2")]
+    chain: Vec<Bytes>,
+    #[prost(message, optional, tag = "3")]
+    bundle: Option<mesh::TrustBundle>,
+    /// When the certificate came, in seconds since 1970.
+    #[prost(uint64, tag = "4")]
+    pub since: u64,
+}
+
+impl Kept {
+    pub fn new(key: &[u8], chain: &[CertificateDer<'_>], bundle: &TrustBundle, since: u64) -> Self {
+        Self {
+            key: Bytes::copy_from_slice(key),
+            chain: chain.iter().map(|der| Bytes::copy_from_slice(der)).collect(),
+            bundle: Some(trust::to_wire(bundle)),
+            since,
+        }
+    }
+
+    pub fn parts(self) -> Result<(Vec<u8>, Vec<CertificateDer<'static>>, TrustBundle), String> {
+        let bundle = self.bundle.ok_or("it has no trust bundle")?;
+        let bundle = trust::from_wire(&bundle).map_err(|e| format!("bundle.{e}"))?;
+        let chain = self.chain.iter().map(|der| CertificateDer::from(der.to_vec())).collect();
+        Ok((self.key.to_vec(), chain, bundle))
+    }
+}
+
+pub fn store(path: &Path, kept: &Kept) -> io::Result<()> {
+    let new = path.with_extension("new");
+    match fs::remove_file(&new) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    // Made anew, so that the mode is ours from the first byte on.
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(MODE).open(&new)?;
+    file.write_all(&encode(kept))?;
+    file.sync_all()?;
+    fs::rename(&new, path)?;
+    match path.parent() {
+        Some(dir) => File::open(dir)?.sync_all(),
+        None => Ok(()),
+    }
+}
+
+/// None when there is none or it is damaged, which is logged.
+pub fn load(path: &Path) -> Option<Kept> {
+    let bytes = match fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
+        Err(error) => {
+            warn!(path = %path.display(), %error, "cannot read the identity on disk, starting without");
+            return None;
+        }
+    };
+    decode(&bytes)
+        .inspect_err(|why| warn!(path = %path.display(), why, "cannot use the identity on disk, starting without"))
+        .ok()
+}

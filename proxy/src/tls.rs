@@ -1,0 +1,95 @@
+//! TLS between proxies: who is believed, and how two of them come to a connection.
+//!
+//! [`verify`] is the one place where a chain is judged; everything else asks it: the verifiers of a
+//! full handshake, the check of a resumed one, the review of open connections. [`credentials`] holds
+//! the compiled configurations, [`sessions`] what makes a later handshake cheaper, [`handshake`] the
+//! handshakes themselves. Where certificates come from is [`crate::identity`]'s business.
+
+pub mod credentials;
+pub mod handshake;
+pub mod pace;
+pub mod sessions;
+pub mod verify;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use outrigger_core::identity::SpiffeId;
+use rustls::crypto::CryptoProvider;
+use rustls::crypto::aws_lc_rs::{default_provider, kx_group};
+
+/// ALPN of the hop, preferred first. The second is for peers that know HTTP/2 alone.
+pub const ALPN: [&[u8]; 2] = [b"outrigger/1", b"h2"];
+
+/// Seconds since 1970, as certificates count them.
+pub fn unix_now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+/// The cryptography of every connection. The hybrid key exchange comes first, so that what is
+/// recorded today stays secret when X25519 alone no longer would.
+pub fn provider() -> Arc<CryptoProvider> {
+    static PROVIDER: OnceLock<Arc<CryptoProvider>> = OnceLock::new();
+    let made = PROVIDER.get_or_init(|| {
+        let kx_groups = vec![kx_group::X25519MLKEM768, kx_group::X25519, kx_group::SECP256R1];
+        Arc::new(CryptoProvider { kx_groups, ..default_provider() })
+    });
+    Arc::clone(made)
+}
+
+/// The identity that an endpoint must prove, as a number that pools can be keyed by.
+///
+/// Only configuration makes them, so the table grows with the identities ever seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Expected(u32);
+
+impl Expected {
+    /// The endpoint's identity is not known.
+    pub const NONE: Self = Self(0);
+
+    pub fn of(id: Option<&SpiffeId>) -> Self {
+        let Some(id) = id else { return Self::NONE };
+        let mut table = lock(table());
+        if let Some(number) = table.numbers.get(id) {
+            return Self(*number);
+        }
+        table.ids.push(id.clone());
+        let number = table.ids.len() as u32;
+        table.numbers.insert(id.clone(), number);
+        Self(number)
+    }
+
+    pub fn id(self) -> Option<SpiffeId> {
+        let at = (self.0 as usize).checked_sub(1)?;
+        lock(table()).ids.get(at).cloned()
+    }
+}
+
+#[derive(Default)]
+struct Table {
+    numbers: HashMap<SpiffeId, u32>,
+    ids: Vec<SpiffeId>,
+}
+
+fn table() -> &'static Mutex<Table> {
+    static TABLE: OnceLock<Mutex<Table>> = OnceLock::new();
+    TABLE.get_or_init(Mutex::default)
+}
+
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Lower-case hexadecimal, as hashes of roots are shown.
+pub fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
+        // Writing to a String cannot fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+#[cfg(test)]
+pub(crate) mod testing;

@@ -1,0 +1,233 @@
+//! Handshakes over loopback, and every ticket that must be worth nothing.
+
+use std::sync::atomic::Ordering::Relaxed;
+
+use rustls::client::Resumption;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+use tokio::runtime::{Builder, LocalOptions};
+
+use super::super::ALPN;
+use super::super::testing::{Ca, Leaf, bundle, id};
+use super::super::verify::Demand;
+use super::*;
+
+const LIMIT: Duration = Duration::from_secs(5);
+
+fn run(test: impl Future<Output = ()>) {
+    let runtime =
+        Builder::new_current_thread().enable_all().build_local(LocalOptions::default()).unwrap();
+    runtime.block_on(test);
+}
+
+fn identity(ca: &Ca, account: &str, roots: &[&Ca]) -> Identity {
+    let identity = Identity::testing("bank", account);
+    let (key, chain) = ca.issue(Leaf::of(id(account).as_str()));
+    identity.install(key, chain, bundle(roots), unix_now()).unwrap();
+    identity
+}
+
+/// A called side on one address.
+struct Called(TcpListener);
+
+impl Called {
+    async fn new() -> Self {
+        Self(TcpListener::bind("127.0.0.1:0").await.unwrap())
+    }
+
+    fn address(&self) -> SocketAddr {
+        self.0.local_addr().unwrap()
+    }
+
+    async fn accept(&self, identity: &Identity) -> Result<Proof, Failed> {
+        let (stream, _) = self.0.accept().await.unwrap();
+        let (mut stream, proof) =
+            accept(identity, &Rc::new(Pace::default()), stream, LIMIT).await?;
+        // What HTTP/2 says first; then the other side, if it is still there, is heard out.
+        let _ = stream.write_all(b"settings").await;
+        let _ = stream.flush().await;
+        let _ = stream.read(&mut [0]).await;
+        Ok(proof)
+    }
+
+    async fn call(
+        &self,
+        called: &Identity,
+        caller: &Identity,
+        expected: &str,
+    ) -> (Result<Proof, Failed>, Result<Proof, Refused>) {
+        let calling = async {
+            let stream = TcpStream::connect(self.address()).await.unwrap();
+            let pace = Rc::new(Pace::default());
+            let (address, expected) = (self.address(), id(expected));
+            let connecting = connect(caller, &pace, stream, address, &expected, LIMIT);
+            connecting.await.map(|(_, proof)| proof)
+        };
+        futures::join!(self.accept(called), calling)
+    }
+}
+
+fn detail(refused: Result<Proof, Refused>) -> (Reason, String) {
+    match refused.unwrap_err() {
+        Refused::For(failed) => (failed.reason, failed.detail),
+        Refused::Stale => panic!("no session was resumed"),
+    }
+}
+
+#[test]
+fn both_sides_know_each_other_and_the_second_time_is_cheaper() {
+    run(async {
+        let ca = Ca::new("root");
+        let (orders, shop) = (identity(&ca, "orders", &[&ca]), identity(&ca, "shop", &[&ca]));
+        let called = Called::new().await;
+        for _ in 0..3 {
+            let (accepted, connected) = called.call(&orders, &shop, "orders").await;
+            assert_eq!(accepted.unwrap().id, id("shop"));
+            assert_eq!(connected.unwrap().id, id("orders"));
+        }
+        let counts = (orders.counts(), shop.counts());
+        assert_eq!(counts.0.accepted_full.load(Relaxed), 1);
+        assert_eq!(counts.0.accepted_resumed.load(Relaxed), 2);
+        assert_eq!(counts.1.connected_resumed.load(Relaxed), 2);
+    });
+}
+
+#[test]
+fn another_identity_is_refused_even_where_a_ticket_would_do() {
+    run(async {
+        let ca = Ca::new("root");
+        let (orders, shop) = (identity(&ca, "orders", &[&ca]), identity(&ca, "shop", &[&ca]));
+        let called = Called::new().await;
+        let (_, connected) = called.call(&orders, &shop, "orders").await;
+        connected.unwrap();
+        let (_, connected) = called.call(&orders, &shop, "ledger").await;
+        let (reason, detail) = detail(connected);
+        assert_eq!(reason, Reason::UpstreamIdentityMismatch);
+        assert!(detail.contains("bank/sa/orders where") && detail.contains("ledger"), "{detail}");
+        assert_eq!(shop.counts().connected_resumed.load(Relaxed), 0);
+    });
+}
+
+#[test]
+fn a_stranger_is_refused_by_either_side() {
+    run(async {
+        let (ca, other) = (Ca::new("root"), Ca::new("other"));
+        let orders = identity(&ca, "orders", &[&ca]);
+        let called = Called::new().await;
+        // It believes us, we don't believe it.
+        let stranger = identity(&other, "shop", &[&ca, &other]);
+        let (accepted, connected) = called.call(&orders, &stranger, "orders").await;
+        let failed = accepted.unwrap_err();
+        assert_eq!(failed.reason, Reason::TlsHandshakeFailed);
+        assert_eq!(failed.detail, "no root of the trust bundle issued the certificate");
+        let (reason, detail_) = detail(connected);
+        assert_eq!(reason, Reason::UpstreamTlsFailed);
+        assert!(detail_.contains("refused this proxy: UnknownCA"), "{detail_}");
+        // And the other way round.
+        let stranger = identity(&other, "shop", &[&other]);
+        let (accepted, connected) = called.call(&orders, &stranger, "orders").await;
+        assert!(accepted.unwrap_err().detail.contains("UnknownCA"));
+        assert_eq!(detail(connected).0, Reason::UpstreamTlsFailed);
+    });
+}
+
+#[test]
+fn no_certificate_is_no_way_in() {
+    run(async {
+        let ca = Ca::new("root");
+        let orders = identity(&ca, "orders", &[&ca]);
+        let called = Called::new().await;
+        let trust = orders.trust().unwrap();
+        let anonymous = Caller::new(None, trust, Demand::Exactly(id("orders")), &ALPN).unwrap();
+        let calling = async {
+            let stream = TcpStream::connect(called.address()).await.unwrap();
+            let connector = TlsConnector::from(anonymous.config);
+            let mut stream = connector.connect(filed_under(called.address()), stream).await?;
+            stream.read(&mut [0]).await
+        };
+        let (accepted, read) = futures::join!(called.accept(&orders), calling);
+        assert_eq!(accepted.unwrap_err().detail, "no client certificate");
+        assert!(describe(&read.unwrap_err()).1.contains("CertificateRequired"));
+    });
+}
+
+#[test]
+fn a_ticket_is_worth_nothing_after_its_root_is_gone() {
+    run(async {
+        let (old, new) = (Ca::new("old"), Ca::new("new"));
+        let orders = identity(&new, "orders", &[&old, &new]);
+        let shop = identity(&old, "shop", &[&old, &new]);
+        let called = Called::new().await;
+        let (accepted, _) = called.call(&orders, &shop, "orders").await;
+        accepted.unwrap();
+        // The bundle alone has changed: keys of tickets still work, the chain does not.
+        orders.believe_only(&bundle(&[&new]));
+        let (accepted, connected) = called.call(&orders, &shop, "orders").await;
+        let failed = accepted.unwrap_err();
+        assert_eq!(failed.detail, "no root of the trust bundle issued the certificate");
+        assert_eq!(detail(connected).0, Reason::UpstreamTlsFailed);
+        // As it happens in life: tickets are gone as well.
+        orders.set_bundle(&bundle(&[&new])).unwrap();
+        let (accepted, _) = called.call(&orders, &shop, "orders").await;
+        assert_eq!(accepted.unwrap_err().reason, Reason::TlsHandshakeFailed);
+        assert_eq!(orders.counts().accepted_resumed.load(Relaxed), 0);
+    });
+}
+
+#[test]
+fn a_callers_ticket_for_a_proof_that_holds_no_longer_is_forgotten() {
+    run(async {
+        let (old, new) = (Ca::new("old"), Ca::new("new"));
+        let orders = identity(&old, "orders", &[&old, &new]);
+        let shop = identity(&new, "shop", &[&old, &new]);
+        let called = Called::new().await;
+        let (_, connected) = called.call(&orders, &shop, "orders").await;
+        connected.unwrap();
+        shop.believe_only(&bundle(&[&new]));
+        let (_, connected) = called.call(&orders, &shop, "orders").await;
+        assert!(matches!(connected, Err(Refused::Stale)), "{connected:?}");
+        shop.set_bundle(&bundle(&[&new])).unwrap();
+        let (_, connected) = called.call(&orders, &shop, "orders").await;
+        assert_eq!(detail(connected).0, Reason::UpstreamTlsFailed);
+    });
+}
+
+#[test]
+fn a_ticket_is_worth_nothing_after_the_end_of_its_leaf() {
+    run(async {
+        let ca = Ca::new("root");
+        let orders = identity(&ca, "orders", &[&ca]);
+        let called = Called::new().await;
+        let shop = Identity::testing("bank", "shop");
+        let end = unix_now() + 2;
+        let leaf = Leaf { to: end, ..Leaf::of(id("shop").as_str()) };
+        let (key, chain) = ca.issue(leaf);
+        shop.install(key, chain, bundle(&[&ca]), unix_now()).unwrap();
+        // A caller that keeps its tickets longer than ours do.
+        let own = shop.current().unwrap();
+        let demand = Demand::Exactly(id("orders"));
+        let caller = Caller::new(Some(&own), shop.trust().unwrap(), demand, &ALPN).unwrap();
+        let mut config = (*caller.config).clone();
+        config.resumption = Resumption::in_memory_sessions(8);
+        let connector = TlsConnector::from(Arc::new(config));
+        let call = || async {
+            let stream = TcpStream::connect(called.address()).await.unwrap();
+            let name = filed_under(called.address());
+            let mut stream = connector.connect(name, stream).await.unwrap();
+            let _ = stream.read(&mut [0; 8]).await;
+            resumed(stream.get_ref().1)
+        };
+        let (accepted, _) = futures::join!(called.accept(&orders), call());
+        assert_eq!(accepted.unwrap().until, end);
+        while unix_now() <= end {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let (accepted, was_resumed) = futures::join!(called.accept(&orders), call());
+        assert!(was_resumed, "the ticket itself was good");
+        let detail = accepted.unwrap_err().detail;
+        assert!(detail.starts_with("the certificate ended"), "{detail}");
+        // And ours does not even begin.
+        let why = shop.current().err().unwrap();
+        assert!(why.starts_with("the certificate ended"), "{why}");
+    });
+}
