@@ -29,8 +29,6 @@ use super::lock;
 const MAX_MEMO: usize = 4_096;
 /// Certificates looked at in one chain. Ours have two.
 const MAX_CHAIN: usize = 8;
-/// Namespace and account of the control plane.
-const CONTROL_PLANE: (&str, &str) = ("outrigger-system", "control-plane");
 
 /// Why a chain proves nothing.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -301,13 +299,9 @@ impl Demand {
     pub fn check(&self, id: &SpiffeId) -> Result<(), Untrusted> {
         let expected = match self {
             Self::Exactly(expected) if expected == id => return Ok(()),
-            Self::ControlPlane if (id.namespace(), id.service_account()) == CONTROL_PLANE => {
-                return Ok(());
-            }
+            Self::ControlPlane if id.is_control_plane() => return Ok(()),
             Self::Exactly(expected) => expected.to_string(),
-            Self::ControlPlane => {
-                format!("the control plane, ns/{}/sa/{}", CONTROL_PLANE.0, CONTROL_PLANE.1)
-            }
+            Self::ControlPlane => "the control plane".to_owned(),
         };
         Err(Untrusted::OtherIdentity { found: id.to_string(), expected })
     }
