@@ -17,11 +17,13 @@ use outrigger_core::config::{Endpoint, MeshSettings, MtlsMode, TrustBundle};
 use outrigger_core::error::FieldError;
 use outrigger_core::identity::{SpiffeId, TrustDomain};
 use outrigger_core::name::{DestinationName, EndpointId};
+use outrigger_core::policy::access::Action;
 
 pub use names::{Resolution, Target};
 
 use crate::object::{
-    EndpointSlice, Kind, Object, ObjectId, ReferenceGrant, Route, Service, ServiceId, Workload,
+    EndpointSlice, KeySource, Kind, Object, ObjectId, Policy, ReferenceGrant, Route, Service,
+    ServiceId, Workload,
 };
 use crate::translate;
 use links::{Labels, Links};
@@ -85,6 +87,8 @@ pub struct Security {
     pub trust_domain: Option<TrustDomain>,
     /// Of ports that nothing else is said about.
     pub mtls: MtlsMode,
+    /// Of callers that no rule speaks of.
+    pub default_access: Action,
 }
 
 #[derive(Debug, Default)]
@@ -102,6 +106,9 @@ pub struct Index {
     sending: Links<ServiceId, ObjectId>,
     /// Grants by the namespace that gives them.
     grants: BTreeMap<(String, String), ReferenceGrant>,
+    policies: BTreeMap<(String, String), Policy>,
+    /// Key sets that do not stand in a policy itself.
+    keys: BTreeMap<KeySource, String>,
     external: BTreeMap<String, Workload>,
     registered: BTreeMap<String, Workload>,
     /// Uids of workloads by each of their labels.
@@ -161,6 +168,9 @@ impl Index {
             Object::ReferenceGrant(grant) => {
                 self.set_grant((grant.namespace.clone(), grant.name.clone()), Some(grant));
             }
+            Object::AccessPolicy(policy) => {
+                self.set_policy((policy.namespace.clone(), policy.name.clone()), Some(policy));
+            }
             Object::ExternalWorkload(workload) => {
                 self.change_workload(&workload.uid(), |index| {
                     index.external.insert(workload.uid(), workload);
@@ -180,6 +190,7 @@ impl Index {
                 self.set_route(id, None);
             }
             Kind::ReferenceGrant => self.set_grant(key, None),
+            Kind::AccessPolicy => self.set_policy(key, None),
             Kind::ExternalWorkload => {
                 let uid = format!("{}.{}", id.namespace, id.name);
                 self.change_workload(&uid, |index| {
@@ -240,6 +251,23 @@ impl Index {
 
     pub fn grants(&self) -> impl Iterator<Item = &ReferenceGrant> {
         self.grants.values()
+    }
+
+    pub fn policies(&self) -> impl Iterator<Item = &Policy> {
+        self.policies.values()
+    }
+
+    /// Policies that are for a workload, whatever port, in name order.
+    pub fn policies_of(&self, workload: &Workload) -> impl Iterator<Item = &Policy> {
+        self.policies.values().filter(move |policy| policy.is_for(workload))
+    }
+
+    /// The key set of a source; none: it has not been read yet.
+    pub fn keys<'a>(&'a self, source: &'a KeySource) -> Option<&'a str> {
+        match source {
+            KeySource::Inline(text) => Some(text),
+            KeySource::File(_) => self.keys.get(source).map(String::as_str),
+        }
     }
 
     /// Registered workloads, and ExternalWorkloads that none of them hides.

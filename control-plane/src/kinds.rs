@@ -56,3 +56,181 @@ pub struct ExternalWorkloadMesh {
     /// `ip:port` of its inbound listener.
     pub address: String,
 }
+
+/// Who may call the workloads of a namespace, and with what.
+///
+/// All policies that select a workload's port add up. A rule with the action Deny that matches refuses;
+/// then, if a rule with the action Allow is in force or the default is Deny, one that allows must match.
+#[derive(CustomResource, Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
+#[kube(
+    group = "outrigger.dev",
+    version = "v1alpha1",
+    kind = "AccessPolicy",
+    plural = "accesspolicies",
+    namespaced,
+    doc = "Who may call the workloads of a namespace"
+)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct AccessPolicySpec {
+    /// Workloads of the namespace that it is for. Unset: all of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub selector: Option<WorkloadSelector>,
+    /// Ports of the app that it is for. Empty: all of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<i32>,
+    /// Whether these ports take plaintext. Of several policies the most specific one decides.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtls: Option<AccessMtls>,
+    /// What happens to callers that no rule speaks of. Of several the most specific one decides.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub default: Option<AccessAction>,
+    /// Only log and count what the rules would refuse.
+    #[serde(default)]
+    pub audit: bool,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rules: Vec<AccessRule>,
+    /// Issuers of tokens (JWT) that are believed on these ports.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub jwt: Vec<AccessJwt>,
+}
+
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct WorkloadSelector {
+    pub match_labels: std::collections::BTreeMap<String, String>,
+}
+
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, JsonSchema)]
+pub enum AccessMtls {
+    /// Only callers with an identity.
+    Strict,
+    /// Plaintext too, as a caller without an identity.
+    Permissive,
+}
+
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, JsonSchema)]
+pub enum AccessAction {
+    Allow,
+    Deny,
+}
+
+/// Matches when one of `from`, one of `to` and all of `claims` do; what is empty matches everything.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct AccessRule {
+    /// Stands in explanations; `rules[2]` unless set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    pub action: AccessAction,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub from: Vec<AccessFrom>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub to: Vec<AccessTo>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub claims: Vec<AccessClaim>,
+}
+
+/// A caller. All fields that are set must hold; of a list one entry.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct AccessFrom {
+    /// `namespace/account`, or an account of the policy's own namespace.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub service_accounts: Vec<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub namespaces: Vec<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub trust_domains: Vec<String>,
+    /// true: any identity of the mesh; false: none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub authenticated: Option<bool>,
+    /// Where the connection comes from, as in `10.0.0.0/8`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub networks: Vec<String>,
+}
+
+/// What is asked for. All fields that are set must hold; of a list one entry.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct AccessTo {
+    /// `ledger.bank`, `*.bank`; without the port.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub hosts: Vec<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub methods: Vec<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub paths: Vec<AccessPath>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub headers: Vec<AccessHeader>,
+}
+
+/// Compared with the canonical path: decoded where that is safe, dot segments resolved, slashes merged.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum AccessPath {
+    Exact(String),
+    /// Whole segments: `/a` is `/a` and `/a/b`, not `/ab`.
+    Prefix(String),
+    /// Must match the whole path (RE2-like).
+    Regex(String),
+}
+
+/// A header. Neither `exact` nor `regex`: it must be there.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct AccessHeader {
+    pub name: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exact: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub regex: Option<String>,
+}
+
+/// A claim of the verified token has one of the values.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct AccessClaim {
+    /// Nested claims with dots between, as in `realm_access.roles`.
+    pub name: String,
+    pub values: Vec<String>,
+}
+
+/// An issuer of tokens (RFC 7519) and its keys (RFC 7517).
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct AccessJwt {
+    pub issuer: String,
+    /// One of them must be in the token's `aud`. Empty: any.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub audiences: Vec<String>,
+    pub jwks: AccessJwks,
+    /// Seconds that the issuer's clock may differ by (30 unless set, at most 300).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clock_skew_seconds: Option<u32>,
+    /// Claims that the app gets as headers; what callers send in them is removed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub claims_to_headers: Vec<AccessClaimHeader>,
+    /// The app gets the token too.
+    #[serde(default)]
+    pub forward: bool,
+    /// A request without a token is refused.
+    #[serde(default)]
+    pub required: bool,
+}
+
+/// Where the keys come from.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum AccessJwks {
+    /// The key set itself, as JSON.
+    Inline(String),
+    /// A file that the control plane reads, and again whenever it changes.
+    File(String),
+}
+
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct AccessClaimHeader {
+    pub claim: String,
+    pub header: String,
+}

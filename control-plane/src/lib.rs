@@ -12,6 +12,7 @@ pub mod control;
 pub mod discovery;
 pub mod identity;
 pub mod index;
+pub mod keys;
 pub mod kinds;
 pub mod manifests;
 pub mod metrics;

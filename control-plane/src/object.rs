@@ -6,8 +6,12 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 
-use outrigger_core::config::{Balancer, HostMatch, HttpRule, MeshAddress, Protocol, TcpBackend};
+use outrigger_core::config::{
+    Balancer, HostMatch, HttpRule, MeshAddress, MtlsMode, Protocol, TcpBackend,
+};
+use outrigger_core::policy::access::{Action, Rule, TokenIssuer};
 use serde::{Serialize, Serializer};
 
 /// The kinds that this control plane reads.
@@ -21,10 +25,11 @@ pub enum Kind {
     TcpRoute,
     ReferenceGrant,
     ExternalWorkload,
+    AccessPolicy,
 }
 
 impl Kind {
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Service,
         Self::EndpointSlice,
         Self::HttpRoute,
@@ -33,6 +38,7 @@ impl Kind {
         Self::TcpRoute,
         Self::ReferenceGrant,
         Self::ExternalWorkload,
+        Self::AccessPolicy,
     ];
 
     /// The kind of an object by its `apiVersion` and `kind`; any version of the group will do as
@@ -48,6 +54,7 @@ impl Kind {
             ("gateway.networking.k8s.io", _, "TCPRoute") => Some(Self::TcpRoute),
             ("gateway.networking.k8s.io", _, "ReferenceGrant") => Some(Self::ReferenceGrant),
             ("outrigger.dev", "v1alpha1", "ExternalWorkload") => Some(Self::ExternalWorkload),
+            ("outrigger.dev", "v1alpha1", "AccessPolicy") => Some(Self::AccessPolicy),
             _ => None,
         }
     }
@@ -62,6 +69,7 @@ impl Kind {
             Self::TcpRoute => "TCPRoute",
             Self::ReferenceGrant => "ReferenceGrant",
             Self::ExternalWorkload => "ExternalWorkload",
+            Self::AccessPolicy => "AccessPolicy",
         }
     }
 }
@@ -113,6 +121,7 @@ pub enum Object {
     Route(Route),
     ReferenceGrant(ReferenceGrant),
     ExternalWorkload(Workload),
+    AccessPolicy(Policy),
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -218,6 +227,54 @@ pub struct ReferenceGrant {
     pub to: Vec<Option<String>>,
 }
 
+/// Who may call some workloads: an AccessPolicy.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Policy {
+    pub namespace: String,
+    pub name: String,
+    /// Seconds since the Unix epoch, 0 when the manifest says nothing.
+    pub created: i64,
+    /// None: every workload of the namespace.
+    pub selector: Option<BTreeMap<String, String>>,
+    /// Empty: every port.
+    pub ports: Vec<u16>,
+    pub mtls: Option<MtlsMode>,
+    pub default: Option<Action>,
+    pub rules: Vec<Rule>,
+    pub issuers: Vec<PolicyIssuer>,
+}
+
+impl Policy {
+    pub fn full_name(&self) -> String {
+        format!("{}/{}", self.namespace, self.name)
+    }
+
+    pub fn is_for(&self, workload: &Workload) -> bool {
+        let holds = |(k, v)| workload.labels.get(k) == Some(v);
+        workload.namespace == self.namespace
+            && self.selector.as_ref().is_none_or(|selector| selector.iter().all(holds))
+    }
+
+    pub fn is_for_port(&self, port: u16) -> bool {
+        self.ports.is_empty() || self.ports.contains(&port)
+    }
+}
+
+/// An issuer of tokens, its keys still to be had.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PolicyIssuer {
+    pub issuer: TokenIssuer,
+    pub source: KeySource,
+}
+
+/// Where a JSON Web Key Set comes from.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum KeySource {
+    Inline(String),
+    /// Relative to the folder of manifests.
+    File(PathBuf),
+}
+
 /// A process that serves: an ExternalWorkload, or one that registered itself.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Workload {
@@ -271,6 +328,7 @@ impl Object {
             Self::Route(o) => return o.id.clone(),
             Self::ReferenceGrant(o) => (Kind::ReferenceGrant, &o.namespace, &o.name),
             Self::ExternalWorkload(o) => (Kind::ExternalWorkload, &o.namespace, &o.name),
+            Self::AccessPolicy(o) => (Kind::AccessPolicy, &o.namespace, &o.name),
         };
         ObjectId { kind, namespace: namespace.clone(), name: name.clone() }
     }

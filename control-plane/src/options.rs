@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use outrigger_core::config::{MeshSettings, MtlsMode, Unmatched};
 use outrigger_core::identity::TrustDomain;
+use outrigger_core::policy::access::Action;
 
 use crate::ca::files::CaFiles;
 use crate::index::Security;
@@ -182,6 +183,16 @@ pub struct Options {
     )]
     pub mtls: Mtls,
 
+    /// Who may call a port that no AccessPolicy speaks of.
+    #[arg(
+        long,
+        env = "OUTRIGGER_DEFAULT_ACCESS",
+        value_name = "ACTION",
+        value_enum,
+        default_value_t = DefaultAccess::Allow
+    )]
+    pub default_access: DefaultAccess,
+
     /// What is logged: error, warn, info, debug, trace, or per module as in
     /// `info,outrigger_control_plane::discovery=debug`.
     #[arg(long, env = "OUTRIGGER_LOG", value_name = "FILTER", default_value = "info")]
@@ -213,6 +224,10 @@ impl Options {
                 Mtls::Permissive => MtlsMode::Permissive,
                 Mtls::Strict => MtlsMode::Strict,
             },
+            default_access: match self.default_access {
+                DefaultAccess::Allow => Action::Allow,
+                DefaultAccess::Deny => Action::Deny,
+            },
         }
     }
 
@@ -224,6 +239,14 @@ impl Options {
             root: self.ca_root.clone()?,
         })
     }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum DefaultAccess {
+    /// Everybody.
+    Allow,
+    /// Nobody.
+    Deny,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -22,6 +22,7 @@ use crate::control;
 use crate::discovery::Discovery;
 use crate::identity::Certifier;
 use crate::index::Index;
+use crate::keys;
 use crate::manifests::{self, Folder, Watching};
 use crate::metrics::Metrics;
 use crate::options::{Mtls, Options, Switch};
@@ -92,7 +93,7 @@ pub async fn start(options: Options) -> Result<Server, StartError> {
         let publisher = publisher.clone();
         let loaded = tokio::task::spawn_blocking(move || manifests::watch(folder, publisher)).await;
         let loaded = loaded.unwrap_or_else(|error| Err(io::Error::other(error)));
-        loaded.map_err(|error| StartError::Manifests { path: root, error })?
+        loaded.map_err(|error| StartError::Manifests { path: root.clone(), error })?
     };
     let (shutdown, stopping) = watch::channel(false);
     let (tokens, registrations) = match &options.state_dir {
@@ -122,6 +123,7 @@ pub async fn start(options: Options) -> Result<Server, StartError> {
         metrics: metrics.clone(),
     };
     let mut background = vec![tokio::spawn(admin::serve(admin_listener, admin))];
+    background.push(tokio::spawn(keys::run(publisher.clone(), root)));
     background.extend(registrations.clone().map(|r| tokio::spawn(r.run())));
     let tls = match &security {
         Some(security) => {

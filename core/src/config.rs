@@ -11,10 +11,11 @@ use http::{HeaderName, HeaderValue, Method, StatusCode};
 
 use crate::identity::{SpiffeId, TrustDomain};
 use crate::name::{DestinationName, EndpointId};
+use crate::policy::access::Access;
 
 /// Features of the wire format that this build understands. A resource that lists another one in
 /// its `requires` is refused as a whole: never half understood.
-pub const FEATURES: &[&str] = &["balancer.ring-hash", "http.filters.v1", "tls.sni"];
+pub const FEATURES: &[&str] = &["access.v1", "balancer.ring-hash", "http.filters.v1", "tls.sni"];
 
 /// One port of one service as its callers see it: how it is spoken to and where requests go.
 #[derive(Clone, Debug, PartialEq)]
@@ -281,7 +282,7 @@ pub struct MeshAddress {
 }
 
 /// This workload's own ports, as its inbound proxy needs them.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Inbound {
     /// The workload's uid.
     pub workload: String,
@@ -290,13 +291,15 @@ pub struct Inbound {
     pub ports: Vec<InboundPort>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct InboundPort {
     pub port: u16,
     pub protocol: Protocol,
     /// The first service, in name order, that selects this port: the `service` label.
     pub service: Option<DestinationName>,
     pub mtls: MtlsMode,
+    /// None: everybody may do everything.
+    pub access: Option<Access>,
 }
 
 /// Whether a port takes plaintext from outside the mesh.

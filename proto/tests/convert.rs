@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a broken test may panic")]
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
 use http::{HeaderName, HeaderValue, Method, StatusCode};
@@ -13,6 +14,9 @@ use outrigger_core::config::{
 };
 use outrigger_core::identity::SpiffeId;
 use outrigger_core::name::{DestinationName, EndpointId};
+use outrigger_core::policy::access::{
+    Access, Action, Caller, ClaimMatch, HeaderRule, Operation, Rule, TokenIssuer,
+};
 use outrigger_proto::convert::{destination, endpoint, inbound, is_unsupported, settings, version};
 use outrigger_proto::mesh;
 use proptest::collection::vec;
@@ -99,7 +103,21 @@ fn only_used_features_are_required() {
             }],
         }],
     }];
-    assert_eq!(requires(&config), FEATURES);
+    assert_eq!(requires(&config), ["balancer.ring-hash", "http.filters.v1", "tls.sni"]);
+    let port = InboundPort {
+        port: 80,
+        protocol: Protocol::Http1,
+        service: None,
+        mtls: MtlsMode::Strict,
+        access: None,
+    };
+    let workload = "w".to_owned();
+    let mut own = Inbound { workload, addresses: Vec::new(), ports: vec![port] };
+    assert_eq!(inbound::to_wire(&own).requires, [""; 0]);
+    own.ports[0].access = Some(Access::default());
+    let all: BTreeSet<_> =
+        requires(&config).into_iter().chain(inbound::to_wire(&own).requires).collect();
+    assert!(all.iter().map(String::as_str).eq(FEATURES.iter().copied()));
 }
 
 #[test]
@@ -389,10 +407,69 @@ fn any_endpoint() -> impl Strategy<Value = Endpoint> {
 
 fn any_inbound() -> impl Strategy<Value = Inbound> {
     let mtls = select(&[MtlsMode::Permissive, MtlsMode::Strict][..]);
-    let port = (1u16.., any_protocol(), of(any_name()), mtls)
-        .prop_map(|(port, protocol, service, mtls)| InboundPort { port, protocol, service, mtls });
+    let port = (1u16.., any_protocol(), of(any_name()), mtls, of(any_access())).prop_map(
+        |(port, protocol, service, mtls, access)| InboundPort {
+            port,
+            protocol,
+            service,
+            mtls,
+            access,
+        },
+    );
     (any_text(), vec(any::<IpAddr>(), 0..3), vec(port, 0..4))
         .prop_map(|(workload, addresses, ports)| Inbound { workload, addresses, ports })
+}
+
+fn any_access() -> impl Strategy<Value = Access> {
+    let action = || select(&[Action::Allow, Action::Deny][..]);
+    let texts = || vec(any_text(), 0..3);
+    let network = select(&["10.0.0.0/8", "::1/128"][..]).prop_map(|text| text.parse().unwrap());
+    let caller = (texts(), texts(), texts(), of(any::<bool>()), vec(network, 0..2)).prop_map(
+        |(service_accounts, namespaces, trust_domains, authenticated, networks)| Caller {
+            service_accounts,
+            namespaces,
+            trust_domains,
+            authenticated,
+            networks,
+        },
+    );
+    let value = any_text().prop_map(ValueMatch::Exact);
+    let header =
+        (any_header_name(), of(value)).prop_map(|(name, value)| HeaderRule { name, value });
+    let path = any_text().prop_map(PathMatch::Prefix);
+    let operation = (vec(header, 0..2), vec(path, 0..2)).prop_map(|(headers, paths)| Operation {
+        hosts: vec![HostMatch::Suffix(".bank".to_owned())],
+        methods: vec![Method::GET],
+        headers,
+        paths,
+    });
+    let claim = (any_text(), texts()).prop_map(|(name, values)| ClaimMatch { name, values });
+    let rule = (
+        (any_text(), any_text(), action(), any::<bool>()),
+        (vec(caller, 0..3), vec(operation, 0..3), vec(claim, 0..2)),
+    )
+        .prop_map(|((policy, name, action, audit), (from, to, claims))| Rule {
+            policy,
+            name,
+            action,
+            audit,
+            from,
+            to,
+            claims,
+        });
+    let token = (any_text(), texts(), any_text(), any::<u32>(), any::<bool>(), any_header_name())
+        .prop_map(|(issuer, audiences, keys, clock_skew, forward, header)| TokenIssuer {
+            issuer,
+            audiences,
+            keys,
+            clock_skew,
+            claims_to_headers: vec![("sub".to_owned(), header)],
+            forward,
+            required: !forward,
+        });
+    (action(), of(any_text()), vec(rule, 0..3), vec(token, 0..2)).prop_map(
+        |(default, default_from, rules, tokens)| Access { default, default_from, rules, tokens },
+    )
 }
 
 fn any_settings() -> impl Strategy<Value = MeshSettings> {

@@ -6,7 +6,9 @@ use std::net::{IpAddr, SocketAddr};
 use outrigger_core::config::BackendTarget;
 
 use super::{Dep, Index, PortId};
-use crate::object::{EndpointSlice, ObjectId, ReferenceGrant, Route, Service, ServiceId, Workload};
+use crate::object::{
+    EndpointSlice, KeySource, ObjectId, Policy, ReferenceGrant, Route, Service, ServiceId, Workload,
+};
 use crate::translate::destination;
 
 impl Index {
@@ -126,6 +128,32 @@ impl Index {
                 self.touch_parents_of_backend(&backend);
             }
         }
+    }
+
+    pub(super) fn set_policy(&mut self, key: (String, String), new: Option<Policy>) {
+        let old = self.policies.remove(&key);
+        if old != new {
+            let both = || old.iter().chain(&new);
+            let touched = self.workloads().filter(|w| both().any(|policy| policy.is_for(w)));
+            let touched: Vec<_> = touched.map(|workload| Dep::Inbound(workload.uid())).collect();
+            self.dirty.extend(touched);
+        }
+        if let Some(new) = new {
+            self.policies.insert(key, new);
+        }
+    }
+
+    /// Takes a key set as its source has it now.
+    pub fn set_keys(&mut self, source: KeySource, keys: String) {
+        if self.keys.get(&source) == Some(&keys) {
+            return;
+        }
+        let uses = |policy: &&Policy| policy.issuers.iter().any(|issuer| issuer.source == source);
+        let policies: Vec<_> = self.policies.values().filter(uses).collect();
+        let touched = self.workloads().filter(|w| policies.iter().any(|policy| policy.is_for(w)));
+        let touched: Vec<_> = touched.map(|workload| Dep::Inbound(workload.uid())).collect();
+        self.dirty.extend(touched);
+        self.keys.insert(source, keys);
     }
 
     /// Runs `change` on the workload `uid` and notes what looked or looks different.

@@ -14,7 +14,7 @@ use serde_json::Value;
 use serde_saphyr::Spanned;
 
 use super::locate;
-use crate::kinds::ExternalWorkload;
+use crate::kinds::{AccessPolicy, ExternalWorkload};
 use crate::object::{Kind, Object, ObjectId};
 use crate::problems::{Problem, Severity};
 use crate::translate::{self, DEFAULT_NAMESPACE, Report};
@@ -166,6 +166,11 @@ impl Parser<'_> {
             Some(kind @ Kind::ReferenceGrant) => {
                 self.object(place, kind, |raw: &ReferenceGrant, report| {
                     translate::reference_grant::translate(raw, report).map(Object::ReferenceGrant)
+                });
+            }
+            Some(kind @ Kind::AccessPolicy) => {
+                self.object(place, kind, |raw: &AccessPolicy, report| {
+                    translate::access_policy::translate(raw, report).map(Object::AccessPolicy)
                 });
             }
             Some(kind @ Kind::ExternalWorkload) => {

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use outrigger_core::config::{Inbound, InboundPort, MtlsMode, Protocol};
+use outrigger_core::config::{Inbound, InboundPort, Protocol};
 
+use super::access_policy;
 use crate::index::{Index, PortId};
 use crate::object::Workload;
 
@@ -13,21 +14,15 @@ pub fn build(index: &Index, uid: &str) -> Option<Inbound> {
     let mut ports: BTreeMap<u16, InboundPort> = BTreeMap::new();
     for port in &workload.ports {
         let (port, protocol) = (port.port, port.protocol);
-        let mtls = mtls(index, workload, port);
-        ports.insert(port, InboundPort { port, protocol, service: None, mtls });
+        ports.insert(port, inbound_port(index, workload, port, protocol));
     }
     // In name order, so the first one that selects a port names it.
     for id in index.selecting(workload) {
         let service_ports = index.service(id).into_iter().flat_map(|service| &service.ports);
         for service_port in service_ports {
             let Some(port) = workload.port(&service_port.target) else { continue };
-            let own = InboundPort {
-                port,
-                protocol: Protocol::Detect,
-                service: None,
-                mtls: mtls(index, workload, port),
-            };
-            let inbound = ports.entry(port).or_insert(own);
+            let own = || inbound_port(index, workload, port, Protocol::Detect);
+            let inbound = ports.entry(port).or_insert_with(own);
             if inbound.service.is_none() {
                 inbound.service = Some(PortId::new(id, service_port.port).destination());
                 // Callers speak what the Service declares; only silence leaves it to the workload.
@@ -44,9 +39,10 @@ pub fn build(index: &Index, uid: &str) -> Option<Inbound> {
     })
 }
 
-/// Whether a port takes plaintext from outside the mesh: the one place where that is decided.
-fn mtls(index: &Index, _workload: &Workload, _port: u16) -> MtlsMode {
-    index.security().mtls
+fn inbound_port(index: &Index, workload: &Workload, port: u16, protocol: Protocol) -> InboundPort {
+    let mtls = access_policy::mtls(index, workload, port);
+    let access = access_policy::access(index, workload, port);
+    InboundPort { port, protocol, service: None, mtls, access }
 }
 
 fn addresses(workload: &Workload) -> Vec<std::net::IpAddr> {

@@ -4,6 +4,7 @@
 //! does not look at other objects: [`crate::index`] resolves references and puts the results
 //! together with [`destination`], [`endpoints`] and [`inbound`].
 
+pub mod access_policy;
 pub mod destination;
 pub mod endpoint_slice;
 pub mod endpoints;

@@ -72,7 +72,7 @@ fn match_from_wire(wire: &mesh::HttpMatch) -> Result<HttpMatch, FieldError> {
     })
 }
 
-fn path_to_wire(path: &PathMatch) -> mesh::PathMatch {
+pub(super) fn path_to_wire(path: &PathMatch) -> mesh::PathMatch {
     use mesh::path_match::Kind;
     let kind = match path {
         PathMatch::Exact(path) => Kind::Exact(path.clone()),
@@ -82,7 +82,7 @@ fn path_to_wire(path: &PathMatch) -> mesh::PathMatch {
     mesh::PathMatch { kind: Some(kind) }
 }
 
-fn path_from_wire(wire: &mesh::PathMatch) -> Result<PathMatch, FieldError> {
+pub(super) fn path_from_wire(wire: &mesh::PathMatch) -> Result<PathMatch, FieldError> {
     use mesh::path_match::Kind;
     Ok(match set("path", wire.kind.as_ref())? {
         Kind::Exact(path) => PathMatch::Exact(path.clone()),

@@ -3,12 +3,15 @@
 use outrigger_core::config::{Inbound, InboundPort, MtlsMode};
 use outrigger_core::error::FieldError;
 
-use super::{check_requires, each, parsed, port, protocol_from_wire, protocol_to_wire};
+use super::{access, check_requires, each, parsed, port, protocol_from_wire, protocol_to_wire};
 use crate::mesh;
+
+/// The feature that access rules need.
+const ACCESS: &str = "access.v1";
 
 pub fn to_wire(inbound: &Inbound) -> mesh::Inbound {
     mesh::Inbound {
-        requires: Vec::new(),
+        requires: requires(inbound),
         workload: inbound.workload.clone(),
         addresses: inbound.addresses.iter().map(ToString::to_string).collect(),
         ports: inbound
@@ -19,6 +22,7 @@ pub fn to_wire(inbound: &Inbound) -> mesh::Inbound {
                 protocol: protocol_to_wire(port.protocol),
                 service: port.service.as_ref().map(ToString::to_string).unwrap_or_default(),
                 mtls: mtls_to_wire(port.mtls).into(),
+                access: port.access.as_ref().map(access::to_wire),
             })
             .collect(),
     }
@@ -41,9 +45,21 @@ pub fn from_wire(wire: &mesh::Inbound) -> Result<Inbound, FieldError> {
                     name => Some(parsed("service", name)?),
                 },
                 mtls: mtls_from_wire(wire.mtls)?,
+                access: wire
+                    .access
+                    .as_ref()
+                    .map(access::from_wire)
+                    .transpose()
+                    .map_err(|e| e.under("access"))?,
             })
         })?,
     })
+}
+
+/// Access rules that a proxy does not know must not be passed over.
+fn requires(inbound: &Inbound) -> Vec<String> {
+    let ruled = inbound.ports.iter().any(|port| port.access.is_some());
+    if ruled { vec![ACCESS.to_owned()] } else { Vec::new() }
 }
 
 fn mtls_to_wire(mode: MtlsMode) -> mesh::MtlsMode {

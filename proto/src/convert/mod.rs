@@ -5,6 +5,7 @@
 //! decided by [`outrigger_core::compile`]. Nothing is guessed: an unset oneof, an unknown enum
 //! value and a feature in `requires` that this build lacks are errors.
 
+mod access;
 pub mod destination;
 pub mod endpoint;
 mod filter;

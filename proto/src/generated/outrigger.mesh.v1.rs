@@ -310,7 +310,7 @@ pub struct Inbound {
     #[prost(message, repeated, tag = "4")]
     pub ports: ::prost::alloc::vec::Vec<InboundPort>,
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct InboundPort {
     #[prost(uint32, tag = "1")]
     pub port: u32,
@@ -321,6 +321,114 @@ pub struct InboundPort {
     pub service: ::prost::alloc::string::String,
     #[prost(enumeration = "MtlsMode", tag = "4")]
     pub mtls: i32,
+    #[prost(message, optional, tag = "5")]
+    pub access: ::core::option::Option<Access>,
+}
+/// Unset: everybody may do everything.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Access {
+    #[prost(enumeration = "Action", tag = "1")]
+    pub default_action: i32,
+    /// `namespace/name` of the policy that the default comes from; empty: the mesh.
+    #[prost(string, tag = "2")]
+    pub default_from: ::prost::alloc::string::String,
+    #[prost(message, repeated, tag = "3")]
+    pub rules: ::prost::alloc::vec::Vec<AccessRule>,
+    #[prost(message, repeated, tag = "4")]
+    pub tokens: ::prost::alloc::vec::Vec<TokenIssuer>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct AccessRule {
+    #[prost(string, tag = "1")]
+    pub policy: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(enumeration = "Action", tag = "3")]
+    pub action: i32,
+    #[prost(bool, tag = "4")]
+    pub audit: bool,
+    #[prost(message, repeated, tag = "5")]
+    pub from: ::prost::alloc::vec::Vec<Caller>,
+    #[prost(message, repeated, tag = "6")]
+    pub to: ::prost::alloc::vec::Vec<Operation>,
+    #[prost(message, repeated, tag = "7")]
+    pub claims: ::prost::alloc::vec::Vec<ClaimMatch>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Caller {
+    #[prost(string, repeated, tag = "1")]
+    pub service_accounts: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(string, repeated, tag = "2")]
+    pub namespaces: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(string, repeated, tag = "3")]
+    pub trust_domains: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(bool, optional, tag = "4")]
+    pub authenticated: ::core::option::Option<bool>,
+    #[prost(string, repeated, tag = "5")]
+    pub networks: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Operation {
+    #[prost(string, repeated, tag = "1")]
+    pub hosts: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(string, repeated, tag = "2")]
+    pub methods: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(message, repeated, tag = "3")]
+    pub paths: ::prost::alloc::vec::Vec<PathMatch>,
+    #[prost(message, repeated, tag = "4")]
+    pub headers: ::prost::alloc::vec::Vec<HeaderRule>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HeaderRule {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(oneof = "header_rule::Test", tags = "2, 3, 4")]
+    pub test: ::core::option::Option<header_rule::Test>,
+}
+/// Nested message and enum types in `HeaderRule`.
+pub mod header_rule {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Test {
+        #[prost(message, tag = "2")]
+        Present(super::Unit),
+        #[prost(string, tag = "3")]
+        Exact(::prost::alloc::string::String),
+        #[prost(string, tag = "4")]
+        Regex(::prost::alloc::string::String),
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ClaimMatch {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(string, repeated, tag = "2")]
+    pub values: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct TokenIssuer {
+    #[prost(string, tag = "1")]
+    pub issuer: ::prost::alloc::string::String,
+    #[prost(string, repeated, tag = "2")]
+    pub audiences: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// A JSON Web Key Set.
+    #[prost(string, tag = "3")]
+    pub keys: ::prost::alloc::string::String,
+    /// Seconds.
+    #[prost(uint32, tag = "4")]
+    pub clock_skew: u32,
+    #[prost(message, repeated, tag = "5")]
+    pub claims_to_headers: ::prost::alloc::vec::Vec<ClaimHeader>,
+    #[prost(bool, tag = "6")]
+    pub forward: bool,
+    #[prost(bool, tag = "7")]
+    pub required: bool,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ClaimHeader {
+    #[prost(string, tag = "1")]
+    pub claim: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub header: ::prost::alloc::string::String,
 }
 /// Named `mesh`.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -388,6 +496,35 @@ impl Protocol {
             "PROTOCOL_GRPC" => Some(Self::Grpc),
             "PROTOCOL_TLS" => Some(Self::Tls),
             "PROTOCOL_TCP" => Some(Self::Tcp),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum Action {
+    Unspecified = 0,
+    Allow = 1,
+    Deny = 2,
+}
+impl Action {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "ACTION_UNSPECIFIED",
+            Self::Allow => "ACTION_ALLOW",
+            Self::Deny => "ACTION_DENY",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "ACTION_UNSPECIFIED" => Some(Self::Unspecified),
+            "ACTION_ALLOW" => Some(Self::Allow),
+            "ACTION_DENY" => Some(Self::Deny),
             _ => None,
         }
     }

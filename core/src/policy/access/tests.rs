@@ -1,3 +1,5 @@
+//! Tables of callers, paths, headers and claims against rules.
+
 use http::HeaderValue;
 
 use super::*;

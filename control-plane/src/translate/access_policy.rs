@@ -1,0 +1,248 @@
+//! `AccessPolicy`: who may call. [`access`] and [`mtls`] put together what all policies of a port say.
+
+use std::str::FromStr;
+
+use http::{HeaderName, Method};
+use outrigger_core::config::{MtlsMode, PathMatch, ValueMatch};
+use outrigger_core::error::FieldError;
+use outrigger_core::name::check_label;
+use outrigger_core::policy::access::{
+    Access, Action, Caller, ClaimMatch, CompiledAccess, HeaderRule, Network, Operation, Rule,
+    TokenIssuer,
+};
+
+use super::route::hostnames;
+use super::{Report, created, identity};
+use crate::index::Index;
+use crate::kinds::{
+    AccessAction, AccessFrom, AccessHeader, AccessJwks, AccessJwt, AccessMtls, AccessPath,
+    AccessPolicy, AccessTo,
+};
+use crate::object::{KeySource, Policy, PolicyIssuer, Workload};
+
+/// Seconds that an issuer's clock may differ by unless a policy says otherwise.
+const CLOCK_SKEW: u32 = 30;
+/// More would make `exp` and `nbf` meaningless.
+const MAX_CLOCK_SKEW: u32 = 300;
+/// Keys of an issuer that are not known (yet): no token holds.
+const NO_KEYS: &str = r#"{"keys":[]}"#;
+
+pub fn translate(raw: &AccessPolicy, report: &mut Report) -> Option<Policy> {
+    let (namespace, name) = identity(&raw.metadata, report);
+    let spec = &raw.spec;
+    let full_name = format!("{namespace}/{name}");
+    let ports = spec.ports.iter().enumerate();
+    let ports = ports.filter_map(|(i, port)| report.port(&format!("spec.ports[{i}]"), *port));
+    let ports: Vec<u16> = ports.collect();
+    let mut rules = Vec::with_capacity(spec.rules.len());
+    for (i, raw) in spec.rules.iter().enumerate() {
+        let path = format!("spec.rules[{i}]");
+        let from = raw.from.iter().enumerate();
+        let to = raw.to.iter().enumerate();
+        rules.push(Rule {
+            policy: full_name.clone(),
+            name: raw.name.clone().unwrap_or_else(|| format!("rules[{i}]")),
+            action: action(raw.action),
+            audit: spec.audit,
+            from: from
+                .map(|(i, from)| caller(from, &namespace, &format!("{path}.from[{i}]"), report))
+                .collect(),
+            to: to.map(|(i, to)| operation(to, &format!("{path}.to[{i}]"), report)).collect(),
+            claims: raw
+                .claims
+                .iter()
+                .map(|claim| ClaimMatch { name: claim.name.clone(), values: claim.values.clone() })
+                .collect(),
+        });
+    }
+    let issuers = spec.jwt.iter().enumerate();
+    let issuers = issuers.map(|(i, jwt)| issuer(jwt, &format!("spec.jwt[{i}]"), report)).collect();
+    // Regular expressions and paths that could never match, with the path of the field.
+    let access = Access { rules, ..Access::default() };
+    report.check("spec", CompiledAccess::new(&access));
+    Some(Policy {
+        namespace,
+        name,
+        created: created(&raw.metadata),
+        selector: spec.selector.as_ref().map(|selector| selector.match_labels.clone()),
+        ports,
+        mtls: spec.mtls.map(|mode| match mode {
+            AccessMtls::Strict => MtlsMode::Strict,
+            AccessMtls::Permissive => MtlsMode::Permissive,
+        }),
+        default: spec.default.map(action),
+        rules: access.rules,
+        issuers,
+    })
+}
+
+fn action(raw: AccessAction) -> Action {
+    match raw {
+        AccessAction::Allow => Action::Allow,
+        AccessAction::Deny => Action::Deny,
+    }
+}
+
+fn caller(raw: &AccessFrom, namespace: &str, path: &str, report: &mut Report) -> Caller {
+    let mut service_accounts = Vec::with_capacity(raw.service_accounts.len());
+    for (i, account) in raw.service_accounts.iter().enumerate() {
+        let (of, name) = account.split_once('/').unwrap_or((namespace, account));
+        let checked = check_label(of).and_then(|()| name.split('.').try_for_each(check_label));
+        report.check(&format!("{path}.serviceAccounts[{i}]"), checked);
+        service_accounts.push(format!("{of}/{name}"));
+    }
+    if *raw == AccessFrom::default() {
+        report.error(path, "is empty: it would be everybody; leave `from` out for that");
+    }
+    if raw.authenticated == Some(false)
+        && !(service_accounts.is_empty()
+            && raw.namespaces.is_empty()
+            && raw.trust_domains.is_empty())
+    {
+        let problem = "is false, and the other fields want an identity: it would be nobody";
+        report.error(format!("{path}.authenticated"), problem);
+    }
+    let networks = raw.networks.iter().enumerate();
+    let networks = networks.filter_map(|(i, text)| {
+        report.check(&format!("{path}.networks[{i}]"), Network::from_str(text))
+    });
+    Caller {
+        networks: networks.collect(),
+        service_accounts,
+        namespaces: raw.namespaces.clone(),
+        trust_domains: raw.trust_domains.clone(),
+        authenticated: raw.authenticated,
+    }
+}
+
+fn operation(raw: &AccessTo, path: &str, report: &mut Report) -> Operation {
+    if *raw == AccessTo::default() {
+        report.error(path, "is empty: it would be everything; leave `to` out for that");
+    }
+    let methods = raw.methods.iter().enumerate().filter_map(|(i, method)| {
+        let parsed = Method::from_str(method)
+            .ok()
+            .filter(|_| !method.bytes().any(|b| b.is_ascii_lowercase()))
+            .ok_or_else(|| FieldError::here(format!("{method:?} is not a method such as GET")));
+        report.check(&format!("{path}.methods[{i}]"), parsed)
+    });
+    let methods = methods.collect();
+    let paths = raw.paths.iter().map(|path| match path {
+        AccessPath::Exact(path) => PathMatch::Exact(path.clone()),
+        AccessPath::Prefix(prefix) => PathMatch::Prefix(prefix.clone()),
+        AccessPath::Regex(pattern) => PathMatch::Regex(pattern.clone()),
+    });
+    let headers = raw.headers.iter().enumerate();
+    let headers =
+        headers.filter_map(|(i, h)| header(h, &format!("{path}.headers[{i}]"), report)).collect();
+    let mut found = Report::default();
+    let hosts = hostnames(&raw.hosts, &mut found);
+    report.errors.extend(found.errors.into_iter().map(|error| {
+        let inner = error.path.replacen("spec.hostnames", "hosts", 1);
+        FieldError::at(format!("{path}.{inner}"), error.problem)
+    }));
+    Operation { hosts, methods, paths: paths.collect(), headers }
+}
+
+fn header(raw: &AccessHeader, path: &str, report: &mut Report) -> Option<HeaderRule> {
+    let name = report.check(&format!("{path}.name"), header_name(&raw.name))?;
+    let value = match (&raw.exact, &raw.regex) {
+        (Some(_), Some(_)) => {
+            report.error(path, "has both exact and regex: write one");
+            return None;
+        }
+        (Some(exact), None) => Some(ValueMatch::Exact(exact.clone())),
+        (None, Some(regex)) => Some(ValueMatch::Regex(regex.clone())),
+        (None, None) => None,
+    };
+    Some(HeaderRule { name, value })
+}
+
+fn header_name(text: &str) -> Result<HeaderName, FieldError> {
+    text.parse().map_err(|_| FieldError::here(format!("{text:?} is not a header name")))
+}
+
+fn issuer(raw: &AccessJwt, path: &str, report: &mut Report) -> PolicyIssuer {
+    if raw.issuer.is_empty() {
+        report.error(format!("{path}.issuer"), "is empty");
+    }
+    let clock_skew = raw.clock_skew_seconds.unwrap_or(CLOCK_SKEW);
+    if clock_skew > MAX_CLOCK_SKEW {
+        report.error(
+            format!("{path}.clockSkewSeconds"),
+            format!("{clock_skew} is more than {MAX_CLOCK_SKEW}"),
+        );
+    }
+    let source = match &raw.jwks {
+        AccessJwks::Inline(text) => {
+            report.check(&format!("{path}.jwks.inline"), check_keys(text));
+            KeySource::Inline(text.clone())
+        }
+        AccessJwks::File(file) => KeySource::File(file.into()),
+    };
+    let claims_to_headers = raw.claims_to_headers.iter().enumerate();
+    let claims_to_headers = claims_to_headers.filter_map(|(i, raw)| {
+        let at = format!("{path}.claimsToHeaders[{i}].header");
+        let header = report.check(&at, header_name(&raw.header))?;
+        Some((raw.claim.clone(), header))
+    });
+    let issuer = TokenIssuer {
+        issuer: raw.issuer.clone(),
+        audiences: raw.audiences.clone(),
+        keys: String::new(),
+        clock_skew,
+        claims_to_headers: claims_to_headers.collect(),
+        forward: raw.forward,
+        required: raw.required,
+    };
+    PolicyIssuer { issuer, source }
+}
+
+/// Whether a text is a JSON Web Key Set, at least in its outline.
+pub fn check_keys(text: &str) -> Result<(), FieldError> {
+    let set: serde_json::Value = serde_json::from_str(text)
+        .map_err(|error| FieldError::here(format!("is not a JSON Web Key Set: {error}")))?;
+    match set["keys"].as_array() {
+        Some(_) => Ok(()),
+        None => Err(FieldError::here("is not a JSON Web Key Set: it has no list \"keys\"")),
+    }
+}
+
+/// Whether a port takes plaintext from outside the mesh: the one place where that is decided.
+pub fn mtls(index: &Index, workload: &Workload, port: u16) -> MtlsMode {
+    let said = by_specificity(index, workload, port).into_iter().find_map(|policy| policy.mtls);
+    said.unwrap_or(index.security().mtls)
+}
+
+/// Everything that decides who may call a port. None: everybody may do everything.
+pub fn access(index: &Index, workload: &Workload, port: u16) -> Option<Access> {
+    let policies = by_specificity(index, workload, port);
+    let default = policies.iter().find_map(|policy| Some((policy.default?, policy.full_name())));
+    let (default, default_from) = match default {
+        Some((action, from)) => (action, Some(from)),
+        None => (index.security().default_access, None),
+    };
+    let tokens = policies.iter().flat_map(|policy| &policy.issuers).map(|issuer| TokenIssuer {
+        keys: index.keys(&issuer.source).unwrap_or(NO_KEYS).to_owned(),
+        ..issuer.issuer.clone()
+    });
+    let access = Access {
+        default,
+        default_from,
+        rules: policies.iter().flat_map(|policy| &policy.rules).cloned().collect(),
+        tokens: tokens.collect(),
+    };
+    let decides = access.default == Action::Deny || !access.rules.is_empty();
+    (decides || !access.tokens.is_empty()).then_some(access)
+}
+
+/// Policies of a port, the most specific first: with selector and port, with selector, with port, for
+/// the namespace; of equals the oldest, then by name.
+fn by_specificity<'a>(index: &'a Index, workload: &Workload, port: u16) -> Vec<&'a Policy> {
+    let mut policies: Vec<&Policy> =
+        index.policies_of(workload).filter(|policy| policy.is_for_port(port)).collect();
+    policies.sort_by_key(|policy| {
+        (policy.selector.is_none(), policy.ports.is_empty(), policy.created, &policy.name)
+    });
+    policies
+}
