@@ -4,6 +4,7 @@
 //! [`attempt`] (one try), [`respond`] (what goes back). [`upgrade`] holds what stops being HTTP.
 
 pub mod attempt;
+pub mod authorize;
 pub mod body;
 pub mod destination;
 pub mod exchange;
@@ -12,4 +13,5 @@ pub mod mirror;
 pub mod request;
 pub mod respond;
 pub mod server;
+pub mod token;
 pub mod upgrade;

@@ -50,7 +50,8 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, remote: SocketAddr, sl
         match ports.port(address.port()) {
             Ok(port) => {
                 origin.fixed = Fixed::App(address);
-                redirected(worker, stream, origin, address, *port).await;
+                let port = port.clone();
+                redirected(worker, stream, origin, address, port).await;
             }
             Err(refusal) => refuse(&worker, Label::UNKNOWN, &refusal, remote),
         }
@@ -79,7 +80,7 @@ async fn redirected(
         if let Some(identity) = &worker.proxy.identity {
             add(&identity.counts().plaintext_inbound, 1);
         }
-        let target = Target::App { address, protocol, service };
+        let target = Target::App { address, protocol, service, rules: port.rules };
         return stream::serve(worker, Transport::Tcp(stream), origin, target).await;
     }
     // A request can be told why it is refused, and may be a probe, which is not.
@@ -177,9 +178,13 @@ fn refuse(worker: &Worker, service: Label, refusal: &Refusal, remote: SocketAddr
 pub fn review(
     standing: &Standing,
     ports: &InboundPorts,
+    ports_changed: bool,
     trust: Option<&Trust>,
     now: u64,
 ) -> Verdict {
+    if ports_changed && shut_out(standing, ports) {
+        return Verdict::Ends(Reason::AccessDenied);
+    }
     if let Some(caller) = &standing.caller {
         if trust.is_some_and(|trust| !caller.proof.holds(trust)) {
             return Verdict::Ends(Reason::TlsHandshakeFailed);
@@ -194,4 +199,20 @@ pub fn review(
         return Verdict::Ends(Reason::MtlsRequired);
     }
     Verdict::Stays
+}
+
+/// Whether the rules of now leave a caller nothing on this connection. A request is judged when it
+/// comes; a stream of bytes has only this.
+fn shut_out(standing: &Standing, ports: &InboundPorts) -> bool {
+    let caller = standing.caller.as_deref();
+    match standing.port {
+        None => ports.shut_out(caller, standing.remote),
+        Some(port) => match ports.port(port).map(|port| port.rules.as_ref()) {
+            Ok(Some(rules)) if standing.opaque => {
+                !rules.would_allow_stream(caller, standing.remote)
+            }
+            Ok(Some(rules)) => !rules.could_allow(caller, standing.remote),
+            Ok(None) | Err(_) => false,
+        },
+    }
 }

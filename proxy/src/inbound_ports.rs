@@ -1,13 +1,16 @@
 //! The ports of this proxy's own app: what was registered, with what the control plane knows of it.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use outrigger_core::config::{Inbound, MtlsMode, Protocol};
+use outrigger_core::error::FieldError;
 use outrigger_core::reason::Reason;
 
+use crate::http::authorize::PortRules;
 use crate::http::respond::Refusal;
 use crate::metrics::Label;
-use crate::peer::Peer;
+use crate::peer::{Caller, Peer};
 use crate::proxy::Proxy;
 use crate::settings::Settings;
 
@@ -19,13 +22,15 @@ pub struct InboundPorts {
     ports: Vec<InboundPort>,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct InboundPort {
     pub port: u16,
     protocol: Protocol,
     pub service: Label,
     /// Only callers that have proved an identity; never in a mesh without.
     strict: bool,
+    /// Who may call it; none: everybody.
+    pub rules: Option<Arc<PortRules>>,
 }
 
 impl InboundPorts {
@@ -37,24 +42,28 @@ impl InboundPorts {
             protocol: app.protocol,
             service: Label::UNKNOWN,
             strict: identity,
+            rules: None,
         });
         Self { app: settings.app_address, ports: ports.collect() }
     }
 
     /// The same with what the control plane knows of this workload.
-    pub fn from_config(proxy: &Proxy, inbound: &Inbound) -> Self {
+    pub fn from_config(proxy: &Proxy, inbound: &Inbound) -> Result<Self, FieldError> {
         let identity = proxy.identity.is_some();
         let mut all = Self::registered(&proxy.settings, identity);
-        for known in &inbound.ports {
+        for (i, known) in inbound.ports.iter().enumerate() {
             let service = known
                 .service
                 .as_ref()
                 .map_or(Label::UNKNOWN, |name| proxy.metrics.label(&name.to_string()));
+            let rules = known.access.as_ref().map(PortRules::new).transpose();
+            let rules = rules.map_err(|e| e.under(format!("ports[{i}].access")))?.map(Arc::new);
             let strict = identity && known.mtls == MtlsMode::Strict;
             match all.ports.iter_mut().find(|port| port.port == known.port) {
                 Some(port) => {
                     port.service = service;
                     port.strict = strict;
+                    port.rules = rules;
                     if port.protocol == Protocol::Detect {
                         port.protocol = known.protocol;
                     }
@@ -64,10 +73,26 @@ impl InboundPorts {
                     protocol: known.protocol,
                     service,
                     strict,
+                    rules,
                 }),
             }
         }
-        all
+        Ok(all)
+    }
+
+    /// Nobody may call anything: who may is written in a way that this build does not understand.
+    pub fn closed(&self) -> Self {
+        let rules = PortRules::nobody();
+        let close =
+            |port: &InboundPort| InboundPort { rules: Some(Arc::clone(&rules)), ..port.clone() };
+        Self { app: self.app, ports: self.ports.iter().map(close).collect() }
+    }
+
+    /// Whether every port has rules that let this caller do nothing.
+    pub fn shut_out(&self, caller: Option<&Caller>, address: IpAddr) -> bool {
+        let could = |rules: &Arc<PortRules>| rules.could_allow(caller, address);
+        !self.ports.is_empty()
+            && self.ports.iter().all(|port| !port.rules.as_ref().is_none_or(could))
     }
 
     /// Whether every port takes only callers with an identity.

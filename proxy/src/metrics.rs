@@ -110,6 +110,8 @@ pub struct Gauges {
     pub retries: AtomicU64,
     pub unmatched: AtomicU64,
     pub unmeshed: AtomicU64,
+    /// Requests and streams that a policy in audit mode would have refused.
+    pub access_audited: AtomicU64,
     pub access_log_dropped: AtomicU64,
     pub mirrors_dropped: AtomicU64,
     pub buffered_bytes: AtomicU64,

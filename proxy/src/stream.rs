@@ -86,7 +86,7 @@ async fn detect(
             () = sniffer.readable() => false,
         };
         if server_spoke {
-            check_opaque(target)?;
+            check_opaque(worker, &origin, target)?;
             evidence.remember(target.label());
             relay_to(worker, &origin, Protocol::Tcp, sniffer.into_io(), opened).await;
             return Ok(());
@@ -94,7 +94,7 @@ async fn detect(
         evidence.contradict(target.label());
         spoke = worker.listen(&mut sniffer, None, origin.direction).await;
         if let Spoke::Client(Detected::Opaque) = spoke {
-            check_opaque(target)?;
+            check_opaque(worker, &origin, target)?;
             relay_to(worker, &origin, Protocol::Tcp, sniffer.into_io(), opened).await;
             return Ok(());
         }
@@ -123,6 +123,7 @@ async fn decide(
             Ok(())
         }
         Spoke::Client(Detected::Tls { server_name }) if !declared.is_http() => {
+            check_caller(worker, &origin, target)?;
             let name = Some(server_name.as_deref());
             let opened = dial::dial(worker, target, origin.remote, name).await?;
             relay_to(worker, &origin, Protocol::Tls, sniffer.into_io(), opened).await;
@@ -150,19 +151,29 @@ async fn opaque(
     target: &Target,
     sniffer: Sniffer,
 ) -> Result<(), Refusal> {
-    check_opaque(target)?;
+    check_opaque(worker, origin, target)?;
     let opened = dial::dial(worker, target, origin.remote, None).await?;
     relay_to(worker, origin, Protocol::Tcp, sniffer.into_io(), opened).await;
     Ok(())
 }
 
-/// Refuses to relay blindly what a route wants to look into.
-fn check_opaque(target: &Target) -> Result<(), Refusal> {
+/// Refuses to relay blindly what a route wants to look into, and whom a policy does not let in.
+fn check_opaque(worker: &Worker, origin: &Origin, target: &Target) -> Result<(), Refusal> {
+    check_caller(worker, origin, target)?;
     match target {
         Target::Service { live, .. } if live.compiled.has_http_routes() => Err(Refusal::new(
             Reason::ProtocolError,
             "HTTP routes are attached to this service and the bytes are not HTTP",
         )),
+        _ => Ok(()),
+    }
+}
+
+fn check_caller(worker: &Worker, origin: &Origin, target: &Target) -> Result<(), Refusal> {
+    match target {
+        Target::App { rules: Some(rules), .. } => {
+            rules.stream(worker, origin.caller.as_deref(), origin.remote.ip())
+        }
         _ => Ok(()),
     }
 }
@@ -177,13 +188,13 @@ async fn relay_to(
     let began = Instant::now();
     let Opened { io, labels, load: _load, .. } = opened;
     let relaying = relay::relay(caller, io);
-    // Without identities nothing can end a right to stay.
-    if origin.direction == Direction::Outbound || worker.proxy.identity.is_none() {
+    if origin.direction == Direction::Outbound {
         let ended = relaying.await;
         return record(worker, origin.direction, protocol, labels, began, &ended);
     }
     let watch = ConnectionWatch::new(true);
-    let registered = worker.connections.enter(Direction::Inbound, watch, Standing::of(origin));
+    let registered =
+        worker.connections.enter(Direction::Inbound, watch, Standing::of_stream(origin));
     tokio::select! {
         ended = relaying => record(worker, origin.direction, protocol, labels, began, &ended),
         reason = registered.is_cut() => {

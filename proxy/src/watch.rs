@@ -6,6 +6,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
@@ -97,8 +98,11 @@ pub struct Connections {
 pub struct Standing {
     pub peer: Peer,
     pub caller: Option<Rc<Caller>>,
+    pub remote: IpAddr,
     /// The app's port, where the whole connection goes to one.
     pub port: Option<u16>,
+    /// Bytes that are not looked into: no later request will be judged by itself.
+    pub opaque: bool,
 }
 
 impl Standing {
@@ -107,7 +111,12 @@ impl Standing {
             Fixed::App(address) => Some(address.port()),
             Fixed::Nothing | Fixed::Destination(_) => None,
         };
-        Self { peer: origin.peer, caller: origin.caller.clone(), port }
+        let (caller, remote) = (origin.caller.clone(), origin.remote.ip());
+        Self { peer: origin.peer, caller, remote, port, opaque: false }
+    }
+
+    pub fn of_stream(origin: &Origin) -> Self {
+        Self { opaque: true, ..Self::of(origin) }
     }
 }
 
@@ -273,7 +282,13 @@ mod tests {
     use super::*;
 
     fn enter(connections: &Rc<Connections>, direction: Direction) -> Registered {
-        let standing = Standing { peer: Peer::Outside, caller: None, port: None };
+        let standing = Standing {
+            peer: Peer::Outside,
+            caller: None,
+            remote: IpAddr::from([127, 0, 0, 1]),
+            port: None,
+            opaque: false,
+        };
         connections.enter(direction, ConnectionWatch::new(false), standing)
     }
 
@@ -281,7 +296,13 @@ mod tests {
     fn a_head_expires_only_while_it_is_incomplete() {
         let connections = Rc::new(Connections::default());
         let watch = ConnectionWatch::new(false);
-        let standing = Standing { peer: Peer::Outside, caller: None, port: None };
+        let standing = Standing {
+            peer: Peer::Outside,
+            caller: None,
+            remote: IpAddr::from([127, 0, 0, 1]),
+            port: None,
+            opaque: false,
+        };
         let _entered = connections.enter(Direction::Inbound, Arc::clone(&watch), standing);
         for _ in 0..9 {
             connections.sweep(2);

@@ -21,6 +21,7 @@ use tokio::sync::mpsc;
 use crate::accept::Accepted;
 use crate::http::respond::Refusal;
 use crate::http::server::Builders;
+use crate::inbound_ports::InboundPorts;
 use crate::metrics::{CountKey, Direction, Label, SeriesKey, Status, WorkerMetrics};
 use crate::pool::Pools;
 use crate::pool::connect::{ConnectError, Opened, connect};
@@ -50,12 +51,16 @@ pub struct Worker {
     pub pace: Rc<Pace>,
     /// [`crate::identity::Identity::generation`] at the last review of open connections.
     reviewed: Cell<u64>,
+    /// The ports that open connections were last judged by.
+    reviewed_ports: RefCell<Arc<InboundPorts>>,
     pub http: Builders,
     spellings: RefCell<HashMap<Box<str>, Arc<Dialed>, foldhash::fast::RandomState>>,
     addresses: RefCell<HashMap<Authority, (Instant, SocketAddr)>>,
     random: Cell<u64>,
     /// Seconds since the worker began.
     tick: Cell<u32>,
+    /// The tick at which something was last said that may come often.
+    said: Cell<u32>,
 }
 
 /// How busy a worker is, for whoever hands out connections.
@@ -75,11 +80,13 @@ impl Worker {
             pools: Pools::new(&proxy, Rc::clone(&pace)),
             pace,
             reviewed: Cell::new(0),
+            reviewed_ports: RefCell::new(proxy.inbound.load_full()),
             http: Builders::new(&proxy.settings),
             spellings: RefCell::default(),
             addresses: RefCell::default(),
             random: Cell::new(RandomState::new().hash_one(index)),
             tick: Cell::new(1),
+            said: Cell::new(0),
             proxy,
         })
     }
@@ -137,17 +144,31 @@ impl Worker {
     /// Judges every open connection by the certificates, roots and ports of now. What may stay no
     /// longer is told so, and ends after what it has in flight.
     fn review(&self) {
-        let Some(identity) = &self.proxy.identity else { return };
-        let generation = identity.generation();
-        let changed = self.reviewed.replace(generation) != generation;
-        let trust = if changed { identity.trust() } else { None };
         let grace = self.proxy.settings.drain_timeout;
-        self.pools.review(trust.as_deref().map(|trust| (trust, grace)));
-        let (now, inbound) = (unix_now(), self.proxy.inbound.load());
+        let mut trust = None;
+        if let Some(identity) = &self.proxy.identity {
+            let generation = identity.generation();
+            if self.reviewed.replace(generation) != generation {
+                trust = identity.trust();
+            }
+            self.pools.review(trust.as_deref().map(|trust| (trust, grace)));
+        }
+        let (now, inbound) = (unix_now(), self.proxy.inbound.load_full());
+        let ports_changed = !Arc::ptr_eq(&inbound, &self.reviewed_ports.borrow());
+        if ports_changed {
+            *self.reviewed_ports.borrow_mut() = Arc::clone(&inbound);
+        } else if self.proxy.identity.is_none() {
+            return;
+        }
         let grace = u32::try_from(grace.as_secs()).unwrap_or(u32::MAX).max(1);
         self.connections.review(Direction::Inbound, grace, |standing| {
-            inbound::review(standing, &inbound, trust.as_deref(), now)
+            inbound::review(standing, &inbound, ports_changed, trust.as_deref(), now)
         });
+    }
+
+    /// True at most once a second: for what would flood the log.
+    pub fn once_a_second(&self) -> bool {
+        self.said.replace(self.tick()) != self.tick()
     }
 
     /// Seconds since the worker began.

@@ -37,6 +37,10 @@ impl Filters {
             && self.mirrors.is_empty()
     }
 
+    pub fn rewrites_path(&self) -> bool {
+        self.rewrite.as_ref().is_some_and(|rewrite| rewrite.path.is_some())
+    }
+
     /// Whether a filter replaces the prefix that the rule matched, so that there must be one.
     pub(super) fn replaces_prefix(&self) -> bool {
         let redirect = self.redirect.as_ref().and_then(|redirect| redirect.path.as_ref());

@@ -208,6 +208,13 @@ impl CompiledAccess {
         Decision { denied, audited }
     }
 
+    /// Whether some request of this caller could be allowed, whatever it asks for.
+    pub fn could_allow(&self, facts: &Facts<'_>) -> bool {
+        let denied = self.enforced.deny.iter().any(|rule| rule.is_for_all_requests_of(facts));
+        let needs_allow = self.default == Action::Deny || !self.enforced.allow.is_empty();
+        !denied && (!needs_allow || self.enforced.allow.iter().any(|rule| rule.is_from(facts)))
+    }
+
     fn nothing_allows(&self) -> Denial {
         Denial(match (&self.default_from, self.enforced.allow.is_empty()) {
             (_, false) => format!("no rule of {} allows it", self.enforced.allowing()),

@@ -87,7 +87,7 @@ impl Holdings {
             let applied = match type_url {
                 wire::DESTINATION => self.destination(resource),
                 wire::ENDPOINT => self.endpoint(resource, &mut touched),
-                wire::INBOUND => self.inbound(resource),
+                wire::INBOUND => self.inbound(resource).inspect_err(|_| self.close_unknown()),
                 wire::MESH_SETTINGS => self.settings(resource),
                 wire::TRUST_BUNDLE => self.trust(resource),
                 other => Err(FieldError::here(format!("unknown resource type {other}"))),
@@ -223,10 +223,18 @@ impl Holdings {
             .map_err(|e| FieldError::here(format!("not an Inbound: {e}")))?;
         let inbound = convert::inbound::from_wire(&wire)?;
         let proxy = &self.proxy;
-        let ports = InboundPorts::from_config(proxy, &inbound);
+        let ports = InboundPorts::from_config(proxy, &inbound)?;
         proxy.inbound.store(Arc::new(ports));
         self.inbound = Some(held);
         Ok(())
+    }
+
+    /// Who may call is written in a way that is not understood, and was never understood before.
+    fn close_unknown(&self) {
+        if self.inbound.is_none() {
+            let closed = self.proxy.inbound.load().closed();
+            self.proxy.inbound.store(Arc::new(closed));
+        }
     }
 
     fn settings(&mut self, resource: &wire::Resource) -> Result<(), FieldError> {

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use http::header::{self, HeaderMap, HeaderValue};
 use http::request::Parts;
-use http::uri::{Authority, PathAndQuery, Scheme};
+use http::uri::{Authority, InvalidUri, PathAndQuery, Scheme};
 use http::{Method, Request, Response, Uri, Version};
 use hyper::body::Incoming;
 use hyper::client::conn::TrySendError;
@@ -89,6 +89,14 @@ impl Head {
         match &self.authority {
             Some(authority) => Some(authority.as_str()),
             None => self.headers.get(header::HOST)?.to_str().ok(),
+        }
+    }
+
+    /// Another path with the query that came.
+    pub fn path_as(&self, path: &str) -> Result<PathAndQuery, InvalidUri> {
+        match self.path.query() {
+            Some(query) => PathAndQuery::try_from(format!("{path}?{query}")),
+            None => PathAndQuery::try_from(path),
         }
     }
 

@@ -9,6 +9,7 @@ use outrigger_core::name::{Authority, Host};
 use outrigger_core::reason::Reason;
 
 use super::attempt::Head;
+use super::authorize::PortRules;
 use super::headers::HOP;
 use super::respond::Refusal;
 use super::server::Connection;
@@ -22,7 +23,13 @@ pub enum Target {
     /// A service of the mesh, and how it was dialled.
     Service { live: Arc<Live>, dialed: Arc<Dialed> },
     /// This proxy's own app.
-    App { address: SocketAddr, protocol: Protocol, service: Label },
+    App {
+        address: SocketAddr,
+        protocol: Protocol,
+        service: Label,
+        /// Who may call it; none: everybody.
+        rules: Option<Arc<PortRules>>,
+    },
     /// Outside the mesh, passed through.
     Outside(Authority),
 }
@@ -124,11 +131,13 @@ pub fn inbound(connection: &Connection, head: &mut Head) -> Result<Target, Refus
     let inbound = connection.worker.proxy.inbound.load();
     if let Fixed::App(address) = connection.fixed {
         let port = inbound.port(address.port())?;
+        let mut rules = None;
         if !is_probe(connection, address.port(), head) {
             port.admit(connection.peer.get())?;
+            rules = port.rules.clone();
         }
         let protocol = port.protocol_or(connection.protocol);
-        return Ok(Target::App { address, protocol, service: port.service });
+        return Ok(Target::App { address, protocol, service: port.service, rules });
     }
     let hop = head.headers.remove(HOP).ok_or_else(|| {
         if connection.peer.get() == Peer::Outside && inbound.all_strict() {
@@ -143,7 +152,8 @@ pub fn inbound(connection: &Connection, head: &mut Head) -> Result<Target, Refus
     let port = inbound.port(port)?;
     port.admit(connection.peer.get())?;
     let address = SocketAddr::new(inbound.app, port.port);
-    Ok(Target::App { address, protocol: port.protocol_or(protocol), service: port.service })
+    let (protocol, rules) = (port.protocol_or(protocol), port.rules.clone());
+    Ok(Target::App { address, protocol, service: port.service, rules })
 }
 
 /// Whether the platform asks how the app is: exactly what `--probe` names.

@@ -3,13 +3,16 @@
 //! Each phase is one call. Policies of later versions are one more line here and one file in
 //! `core/src/policy/`. Read next: [`super::attempt`] for a single try.
 
+use std::borrow::Cow;
 use std::rc::Rc;
 
 use http::header::HeaderValue;
+use http::uri::PathAndQuery;
 use http::{Method, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use outrigger_core::compile::{self, Filters, HttpRouting, Matched};
 use outrigger_core::filter::{modify_headers, redirect_location};
+use outrigger_core::path::canonical;
 use outrigger_core::reason::{Reason, Side};
 use outrigger_core::route::RequestView;
 
@@ -93,7 +96,7 @@ async fn serve(
         }
     };
     identify(connection, exchange, head);
-    let mut routed = Routed { backend: 0, matched: None, share: None };
+    let mut routed = Routed::default();
     let way = match &target {
         Target::Service { live, dialed } => {
             exchange.service = live.label;
@@ -101,14 +104,22 @@ async fn serve(
                 Ok(routed) => routed,
                 Err((status, location)) => return Ok(Answer::Redirect(status, location)),
             };
+            if let Some(path) = routed.path.take()
+                && routed.filters().any(Filters::rewrites_path)
+            {
+                head.path = path;
+            }
             for filters in routed.filters() {
                 head.apply(filters, routed.prefix())?;
                 mirror::send(connection, live, filters, head, body);
             }
             Way::service(connection, live, dialed, routed.backend, head)
         }
-        Target::App { address, protocol, service } => {
+        Target::App { address, protocol, service, rules } => {
             exchange.service = *service;
+            if let Some(rules) = rules {
+                rules.request(connection, head)?;
+            }
             Way::App { address: *address, protocol: *protocol }
         }
         Target::Outside(authority) => {
@@ -137,8 +148,12 @@ fn identify(connection: &Connection, exchange: &mut Exchange, head: &mut Head) {
 }
 
 /// Where the routes send a request, and what they change about it.
+#[derive(Default)]
 struct Routed<'a> {
     backend: usize,
+    /// The canonical path, where it is not the one that came: the app gets that as it came, unless a
+    /// rule rewrites it.
+    path: Option<PathAndQuery>,
     matched: Option<Matched<'a>>,
     /// The chosen backend's own filters.
     share: Option<&'a Filters>,
@@ -165,15 +180,20 @@ fn route<'a>(
     head: &Head,
 ) -> Result<Result<Routed<'a>, Elsewhere>, Refusal> {
     let (host, port) = split_port(head.authority().unwrap_or_default());
+    // One that servers read differently is matched as it came: only access rules must be sure.
+    let path = match live.compiled.has_http_routes() {
+        true => canonical(head.path.path()).unwrap_or(Cow::Borrowed(head.path.path())),
+        false => Cow::Borrowed(head.path.path()),
+    };
     let view = RequestView {
         host,
-        path: head.path.path(),
+        path: &path,
         query: head.path.query(),
         method: &head.method,
         headers: &head.headers,
     };
     let matched = match live.compiled.route_http(&view) {
-        HttpRouting::Direct => return Ok(Ok(Routed { backend: 0, matched: None, share: None })),
+        HttpRouting::Direct => return Ok(Ok(Routed::default())),
         HttpRouting::Rule(matched) => matched,
         HttpRouting::NoMatch => {
             let what = format!("no rule matches {} {}", head.method, head.path.path());
@@ -188,7 +208,7 @@ fn route<'a>(
             "http",
             host,
             port,
-            head.path.path(),
+            &path,
             head.path.query(),
         )
         .map_err(|e| Refusal::new(Reason::BadRequest, e.to_string()))?;
@@ -199,7 +219,11 @@ fn route<'a>(
     match &share.target {
         compile::Target::Backend(backend) => {
             let filters = (!share.filters.is_empty()).then_some(&share.filters);
-            Ok(Ok(Routed { backend: *backend, matched: Some(matched), share: filters }))
+            let path = match path {
+                Cow::Borrowed(_) => None,
+                Cow::Owned(path) => head.path_as(&path).ok(),
+            };
+            Ok(Ok(Routed { backend: *backend, path, matched: Some(matched), share: filters }))
         }
         compile::Target::Invalid(why) => Err(Refusal::new(Reason::NoBackend, why.to_string())),
     }

@@ -23,6 +23,7 @@ use crate::io::Transport;
 use crate::metrics::{Direction, Label};
 use crate::peer::{Fixed, Origin, Peer};
 use crate::stream::{self, relay};
+use crate::watch::{ConnectionWatch, Standing};
 
 const SEC_WEBSOCKET_ACCEPT: HeaderName = header::SEC_WEBSOCKET_ACCEPT;
 
@@ -145,6 +146,9 @@ async fn inbound_tunnel(
     let served = inbound.port(port)?;
     served.admit(connection.peer.get())?;
     exchange.service = served.service;
+    if let Some(rules) = &served.rules {
+        rules.stream(worker, connection.caller.as_deref(), connection.remote.ip())?;
+    }
     exchange.protocol = Protocol::Tcp;
     let address = std::net::SocketAddr::new(inbound.app, port);
     let app = worker.connect(address).await?;
@@ -156,8 +160,25 @@ async fn inbound_tunnel(
         let labels =
             stream::Labels { service, route: Label::NONE, peer: connection.caller_label() };
         let began = std::time::Instant::now();
-        let ended = relay::relay(TokioIo::new(caller), app).await;
-        stream::record(worker, Direction::Inbound, Protocol::Tcp, labels, began, &ended);
+        let standing = Standing {
+            peer: connection.peer.get(),
+            caller: connection.caller.clone(),
+            remote: connection.remote.ip(),
+            port: Some(port),
+            opaque: true,
+        };
+        let watch = ConnectionWatch::new(true);
+        let registered = worker.connections.enter(Direction::Inbound, watch, standing);
+        tokio::select! {
+            ended = relay::relay(TokioIo::new(caller), app) => {
+                stream::record(worker, Direction::Inbound, Protocol::Tcp, labels, began, &ended);
+            }
+            reason = registered.is_cut() => {
+                let refusal = Refusal::new(reason, "the stream may stay no longer");
+                let remote = connection.remote;
+                worker.refuse_stream(Direction::Inbound, Protocol::Tcp, service, &refusal, remote);
+            }
+        }
     });
     exchange.tunneled = true;
     Ok(Response::new(()))

@@ -62,6 +62,12 @@ const GAUGES: &[Gauge] = &[
         "requests and connections to endpoints without a sidecar",
         |g| &g.unmeshed,
     ),
+    (
+        "outrigger_access_audited_total",
+        "counter",
+        "requests and streams that a policy in audit mode would have refused",
+        |g| &g.access_audited,
+    ),
     ("outrigger_buffered_bytes", "gauge", "request bytes kept for sending again", |g| {
         &g.buffered_bytes
     }),

@@ -58,17 +58,28 @@ impl CompiledRule {
         })
     }
 
+    /// Whether it speaks of this caller at all.
+    pub(super) fn is_from(&self, facts: &Facts<'_>) -> bool {
+        self.from.is_empty() || self.from.iter().any(|from| from.is(facts))
+    }
+
+    pub(super) fn is_for_all_requests_of(&self, facts: &Facts<'_>) -> bool {
+        self.is_from(facts) && self.to.is_empty() && self.claims.is_empty()
+    }
+
     pub(super) fn matches(&self, facts: &Facts<'_>) -> bool {
-        let from = self.from.is_empty() || self.from.iter().any(|from| from.is(facts));
-        from && match facts.request {
-            Some(request) => {
-                (self.to.is_empty() || self.to.iter().any(|to| to.is(&request, self.action)))
-                    && self.claims.iter().all(|claim| claim.is_in(request.claims))
+        self.is_from(facts)
+            && match facts.request {
+                Some(request) => {
+                    (self.to.is_empty() || self.to.iter().any(|to| to.is(&request, self.action)))
+                        && self.claims.iter().all(|claim| claim.is_in(request.claims))
+                }
+                // What a rule says of requests cannot be known of a stream: it is denied on suspicion, and
+                // allowed only by rules that do not ask.
+                None => {
+                    self.action == Action::Deny || (self.to.is_empty() && self.claims.is_empty())
+                }
             }
-            // What a rule says of requests cannot be known of a stream: it is denied on suspicion, and
-            // allowed only by rules that do not ask.
-            None => self.action == Action::Deny || (self.to.is_empty() && self.claims.is_empty()),
-        }
     }
 }
 

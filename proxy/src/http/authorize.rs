@@ -1,0 +1,174 @@
+//! Whether a caller may do what it asks: the rules and tokens of a port, asked once per request or
+//! stream. What they mean is decided in `core/src/policy/access.rs`.
+
+use std::net::IpAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use http::header::{self, HeaderValue};
+use outrigger_core::error::FieldError;
+use outrigger_core::path::canonical;
+use outrigger_core::policy::access::{
+    Access, Action, CompiledAccess, Decision, Denial, Facts, RequestFacts,
+};
+use outrigger_core::reason::Reason;
+use tracing::info;
+
+use super::attempt::Head;
+use super::respond::Refusal;
+use super::server::Connection;
+use super::token::{Tokens, Verified};
+use crate::metrics::add;
+use crate::peer::Caller;
+use crate::tls::unix_now;
+use crate::worker::Worker;
+
+/// What decides who may call a port.
+#[derive(Debug)]
+pub struct PortRules {
+    access: CompiledAccess,
+    tokens: Tokens,
+}
+
+impl PortRules {
+    pub fn new(config: &Access) -> Result<Self, FieldError> {
+        let access = CompiledAccess::new(config)?;
+        Ok(Self { access, tokens: Tokens::new(&config.tokens)? })
+    }
+
+    /// Rules under which nobody may do anything.
+    pub fn nobody() -> Arc<Self> {
+        let config = Access { default: Action::Deny, ..Access::default() };
+        Arc::new(Self {
+            access: CompiledAccess::new(&config).expect("invariant: no rule can be wrong"),
+            tokens: Tokens::default(),
+        })
+    }
+
+    /// Whether some request of this caller could be allowed.
+    pub fn could_allow(&self, caller: Option<&Caller>, address: IpAddr) -> bool {
+        self.access.could_allow(&facts(caller, address))
+    }
+
+    pub fn would_allow_stream(&self, caller: Option<&Caller>, address: IpAddr) -> bool {
+        !self.tokens.required() && self.access.decide(&facts(caller, address)).denied.is_none()
+    }
+
+    /// Whether an opaque stream of this caller is allowed.
+    pub fn stream(
+        &self,
+        worker: &Worker,
+        caller: Option<&Caller>,
+        address: IpAddr,
+    ) -> Result<(), Refusal> {
+        if self.tokens.required() {
+            return Err(Refusal::new(Reason::TokenMissing, "a stream of bytes carries no token"));
+        }
+        decide(worker, self.access.decide(&facts(caller, address)), caller)
+    }
+
+    /// Whether a request is allowed. The app gets the path that was judged, and of a token what the
+    /// policy says.
+    pub fn request(&self, connection: &Connection, head: &mut Head) -> Result<(), Refusal> {
+        if self.access.asks_for_path {
+            judge_path(head)?;
+        }
+        let verified = self.verify(head)?;
+        let host = host_of(head.authority().unwrap_or_default());
+        let caller = connection.caller.as_deref();
+        let facts = Facts {
+            request: Some(RequestFacts {
+                host: &host,
+                method: &head.method,
+                path: head.path.path(),
+                headers: &head.headers,
+                claims: verified.as_ref().map(|verified| &verified.claims),
+            }),
+            ..facts(caller, connection.remote.ip())
+        };
+        decide(&connection.worker, self.access.decide(&facts), caller)?;
+        self.hand_over(head, verified.as_ref());
+        Ok(())
+    }
+
+    fn verify(&self, head: &Head) -> Result<Option<Verified<'_>>, Refusal> {
+        if self.tokens.is_empty() {
+            return Ok(None);
+        }
+        let mut values = head.headers.get_all(header::AUTHORIZATION).iter();
+        let (first, more) = (values.next(), values.next().is_some());
+        let token = first.and_then(|value| bearer(value.as_bytes()));
+        if more && token.is_some() {
+            let why = "malformed: more than one Authorization header";
+            return Err(Refusal::new(Reason::TokenInvalid, why));
+        }
+        match token {
+            Some(token) => match self.tokens.verify(token, unix_now()) {
+                Ok(verified) => Ok(Some(verified)),
+                Err(error) => Err(Refusal::new(Reason::TokenInvalid, error.to_string())),
+            },
+            None if self.tokens.required() => {
+                Err(Refusal::new(Reason::TokenMissing, "the request has no bearer token"))
+            }
+            None => Ok(None),
+        }
+    }
+
+    fn hand_over(&self, head: &mut Head, verified: Option<&Verified<'_>>) {
+        for header in self.tokens.claim_headers() {
+            head.headers.remove(header);
+        }
+        let Some(Verified { issuer, claims }) = verified else { return };
+        for (claim, header) in &issuer.claims_to_headers {
+            let value = claims.get(claim).map(|values| values.join(","));
+            if let Some(Ok(value)) = value.map(HeaderValue::try_from) {
+                head.headers.insert(header.clone(), value);
+            }
+        }
+        if !issuer.forward {
+            head.headers.remove(header::AUTHORIZATION);
+        }
+    }
+}
+
+fn facts(caller: Option<&Caller>, address: IpAddr) -> Facts<'_> {
+    Facts { identity: caller.map(|caller| &caller.proof.id), address, request: None }
+}
+
+fn decide(worker: &Worker, decision: Decision, caller: Option<&Caller>) -> Result<(), Refusal> {
+    if let Some(Denial(why)) = decision.audited {
+        add(&worker.proxy.metrics.gauges.access_audited, 1);
+        if worker.once_a_second() {
+            let caller = caller.map(|caller| caller.proof.id.as_str());
+            info!(caller, why, "a policy in audit mode would refuse this");
+        }
+    }
+    match decision.denied {
+        Some(Denial(why)) => Err(Refusal::new(Reason::AccessDenied, why)),
+        None => Ok(()),
+    }
+}
+
+fn judge_path(head: &mut Head) -> Result<(), Refusal> {
+    let wrong = |why: String| Refusal::new(Reason::BadRequest, why);
+    let path = canonical(head.path.path()).map_err(|why| wrong(why.to_string()))?;
+    if let std::borrow::Cow::Owned(path) = path {
+        head.path = head.path_as(&path).map_err(|error| wrong(error.to_string()))?;
+    }
+    Ok(())
+}
+
+/// Lower case, without port and final dot.
+fn host_of(authority: &str) -> Rc<str> {
+    let host = match authority.rsplit_once(':') {
+        Some((host, port)) if port.bytes().all(|b| b.is_ascii_digit()) => host,
+        _ => authority,
+    };
+    host.trim_end_matches('.').to_ascii_lowercase().into()
+}
+
+/// RFC 6750 section 2.1; the scheme's case does not matter.
+fn bearer(value: &[u8]) -> Option<&[u8]> {
+    let (scheme, token) = value.split_at_checked(7)?;
+    scheme.eq_ignore_ascii_case(b"bearer ").then(|| token.trim_ascii())
+}
