@@ -1,5 +1,6 @@
 //! Real processes over loopback: a control plane, proxies, apps, and clients that we did not write.
 
+mod access;
 mod config;
 mod hostile;
 mod identity;

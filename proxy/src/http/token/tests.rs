@@ -1,7 +1,7 @@
 //! What callers may try with a token, each with the reason that it is refused for.
 
 use jsonwebtoken::EncodingKey;
-use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ED25519, PKCS_RSA_SHA256, PublicKeyData};
+use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ED25519, PKCS_RSA_SHA256};
 use serde_json::json;
 
 use super::*;
