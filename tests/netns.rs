@@ -1,20 +1,23 @@
 //! Transparent interception: pods are network namespaces, joined by a bridge in a third one, and
-//! nftables redirects what they send and get to their proxies. Needs root; else it is skipped.
+//! nftables redirects what they send and get to their proxies, which speak mutual TLS. Needs root; else it is skipped.
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
 use std::os::fd::AsFd;
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::thread;
+use std::time::Duration;
 
 use outrigger_tests::app::{Echo, count_then_answer, tcp_on};
-use outrigger_tests::client::{Curl, has, http_get};
+use outrigger_tests::capture::{Capture, records};
+use outrigger_tests::client::{Answer, Curl, has, http_get};
 use outrigger_tests::process::{Process, TempDir, binary};
 use outrigger_tests::{eventually, skip};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-const NAME: &str = "what_pods_send_and_get_goes_through_their_proxies";
 /// Whose traffic is not redirected: the proxies run under it.
 const PROXY_UID: &str = "4747";
 const RULES: &str = "
@@ -52,6 +55,15 @@ spec:
   clusterIPs: [10.96.0.11, \"fd96::11\"]
   ports: [{name: main, port: 7000, targetPort: raw}]
 ";
+/// Takes plaintext from nobody any more.
+const STRICT: &str = "
+apiVersion: outrigger.dev/v1alpha1
+kind: AccessPolicy
+metadata: {name: web, namespace: bank}
+spec: {selector: {matchLabels: {app: web}}, mtls: Strict}
+";
+/// Where a stalled connection gives up.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Namespaces of one network: `hub` with the bridge and the control plane, `caller` and `server`.
 struct Network {
@@ -80,7 +92,9 @@ fn run(program: &str, args: &str, input: &str) -> Result<(), String> {
 
 impl Network {
     fn new() -> Result<Self, String> {
-        let name = |what: &str| format!("outrigger-{}-{what}", std::process::id());
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Relaxed);
+        let name = |what: &str| format!("outrigger-{}-{number}-{what}", std::process::id());
         // From here on dropped, whatever goes wrong.
         let mut network =
             Self { hub: name("hub"), caller: name("caller"), server: name("server"), ipv6: true };
@@ -146,9 +160,125 @@ fn proxy(network: &str, dir: &TempDir, name: &str, args: &[&str]) -> Process {
     let mut command = Command::new("setpriv");
     command.args(["--reuid", PROXY_UID, "--regid", PROXY_UID, "--clear-groups"]).arg(program);
     command.args(["--outbound", "[::]:4740", "--inbound", "[::]:4743", "--namespace", "bank"]);
-    command.args(["--control-plane", "http://10.77.0.1:4780", "--access-log", "all"]);
+    command.args(["--control-plane", "https://10.77.0.1:4780", "--access-log", "all"]);
+    command.arg("--trust-bundle").arg(dir.path().join("trust-bundle.pem"));
+    command.arg("--token-file").arg(token(dir, name));
     command.args(["--workload", name, "--service-account", name]).args(args);
     within(network, || Process::start(dir.path(), name, &mut command))
+}
+
+fn token(dir: &TempDir, account: &str) -> PathBuf {
+    let token = Command::new(binary("outrigger-control-plane"))
+        .args(["token", "--namespace", "bank", "--service-account", account, "--state-dir"])
+        .arg(dir.path().join("state"))
+        .output()
+        .expect("the token command");
+    let file = dir.path().join(format!("{account}.token"));
+    std::fs::write(&file, token.stdout).expect("a file");
+    file
+}
+
+/// Two pods with a proxy each, the app `web` in the server's, and a control plane.
+struct Pods {
+    // Dropped in this order: processes before their network.
+    server: Process,
+    _caller: Process,
+    _plane: Process,
+    app: Echo,
+    dir: TempDir,
+    network: Network,
+}
+
+impl Pods {
+    /// None: it cannot be tried here, and that has been said.
+    fn start(test: &str) -> Option<Self> {
+        let why = if !rustix::process::geteuid().is_root() {
+            Some("it needs root".to_owned())
+        } else {
+            let missing =
+                ["ip", "nft", "setpriv", "curl"].into_iter().find(|program| !has(program));
+            missing.map(|program| format!("{program} is not installed"))
+        };
+        let network = why.map_or_else(Network::new, Err);
+        match network {
+            Ok(network) => Some(Self::on(network)),
+            Err(why) => {
+                skip(test, &why);
+                None
+            }
+        }
+    }
+
+    fn on(network: Network) -> Self {
+        let dir = TempDir::new("netns");
+        let manifests = dir.path().join("manifests");
+        std::fs::create_dir(&manifests).expect("a folder");
+        std::fs::write(manifests.join("bank.yaml"), MANIFESTS).expect("a file");
+        let state = dir.path().join("state");
+        let mut command = Command::new(binary("outrigger-control-plane"));
+        command.arg("--manifests").arg(&manifests).arg("--state-dir").arg(&state);
+        command.args(["--listen", "10.77.0.1:4780"]);
+        let plane =
+            within(&network.hub, || Process::start(dir.path(), "control-plane", &mut command));
+        eventually("the control plane is ready", || {
+            within(&network.hub, || http_get(4782, "/ready").is_some_and(|answer| answer.0 == 200))
+        });
+        // Handed out, as to machines that do not share a disk.
+        let bundle = dir.path().join("trust-bundle.pem");
+        std::fs::copy(state.join("trust-bundle.pem"), bundle).expect("a copy");
+        let bind = || TcpListener::bind("[::]:0").expect("a port");
+        let app = within(&network.server, || Echo::on(bind(), "web"));
+        let raw = tcp_on(within(&network.server, bind), count_then_answer);
+        let ports = [format!("{}=detect:web", app.port), format!("{raw}=detect:raw")];
+        let mut args = vec!["--label", "app=web", "--app-address", "10.77.0.3"];
+        args.extend(["--app-port", &ports[0], "--app-port", &ports[1]]);
+        let probe = format!("{}/healthz", app.port);
+        args.extend(["--probe", &probe]);
+        let server = proxy(&network.server, &dir, "web", &args);
+        let caller = proxy(&network.caller, &dir, "caller", &[]);
+        eventually("the workload is registered", || {
+            within(&network.hub, || {
+                http_get(4782, "/index").is_some_and(|answer| answer.1.contains("\"ready\":true"))
+            })
+        });
+        for pod in [&network.caller, &network.server] {
+            eventually("its proxy is ready", || {
+                within(pod, || http_get(4791, "/ready").is_some_and(|answer| answer.0 == 200))
+            });
+        }
+        Self { server, _caller: caller, _plane: plane, app, dir, network }
+    }
+
+    /// Status and text of a GET from the caller's pod, by an app that knows of no proxy.
+    fn get(&self, url: &str) -> Answer {
+        within(&self.network.caller, || Curl::direct().args(&["--globoff"]).get(url))
+    }
+
+    /// The same from outside the mesh.
+    fn get_from_outside(&self, url: &str) -> Answer {
+        within(&self.network.hub, || Curl::direct().args(&["--globoff"]).get(url))
+    }
+
+    /// What the app of port 7000 answers to these bytes from the caller's pod.
+    fn send(&self, address: &str, bytes: &[u8]) -> String {
+        within(&self.network.caller, || {
+            let mut stream = TcpStream::connect(address).expect("a connection");
+            stream.write_all(bytes).expect("written");
+            stream.shutdown(Shutdown::Write).expect("half closed");
+            let mut said = String::new();
+            stream.read_to_string(&mut said).expect("an answer");
+            said
+        })
+    }
+
+    /// A connection from outside the mesh to the app's own address.
+    fn plaintext(&self) -> TcpStream {
+        let address = format!("10.77.0.3:{}", self.app.port);
+        let stream =
+            within(&self.network.hub, || TcpStream::connect(address).expect("a connection"));
+        stream.set_read_timeout(Some(PATIENCE)).expect("a limit");
+        stream
+    }
 }
 
 /// Whether the proxy in a namespace counts a success with a label.
@@ -163,66 +293,17 @@ fn counts(namespace: &str, label: &str) -> bool {
 
 #[test]
 fn what_pods_send_and_get_goes_through_their_proxies() {
-    if !rustix::process::geteuid().is_root() {
-        return skip(NAME, "it needs root");
-    }
-    for program in ["ip", "nft", "setpriv", "curl"] {
-        if !has(program) {
-            return skip(NAME, &format!("{program} is not installed"));
-        }
-    }
-    let network = match Network::new() {
-        Ok(network) => network,
-        Err(why) => return skip(NAME, &why),
+    let Some(pods) = Pods::start("what_pods_send_and_get_goes_through_their_proxies") else {
+        return;
     };
-    let dir = TempDir::new("netns");
-    let manifests = dir.path().join("manifests");
-    std::fs::create_dir(&manifests).expect("a folder");
-    std::fs::write(manifests.join("bank.yaml"), MANIFESTS).expect("a file");
-    let state = dir.path().join("state");
-    let mut command = Command::new(binary("outrigger-control-plane"));
-    command.arg("--manifests").arg(&manifests).arg("--state-dir").arg(&state);
-    command.args(["--listen", "10.77.0.1:4780", "--identity", "off"]);
-    let _plane = within(&network.hub, || Process::start(dir.path(), "control-plane", &mut command));
-    eventually("the control plane is ready", || {
-        within(&network.hub, || http_get(4782, "/ready").is_some_and(|answer| answer.0 == 200))
-    });
-    let token = Command::new(binary("outrigger-control-plane"))
-        .args(["token", "--namespace", "bank", "--service-account", "web", "--state-dir"])
-        .arg(&state)
-        .output()
-        .expect("the token command");
-    let token_file = dir.path().join("token");
-    std::fs::write(&token_file, token.stdout).expect("a file");
-
-    let bind = || TcpListener::bind("[::]:0").expect("a port");
-    let app = within(&network.server, || Echo::on(bind(), "web"));
-    let raw = tcp_on(within(&network.server, bind), count_then_answer);
-    let token_file = token_file.display().to_string();
-    let ports = [format!("{}=detect:web", app.port), format!("{raw}=detect:raw")];
-    let mut args = vec!["--token-file", &token_file, "--label", "app=web"];
-    args.extend(["--app-address", "10.77.0.3", "--app-port", &ports[0], "--app-port", &ports[1]]);
-    let server = proxy(&network.server, &dir, "web", &args);
-    let caller = proxy(&network.caller, &dir, "caller", &[]);
-    eventually("the workload is registered", || {
-        within(&network.hub, || {
-            http_get(4782, "/index").is_some_and(|answer| answer.1.contains("\"ready\":true"))
-        })
-    });
-    for pod in [&network.caller, &network.server] {
-        eventually("its proxy is ready", || {
-            within(pod, || http_get(4791, "/ready").is_some_and(|answer| answer.0 == 200))
-        });
-    }
-
-    // By cluster IP, from an app that knows of no proxy.
+    let network = &pods.network;
+    // By cluster IP.
     let mut hosts = vec!["10.96.0.10"];
     if network.ipv6 {
         hosts.push("[fd96::10]");
     }
     for host in hosts {
-        let url = format!("http://{host}/hello");
-        let answer = within(&network.caller, || Curl::direct().args(&["--globoff"]).get(&url));
+        let answer = pods.get(&format!("http://{host}/hello"));
         assert!(answer.status == 200 && answer.head.contains("x-app: web"), "{host}: {answer:?}");
     }
     let web = "service=\"bank/web:80\"";
@@ -236,15 +317,7 @@ fn what_pods_send_and_get_goes_through_their_proxies() {
         addresses.push("[fd96::11]:7000");
     }
     for address in addresses {
-        let said = within(&network.caller, || {
-            let mut stream = TcpStream::connect(address).expect("a connection");
-            stream.write_all(b"\x00\x01\x02binary").expect("written");
-            stream.shutdown(Shutdown::Write).expect("half closed");
-            let mut said = String::new();
-            stream.read_to_string(&mut said).expect("an answer");
-            said
-        });
-        assert_eq!(said, "got 9 bytes", "{address}");
+        assert_eq!(pods.send(address, b"\x00\x01\x02binary"), "got 9 bytes", "{address}");
     }
     eventually("the stream is counted", || {
         counts(&network.caller, "service=\"bank/raw:7000\"")
@@ -252,24 +325,106 @@ fn what_pods_send_and_get_goes_through_their_proxies() {
     });
 
     // From outside the mesh, straight to the pod: redirected to its proxy all the same.
-    let mut pods = vec![format!("10.77.0.3:{}", app.port)];
+    let mut addresses = vec![format!("10.77.0.3:{}", pods.app.port)];
     if network.ipv6 {
-        pods.push(format!("[fd77::3]:{}", app.port));
+        addresses.push(format!("[fd77::3]:{}", pods.app.port));
     }
-    for pod in pods {
-        let url = format!("http://{pod}/");
-        let answer = within(&network.hub, || Curl::direct().args(&["--globoff"]).get(&url));
-        assert_eq!(answer.status, 200, "{pod}: {answer:?}");
+    for address in addresses {
+        let answer = pods.get_from_outside(&format!("http://{address}/"));
+        assert_eq!(answer.status, 200, "{address}: {answer:?}");
         // The app sees that a proxy stood in between.
-        assert!(answer.body.contains("x-request-id"), "{pod}: {answer:?}");
+        assert!(answer.body.contains("x-request-id"), "{address}: {answer:?}");
     }
 
     // An address that nobody has declared passes through.
     let hub = within(&network.hub, || {
         Echo::on(TcpListener::bind("10.77.0.1:0").expect("a port"), "outside")
     });
-    let url = format!("http://10.77.0.1:{}/", hub.port);
-    let answer = within(&network.caller, || Curl::direct().get(&url));
+    let answer = pods.get(&format!("http://10.77.0.1:{}/", hub.port));
     assert!(answer.status == 200 && answer.head.contains("x-app: outside"), "{answer:?}");
-    drop((server, caller));
+}
+
+#[test]
+fn between_two_proxies_there_is_nothing_but_tls() {
+    let Some(pods) = Pods::start("between_two_proxies_there_is_nothing_but_tls") else { return };
+    // Every frame between pods crosses the hub.
+    let capture = match within(&pods.network.hub, Capture::start) {
+        Ok(capture) => capture,
+        Err(why) => return skip("between_two_proxies_there_is_nothing_but_tls", &why),
+    };
+    assert_eq!(pods.get("http://10.96.0.10/secret-of-a-request").status, 200);
+    assert_eq!(pods.send("10.96.0.11:7000", b"secret-of-a-stream"), "got 18 bytes");
+    // To show that what is not encrypted would be seen.
+    let address = format!("http://10.77.0.3:{}/no-secret", pods.app.port);
+    assert_eq!(pods.get_from_outside(&address).status, 200);
+    let frames = capture.stop();
+    assert!(frames.hold("no-secret"));
+    for secret in ["secret-of-a-request", "secret-of-a-stream", "bank/web", "sa/caller"] {
+        assert!(!frames.hold(secret), "{secret} was on the network");
+    }
+    let conversations = frames.conversations((Ipv4Addr::new(10, 77, 0, 3), 4743));
+    assert!(!conversations.is_empty(), "no connection between the proxies was captured");
+    for talk in conversations {
+        let [client, server] = [&talk.client, &talk.server]
+            .map(|bytes| records(bytes).unwrap_or_else(|why| panic!("{why}")));
+        let hello = |kind: u8, body: &[u8]| kind == 22 && !body.is_empty();
+        assert!(hello(client[0].kind, client[0].body) && client[0].body[0] == 1, "a ClientHello");
+        assert!(hello(server[0].kind, server[0].body) && server[0].body[0] == 2, "a ServerHello");
+        // Its extension supported_versions, with TLS 1.3 as the one that was chosen.
+        let chosen = [0x00, 0x2b, 0x00, 0x02, 0x03, 0x04];
+        assert!(server[0].body.windows(6).any(|part| part == chosen), "not TLS 1.3");
+        // After the hellos nothing is readable, certificates included; 20 is there for middleboxes.
+        for record in client[1..].iter().chain(&server[1..]) {
+            assert!([20, 23].contains(&record.kind), "a record of kind {}", record.kind);
+        }
+        let bytes: usize = server.iter().filter(|r| r.kind == 23).map(|r| r.body.len()).sum();
+        assert!(bytes > 500, "{bytes} encrypted bytes");
+    }
+}
+
+#[test]
+fn a_port_that_becomes_strict_lets_go_of_plaintext_and_of_nothing_else() {
+    let test = "a_port_that_becomes_strict_lets_go_of_plaintext_and_of_nothing_else";
+    let Some(pods) = Pods::start(test) else { return };
+    let request = |path: &str| format!("GET {path} HTTP/1.1\r\nhost: web\r\n\r\n");
+    let address = format!("http://10.77.0.3:{}", pods.app.port);
+    // One connection that is idle, one with a request in flight.
+    let mut idle = pods.plaintext();
+    idle.write_all(request("/status/204").as_bytes()).expect("written");
+    let mut first = [0; 12];
+    idle.read_exact(&mut first).expect("an answer");
+    assert_eq!(&first, b"HTTP/1.1 204");
+    let mut busy = pods.plaintext();
+    busy.write_all(request("/sleep/5000").as_bytes()).expect("written");
+    eventually("the request is with the app", || pods.app.requests.load(Relaxed) >= 2);
+
+    let draft = pods.dir.path().join("strict.yaml");
+    std::fs::write(&draft, STRICT).expect("a file");
+    std::fs::rename(draft, pods.dir.path().join("manifests/strict.yaml")).expect("a move");
+    eventually("plaintext is refused", || {
+        let answer = pods.get_from_outside(&format!("{address}/hello"));
+        answer.status == 403 && answer.body.contains("mtls_required")
+    });
+    let mut rest = Vec::new();
+    idle.read_to_end(&mut rest).expect("its end, in order");
+    let mut answer = String::new();
+    busy.read_to_string(&mut answer).expect("the answer and then the end, in order");
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("/sleep/5000"), "{answer}");
+
+    let before = pods.app.requests.load(Relaxed);
+    let mut garbage = pods.plaintext();
+    garbage.write_all(b"\x00\x01\x02no request\n").expect("written");
+    let mut said = Vec::new();
+    // However it ends, nothing is said.
+    let _ = garbage.read_to_end(&mut said);
+    assert_eq!(said, b"", "{}", pods.server.log());
+    assert_eq!(pods.get_from_outside(&format!("{address}/healthz/x")).status, 403);
+    let posted = within(&pods.network.hub, || {
+        Curl::direct().args(&["--data", "x"]).get(&format!("{address}/healthz"))
+    });
+    assert_eq!(posted.status, 403, "{posted:?}");
+    assert_eq!(pods.app.requests.load(Relaxed), before, "nothing of that got to the app");
+    // The platform's probe, and the mesh.
+    assert_eq!(pods.get_from_outside(&format!("{address}/healthz")).status, 200);
+    assert_eq!(pods.get("http://10.96.0.10/hello").status, 200);
 }

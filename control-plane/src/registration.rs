@@ -118,7 +118,9 @@ impl Registrations {
         let uid = workload.uid();
         let mut entries = self.entries();
         let before = entries.get(&uid);
-        if before.is_some_and(|entry| entry.connected) {
+        // One that comes again exactly as it was, addresses and ports included, is the same proxy
+        // with a newer certificate, or back before its lost connection was noticed.
+        if before.is_some_and(|entry| entry.connected && entry.workload != workload) {
             tracing::warn!(
                 uid,
                 "a workload registered while an earlier stream of the same name is open; the \

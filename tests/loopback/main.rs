@@ -6,6 +6,7 @@ mod hostile;
 mod identity;
 mod life;
 mod protocols;
+mod soak;
 mod upstreams;
 
 use outrigger_tests::app::Echo;

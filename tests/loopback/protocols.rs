@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
@@ -165,10 +166,17 @@ fn grpc_with_trailers_and_streams() {
     let _server =
         Process::start(dir.path(), "server", server.args(["-c", GRPC, &port.to_string()]));
     eventually("the gRPC server listens", || listens(port));
-    let plane = ControlPlane::start(&[("echo.yaml", &service("echo", "grpc"))]);
-    let echo = Proxy::beside(&plane, "echo", &[format!("{port}=grpc:main")], &[]);
-    let caller = Proxy::caller(&plane, &[]);
-    let out = python(&python3, GRPC_CLIENT, &[&local(caller.outbound).to_string(), "echo.bank:80"]);
+    let manifests = service("echo", "grpc");
+    let manifests = [("echo.yaml", manifests.as_str())];
+    grpc_in(&ControlPlane::start(&manifests), &python3, port);
+    let strict = ControlPlane::start_with_identity(&manifests, &["--mtls", "strict"]);
+    grpc_in(&strict, &python3, port);
+}
+
+fn grpc_in(plane: &ControlPlane, python3: &PathBuf, port: u16) {
+    let echo = Proxy::beside(plane, "echo", &[format!("{port}=grpc:main")], &[]);
+    let caller = Proxy::caller(plane, &[]);
+    let out = python(python3, GRPC_CLIENT, &[&local(caller.outbound).to_string(), "echo.bank:80"]);
     let text = String::from_utf8_lossy(&out.stdout).into_owned();
     let lines: Vec<&str> = text.lines().collect();
     assert_eq!(lines.len(), 4, "{text}{}", String::from_utf8_lossy(&out.stderr));
@@ -218,16 +226,20 @@ fn websockets_through_a_hop_and_straight() {
     let _server =
         Process::start(dir.path(), "server", server.args(["-c", WEBSOCKET, &port.to_string()]));
     eventually("the WebSocket server listens", || listens(port));
-    let plane = ControlPlane::start(&[
-        ("chat.yaml", &service("chat", "http")),
-        ("plain.yaml", &unmeshed("plain", "http", port)),
-    ]);
-    let _chat = Proxy::beside(&plane, "chat", &[format!("{port}=h1:main")], &[]);
+    let manifests = [service("chat", "http"), unmeshed("plain", "http", port)];
+    let manifests = [("chat.yaml", manifests[0].as_str()), ("plain.yaml", manifests[1].as_str())];
+    websockets_in(&ControlPlane::start(&manifests), &python3, port);
+    let strict = ControlPlane::start_with_identity(&manifests, &["--mtls", "strict"]);
+    websockets_in(&strict, &python3, port);
+}
+
+fn websockets_in(plane: &ControlPlane, python3: &PathBuf, port: u16) {
+    let _chat = Proxy::beside(plane, "chat", &[format!("{port}=h1:main")], &[]);
     for name in ["chat", "plain"] {
         let listener = free_port();
         let listen = format!("127.0.0.1:{listener}={name}.bank:80");
-        let _caller = Proxy::caller(&plane, &["--listen", &listen]);
-        let out = python(&python3, WEBSOCKET_CLIENT, &[&local(listener).to_string()]);
+        let _caller = Proxy::caller(plane, &["--listen", &listen]);
+        let out = python(python3, WEBSOCKET_CLIENT, &[&local(listener).to_string()]);
         let text = String::from_utf8_lossy(&out.stdout).into_owned();
         assert_eq!(text.trim(), "fine", "{name}: {}", String::from_utf8_lossy(&out.stderr));
     }

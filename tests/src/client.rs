@@ -9,7 +9,7 @@ use std::process::{Command, Output};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::eventually;
 use crate::process::{Proxy, local};
@@ -147,12 +147,32 @@ pub struct Seen {
 impl Load {
     /// `clients` of them against a local port, each with a pause of `pace` after an answer.
     pub fn start(port: u16, clients: usize, pace: Duration) -> Self {
+        Self::with(port, clients, move |due| {
+            *due = Instant::now() + pace;
+        })
+    }
+
+    /// `rate` requests a second by `clients` together, at moments that do not wait for answers: who
+    /// is late catches up.
+    pub fn at_rate(port: u16, clients: usize, rate: u32) -> Self {
+        let clients_u32 = u32::try_from(clients).expect("few clients");
+        let interval = Duration::from_secs(1) * clients_u32 / rate;
+        Self::with(port, clients, move |due| *due += interval)
+    }
+
+    /// `next` moves the moment of a client's next request.
+    fn with(
+        port: u16,
+        clients: usize,
+        next: impl Fn(&mut Instant) + Clone + Send + 'static,
+    ) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let seen = Arc::new(Mutex::new(Seen::default()));
         let threads = (0..clients).map(|_| {
-            let (stop, seen) = (Arc::clone(&stop), Arc::clone(&seen));
+            let (stop, seen, next) = (Arc::clone(&stop), Arc::clone(&seen), next.clone());
             std::thread::spawn(move || {
                 let mut connection = None;
+                let mut due = Instant::now();
                 while !stop.load(Relaxed) {
                     let answer = get_on(&mut connection, port);
                     let mut seen = seen.lock().expect("no thread has panicked");
@@ -164,7 +184,8 @@ impl Load {
                         Err(why) => seen.failures.push(why),
                     }
                     drop(seen);
-                    std::thread::park_timeout(pace);
+                    next(&mut due);
+                    std::thread::park_timeout(due.saturating_duration_since(Instant::now()));
                 }
             })
         });

@@ -2,6 +2,7 @@
 //! write. Everything listens on loopback, on ports of its own, and ends with the value that holds it.
 
 pub mod app;
+pub mod capture;
 pub mod client;
 pub mod process;
 

@@ -104,6 +104,14 @@ impl Process {
         rustix::process::kill_process(pid, rustix::process::Signal::INT).expect("SIGINT");
     }
 
+    /// Holds it where it is, or lets it go on.
+    pub fn freeze(&self, still: bool) {
+        let pid = rustix::process::Pid::from_raw(self.child.id() as i32).expect("a pid");
+        let signal = rustix::process::Signal::STOP;
+        let signal = if still { signal } else { rustix::process::Signal::CONT };
+        rustix::process::kill_process(pid, signal).expect("the signal");
+    }
+
     /// `kill -9`.
     pub fn kill(&mut self) {
         self.child.kill().expect("SIGKILL");
@@ -223,6 +231,19 @@ impl ControlPlane {
         self.process.as_ref().expect("it runs")
     }
 
+    /// A step of `trust`: what it printed, or why it was refused.
+    pub fn trust(&self, step: &[&str]) -> Result<String, String> {
+        let out = Command::new(binary("outrigger-control-plane"))
+            .arg("trust")
+            .args(step)
+            .arg("--state-dir")
+            .arg(self.dir.path().join("state"))
+            .output()
+            .expect("the trust command");
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
+        if out.status.success() { Ok(text(&out.stdout)) } else { Err(text(&out.stderr)) }
+    }
+
     pub fn token(&self, namespace: &str, account: &str) -> PathBuf {
         let out = Command::new(binary("outrigger-control-plane"))
             .args(["token", "--namespace", namespace, "--service-account", account])
@@ -305,12 +326,16 @@ impl Proxy {
             args.extend(["--namespace".to_owned(), "bank".to_owned()]);
         }
         for (flag, port) in [("--outbound", outbound), ("--inbound", inbound), ("--admin", admin)] {
-            args.extend([flag.to_owned(), local(port).to_string()]);
+            if !more.contains(&flag) {
+                args.extend([flag.to_owned(), local(port).to_string()]);
+            }
         }
         if !more.contains(&"--workload") {
             args.extend(["--workload".to_owned(), name.to_owned()]);
         }
-        args.extend(["--access-log".to_owned(), "all".to_owned()]);
+        if !more.contains(&"--access-log") {
+            args.extend(["--access-log".to_owned(), "all".to_owned()]);
+        }
         args.extend(more.iter().map(|&arg| arg.to_owned()));
         let mut proxy = Self { dir, outbound, inbound, admin, args, process: None };
         proxy.run();
@@ -335,6 +360,12 @@ impl Proxy {
 
     pub fn process(&mut self) -> &mut Process {
         self.process.as_mut().expect("it runs")
+    }
+
+    /// What the admin server says of its certificate.
+    pub fn identity(&self) -> serde_json::Value {
+        let text = http_get(self.admin, "/identity").map(|answer| answer.1).unwrap_or_default();
+        serde_json::from_str(&text).unwrap_or_default()
     }
 
     pub fn log(&self) -> String {

@@ -34,7 +34,7 @@ pub(crate) fn run() -> ExitCode {
     let mut tested = ExitCode::FAILURE;
     summary(&steps);
     steps.push(timed("test", || {
-        tested = test::run();
+        tested = test::run(&test::Options::default());
         Some(tested == ExitCode::SUCCESS)
     }));
     if steps.iter().any(|step| step.held == Some(false)) { ExitCode::FAILURE } else { tested }

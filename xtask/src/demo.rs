@@ -7,6 +7,7 @@ mod bank;
 mod edges;
 mod fleet;
 mod http;
+mod identity;
 mod load;
 mod ports;
 mod process;
@@ -30,6 +31,7 @@ use fleet::{Fleet, OUTBOUND};
 use load::Load;
 use ports::Ports;
 use screen::Screen;
+use steps::Step;
 
 /// How often everybody is asked for metrics.
 const REFRESH: Duration = Duration::from_secs(1);
@@ -62,6 +64,17 @@ pub(crate) struct Options {
 enum Story {
     /// Real traffic: a canary, replicas that stop and die, a control plane that dies.
     Traffic,
+    /// Only who may: callers that are refused, and a new root under load.
+    Identity,
+}
+
+impl Story {
+    fn steps(self) -> &'static [Step] {
+        match self {
+            Self::Traffic => steps::STEPS,
+            Self::Identity => identity::STEPS,
+        }
+    }
 }
 
 /// Why the demo ends before its end.
@@ -119,9 +132,6 @@ fn signals() -> io::Result<Receiver<()>> {
 
 /// Whether every step held.
 fn play(options: &Options, stop: Receiver<()>, scratch: &Path) -> Result<bool, Halt> {
-    match options.story {
-        Story::Traffic => {}
-    }
     eprintln!("building the proxy, the control plane and the bank");
     let built =
         workspace::build(&["outrigger-proxy", "outrigger-control-plane", "simplebank"], &[]);
@@ -192,7 +202,7 @@ impl Demo {
         self.come_up()?;
         self.introduce();
         self.start_load()?;
-        let reports = steps::play(self, options.duration.max(SHORTEST))?;
+        let reports = steps::play(self, options.story.steps(), options.duration.max(SHORTEST))?;
         self.load()?.finish()?;
         let held = steps::judge(self, reports)?;
         if options.keep_running {
@@ -344,16 +354,7 @@ impl Demo {
 
 /// `30s`, `2m`.
 fn parse_duration(text: &str) -> Result<Duration, String> {
-    let wrong = || format!("{text:?} is not a time such as 30s or 2m");
-    let at = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(wrong)?;
-    let (number, unit) = text.split_at(at);
-    let number: u64 = number.parse().map_err(|_| wrong())?;
-    let seconds = match unit {
-        "s" => Some(number),
-        "m" => number.checked_mul(60),
-        _ => None,
-    };
-    let duration = seconds.map(Duration::from_secs).ok_or_else(wrong)?;
+    let duration = workspace::parse_time(text)?;
     if duration < SHORTEST {
         return Err(format!("the steps need at least {} s", SHORTEST.as_secs()));
     }

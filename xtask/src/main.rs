@@ -29,7 +29,7 @@ enum Task {
     /// Run a small bank through the mesh, take parts of it away, and judge what fails.
     Demo(demo::Options),
     /// Run every test that can run on this machine.
-    Test,
+    Test(test::Options),
     /// Measure the proxy beside its peers; arguments go to the bench (`cargo xtask bench --help`).
     #[command(disable_help_flag = true)]
     Bench {
@@ -47,7 +47,7 @@ enum Task {
 fn main() -> ExitCode {
     match Cli::parse().task {
         Task::Demo(options) => demo::run(&options),
-        Task::Test => test::run(),
+        Task::Test(options) => test::run(&options),
         Task::Bench { arguments } => bench(&arguments),
         Task::Tidy => tidy::run(),
         Task::Codegen(options) => codegen::run(&options),

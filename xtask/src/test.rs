@@ -5,11 +5,35 @@ use std::fs;
 use std::io::{self, BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
+use std::time::Duration;
 
-use crate::workspace;
+use clap::Args;
+
+use crate::workspace::{self, parse_time};
 
 /// Names the file to which a test that cannot run here writes `SKIPPED <test>: <reason>`.
 const SKIP_LOG: &str = "OUTRIGGER_SKIP_LOG";
+
+/// Tells the soak test how long it takes, in seconds.
+const SOAK: &str = "OUTRIGGER_SOAK";
+/// Shorter than this, memory has not come to rest when it is compared.
+const SHORTEST_SOAK: Duration = Duration::from_secs(120);
+
+#[derive(Debug, Default, Args)]
+pub(crate) struct Options {
+    /// Run the long form of the soak test alone, for this long (10m): certificates of one minute,
+    /// 500 requests a second, no failure, and memory that does not grow.
+    #[arg(long, value_name = "TIME", value_parser = parse_soak)]
+    soak: Option<Duration>,
+}
+
+fn parse_soak(text: &str) -> Result<Duration, String> {
+    let time = parse_time(text)?;
+    if time < SHORTEST_SOAK {
+        return Err(format!("it needs at least {} s", SHORTEST_SOAK.as_secs()));
+    }
+    Ok(time)
+}
 
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 struct Count {
@@ -17,11 +41,11 @@ struct Count {
     failed: u64,
 }
 
-pub(crate) fn run() -> ExitCode {
+pub(crate) fn run(options: &Options) -> ExitCode {
     let skip_log = workspace::target_dir().join("skipped-tests.log");
     let _ = fs::create_dir_all(workspace::target_dir());
     let _ = fs::remove_file(&skip_log);
-    let (count, succeeded) = match test(&skip_log) {
+    let (count, succeeded) = match test(&skip_log, options.soak) {
         Ok(result) => result,
         Err(error) => {
             eprintln!("test: {error}");
@@ -38,13 +62,17 @@ pub(crate) fn run() -> ExitCode {
     if succeeded && count.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-fn test(skip_log: &Path) -> io::Result<(Count, bool)> {
+fn test(skip_log: &Path, soak: Option<Duration>) -> io::Result<(Count, bool)> {
     // The programs that tests start, together with the tests: built apart, dependencies would get
     // other features and be compiled twice.
     workspace::build(&[], &["--workspace", "--all-targets"])?;
-    let nextest = has_nextest();
+    let nextest = soak.is_none() && has_nextest();
     let mut command = workspace::cargo();
-    if nextest {
+    if let Some(length) = soak {
+        // Its numbers are told by what it prints.
+        command.args(["test", "--workspace", "--test", "loopback", "soak::", "--", "--nocapture"]);
+        command.env(SOAK, length.as_secs().to_string());
+    } else if nextest {
         command.args(["nextest", "run", "--workspace", "--no-fail-fast"]);
     } else {
         eprintln!("cargo-nextest is not installed: cargo test runs the tests");

@@ -5,6 +5,7 @@ use std::env;
 use std::io;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -45,6 +46,20 @@ pub(crate) fn build(packages: &[&str], more: &[&str]) -> io::Result<BTreeMap<Str
         return Err(io::Error::other(format!("the build failed ({})", output.status)));
     }
     Ok(programs(&String::from_utf8_lossy(&output.stdout)))
+}
+
+/// `30s`, `2m`.
+pub(crate) fn parse_time(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("{text:?} is not a time such as 30s or 2m");
+    let at = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(wrong)?;
+    let (number, unit) = text.split_at(at);
+    let number: u64 = number.parse().map_err(|_| wrong())?;
+    let seconds = match unit {
+        "s" => Some(number),
+        "m" => number.checked_mul(60),
+        _ => None,
+    };
+    seconds.map(Duration::from_secs).ok_or_else(wrong)
 }
 
 fn programs(messages: &str) -> BTreeMap<String, PathBuf> {

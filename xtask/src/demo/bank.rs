@@ -6,15 +6,16 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::mpsc::Receiver;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use super::POLL;
 use super::http;
 use super::ports::Ports;
 use super::process::Process;
 
-/// How long an app may take to say where it listens.
+/// How long a process may take to come so far that others can start.
 const START_LIMIT: Duration = Duration::from_secs(30);
 
 /// One line of the cast.
@@ -84,6 +85,7 @@ pub(crate) struct Member {
 pub(crate) struct Sidecar {
     pub(crate) process: Process,
     pub(crate) outbound: SocketAddr,
+    pub(crate) inbound: SocketAddr,
     pub(crate) admin: SocketAddr,
 }
 
@@ -109,12 +111,39 @@ impl Stage {
         command.arg("--state-dir").arg(self.control_plane_state());
         command.arg("--listen").arg(self.discovery.to_string());
         command.arg("--admin").arg(self.index.to_string());
-        command.args(["--identity", "off"]);
-        Process::start("control-plane", command, &self.logs)
+        command.args(["--identity", "on", "--mtls", "strict"]);
+        let mut process = Process::start("control-plane", command, &self.logs)?;
+        // Sidecars begin with the roots that it writes.
+        let limit = Instant::now() + START_LIMIT;
+        while !self.trust_bundle().exists() {
+            if process.ended().is_some() || Instant::now() > limit {
+                let tail = process.tail();
+                return Err(io::Error::other(format!("the control plane did not start\n{tail}")));
+            }
+            std::thread::park_timeout(POLL);
+        }
+        Ok(process)
+    }
+
+    /// A step of `outrigger-control-plane trust`: what it answered, or why it was refused.
+    pub(crate) fn trust(&self, step: &[&str]) -> io::Result<Result<String, String>> {
+        let mut command = Command::new(&self.control_plane);
+        command.arg("trust").args(step).arg("--state-dir").arg(self.control_plane_state());
+        let output = command.output()?;
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
+        if output.status.success() {
+            return Ok(Ok(text(&output.stdout)));
+        }
+        Ok(Err(text(&output.stderr)))
     }
 
     fn control_plane_state(&self) -> PathBuf {
         self.scratch.join("control-plane")
+    }
+
+    /// The roots that proxies start with. The control plane writes them when it first starts.
+    pub(crate) fn trust_bundle(&self) -> PathBuf {
+        self.control_plane_state().join("trust-bundle.pem")
     }
 
     /// Starts replica `number` of `part`; [`Stage::finish`] waits for it.
@@ -189,7 +218,8 @@ impl Stage {
     fn proxy_command(&self, workload: &str, account: &str) -> io::Result<Command> {
         let mut command = Command::new(&self.proxy);
         command.arg("--exit-with-stdin");
-        command.arg("--control-plane").arg(format!("http://{}", self.discovery));
+        command.arg("--control-plane").arg(format!("https://{}", self.discovery));
+        command.arg("--trust-bundle").arg(self.trust_bundle());
         command.args(["--namespace", "bank", "--workload", workload]);
         command.args(["--service-account", account]);
         command.arg("--token-file").arg(self.token(account)?);
@@ -207,7 +237,7 @@ impl Stage {
         command.arg("--inbound").arg(inbound.to_string());
         command.arg("--admin").arg(admin.to_string());
         let process = Process::start(&format!("{workload}-proxy"), command, &self.logs)?;
-        Ok(Sidecar { process, outbound, admin })
+        Ok(Sidecar { process, outbound, inbound, admin })
     }
 
     /// The join token of a service account, made on first use.

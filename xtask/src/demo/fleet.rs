@@ -30,6 +30,8 @@ pub(crate) struct Fleet {
     /// Told to stop, and not gone yet.
     leaving: Vec<Member>,
     pub(crate) callers_proxy: Sidecar,
+    /// Beside callers that are not of the bank.
+    pub(crate) guests: Vec<Sidecar>,
     /// How many replicas of a part there ever were.
     numbers: BTreeMap<String, usize>,
     /// Of replicas that are gone.
@@ -56,6 +58,7 @@ impl Fleet {
             members: Vec::new(),
             leaving: Vec::new(),
             callers_proxy,
+            guests: Vec::new(),
             numbers: BTreeMap::new(),
             remembered: Vec::new(),
         };
@@ -77,6 +80,13 @@ impl Fleet {
     pub(crate) fn processes(&self) -> usize {
         let members = self.members.iter();
         3 + members.map(|m| if m.sidecar.is_some() { 2 } else { 1 }).sum::<usize>()
+    }
+
+    /// Every process that is meant to run, by its id.
+    pub(crate) fn ids(&mut self) -> Vec<u32> {
+        let own = std::iter::once(&mut self.callers_proxy.process);
+        let members = self.members.iter_mut().flat_map(Member::processes);
+        own.chain(self.control_plane.as_mut()).chain(members).map(|p| p.id()).collect()
     }
 
     /// Every sidecar: its name, the role of its app, and where it is asked.
@@ -119,8 +129,9 @@ impl Fleet {
     /// Something that ended although nobody asked it to.
     pub(crate) fn casualty(&mut self) -> Option<String> {
         let own = std::iter::once(&mut self.callers_proxy.process);
+        let guests = self.guests.iter_mut().map(|guest| &mut guest.process);
         let members = self.members.iter_mut().flat_map(Member::processes);
-        for process in own.chain(self.control_plane.as_mut()).chain(members) {
+        for process in own.chain(guests).chain(self.control_plane.as_mut()).chain(members) {
             if let Some(status) = process.ended() {
                 let tail = process.tail();
                 return Some(format!("{} has ended by itself: {status}\n{tail}", process.name));
@@ -145,6 +156,13 @@ impl Fleet {
         let starting = self.stage.begin(gone, *number, &mut self.ports, None)?;
         self.members.push(self.stage.finish(starting)?);
         Ok(self.members.len() - 1)
+    }
+
+    /// A caller that has a sidecar and an account of its own, and serves nothing.
+    pub(crate) fn invite(&mut self, name: &str) -> io::Result<()> {
+        let ports = [self.ports.free()?, self.ports.free()?, self.ports.free()?];
+        self.guests.push(self.stage.start_callers_proxy(name, ports)?);
+        Ok(())
     }
 
     /// SIGTERM to app and sidecar at one time, as a pod gets it.
@@ -235,6 +253,7 @@ impl Fleet {
     pub(crate) fn stop(mut self) -> Vec<String> {
         let limit = Instant::now() + STOP_LIMIT;
         let mut all: Vec<&mut Process> = vec![&mut self.callers_proxy.process];
+        all.extend(self.guests.iter_mut().map(|guest| &mut guest.process));
         all.extend(self.members.iter_mut().chain(&mut self.leaving).flat_map(Member::processes));
         all.extend(&mut self.control_plane);
         for process in &all {

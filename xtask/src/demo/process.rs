@@ -79,10 +79,25 @@ impl Process {
         }
     }
 
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Asks it to stop.
     pub(crate) fn terminate(&self) {
         // It has not been waited for, so its id is still its own.
         let _ = kill_process(Pid::from_child(&self.child), Signal::TERM);
+    }
+
+    /// Holds it where it is, or lets it go on.
+    pub(crate) fn freeze(&self, still: bool) {
+        let signal = if still { Signal::STOP } else { Signal::CONT };
+        let _ = kill_process(Pid::from_child(&self.child), signal);
+    }
+
+    /// Everything that it has printed.
+    pub(crate) fn text(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 
     /// `kill -9`; returns when the process is gone.
@@ -112,7 +127,7 @@ impl Process {
 
     /// The end of its log, for a person.
     pub(crate) fn tail(&self) -> String {
-        let text = std::fs::read_to_string(&self.log).unwrap_or_default();
+        let text = self.text();
         let lines: Vec<&str> = text.lines().collect();
         let from = lines.len().saturating_sub(TAIL);
         let mut tail = format!("--- {} (the last lines)\n", self.log.display());
