@@ -280,3 +280,14 @@ fn the_root_is_replaced_under_load_and_too_early_is_refused_by_name() {
     let status = mesh.plane.trust(&["status"]).expect("a status");
     assert!(!status.contains(&old[..12]), "{status}");
 }
+
+#[test]
+fn two_proxies_of_one_name_are_reported() {
+    let mesh = Mesh::start("h1", &[], &[]);
+    let warned = || mesh.plane.process().log().contains("do two proxies share a name");
+    assert!(!warned());
+    let other = Echo::start("other");
+    let ports = [format!("{}=h1:main", other.port)];
+    let _second = Proxy::beside(&mesh.plane, "web", &ports, &[]);
+    eventually("the control plane asks about it", warned);
+}
