@@ -22,8 +22,8 @@ use outrigger_core::policy::access::Action;
 pub use names::{Resolution, Target};
 
 use crate::object::{
-    EndpointSlice, KeySource, Kind, Object, ObjectId, Policy, ReferenceGrant, Route, Service,
-    ServiceId, Workload,
+    EndpointSlice, External, KeySource, Kind, Object, ObjectId, Policy, ReferenceGrant, Route,
+    Service, ServiceId, Workload,
 };
 use crate::translate;
 use links::{Labels, Links};
@@ -107,6 +107,7 @@ pub struct Index {
     /// Grants by the namespace that gives them.
     grants: BTreeMap<(String, String), ReferenceGrant>,
     policies: BTreeMap<(String, String), Policy>,
+    externals: BTreeMap<(String, String), External>,
     /// Key sets that do not stand in a policy itself.
     keys: BTreeMap<KeySource, String>,
     external: BTreeMap<String, Workload>,
@@ -171,6 +172,10 @@ impl Index {
             Object::AccessPolicy(policy) => {
                 self.set_policy((policy.namespace.clone(), policy.name.clone()), Some(policy));
             }
+            Object::ExternalService(external) => {
+                let key = (external.namespace.clone(), external.name.clone());
+                self.externals.insert(key, external);
+            }
             Object::ExternalWorkload(workload) => {
                 self.change_workload(&workload.uid(), |index| {
                     index.external.insert(workload.uid(), workload);
@@ -191,6 +196,9 @@ impl Index {
             }
             Kind::ReferenceGrant => self.set_grant(key, None),
             Kind::AccessPolicy => self.set_policy(key, None),
+            Kind::ExternalService => {
+                self.externals.remove(&key);
+            }
             Kind::ExternalWorkload => {
                 let uid = format!("{}.{}", id.namespace, id.name);
                 self.change_workload(&uid, |index| {
@@ -262,11 +270,17 @@ impl Index {
         self.policies.values().filter(move |policy| policy.is_for(workload))
     }
 
+    pub fn external(&self, namespace: &str, name: &str) -> Option<&External> {
+        self.externals.get(&(namespace.to_owned(), name.to_owned()))
+    }
+
     /// The key set of a source; none: it has not been read yet.
     pub fn keys<'a>(&'a self, source: &'a KeySource) -> Option<&'a str> {
         match source {
             KeySource::Inline(text) => Some(text),
-            KeySource::File(_) => self.keys.get(source).map(String::as_str),
+            KeySource::File(_) | KeySource::External { .. } => {
+                self.keys.get(source).map(String::as_str)
+            }
         }
     }
 

@@ -226,6 +226,44 @@ pub enum AccessJwks {
     Inline(String),
     /// A file that the control plane reads, and again whenever it changes.
     File(String),
+    /// Fetched by the control plane from an ExternalService of the policy's namespace.
+    ExternalService(AccessJwksService),
+}
+
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct AccessJwksService {
+    pub name: String,
+    /// Path and query, as in `/.well-known/jwks.json`.
+    pub path: String,
+}
+
+/// A service outside the mesh. For now it says where the keys of an issuer of tokens are fetched.
+#[derive(CustomResource, Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
+#[kube(
+    group = "outrigger.dev",
+    version = "v1alpha1",
+    kind = "ExternalService",
+    plural = "externalservices",
+    namespaced,
+    doc = "A service outside the mesh"
+)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ExternalServiceSpec {
+    /// Host name or IP address.
+    pub host: String,
+    pub port: i32,
+    /// With TLS the host's certificate is verified against the system's roots, or these.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<ExternalServiceTls>,
+}
+
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct ExternalServiceTls {
+    /// Roots in PEM, instead of the system's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ca_certificates: Option<String>,
 }
 
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]

@@ -26,10 +26,11 @@ pub enum Kind {
     ReferenceGrant,
     ExternalWorkload,
     AccessPolicy,
+    ExternalService,
 }
 
 impl Kind {
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Service,
         Self::EndpointSlice,
         Self::HttpRoute,
@@ -39,6 +40,7 @@ impl Kind {
         Self::ReferenceGrant,
         Self::ExternalWorkload,
         Self::AccessPolicy,
+        Self::ExternalService,
     ];
 
     /// The kind of an object by its `apiVersion` and `kind`; any version of the group will do as
@@ -55,6 +57,7 @@ impl Kind {
             ("gateway.networking.k8s.io", _, "ReferenceGrant") => Some(Self::ReferenceGrant),
             ("outrigger.dev", "v1alpha1", "ExternalWorkload") => Some(Self::ExternalWorkload),
             ("outrigger.dev", "v1alpha1", "AccessPolicy") => Some(Self::AccessPolicy),
+            ("outrigger.dev", "v1alpha1", "ExternalService") => Some(Self::ExternalService),
             _ => None,
         }
     }
@@ -70,6 +73,7 @@ impl Kind {
             Self::ReferenceGrant => "ReferenceGrant",
             Self::ExternalWorkload => "ExternalWorkload",
             Self::AccessPolicy => "AccessPolicy",
+            Self::ExternalService => "ExternalService",
         }
     }
 }
@@ -122,6 +126,7 @@ pub enum Object {
     ReferenceGrant(ReferenceGrant),
     ExternalWorkload(Workload),
     AccessPolicy(Policy),
+    ExternalService(External),
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -273,6 +278,29 @@ pub enum KeySource {
     Inline(String),
     /// Relative to the folder of manifests.
     File(PathBuf),
+    /// Of an ExternalService.
+    External {
+        namespace: String,
+        name: String,
+        path: String,
+    },
+}
+
+/// A service outside the mesh.
+#[derive(Clone, Debug, PartialEq)]
+pub struct External {
+    pub namespace: String,
+    pub name: String,
+    /// Host name or IP address.
+    pub host: String,
+    pub port: u16,
+    pub tls: Option<ExternalTls>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ExternalTls {
+    /// In DER; empty: the system's.
+    pub roots: Vec<Vec<u8>>,
 }
 
 /// A process that serves: an ExternalWorkload, or one that registered itself.
@@ -329,6 +357,7 @@ impl Object {
             Self::ReferenceGrant(o) => (Kind::ReferenceGrant, &o.namespace, &o.name),
             Self::ExternalWorkload(o) => (Kind::ExternalWorkload, &o.namespace, &o.name),
             Self::AccessPolicy(o) => (Kind::AccessPolicy, &o.namespace, &o.name),
+            Self::ExternalService(o) => (Kind::ExternalService, &o.namespace, &o.name),
         };
         ObjectId { kind, namespace: namespace.clone(), name: name.clone() }
     }

@@ -3,7 +3,8 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use jsonwebtoken::jwk::Jwk;
@@ -229,4 +230,44 @@ fn a_policy_that_could_never_match_is_reported_and_the_last_good_one_stays() {
     bank.plane.write("policy.yaml", &unknown);
     eventually("an unknown field is an error", || bank.plane.admin("/problems").contains("rulez"));
     assert_eq!(ask(&bank.market, "/accounts/7", &[]).status, 403);
+}
+
+#[test]
+fn keys_are_fetched_from_an_external_service_once_for_the_mesh() {
+    let issuer = Issuer::new("a");
+    let (keys, fetched) = (issuer.key_set(), Arc::new(AtomicUsize::new(0)));
+    let seen = Arc::clone(&fetched);
+    let port = tcp(move |mut stream| {
+        let mut head = [0; 1024];
+        let n = stream.read(&mut head).unwrap_or(0);
+        let found = head[..n].starts_with(b"GET /keys.json ");
+        let (status, body) = if found { ("200 OK", keys.as_str()) } else { ("404 Not Found", "") };
+        seen.fetch_add(1, Relaxed);
+        let answer = format!(
+            "HTTP/1.1 {status}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
+            body.len()
+        );
+        let _ = stream.write_all(answer.as_bytes());
+    });
+    let spec = "  jwt:\n  - issuer: https://id.bank\n    audiences: [ledger]\n    required: true\n    \
+                jwks: {externalService: {name: id, path: /keys.json}}\n";
+    let bank = Bank::start(&["--mtls", "strict"], &policy(spec));
+    let said = || ask(&bank.orders, "/", &["--header", &issuer.token("ops")]);
+    let answer = said();
+    assert_eq!((answer.status, answer.body.contains("unknown key")), (401, true), "{answer:?}");
+    eventually("the missing service is reported", || {
+        bank.plane.process().log().contains("there is no ExternalService bank/id")
+    });
+    bank.plane.write(
+        "id.yaml",
+        &format!(
+            "apiVersion: outrigger.dev/v1alpha1\nkind: ExternalService\n\
+             metadata: {{name: id, namespace: bank}}\nspec: {{host: 127.0.0.1, port: {port}}}\n"
+        ),
+    );
+    eventually("the keys are known", || said().status == 200);
+    for _ in 0..20 {
+        assert_eq!(said().status, 200);
+    }
+    assert_eq!(fetched.load(Relaxed), 1);
 }

@@ -14,7 +14,7 @@ use serde_json::Value;
 use serde_saphyr::Spanned;
 
 use super::locate;
-use crate::kinds::{AccessPolicy, ExternalWorkload};
+use crate::kinds::{AccessPolicy, ExternalService, ExternalWorkload};
 use crate::object::{Kind, Object, ObjectId};
 use crate::problems::{Problem, Severity};
 use crate::translate::{self, DEFAULT_NAMESPACE, Report};
@@ -171,6 +171,11 @@ impl Parser<'_> {
             Some(kind @ Kind::AccessPolicy) => {
                 self.object(place, kind, |raw: &AccessPolicy, report| {
                     translate::access_policy::translate(raw, report).map(Object::AccessPolicy)
+                });
+            }
+            Some(kind @ Kind::ExternalService) => {
+                self.object(place, kind, |raw: &ExternalService, report| {
+                    translate::external_service::translate(raw, report).map(Object::ExternalService)
                 });
             }
             Some(kind @ Kind::ExternalWorkload) => {

@@ -56,7 +56,9 @@ pub fn translate(raw: &AccessPolicy, report: &mut Report) -> Option<Policy> {
         });
     }
     let issuers = spec.jwt.iter().enumerate();
-    let issuers = issuers.map(|(i, jwt)| issuer(jwt, &format!("spec.jwt[{i}]"), report)).collect();
+    let issuers = issuers
+        .map(|(i, jwt)| issuer(jwt, &namespace, &format!("spec.jwt[{i}]"), report))
+        .collect();
     // Regular expressions and paths that could never match, with the path of the field.
     let access = Access { rules, ..Access::default() };
     report.check("spec", CompiledAccess::new(&access));
@@ -162,7 +164,7 @@ fn header_name(text: &str) -> Result<HeaderName, FieldError> {
     text.parse().map_err(|_| FieldError::here(format!("{text:?} is not a header name")))
 }
 
-fn issuer(raw: &AccessJwt, path: &str, report: &mut Report) -> PolicyIssuer {
+fn issuer(raw: &AccessJwt, namespace: &str, path: &str, report: &mut Report) -> PolicyIssuer {
     if raw.issuer.is_empty() {
         report.error(format!("{path}.issuer"), "is empty");
     }
@@ -179,6 +181,19 @@ fn issuer(raw: &AccessJwt, path: &str, report: &mut Report) -> PolicyIssuer {
             KeySource::Inline(text.clone())
         }
         AccessJwks::File(file) => KeySource::File(file.into()),
+        AccessJwks::ExternalService(service) => {
+            if service.path.parse::<http::uri::PathAndQuery>().is_err()
+                || !service.path.starts_with('/')
+            {
+                let problem = format!("{:?} must begin with \"/\"", service.path);
+                report.error(format!("{path}.jwks.externalService.path"), problem);
+            }
+            KeySource::External {
+                namespace: namespace.to_owned(),
+                name: service.name.clone(),
+                path: service.path.clone(),
+            }
+        }
     };
     let claims_to_headers = raw.claims_to_headers.iter().enumerate();
     let claims_to_headers = claims_to_headers.filter_map(|(i, raw)| {

@@ -8,6 +8,7 @@ pub mod access_policy;
 pub mod destination;
 pub mod endpoint_slice;
 pub mod endpoints;
+pub mod external_service;
 pub mod external_workload;
 mod filter;
 pub mod grpc_route;
