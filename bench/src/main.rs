@@ -4,10 +4,13 @@
 //! hits all alike. Bounds are judged by the median of the per-round ratios. bench/README.md says how
 //! to read the results.
 
+mod case;
+mod handshakes;
 mod measure;
 mod memory;
 mod peers;
 mod report;
+mod tls;
 
 use std::error::Error;
 use std::fs;
@@ -17,7 +20,8 @@ use std::process::{Command, ExitCode};
 use clap::Parser;
 use serde_json::json;
 
-use peers::{Case, Peer, Places, Running};
+use case::{Case, Peer};
+use peers::{Places, Running};
 use report::{Drive, Run};
 
 pub type Failure = Box<dyn Error + Send + Sync>;
@@ -75,10 +79,19 @@ fn run(options: &Options) -> Result<bool, Failure> {
         peers::start(&mut running, &places, *peer)?;
         peers::start_pair(&mut running, &places, *peer)?;
     }
+    let wanted =
+        |case: &Case| options.cases.is_empty() || options.cases.iter().any(|n| n == case.name());
+    let cases: Vec<Case> = Case::ALL.into_iter().filter(wanted).collect();
+    if cases.iter().any(|case| case.is_tls()) {
+        tls::start(&mut running, &places)?;
+        let line = handshakes::reconnects(&places, options.rounds)?;
+        println!("{line}");
+        memory.push(line);
+    }
     let mut runs = Vec::new();
     for round in 0..options.rounds {
         eprintln!("round {} of {}", round + 1, options.rounds);
-        rounds(options, &places, &running, &peers, round, &mut runs)?;
+        rounds(options, &places, &running, (&cases, &peers), round, &mut runs)?;
     }
     let verdicts = report::verdicts(&runs);
     println!("\n{}\n{}", report::table(&runs), report::verdict_lines(&verdicts));
@@ -94,31 +107,23 @@ fn rounds(
     options: &Options,
     places: &Places,
     running: &Running,
-    peers: &[Peer],
+    (cases, peers): (&[Case], &[Peer]),
     round: usize,
     runs: &mut Vec<Run>,
 ) -> Result<(), Failure> {
-    for case in Case::ALL {
-        if !options.cases.is_empty() && !options.cases.iter().any(|name| name == case.name()) {
-            continue;
-        }
+    for &case in cases {
         for drive in [Drive::Saturated, Drive::FixedRate] {
             for turn in 0..peers.len() {
                 let peer = peers[(turn + round) % peers.len()];
                 let Some(port) = peer.port(case) else { continue };
-                let prefix = match (peer, case.is_pair()) {
-                    (Peer::Floor, _) => format!("floor-{}", case.kind()),
-                    (_, true) => format!("pair-{}", peer.name()),
-                    (_, false) => peer.name().to_owned(),
-                };
-                let pids = running.pids(&prefix);
-                let sample = match drive {
-                    Drive::Saturated => {
-                        measure::saturate(places, case, port, options.seconds, &pids)?
+                let pids = running.pids(&peer.subjects(case));
+                let seconds = options.seconds;
+                let sample = match (drive, case.rate()) {
+                    (Drive::Saturated, _) => measure::saturate(places, case, port, seconds, &pids)?,
+                    (Drive::FixedRate, Some(rate)) => {
+                        measure::fixed_rate(places, case, rate, port, seconds, &pids)?
                     }
-                    Drive::FixedRate => {
-                        measure::fixed_rate(places, case, port, options.seconds, &pids)?
-                    }
+                    (Drive::FixedRate, None) => continue,
                 };
                 if sample.requests == 0 {
                     return Err(

@@ -2,18 +2,22 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
 use crate::Failure;
-use crate::peers::{Case, OTHER_CPU, Places};
+use crate::case::Case;
+use crate::handshakes;
+use crate::peers::{OTHER_CPU, Places};
 
 /// Connections of the caller, for saturation and for the fixed rate.
 const H1_CONNECTIONS: &str = "64";
 const H2_CONNECTIONS: &str = "4";
+/// Handshakes at one time.
+const HANDSHAKES: &str = "16";
 
 /// Bytes of every message and answer.
 pub const BODY: usize = 128;
@@ -33,13 +37,21 @@ pub struct Sample {
     pub p999_us: u64,
 }
 
+/// What our own callers report.
 #[derive(Deserialize)]
-struct Load {
-    requests: u64,
-    errors: u64,
-    p50_us: u64,
-    p99_us: u64,
-    p999_us: u64,
+pub struct Load {
+    pub requests: u64,
+    pub errors: u64,
+    pub p50_us: u64,
+    pub p99_us: u64,
+    pub p999_us: u64,
+}
+
+impl Load {
+    pub fn read(out: &Output) -> Result<Self, Failure> {
+        let said = |e| format!("the caller: {e}: {}", String::from_utf8_lossy(&out.stderr));
+        Ok(serde_json::from_slice(&out.stdout).map_err(said)?)
+    }
 }
 
 /// As many requests as answers allow.
@@ -50,7 +62,7 @@ pub fn saturate(
     seconds: f64,
     pids: &[u32],
 ) -> Result<Sample, Failure> {
-    let connections = connections(case);
+    let connections = connections(case.kind());
     let kind = case.kind();
     // wrk and h2load cost the caller less than our own generator, which leaves the subject busier.
     let mut command = Command::new("taskset");
@@ -71,8 +83,13 @@ pub fn saturate(
             }
             command.arg(format!("http://127.0.0.1:{port}/bench.Bench/Call"));
         }
+        "full" | "resumed" => {
+            command.arg(places.bin.join("handshakes")).args(handshakes::arguments(places, port));
+            command.args(["--kind", kind, "--connections", HANDSHAKES]);
+            command.args(["--seconds", &seconds.to_string()]);
+        }
         _ => {
-            command.arg(places.bin.join("load")).args(load_args(case, port, 0, seconds));
+            command.arg(places.bin.join("load")).args(load_args(kind, port, 0, seconds));
         }
     }
     let (before, began) = (cpu(pids)?, Instant::now());
@@ -83,7 +100,7 @@ pub fn saturate(
         "h1" => wrk(&text),
         "h2" | "grpc" => h2load(&text),
         _ => {
-            let load: Load = serde_json::from_str(text.trim())?;
+            let load = Load::read(&out)?;
             Some((load.requests, load.errors))
         }
     }
@@ -97,11 +114,21 @@ pub fn saturate(
 pub fn fixed_rate(
     places: &Places,
     case: Case,
+    rate: u32,
     port: u16,
     seconds: f64,
     pids: &[u32],
 ) -> Result<Sample, Failure> {
     let (before, began) = (cpu(pids)?, Instant::now());
+    let out = paced_load(places, case.kind(), rate, port, seconds).output()?;
+    let (elapsed, used) = (began.elapsed(), cpu(pids)? - before);
+    let load = Load::read(&out)?;
+    let latencies = [load.p50_us, load.p99_us, load.p999_us];
+    Ok(sample(load.requests, load.errors, elapsed, used, latencies))
+}
+
+/// The caller that keeps to its plan.
+pub fn paced_load(places: &Places, kind: &str, rate: u32, port: u16, seconds: f64) -> Command {
     let mut command = Command::new("taskset");
     command.args(["-c", OTHER_CPU]);
     // The backend has the same processor: without precedence the caller waits for its turn behind it,
@@ -109,15 +136,8 @@ pub fn fixed_rate(
     if may_take_precedence() {
         command.args(["chrt", "--fifo", "1"]);
     }
-    let out = command
-        .arg(places.bin.join("load"))
-        .args(load_args(case, port, case.rate(), seconds))
-        .output()?;
-    let (elapsed, used) = (began.elapsed(), cpu(pids)? - before);
-    let load: Load = serde_json::from_str(String::from_utf8_lossy(&out.stdout).trim())
-        .map_err(|e| format!("{e}: {}", String::from_utf8_lossy(&out.stderr)))?;
-    let latencies = [load.p50_us, load.p99_us, load.p999_us];
-    Ok(sample(load.requests, load.errors, elapsed, used, latencies))
+    command.arg(places.bin.join("load")).args(load_args(kind, port, rate, seconds));
+    command
 }
 
 /// Whether this user may start something with real-time priority.
@@ -156,18 +176,18 @@ fn sample(
     }
 }
 
-fn connections(case: Case) -> &'static str {
-    match case.kind() {
+fn connections(kind: &str) -> &'static str {
+    match kind {
         "h1" | "tcp" => H1_CONNECTIONS,
         _ => H2_CONNECTIONS,
     }
 }
 
-fn load_args(case: Case, port: u16, rate: u32, seconds: f64) -> Vec<String> {
+fn load_args(kind: &str, port: u16, rate: u32, seconds: f64) -> Vec<String> {
     let pairs = [
-        ("--kind", case.kind().to_owned()),
+        ("--kind", kind.to_owned()),
         ("--address", format!("127.0.0.1:{port}")),
-        ("--connections", connections(case).to_owned()),
+        ("--connections", connections(kind).to_owned()),
         ("--rate", rate.to_string()),
         ("--seconds", seconds.to_string()),
     ];

@@ -47,7 +47,7 @@ impl fmt::Display for Line {
     }
 }
 
-fn line(what: &str, value: f64, at_most: f64, unit: &'static str) -> Line {
+pub fn line(what: &str, value: f64, at_most: f64, unit: &'static str) -> Line {
     Line { what: what.to_owned(), value, at_most, unit, holds: value <= at_most }
 }
 
@@ -163,11 +163,11 @@ fn shares(running: &mut Running, places: &Places) -> Result<Line, Failure> {
     Ok(line("busier of 2 workers with 4 HTTP/2 connections", share, MOST_SHARE, "%"))
 }
 
-fn wait_ready(admin: u16) -> Result<(), Failure> {
+pub fn wait_ready(admin: u16) -> Result<(), Failure> {
     wait_for(|| get(admin, "admin", "/ready").is_ok_and(|text| text.starts_with("HTTP/1.1 200")))
 }
 
-fn wait_for(mut holds: impl FnMut() -> bool) -> Result<(), Failure> {
+pub fn wait_for(mut holds: impl FnMut() -> bool) -> Result<(), Failure> {
     let end = Instant::now() + Duration::from_secs(20);
     while !holds() {
         if Instant::now() > end {

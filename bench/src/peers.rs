@@ -9,6 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::Failure;
+use crate::case::{Case, Peer};
 use crate::measure::{BODY, grpc_message, on_path};
 
 /// How long a program may take to listen.
@@ -16,101 +17,6 @@ const START: Duration = Duration::from_secs(20);
 /// The processor of what is measured, and that of everything else.
 pub const SUBJECT_CPU: &str = "0";
 pub const OTHER_CPU: &str = "1";
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Peer {
-    Outrigger,
-    Floor,
-    Haproxy,
-    Nginx,
-    Envoy,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Case {
-    H1,
-    H2,
-    Grpc,
-    Tcp,
-    PairH1,
-    PairGrpc,
-}
-
-impl Peer {
-    pub const ALL: [Self; 5] =
-        [Self::Outrigger, Self::Floor, Self::Haproxy, Self::Nginx, Self::Envoy];
-
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Outrigger => "outrigger",
-            Self::Floor => "floor",
-            Self::Haproxy => "haproxy",
-            Self::Nginx => "nginx",
-            Self::Envoy => "envoy",
-        }
-    }
-
-    /// The port on which it serves a case, if it can.
-    pub fn port(self, case: Case) -> Option<u16> {
-        let offset = match case {
-            Case::H1 | Case::PairH1 => 1,
-            Case::H2 => 2,
-            Case::Grpc | Case::PairGrpc => 3,
-            Case::Tcp => 4,
-        };
-        let base = match (self, case.is_pair()) {
-            (Self::Outrigger, false) => 19_200,
-            (Self::Outrigger, true) => 19_600,
-            (Self::Envoy, false) => 19_300,
-            (Self::Envoy, true) => 19_700,
-            (Self::Floor, false) => 19_100,
-            (Self::Haproxy, false) => 19_400,
-            (Self::Nginx, false) if matches!(case, Case::H1 | Case::Grpc) => 19_500,
-            _ => return None,
-        };
-        Some(base + offset)
-    }
-}
-
-impl Case {
-    pub const ALL: [Self; 6] =
-        [Self::H1, Self::H2, Self::Grpc, Self::Tcp, Self::PairH1, Self::PairGrpc];
-
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::H1 => "HTTP/1.1",
-            Self::H2 => "HTTP/2",
-            Self::Grpc => "gRPC",
-            Self::Tcp => "TCP",
-            Self::PairH1 => "pair HTTP/1.1",
-            Self::PairGrpc => "pair gRPC",
-        }
-    }
-
-    pub fn is_pair(self) -> bool {
-        matches!(self, Self::PairH1 | Self::PairGrpc)
-    }
-
-    /// What `load` and `backend` call it.
-    pub fn kind(self) -> &'static str {
-        match self {
-            Self::H1 | Self::PairH1 => "h1",
-            Self::H2 => "h2",
-            Self::Grpc | Self::PairGrpc => "grpc",
-            Self::Tcp => "tcp",
-        }
-    }
-
-    /// Requests per second of the open-loop runs: a busy sidecar, far from saturation.
-    pub fn rate(self) -> u32 {
-        match self {
-            Self::H1 | Self::H2 => 7_500,
-            Self::Grpc | Self::PairH1 => 5_000,
-            Self::Tcp => 10_000,
-            Self::PairGrpc => 4_000,
-        }
-    }
-}
 
 /// Where things are.
 pub struct Places {
@@ -313,14 +219,7 @@ pub fn start_pair(running: &mut Running, places: &Places, peer: Peer) -> Result<
     let config = |name: &str| places.configs.join(name).display().to_string();
     match peer {
         Peer::Outrigger => {
-            let token = places.work.join("pair.token");
-            let out = Command::new(&places.control_plane)
-                .current_dir(&places.work)
-                .args(["token", "--namespace", "bench", "--service-account", "pair"])
-                .args(["--ttl", "1h", "--state-dir", "control-plane"])
-                .output()?;
-            fs::write(&token, out.stdout)?;
-            let token = token.display().to_string();
+            let token = token(places, "pair", "control-plane")?;
             outrigger(
                 running,
                 places,
@@ -360,6 +259,21 @@ pub fn start_pair(running: &mut Running, places: &Places, peer: Peer) -> Result<
     }
 }
 
+/// A join token for an account, in a file.
+pub fn token(places: &Places, account: &str, state_dir: &str) -> Result<String, Failure> {
+    let out = Command::new(&places.control_plane)
+        .current_dir(&places.work)
+        .args(["token", "--namespace", "bench", "--service-account", account])
+        .args(["--ttl", "1h", "--state-dir", state_dir])
+        .output()?;
+    if !out.status.success() {
+        return Err(format!("no token: {}", String::from_utf8_lossy(&out.stderr)).into());
+    }
+    let file = places.work.join(format!("{state_dir}-{account}.token"));
+    fs::write(&file, out.stdout)?;
+    Ok(file.display().to_string())
+}
+
 /// Starts our proxy with one worker; `outbound` is unused but must be free, and with it the two
 /// ports above.
 pub fn outrigger(
@@ -371,20 +285,14 @@ pub fn outrigger(
 ) -> Result<(), Failure> {
     let port: u16 = outbound.rsplit(':').next().unwrap_or_default().parse()?;
     let (inbound, admin) = (format!("127.0.0.1:{}", port + 1), format!("127.0.0.1:{}", port + 2));
-    let mut args = vec![
-        "--control-plane",
-        "http://127.0.0.1:19780",
-        "--namespace",
-        "bench",
-        "--outbound",
-        outbound,
-        "--admin",
-        &admin,
-        "--log",
-        "warn",
-    ];
-    for (flag, value) in [("--inbound", inbound.as_str()), ("--workload", name), ("--workers", "1")]
-    {
+    let mut args =
+        vec!["--namespace", "bench", "--outbound", outbound, "--admin", &admin, "--log", "warn"];
+    for (flag, value) in [
+        ("--control-plane", "http://127.0.0.1:19780"),
+        ("--inbound", inbound.as_str()),
+        ("--workload", name),
+        ("--workers", "1"),
+    ] {
         if !more.contains(&flag) {
             args.extend([flag, value]);
         }
@@ -393,7 +301,7 @@ pub fn outrigger(
     running.start(places, name, SUBJECT_CPU, port, &places.bin.join("outrigger-proxy"), &args)
 }
 
-fn envoy(
+pub fn envoy(
     running: &mut Running,
     places: &Places,
     name: &str,

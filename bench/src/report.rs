@@ -4,8 +4,8 @@ use std::fmt::Write;
 
 use serde::Serialize;
 
+use crate::case::{Case, Peer};
 use crate::measure::Sample;
-use crate::peers::{Case, Peer};
 
 /// How hard the subject was driven.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -37,44 +37,30 @@ pub struct Bound {
     figure: Figure,
     of: Peer,
     against: Peer,
+    /// The other side's case, where that is another one.
+    against_case: Case,
     at_most: f64,
 }
 
 const fn bound(case: Case, drive: Drive, figure: Figure, against: Peer, at_most: f64) -> Bound {
-    Bound { case, drive, figure, of: Peer::Outrigger, against, at_most }
+    let of = Peer::Outrigger;
+    Bound { case, drive, figure, of, against, against_case: case, at_most }
+}
+
+const fn floor_bound(case: Case) -> Bound {
+    Bound { of: Peer::Floor, ..bound(case, Drive::Saturated, Figure::Cpu, Peer::Haproxy, 1.15) }
 }
 
 /// The promises that the bench checks.
 pub const BOUNDS: &[Bound] = &{
-    use Case::{Grpc, H1, H2, Tcp};
+    use Case::{Grpc, H1, H2, Handshake, Resumption, Tcp, TlsGrpc, TlsH1};
     use Drive::{FixedRate, Saturated};
     use Figure::{Cpu, P99};
-    use Peer::{Envoy, Floor, Haproxy};
+    use Peer::{Envoy, Floor, Outrigger};
     [
-        Bound {
-            case: H1,
-            drive: Saturated,
-            figure: Cpu,
-            of: Floor,
-            against: Haproxy,
-            at_most: 1.15,
-        },
-        Bound {
-            case: H2,
-            drive: Saturated,
-            figure: Cpu,
-            of: Floor,
-            against: Haproxy,
-            at_most: 1.15,
-        },
-        Bound {
-            case: Grpc,
-            drive: Saturated,
-            figure: Cpu,
-            of: Floor,
-            against: Haproxy,
-            at_most: 1.15,
-        },
+        floor_bound(H1),
+        floor_bound(H2),
+        floor_bound(Grpc),
         bound(H1, Saturated, Cpu, Floor, 1.5),
         bound(H2, Saturated, Cpu, Floor, 1.5),
         bound(Grpc, Saturated, Cpu, Floor, 1.5),
@@ -92,6 +78,15 @@ pub const BOUNDS: &[Bound] = &{
         bound(H2, FixedRate, P99, Envoy, 0.85),
         bound(Grpc, FixedRate, P99, Envoy, 0.85),
         bound(Tcp, FixedRate, P99, Envoy, 1.15),
+        bound(TlsH1, Saturated, Cpu, Envoy, 0.55),
+        bound(TlsGrpc, Saturated, Cpu, Envoy, 0.65),
+        bound(TlsH1, FixedRate, Cpu, Envoy, 0.55),
+        bound(TlsGrpc, FixedRate, Cpu, Envoy, 0.65),
+        bound(TlsH1, FixedRate, P99, Envoy, 0.50),
+        bound(TlsGrpc, FixedRate, P99, Envoy, 0.80),
+        // At least 0.9 of the handshakes per second of a full processor.
+        bound(Handshake, Saturated, Cpu, Envoy, 1.0 / 0.9),
+        Bound { against_case: Handshake, ..bound(Resumption, Saturated, Cpu, Outrigger, 0.65) },
     ]
 };
 
@@ -111,11 +106,11 @@ pub fn verdicts(runs: &[Run]) -> Vec<Verdict> {
 }
 
 fn verdict(bound: &Bound, runs: &[Run]) -> Option<Verdict> {
-    let value = |round: usize, peer: Peer| {
+    let value = |round: usize, case: Case, peer: Peer| {
         runs.iter()
             .find(|run| {
                 run.round == round
-                    && run.case == bound.case
+                    && run.case == case
                     && run.drive == bound.drive
                     && run.peer == peer
             })
@@ -123,10 +118,14 @@ fn verdict(bound: &Bound, runs: &[Run]) -> Option<Verdict> {
     };
     let last = runs.iter().map(|run| run.round).max()?;
     let ratios: Vec<f64> = (0..=last)
-        .filter_map(|round| Some(value(round, bound.of)? / value(round, bound.against)?))
+        .filter_map(|round| {
+            let against = value(round, bound.against_case, bound.against)?;
+            Some(value(round, bound.case, bound.of)? / against)
+        })
         .collect();
     let quartiles = quartiles(&ratios)?;
     let figure = match bound.figure {
+        Figure::Cpu if bound.case.rate().is_none() => "CPU each",
         Figure::Cpu => "CPU per request",
         Figure::P99 => "p99",
     };
@@ -134,7 +133,11 @@ fn verdict(bound: &Bound, runs: &[Run]) -> Option<Verdict> {
         Drive::Saturated => "saturated",
         Drive::FixedRate => "fixed rate",
     };
-    let (of, against) = (bound.of.name(), bound.against.name());
+    let of = bound.of.name();
+    let against = match bound.against_case {
+        same if same == bound.case => bound.against.name(),
+        other => other.name(),
+    };
     Some(Verdict {
         line: format!("{} {drive}: {figure}, {of} / {against}", bound.case.name()),
         at_most: bound.at_most,

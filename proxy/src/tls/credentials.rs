@@ -80,6 +80,8 @@ impl Credentials {
             .with_client_cert_verifier(verifier)
             .with_cert_resolver(Arc::<SingleCertAndKey>::clone(&key));
         server.alpn_protocols = alpn();
+        // Each connection leaves the ticket of the one that will replace it.
+        server.send_tls13_tickets = 1;
         server.ticketer = Arc::new(Tickets::new(not_after)?);
         // Tickets are the only way: nothing of a session stays here.
         server.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});

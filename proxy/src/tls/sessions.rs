@@ -16,7 +16,7 @@ use super::{lock, unix_now};
 
 /// Longest life of a ticket, in seconds: a stolen one is of no use for longer.
 pub const MAX_TICKET_LIFE: u64 = 3_600;
-/// Tickets kept per called proxy: each serves one connection, and each connection brings two.
+/// Tickets kept per called proxy: each serves one connection, and each connection brings one.
 const MAX_TICKETS: usize = 4;
 /// Called proxies remembered per identity; then all are forgotten.
 const MAX_PEERS: usize = 1_024;

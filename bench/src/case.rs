@@ -1,0 +1,155 @@
+//! What is compared: the programs, and the kinds of traffic that they carry.
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Peer {
+    Outrigger,
+    Floor,
+    Haproxy,
+    Nginx,
+    Envoy,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Case {
+    H1,
+    H2,
+    Grpc,
+    Tcp,
+    PairH1,
+    PairGrpc,
+    TlsH1,
+    TlsGrpc,
+    /// Full handshakes against the inbound proxy of the pair with TLS.
+    Handshake,
+    /// The same, resumed.
+    Resumption,
+}
+
+impl Peer {
+    pub const ALL: [Self; 5] =
+        [Self::Outrigger, Self::Floor, Self::Haproxy, Self::Nginx, Self::Envoy];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Outrigger => "outrigger",
+            Self::Floor => "floor",
+            Self::Haproxy => "haproxy",
+            Self::Nginx => "nginx",
+            Self::Envoy => "envoy",
+        }
+    }
+
+    /// The port on which it serves a case, if it can.
+    pub fn port(self, case: Case) -> Option<u16> {
+        let base = match (self, case.setup()) {
+            (Self::Outrigger, Setup::Single) => 19_200,
+            (Self::Outrigger, Setup::Pair) => 19_600,
+            (Self::Outrigger, Setup::TlsPair) => 19_650,
+            (Self::Outrigger, Setup::TlsInbound) => 19_660,
+            (Self::Envoy, Setup::Single) => 19_300,
+            (Self::Envoy, Setup::Pair) => 19_700,
+            (Self::Envoy, Setup::TlsPair) => 19_750,
+            (Self::Envoy, Setup::TlsInbound) => 19_760,
+            (Self::Floor, Setup::Single) => 19_100,
+            (Self::Haproxy, Setup::Single) => 19_400,
+            (Self::Nginx, Setup::Single) if matches!(case, Case::H1 | Case::Grpc) => 19_500,
+            _ => return None,
+        };
+        let offset = match case.kind() {
+            "h2" => 2,
+            "grpc" => 3,
+            "tcp" => 4,
+            _ => 1,
+        };
+        Some(base + offset)
+    }
+
+    /// What the names of the processes begin with whose CPU counts in a case.
+    pub fn subjects(self, case: Case) -> String {
+        match (self, case.setup()) {
+            (Self::Floor, _) => format!("floor-{}", case.kind()),
+            (_, Setup::Single) => self.name().to_owned(),
+            (_, Setup::Pair) => format!("pair-{}", self.name()),
+            (_, Setup::TlsPair) => format!("tls-{}", self.name()),
+            (_, Setup::TlsInbound) => format!("tls-{}-in", self.name()),
+        }
+    }
+}
+
+/// How many proxies stand in the way, and what they speak.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Setup {
+    Single,
+    Pair,
+    TlsPair,
+    /// The called side of that pair alone.
+    TlsInbound,
+}
+
+impl Case {
+    pub const ALL: [Self; 10] = [
+        Self::H1,
+        Self::H2,
+        Self::Grpc,
+        Self::Tcp,
+        Self::PairH1,
+        Self::PairGrpc,
+        Self::TlsH1,
+        Self::TlsGrpc,
+        Self::Handshake,
+        Self::Resumption,
+    ];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::H1 => "HTTP/1.1",
+            Self::H2 => "HTTP/2",
+            Self::Grpc => "gRPC",
+            Self::Tcp => "TCP",
+            Self::PairH1 => "pair HTTP/1.1",
+            Self::PairGrpc => "pair gRPC",
+            Self::TlsH1 => "mTLS HTTP/1.1",
+            Self::TlsGrpc => "mTLS gRPC",
+            Self::Handshake => "handshake",
+            Self::Resumption => "resumption",
+        }
+    }
+
+    fn setup(self) -> Setup {
+        match self {
+            Self::H1 | Self::H2 | Self::Grpc | Self::Tcp => Setup::Single,
+            Self::PairH1 | Self::PairGrpc => Setup::Pair,
+            Self::TlsH1 | Self::TlsGrpc => Setup::TlsPair,
+            Self::Handshake | Self::Resumption => Setup::TlsInbound,
+        }
+    }
+
+    /// Whether it needs the pair with TLS.
+    pub fn is_tls(self) -> bool {
+        matches!(self.setup(), Setup::TlsPair | Setup::TlsInbound)
+    }
+
+    /// What `load`, `backend` and `handshakes` call it.
+    pub fn kind(self) -> &'static str {
+        match self {
+            Self::H1 | Self::PairH1 | Self::TlsH1 => "h1",
+            Self::H2 => "h2",
+            Self::Grpc | Self::PairGrpc | Self::TlsGrpc => "grpc",
+            Self::Tcp => "tcp",
+            Self::Handshake => "full",
+            Self::Resumption => "resumed",
+        }
+    }
+
+    /// Requests per second of the open-loop runs: a busy sidecar, far from saturation. None: the case
+    /// has no such run.
+    pub fn rate(self) -> Option<u32> {
+        match self {
+            Self::H1 | Self::H2 => Some(7_500),
+            Self::Grpc | Self::PairH1 | Self::TlsH1 => Some(5_000),
+            Self::Tcp => Some(10_000),
+            Self::PairGrpc | Self::TlsGrpc => Some(4_000),
+            Self::Handshake | Self::Resumption => None,
+        }
+    }
+}

@@ -1,0 +1,165 @@
+//! The pair with mutual TLS: our proxies with identities from a control plane of their own, and
+//! Envoy's with certificates of the same root.
+//!
+//! Both sides speak TLS 1.3 with X25519MLKEM768, show one P-256 leaf right under the root, ask for the
+//! caller's certificate and demand the other side's exact identity.
+
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, Issuer, KeyPair, SanType, date_time_ymd};
+use serde::Deserialize;
+
+use crate::Failure;
+use crate::memory::wait_ready;
+use crate::peers::{OTHER_CPU, Places, Running, envoy, outrigger, token};
+
+const STATE: &str = "control-plane-tls";
+/// Accounts of the called and the calling workload.
+const CALLED: &str = "pair";
+const CALLER: &str = "caller";
+
+/// Starts the control plane and both proxies of each pair.
+pub fn start(running: &mut Running, places: &Places) -> Result<(), Failure> {
+    let state = places.work.join(STATE);
+    if state.exists() {
+        fs::remove_dir_all(&state)?;
+    }
+    let listen = ["--listen", "127.0.0.1:19785", "--admin", "127.0.0.1:19787"];
+    let mut args = vec!["--manifests", "manifests", "--state-dir", STATE];
+    args.extend(listen);
+    args.extend(["--identity", "on", "--mtls", "strict"]);
+    let control_plane = &places.control_plane;
+    running.start(places, "tls-control-plane", OTHER_CPU, 19_785, control_plane, &args)?;
+    issue(places)?;
+    ours(running, places)?;
+    if places.envoy.is_some() {
+        for (side, port) in [("in", 19_761), ("out", 19_751)] {
+            let text = fs::read_to_string(places.configs.join(format!("envoy-{side}.yaml")))?;
+            let config = places.work.join(format!("envoy-tls-{side}.yaml"));
+            fs::write(&config, envoy_with_tls(&text, &folder(places)))?;
+            let name = format!("tls-envoy-{side}");
+            envoy(running, places, &name, port, &config.display().to_string())?;
+        }
+    }
+    Ok(())
+}
+
+/// Where the certificates of Envoy and of the caller that only makes handshakes are.
+pub fn folder(places: &Places) -> std::path::PathBuf {
+    places.work.join("tls")
+}
+
+fn ours(running: &mut Running, places: &Places) -> Result<(), Failure> {
+    let bundle = format!("{STATE}/trust-bundle.pem");
+    let common = ["--control-plane", "https://127.0.0.1:19785", "--trust-bundle", &bundle];
+    let called = token(places, CALLED, STATE)?;
+    let mut args = common.to_vec();
+    args.extend(["--token-file", &called, "--service-account", CALLED]);
+    args.extend(["--inbound", "127.0.0.1:19661", "--workload", "pair-1", "--label", "app=pair"]);
+    args.extend(["--app-port", "19001=h1:http,19003=grpc:grpc"]);
+    outrigger(running, places, "tls-outrigger-in", "127.0.0.1:19670", &args)?;
+    wait_ready(19_672)?;
+    let caller = token(places, CALLER, STATE)?;
+    let mut args = common.to_vec();
+    args.extend(["--token-file", &caller, "--service-account", CALLER]);
+    let listen = "127.0.0.1:19651=pair-h1.bench:80,127.0.0.1:19653=pair-grpc.bench:80";
+    args.extend(["--listen", listen]);
+    outrigger(running, places, "tls-outrigger-out", "127.0.0.1:19675", &args)?;
+    wait_ready(19_677)
+}
+
+/// The part of the control plane's own file that is needed to issue under its root.
+#[derive(Deserialize)]
+struct Roots {
+    roots: Vec<Root>,
+}
+
+#[derive(Deserialize)]
+struct Root {
+    certificate: String,
+    key: String,
+}
+
+fn issue(places: &Places) -> Result<(), Failure> {
+    let text = fs::read_to_string(places.work.join(STATE).join("ca/roots.json"))?;
+    let roots: Roots = serde_json::from_str(&text)?;
+    let root = roots.roots.first().ok_or("the control plane has no root")?;
+    let issuer = Issuer::from_ca_cert_pem(&root.certificate, KeyPair::from_pem(&root.key)?)?;
+    let folder = folder(places);
+    fs::create_dir_all(&folder)?;
+    fs::write(folder.join("root.pem"), &root.certificate)?;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH)?;
+    for account in [CALLED, CALLER] {
+        let mut params = CertificateParams::default();
+        params.subject_alt_names = vec![SanType::URI(identity(account).as_str().try_into()?)];
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
+        params.not_before = date_time_ymd(1970, 1, 1) + now - Duration::from_secs(30);
+        params.not_after = params.not_before + Duration::from_secs(24 * 3600);
+        let key = KeyPair::generate()?;
+        let certificate = params.signed_by(&key, &issuer)?;
+        fs::write(folder.join(format!("{account}.pem")), certificate.pem())?;
+        fs::write(folder.join(format!("{account}.key")), key.serialize_pem())?;
+    }
+    Ok(())
+}
+
+fn identity(account: &str) -> String {
+    format!("spiffe://outrigger.local/ns/bench/sa/{account}")
+}
+
+/// The configuration of the plaintext pair with TLS between the two, on ports of its own.
+fn envoy_with_tls(text: &str, folder: &Path) -> String {
+    let calling = text.contains("cluster: in-h1");
+    let (own, other) = if calling { (CALLER, CALLED) } else { (CALLED, CALLER) };
+    let file = |name: &str| format!("{{filename: {}}}", folder.join(name).display());
+    let common = format!(
+        "common_tls_context: {{alpn_protocols: [h2], \
+         tls_params: {{tls_minimum_protocol_version: TLSv1_3, tls_maximum_protocol_version: TLSv1_3, \
+         ecdh_curves: [X25519MLKEM768]}}, \
+         tls_certificates: [{{certificate_chain: {}, private_key: {}}}], \
+         validation_context: {{trusted_ca: {}, \
+         match_typed_subject_alt_names: [{{san_type: URI, matcher: {{exact: \"{}\"}}}}]}}}}",
+        file(&format!("{own}.pem")),
+        file(&format!("{own}.key")),
+        file("root.pem"),
+        identity(other),
+    );
+    let socket = |kind: &str, more: &str| {
+        format!(
+            "transport_socket: {{name: envoy.transport_sockets.tls, typed_config: {{\"@type\": \
+             type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.{kind}TlsContext, \
+             {more}{common}}}}}"
+        )
+    };
+    let text = text.replace("1970", "1975").replace("1971", "1976").replace("1979", "1974");
+    if calling {
+        let with = format!("    type: STATIC\n    {}\n", socket("Upstream", ""));
+        text.replace("    type: STATIC\n", &with)
+    } else {
+        let socket = socket("Downstream", "require_client_certificate: true, ");
+        text.replace("    - filters:\n", &format!("    - {socket}\n      filters:\n"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_sides_of_envoy_get_tls_on_other_ports() {
+        let text = |side: &str| {
+            let peers = Path::new(env!("CARGO_MANIFEST_DIR")).join("peers");
+            fs::read_to_string(peers.join(format!("envoy-{side}.yaml"))).unwrap()
+        };
+        let calling = envoy_with_tls(&text("out"), Path::new("/t"));
+        assert_eq!(calling.matches("UpstreamTlsContext").count(), 2);
+        assert!(calling.contains("19751") && calling.contains("19761"));
+        assert!(calling.contains("/t/caller.key") && calling.contains("sa/pair\""));
+        let called = envoy_with_tls(&text("in"), Path::new("/t"));
+        assert_eq!(called.matches("require_client_certificate: true").count(), 2);
+        assert!(called.contains("19761") && called.contains("19001"));
+    }
+}
