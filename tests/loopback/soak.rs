@@ -58,12 +58,9 @@ fn long(length: Duration) {
     let began = Instant::now();
     let mut memory: Vec<[u64; 4]> = Vec::new();
     while began.elapsed() < length {
-        memory.push([
-            mesh.plane.process().pss(),
-            mesh.web.process().pss(),
-            mesh.caller.process().pss(),
-            second.process().pss(),
-        ]);
+        let caller = mesh.caller.process();
+        let all = [mesh.plane.process(), mesh.web.process(), caller, second.process()];
+        memory.push(all.map(|process| process.own_memory()));
         let next = Duration::from_secs(memory.len() as u64);
         within(Duration::from_secs(5), "the next second begins", || began.elapsed() >= next);
     }

@@ -129,9 +129,19 @@ impl Process {
 
     /// Proportional set size, in KiB.
     pub fn pss(&self) -> u64 {
+        self.memory("Pss:")
+    }
+
+    /// Of that, what is its own and not its program's: it does not depend on how many processes of the
+    /// same program run beside it. In KiB.
+    pub fn own_memory(&self) -> u64 {
+        self.memory("Pss_Anon:")
+    }
+
+    fn memory(&self, what: &str) -> u64 {
         let text = fs::read_to_string(format!("/proc/{}/smaps_rollup", self.id()))
             .expect("the memory of a child");
-        let line = text.lines().find(|line| line.starts_with("Pss:")).expect("its Pss");
+        let line = text.lines().find(|line| line.starts_with(what)).expect("its memory");
         line.split_whitespace().nth(1).and_then(|n| n.parse().ok()).expect("a number")
     }
 }
