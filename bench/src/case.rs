@@ -146,9 +146,11 @@ impl Case {
     pub fn rate(self) -> Option<u32> {
         match self {
             Self::H1 | Self::H2 => Some(7_500),
-            Self::Grpc | Self::PairH1 | Self::TlsH1 => Some(5_000),
+            Self::Grpc => Some(5_000),
             Self::Tcp => Some(10_000),
-            Self::PairGrpc | Self::TlsGrpc => Some(4_000),
+            // Both proxies share a processor, and at twice this rate Envoy's fill it.
+            Self::PairH1 | Self::TlsH1 => Some(2_500),
+            Self::PairGrpc | Self::TlsGrpc => Some(2_000),
             Self::Handshake | Self::Resumption => None,
         }
     }
