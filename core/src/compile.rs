@@ -12,12 +12,14 @@ use std::sync::Arc;
 
 use self::filters::compile_filters;
 pub use self::filters::{CompiledMirror, Filters};
+use crate::balance::hash;
 use crate::config::{
     Backend, BackendTarget, Balancer, Destination, HttpRoute, HttpRule, PathMatch, Protocol,
     TcpBackend, WeightedBackend,
 };
 use crate::error::FieldError;
 use crate::name::DestinationName;
+use crate::policy::{BackendPolicy, CallPolicy};
 use crate::route::{HostTable, HttpTable, HttpTableBuilder, Order, RequestView};
 
 /// A destination, ready to be read by any number of requests at once.
@@ -25,6 +27,8 @@ use crate::route::{HostTable, HttpTable, HttpTableBuilder, Order, RequestView};
 pub struct Compiled {
     pub name: DestinationName,
     pub protocol: Protocol,
+    /// How requests are called that no rule speaks of.
+    pub call: Arc<CallPolicy>,
     /// The destination itself, then [`Destination::backends`] in their order.
     pub backends: Vec<CompiledBackend>,
     /// None: no HTTP route is attached.
@@ -46,6 +50,7 @@ pub struct CompiledBackend {
     pub label: Arc<str>,
     pub protocol: Protocol,
     pub balancer: Balancer,
+    pub policy: BackendPolicy,
 }
 
 /// Where an HTTP request goes.
@@ -71,6 +76,9 @@ pub struct Matched<'a> {
 pub struct Rule {
     /// `namespace/name` of its route.
     pub route: Arc<str>,
+    /// Names the rule in its destination: a hash of its route and its name, else of its matches.
+    pub id: u32,
+    pub call: Arc<CallPolicy>,
     pub filters: Filters,
     pub split: Split,
 }
@@ -115,8 +123,9 @@ pub enum StreamRouting<'a> {
 /// Checks a destination and makes it ready for use.
 pub fn compile(destination: &Destination) -> Result<Compiled, FieldError> {
     let targets = Targets::new(destination);
+    let call = Arc::new(destination.call.clone());
     let mut rules = Vec::new();
-    let http = compile_http(&destination.http_routes, &targets, &mut rules)?;
+    let http = compile_http(&destination.http_routes, &targets, &call, &mut rules)?;
 
     let mut streams = Vec::new();
     let tls = compile_tls(destination, &targets, &mut streams)?;
@@ -132,6 +141,7 @@ pub fn compile(destination: &Destination) -> Result<Compiled, FieldError> {
     Ok(Compiled {
         name: destination.name.clone(),
         protocol: destination.protocol,
+        call,
         backends: compile_backends(destination),
         http,
         rules,
@@ -251,6 +261,7 @@ fn compile_backends(destination: &Destination) -> Vec<CompiledBackend> {
         name: destination.name.clone(),
         protocol: destination.protocol,
         balancer: destination.balancer.clone(),
+        policy: destination.policy.clone(),
     };
     std::iter::once(&itself)
         .chain(&destination.backends)
@@ -261,6 +272,7 @@ fn compile_backends(destination: &Destination) -> Vec<CompiledBackend> {
                 name,
                 protocol: backend.protocol,
                 balancer: backend.balancer.clone(),
+                policy: backend.policy.clone(),
             }
         })
         .collect()
@@ -269,6 +281,7 @@ fn compile_backends(destination: &Destination) -> Vec<CompiledBackend> {
 fn compile_http(
     routes: &[HttpRoute],
     targets: &Targets,
+    call: &Arc<CallPolicy>,
     rules: &mut Vec<Rule>,
 ) -> Result<Option<HttpTable>, FieldError> {
     if routes.is_empty() {
@@ -282,13 +295,18 @@ fn compile_http(
                 |e: FieldError| e.under(format!("rules[{i}]")).under(format!("http_routes[{r}]"));
             let order = Order { created: route.created, route: &route.name, rule: i };
             builder.add(&route.hostnames, &rule.matches, rules.len(), order).map_err(under)?;
-            rules.push(compile_rule(rule, &label, targets).map_err(under)?);
+            rules.push(compile_rule(rule, &label, targets, call).map_err(under)?);
         }
     }
     Ok(Some(builder.build()))
 }
 
-fn compile_rule(rule: &HttpRule, route: &Arc<str>, targets: &Targets) -> Result<Rule, FieldError> {
+fn compile_rule(
+    rule: &HttpRule,
+    route: &Arc<str>,
+    targets: &Targets,
+    default: &Arc<CallPolicy>,
+) -> Result<Rule, FieldError> {
     let filters = compile_filters(&rule.filters, targets)?;
     let shares = rule
         .backends
@@ -301,7 +319,10 @@ fn compile_rule(rule: &HttpRule, route: &Arc<str>, targets: &Targets) -> Result<
     if filters.replaces_prefix() {
         require_prefix_matches(rule)?;
     }
-    Ok(Rule { route: Arc::clone(route), filters, split: Split::new(shares) })
+    let call = rule.call.clone().map_or_else(|| Arc::clone(default), Arc::new);
+    let name = rule.name.clone().unwrap_or_else(|| format!("{:?}", rule.matches));
+    let id = hash(format!("{route}/{name}").as_bytes()) as u32;
+    Ok(Rule { route: Arc::clone(route), id, call, filters, split: Split::new(shares) })
 }
 
 fn compile_share(

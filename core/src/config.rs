@@ -12,10 +12,12 @@ use http::{HeaderName, HeaderValue, Method, StatusCode};
 use crate::identity::{SpiffeId, TrustDomain};
 use crate::name::{DestinationName, EndpointId};
 use crate::policy::access::Access;
+use crate::policy::{BackendPolicy, CallPolicy, ServerPolicy};
 
 /// Features of the wire format that this build understands. A resource that lists another one in
 /// its `requires` is refused as a whole: never half understood.
-pub const FEATURES: &[&str] = &["access.v1", "balancer.ring-hash", "http.filters.v1", "tls.sni"];
+pub const FEATURES: &[&str] =
+    &["access.v1", "balancer.ring-hash", "http.filters.v1", "policy.v1", "tls.sni"];
 
 /// One port of one service as its callers see it: how it is spoken to and where requests go.
 #[derive(Clone, Debug, PartialEq)]
@@ -24,6 +26,10 @@ pub struct Destination {
     pub protocol: Protocol,
     /// How endpoints of this service are chosen when a request goes to the service itself.
     pub balancer: Balancer,
+    /// How requests are called that no rule speaks of, and whose rule says nothing itself.
+    pub call: CallPolicy,
+    /// How the service itself is spared.
+    pub policy: BackendPolicy,
     /// Every other service that a route below sends to.
     pub backends: Vec<Backend>,
     /// HTTP and gRPC routes, in no particular order: `compile` applies Gateway API precedence.
@@ -41,6 +47,7 @@ pub struct Backend {
     pub name: DestinationName,
     pub protocol: Protocol,
     pub balancer: Balancer,
+    pub policy: BackendPolicy,
 }
 
 /// What an application speaks on a port.
@@ -124,6 +131,8 @@ pub struct HttpRule {
     /// Any of them. Empty matches everything.
     pub matches: Vec<HttpMatch>,
     pub filters: Vec<Filter>,
+    /// None: as [`Destination::call`] says.
+    pub call: Option<CallPolicy>,
     /// Empty without a redirect: 500, `no_backend` (Gateway API).
     pub backends: Vec<WeightedBackend>,
 }
@@ -300,6 +309,8 @@ pub struct InboundPort {
     pub mtls: MtlsMode,
     /// None: everybody may do everything.
     pub access: Option<Access>,
+    /// None: whatever comes is let in.
+    pub server: Option<ServerPolicy>,
 }
 
 /// Whether a port takes plaintext from outside the mesh.

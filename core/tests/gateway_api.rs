@@ -17,6 +17,7 @@ use outrigger_core::config::{
 };
 use outrigger_core::filter::{modify_headers, redirect_location, rewrite_path};
 use outrigger_core::name::DestinationName;
+use outrigger_core::policy::{BackendPolicy, CallPolicy};
 use outrigger_core::route::RequestView;
 
 /// Rules, and requests with their answers.
@@ -672,6 +673,8 @@ fn destination(http_routes: Vec<HttpRoute>) -> Destination {
         name: DestinationName::new("bank", "app", 80).unwrap(),
         protocol: Protocol::Http1,
         balancer: Balancer::PowerOfTwo,
+        call: CallPolicy::default(),
+        policy: BackendPolicy::default(),
         backends: Vec::new(),
         http_routes,
         tls_routes: Vec::new(),
@@ -684,6 +687,7 @@ fn route(name: &str, created: i64, hosts: &[&str], rules: &[&str]) -> HttpRoute 
         name: None,
         matches: text.split('|').filter(|one| !one.is_empty()).map(parse_match).collect(),
         filters: Vec::new(),
+        call: None,
         backends: vec![weighted(&format!("{name}#{i}"), 1)],
     };
     // `|` separates matches, except inside a regular expression that is a rule's only match.
@@ -763,6 +767,7 @@ fn backend(namespace: &str, service: &str, port: u16) -> Backend {
         name: DestinationName::new(namespace, service, port).unwrap(),
         protocol: Protocol::Http1,
         balancer: Balancer::PowerOfTwo,
+        policy: BackendPolicy::default(),
     }
 }
 

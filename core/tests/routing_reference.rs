@@ -12,6 +12,7 @@ use outrigger_core::config::{
     PathMatch, Protocol, ValueMatch, WeightedBackend,
 };
 use outrigger_core::name::DestinationName;
+use outrigger_core::policy::{BackendPolicy, CallPolicy};
 use outrigger_core::route::RequestView;
 use proptest::collection::vec;
 use proptest::option::of;
@@ -127,6 +128,7 @@ fn any_route() -> impl Strategy<Value = HttpRoute> {
                 name: None,
                 matches,
                 filters: Vec::new(),
+                call: None,
                 backends: Vec::new(),
             })
             .collect(),
@@ -182,6 +184,8 @@ fn destination(mut http_routes: Vec<HttpRoute>) -> Destination {
         name: DestinationName::new("bank", "app", 80).unwrap(),
         protocol: Protocol::Http1,
         balancer: Balancer::PowerOfTwo,
+        call: CallPolicy::default(),
+        policy: BackendPolicy::default(),
         backends: Vec::new(),
         http_routes,
         tls_routes: Vec::new(),

@@ -17,6 +17,7 @@ use outrigger_core::name::{DestinationName, EndpointId};
 use outrigger_core::policy::access::{
     Access, Action, Caller, ClaimMatch, HeaderRule, Operation, Rule, TokenIssuer,
 };
+use outrigger_core::policy::{BackendPolicy, CallPolicy};
 use outrigger_proto::convert::{destination, endpoint, inbound, is_unsupported, settings, version};
 use outrigger_proto::mesh;
 use proptest::collection::vec;
@@ -86,6 +87,7 @@ fn only_used_features_are_required() {
         name: DestinationName::new("bank", "v2", 80).unwrap(),
         protocol: Protocol::Http1,
         balancer: Balancer::RingHash(HashKey::Source),
+        policy: BackendPolicy::default(),
     }];
     assert_eq!(requires(&config), ["balancer.ring-hash", "tls.sni"]);
     config.http_routes = vec![HttpRoute {
@@ -96,6 +98,7 @@ fn only_used_features_are_required() {
             name: None,
             matches: Vec::new(),
             filters: Vec::new(),
+            call: None,
             backends: vec![WeightedBackend {
                 target: BackendTarget::Invalid("gone".to_owned()),
                 weight: 1,
@@ -110,6 +113,7 @@ fn only_used_features_are_required() {
         service: None,
         mtls: MtlsMode::Strict,
         access: None,
+        server: None,
     };
     let workload = "w".to_owned();
     let mut own = Inbound { workload, addresses: Vec::new(), ports: vec![port] };
@@ -256,6 +260,8 @@ fn plain_destination() -> Destination {
         name: DestinationName::new("bank", "app", 80).unwrap(),
         protocol: Protocol::Detect,
         balancer: Balancer::PowerOfTwo,
+        call: CallPolicy::default(),
+        policy: BackendPolicy::default(),
         backends: Vec::new(),
         http_routes: Vec::new(),
         tls_routes: Vec::new(),
@@ -264,8 +270,11 @@ fn plain_destination() -> Destination {
 }
 
 fn any_destination() -> impl Strategy<Value = Destination> {
-    let backend = (any_name(), any_protocol(), any_balancer())
-        .prop_map(|(name, protocol, balancer)| Backend { name, protocol, balancer });
+    let backend =
+        (any_name(), any_protocol(), any_balancer()).prop_map(|(name, protocol, balancer)| {
+            let policy = BackendPolicy::default();
+            Backend { name, protocol, balancer, policy }
+        });
     let tls =
         (any_text(), any::<i64>(), vec(any_host(), 0..3), vec(any_tcp_backend(), 0..3)).prop_map(
             |(name, created, hostnames, backends)| TlsRoute { name, created, hostnames, backends },
@@ -278,6 +287,8 @@ fn any_destination() -> impl Strategy<Value = Destination> {
             name,
             protocol,
             balancer,
+            call: CallPolicy::default(),
+            policy: BackendPolicy::default(),
             backends,
             http_routes,
             tls_routes,
@@ -295,6 +306,7 @@ fn any_http_route() -> impl Strategy<Value = HttpRoute> {
                 name,
                 matches,
                 filters,
+                call: None,
                 backends,
             });
     (any_text(), any::<i64>(), vec(any_host(), 0..3), vec(rule, 0..3))
@@ -414,6 +426,7 @@ fn any_inbound() -> impl Strategy<Value = Inbound> {
             service,
             mtls,
             access,
+            server: None,
         },
     );
     (any_text(), vec(any::<IpAddr>(), 0..3), vec(port, 0..4))

@@ -7,6 +7,7 @@ use outrigger_core::config::{
     TlsRoute,
 };
 use outrigger_core::name::DestinationName;
+use outrigger_core::policy::{BackendPolicy, CallPolicy};
 
 use crate::index::{Index, PortId};
 use crate::object::{Route, RouteBody};
@@ -50,6 +51,8 @@ pub fn build(index: &Index, name: &DestinationName) -> Option<Destination> {
         name: name.clone(),
         protocol: port.protocol,
         balancer: service.balancer.clone(),
+        call: CallPolicy::default(),
+        policy: BackendPolicy::default(),
         backends,
         http_routes,
         tls_routes,
@@ -98,7 +101,8 @@ fn backend(index: &Index, name: &DestinationName) -> Option<Backend> {
     let service = index.service(&PortId::from(name).service)?;
     let port = service.port(name.port)?;
     let balancer = service.balancer.clone();
-    Some(Backend { name: name.clone(), protocol: port.protocol, balancer })
+    let policy = BackendPolicy::default();
+    Some(Backend { name: name.clone(), protocol: port.protocol, balancer, policy })
 }
 
 /// Replaces references that do not resolve by their explanation and collects those that do.

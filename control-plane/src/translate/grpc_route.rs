@@ -57,7 +57,7 @@ fn rule(
         }
     }
     let filters = filters(&path, raw.filters.as_ref(), &context, report);
-    HttpRule { name: raw.name.clone(), matches, filters, backends }
+    HttpRule { name: raw.name.clone(), matches, filters, call: None, backends }
 }
 
 fn grpc_match(path: &str, raw: &api::GrpcRouteRulesMatches, report: &mut Report) -> HttpMatch {

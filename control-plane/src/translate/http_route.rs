@@ -33,6 +33,7 @@ pub fn translate(raw: &api::HttpRoute, report: &mut Report) -> Option<Route> {
             name: None,
             matches: Vec::new(),
             filters: Vec::new(),
+            call: None,
             backends: Vec::new(),
         }],
     };
@@ -74,7 +75,7 @@ fn rule(
         }
     }
     let filters = filters(&path, raw.filters.as_ref(), &context, report);
-    HttpRule { name: raw.name.clone(), matches, filters, backends }
+    HttpRule { name: raw.name.clone(), matches, filters, call: None, backends }
 }
 
 fn http_match(path: &str, raw: &api::HttpRouteRulesMatches, report: &mut Report) -> HttpMatch {

@@ -42,7 +42,7 @@ pub fn build(index: &Index, uid: &str) -> Option<Inbound> {
 fn inbound_port(index: &Index, workload: &Workload, port: u16, protocol: Protocol) -> InboundPort {
     let mtls = access_policy::mtls(index, workload, port);
     let access = access_policy::access(index, workload, port);
-    InboundPort { port, protocol, service: None, mtls, access }
+    InboundPort { port, protocol, service: None, mtls, access, server: None }
 }
 
 fn addresses(workload: &Workload) -> Vec<std::net::IpAddr> {

@@ -6,6 +6,7 @@ use outrigger_core::config::{
     ValueMatch,
 };
 use outrigger_core::name::DestinationName;
+use outrigger_core::policy::{BackendPolicy, CallPolicy};
 
 use super::Report;
 use super::filter::header_name;
@@ -52,6 +53,7 @@ pub(super) fn check_expressions(
         name: None,
         matches: vec![value.clone()],
         filters: Vec::new(),
+        call: None,
         backends: Vec::new(),
     };
     let route =
@@ -65,6 +67,8 @@ pub(super) fn check_expressions(
         },
         protocol: Protocol::Detect,
         balancer: Balancer::default(),
+        call: CallPolicy::default(),
+        policy: BackendPolicy::default(),
         backends: Vec::new(),
         http_routes: vec![route],
         tls_routes: Vec::new(),

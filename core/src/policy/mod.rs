@@ -1,4 +1,82 @@
-//! What operators ask of calls, one file per policy: its type, its decision or state machine taking
-//! `now` and randomness as arguments, its constants with their reasons, its tests.
+//! Policies, one file each: the configuration type, the machine that takes `now` and randomness as
+//! arguments, its constants with unit and reason, its tests.
+//!
+//! [`CallPolicy`] says how a request is called, [`BackendPolicy`] how a service is spared, and
+//! [`ServerPolicy`] what a workload lets in. The first two come from `TrafficPolicy` objects, the last
+//! one from `ServerPolicy` objects.
 
 pub mod access;
+pub mod breaker;
+pub mod budget;
+pub mod concurrency;
+pub mod correlation;
+pub mod deadline;
+pub mod limits;
+pub mod outlier;
+pub mod priority;
+pub mod rate_limit;
+pub mod retry;
+pub mod timeouts;
+pub mod visits;
+pub mod window;
+
+use std::time::Duration;
+
+use breaker::BreakerConfig;
+use budget::BudgetConfig;
+use concurrency::ConcurrencyConfig;
+use limits::LimitsConfig;
+use outlier::OutlierConfig;
+use priority::Priority;
+use rate_limit::RateLimitConfig;
+use retry::RetryConfig;
+use timeouts::Timeouts;
+
+/// How requests of one rule, or of a service without routes, are called. The default is what holds
+/// without any policy.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CallPolicy {
+    /// The deadline of a request that brings none, from its arrival. None: it has none. At least 1 ms.
+    pub deadline: Option<Duration>,
+    /// A deadline that this policy started ends when the head of the response arrives; for responses
+    /// that stream.
+    pub streaming: bool,
+    pub timeouts: Timeouts,
+    pub retries: RetryConfig,
+    /// Of a request that brings none.
+    pub priority: Option<Priority>,
+    /// How often a service may see the same request on its way ([`visits`]). At least 1.
+    pub max_visits: u8,
+}
+
+impl Default for CallPolicy {
+    fn default() -> Self {
+        Self {
+            deadline: None,
+            streaming: false,
+            timeouts: Timeouts::default(),
+            retries: RetryConfig::default(),
+            priority: None,
+            max_visits: 1,
+        }
+    }
+}
+
+/// How one service port is spared by its callers, whatever route leads there.
+#[derive(Clone, Debug, PartialEq, Default)]
+pub struct BackendPolicy {
+    pub budget: BudgetConfig,
+    /// None: calls are not broken off as a whole.
+    pub breaker: Option<BreakerConfig>,
+    /// None: no endpoint is ejected.
+    pub outlier: Option<OutlierConfig>,
+    pub limits: LimitsConfig,
+}
+
+/// What one port of a workload lets in.
+#[derive(Clone, Debug, PartialEq, Default)]
+pub struct ServerPolicy {
+    /// All that match a request must let it in.
+    pub rate_limits: Vec<RateLimitConfig>,
+    pub concurrency: Option<ConcurrencyConfig>,
+}

@@ -4,6 +4,7 @@ use outrigger_core::config::{
     Backend, Balancer, Destination, HashKey, HttpRule, TcpBackend, TcpRoute, TlsRoute,
 };
 use outrigger_core::error::FieldError;
+use outrigger_core::policy::{BackendPolicy, CallPolicy};
 
 use super::{
     check_requires, each, host_from_wire, host_to_wire, http_route, parsed, protocol_from_wire,
@@ -30,6 +31,8 @@ pub fn from_wire(wire: &mesh::Destination) -> Result<Destination, FieldError> {
         name: parsed("name", &wire.name)?,
         protocol: protocol_from_wire(wire.protocol)?,
         balancer: balancer_from_wire(wire.balancer.as_ref())?,
+        call: CallPolicy::default(),
+        policy: BackendPolicy::default(),
         backends: each("backends", &wire.backends, backend_from_wire)?,
         http_routes: each("http_routes", &wire.http_routes, http_route::from_wire)?,
         tls_routes: each("tls_routes", &wire.tls_routes, tls_route_from_wire)?,
@@ -109,6 +112,7 @@ fn backend_from_wire(wire: &mesh::Backend) -> Result<Backend, FieldError> {
         name: parsed("name", &wire.name)?,
         protocol: protocol_from_wire(wire.protocol)?,
         balancer: balancer_from_wire(wire.balancer.as_ref())?,
+        policy: BackendPolicy::default(),
     })
 }
 

@@ -43,6 +43,7 @@ fn rule_from_wire(wire: &mesh::HttpRule) -> Result<HttpRule, FieldError> {
         name: optional(&wire.name),
         matches: each("matches", &wire.matches, match_from_wire)?,
         filters: each("filters", &wire.filters, filter::from_wire)?,
+        call: None,
         backends: each("backends", &wire.backends, backend_from_wire)?,
     })
 }

@@ -51,6 +51,7 @@ pub fn from_wire(wire: &mesh::Inbound) -> Result<Inbound, FieldError> {
                     .map(access::from_wire)
                     .transpose()
                     .map_err(|e| e.under("access"))?,
+                server: None,
             })
         })?,
     })

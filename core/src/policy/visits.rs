@@ -1,0 +1,88 @@
+//! The way that a request has come: services it was sent to, so that a loop is seen and ended.
+//!
+//! It travels between proxies as `x-outrigger-via`, and through apps by correlation: one item per
+//! service, `namespace/service:port` and, behind a `;`, a hash of the rule, method and path, so that a
+//! service that is called back for something else is no loop.
+
+use std::fmt::Write;
+
+use http::HeaderValue;
+
+/// Services that one request may come through.
+pub const HOP_LIMIT: usize = 32;
+
+/// Why a request must not go on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// It was there before; the names on its way, in order, the repeated one last.
+    Loop(String),
+    TooFar(String),
+}
+
+/// The way with one more visit. `visits`: how often one service may see the same request (default 1).
+pub fn visit(
+    via: Option<&HeaderValue>,
+    service: &str,
+    what: u32,
+    visits: u8,
+) -> Result<HeaderValue, Stop> {
+    // What is not text is none of ours, and nobody but a proxy can have sent it.
+    let so_far = via.and_then(|via| via.to_str().ok()).unwrap_or_default();
+    let mut text = String::with_capacity(so_far.len() + service.len() + 10);
+    text.push_str(so_far);
+    if !so_far.is_empty() {
+        text.push(',');
+    }
+    let from = text.len();
+    // Writing to a string cannot fail.
+    let _ = write!(text, "{service};{what:08x}");
+    let mut been = 0;
+    let mut count = 0;
+    if !so_far.is_empty() {
+        let this = &text[from..];
+        for item in so_far.split(',') {
+            count += 1;
+            been += u32::from(item == this);
+        }
+    }
+    if been >= u32::from(visits) {
+        return Err(Stop::Loop(names(&text)));
+    }
+    if count >= HOP_LIMIT {
+        return Err(Stop::TooFar(names(&text)));
+    }
+    HeaderValue::try_from(text).map_err(|_| Stop::TooFar(service.to_owned()))
+}
+
+/// The services on the way, without what tells their visits apart.
+fn names(via: &str) -> String {
+    let names = via.split(',').map(|item| item.split_once(';').map_or(item, |(name, _)| name));
+    names.collect::<Vec<_>>().join(" -> ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_second_visit_for_the_same_is_a_loop_and_another_is_not() {
+        let one = visit(None, "bank/a:80", 1, 1).unwrap();
+        let two = visit(Some(&one), "bank/b:80", 1, 1).unwrap();
+        assert_eq!(two, "bank/a:80;00000001,bank/b:80;00000001");
+        let stop = visit(Some(&two), "bank/a:80", 1, 1);
+        assert_eq!(stop, Err(Stop::Loop("bank/a:80 -> bank/b:80 -> bank/a:80".to_owned())));
+        assert!(visit(Some(&two), "bank/a:80", 2, 1).is_ok(), "called back for something else");
+        let back = visit(Some(&two), "bank/a:80", 1, 2).unwrap();
+        assert!(visit(Some(&back), "bank/a:80", 1, 2).is_err());
+    }
+
+    #[test]
+    fn a_way_has_an_end_even_if_nothing_repeats() {
+        let mut via = None;
+        for n in 0..HOP_LIMIT as u32 {
+            via = Some(visit(via.as_ref(), "bank/a:80", n, 1).unwrap());
+        }
+        let stop = visit(via.as_ref(), "bank/a:80", 1_000, 1);
+        assert!(matches!(stop, Err(Stop::TooFar(way)) if way.matches("->").count() == HOP_LIMIT));
+    }
+}
