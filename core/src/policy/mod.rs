@@ -7,15 +7,18 @@
 
 pub mod access;
 pub mod breaker;
+mod bucket;
 pub mod budget;
 pub mod concurrency;
 pub mod correlation;
 pub mod deadline;
 pub mod limits;
+mod lru;
 pub mod outlier;
 pub mod priority;
 pub mod rate_limit;
 pub mod retry;
+pub mod tally;
 pub mod timeouts;
 pub mod visits;
 pub mod window;
