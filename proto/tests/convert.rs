@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a broken test may panic")]
 
+mod policies;
+
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
@@ -17,9 +19,10 @@ use outrigger_core::name::{DestinationName, EndpointId};
 use outrigger_core::policy::access::{
     Access, Action, Caller, ClaimMatch, HeaderRule, Operation, Rule, TokenIssuer,
 };
-use outrigger_core::policy::{BackendPolicy, CallPolicy};
+use outrigger_core::policy::{BackendPolicy, CallPolicy, ServerPolicy};
 use outrigger_proto::convert::{destination, endpoint, inbound, is_unsupported, settings, version};
 use outrigger_proto::mesh;
+use policies::{any_backend_policy, any_call, any_server};
 use proptest::collection::vec;
 use proptest::option::of;
 use proptest::prelude::*;
@@ -107,6 +110,11 @@ fn only_used_features_are_required() {
         }],
     }];
     assert_eq!(requires(&config), ["balancer.ring-hash", "http.filters.v1", "tls.sni"]);
+    config.http_routes[0].rules[0].call = Some(CallPolicy::default());
+    assert_eq!(requires(&config)[2], "policy.v1");
+    config.http_routes[0].rules[0].call = None;
+    config.backends[0].policy.budget.percent = 10;
+    assert_eq!(requires(&config)[2], "policy.v1");
     let port = InboundPort {
         port: 80,
         protocol: Protocol::Http1,
@@ -118,6 +126,8 @@ fn only_used_features_are_required() {
     let workload = "w".to_owned();
     let mut own = Inbound { workload, addresses: Vec::new(), ports: vec![port] };
     assert_eq!(inbound::to_wire(&own).requires, [""; 0]);
+    own.ports[0].server = Some(ServerPolicy::default());
+    assert_eq!(inbound::to_wire(&own).requires, ["policy.v1"]);
     own.ports[0].access = Some(Access::default());
     let all: BTreeSet<_> =
         requires(&config).into_iter().chain(inbound::to_wire(&own).requires).collect();
@@ -270,11 +280,9 @@ fn plain_destination() -> Destination {
 }
 
 fn any_destination() -> impl Strategy<Value = Destination> {
-    let backend =
-        (any_name(), any_protocol(), any_balancer()).prop_map(|(name, protocol, balancer)| {
-            let policy = BackendPolicy::default();
-            Backend { name, protocol, balancer, policy }
-        });
+    let backend = (any_name(), any_protocol(), any_balancer(), any_backend_policy()).prop_map(
+        |(name, protocol, balancer, policy)| Backend { name, protocol, balancer, policy },
+    );
     let tls =
         (any_text(), any::<i64>(), vec(any_host(), 0..3), vec(any_tcp_backend(), 0..3)).prop_map(
             |(name, created, hostnames, backends)| TlsRoute { name, created, hostnames, backends },
@@ -282,13 +290,21 @@ fn any_destination() -> impl Strategy<Value = Destination> {
     let tcp = (any_text(), vec(any_tcp_backend(), 0..3))
         .prop_map(|(name, backends)| TcpRoute { name, backends });
     let head = (any_name(), any_protocol(), any_balancer(), vec(backend, 0..3));
-    (head, vec(any_http_route(), 0..3), vec(tls, 0..3), of(tcp)).prop_map(
-        |((name, protocol, balancer, backends), http_routes, tls_routes, tcp_route)| Destination {
+    let call = prop_oneof![Just(CallPolicy::default()), any_call()];
+    let policy = prop_oneof![Just(BackendPolicy::default()), any_backend_policy()];
+    let routes = (vec(any_http_route(), 0..3), vec(tls, 0..3), of(tcp));
+    (head, routes, call, policy).prop_map(
+        |(
+            (name, protocol, balancer, backends),
+            (http_routes, tls_routes, tcp_route),
+            call,
+            policy,
+        )| Destination {
             name,
             protocol,
             balancer,
-            call: CallPolicy::default(),
-            policy: BackendPolicy::default(),
+            call,
+            policy,
             backends,
             http_routes,
             tls_routes,
@@ -300,15 +316,16 @@ fn any_destination() -> impl Strategy<Value = Destination> {
 fn any_http_route() -> impl Strategy<Value = HttpRoute> {
     let backend = (any_target(), any::<u32>(), vec(any_filter(), 0..2))
         .prop_map(|(target, weight, filters)| WeightedBackend { target, weight, filters });
-    let rule =
-        (of(any_text()), vec(any_match(), 0..3), vec(any_filter(), 0..3), vec(backend, 0..3))
-            .prop_map(|(name, matches, filters, backends)| HttpRule {
-                name,
-                matches,
-                filters,
-                call: None,
-                backends,
-            });
+    let parts = (vec(any_match(), 0..3), vec(any_filter(), 0..3), vec(backend, 0..3));
+    let rule = (of(any_text()), parts, of(any_call())).prop_map(
+        |(name, (matches, filters, backends), call)| HttpRule {
+            name,
+            matches,
+            filters,
+            call,
+            backends,
+        },
+    );
     (any_text(), any::<i64>(), vec(any_host(), 0..3), vec(rule, 0..3))
         .prop_map(|(name, created, hostnames, rules)| HttpRoute { name, created, hostnames, rules })
 }
@@ -419,14 +436,15 @@ fn any_endpoint() -> impl Strategy<Value = Endpoint> {
 
 fn any_inbound() -> impl Strategy<Value = Inbound> {
     let mtls = select(&[MtlsMode::Permissive, MtlsMode::Strict][..]);
-    let port = (1u16.., any_protocol(), of(any_name()), mtls, of(any_access())).prop_map(
-        |(port, protocol, service, mtls, access)| InboundPort {
+    let rules = (of(any_access()), of(any_server()));
+    let port = (1u16.., any_protocol(), of(any_name()), mtls, rules).prop_map(
+        |(port, protocol, service, mtls, (access, server))| InboundPort {
             port,
             protocol,
             service,
             mtls,
             access,
-            server: None,
+            server,
         },
     );
     (any_text(), vec(any::<IpAddr>(), 0..3), vec(port, 0..4))

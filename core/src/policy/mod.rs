@@ -6,6 +6,7 @@
 //! one from `ServerPolicy` objects.
 
 pub mod access;
+pub mod bounds;
 pub mod breaker;
 mod bucket;
 pub mod budget;

@@ -7,8 +7,8 @@ use outrigger_core::error::FieldError;
 use outrigger_core::policy::{BackendPolicy, CallPolicy};
 
 use super::{
-    check_requires, each, host_from_wire, host_to_wire, http_route, parsed, protocol_from_wire,
-    protocol_to_wire, set, target_from_wire, target_to_wire,
+    check_requires, each, host_from_wire, host_to_wire, http_route, parsed, policy,
+    protocol_from_wire, protocol_to_wire, set, target_from_wire, target_to_wire,
 };
 use crate::mesh;
 
@@ -22,6 +22,8 @@ pub fn to_wire(destination: &Destination) -> mesh::Destination {
         http_routes: destination.http_routes.iter().map(http_route::to_wire).collect(),
         tls_routes: destination.tls_routes.iter().map(tls_route_to_wire).collect(),
         tcp_route: destination.tcp_route.as_ref().map(tcp_route_to_wire),
+        call: policy::call_to_wire(&destination.call),
+        policy: policy::backend_to_wire(&destination.policy),
     }
 }
 
@@ -31,8 +33,8 @@ pub fn from_wire(wire: &mesh::Destination) -> Result<Destination, FieldError> {
         name: parsed("name", &wire.name)?,
         protocol: protocol_from_wire(wire.protocol)?,
         balancer: balancer_from_wire(wire.balancer.as_ref())?,
-        call: CallPolicy::default(),
-        policy: BackendPolicy::default(),
+        call: policy::call_from_wire(wire.call.as_ref()).map_err(|e| e.under("call"))?,
+        policy: policy_from_wire(wire.policy.as_ref())?,
         backends: each("backends", &wire.backends, backend_from_wire)?,
         http_routes: each("http_routes", &wire.http_routes, http_route::from_wire)?,
         tls_routes: each("tls_routes", &wire.tls_routes, tls_route_from_wire)?,
@@ -55,12 +57,23 @@ fn requires(destination: &Destination) -> Vec<String> {
     [
         (ring_hash, "balancer.ring-hash"),
         (filters, "http.filters.v1"),
+        (has_policies(destination), policy::FEATURE),
         (!destination.tls_routes.is_empty(), "tls.sni"),
     ]
     .into_iter()
     .filter(|(used, _)| *used)
     .map(|(_, feature)| feature.to_owned())
     .collect()
+}
+
+fn has_policies(destination: &Destination) -> bool {
+    let mut rules = destination.http_routes.iter().flat_map(|route| &route.rules);
+    let mut backends = destination.backends.iter().map(|backend| &backend.policy);
+    let plain = BackendPolicy::default();
+    destination.call != CallPolicy::default()
+        || destination.policy != plain
+        || backends.any(|policy| *policy != plain)
+        || rules.any(|rule| rule.call.is_some())
 }
 
 fn balancer_to_wire(balancer: &Balancer) -> mesh::Balancer {
@@ -104,6 +117,7 @@ fn backend_to_wire(backend: &Backend) -> mesh::Backend {
         name: backend.name.to_string(),
         protocol: protocol_to_wire(backend.protocol),
         balancer: Some(balancer_to_wire(&backend.balancer)),
+        policy: policy::backend_to_wire(&backend.policy),
     }
 }
 
@@ -112,8 +126,12 @@ fn backend_from_wire(wire: &mesh::Backend) -> Result<Backend, FieldError> {
         name: parsed("name", &wire.name)?,
         protocol: protocol_from_wire(wire.protocol)?,
         balancer: balancer_from_wire(wire.balancer.as_ref())?,
-        policy: BackendPolicy::default(),
+        policy: policy_from_wire(wire.policy.as_ref())?,
     })
+}
+
+fn policy_from_wire(wire: Option<&mesh::BackendPolicy>) -> Result<BackendPolicy, FieldError> {
+    policy::backend_from_wire(wire).map_err(|e| e.under("policy"))
 }
 
 fn tls_route_to_wire(route: &TlsRoute) -> mesh::TlsRoute {

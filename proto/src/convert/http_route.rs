@@ -6,7 +6,7 @@ use outrigger_core::config::{
 use outrigger_core::error::FieldError;
 
 use super::{
-    each, filter, host_from_wire, host_to_wire, optional, parsed, set, target_from_wire,
+    each, filter, host_from_wire, host_to_wire, optional, parsed, policy, set, target_from_wire,
     target_to_wire,
 };
 use crate::mesh;
@@ -35,15 +35,17 @@ fn rule_to_wire(rule: &HttpRule) -> mesh::HttpRule {
         matches: rule.matches.iter().map(match_to_wire).collect(),
         filters: rule.filters.iter().map(filter::to_wire).collect(),
         backends: rule.backends.iter().map(backend_to_wire).collect(),
+        call: rule.call.as_ref().map(policy::rule_call_to_wire),
     }
 }
 
 fn rule_from_wire(wire: &mesh::HttpRule) -> Result<HttpRule, FieldError> {
+    let call = wire.call.as_ref().map(policy::rule_call_from_wire).transpose();
     Ok(HttpRule {
         name: optional(&wire.name),
         matches: each("matches", &wire.matches, match_from_wire)?,
         filters: each("filters", &wire.filters, filter::from_wire)?,
-        call: None,
+        call: call.map_err(|e| e.under("call"))?,
         backends: each("backends", &wire.backends, backend_from_wire)?,
     })
 }

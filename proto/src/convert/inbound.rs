@@ -3,7 +3,10 @@
 use outrigger_core::config::{Inbound, InboundPort, MtlsMode};
 use outrigger_core::error::FieldError;
 
-use super::{access, check_requires, each, parsed, port, protocol_from_wire, protocol_to_wire};
+use super::{
+    access, check_requires, each, parsed, policy, port, protocol_from_wire, protocol_to_wire,
+    server,
+};
 use crate::mesh;
 
 /// The feature that access rules need.
@@ -23,6 +26,7 @@ pub fn to_wire(inbound: &Inbound) -> mesh::Inbound {
                 service: port.service.as_ref().map(ToString::to_string).unwrap_or_default(),
                 mtls: mtls_to_wire(port.mtls).into(),
                 access: port.access.as_ref().map(access::to_wire),
+                server: port.server.as_ref().map(server::to_wire),
             })
             .collect(),
     }
@@ -51,16 +55,26 @@ pub fn from_wire(wire: &mesh::Inbound) -> Result<Inbound, FieldError> {
                     .map(access::from_wire)
                     .transpose()
                     .map_err(|e| e.under("access"))?,
-                server: None,
+                server: wire
+                    .server
+                    .as_ref()
+                    .map(server::from_wire)
+                    .transpose()
+                    .map_err(|e| e.under("server"))?,
             })
         })?,
     })
 }
 
-/// Access rules that a proxy does not know must not be passed over.
+/// Rules and limits that a proxy does not know must not be passed over.
 fn requires(inbound: &Inbound) -> Vec<String> {
     let ruled = inbound.ports.iter().any(|port| port.access.is_some());
-    if ruled { vec![ACCESS.to_owned()] } else { Vec::new() }
+    let limited = inbound.ports.iter().any(|port| port.server.is_some());
+    [(ruled, ACCESS), (limited, policy::FEATURE)]
+        .into_iter()
+        .filter(|(used, _)| *used)
+        .map(|(_, feature)| feature.to_owned())
+        .collect()
 }
 
 fn mtls_to_wire(mode: MtlsMode) -> mesh::MtlsMode {

@@ -11,6 +11,8 @@ pub mod endpoint;
 mod filter;
 mod http_route;
 pub mod inbound;
+mod policy;
+mod server;
 pub mod settings;
 pub mod trust;
 

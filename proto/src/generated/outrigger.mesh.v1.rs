@@ -20,6 +20,11 @@ pub struct Destination {
     pub tls_routes: ::prost::alloc::vec::Vec<TlsRoute>,
     #[prost(message, optional, tag = "8")]
     pub tcp_route: ::core::option::Option<TcpRoute>,
+    /// Unset: as without any policy.
+    #[prost(message, optional, tag = "9")]
+    pub call: ::core::option::Option<CallPolicy>,
+    #[prost(message, optional, tag = "10")]
+    pub policy: ::core::option::Option<BackendPolicy>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Balancer {
@@ -66,6 +71,9 @@ pub struct Backend {
     pub protocol: i32,
     #[prost(message, optional, tag = "3")]
     pub balancer: ::core::option::Option<Balancer>,
+    /// Unset: as without any policy.
+    #[prost(message, optional, tag = "4")]
+    pub policy: ::core::option::Option<BackendPolicy>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct HttpRoute {
@@ -90,6 +98,9 @@ pub struct HttpRule {
     pub filters: ::prost::alloc::vec::Vec<Filter>,
     #[prost(message, repeated, tag = "4")]
     pub backends: ::prost::alloc::vec::Vec<WeightedBackend>,
+    /// Unset: as the destination's `call`.
+    #[prost(message, optional, tag = "5")]
+    pub call: ::core::option::Option<CallPolicy>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct HttpMatch {
@@ -323,6 +334,9 @@ pub struct InboundPort {
     pub mtls: i32,
     #[prost(message, optional, tag = "5")]
     pub access: ::core::option::Option<Access>,
+    /// Unset: whatever comes is let in.
+    #[prost(message, optional, tag = "6")]
+    pub server: ::core::option::Option<ServerPolicy>,
 }
 /// Unset: everybody may do everything.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -430,6 +444,218 @@ pub struct ClaimHeader {
     #[prost(string, tag = "2")]
     pub header: ::prost::alloc::string::String,
 }
+/// How requests are called. Durations are in milliseconds, here and in every policy below.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CallPolicy {
+    #[prost(uint32, optional, tag = "1")]
+    pub deadline: ::core::option::Option<u32>,
+    #[prost(bool, tag = "2")]
+    pub streaming: bool,
+    #[prost(message, optional, tag = "3")]
+    pub timeouts: ::core::option::Option<Timeouts>,
+    #[prost(message, optional, tag = "4")]
+    pub retries: ::core::option::Option<Retries>,
+    #[prost(enumeration = "Priority", optional, tag = "5")]
+    pub priority: ::core::option::Option<i32>,
+    #[prost(uint32, tag = "6")]
+    pub max_visits: u32,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Timeouts {
+    #[prost(uint32, optional, tag = "1")]
+    pub connect: ::core::option::Option<u32>,
+    #[prost(uint32, optional, tag = "2")]
+    pub first_byte: ::core::option::Option<u32>,
+    #[prost(uint32, optional, tag = "3")]
+    pub idle: ::core::option::Option<u32>,
+    #[prost(uint32, optional, tag = "4")]
+    pub attempt: ::core::option::Option<u32>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Retries {
+    #[prost(uint32, tag = "1")]
+    pub max_attempts: u32,
+    #[prost(uint32, repeated, tag = "2")]
+    pub statuses: ::prost::alloc::vec::Vec<u32>,
+    #[prost(uint32, repeated, tag = "3")]
+    pub grpc: ::prost::alloc::vec::Vec<u32>,
+    #[prost(bool, tag = "4")]
+    pub reset: bool,
+    #[prost(bool, tag = "5")]
+    pub timeout: bool,
+    #[prost(bool, tag = "6")]
+    pub non_idempotent: bool,
+    #[prost(message, optional, tag = "7")]
+    pub backoff: ::core::option::Option<Backoff>,
+    #[prost(uint32, tag = "8")]
+    pub max_replay_bytes: u32,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Backoff {
+    #[prost(uint32, tag = "1")]
+    pub base: u32,
+    #[prost(uint32, tag = "2")]
+    pub max: u32,
+    #[prost(enumeration = "Jitter", tag = "3")]
+    pub jitter: i32,
+}
+/// How one service port is spared by its callers.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct BackendPolicy {
+    #[prost(message, optional, tag = "1")]
+    pub budget: ::core::option::Option<Budget>,
+    #[prost(message, optional, tag = "2")]
+    pub breaker: ::core::option::Option<Breaker>,
+    #[prost(message, optional, tag = "3")]
+    pub outlier: ::core::option::Option<Outlier>,
+    #[prost(message, optional, tag = "4")]
+    pub limits: ::core::option::Option<Limits>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Budget {
+    #[prost(uint32, tag = "1")]
+    pub percent: u32,
+    #[prost(uint32, tag = "2")]
+    pub min_per_second: u32,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Breaker {
+    #[prost(uint32, optional, tag = "1")]
+    pub consecutive_failures: ::core::option::Option<u32>,
+    #[prost(message, optional, tag = "2")]
+    pub failure_rate: ::core::option::Option<FailureRate>,
+    #[prost(uint32, tag = "5")]
+    pub trials: u32,
+    #[prost(oneof = "breaker::Open", tags = "3, 4")]
+    pub open: ::core::option::Option<breaker::Open>,
+}
+/// Nested message and enum types in `Breaker`.
+pub mod breaker {
+    #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Open {
+        #[prost(uint32, tag = "3")]
+        Fixed(u32),
+        #[prost(message, tag = "4")]
+        Growing(super::GrowingTime),
+    }
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GrowingTime {
+    #[prost(uint32, tag = "1")]
+    pub base: u32,
+    #[prost(uint32, tag = "2")]
+    pub max: u32,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FailureRate {
+    #[prost(uint32, tag = "1")]
+    pub percent: u32,
+    #[prost(uint32, tag = "2")]
+    pub window: u32,
+    #[prost(uint32, tag = "3")]
+    pub min_requests: u32,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Outlier {
+    #[prost(uint32, optional, tag = "1")]
+    pub consecutive_failures: ::core::option::Option<u32>,
+    #[prost(message, optional, tag = "2")]
+    pub failure_rate: ::core::option::Option<FailureRate>,
+    #[prost(uint32, tag = "3")]
+    pub base_ejection: u32,
+    #[prost(uint32, tag = "4")]
+    pub max_ejection: u32,
+    #[prost(uint32, tag = "5")]
+    pub max_ejected_percent: u32,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Limits {
+    #[prost(uint32, optional, tag = "1")]
+    pub max_in_flight: ::core::option::Option<u32>,
+    #[prost(uint32, optional, tag = "2")]
+    pub max_pending: ::core::option::Option<u32>,
+    #[prost(uint32, optional, tag = "3")]
+    pub max_in_flight_per_endpoint: ::core::option::Option<u32>,
+}
+/// What one port of a workload lets in.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ServerPolicy {
+    #[prost(message, repeated, tag = "1")]
+    pub rate_limits: ::prost::alloc::vec::Vec<RateLimit>,
+    #[prost(message, optional, tag = "2")]
+    pub concurrency: ::core::option::Option<Concurrency>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RateLimit {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "2")]
+    pub requests: u32,
+    #[prost(uint32, tag = "3")]
+    pub period: u32,
+    #[prost(uint32, tag = "4")]
+    pub burst: u32,
+    #[prost(enumeration = "Strategy", tag = "5")]
+    pub strategy: i32,
+    #[prost(message, optional, tag = "6")]
+    pub key: ::core::option::Option<LimitKey>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LimitKey {
+    #[prost(oneof = "limit_key::Kind", tags = "1, 2, 3")]
+    pub kind: ::core::option::Option<limit_key::Kind>,
+}
+/// Nested message and enum types in `LimitKey`.
+pub mod limit_key {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Kind {
+        #[prost(message, tag = "1")]
+        Caller(super::Unit),
+        #[prost(string, tag = "2")]
+        Header(::prost::alloc::string::String),
+        #[prost(message, tag = "3")]
+        Path(super::Unit),
+    }
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Concurrency {
+    #[prost(uint32, tag = "3")]
+    pub max_queue: u32,
+    #[prost(uint32, tag = "4")]
+    pub max_wait: u32,
+    #[prost(oneof = "concurrency::Limit", tags = "1, 2")]
+    pub limit: ::core::option::Option<concurrency::Limit>,
+}
+/// Nested message and enum types in `Concurrency`.
+pub mod concurrency {
+    #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Limit {
+        #[prost(uint32, tag = "1")]
+        Fixed(u32),
+        #[prost(message, tag = "2")]
+        Adaptive(super::AdaptiveLimit),
+    }
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AdaptiveLimit {
+    #[prost(uint32, tag = "3")]
+    pub min: u32,
+    #[prost(uint32, tag = "4")]
+    pub max: u32,
+    #[prost(oneof = "adaptive_limit::Algorithm", tags = "1, 2")]
+    pub algorithm: ::core::option::Option<adaptive_limit::Algorithm>,
+}
+/// Nested message and enum types in `AdaptiveLimit`.
+pub mod adaptive_limit {
+    #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Algorithm {
+        #[prost(message, tag = "1")]
+        Gradient(super::Unit),
+        /// The latency that it keeps to.
+        #[prost(uint32, tag = "2")]
+        Aimd(u32),
+    }
+}
 /// Named `mesh`.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct MeshSettings {
@@ -525,6 +751,105 @@ impl Action {
             "ACTION_UNSPECIFIED" => Some(Self::Unspecified),
             "ACTION_ALLOW" => Some(Self::Allow),
             "ACTION_DENY" => Some(Self::Deny),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum Jitter {
+    Unspecified = 0,
+    Full = 1,
+    Additive = 2,
+    Decorrelated = 3,
+}
+impl Jitter {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "JITTER_UNSPECIFIED",
+            Self::Full => "JITTER_FULL",
+            Self::Additive => "JITTER_ADDITIVE",
+            Self::Decorrelated => "JITTER_DECORRELATED",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "JITTER_UNSPECIFIED" => Some(Self::Unspecified),
+            "JITTER_FULL" => Some(Self::Full),
+            "JITTER_ADDITIVE" => Some(Self::Additive),
+            "JITTER_DECORRELATED" => Some(Self::Decorrelated),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum Priority {
+    Unspecified = 0,
+    Sheddable = 1,
+    Default = 2,
+    Critical = 3,
+}
+impl Priority {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "PRIORITY_UNSPECIFIED",
+            Self::Sheddable => "PRIORITY_SHEDDABLE",
+            Self::Default => "PRIORITY_DEFAULT",
+            Self::Critical => "PRIORITY_CRITICAL",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "PRIORITY_UNSPECIFIED" => Some(Self::Unspecified),
+            "PRIORITY_SHEDDABLE" => Some(Self::Sheddable),
+            "PRIORITY_DEFAULT" => Some(Self::Default),
+            "PRIORITY_CRITICAL" => Some(Self::Critical),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum Strategy {
+    Unspecified = 0,
+    Volume = 1,
+    LowPriorityFirst = 2,
+    UncommonFirst = 3,
+    PerKey = 4,
+}
+impl Strategy {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "STRATEGY_UNSPECIFIED",
+            Self::Volume => "STRATEGY_VOLUME",
+            Self::LowPriorityFirst => "STRATEGY_LOW_PRIORITY_FIRST",
+            Self::UncommonFirst => "STRATEGY_UNCOMMON_FIRST",
+            Self::PerKey => "STRATEGY_PER_KEY",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "STRATEGY_UNSPECIFIED" => Some(Self::Unspecified),
+            "STRATEGY_VOLUME" => Some(Self::Volume),
+            "STRATEGY_LOW_PRIORITY_FIRST" => Some(Self::LowPriorityFirst),
+            "STRATEGY_UNCOMMON_FIRST" => Some(Self::UncommonFirst),
+            "STRATEGY_PER_KEY" => Some(Self::PerKey),
             _ => None,
         }
     }

@@ -1,0 +1,215 @@
+//! The bounds of every number in a policy, once, for whoever reads one: from a manifest or the wire.
+//!
+//! [`number`], [`duration`] and the functions beside them check one value; the `check` of a section
+//! says whether its values make sense together. Paths are added by whoever knows the field's name.
+
+use std::fmt::Debug;
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use http::StatusCode;
+
+use super::ServerPolicy;
+use super::breaker::{BreakerConfig, FailureRate, OpenTime};
+use super::concurrency::{ConcurrencyConfig, Limit};
+use super::limits::LimitsConfig;
+use super::outlier::OutlierConfig;
+use super::retry::{Backoff, RetryConfig};
+use crate::error::FieldError;
+use crate::name::check_label;
+
+pub type Numbers = RangeInclusive<u32>;
+pub type Durations = RangeInclusive<Duration>;
+
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+const MINUTE: Duration = Duration::from_secs(60);
+/// More of anything is a slip of the pen, and sums of it stay far from overflowing.
+const PLENTY: u32 = 1_000_000;
+
+/// Of a deadline and of each timeout; what takes longer than a day is nobody's request.
+pub const TIMEOUT: Durations = Duration::from_millis(1)..=DAY;
+/// A way that sees the same service more often than there may be hops has no meaning.
+pub const VISITS: Numbers = 1..=32;
+
+pub const ATTEMPTS: Numbers = 1..=10;
+pub const REPLAY_BYTES: Numbers = 0..=1024 * 1024;
+/// Of the first pause and of the longest.
+pub const BACKOFF: Durations = Duration::from_millis(1)..=MINUTE;
+/// gRPC status codes that are failures.
+pub const GRPC: Numbers = 1..=16;
+/// There are no more of them.
+pub const MAX_STATUSES: usize = 101;
+pub const MAX_GRPC: usize = 16;
+
+pub const BUDGET_PERCENT: Numbers = 0..=100;
+pub const BUDGET_PER_SECOND: Numbers = 0..=1_000;
+
+pub const FAILURES: Numbers = 1..=PLENTY;
+pub const PERCENT: Numbers = 1..=100;
+pub const MIN_REQUESTS: Numbers = 1..=PLENTY;
+pub const WINDOW: Durations = Duration::from_secs(1)..=Duration::from_secs(300);
+/// How long a breaker stays open and an endpoint ejected: long enough to be seen, short enough to be
+/// waited for.
+pub const OPEN: Durations = Duration::from_millis(100)..=Duration::from_secs(60 * 60);
+pub const TRIALS: Numbers = 1..=100;
+
+pub const IN_FLIGHT: Numbers = 1..=PLENTY;
+pub const PENDING: Numbers = 0..=PLENTY;
+
+pub const REQUESTS: Numbers = 1..=PLENTY;
+pub const PERIOD: Durations = Duration::from_secs(1)..=Duration::from_secs(60 * 60);
+/// Each one is asked for every request.
+pub const MAX_RATE_LIMITS: usize = 16;
+
+pub const CONCURRENCY: Numbers = 1..=PLENTY;
+pub const QUEUE: Numbers = 0..=100_000;
+/// 0: nobody waits.
+pub const WAIT: Durations = Duration::ZERO..=Duration::from_secs(10);
+/// Of the latency that an adaptive limit keeps to.
+pub const LATENCY: Durations = Duration::from_millis(1)..=MINUTE;
+
+pub fn number<T: TryFrom<u32>>(value: u32, bounds: &Numbers) -> Result<T, FieldError> {
+    let inside = bounds.contains(&value).then(|| T::try_from(value).ok()).flatten();
+    inside.ok_or_else(|| outside(&value, bounds))
+}
+
+pub fn duration(value: Duration, bounds: &Durations) -> Result<Duration, FieldError> {
+    if bounds.contains(&value) { Ok(value) } else { Err(outside(&value, bounds)) }
+}
+
+/// Of a sliding window, which is counted in seconds.
+pub fn window(value: Duration) -> Result<Duration, FieldError> {
+    if value.subsec_nanos() != 0 {
+        return Err(FieldError::here(format!("{value:?} is not in whole seconds")));
+    }
+    duration(value, &WINDOW)
+}
+
+/// A status that may be tried again: what says that the server, not the request, is the trouble.
+pub fn status(value: u32) -> Result<StatusCode, FieldError> {
+    let code = u16::try_from(value).ok().filter(|code| matches!(code, 429 | 500..=599));
+    code.and_then(|code| StatusCode::from_u16(code).ok())
+        .ok_or_else(|| FieldError::here(format!("{value} is not 429 or between 500 and 599")))
+}
+
+pub fn at_most(len: usize, most: usize) -> Result<(), FieldError> {
+    if len <= most {
+        return Ok(());
+    }
+    Err(FieldError::here(format!("has {len} items, at most {most} are allowed")))
+}
+
+fn outside<T: Debug>(value: &T, bounds: &RangeInclusive<T>) -> FieldError {
+    let (least, most) = (bounds.start(), bounds.end());
+    FieldError::here(format!("{value:?} must be between {least:?} and {most:?}"))
+}
+
+impl RetryConfig {
+    pub fn check(&self) -> Result<(), FieldError> {
+        self.backoff.map_or(Ok(()), |backoff| backoff.check().map_err(|e| e.under("backoff")))
+    }
+}
+
+impl Backoff {
+    fn check(&self) -> Result<(), FieldError> {
+        ascending("max", self.max, "base", self.base)
+    }
+}
+
+impl BreakerConfig {
+    pub fn check(&self) -> Result<(), FieldError> {
+        opens(self.consecutive_failures, self.failure_rate)?;
+        match self.open {
+            OpenTime::Fixed(_) => Ok(()),
+            OpenTime::Backoff { base, max } => {
+                ascending("max", max, "base", base).map_err(|e| e.under("open"))
+            }
+        }
+    }
+}
+
+impl OutlierConfig {
+    pub fn check(&self) -> Result<(), FieldError> {
+        opens(self.consecutive_failures, self.failure_rate)?;
+        ascending("maxEjection", self.max_ejection, "baseEjection", self.base_ejection)
+    }
+}
+
+impl LimitsConfig {
+    pub fn check(&self) -> Result<(), FieldError> {
+        if self.max_pending.is_some() && self.max_in_flight.is_none() {
+            return Err(FieldError::at("maxPending", "has no effect without maxInFlight"));
+        }
+        Ok(())
+    }
+}
+
+impl ConcurrencyConfig {
+    pub fn check(&self) -> Result<(), FieldError> {
+        match self.limit {
+            Limit::Static(_) => Ok(()),
+            Limit::Adaptive { min, max, .. } => {
+                ascending("max", max, "min", min).map_err(|e| e.under("adaptive"))
+            }
+        }
+    }
+}
+
+impl ServerPolicy {
+    /// Names tell the limits apart in headers, metrics and logs.
+    pub fn check(&self) -> Result<(), FieldError> {
+        let limits = &self.rate_limits;
+        at_most(limits.len(), MAX_RATE_LIMITS).map_err(|e| e.under("rateLimits"))?;
+        for (i, limit) in limits.iter().enumerate() {
+            let twice = limits[..i].iter().any(|other| other.name == limit.name);
+            let unique = if twice {
+                Err(FieldError::here(format!("{:?} is the name of another limit", limit.name)))
+            } else {
+                check_label(&limit.name)
+            };
+            unique.map_err(|e| e.under(format!("rateLimits[{i}].name")))?;
+        }
+        Ok(())
+    }
+}
+
+fn opens(consecutive: Option<u32>, rate: Option<FailureRate>) -> Result<(), FieldError> {
+    if consecutive.is_none() && rate.is_none() {
+        return Err(FieldError::here("needs consecutiveFailures, failureRate or both"));
+    }
+    Ok(())
+}
+
+fn ascending<T: PartialOrd + Debug + Copy>(
+    name: &str,
+    value: T,
+    least_name: &str,
+    least: T,
+) -> Result<(), FieldError> {
+    if value >= least {
+        return Ok(());
+    }
+    Err(FieldError::at(name, format!("{value:?} is less than {least_name}, which is {least:?}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_at_the_bounds_are_inside() {
+        assert_eq!(number::<u8>(1, &ATTEMPTS), Ok(1));
+        assert_eq!(number::<u8>(10, &ATTEMPTS), Ok(10));
+        let error = number::<u8>(11, &ATTEMPTS).unwrap_err();
+        assert_eq!(error.to_string(), "11 must be between 1 and 10");
+        assert!(number::<u8>(266, &ATTEMPTS).is_err());
+        assert_eq!(duration(DAY, &TIMEOUT), Ok(DAY));
+        let error = duration(Duration::ZERO, &TIMEOUT).unwrap_err();
+        assert_eq!(error.to_string(), "0ns must be between 1ms and 86400s");
+        assert!(window(Duration::from_millis(1_500)).is_err());
+        for (code, allowed) in [(428, false), (429, true), (499, false), (500, true), (599, true)] {
+            assert_eq!(status(code).is_ok(), allowed, "{code}");
+        }
+        assert!(status(66_036).is_err());
+    }
+}

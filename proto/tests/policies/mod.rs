@@ -1,0 +1,426 @@
+//! Any policy, for round trips; and each bound that is checked again when a policy is read.
+
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use outrigger_core::config::{Inbound, InboundPort, MtlsMode, Protocol};
+use outrigger_core::policy::breaker::{BreakerConfig, FailureRate, OpenTime};
+use outrigger_core::policy::budget::BudgetConfig;
+use outrigger_core::policy::concurrency::{Algorithm, ConcurrencyConfig, Limit};
+use outrigger_core::policy::limits::LimitsConfig;
+use outrigger_core::policy::outlier::OutlierConfig;
+use outrigger_core::policy::priority::Priority;
+use outrigger_core::policy::rate_limit::{Key, RateLimitConfig, Strategy as Hits};
+use outrigger_core::policy::retry::{Backoff, Jitter, RetryConfig, RetryOn};
+use outrigger_core::policy::timeouts::Timeouts;
+use outrigger_core::policy::{BackendPolicy, CallPolicy, ServerPolicy};
+use outrigger_proto::convert::{destination, inbound};
+use outrigger_proto::mesh;
+use proptest::collection::vec;
+use proptest::option::of;
+use proptest::prelude::*;
+use proptest::sample::select;
+
+use crate::{any_header_name, plain_destination};
+
+pub(crate) fn any_call() -> impl Strategy<Value = CallPolicy> {
+    let timeout = || of(millis(1..=86_400_000));
+    let timeouts = (timeout(), timeout(), timeout(), timeout()).prop_map(
+        |(connect, first_byte, idle, attempt)| Timeouts { connect, first_byte, idle, attempt },
+    );
+    let priority = select(&[Priority::Sheddable, Priority::Default, Priority::Critical][..]);
+    (timeout(), any::<bool>(), timeouts, any_retries(), of(priority), 1u8..=32).prop_map(
+        |(deadline, streaming, timeouts, retries, priority, max_visits)| CallPolicy {
+            deadline,
+            streaming,
+            timeouts,
+            retries,
+            priority,
+            max_visits,
+        },
+    )
+}
+
+fn any_retries() -> impl Strategy<Value = RetryConfig> {
+    let status = select(&[429u16, 500, 503, 599][..]).prop_map(|code| code.try_into().unwrap());
+    let on = (vec(status, 0..4), vec(1u8..=16, 0..4), any::<bool>(), any::<bool>())
+        .prop_map(|(statuses, grpc, reset, timeout)| RetryOn { statuses, grpc, reset, timeout });
+    let jitter = select(&[Jitter::Full, Jitter::Additive, Jitter::Decorrelated][..]);
+    let backoff = (ascending(1..=60_000), jitter).prop_map(|((base, max), jitter)| Backoff {
+        base,
+        max,
+        jitter,
+    });
+    (1u8..=10, on, any::<bool>(), of(backoff), 0u32..=1_048_576).prop_map(
+        |(max_attempts, on, non_idempotent, backoff, max_replay_bytes)| RetryConfig {
+            max_attempts,
+            on,
+            non_idempotent,
+            backoff,
+            max_replay_bytes,
+        },
+    )
+}
+
+pub(crate) fn any_backend_policy() -> impl Strategy<Value = BackendPolicy> {
+    let budget = (0u8..=100, 0u16..=1_000)
+        .prop_map(|(percent, min_per_second)| BudgetConfig { percent, min_per_second });
+    let open = prop_oneof![
+        millis(100..=3_600_000).prop_map(OpenTime::Fixed),
+        ascending(100..=3_600_000).prop_map(|(base, max)| OpenTime::Backoff { base, max }),
+    ];
+    let breaker = (any_trouble(), open, 1u32..=100).prop_map(|((failures, rate), open, trials)| {
+        BreakerConfig { consecutive_failures: failures, failure_rate: rate, open, trials }
+    });
+    let outlier = (any_trouble(), ascending(100..=3_600_000), 1u8..=100).prop_map(
+        |((failures, rate), (base, max), percent)| OutlierConfig {
+            consecutive_failures: failures,
+            failure_rate: rate,
+            base_ejection: base,
+            max_ejection: max,
+            max_ejected_percent: percent,
+        },
+    );
+    let limit = || of(1u32..=1_000_000);
+    let limits =
+        (of((1u32..=1_000_000, limit())), limit()).prop_map(|(service, endpoint)| LimitsConfig {
+            max_in_flight: service.map(|(in_flight, _)| in_flight),
+            max_pending: service.and_then(|(_, pending)| pending),
+            max_in_flight_per_endpoint: endpoint,
+        });
+    (budget, of(breaker), of(outlier), limits).prop_map(|(budget, breaker, outlier, limits)| {
+        BackendPolicy { budget, breaker, outlier, limits }
+    })
+}
+
+/// One of the two at least.
+fn any_trouble() -> impl Strategy<Value = (Option<u32>, Option<FailureRate>)> {
+    let rate = || {
+        (1u8..=100, 1u64..=300, 1u32..=1_000_000).prop_map(|(percent, window, min_requests)| {
+            FailureRate { percent, window: Duration::from_secs(window), min_requests }
+        })
+    };
+    let failures = || 1u32..=1_000_000;
+    prop_oneof![
+        failures().prop_map(|failures| (Some(failures), None)),
+        rate().prop_map(|rate| (None, Some(rate))),
+        (failures(), rate()).prop_map(|(failures, rate)| (Some(failures), Some(rate))),
+    ]
+}
+
+pub(crate) fn any_server() -> impl Strategy<Value = ServerPolicy> {
+    use Hits::{LowPriorityFirst, PerKey, UncommonFirst, Volume};
+    let key =
+        prop_oneof![Just(Key::Caller), Just(Key::Path), any_header_name().prop_map(Key::Header),];
+    let strategy = select(&[Volume, LowPriorityFirst, UncommonFirst, PerKey][..]);
+    let count = || 1u32..=1_000_000;
+    let limit = (count(), millis(1_000..=3_600_000), count(), strategy, key).prop_map(
+        |(requests, period, burst, strategy, key)| RateLimitConfig {
+            name: String::new(),
+            requests,
+            period,
+            burst,
+            strategy,
+            key,
+        },
+    );
+    let limits = vec(limit, 0..4).prop_map(|mut limits| {
+        for (i, limit) in limits.iter_mut().enumerate() {
+            limit.name = format!("limit-{i}");
+        }
+        limits
+    });
+    let algorithm = prop_oneof![
+        Just(Algorithm::Gradient),
+        millis(1..=60_000).prop_map(|latency| Algorithm::Aimd { latency }),
+    ];
+    let range = (count(), count()).prop_map(|(a, b)| (a.min(b), a.max(b)));
+    let limit = prop_oneof![
+        count().prop_map(Limit::Static),
+        (algorithm, range)
+            .prop_map(|(algorithm, (min, max))| { Limit::Adaptive { algorithm, min, max } }),
+    ];
+    let concurrency = (limit, 0u32..=100_000, millis(0..=10_000))
+        .prop_map(|(limit, max_queue, max_wait)| ConcurrencyConfig { limit, max_queue, max_wait });
+    (limits, of(concurrency))
+        .prop_map(|(rate_limits, concurrency)| ServerPolicy { rate_limits, concurrency })
+}
+
+fn millis(range: RangeInclusive<u64>) -> impl Strategy<Value = Duration> {
+    range.prop_map(Duration::from_millis)
+}
+
+/// Two durations, the shorter one first.
+fn ascending(range: RangeInclusive<u64>) -> impl Strategy<Value = (Duration, Duration)> {
+    (millis(range.clone()), millis(range)).prop_map(|(a, b)| (a.min(b), a.max(b)))
+}
+
+#[test]
+fn what_a_call_must_not_say_is_refused_with_its_path() {
+    type Change = fn(&mut mesh::CallPolicy);
+    fn retries(wire: &mut mesh::CallPolicy) -> &mut mesh::Retries {
+        wire.retries.as_mut().unwrap()
+    }
+    fn backoff(wire: &mut mesh::CallPolicy) -> &mut mesh::Backoff {
+        retries(wire).backoff.get_or_insert(mesh::Backoff { base: 1, max: 1, jitter: 1 })
+    }
+    fn timeouts(wire: &mut mesh::CallPolicy) -> &mut mesh::Timeouts {
+        wire.timeouts.as_mut().unwrap()
+    }
+    let unset = "is not set, or set to something that this build does not know";
+    let cases: &[(Change, &str)] = &[
+        (|w| w.deadline = Some(0), "deadline: 0ns must be between 1ms and 86400s"),
+        (|w| w.deadline = Some(u32::MAX), "deadline: 4294967.295s must be between 1ms and 86400s"),
+        (|w| w.timeouts = None, &format!("timeouts: {unset}")),
+        (|w| timeouts(w).connect = Some(0), "timeouts.connect: 0ns must be between 1ms and 86400s"),
+        (
+            |w| timeouts(w).first_byte = Some(0),
+            "timeouts.first_byte: 0ns must be between 1ms and 86400s",
+        ),
+        (|w| timeouts(w).idle = Some(0), "timeouts.idle: 0ns must be between 1ms and 86400s"),
+        (|w| timeouts(w).attempt = Some(0), "timeouts.attempt: 0ns must be between 1ms and 86400s"),
+        (|w| w.retries = None, &format!("retries: {unset}")),
+        (|w| retries(w).max_attempts = 0, "retries.max_attempts: 0 must be between 1 and 10"),
+        (|w| retries(w).max_attempts = 300, "retries.max_attempts: 300 must be between 1 and 10"),
+        (
+            |w| retries(w).statuses = vec![503, 404],
+            "retries.statuses[1]: 404 is not 429 or between 500 and 599",
+        ),
+        (
+            |w| retries(w).statuses = vec![503; 102],
+            "retries.statuses: has 102 items, at most 101 are allowed",
+        ),
+        (|w| retries(w).grpc = vec![14, 0], "retries.grpc[1]: 0 must be between 1 and 16"),
+        (|w| retries(w).grpc = vec![1; 17], "retries.grpc: has 17 items, at most 16 are allowed"),
+        (
+            |w| retries(w).max_replay_bytes = 1 << 21,
+            "retries.max_replay_bytes: 2097152 must be between 0 and 1048576",
+        ),
+        (|w| backoff(w).base = 0, "retries.backoff.base: 0ns must be between 1ms and 60s"),
+        (|w| backoff(w).max = 60_001, "retries.backoff.max: 60.001s must be between 1ms and 60s"),
+        (|w| backoff(w).base = 2, "retries.backoff.max: 1ms is less than base, which is 2ms"),
+        (|w| backoff(w).jitter = 0, "retries.backoff.jitter: 0 is not a known jitter"),
+        (|w| backoff(w).jitter = 9, "retries.backoff.jitter: 9 is not a known jitter"),
+        (|w| w.priority = Some(0), "priority: 0 is not a known priority"),
+        (|w| w.priority = Some(9), "priority: 9 is not a known priority"),
+        (|w| w.max_visits = 0, "max_visits: 0 must be between 1 and 32"),
+    ];
+    for (change, want) in cases {
+        let mut config = plain_destination();
+        config.call.max_visits = 2;
+        let mut wire = destination::to_wire(&config);
+        change(wire.call.as_mut().unwrap());
+        let error = destination::from_wire(&wire).unwrap_err();
+        assert_eq!(error.to_string(), format!("call.{want}"));
+    }
+}
+
+#[test]
+fn what_a_backend_policy_must_not_say_is_refused_with_its_path() {
+    type Change = fn(&mut mesh::BackendPolicy);
+    fn breaker(wire: &mut mesh::BackendPolicy) -> &mut mesh::Breaker {
+        wire.breaker.as_mut().unwrap()
+    }
+    fn outlier(wire: &mut mesh::BackendPolicy) -> &mut mesh::Outlier {
+        wire.outlier.as_mut().unwrap()
+    }
+    fn rate(wire: &mut mesh::BackendPolicy) -> &mut mesh::FailureRate {
+        breaker(wire).failure_rate.as_mut().unwrap()
+    }
+    fn limits(wire: &mut mesh::BackendPolicy) -> &mut mesh::Limits {
+        wire.limits.as_mut().unwrap()
+    }
+    let unset = "is not set, or set to something that this build does not know";
+    let neither = "needs consecutiveFailures, failureRate or both";
+    let cases: &[(Change, &str)] = &[
+        (|w| w.budget = None, &format!("budget: {unset}")),
+        (|w| w.limits = None, &format!("limits: {unset}")),
+        (
+            |w| w.budget.as_mut().unwrap().percent = 101,
+            "budget.percent: 101 must be between 0 and 100",
+        ),
+        (
+            |w| w.budget.as_mut().unwrap().min_per_second = 1_001,
+            "budget.min_per_second: 1001 must be between 0 and 1000",
+        ),
+        (|w| breaker(w).open = None, &format!("breaker.open: {unset}")),
+        (
+            |w| breaker(w).open = Some(mesh::breaker::Open::Fixed(0)),
+            "breaker.open.fixed: 0ns must be between 100ms and 3600s",
+        ),
+        (
+            |w| {
+                let time = mesh::GrowingTime { base: 200, max: 100 };
+                breaker(w).open = Some(mesh::breaker::Open::Growing(time));
+            },
+            "breaker.open.max: 100ms is less than base, which is 200ms",
+        ),
+        (|w| breaker(w).trials = 0, "breaker.trials: 0 must be between 1 and 100"),
+        (
+            |w| breaker(w).consecutive_failures = Some(0),
+            "breaker.consecutive_failures: 0 must be between 1 and 1000000",
+        ),
+        (|w| breaker(w).failure_rate = None, &format!("breaker: {neither}")),
+        (|w| rate(w).percent = 0, "breaker.failure_rate.percent: 0 must be between 1 and 100"),
+        (|w| rate(w).window = 1_500, "breaker.failure_rate.window: 1.5s is not in whole seconds"),
+        (
+            |w| rate(w).window = 301_000,
+            "breaker.failure_rate.window: 301s must be between 1s and 300s",
+        ),
+        (
+            |w| rate(w).min_requests = 0,
+            "breaker.failure_rate.min_requests: 0 must be between 1 and 1000000",
+        ),
+        (|w| outlier(w).consecutive_failures = None, &format!("outlier: {neither}")),
+        (
+            |w| outlier(w).base_ejection = 99,
+            "outlier.base_ejection: 99ms must be between 100ms and 3600s",
+        ),
+        (
+            |w| outlier(w).max_ejection = 3_600_001,
+            "outlier.max_ejection: 3600.001s must be between 100ms and 3600s",
+        ),
+        (
+            |w| outlier(w).max_ejection = 100,
+            "outlier.maxEjection: 100ms is less than baseEjection, which is 200ms",
+        ),
+        (
+            |w| outlier(w).max_ejected_percent = 0,
+            "outlier.max_ejected_percent: 0 must be between 1 and 100",
+        ),
+        (
+            |w| limits(w).max_in_flight = Some(0),
+            "limits.max_in_flight: 0 must be between 1 and 1000000",
+        ),
+        (
+            |w| limits(w).max_pending = Some(1),
+            "limits.maxPending: has no effect without maxInFlight",
+        ),
+        (
+            |w| limits(w).max_in_flight_per_endpoint = Some(0),
+            "limits.max_in_flight_per_endpoint: 0 must be between 1 and 1000000",
+        ),
+    ];
+    let rate = FailureRate { percent: 50, window: Duration::from_secs(10), min_requests: 20 };
+    for (change, want) in cases {
+        let mut config = plain_destination();
+        let time = Duration::from_millis(200);
+        let open = OpenTime::Fixed(time);
+        let failure_rate = Some(rate);
+        config.policy.breaker =
+            Some(BreakerConfig { consecutive_failures: None, failure_rate, open, trials: 1 });
+        config.policy.outlier = Some(OutlierConfig {
+            consecutive_failures: Some(5),
+            failure_rate: None,
+            base_ejection: time,
+            max_ejection: time,
+            max_ejected_percent: 50,
+        });
+        let mut wire = destination::to_wire(&config);
+        change(wire.policy.as_mut().unwrap());
+        let error = destination::from_wire(&wire).unwrap_err();
+        assert_eq!(error.to_string(), format!("policy.{want}"));
+    }
+}
+
+#[test]
+fn what_a_server_policy_must_not_say_is_refused_with_its_path() {
+    use mesh::adaptive_limit::Algorithm as Wired;
+    type Change = fn(&mut mesh::ServerPolicy);
+    fn adaptive(wire: &mut mesh::ServerPolicy, algorithm: Option<Wired>, min: u32, max: u32) {
+        let limit = mesh::AdaptiveLimit { algorithm, min, max };
+        let limit = Some(mesh::concurrency::Limit::Adaptive(limit));
+        wire.concurrency.as_mut().unwrap().limit = limit;
+    }
+    let unset = "is not set, or set to something that this build does not know";
+    let cases: &[(Change, &str)] = &[
+        (
+            |w| w.rate_limits[0].requests = 0,
+            "rate_limits[0].requests: 0 must be between 1 and 1000000",
+        ),
+        (|w| w.rate_limits[0].burst = 0, "rate_limits[0].burst: 0 must be between 1 and 1000000"),
+        (
+            |w| w.rate_limits[0].period = 999,
+            "rate_limits[0].period: 999ms must be between 1s and 3600s",
+        ),
+        (|w| w.rate_limits[0].strategy = 0, "rate_limits[0].strategy: 0 is not a known strategy"),
+        (|w| w.rate_limits[0].strategy = 5, "rate_limits[0].strategy: 5 is not a known strategy"),
+        (|w| w.rate_limits[0].key = None, &format!("rate_limits[0].key: {unset}")),
+        (
+            |w| w.rate_limits[0].key = Some(mesh::LimitKey { kind: None }),
+            &format!("rate_limits[0].key: {unset}"),
+        ),
+        (
+            |w| {
+                let kind = Some(mesh::limit_key::Kind::Header("a b".to_owned()));
+                w.rate_limits[0].key = Some(mesh::LimitKey { kind });
+            },
+            "rate_limits[0].key.header: \"a b\": invalid HTTP header name",
+        ),
+        (
+            |w| w.rate_limits.push(w.rate_limits[0].clone()),
+            "rateLimits[1].name: \"all\" is the name of another limit",
+        ),
+        (
+            |w| w.rate_limits = vec![w.rate_limits[0].clone(); 17],
+            "rateLimits: has 17 items, at most 16 are allowed",
+        ),
+        (|w| w.concurrency.as_mut().unwrap().limit = None, &format!("concurrency.limit: {unset}")),
+        (
+            |w| w.concurrency.as_mut().unwrap().max_queue = 100_001,
+            "concurrency.max_queue: 100001 must be between 0 and 100000",
+        ),
+        (
+            |w| w.concurrency.as_mut().unwrap().max_wait = 10_001,
+            "concurrency.max_wait: 10.001s must be between 0ns and 10s",
+        ),
+        (
+            |w| w.concurrency.as_mut().unwrap().limit = Some(mesh::concurrency::Limit::Fixed(0)),
+            "concurrency.fixed: 0 must be between 1 and 1000000",
+        ),
+        (|w| adaptive(w, None, 1, 1), &format!("concurrency.adaptive.algorithm: {unset}")),
+        (
+            |w| adaptive(w, Some(Wired::Aimd(0)), 1, 1),
+            "concurrency.adaptive.aimd: 0ns must be between 1ms and 60s",
+        ),
+        (
+            |w| adaptive(w, Some(Wired::Gradient(mesh::Unit {})), 0, 1),
+            "concurrency.adaptive.min: 0 must be between 1 and 1000000",
+        ),
+        (
+            |w| adaptive(w, Some(Wired::Gradient(mesh::Unit {})), 2, 1),
+            "concurrency.adaptive.max: 1 is less than min, which is 2",
+        ),
+    ];
+    for (change, want) in cases {
+        let mut wire = inbound::to_wire(&Inbound {
+            workload: "w".to_owned(),
+            addresses: Vec::new(),
+            ports: vec![limited_port()],
+        });
+        change(wire.ports[0].server.as_mut().unwrap());
+        let error = inbound::from_wire(&wire).unwrap_err();
+        assert_eq!(error.to_string(), format!("ports[0].server.{want}"));
+    }
+}
+
+fn limited_port() -> InboundPort {
+    let limit = RateLimitConfig {
+        name: "all".to_owned(),
+        requests: 1,
+        period: Duration::from_secs(1),
+        burst: 1,
+        strategy: Hits::Volume,
+        key: Key::Caller,
+    };
+    let max_wait = Duration::ZERO;
+    let concurrency = ConcurrencyConfig { limit: Limit::Static(1), max_queue: 0, max_wait };
+    InboundPort {
+        port: 80,
+        protocol: Protocol::Http1,
+        service: None,
+        mtls: MtlsMode::Permissive,
+        access: None,
+        server: Some(ServerPolicy { rate_limits: vec![limit], concurrency: Some(concurrency) }),
+    }
+}
