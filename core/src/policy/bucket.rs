@@ -65,13 +65,12 @@ impl Bucket {
         time_for(self.missing, rate)
     }
 
-    /// Keeps the number of tokens missing where the weight of one changes, and no more than a new
-    /// burst can be missing.
+    /// Keeps the tokens that are there, as far as a new burst has room: a change makes none.
     pub fn reconfigure(&mut self, old: Rate, new: Rate, now: Instant) {
         self.refill(old, now);
-        let most = u128::from(new.burst) * new.weight();
-        let missing = self.missing.saturating_mul(new.weight()).div_ceil(old.weight());
-        self.missing = missing.min(most);
+        let left = (u128::from(old.burst) * old.weight()).saturating_sub(self.missing);
+        let left = left.saturating_mul(new.weight()) / old.weight();
+        self.missing = (u128::from(new.burst) * new.weight()).saturating_sub(left);
     }
 
     fn refill(&mut self, rate: Rate, now: Instant) {
@@ -123,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn a_new_rate_keeps_what_is_missing() {
+    fn a_new_rate_makes_no_tokens() {
         let start = Instant::now();
         let old = Rate { tokens: 100, period: SECOND, burst: 100 };
         let mut bucket = Bucket::full(start);
@@ -135,6 +134,11 @@ mod tests {
         assert_eq!(bucket.left(new, start), 40);
         let small = Rate { burst: 50, ..new };
         bucket.reconfigure(new, small, start);
+        assert_eq!(bucket.left(small, start), 40);
+        let none = Rate { burst: 1, ..small };
+        bucket.reconfigure(small, none, start);
+        assert!(bucket.take(none, start, 0));
+        bucket.reconfigure(none, small, start);
         assert_eq!(bucket.left(small, start), 0);
         assert_eq!(bucket.wait(small, start, 0), SECOND * 6);
     }

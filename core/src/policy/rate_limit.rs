@@ -102,7 +102,8 @@ impl RateLimit {
         Self { config, bucket: Bucket::full(now), keys }
     }
 
-    /// Applies other numbers to what has been taken. A new strategy begins with no key known.
+    /// Applies other numbers; a larger burst fills up at the new rate. A new strategy or key begins with
+    /// no key known.
     pub fn reconfigure(&mut self, config: RateLimitConfig, now: Instant) {
         let (old, new) = (self.config.rate(), config.rate());
         if (self.config.strategy, &self.config.key) != (config.strategy, &config.key) {
@@ -401,7 +402,8 @@ mod tests {
         let mut limit = RateLimit::new(limit(Strategy::PerKey, 20), now);
         assert_eq!(admitted(&mut limit, now, 1, Priority::Default), 20);
         limit.reconfigure(RateLimitConfig { burst: 30, ..limit.config().clone() }, now);
-        assert_eq!(admitted(&mut limit, now, 1, Priority::Default), 10);
+        assert_eq!(admitted(&mut limit, now, 1, Priority::Default), 0);
+        assert_eq!(admitted(&mut limit, now, 2, Priority::Default), 30);
         limit.reconfigure(RateLimitConfig { requests: 1, burst: 1, ..limit.config().clone() }, now);
         assert_eq!(admitted(&mut limit, now, 1, Priority::Default), 0);
         assert_eq!(admitted(&mut limit, now + SECOND, 1, Priority::Default), 1);

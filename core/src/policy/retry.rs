@@ -144,6 +144,12 @@ impl Skip {
             Self::NoTime => "no_time",
         }
     }
+
+    /// It would have been tried again if there were not enough tries already: then nobody above should
+    /// try it again either.
+    pub fn exhausts(self) -> bool {
+        matches!(self, Self::AttemptsUsed | Self::Exhausted | Self::NoBudget)
+    }
 }
 
 /// Whether a failed attempt may be made again, budget and time apart. `attempts_made` counts the failed
