@@ -80,7 +80,12 @@ pub fn grpc_code_for(reason: Reason) -> i32 {
         Reason::RetriedUnprocessed => OK,
         Reason::DownstreamReset => CANCELLED,
         Reason::UpstreamResetAmbiguous | Reason::ResponseTruncated => UNKNOWN,
-        Reason::HeaderTimeout => DEADLINE_EXCEEDED,
+        Reason::HeaderTimeout
+        | Reason::DeadlineExceeded
+        | Reason::DeadlineExceededAfterHead
+        | Reason::AttemptTimeout
+        | Reason::FirstByteTimeout
+        | Reason::IdleTimeout => DEADLINE_EXCEEDED,
         Reason::NotForUs
         | Reason::MtlsRequired
         | Reason::TlsHandshakeFailed
@@ -96,6 +101,7 @@ pub fn grpc_code_for(reason: Reason) -> i32 {
         | Reason::UpstreamProtocolError
         | Reason::UpgradeRefused
         | Reason::Loop
+        | Reason::HopLimit
         | Reason::InternalError => INTERNAL,
         Reason::NoSuchService
         | Reason::DestinationRefused

@@ -160,9 +160,29 @@ reasons! {
     /// The upstream did not accept the upgrade or the tunnel.
     UpgradeRefused = "upgrade_refused", Upstream, 502, "http_upgrade_failed",
         "the instance did not accept the protocol upgrade";
-    /// A request came back to the proxy that sent it.
+    /// A request came back to the service that it had been at, or to the proxy that sent it.
     Loop = "loop", Us, 508, "proxy_loop_detected",
-        "the destination leads back to this proxy; check its address";
+        "services call each other in a circle; the detail names the way";
+
+    // Time.
+    /// The deadline passed before the head of the response.
+    DeadlineExceeded = "deadline_exceeded", Upstream, 504, "http_response_timeout",
+        "the time that the caller gave was over; look at what the detail says it was waiting for";
+    /// The deadline passed in the middle of the response.
+    DeadlineExceededAfterHead = "deadline_exceeded_after_head", Upstream, 504, "http_response_timeout",
+        "the response had begun and was not finished in time; give streams no deadline or a longer one";
+    /// One attempt took longer than the policy lets it.
+    AttemptTimeout = "attempt_timeout", Upstream, 504, "http_response_timeout",
+        "the instance did not answer within timeouts.attempt; raise it or make the instance faster";
+    /// No head of a response came within the policy's time.
+    FirstByteTimeout = "first_byte_timeout", Upstream, 504, "http_response_timeout",
+        "the instance did not begin to answer within timeouts.firstByte";
+    /// Nothing of the response came for longer than the policy lets it.
+    IdleTimeout = "idle_timeout", Upstream, 504, "http_response_incomplete",
+        "the response fell silent for longer than timeouts.idle";
+    /// It came through more services than any request should.
+    HopLimit = "hop_limit", Us, 508, "proxy_loop_detected",
+        "services call each other without end; the detail names the way";
 
     // Limits.
     /// More connections than the limit.

@@ -40,9 +40,12 @@ pub struct Entry {
     pub method: Option<Method>,
     pub path: Option<PathAndQuery>,
     pub request_id: Option<HeaderValue>,
-    pub trace_id: Option<[u8; 16]>,
+    /// 0: none.
+    pub trace_id: u128,
     pub endpoint: Option<SocketAddr>,
     pub attempts: u8,
+    /// Milliseconds left at the end; below 0: so many too late.
+    pub deadline_left_ms: Option<i64>,
     pub duration: Duration,
     pub bytes: u64,
 }
@@ -112,6 +115,8 @@ struct Line<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     endpoint: Option<SocketAddr>,
     attempts: u8,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    deadline_left_ms: Option<i64>,
     duration_us: u64,
     bytes: u64,
 }
@@ -134,12 +139,10 @@ impl<'a> From<&'a Entry> for Line<'a> {
             // Queries may hold secrets.
             path: entry.path.as_ref().map(PathAndQuery::path),
             request_id: entry.request_id.as_ref().and_then(|id| id.to_str().ok()),
-            trace_id: entry
-                .trace_id
-                .filter(|id| *id != [0; 16])
-                .map(|id| format!("{:032x}", u128::from_be_bytes(id))),
+            trace_id: (entry.trace_id != 0).then(|| format!("{:032x}", entry.trace_id)),
             endpoint: entry.endpoint,
             attempts: entry.attempts,
+            deadline_left_ms: entry.deadline_left_ms,
             duration_us: u64::try_from(entry.duration.as_micros()).unwrap_or(u64::MAX),
             bytes: entry.bytes,
         }

@@ -6,6 +6,8 @@
 pub mod attempt;
 pub mod authorize;
 pub mod body;
+pub mod context;
+pub mod deadline;
 pub mod destination;
 pub mod exchange;
 pub mod headers;

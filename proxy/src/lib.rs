@@ -8,6 +8,7 @@ pub mod accept;
 pub mod access_log;
 pub mod admin;
 pub mod control_plane;
+pub mod correlation;
 pub mod discovery;
 pub mod endpoint;
 pub mod http;

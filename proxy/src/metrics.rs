@@ -115,6 +115,10 @@ pub struct Gauges {
     pub access_log_dropped: AtomicU64,
     pub mirrors_dropped: AtomicU64,
     pub buffered_bytes: AtomicU64,
+    /// Inbound requests in flight that outbound ones can inherit from.
+    pub correlation_entries: AtomicU64,
+    /// Inbound requests that outbound ones cannot inherit from, because the table was full.
+    pub correlation_full: AtomicU64,
     pub discovery_connected: AtomicU64,
     pub discovery_responses: AtomicU64,
     pub discovery_nacks: AtomicU64,

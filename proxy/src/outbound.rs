@@ -49,7 +49,8 @@ pub async fn serve(
     match listener.or(original.map(Authority::from)) {
         Some(authority) => {
             let dialed = worker.dial_authority(&authority);
-            match resolve(&worker, Arc::clone(&dialed)).await {
+            match resolve(&worker, Arc::clone(&dialed), worker.proxy.settings.config_timeout).await
+            {
                 Ok(target) => {
                     let fixed = Fixed::Destination(dialed);
                     let origin = origin(remote, fixed, slot);

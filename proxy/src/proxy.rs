@@ -9,6 +9,7 @@ use outrigger_core::config::MeshSettings;
 use tokio::sync::watch;
 
 use crate::access_log::AccessLog;
+use crate::correlation::Correlation;
 use crate::identity::Identity;
 use crate::inbound_ports::InboundPorts;
 use crate::metrics::{Direction, Metrics};
@@ -25,6 +26,7 @@ pub struct Proxy {
     pub mesh: ArcSwap<MeshSettings>,
     pub metrics: Arc<Metrics>,
     pub access_log: AccessLog,
+    pub correlation: Correlation,
     pub server_first: ServerFirst,
     pub lifecycle: Lifecycle,
 }

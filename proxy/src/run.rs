@@ -16,6 +16,7 @@ use crate::accept::{self, Accepted, Seat, Via};
 use crate::access_log::AccessLog;
 use crate::admin::{self, LogHandle};
 use crate::control_plane::ControlPlane;
+use crate::correlation::Correlation;
 use crate::discovery::Discovery;
 use crate::identity::{self, Identity};
 use crate::inbound_ports::InboundPorts;
@@ -45,6 +46,7 @@ pub fn run(settings: Settings, log: LogHandle) -> io::Result<()> {
     let (access_log, write_log) = AccessLog::new(settings.access_log, Arc::clone(&metrics));
     let (wanted, dialled) = mpsc::unbounded_channel();
     let proxy = Arc::new(Proxy {
+        correlation: Correlation::new(Arc::clone(&metrics)),
         store: Store::new(wanted),
         inbound: ArcSwap::from_pointee(InboundPorts::registered(&settings, identity.is_some())),
         identity,

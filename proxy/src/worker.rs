@@ -15,6 +15,7 @@ use outrigger_core::config::Protocol;
 use outrigger_core::error::FieldError;
 use outrigger_core::name::{Authority, Host};
 use outrigger_core::outcome::Outcome;
+use outrigger_core::policy::CallPolicy;
 use outrigger_core::reason::{Reason, Side};
 use tokio::sync::mpsc;
 
@@ -54,6 +55,8 @@ pub struct Worker {
     /// The ports that open connections were last judged by.
     reviewed_ports: RefCell<Arc<InboundPorts>>,
     pub http: Builders,
+    /// How requests are called that no policy speaks of.
+    pub call: CallPolicy,
     spellings: RefCell<HashMap<Box<str>, Arc<Dialed>, foldhash::fast::RandomState>>,
     addresses: RefCell<HashMap<Authority, (Instant, SocketAddr)>>,
     random: Cell<u64>,
@@ -82,6 +85,7 @@ impl Worker {
             reviewed: Cell::new(0),
             reviewed_ports: RefCell::new(proxy.inbound.load_full()),
             http: Builders::new(&proxy.settings),
+            call: CallPolicy::default(),
             spellings: RefCell::default(),
             addresses: RefCell::default(),
             random: Cell::new(RandomState::new().hash_one(index)),
@@ -295,9 +299,10 @@ impl Worker {
                 method: None,
                 path: None,
                 request_id: None,
-                trace_id: None,
+                trace_id: 0,
                 endpoint: None,
                 attempts: 0,
+                deadline_left_ms: None,
                 duration: Duration::ZERO,
                 bytes: 0,
             });

@@ -2,6 +2,7 @@
 
 mod access;
 mod config;
+mod deadlines;
 mod hostile;
 mod identity;
 mod life;

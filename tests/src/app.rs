@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU16, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -130,6 +130,63 @@ pub fn count_then_answer(mut stream: TcpStream) {
         let _ = write!(stream, "got {} bytes", got.len());
         let _ = stream.shutdown(Shutdown::Write);
     }
+}
+
+/// An app that passes each request on through its own proxy, to `http://<to><same path>`, with nothing but
+/// the headers in `forwards`, and gives the answer back. It knows its proxy only once that runs.
+pub struct Relay {
+    pub port: u16,
+    outbound: Arc<AtomicU16>,
+}
+
+impl Relay {
+    pub fn start(to: &'static str, forwards: &'static [&'static str]) -> Self {
+        let outbound = Arc::new(AtomicU16::new(0));
+        let proxy = Arc::clone(&outbound);
+        let port = tcp(move |stream| {
+            // The caller went away, or the answer did not come whole: its proxy says so.
+            let _ = relay_one(stream, proxy.load(Relaxed), to, forwards);
+        });
+        Self { port, outbound }
+    }
+
+    pub fn calls_through(&self, outbound: u16) {
+        self.outbound.store(outbound, Relaxed);
+    }
+}
+
+fn relay_one(
+    mut stream: TcpStream,
+    proxy: u16,
+    to: &str,
+    forwards: &[&str],
+) -> std::io::Result<()> {
+    let mut head = Vec::new();
+    let mut byte = [0];
+    while !head.ends_with(b"\r\n\r\n") {
+        if stream.read(&mut byte)? == 0 {
+            return Ok(());
+        }
+        head.push(byte[0]);
+    }
+    let head = String::from_utf8_lossy(&head).into_owned();
+    let mut lines = head.split("\r\n");
+    let path = lines.next().and_then(|line| line.split(' ').nth(1)).unwrap_or("/").to_owned();
+    let mut call = format!("GET http://{to}{path} HTTP/1.1\r\nHost: {to}\r\nConnection: close\r\n");
+    for line in lines {
+        let name = line.split(':').next().unwrap_or_default();
+        if forwards.iter().any(|forwarded| forwarded.eq_ignore_ascii_case(name)) {
+            call.push_str(line);
+            call.push_str("\r\n");
+        }
+    }
+    call.push_str("\r\n");
+    let mut upstream = TcpStream::connect(("127.0.0.1", proxy))?;
+    upstream.write_all(call.as_bytes())?;
+    let mut answer = Vec::new();
+    upstream.read_to_end(&mut answer)?;
+    stream.write_all(&answer)?;
+    stream.shutdown(Shutdown::Both)
 }
 
 /// Speaks first, then echoes lines.

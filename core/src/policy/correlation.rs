@@ -19,6 +19,7 @@ use super::priority::Priority;
 /// An inbound request in flight, as outbound ones see it.
 #[derive(Debug, Default)]
 pub struct Inflight {
+    pub keys: Keys,
     pub deadline: Option<Instant>,
     /// The milliseconds that the app was told; an outbound request with exactly these repeats them.
     pub told_millis: Option<u64>,

@@ -1,10 +1,12 @@
 //! One try: an endpoint, a connection to it, the request written in its protocol, the head of the
 //! answer.
 
+use std::future::poll_fn;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use http::header::{self, HeaderMap, HeaderValue};
 use http::request::Parts;
@@ -17,9 +19,12 @@ use outrigger_core::compile::Filters;
 use outrigger_core::config::{Balancer, HashKey, Protocol};
 use outrigger_core::filter::{modify_headers, rewrite_path};
 use outrigger_core::name::Host;
+use outrigger_core::policy::CallPolicy;
 use outrigger_core::reason::Reason;
 
 use super::body::RequestBody;
+use super::context;
+use super::deadline::{Clock, poll_within};
 use super::exchange::{Exchange, Lease};
 use super::headers::{HOP, UNPROCESSED};
 use super::respond::Refusal;
@@ -300,31 +305,54 @@ fn wire_of(protocol: Protocol, callers: Protocol, upgrade: bool) -> Wire {
 }
 
 /// Sends the request once, taking its head. On success the exchange holds the connection.
+#[expect(
+    clippy::too_many_arguments,
+    reason = "what one try needs, lent so that futures stay small"
+)]
 pub async fn send(
     worker: &Rc<Worker>,
     exchange: &mut Exchange,
+    way: &Way<'_>,
     hop: &Hop,
+    call: &CallPolicy,
     head: &mut Option<Head>,
     body: RequestBody,
     idempotent: bool,
 ) -> Result<Response<Incoming>, Failed> {
     let began = if exchange.attempts == 1 { exchange.began } else { Instant::now() };
+    let limits = &call.timeouts;
+    let end = limits.attempt.and_then(|limit| began.checked_add(limit));
+    if let (Way::Service { live, .. }, Some(head)) = (way, head.as_mut()) {
+        context::send_along(exchange, live, hop, &mut head.headers, end, began);
+    }
+    let mut clock = Clock::at(earlier(end, began, limits.connect));
     exchange.in_flight = hop.endpoint.as_ref().map(|endpoint| endpoint.load.begin());
     let key = hop.key();
     let sent = if hop.wire == Wire::Http1 {
-        let mut lease = worker.pools.lease_h1(key, idempotent, began).await?;
-        let sending = lease.send(write(head, hop, body)?);
+        let mut lease = {
+            let mut leasing = pin!(worker.pools.lease_h1(key, idempotent, began));
+            let leased = poll_fn(|cx| poll_within(leasing.as_mut(), &mut clock, cx)).await;
+            leased.ok_or_else(|| timed_out(hop, Waited::Connection))??
+        };
+        let mut sending = pin!(lease.send(write(head, hop, body)?));
         exchange.lease = Some(Lease::H1(lease));
-        sending.await
+        first_byte(&mut clock, end, limits.first_byte);
+        poll_fn(|cx| poll_within(sending.as_mut(), &mut clock, cx)).await
     } else {
-        let lease = worker.pools.lease_h2(key, began).await?;
+        let lease = {
+            let mut leasing = pin!(worker.pools.lease_h2(key, began));
+            let leased = poll_fn(|cx| poll_within(leasing.as_mut(), &mut clock, cx)).await;
+            leased.ok_or_else(|| timed_out(hop, Waited::Connection))??
+        };
         if head.as_ref().is_some_and(|head| head.upgrade.is_some()) {
             Box::pin(upgradable(worker, hop, &lease)).await?;
         }
-        let sending = lease.send(write(head, hop, body)?);
+        let mut sending = pin!(lease.send(write(head, hop, body)?));
         exchange.lease = Some(Lease::H2(lease));
-        sending.await
+        first_byte(&mut clock, end, limits.first_byte);
+        poll_fn(|cx| poll_within(sending.as_mut(), &mut clock, cx)).await
     };
+    let sent = sent.ok_or_else(|| timed_out(hop, waited(began, end)))?;
     let response = sent.map_err(|error| failure(hop, error))?;
     if let Some(endpoint) = &hop.endpoint {
         let now = Instant::now();
@@ -332,6 +360,49 @@ pub async fn send(
         endpoint.load.observe(coarse_ms(now), u32::try_from(latency).unwrap_or(u32::MAX));
     }
     Ok(response)
+}
+
+/// What a try that ran out of time waited for.
+#[derive(Clone, Copy)]
+enum Waited {
+    Connection,
+    FirstByte,
+    Attempt,
+}
+
+/// The earlier of `end` and `limit` from `now` on.
+fn earlier(end: Option<Instant>, now: Instant, limit: Option<Duration>) -> Option<Instant> {
+    let limit = limit.and_then(|limit| now.checked_add(limit));
+    end.into_iter().chain(limit).min()
+}
+
+fn first_byte(clock: &mut Clock, end: Option<Instant>, limit: Option<Duration>) {
+    let at = match limit {
+        Some(_) => earlier(end, Instant::now(), limit),
+        None => end,
+    };
+    clock.set(at);
+}
+
+fn waited(began: Instant, end: Option<Instant>) -> Waited {
+    match end {
+        Some(end) if Instant::now().max(began) >= end => Waited::Attempt,
+        Some(_) | None => Waited::FirstByte,
+    }
+}
+
+fn timed_out(hop: &Hop, waited: Waited) -> Failed {
+    let (reason, what) = match waited {
+        Waited::Connection => (Reason::ConnectTimeout, "no connection"),
+        Waited::FirstByte => (Reason::FirstByteTimeout, "no response"),
+        Waited::Attempt => (Reason::AttemptTimeout, "no response in this attempt"),
+    };
+    let processed = !matches!(waited, Waited::Connection);
+    Failed {
+        reason,
+        detail: format!("{}: {what} within the policy's timeout", hop.address),
+        processed,
+    }
 }
 
 fn write(

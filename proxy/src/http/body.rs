@@ -12,9 +12,12 @@ use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
+use outrigger_core::reason::Reason;
 use tokio::sync::mpsc;
 
+use super::deadline::Ended;
 use super::exchange::Exchange;
+use super::respond;
 use crate::metrics::Metrics;
 
 /// Bytes of one request kept so that it can be sent again.
@@ -27,6 +30,10 @@ pub const MIRROR_LAG: usize = 64;
 pub enum BodyError {
     #[error("{0}")]
     Hyper(#[from] hyper::Error),
+    #[error("the deadline passed")]
+    DeadlineExceeded,
+    #[error("nothing came for longer than the idle timeout")]
+    Idle,
     /// The mirrored copy fell behind or its original broke off.
     #[error("the mirrored request was given up")]
     MirrorGone,
@@ -316,6 +323,32 @@ impl ResponseBody {
             exchange.complete();
         }
     }
+
+    /// Nothing has come: whether it is time to end. Ending drops the upstream's stream, which cancels
+    /// it there.
+    fn poll_bounds(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let bounds = self.exchange.as_mut().and_then(|exchange| exchange.bounds.as_mut());
+        let Some(bounds) = bounds else { return Poll::Pending };
+        let Poll::Ready(ended) = bounds.poll(cx) else { return Poll::Pending };
+        let whole = bounds.at_message_boundary();
+        self.content = Content::Own(None);
+        let (reason, error) = match ended {
+            Ended::Deadline => (Reason::DeadlineExceededAfterHead, BodyError::DeadlineExceeded),
+            Ended::Idle => (Reason::IdleTimeout, BodyError::Idle),
+        };
+        let Some(mut exchange) = self.exchange.take() else { return Poll::Ready(None) };
+        if !whole {
+            exchange.truncated(reason);
+            return Poll::Ready(Some(Err(error)));
+        }
+        let trailers = respond::late_trailers(reason, &error);
+        exchange.trailers(Some(&trailers));
+        exchange.truncated(reason);
+        Poll::Ready(Some(Ok(Frame::trailers(trailers))))
+    }
 }
 
 impl Body for ResponseBody {
@@ -332,9 +365,12 @@ impl Body for ResponseBody {
             Content::Own(body) => return Poll::Ready(body.take().map(|b| Ok(Frame::data(b)))),
         };
         match Pin::new(&mut *body).poll_frame(cx) {
-            Poll::Pending => Poll::Pending,
+            Poll::Pending => this.poll_bounds(cx),
             Poll::Ready(Some(Ok(frame))) => {
                 if let Some(exchange) = &mut this.exchange {
+                    if let Some(bounds) = &mut exchange.bounds {
+                        bounds.frame(frame.data_ref());
+                    }
                     match frame.data_ref() {
                         Some(data) => exchange.sent(data.len()),
                         None => exchange.trailers(frame.trailers_ref()),
@@ -351,7 +387,7 @@ impl Body for ResponseBody {
             }
             Poll::Ready(Some(Err(error))) => {
                 if let Some(exchange) = this.exchange.take() {
-                    exchange.truncated();
+                    exchange.truncated(Reason::ResponseTruncated);
                 }
                 Poll::Ready(Some(Err(error.into())))
             }

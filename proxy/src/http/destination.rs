@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::Method;
 use outrigger_core::config::{Protocol, Unmatched};
@@ -10,6 +11,7 @@ use outrigger_core::reason::Reason;
 
 use super::attempt::Head;
 use super::authorize::PortRules;
+use super::exchange::Exchange;
 use super::headers::HOP;
 use super::respond::Refusal;
 use super::server::Connection;
@@ -53,8 +55,12 @@ impl Target {
     }
 }
 
-/// The destination of an outbound request.
-pub async fn outbound(connection: &Connection, head: &Head) -> Result<Target, Refusal> {
+/// The destination of an outbound request. Its deadline bounds the wait for a first configuration.
+pub async fn outbound(
+    connection: &Connection,
+    exchange: &Exchange,
+    head: &Head,
+) -> Result<Target, Refusal> {
     let worker = &connection.worker;
     let dialed = match &connection.fixed {
         Fixed::Destination(dialed) => Arc::clone(dialed),
@@ -65,18 +71,26 @@ pub async fn outbound(connection: &Connection, head: &Head) -> Result<Target, Re
             worker.dial(text).map_err(|e| Refusal::new(Reason::BadRequest, e.to_string()))?
         }
     };
-    resolve(worker, dialed).await
+    let limit = worker.proxy.settings.config_timeout;
+    let what = "the configuration of the destination did not come in time";
+    let left = exchange.time_left(what)?.unwrap_or(limit);
+    let target = resolve(worker, dialed, limit.min(left)).await;
+    if left < limit && target.as_ref().is_err_and(|e| e.reason == Reason::ConfigUnavailable) {
+        exchange.time_left(what)?;
+    }
+    target
 }
 
-/// What a dialled authority stands for; waits for a first configuration.
-pub async fn resolve(worker: &Worker, dialed: Arc<Dialed>) -> Result<Target, Refusal> {
+/// What a dialled authority stands for; waits at most `limit` for a first configuration.
+pub async fn resolve(
+    worker: &Worker,
+    dialed: Arc<Dialed>,
+    limit: Duration,
+) -> Result<Target, Refusal> {
     dialed.touch(worker.tick());
     let resolution = match dialed.decided() {
         Some(resolution) => resolution,
-        None => {
-            let limit = worker.proxy.settings.config_timeout;
-            Box::pin(worker.proxy.store.wait(&dialed, limit)).await
-        }
+        None => Box::pin(worker.proxy.store.wait(&dialed, limit)).await,
     };
     match resolution {
         Resolution::Found(live) => Ok(Target::Service { live, dialed }),

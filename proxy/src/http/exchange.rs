@@ -4,6 +4,7 @@
 //! or dropped, which means that the caller went away.
 
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Instant;
 
 use http::uri::PathAndQuery;
@@ -11,10 +12,15 @@ use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, header};
 use hyper::body::Incoming;
 use outrigger_core::config::Protocol;
 use outrigger_core::outcome::{Outcome, classify_grpc, classify_http};
+use outrigger_core::policy::correlation::Inflight;
+use outrigger_core::policy::deadline::Deadline;
+use outrigger_core::policy::priority::Priority;
 use outrigger_core::reason::{Reason, Side};
 
+use super::deadline::Bounds;
 use super::server::Connection;
 use crate::access_log;
+use crate::correlation::Remembered;
 use crate::endpoint::{InFlight, coarse_ms};
 use crate::metrics::{CountKey, Label, SeriesKey, Status, add};
 use crate::pool;
@@ -29,8 +35,21 @@ pub struct Exchange {
     pub method: Method,
     pub path: Option<PathAndQuery>,
     pub request_id: Option<HeaderValue>,
-    pub trace_id: [u8; 16],
+    /// 0: none.
+    pub trace_id: u128,
     pub attempts: u8,
+    pub deadline: Option<Deadline>,
+    pub priority: Priority,
+    /// The services that it has come through, the one that it goes to included.
+    pub via: Option<HeaderValue>,
+    /// What it asks of the service that it goes to, for `via`.
+    pub visit: u32,
+    /// The inbound request that an outbound one belongs to.
+    pub inherited: Option<Arc<Inflight>>,
+    /// An inbound request's place among those in flight.
+    pub remembered: Option<Remembered>,
+    /// What bounds the body of the response.
+    pub bounds: Option<Box<Bounds>>,
     /// Why it failed, was refused or sent again.
     pub reason: Option<Reason>,
     pub detail: Option<Box<str>>,
@@ -76,8 +95,15 @@ impl Exchange {
             method: request.method().clone(),
             path: request.uri().path_and_query().cloned(),
             request_id: None,
-            trace_id: [0; 16],
+            trace_id: 0,
             attempts: 0,
+            deadline: None,
+            priority: Priority::default(),
+            via: None,
+            visit: 0,
+            inherited: None,
+            remembered: None,
+            bounds: None,
             reason: None,
             detail: None,
             status: StatusCode::OK,
@@ -135,15 +161,18 @@ impl Exchange {
         self.record(outcome, now);
     }
 
-    /// The upstream went away in the middle of the response.
-    pub fn truncated(mut self) {
-        self.reason = Some(Reason::ResponseTruncated);
+    /// The response broke off in the middle.
+    pub fn truncated(mut self, reason: Reason) {
+        self.reason = Some(reason);
         self.record(Outcome::Failure, Instant::now());
     }
 
     fn record(&mut self, outcome: Outcome, now: Instant) {
         self.over = true;
         self.connection.request_ended();
+        if let Some(remembered) = self.remembered.take() {
+            self.connection.worker.proxy.correlation.forget(&remembered);
+        }
         if self.tunneled {
             return;
         }
@@ -178,9 +207,13 @@ impl Exchange {
                 method: Some(self.method.clone()),
                 path: self.path.take(),
                 request_id: self.request_id.take(),
-                trace_id: Some(self.trace_id),
+                trace_id: self.trace_id,
                 endpoint: self.endpoint,
                 attempts: self.attempts,
+                deadline_left_ms: self.deadline.map(|deadline| {
+                    let left = deadline.at.saturating_duration_since(now).as_millis() as i64;
+                    left - now.saturating_duration_since(deadline.at).as_millis() as i64
+                }),
                 duration: latency,
                 bytes: self.bytes,
             });

@@ -12,9 +12,16 @@ use crate::peer::Peer;
 pub const HOP: HeaderName = HeaderName::from_static("x-outrigger-hop");
 /// On a response between proxies: why nobody processed the request.
 pub const UNPROCESSED: HeaderName = HeaderName::from_static("x-outrigger-unprocessed");
+/// On a response between proxies: it was tried again as often as it may be, further down.
+pub const EXHAUSTED: HeaderName = HeaderName::from_static("x-outrigger-exhausted");
 pub const PRIORITY: HeaderName = HeaderName::from_static("x-outrigger-priority");
+/// The services that a request has come through ([`outrigger_core::policy::visits`]).
+pub const VIA: HeaderName = HeaderName::from_static("x-outrigger-via");
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+const B3: HeaderName = HeaderName::from_static("b3");
+const B3_TRACE: HeaderName = HeaderName::from_static("x-b3-traceid");
+const B3_SPAN: HeaderName = HeaderName::from_static("x-b3-spanid");
 pub const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
@@ -185,29 +192,53 @@ pub fn request_id(headers: &mut HeaderMap, random: impl FnOnce() -> [u64; 2]) ->
     id
 }
 
-/// Continues the request's W3C trace context with a fresh parent id, or begins one. Returns the
-/// trace id.
-pub fn trace(headers: &mut HeaderMap, random: impl Fn() -> u64) -> [u8; 16] {
-    let received = headers.get(TRACEPARENT).and_then(|value| parse_traceparent(value.as_bytes()));
-    let (trace_id, flags) = received.unwrap_or_else(|| {
-        let mut id = [0; 16];
-        // All zero is not valid; one bit settles it.
-        id[..8].copy_from_slice(&(random() | 1).to_be_bytes());
-        id[8..].copy_from_slice(&random().to_be_bytes());
-        (id, 0)
-    });
-    let mut text = *b"00-................................-................-..";
-    let [high, low] = halves(&trace_id);
-    hex(&mut text[3..19], high);
-    hex(&mut text[19..35], low);
-    hex(&mut text[36..52], random() | 1);
-    hex(&mut text[53..55], u64::from(flags));
-    headers.insert(TRACEPARENT, unique(&text));
-    trace_id
+/// A request's place in its trace.
+#[derive(Clone, Copy, Debug)]
+pub struct Trace {
+    pub id: u128,
+    /// The span that the request came with; 0: it was in no trace.
+    pub received: u64,
+    /// The span that it is sent on with.
+    pub sent: u64,
 }
 
-/// `version-traceid-parentid-flags`; the trace id and the flags.
-fn parse_traceparent(value: &[u8]) -> Option<([u8; 16], u8)> {
+/// Continues the request's W3C trace context (else B3) with a fresh parent id, or begins one.
+pub fn trace(headers: &mut HeaderMap, random: impl Fn() -> u64) -> Trace {
+    let received = headers.get(TRACEPARENT).and_then(|value| parse_traceparent(value.as_bytes()));
+    let received = received.or_else(|| b3(headers));
+    let (id, received, flags) = received.unwrap_or_else(|| {
+        // All zero is not valid; one bit settles it.
+        (u128::from(random() | 1) << 64 | u128::from(random()), 0, 0)
+    });
+    let sent = random() | 1;
+    let mut text = *b"00-................................-................-..";
+    hex(&mut text[3..19], (id >> 64) as u64);
+    hex(&mut text[19..35], id as u64);
+    hex(&mut text[36..52], sent);
+    hex(&mut text[53..55], u64::from(flags));
+    headers.insert(TRACEPARENT, unique(&text));
+    Trace { id, received, sent }
+}
+
+/// Zipkin's headers, in one (`trace-span-sampled-parent`) or in several; trace ids of 8 or 16 bytes.
+fn b3(headers: &HeaderMap) -> Option<(u128, u64, u8)> {
+    let (trace, span) = match headers.get(B3) {
+        Some(one) => {
+            let mut parts = one.to_str().ok()?.split('-');
+            (parts.next()?, parts.next()?)
+        }
+        None => (headers.get(B3_TRACE)?.to_str().ok()?, headers.get(B3_SPAN)?.to_str().ok()?),
+    };
+    if !matches!(trace.len(), 16 | 32) || span.len() != 16 {
+        return None;
+    }
+    let id = u128::from_str_radix(trace, 16).ok().filter(|id| *id != 0)?;
+    let span = u64::from_str_radix(span, 16).ok().filter(|span| *span != 0)?;
+    Some((id, span, 0))
+}
+
+/// `version-traceid-parentid-flags`; trace id, parent id and flags.
+fn parse_traceparent(value: &[u8]) -> Option<(u128, u64, u8)> {
     let well_formed = value.len() >= 55
         && value[2] == b'-'
         && value[35] == b'-'
@@ -228,18 +259,7 @@ fn parse_traceparent(value: &[u8]) -> Option<([u8; 16], u8)> {
     if (high == 0 && low == 0) || parent == 0 {
         return None;
     }
-    let mut id = [0; 16];
-    id[..8].copy_from_slice(&high.to_be_bytes());
-    id[8..].copy_from_slice(&low.to_be_bytes());
-    Some((id, flags as u8))
-}
-
-/// A 16-byte id as two numbers.
-pub fn halves(id: &[u8; 16]) -> [u64; 2] {
-    let [mut high, mut low] = [[0; 8]; 2];
-    high.copy_from_slice(&id[..8]);
-    low.copy_from_slice(&id[8..]);
-    [u64::from_be_bytes(high), u64::from_be_bytes(low)]
+    Some((u128::from(high) << 64 | u128::from(low), parent, flags as u8))
 }
 
 /// Writes the lowest digits of `number` that fit into `out`.
@@ -332,6 +352,24 @@ mod tests {
             trace(&mut headers, || 8);
             let sent = headers[TRACEPARENT].to_str().unwrap();
             assert!(parse_traceparent(sent.as_bytes()).is_some(), "{sent}");
+        }
+    }
+
+    #[test]
+    fn traces_of_zipkin_are_continued() {
+        let wide = "80f198ee56343ba864fe8b2a57d3eff7";
+        let one =
+            map(&[("b3", "80f198ee56343ba864fe8b2a57d3eff7-e457b5a2e4d86bd1-1-05e3ac9a4f6e3b90")]);
+        let several =
+            map(&[("x-b3-traceid", "64fe8b2a57d3eff7"), ("x-b3-spanid", "e457b5a2e4d86bd1")]);
+        for (mut headers, id) in [(one, wide), (several, &wide[16..])] {
+            let trace = trace(&mut headers, || 7);
+            assert_eq!(trace.id, u128::from_str_radix(id, 16).unwrap());
+            assert_eq!(trace.received, 0xe457_b5a2_e4d8_6bd1);
+            assert_eq!(headers[TRACEPARENT], format!("00-{id:0>32}-0000000000000007-00"));
+        }
+        for bad in ["0", "1", "", "d", "zz-11", "80f198ee56343ba864fe8b2a57d3eff7"] {
+            assert_eq!(b3(&map(&[("b3", bad)])), None, "{bad}");
         }
     }
 

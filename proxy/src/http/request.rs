@@ -4,25 +4,30 @@
 //! `core/src/policy/`. Read next: [`super::attempt`] for a single try.
 
 use std::borrow::Cow;
+use std::future::poll_fn;
+use std::pin::pin;
 use std::rc::Rc;
 
-use http::header::HeaderValue;
+use http::header::{self, HeaderValue};
 use http::uri::PathAndQuery;
 use http::{Method, Request, Response, StatusCode, Version};
+use http_body::Body;
 use hyper::body::Incoming;
 use outrigger_core::compile::{self, Filters, HttpRouting, Matched};
 use outrigger_core::filter::{modify_headers, redirect_location};
 use outrigger_core::path::canonical;
+use outrigger_core::policy::CallPolicy;
 use outrigger_core::reason::{Reason, Side};
 use outrigger_core::route::RequestView;
 
 use super::attempt::{self, Failed, Head, Way};
 use super::body::{RequestBody, ResponseBody};
+use super::deadline::{Bounds, Clock, poll_within};
 use super::destination::{self, Target};
 use super::exchange::Exchange;
 use super::respond::Refusal;
 use super::server::Connection;
-use super::{headers, mirror, respond, upgrade};
+use super::{context, headers, mirror, respond, upgrade};
 use crate::metrics::{Direction, add};
 use crate::store::Live;
 
@@ -86,17 +91,19 @@ async fn serve(
     let target = match connection.direction {
         Direction::Outbound => {
             headers::clean_request(&mut head.headers, connection.peer.get());
-            destination::outbound(connection, head).await?
+            context::inherit(connection, exchange, head)?;
+            destination::outbound(connection, exchange, head).await?
         }
         Direction::Inbound => {
             let target = destination::inbound(connection, head)?;
             headers::clean_request(&mut head.headers, connection.peer.get());
             connection.forward_caller(&mut head.headers);
+            context::remember(connection, exchange, head)?;
             target
         }
     };
-    identify(connection, exchange, head);
     let mut routed = Routed::default();
+    let mut call = &connection.worker.call;
     let way = match &target {
         Target::Service { live, dialed } => {
             exchange.service = live.label;
@@ -104,6 +111,9 @@ async fn serve(
                 Ok(routed) => routed,
                 Err((status, location)) => return Ok(Answer::Redirect(status, location)),
             };
+            let rule = routed.matched.as_ref().map(|matched| matched.rule);
+            call = rule.map_or(&live.compiled.call, |rule| &rule.call);
+            context::start(exchange, live, rule.map_or(0, |rule| rule.id), call, head)?;
             if let Some(path) = routed.path.take()
                 && routed.filters().any(Filters::rewrites_path)
             {
@@ -127,7 +137,15 @@ async fn serve(
             Way::Outside { address, protocol: exchange.protocol }
         }
     };
-    let mut response = attempts(connection, exchange, &way, slot, body).await?;
+    let mut clock = Clock::at(exchange.deadline.map(|deadline| deadline.at));
+    exchange.time_left("it had passed before the request was sent")?;
+    let answered = {
+        let mut attempts = pin!(attempts(connection, exchange, &way, call, slot, body));
+        poll_fn(|cx| poll_within(attempts.as_mut(), &mut clock, cx)).await
+    };
+    let Some(answered) = answered else { return Err(late(exchange)) };
+    let mut response = answered?;
+    exchange.bounds = bounds(exchange, call, clock, switch.is_some(), &response);
     headers::clean_response(response.headers_mut());
     for modifier in routed.filters().flat_map(|filters| &filters.response_headers) {
         modify_headers(modifier, response.headers_mut());
@@ -139,12 +157,33 @@ fn lost() -> Refusal {
     Refusal::new(Reason::InternalError, "an attempt lost its request")
 }
 
-/// Gives the request what it is followed by: a request id and a place in a trace.
-fn identify(connection: &Connection, exchange: &mut Exchange, head: &mut Head) {
-    let worker = &connection.worker;
-    let id = headers::request_id(&mut head.headers, || [worker.random(), worker.random()]);
-    exchange.request_id = Some(id);
-    exchange.trace_id = headers::trace(&mut head.headers, || worker.random());
+/// The deadline has passed in the middle of an attempt or of the pause before one.
+fn late(exchange: &Exchange) -> Refusal {
+    exchange.time_left("no response had come when it passed").err().unwrap_or_else(lost)
+}
+
+/// What bounds the body of the response. A deadline that the mesh started on its own ends with the head
+/// of what is meant to go on.
+fn bounds(
+    exchange: &Exchange,
+    call: &CallPolicy,
+    mut clock: Clock,
+    switches: bool,
+    response: &Response<Incoming>,
+) -> Option<Box<Bounds>> {
+    if response.body().is_end_stream() {
+        return None;
+    }
+    let streams = call.streaming
+        || switches
+        || response
+            .headers()
+            .get(header::CONTENT_TYPE)
+            .is_some_and(|value| value.as_bytes().starts_with(b"text/event-stream"));
+    if exchange.deadline.is_some_and(|deadline| !deadline.outlives_head(streams)) {
+        clock.set(None);
+    }
+    Bounds::new(clock, call.timeouts.idle, exchange.is_grpc())
 }
 
 /// Where the routes send a request, and what they change about it.
@@ -243,6 +282,7 @@ async fn attempts(
     connection: &Rc<Connection>,
     exchange: &mut Exchange,
     way: &Way<'_>,
+    call: &CallPolicy,
     head: &mut Option<Head>,
     body: &RequestBody,
 ) -> Result<Response<Incoming>, Refusal> {
@@ -255,7 +295,8 @@ async fn attempts(
         let hop = attempt::choose(worker, exchange, way, current.upgrade.is_some(), &tried)?;
         let sending = body.again().ok_or_else(lost)?;
         let mut saved = (exchange.attempts < MAX_ATTEMPTS).then(|| current.clone());
-        let sent = attempt::send(worker, exchange, &hop, head, sending, idempotent).await;
+        let sent =
+            attempt::send(worker, exchange, way, &hop, call, head, sending, idempotent).await;
         // Sent again only what was kept whole.
         let kept = body.is_whole();
         let failed = match sent {

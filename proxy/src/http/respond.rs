@@ -5,7 +5,7 @@ use std::fmt::Write;
 
 use bytes::Bytes;
 use http::header::{self, HeaderValue};
-use http::{Response, StatusCode, Version};
+use http::{HeaderMap, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use outrigger_core::outcome::grpc_code_for;
 use outrigger_core::reason::Reason;
@@ -34,6 +34,16 @@ impl From<ConnectError> for Refusal {
     fn from(error: ConnectError) -> Self {
         Self::new(error.reason, error.detail.to_string())
     }
+}
+
+/// The end of a gRPC response that has begun and cannot be finished.
+pub fn late_trailers(reason: Reason, detail: &dyn std::fmt::Display) -> HeaderMap {
+    let mut trailers = HeaderMap::with_capacity(2);
+    trailers.insert("grpc-status", HeaderValue::from(grpc_code_for(reason)));
+    if let Ok(message) = HeaderValue::try_from(grpc_message(reason, &detail.to_string())) {
+        trailers.insert("grpc-message", message);
+    }
+    trailers
 }
 
 /// Passes the upstream's answer on.
@@ -72,6 +82,9 @@ pub fn switched(head: Response<()>, mut exchange: Exchange) -> Response<Response
 pub fn refuse(refusal: Refusal, mut exchange: Exchange) -> Response<ResponseBody> {
     let Refusal { reason, detail } = refusal;
     exchange.reason = Some(reason);
+    // What an attempt held: dropping it cancels the upstream's work.
+    exchange.lease = None;
+    exchange.in_flight = None;
     let proxy_status = proxy_status(reason, &detail);
     let to_mesh = exchange.connection.direction == Direction::Inbound
         && exchange.connection.peer.get() == Peer::Mesh;

@@ -72,6 +72,18 @@ const GAUGES: &[Gauge] = &[
         &g.buffered_bytes
     }),
     (
+        "outrigger_correlation_entries",
+        "gauge",
+        "inbound requests in flight that the app's own calls inherit from",
+        |g| &g.correlation_entries,
+    ),
+    (
+        "outrigger_correlation_full_total",
+        "counter",
+        "inbound requests that nothing inherits from, because too many were in flight",
+        |g| &g.correlation_full,
+    ),
+    (
         "outrigger_access_log_dropped_total",
         "counter",
         "access log lines dropped because the writer fell behind",

@@ -1,0 +1,183 @@
+//! What follows a request over hops and through apps: its trace, deadline, priority and the way it came.
+//!
+//! The inbound side remembers it while the app works on the request ([`remember`]); an outbound request
+//! of the same app inherits it ([`inherit`]), so that an app need forward no more than its trace or
+//! request id. What a request says itself wins.
+
+use std::time::{Duration, Instant};
+
+use http::header::{HeaderMap, HeaderValue};
+use outrigger_core::balance::hash;
+use outrigger_core::policy::CallPolicy;
+use outrigger_core::policy::correlation::{Inflight, Inherited, Keys};
+use outrigger_core::policy::deadline::{Deadline, millis};
+use outrigger_core::policy::priority::Priority;
+use outrigger_core::policy::visits::{self, Stop};
+use outrigger_core::reason::Reason;
+
+use super::attempt::{Head, Hop};
+use super::deadline::{exceeded, tell, told};
+use super::exchange::Exchange;
+use super::headers::{PRIORITY, REQUEST_ID, Trace, VIA, request_id, trace};
+use super::respond::Refusal;
+use super::server::Connection;
+use crate::store::Live;
+
+/// An inbound request: what it carries is remembered until it ends.
+pub fn remember(
+    connection: &Connection,
+    exchange: &mut Exchange,
+    head: &mut Head,
+) -> Result<(), Refusal> {
+    let trace = identify(connection, exchange, head);
+    let headers = &mut head.headers;
+    exchange.deadline = Deadline::begin(exchange.began, told(headers).nearest(), None, None);
+    let told_millis = match exchange.time_left("it had passed on arrival")? {
+        Some(left) => Some(tell(headers, left, exchange.is_grpc())),
+        None => None,
+    };
+    exchange.priority = priority(headers).unwrap_or_default();
+    let proxy = &connection.worker.proxy;
+    let id = exchange.request_id.as_ref().map_or(&[][..], HeaderValue::as_bytes);
+    let inflight = Inflight {
+        keys: Keys { trace: trace.id, span: trace.sent, request: proxy.correlation.hash(id) },
+        deadline: exchange.deadline.map(|deadline| deadline.at),
+        told_millis,
+        priority: exchange.priority,
+        // For proxies alone: the app cannot make anything of it.
+        via: headers.remove(VIA),
+        ..Inflight::default()
+    };
+    exchange.remembered = proxy.correlation.remember(inflight);
+    Ok(())
+}
+
+/// An outbound request: what the inbound request that it belongs to carries.
+pub fn inherit(
+    connection: &Connection,
+    exchange: &mut Exchange,
+    head: &mut Head,
+) -> Result<(), Refusal> {
+    let correlation = &connection.worker.proxy.correlation;
+    let mut request = 0;
+    if correlation.len() > 0
+        && let Some(id) = head.headers.get(REQUEST_ID)
+    {
+        request = correlation.hash(id.as_bytes());
+    }
+    let trace = identify(connection, exchange, head);
+    let received = if trace.received == 0 { 0 } else { trace.id };
+    let found = correlation.find(Keys { trace: received, span: trace.received, request });
+    let told = told(&head.headers);
+    let mut explicit = told.nearest();
+    if let Some(Inherited { told_millis: Some(was), .. }) = &found
+        && told.deadline.map(millis) == Some(*was)
+    {
+        // Repeated as the app got it, and time has gone by since.
+        explicit = told.grpc.or(told.envoy);
+    }
+    exchange.priority = priority(&head.headers).unwrap_or_default();
+    let mut inherited = None;
+    if let Some(found) = found {
+        inherited = found.deadline;
+        if !head.headers.contains_key(PRIORITY) {
+            exchange.priority = found.priority;
+        }
+        exchange.via = found.via;
+        exchange.inherited = found.from;
+    }
+    exchange.deadline = Deadline::begin(exchange.began, explicit, inherited, None);
+    exchange.time_left("it had passed before the request was sent").map(drop)
+}
+
+/// What a policy adds once it is known where the request goes, and whether it has been there before.
+pub fn start(
+    exchange: &mut Exchange,
+    live: &Live,
+    rule: u32,
+    call: &CallPolicy,
+    head: &Head,
+) -> Result<(), Refusal> {
+    if exchange.deadline.is_none() && call.deadline.is_some() {
+        exchange.deadline = Deadline::begin(exchange.began, None, None, call.deadline);
+    }
+    if let Some(priority) = call.priority
+        && exchange.priority == Priority::Default
+        && !head.headers.contains_key(PRIORITY)
+    {
+        exchange.priority = priority;
+    }
+    let what = hash(head.method.as_str().as_bytes()) ^ hash(head.path.path().as_bytes());
+    exchange.visit = rule ^ what as u32;
+    if exchange.via.is_some() {
+        let service = &live.compiled.backends[0].label;
+        let way = visits::visit(exchange.via.as_ref(), service, exchange.visit, call.max_visits);
+        exchange.via = Some(way.map_err(stopped)?);
+    }
+    Ok(())
+}
+
+/// Writes what the next hop has to know into one try. `limit`: the try's own, if it has one.
+pub fn send_along(
+    exchange: &Exchange,
+    live: &Live,
+    hop: &Hop,
+    headers: &mut HeaderMap,
+    limit: Option<Instant>,
+    now: Instant,
+) {
+    let end = exchange.deadline.map(|deadline| deadline.at).into_iter().chain(limit).min();
+    if let Some(end) = end {
+        // Below a millisecond it is refused before.
+        let left = end.saturating_duration_since(now).max(Duration::from_millis(1));
+        tell(headers, left, exchange.is_grpc());
+    }
+    if !hop.wire.is_hop() {
+        return;
+    }
+    if exchange.priority != Priority::Default {
+        headers.insert(PRIORITY, HeaderValue::from_static(exchange.priority.as_str()));
+    }
+    let service = &live.compiled.backends[0].label;
+    let way = match &exchange.via {
+        Some(way) => Ok(way.clone()),
+        None => visits::visit(None, service, exchange.visit, 1),
+    };
+    if let Ok(way) = way {
+        headers.insert(VIA, way);
+    }
+}
+
+/// Gives the request what it is followed by: a request id and a place in a trace.
+fn identify(connection: &Connection, exchange: &mut Exchange, head: &mut Head) -> Trace {
+    let worker = &connection.worker;
+    let id = request_id(&mut head.headers, || [worker.random(), worker.random()]);
+    exchange.request_id = Some(id);
+    let trace = trace(&mut head.headers, || worker.random());
+    exchange.trace_id = trace.id;
+    trace
+}
+
+/// A word that nobody knows says nothing.
+fn priority(headers: &HeaderMap) -> Option<Priority> {
+    headers.get(PRIORITY)?.to_str().ok()?.parse().ok()
+}
+
+fn stopped(stop: Stop) -> Refusal {
+    match stop {
+        Stop::Loop(way) => Refusal::new(Reason::Loop, format!("it came back: {way}")),
+        Stop::TooFar(way) => {
+            let limit = visits::HOP_LIMIT;
+            Refusal::new(Reason::HopLimit, format!("it came through {limit} services: {way}"))
+        }
+    }
+}
+
+impl Exchange {
+    /// None: no deadline. An error when it has passed.
+    pub fn time_left(&self, what: &'static str) -> Result<Option<Duration>, Refusal> {
+        let Some(deadline) = &self.deadline else { return Ok(None) };
+        let now = Instant::now();
+        deadline.left(now).map(Some).ok_or_else(|| exceeded(deadline, now, what))
+    }
+}

@@ -1,0 +1,146 @@
+//! Time that runs out, requests that follow an app's own, and circles that end.
+
+use std::io::Write;
+use std::net::TcpListener;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+use outrigger_tests::app::{Echo, Relay, tcp_on};
+use outrigger_tests::client::{Answer, Curl};
+use outrigger_tests::eventually;
+use outrigger_tests::process::{ControlPlane, Proxy};
+use serde_json::Value;
+
+use crate::{Mesh, service, unmeshed};
+
+fn get(proxy: &Proxy, url: &str, headers: &[&str]) -> Answer {
+    let args: Vec<_> = headers.iter().flat_map(|header| ["-H", header]).collect();
+    Curl::through(proxy).args(&args).get(url)
+}
+
+/// What the app says that it got in a header.
+fn got(answer: &Answer, header: &str) -> Option<String> {
+    let said: Value = serde_json::from_str(&answer.body).unwrap_or_default();
+    said["headers"][header].as_str().map(str::to_owned)
+}
+
+#[test]
+fn a_deadline_shrinks_on_its_way_and_ends_what_is_late() {
+    let mesh = Mesh::start("h1");
+    let answer = get(&mesh.caller, "http://web.bank/", &["x-deadline: 5000"]);
+    let left: u64 =
+        got(&answer, "x-deadline").and_then(|ms| ms.parse().ok()).expect("what is left");
+    assert!((1..5_000).contains(&left), "{left}");
+    assert_eq!(got(&get(&mesh.caller, "http://web.bank/", &[]), "x-deadline"), None);
+
+    let began = Instant::now();
+    let answer = get(&mesh.caller, "http://web.bank/sleep/20000", &["x-deadline: 300"]);
+    let took = began.elapsed();
+    assert_eq!(answer.status, 504, "{answer:?}");
+    assert!(answer.body.contains("deadline_exceeded"), "{answer:?}");
+    assert!(took >= Duration::from_millis(250) && took < Duration::from_secs(5), "{took:?}");
+    mesh.caller.wait_log(&["\"reason\":\"deadline_exceeded\"", "\"deadline_left_ms\":"]);
+
+    let before = mesh.app.requests.load(Relaxed);
+    let answer = get(&mesh.caller, "http://web.bank/", &["x-deadline: 0"]);
+    assert_eq!(answer.status, 504, "{answer:?}");
+    assert_eq!(mesh.app.requests.load(Relaxed), before, "it was not even begun");
+}
+
+#[test]
+fn a_response_that_is_not_finished_in_time_is_cut_and_named() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = tcp_on(listener, |mut stream| {
+        let head = "HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nbegin";
+        let _ = stream.write_all(head.as_bytes());
+        let mut rest = Vec::new();
+        let _ = std::io::Read::read_to_end(&mut stream, &mut rest);
+    });
+    let plane = ControlPlane::start(&[("slow.yaml", &unmeshed("slow", "http", port))]);
+    let caller = Proxy::caller(&plane, &[]);
+    let answer = get(&caller, "http://slow.bank/", &["x-deadline: 300"]);
+    assert_eq!(answer.status, 200);
+    assert_eq!(answer.exit, Some(18), "curl says that the end is missing: {answer:?}");
+    caller.wait_log(&["deadline_exceeded_after_head"]);
+}
+
+/// A caller, an app that passes requests on with a few headers, and an app that says what it got.
+struct Chain {
+    caller: Proxy,
+    middle: Proxy,
+    _end: Proxy,
+    _plane: ControlPlane,
+    app: Echo,
+}
+
+impl Chain {
+    fn start(forwards: &'static [&'static str]) -> Self {
+        let app = Echo::start("end");
+        let relay = Relay::start("end.bank", forwards);
+        let plane = ControlPlane::start(&[
+            ("end.yaml", &service("end", "")),
+            ("middle.yaml", &service("middle", "")),
+        ]);
+        let end = Proxy::beside(&plane, "end", &[format!("{}=h1:main", app.port)], &[]);
+        let middle = Proxy::beside(&plane, "middle", &[format!("{}=h1:main", relay.port)], &[]);
+        relay.calls_through(middle.outbound);
+        let caller = Proxy::caller(&plane, &[]);
+        Self { caller, middle, _end: end, _plane: plane, app }
+    }
+}
+
+#[test]
+fn an_app_that_forwards_one_id_passes_the_deadline_on() {
+    let w3c: &[&str] = &["traceparent"];
+    let b3 = "b3: 80f198ee56343ba864fe8b2a57d3eff7-e457b5a2e4d86bd1-1";
+    for (forwards, sent) in [(w3c, None), (&["x-request-id"], None), (&["b3"], Some(b3))] {
+        let chain = Chain::start(forwards);
+        let headers: Vec<_> = ["x-deadline: 8000"].into_iter().chain(sent).collect();
+        let answer = get(&chain.caller, "http://middle.bank/", &headers);
+        let left = got(&answer, "x-deadline").and_then(|ms| ms.parse().ok()).unwrap_or(0);
+        assert!((1..8_000).contains(&left), "{forwards:?}: {left} {answer:?}");
+
+        // At the end of the chain, too, it is over when the caller's time is.
+        let before = chain.app.requests.load(Relaxed);
+        let headers: Vec<_> = ["x-deadline: 400"].into_iter().chain(sent).collect();
+        let answer = get(&chain.caller, "http://middle.bank/sleep/20000", &headers);
+        assert_eq!(answer.status, 504, "{answer:?}");
+        assert_eq!(chain.app.requests.load(Relaxed), before + 1);
+        chain.middle.wait_log(&["deadline_exceeded", "inherited from the inbound request"]);
+        eventually("nothing stays remembered", || {
+            chain.middle.count("outrigger_correlation_entries", &[]) == 0.0
+        });
+    }
+}
+
+#[test]
+fn an_app_that_forwards_nothing_passes_nothing_on() {
+    let chain = Chain::start(&[]);
+    let answer = get(&chain.caller, "http://middle.bank/", &["x-deadline: 8000"]);
+    assert_eq!(answer.status, 200, "{answer:?}");
+    assert_eq!(got(&answer, "x-deadline"), None);
+}
+
+#[test]
+fn a_deadline_repeated_as_it_was_told_is_not_made_longer() {
+    let chain = Chain::start(&["x-deadline", "traceparent"]);
+    let answer = get(&chain.caller, "http://middle.bank/", &["x-deadline: 8000"]);
+    assert!(got(&answer, "x-deadline").is_some(), "{answer:?}");
+    let answer = get(&chain.caller, "http://middle.bank/sleep/20000", &["x-deadline: 400"]);
+    assert_eq!(answer.status, 504, "{answer:?}");
+    chain.middle.wait_log(&["deadline_exceeded", "inherited from the inbound request"]);
+}
+
+#[test]
+fn a_circle_of_calls_ends_at_the_second_visit() {
+    let relay = Relay::start("again.bank", &["traceparent"]);
+    let plane = ControlPlane::start(&[("again.yaml", &service("again", ""))]);
+    let again = Proxy::beside(&plane, "again", &[format!("{}=h1:main", relay.port)], &[]);
+    relay.calls_through(again.outbound);
+    let caller = Proxy::caller(&plane, &[]);
+    let answer = get(&caller, "http://again.bank/", &[]);
+    assert_eq!(answer.status, 508, "{answer:?}");
+    assert!(answer.body.contains("bank/again:80 -> bank/again:80"), "{answer:?}");
+    let visits = again.count("outrigger_requests_total", &["direction=\"inbound\""]);
+    assert_eq!(visits, 1.0, "the second one did not reach the app");
+}
