@@ -7,6 +7,7 @@
 
 mod links;
 mod names;
+mod policies;
 mod update;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -21,12 +22,14 @@ use outrigger_core::policy::access::Action;
 
 pub use names::{Resolution, Target};
 
+use crate::object::policy::{ServerPolicy, TrafficPolicy};
 use crate::object::{
     EndpointSlice, External, KeySource, Kind, Object, ObjectId, Policy, ReferenceGrant, Route,
     Service, ServiceId, Workload,
 };
 use crate::translate;
 use links::{Labels, Links};
+use policies::Policies;
 
 /// One port of one Service: what a collection of endpoints belongs to.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -107,6 +110,8 @@ pub struct Index {
     /// Grants by the namespace that gives them.
     grants: BTreeMap<(String, String), ReferenceGrant>,
     policies: BTreeMap<(String, String), Policy>,
+    traffic: Policies<TrafficPolicy>,
+    server: Policies<ServerPolicy>,
     externals: BTreeMap<(String, String), External>,
     /// Key sets that do not stand in a policy itself.
     keys: BTreeMap<KeySource, String>,
@@ -172,6 +177,14 @@ impl Index {
             Object::AccessPolicy(policy) => {
                 self.set_policy((policy.namespace.clone(), policy.name.clone()), Some(policy));
             }
+            Object::TrafficPolicy(policy) => {
+                let key = (policy.id.namespace.clone(), policy.id.name.clone());
+                self.set_traffic_policy(key, Some(*policy));
+            }
+            Object::ServerPolicy(policy) => {
+                let key = (policy.id.namespace.clone(), policy.id.name.clone());
+                self.set_server_policy(key, Some(policy));
+            }
             Object::ExternalService(external) => {
                 let key = (external.namespace.clone(), external.name.clone());
                 self.externals.insert(key, external);
@@ -196,6 +209,8 @@ impl Index {
             }
             Kind::ReferenceGrant => self.set_grant(key, None),
             Kind::AccessPolicy => self.set_policy(key, None),
+            Kind::TrafficPolicy => self.set_traffic_policy(key, None),
+            Kind::ServerPolicy => self.set_server_policy(key, None),
             Kind::ExternalService => {
                 self.externals.remove(&key);
             }

@@ -3,9 +3,32 @@
 //! Everything else is read with the types of Kubernetes and of the Gateway API; translation of all
 //! of them is in [`crate::translate`].
 
+mod server_policy;
+mod traffic_policy;
+
 use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+
+pub use server_policy::*;
+pub use traffic_policy::*;
+
+/// What a policy is for (policy attachment of the Gateway API); in the policy's own namespace.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct TargetRef {
+    /// Empty for a Service and a Namespace.
+    #[serde(default)]
+    pub group: String,
+    pub kind: String,
+    pub name: String,
+    /// Name of a Service's port or of a route's rule.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub section_name: Option<String>,
+    /// Number of a Service's port, instead of its name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<i32>,
+}
 
 /// A process outside the cluster (a virtual machine, a laptop) that serves as an endpoint of every
 /// Service of its namespace whose selector matches its labels.

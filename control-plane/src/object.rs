@@ -3,6 +3,8 @@
 //! [`crate::translate`] makes them from manifests, [`crate::index`] keeps them. Nothing here looks
 //! at another object.
 
+pub mod policy;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -26,11 +28,13 @@ pub enum Kind {
     ReferenceGrant,
     ExternalWorkload,
     AccessPolicy,
+    TrafficPolicy,
+    ServerPolicy,
     ExternalService,
 }
 
 impl Kind {
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 12] = [
         Self::Service,
         Self::EndpointSlice,
         Self::HttpRoute,
@@ -40,6 +44,8 @@ impl Kind {
         Self::ReferenceGrant,
         Self::ExternalWorkload,
         Self::AccessPolicy,
+        Self::TrafficPolicy,
+        Self::ServerPolicy,
         Self::ExternalService,
     ];
 
@@ -57,6 +63,8 @@ impl Kind {
             ("gateway.networking.k8s.io", _, "ReferenceGrant") => Some(Self::ReferenceGrant),
             ("outrigger.dev", "v1alpha1", "ExternalWorkload") => Some(Self::ExternalWorkload),
             ("outrigger.dev", "v1alpha1", "AccessPolicy") => Some(Self::AccessPolicy),
+            ("outrigger.dev", "v1alpha1", "TrafficPolicy") => Some(Self::TrafficPolicy),
+            ("outrigger.dev", "v1alpha1", "ServerPolicy") => Some(Self::ServerPolicy),
             ("outrigger.dev", "v1alpha1", "ExternalService") => Some(Self::ExternalService),
             _ => None,
         }
@@ -73,6 +81,8 @@ impl Kind {
             Self::ReferenceGrant => "ReferenceGrant",
             Self::ExternalWorkload => "ExternalWorkload",
             Self::AccessPolicy => "AccessPolicy",
+            Self::TrafficPolicy => "TrafficPolicy",
+            Self::ServerPolicy => "ServerPolicy",
             Self::ExternalService => "ExternalService",
         }
     }
@@ -126,6 +136,8 @@ pub enum Object {
     ReferenceGrant(ReferenceGrant),
     ExternalWorkload(Workload),
     AccessPolicy(Policy),
+    TrafficPolicy(Box<policy::TrafficPolicy>),
+    ServerPolicy(policy::ServerPolicy),
     ExternalService(External),
 }
 
@@ -195,6 +207,8 @@ pub struct Route {
     pub parents: Vec<Parent>,
     /// Backends name Services that may not exist: the index resolves them.
     pub body: RouteBody,
+    /// Of each rule of an HTTPRoute; empty for routes that have none.
+    pub calls: Vec<policy::RuleCall>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -354,6 +368,8 @@ impl Object {
             Self::Service(o) => (Kind::Service, &o.id.namespace, &o.id.name),
             Self::EndpointSlice(o) => (Kind::EndpointSlice, &o.namespace, &o.name),
             Self::Route(o) => return o.id.clone(),
+            Self::TrafficPolicy(o) => return o.id.clone(),
+            Self::ServerPolicy(o) => return o.id.clone(),
             Self::ReferenceGrant(o) => (Kind::ReferenceGrant, &o.namespace, &o.name),
             Self::ExternalWorkload(o) => (Kind::ExternalWorkload, &o.namespace, &o.name),
             Self::AccessPolicy(o) => (Kind::AccessPolicy, &o.namespace, &o.name),

@@ -1,5 +1,7 @@
 //! What has become of each object: accepted, references resolved, programmed on how many proxies.
 
+mod policy;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use outrigger_core::config::BackendTarget;
@@ -20,6 +22,9 @@ pub struct Status {
     pub accepted: Condition,
     pub resolved_refs: Condition,
     pub programmed: Programmed,
+    /// Sections of a policy that another one decides, and which.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub overridden: Vec<String>,
 }
 
 /// Whether something holds, and if not why not, with field paths.
@@ -46,7 +51,15 @@ pub struct Programmed {
     pub refused: BTreeSet<String>,
 }
 
-/// Status of every route, and of every object whose newest version was not accepted.
+impl Programmed {
+    fn add(&mut self, other: &Self) {
+        self.acknowledged += other.acknowledged;
+        self.proxies += other.proxies;
+        self.refused.extend(other.refused.iter().cloned());
+    }
+}
+
+/// Status of every route and policy, and of every object whose newest version was not accepted.
 pub fn objects(view: &View, problems: &[Problem]) -> Vec<Status> {
     let programmed = programmed(view);
     let mut statuses: BTreeMap<ObjectId, Status> = BTreeMap::new();
@@ -54,18 +67,18 @@ pub fn objects(view: &View, problems: &[Problem]) -> Vec<Status> {
         let mut total = Programmed::default();
         let parents: BTreeSet<&ServiceId> = route.parents.iter().map(|p| &p.service).collect();
         for of_parent in parents.into_iter().filter_map(|parent| programmed.get(parent)) {
-            total.acknowledged += of_parent.acknowledged;
-            total.proxies += of_parent.proxies;
-            total.refused.extend(of_parent.refused.iter().cloned());
+            total.add(of_parent);
         }
         let status = Status {
             object: route.id.clone(),
             accepted: detached_parents(&view.index, route).into(),
             resolved_refs: unresolved_backends(&view.index, route).into(),
             programmed: total,
+            overridden: Vec::new(),
         };
         statuses.insert(route.id.clone(), status);
     }
+    statuses.extend(policy::policies(view, &programmed).map(|s| (s.object.clone(), s)));
     for problem in problems.iter().filter(|problem| problem.severity == Severity::Error) {
         let Some(object) = &problem.object else { continue };
         let status = statuses.entry(object.clone()).or_insert_with(|| Status {
@@ -73,6 +86,7 @@ pub fn objects(view: &View, problems: &[Problem]) -> Vec<Status> {
             accepted: Vec::new().into(),
             resolved_refs: Vec::new().into(),
             programmed: Programmed::default(),
+            overridden: Vec::new(),
         });
         status.accepted.status = false;
         status.accepted.problems.push(problem.to_string());
@@ -110,6 +124,7 @@ pub fn unresolved(index: &Index) -> Vec<String> {
             .chain(unresolved_backends(index, route))
             .map(|problem| format!("{}: {problem}", route.id))
     });
+    let problems = problems.chain(policy::unresolved(index));
     problems.chain(index.slices().flat_map(|slice| unmatched_ports(index, slice))).collect()
 }
 

@@ -113,6 +113,8 @@ struct Single {
     sent: Option<String>,
     acknowledged: Option<String>,
     refused: bool,
+    /// Why the proxy refused the version sent last, if it did.
+    objection: Option<String>,
     announce: bool,
 }
 

@@ -190,7 +190,7 @@ impl Index {
         }
     }
 
-    fn touch_parents_of_backend(&mut self, backend: &ServiceId) {
+    pub(super) fn touch_parents_of_backend(&mut self, backend: &ServiceId) {
         let routes = self.sending.of(backend).filter_map(|id| self.routes.get(id));
         let parents = routes.flat_map(|route| &route.parents);
         self.dirty.extend(parents.map(|parent| Dep::Service(parent.service.clone())));

@@ -14,7 +14,7 @@ use serde_json::Value;
 use serde_saphyr::Spanned;
 
 use super::locate;
-use crate::kinds::{AccessPolicy, ExternalService, ExternalWorkload};
+use crate::kinds::{AccessPolicy, ExternalService, ExternalWorkload, ServerPolicy, TrafficPolicy};
 use crate::object::{Kind, Object, ObjectId};
 use crate::problems::{Problem, Severity};
 use crate::translate::{self, DEFAULT_NAMESPACE, Report};
@@ -171,6 +171,17 @@ impl Parser<'_> {
             Some(kind @ Kind::AccessPolicy) => {
                 self.object(place, kind, |raw: &AccessPolicy, report| {
                     translate::access_policy::translate(raw, report).map(Object::AccessPolicy)
+                });
+            }
+            Some(kind @ Kind::TrafficPolicy) => {
+                self.object(place, kind, |raw: &TrafficPolicy, report| {
+                    let policy = translate::traffic_policy::translate(raw, report);
+                    policy.map(|policy| Object::TrafficPolicy(Box::new(policy)))
+                });
+            }
+            Some(kind @ Kind::ServerPolicy) => {
+                self.object(place, kind, |raw: &ServerPolicy, report| {
+                    translate::server_policy::translate(raw, report).map(Object::ServerPolicy)
                 });
             }
             Some(kind @ Kind::ExternalService) => {

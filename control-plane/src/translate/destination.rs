@@ -7,10 +7,10 @@ use outrigger_core::config::{
     TlsRoute,
 };
 use outrigger_core::name::DestinationName;
-use outrigger_core::policy::{BackendPolicy, CallPolicy};
 
 use crate::index::{Index, PortId};
 use crate::object::{Route, RouteBody};
+use crate::translate::effective;
 
 /// The destination of that name; `None` when there is no such Service or port.
 pub fn build(index: &Index, name: &DestinationName) -> Option<Destination> {
@@ -27,7 +27,10 @@ pub fn build(index: &Index, name: &DestinationName) -> Option<Destination> {
     let mut resolver = Resolver { index, itself: id.destination(), backends: BTreeSet::new() };
     let mut http_routes = Vec::new();
     for route in of_class(&attached, namespace, &name.namespace, Class::Http) {
-        if let RouteBody::Http(rules) = resolver.resolve(route) {
+        if let RouteBody::Http(mut rules) = resolver.resolve(route) {
+            for (i, rule) in rules.iter_mut().enumerate() {
+                rule.call = effective::rule_call(index, &id.service, port, route, (i, rule));
+            }
             let (name, created) = (label(route), route.created);
             http_routes.push(HttpRoute { name, created, hostnames: Vec::new(), rules });
         }
@@ -51,8 +54,8 @@ pub fn build(index: &Index, name: &DestinationName) -> Option<Destination> {
         name: name.clone(),
         protocol: port.protocol,
         balancer: service.balancer.clone(),
-        call: CallPolicy::default(),
-        policy: BackendPolicy::default(),
+        call: effective::call(index, &id.service, port),
+        policy: effective::backend(index, &id.service, port),
         backends,
         http_routes,
         tls_routes,
@@ -101,7 +104,7 @@ fn backend(index: &Index, name: &DestinationName) -> Option<Backend> {
     let service = index.service(&PortId::from(name).service)?;
     let port = service.port(name.port)?;
     let balancer = service.balancer.clone();
-    let policy = BackendPolicy::default();
+    let policy = effective::backend(index, &service.id, port);
     Some(Backend { name: name.clone(), protocol: port.protocol, balancer, policy })
 }
 

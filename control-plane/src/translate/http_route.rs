@@ -1,4 +1,5 @@
-//! Gateway API `HTTPRoute` with a Service as its parent.
+//! Gateway API `HTTPRoute` with a Service as its parent. What its rules say about calls is in
+//! [`super::rule_call`].
 
 use gateway_api::experimental::httproutes as api;
 use http::Method;
@@ -13,6 +14,7 @@ use super::route::{
     MAX_RULES, at_most_backends, route, same_shape, target, warn_hostnames, warn_unsupported,
     weight,
 };
+use super::rule_call::rule_call;
 use crate::object::{Kind, Route, RouteBody};
 
 /// Bytes of a path (Gateway API schema).
@@ -22,6 +24,9 @@ pub fn translate(raw: &api::HttpRoute, report: &mut Report) -> Option<Route> {
     let spec = &raw.spec;
     warn_hostnames(spec.hostnames.as_ref(), report);
     let namespace = raw.metadata.namespace.as_deref();
+    let raw_rules = spec.rules.as_deref().unwrap_or_default().iter().enumerate();
+    let calls =
+        raw_rules.map(|(i, raw)| rule_call(&format!("spec.rules[{i}]"), raw, report)).collect();
     let rules = match &spec.rules {
         Some(rules) => {
             report.at_most("spec.rules", rules.len(), MAX_RULES);
@@ -38,7 +43,8 @@ pub fn translate(raw: &api::HttpRoute, report: &mut Report) -> Option<Route> {
         }],
     };
     let body = RouteBody::Http(rules);
-    Some(route(Kind::HttpRoute, &raw.metadata, &spec.parent_refs, body, report))
+    let route = route(Kind::HttpRoute, &raw.metadata, &spec.parent_refs, body, report);
+    Some(Route { calls, ..route })
 }
 
 fn rule(
@@ -48,8 +54,6 @@ fn rule(
     report: &mut Report,
 ) -> HttpRule {
     let path = format!("spec.rules[{i}]");
-    warn_unsupported(&format!("{path}.timeouts"), raw.timeouts.is_some(), report);
-    warn_unsupported(&format!("{path}.retry"), raw.retry.is_some(), report);
     let sticky = raw.session_persistence.is_some();
     warn_unsupported(&format!("{path}.sessionPersistence"), sticky, report);
     let raw_matches = raw.matches.as_deref().unwrap_or_default();

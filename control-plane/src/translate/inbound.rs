@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use outrigger_core::config::{Inbound, InboundPort, Protocol};
 
-use super::access_policy;
+use super::{access_policy, effective};
 use crate::index::{Index, PortId};
 use crate::object::Workload;
 
@@ -42,7 +42,8 @@ pub fn build(index: &Index, uid: &str) -> Option<Inbound> {
 fn inbound_port(index: &Index, workload: &Workload, port: u16, protocol: Protocol) -> InboundPort {
     let mtls = access_policy::mtls(index, workload, port);
     let access = access_policy::access(index, workload, port);
-    InboundPort { port, protocol, service: None, mtls, access, server: None }
+    let server = effective::server(index, workload, port);
+    InboundPort { port, protocol, service: None, mtls, access, server }
 }
 
 fn addresses(workload: &Workload) -> Vec<std::net::IpAddr> {

@@ -6,6 +6,8 @@
 
 pub mod access_policy;
 pub mod destination;
+mod duration;
+pub mod effective;
 pub mod endpoint_slice;
 pub mod endpoints;
 pub mod external_service;
@@ -17,9 +19,13 @@ pub mod inbound;
 mod matching;
 pub mod reference_grant;
 mod route;
+mod rule_call;
+pub mod server_policy;
 pub mod service;
+mod target_ref;
 pub mod tcp_route;
 pub mod tls_route;
+pub mod traffic_policy;
 pub mod workload;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;

@@ -58,7 +58,7 @@ pub(super) fn route(
     let (namespace, name) = identity(meta, report);
     let id = ObjectId { kind, namespace, name };
     let parents = parent_refs(parents, &id.namespace, report);
-    Route { id, created: created(meta), parents, body }
+    Route { id, created: created(meta), parents, body, calls: Vec::new() }
 }
 
 /// Parents that are Services; others belong to somebody else.

@@ -154,3 +154,66 @@ fn names_mean_services_endpoints_and_addresses() {
         assert_eq!(found.as_deref(), want, "{name} from {namespace}");
     }
 }
+
+#[test]
+fn a_policy_touches_exactly_what_it_is_for() {
+    fn traffic(target: &str, section: &str) -> Object {
+        let yaml = format!(
+            "apiVersion: outrigger.dev/v1alpha1\nkind: TrafficPolicy\nmetadata: {{name: p, \
+             namespace: bank}}\nspec: {{targetRefs: [{target}], {section}}}\n"
+        );
+        let raw = serde_saphyr::from_str(&yaml).unwrap();
+        let policy = translate::traffic_policy::translate(&raw, &mut Report::default());
+        Object::TrafficPolicy(Box::new(policy.unwrap()))
+    }
+    fn server(target: &str) -> Object {
+        let yaml = format!(
+            "apiVersion: outrigger.dev/v1alpha1\nkind: ServerPolicy\nmetadata: {{name: p, \
+             namespace: bank}}\nspec: {{targetRefs: [{target}], concurrency: {{static: 1}}}}\n"
+        );
+        let raw = serde_saphyr::from_str(&yaml).unwrap();
+        let policy = translate::server_policy::translate(&raw, &mut Report::default());
+        Object::ServerPolicy(policy.unwrap())
+    }
+    let of = |service: &str| format!("{{kind: Service, name: {service}}}");
+    let call = "deadline: 1s";
+    let spare = "limits: {maxInFlight: 1}";
+    check(|index| index.apply(traffic(&of("c"), call)), &["service bank/c"]);
+    check(|index| index.apply(traffic(&of("nobody"), call)), &[]);
+    // How b is called is told to those who dial b; how it is spared, also to those who are led there.
+    check(|index| index.apply(traffic(&of("b"), call)), &["service bank/b"]);
+    check(|index| index.apply(traffic(&of("b"), spare)), &["service bank/a", "service bank/b"]);
+    let route = "{group: gateway.networking.k8s.io, kind: HTTPRoute, name: r}";
+    check(|index| index.apply(traffic(route, call)), &["service bank/a"]);
+    let namespace = "{kind: Namespace, name: bank}";
+    check(
+        |index| index.apply(traffic(namespace, call)),
+        &["service bank/a", "service bank/b", "service bank/c"],
+    );
+
+    let mut index = index();
+    index.apply(traffic(&of("b"), call));
+    for name in ["a", "c"] {
+        let workload = registration("bank", &format!("{name}-1"), name, 9000);
+        index.register(translate::workload::translate(&workload).unwrap());
+    }
+    index.take_dirty();
+    let changed = traffic(&of("c"), call);
+    // The same again touches nothing; another target, the old one and the new one.
+    check_on(&mut index, |index| index.apply(traffic(&of("b"), call)), &[]);
+    check_on(&mut index, |index| index.apply(changed), &["service bank/b", "service bank/c"]);
+    let gone = id(Kind::TrafficPolicy, "p");
+    check_on(&mut index, |index| index.remove(&gone), &["service bank/c"]);
+
+    check_on(&mut index, |index| index.apply(server(&of("c"))), &["inbound bank.c-1"]);
+    check_on(
+        &mut index,
+        |index| index.apply(server(namespace)),
+        &["inbound bank.a-1", "inbound bank.c-1"],
+    );
+    check_on(
+        &mut index,
+        |index| index.remove(&id(Kind::ServerPolicy, "p")),
+        &["inbound bank.a-1", "inbound bank.c-1"],
+    );
+}

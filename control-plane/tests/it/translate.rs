@@ -21,7 +21,10 @@ use outrigger_core::config::{
     BackendTarget, Balancer, Destination, Filter, HeaderModifier, HttpMatch, HttpRule,
     MeshSettings, PathMatch, TcpBackend, ValueMatch,
 };
+use outrigger_core::policy::{BackendPolicy, CallPolicy};
 use tempfile::TempDir;
+
+use crate::render;
 
 fn check(name: &str) {
     let cases = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/cases");
@@ -85,6 +88,9 @@ fn render_index(index: &Index, text: &mut String) {
         for port in value.ports {
             let service = port.service.map(|name| format!(" of {name}")).unwrap_or_default();
             writeln!(text, "  port {} {}{service}", port.port, port.protocol.as_str()).unwrap();
+            if let Some(policy) = port.server {
+                writeln!(text, "    lets in {}", render::server(&policy)).unwrap();
+            }
         }
     }
 }
@@ -96,9 +102,14 @@ fn render_destination(value: &Destination, text: &mut String) {
     };
     let own = balancer(&value.balancer);
     writeln!(text, "destination {} {}{own}", value.name, value.protocol.as_str()).unwrap();
+    if value.call != CallPolicy::default() {
+        writeln!(text, "  call {}", render::call(&value.call)).unwrap();
+    }
+    render_spared("  ", &value.policy, text);
     for backend in &value.backends {
         let own = balancer(&backend.balancer);
         writeln!(text, "  backend {} {}{own}", backend.name, backend.protocol.as_str()).unwrap();
+        render_spared("    ", &backend.policy, text);
     }
     for route in &value.http_routes {
         writeln!(text, "  route {} created {}", route.name, route.created).unwrap();
@@ -113,6 +124,12 @@ fn render_destination(value: &Destination, text: &mut String) {
     if let Some(route) = &value.tcp_route {
         writeln!(text, "  tcp route {}", route.name).unwrap();
         render_stream(&route.backends, text);
+    }
+}
+
+fn render_spared(indent: &str, policy: &BackendPolicy, text: &mut String) {
+    if *policy != BackendPolicy::default() {
+        writeln!(text, "{indent}spared by {}", render::backend(policy)).unwrap();
     }
 }
 
@@ -131,6 +148,9 @@ fn target(target: &BackendTarget) -> String {
 
 fn render_rule(rule: &HttpRule, text: &mut String) {
     writeln!(text, "    rule {}", rule.name.as_deref().unwrap_or("-")).unwrap();
+    if let Some(policy) = &rule.call {
+        writeln!(text, "      call {}", render::call(policy)).unwrap();
+    }
     for value in &rule.matches {
         writeln!(text, "      match {}", render_match(value)).unwrap();
     }
@@ -239,6 +259,11 @@ fn grpc_routes() {
 #[test]
 fn tls_and_tcp_routes() {
     check("stream_routes");
+}
+
+#[test]
+fn policies() {
+    check("policies");
 }
 
 #[test]

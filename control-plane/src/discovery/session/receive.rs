@@ -30,6 +30,12 @@ impl Session {
                     held.refused = Some(reason.clone());
                 }
             }
+            for (key, version) in sent.singles {
+                let single = self.singles.get_mut(&key);
+                if let Some(single) = single.filter(|s| s.sent.as_ref() == Some(&version)) {
+                    single.objection = Some(reason.clone());
+                }
+            }
             let (type_url, resources) = (request.type_url.clone(), sent.names);
             self.nacks.push_back(Nack { type_url, resources, reason });
             return;

@@ -187,6 +187,7 @@ impl Session {
                     let announce = std::mem::take(&mut single.announce);
                     if announce || single.sent.as_ref() != Some(&encoded.version) {
                         single.sent = Some(encoded.version.clone());
+                        single.objection = None;
                         outbox.singles.push((key.clone(), resource(&key.0, &encoded, Vec::new())));
                     }
                 }

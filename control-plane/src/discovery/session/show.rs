@@ -1,6 +1,7 @@
 //! What the admin server and object status tell of a session.
 
 use outrigger_core::name::DestinationName;
+use outrigger_proto::wire;
 use serde_json::{Value, json};
 
 use super::{Answer, Session, marker};
@@ -16,6 +17,19 @@ impl Session {
                 None => Answer::Pending,
             };
             (name, answer)
+        })
+    }
+
+    /// What the proxy has made of its own ports, by workload.
+    pub fn inbound_answers(&self) -> impl Iterator<Item = (&str, Answer<'_>)> {
+        let inbounds = self.singles.iter().filter(|((kind, _), _)| kind == wire::INBOUND);
+        inbounds.filter(|(_, single)| single.sent.is_some()).map(|((_, uid), single)| {
+            let answer = match &single.objection {
+                Some(reason) => Answer::Refused(reason),
+                None if single.sent == single.acknowledged => Answer::Acknowledged,
+                None => Answer::Pending,
+            };
+            (uid.as_str(), answer)
         })
     }
 

@@ -1,0 +1,238 @@
+//! TrafficPolicies and ServerPolicies: what they are for, and what each of their sections says.
+
+use std::fmt;
+use std::time::Duration;
+
+use outrigger_core::policy::breaker::BreakerConfig;
+use outrigger_core::policy::budget::BudgetConfig;
+use outrigger_core::policy::concurrency::ConcurrencyConfig;
+use outrigger_core::policy::limits::LimitsConfig;
+use outrigger_core::policy::outlier::OutlierConfig;
+use outrigger_core::policy::priority::Priority;
+use outrigger_core::policy::rate_limit::RateLimitConfig;
+use outrigger_core::policy::retry::RetryConfig;
+use outrigger_core::policy::timeouts::Timeouts;
+
+use super::{Kind, ObjectId, ServiceId, ServicePort};
+
+/// A policy that is attached by `targetRefs`, as a whole.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Attached<S> {
+    pub id: ObjectId,
+    /// Seconds since the Unix epoch, 0 when the manifest says nothing.
+    pub created: i64,
+    pub targets: Vec<Target>,
+    pub sections: S,
+}
+
+/// A TrafficPolicy.
+pub type TrafficPolicy = Attached<TrafficSections>;
+
+/// A ServerPolicy.
+pub type ServerPolicy = Attached<ServerSections>;
+
+/// What a policy says about calls; a section that it does not have is left to less specific ones.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct TrafficSections {
+    /// Zero: none.
+    pub deadline: Option<Duration>,
+    pub streaming: Option<bool>,
+    pub timeouts: Option<Timeouts>,
+    pub retries: Option<RetryConfig>,
+    pub budget: Option<BudgetConfig>,
+    pub breaker: Option<BreakerConfig>,
+    pub outlier: Option<OutlierConfig>,
+    pub limits: Option<LimitsConfig>,
+    pub priority: Option<Priority>,
+    pub max_visits: Option<u8>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ServerSections {
+    pub rate_limits: Option<Vec<RateLimitConfig>>,
+    pub concurrency: Option<ConcurrencyConfig>,
+}
+
+/// What a rule of an HTTPRoute itself says about its calls: more specific than every policy.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct RuleCall {
+    /// `timeouts.request`. Zero: none.
+    pub deadline: Option<Duration>,
+    /// `timeouts.backendRequest`. Zero: none.
+    pub attempt: Option<Duration>,
+    pub retries: Option<RetryConfig>,
+}
+
+/// Something that a policy is for, in the policy's namespace.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Target {
+    Namespace,
+    Service { name: String, port: Option<PortRef> },
+    Route { kind: Kind, name: String, rule: Option<String> },
+}
+
+/// One port of a Service.
+#[derive(Clone, Debug, PartialEq)]
+pub enum PortRef {
+    Name(String),
+    Number(u16),
+}
+
+impl PortRef {
+    pub fn is(&self, port: &ServicePort) -> bool {
+        match self {
+            Self::Name(name) => *name == port.name,
+            Self::Number(number) => *number == port.port,
+        }
+    }
+}
+
+/// From the most specific to the least.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Rank {
+    Rule,
+    Route,
+    Port,
+    Service,
+    Namespace,
+}
+
+impl<S> Attached<S> {
+    pub fn namespace(&self) -> &str {
+        &self.id.namespace
+    }
+
+    /// The Services that it names.
+    pub fn services(&self) -> impl Iterator<Item = ServiceId> {
+        self.targets.iter().filter_map(|target| match target {
+            Target::Service { name, .. } => Some(ServiceId::new(self.namespace(), name.clone())),
+            Target::Namespace | Target::Route { .. } => None,
+        })
+    }
+
+    /// The routes that it names.
+    pub fn routes(&self) -> impl Iterator<Item = ObjectId> {
+        self.targets.iter().filter_map(|target| match target {
+            Target::Route { kind, name, .. } => {
+                let (namespace, name) = (self.namespace().to_owned(), name.clone());
+                Some(ObjectId { kind: *kind, namespace, name })
+            }
+            Target::Namespace | Target::Service { .. } => None,
+        })
+    }
+
+    pub fn is_for_namespace(&self) -> bool {
+        self.targets.contains(&Target::Namespace)
+    }
+
+    /// How specifically it speaks of a port of a Service, and through which target.
+    pub fn for_port(&self, service: &ServiceId, port: &ServicePort) -> Option<(Rank, &Target)> {
+        if self.namespace() != service.namespace {
+            return None;
+        }
+        let rank = |target: &Target| match target {
+            Target::Service { name, .. } if *name != service.name => None,
+            Target::Service { port: None, .. } => Some(Rank::Service),
+            Target::Service { port: Some(of), .. } => of.is(port).then_some(Rank::Port),
+            Target::Namespace => Some(Rank::Namespace),
+            Target::Route { .. } => None,
+        };
+        self.best(rank)
+    }
+
+    /// How specifically it speaks of a rule of a route, and through which target.
+    pub fn for_rule(&self, route: &ObjectId, rule: Option<&str>) -> Option<(Rank, &Target)> {
+        if self.namespace() != route.namespace {
+            return None;
+        }
+        let rank = |target: &Target| match target {
+            Target::Route { kind, name, rule: of }
+                if *kind == route.kind && *name == route.name =>
+            {
+                match of {
+                    None => Some(Rank::Route),
+                    Some(of) => (rule == Some(of)).then_some(Rank::Rule),
+                }
+            }
+            _ => None,
+        };
+        self.best(rank)
+    }
+
+    fn best(&self, rank: impl Fn(&Target) -> Option<Rank>) -> Option<(Rank, &Target)> {
+        let ranked = self.targets.iter().filter_map(|target| Some((rank(target)?, target)));
+        ranked.min_by_key(|(rank, _)| *rank)
+    }
+
+    /// The target as people write it: `Service bank/orders port http`.
+    pub fn describe(&self, target: &Target) -> String {
+        let namespace = self.namespace();
+        match target {
+            Target::Namespace => format!("Namespace {namespace}"),
+            Target::Service { name, port: None } => format!("Service {namespace}/{name}"),
+            Target::Service { name, port: Some(port) } => {
+                format!("Service {namespace}/{name} port {port}")
+            }
+            Target::Route { kind, name, rule: None } => {
+                format!("{} {namespace}/{name}", kind.as_str())
+            }
+            Target::Route { kind, name, rule: Some(rule) } => {
+                format!("{} {namespace}/{name} rule {rule}", kind.as_str())
+            }
+        }
+    }
+}
+
+impl fmt::Display for PortRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Name(name) => f.write_str(name),
+            Self::Number(number) => write!(f, "{number}"),
+        }
+    }
+}
+
+/// Sections by the names that people write them with.
+pub trait Sections {
+    /// Those that are set.
+    fn names(&self) -> Vec<&'static str>;
+}
+
+impl TrafficSections {
+    /// What spares a service, and so is one for all routes that lead there.
+    pub const SPARING: [&str; 4] = ["retryBudget", "breaker", "outlierEjection", "limits"];
+
+    pub fn spares(&self) -> bool {
+        self.names().iter().any(|name| Self::SPARING.contains(name))
+    }
+}
+
+impl Sections for TrafficSections {
+    fn names(&self) -> Vec<&'static str> {
+        set_ones([
+            ("deadline", self.deadline.is_some()),
+            ("streaming", self.streaming.is_some()),
+            ("timeouts", self.timeouts.is_some()),
+            ("retries", self.retries.is_some()),
+            ("retryBudget", self.budget.is_some()),
+            ("breaker", self.breaker.is_some()),
+            ("outlierEjection", self.outlier.is_some()),
+            ("limits", self.limits.is_some()),
+            ("priority", self.priority.is_some()),
+            ("maxVisits", self.max_visits.is_some()),
+        ])
+    }
+}
+
+impl Sections for ServerSections {
+    fn names(&self) -> Vec<&'static str> {
+        set_ones([
+            ("rateLimits", self.rate_limits.is_some()),
+            ("concurrency", self.concurrency.is_some()),
+        ])
+    }
+}
+
+fn set_ones<const N: usize>(sections: [(&'static str, bool); N]) -> Vec<&'static str> {
+    sections.into_iter().filter(|(_, set)| *set).map(|(name, _)| name).collect()
+}

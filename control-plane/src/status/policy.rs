@@ -1,0 +1,243 @@
+//! Status of TrafficPolicies and ServerPolicies: whether what they are for exists, what they lost to
+//! others, and how far they have come.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{Condition, Programmed, Status};
+use crate::discovery::Answer;
+use crate::index::Index;
+use crate::object::policy::{Attached, RuleCall, Sections, ServerPolicy, Target, TrafficPolicy};
+use crate::object::{ObjectId, Route, RouteBody, ServiceId};
+use crate::publish::View;
+use crate::translate::effective::{self, Speaker};
+
+/// Of every policy that is attached by `targetRefs`.
+pub(super) fn policies<'a>(
+    view: &'a View,
+    programmed: &'a BTreeMap<ServiceId, Programmed>,
+) -> impl Iterator<Item = Status> + 'a {
+    let index = &view.index;
+    let traffic = index.traffic_policies().map(move |policy| {
+        let mut total = Programmed::default();
+        for of_service in services(index, policy).iter().filter_map(|id| programmed.get(id)) {
+            total.add(of_service);
+        }
+        status(index, policy, lost_calls(index, policy), total)
+    });
+    let server = index.server_policies().map(move |policy| {
+        status(index, policy, lost_ports(index, policy), inbounds(view, policy))
+    });
+    traffic.chain(server)
+}
+
+/// Every target that does not exist.
+pub(super) fn unresolved(index: &Index) -> impl Iterator<Item = String> + '_ {
+    let line = |id: &ObjectId, problem: String| format!("{id}: {problem}");
+    let traffic = index.traffic_policies().flat_map(move |policy| {
+        unresolved_targets(index, policy).into_iter().map(move |p| line(&policy.id, p))
+    });
+    let server = index.server_policies().flat_map(move |policy| {
+        unresolved_targets(index, policy).into_iter().map(move |p| line(&policy.id, p))
+    });
+    traffic.chain(server)
+}
+
+fn status<S>(
+    index: &Index,
+    policy: &Attached<S>,
+    overridden: BTreeSet<String>,
+    programmed: Programmed,
+) -> Status {
+    Status {
+        object: policy.id.clone(),
+        accepted: Condition::from(Vec::new()),
+        resolved_refs: unresolved_targets(index, policy).into(),
+        programmed,
+        overridden: overridden.into_iter().collect(),
+    }
+}
+
+fn unresolved_targets<S>(index: &Index, policy: &Attached<S>) -> Vec<String> {
+    let targets = policy.targets.iter().enumerate();
+    let problems = targets.filter_map(|(i, target)| {
+        let (field, problem) = unresolved_target(index, policy, target)?;
+        Some(format!("spec.targetRefs[{i}].{field}: {problem}"))
+    });
+    problems.collect()
+}
+
+fn unresolved_target<S>(
+    index: &Index,
+    policy: &Attached<S>,
+    target: &Target,
+) -> Option<(&'static str, String)> {
+    use crate::object::policy::PortRef;
+    match target {
+        Target::Namespace => None,
+        Target::Service { name, port } => {
+            let id = ServiceId::new(policy.namespace(), name.clone());
+            let Some(service) = index.service(&id) else {
+                return Some(("name", format!("there is no Service {id}")));
+            };
+            let port = port.as_ref()?;
+            if service.ports.iter().any(|of| port.is(of)) {
+                return None;
+            }
+            Some(match port {
+                PortRef::Name(name) => {
+                    ("sectionName", format!("Service {id} has no port {name:?}"))
+                }
+                PortRef::Number(number) => ("port", format!("Service {id} has no port {number}")),
+            })
+        }
+        Target::Route { kind, name, rule } => {
+            let (namespace, name) = (policy.namespace().to_owned(), name.clone());
+            let id = ObjectId { kind: *kind, namespace, name };
+            let Some(route) = index.route(&id) else {
+                return Some(("name", format!("there is no {id}")));
+            };
+            let rule = rule.as_ref()?;
+            if rules(route).any(|(_, name)| name == Some(rule)) {
+                return None;
+            }
+            Some(("sectionName", format!("{id} has no rule {rule:?}")))
+        }
+    }
+}
+
+/// The rules of a route with their names.
+fn rules(route: &Route) -> impl Iterator<Item = (usize, Option<&str>)> {
+    let rules = match &route.body {
+        RouteBody::Http(rules) => rules.as_slice(),
+        RouteBody::Tls { .. } | RouteBody::Tcp { .. } => &[],
+    };
+    rules.iter().enumerate().map(|(i, rule)| (i, rule.name.as_deref()))
+}
+
+/// The Services whose callers a policy speaks to.
+fn services(index: &Index, policy: &TrafficPolicy) -> BTreeSet<ServiceId> {
+    let named = policy.services();
+    let routed = policy.routes().filter_map(|id| index.route(&id));
+    let routed = routed.flat_map(|route| route.parents.iter().map(|p| p.service.clone()));
+    let whole = index
+        .services()
+        .map(|service| &service.id)
+        .filter(|id| policy.is_for_namespace() && id.namespace == policy.namespace());
+    named.chain(routed).chain(whole.cloned()).collect()
+}
+
+/// Sections of a TrafficPolicy that somebody more specific or older decides, and where.
+fn lost_calls(index: &Index, policy: &TrafficPolicy) -> BTreeSet<String> {
+    let mut lost = BTreeSet::new();
+    for id in services(index, policy) {
+        let Some(service) = index.service(&id) else { continue };
+        for port in &service.ports {
+            let of_port = effective::of_port(index, &id, port);
+            note_lost(policy, &of_port, &|_| true, &mut lost);
+            let attached = index.routes_of(&id);
+            let attached = attached
+                .filter(|r| r.parents.iter().any(|p| p.service == id && p.attaches_to(port)));
+            for route in attached {
+                for (i, rule) in rules(route) {
+                    let mut speakers = effective::of_rule(index, &route.id, rule);
+                    speakers.extend(effective::of_port(index, &id, port));
+                    let own = route.calls.get(i).cloned().unwrap_or_default();
+                    note_lost_to_rule(policy, &speakers, (&route.id, i, &own), &mut lost);
+                }
+            }
+        }
+    }
+    lost
+}
+
+/// What a rule itself says is more specific than any policy.
+fn note_lost_to_rule(
+    policy: &TrafficPolicy,
+    speakers: &[Speaker<'_, crate::object::policy::TrafficSections>],
+    (route, i, own): (&ObjectId, usize, &RuleCall),
+    lost: &mut BTreeSet<String>,
+) {
+    if speakers.iter().all(|speaker| speaker.policy.id != policy.id) {
+        return;
+    }
+    let fields = [
+        ("deadline", own.deadline.is_some(), "timeouts.request"),
+        ("retries", own.retries.is_some(), "retry"),
+    ];
+    for (section, said, field) in fields {
+        if said && policy.sections.names().contains(&section) {
+            lost.insert(format!("spec.{section}: overridden by {route} (spec.rules[{i}].{field})"));
+        }
+    }
+    let attempt = policy.sections.timeouts.is_some_and(|timeouts| timeouts.attempt.is_some());
+    if own.attempt.is_some() && attempt {
+        lost.insert(format!(
+            "spec.timeouts.attempt: overridden by {route} (spec.rules[{i}].timeouts.backendRequest)"
+        ));
+    }
+    // A service is spared whatever route leads there.
+    let open = |section: &str| {
+        !crate::object::policy::TrafficSections::SPARING.contains(&section)
+            && !fields.iter().any(|(name, said, _)| *said && *name == section)
+    };
+    note_lost(policy, speakers, &open, lost);
+}
+
+/// Sections of a ServerPolicy that another one decides for some port.
+fn lost_ports(index: &Index, policy: &ServerPolicy) -> BTreeSet<String> {
+    let mut lost = BTreeSet::new();
+    for workload in index.workloads().filter(|w| w.namespace == policy.namespace()) {
+        let mut ports: BTreeSet<u16> = workload.ports.iter().map(|port| port.port).collect();
+        let services = index.selecting(workload).into_iter().filter_map(|id| index.service(id));
+        let targets = services.flat_map(|service| &service.ports);
+        ports.extend(targets.filter_map(|port| workload.port(&port.target)));
+        for port in ports {
+            let speakers = effective::of_workload(index, workload, port);
+            note_lost(policy, &speakers, &|_| true, &mut lost);
+        }
+    }
+    lost
+}
+
+/// Of the sections that `of` keeps, those of `policy` that a speaker in front of it has, too.
+fn note_lost<S: Sections>(
+    policy: &Attached<S>,
+    speakers: &[Speaker<'_, S>],
+    of: &dyn Fn(&str) -> bool,
+    lost: &mut BTreeSet<String>,
+) {
+    let Some(at) = speakers.iter().position(|speaker| speaker.policy.id == policy.id) else {
+        return;
+    };
+    for section in policy.sections.names().into_iter().filter(|section| of(section)) {
+        let winner = speakers[..at].iter().find(|s| s.policy.sections.names().contains(&section));
+        if let Some(Speaker { policy: by, target, .. }) = winner {
+            let target = by.describe(target);
+            lost.insert(format!("spec.{section}: overridden by {} ({target})", by.id));
+        }
+    }
+}
+
+/// How many of the proxies whose ports a policy speaks of have acknowledged their current ones.
+fn inbounds(view: &View, policy: &ServerPolicy) -> Programmed {
+    let index = &view.index;
+    let services: Vec<_> = policy.services().filter_map(|id| index.service(&id)).collect();
+    let mut total = Programmed::default();
+    for stream in view.streams() {
+        let session = stream.session();
+        for (uid, answer) in session.inbound_answers() {
+            let Some(workload) = index.workload(uid) else { continue };
+            let whole = policy.is_for_namespace() && workload.namespace == policy.namespace();
+            let selecting = index.selecting(workload);
+            if !whole && !services.iter().any(|service| selecting.contains(&service.id)) {
+                continue;
+            }
+            total.proxies += 1;
+            total.acknowledged += usize::from(answer == Answer::Acknowledged);
+            if let Answer::Refused(reason) = answer {
+                total.refused.insert(reason.to_owned());
+            }
+        }
+    }
+    total
+}

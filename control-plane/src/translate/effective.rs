@@ -1,0 +1,143 @@
+//! What holds in the end: of each section of a policy, what the most specific one says.
+//!
+//! For a call the order is: the rule of the HTTPRoute itself, then policies for the rule, the route,
+//! the Service's port, the Service, the Namespace. Of equals the oldest decides, then the first by
+//! name. [`crate::status`] says to each policy what it lost, and to whom.
+
+use outrigger_core::config::HttpRule;
+use outrigger_core::policy::{BackendPolicy, CallPolicy, ServerPolicy};
+
+use crate::index::Index;
+use crate::object::policy::{Attached, Rank, RuleCall, ServerSections, Target, TrafficSections};
+use crate::object::{ObjectId, Route, ServiceId, ServicePort, Workload};
+
+/// A policy that speaks of a call or port, and through which of its targets.
+#[derive(Debug)]
+pub struct Speaker<'a, S> {
+    pub policy: &'a Attached<S>,
+    pub target: &'a Target,
+    rank: Rank,
+}
+
+/// TrafficPolicies that speak of a port of a Service, the one that is asked first in front.
+pub fn of_port<'a>(
+    index: &'a Index,
+    service: &ServiceId,
+    port: &ServicePort,
+) -> Vec<Speaker<'a, TrafficSections>> {
+    let policies = index.traffic_policies_in(&service.namespace);
+    in_order(policies.filter_map(|policy| {
+        let (rank, target) = policy.for_port(service, port)?;
+        Some(Speaker { policy, target, rank })
+    }))
+}
+
+/// TrafficPolicies that speak of a rule of a route, the one that is asked first in front.
+pub fn of_rule<'a>(
+    index: &'a Index,
+    route: &ObjectId,
+    rule: Option<&str>,
+) -> Vec<Speaker<'a, TrafficSections>> {
+    let policies = index.traffic_policies_in(&route.namespace);
+    in_order(policies.filter_map(|policy| {
+        let (rank, target) = policy.for_rule(route, rule)?;
+        Some(Speaker { policy, target, rank })
+    }))
+}
+
+/// ServerPolicies that speak of a port of a workload, the one that is asked first in front.
+pub fn of_workload<'a>(
+    index: &'a Index,
+    workload: &Workload,
+    port: u16,
+) -> Vec<Speaker<'a, ServerSections>> {
+    // The ports of Services that lead there; a port that none leads to has its namespace only.
+    let services: Vec<_> = index
+        .selecting(workload)
+        .into_iter()
+        .filter_map(|id| index.service(id))
+        .flat_map(|service| service.ports.iter().map(move |of| (&service.id, of)))
+        .filter(|(_, of)| workload.port(&of.target) == Some(port))
+        .collect();
+    let policies = index.server_policies_in(&workload.namespace);
+    in_order(policies.filter_map(|policy| {
+        let through = services.iter().filter_map(|(id, of)| policy.for_port(id, of));
+        let whole = policy.targets.iter().find(|target| **target == Target::Namespace);
+        let whole = whole.map(|target| (Rank::Namespace, target));
+        let (rank, target) = through.chain(whole).min_by_key(|(rank, _)| *rank)?;
+        Some(Speaker { policy, target, rank })
+    }))
+}
+
+fn in_order<'a, S>(speakers: impl Iterator<Item = Speaker<'a, S>>) -> Vec<Speaker<'a, S>> {
+    let mut speakers: Vec<_> = speakers.collect();
+    speakers.sort_by_key(|speaker| (speaker.rank, speaker.policy.created, &speaker.policy.id));
+    speakers
+}
+
+/// How requests to a port are called that no rule speaks of.
+pub fn call(index: &Index, service: &ServiceId, port: &ServicePort) -> CallPolicy {
+    put_together(&RuleCall::default(), &of_port(index, service, port))
+}
+
+/// How requests of one rule are called; none: as the port's others.
+pub fn rule_call(
+    index: &Index,
+    service: &ServiceId,
+    port: &ServicePort,
+    route: &Route,
+    (i, rule): (usize, &HttpRule),
+) -> Option<CallPolicy> {
+    let own = route.calls.get(i).cloned().unwrap_or_default();
+    let mut speakers = of_rule(index, &route.id, rule.name.as_deref());
+    if speakers.is_empty() && own == RuleCall::default() {
+        return None;
+    }
+    speakers.extend(of_port(index, service, port));
+    Some(put_together(&own, &speakers))
+}
+
+fn put_together(own: &RuleCall, speakers: &[Speaker<'_, TrafficSections>]) -> CallPolicy {
+    let plain = CallPolicy::default();
+    let deadline = own.deadline.or_else(|| first(speakers, |said| said.deadline));
+    let mut timeouts = first(speakers, |said| said.timeouts).unwrap_or_default();
+    if let Some(attempt) = own.attempt {
+        timeouts.attempt = Some(attempt).filter(|time| !time.is_zero());
+    }
+    let retries = own.retries.clone();
+    CallPolicy {
+        deadline: deadline.filter(|time| !time.is_zero()),
+        streaming: first(speakers, |said| said.streaming).unwrap_or(plain.streaming),
+        timeouts,
+        retries: retries
+            .or_else(|| first(speakers, |said| said.retries.clone()))
+            .unwrap_or(plain.retries),
+        priority: first(speakers, |said| said.priority),
+        max_visits: first(speakers, |said| said.max_visits).unwrap_or(plain.max_visits),
+    }
+}
+
+/// How a port of a Service is spared by its callers.
+pub fn backend(index: &Index, service: &ServiceId, port: &ServicePort) -> BackendPolicy {
+    let speakers = of_port(index, service, port);
+    BackendPolicy {
+        budget: first(&speakers, |said| said.budget).unwrap_or_default(),
+        breaker: first(&speakers, |said| said.breaker),
+        outlier: first(&speakers, |said| said.outlier),
+        limits: first(&speakers, |said| said.limits).unwrap_or_default(),
+    }
+}
+
+/// What a port of a workload lets in; none: whatever comes.
+pub fn server(index: &Index, workload: &Workload, port: u16) -> Option<ServerPolicy> {
+    let speakers = of_workload(index, workload, port);
+    let policy = ServerPolicy {
+        rate_limits: first(&speakers, |said| said.rate_limits.clone()).unwrap_or_default(),
+        concurrency: first(&speakers, |said| said.concurrency),
+    };
+    (policy != ServerPolicy::default()).then_some(policy)
+}
+
+fn first<S, T>(speakers: &[Speaker<'_, S>], said: impl Fn(&S) -> Option<T>) -> Option<T> {
+    speakers.iter().find_map(|speaker| said(&speaker.policy.sections))
+}

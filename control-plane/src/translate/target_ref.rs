@@ -1,0 +1,120 @@
+//! `targetRefs`: what a policy is for, as far as it can be told without the index.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use outrigger_core::name::check_label;
+
+use super::{Report, check_subdomain, created, identity};
+use crate::kinds::TargetRef;
+use crate::object::policy::{Attached, PortRef, Target};
+use crate::object::{Kind, ObjectId};
+
+/// Bound of the Gateway API's own policies.
+const MAX_TARGETS: usize = 16;
+const GATEWAY: &str = "gateway.networking.k8s.io";
+
+/// Which targets a kind of policy may have.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Allowed {
+    ServicesAndRoutes,
+    Services,
+}
+
+/// Puts a policy together from what it is for and what it says.
+pub(super) fn attached<S>(
+    kind: Kind,
+    meta: &ObjectMeta,
+    refs: &[TargetRef],
+    allowed: Allowed,
+    sections: S,
+    report: &mut Report,
+) -> Attached<S> {
+    let (namespace, name) = identity(meta, report);
+    if refs.is_empty() {
+        report.error("spec.targetRefs", "is empty: say what the policy is for");
+    }
+    report.at_most("spec.targetRefs", refs.len(), MAX_TARGETS);
+    let mut targets: Vec<Target> = Vec::with_capacity(refs.len());
+    for (i, raw) in refs.iter().enumerate() {
+        let path = format!("spec.targetRefs[{i}]");
+        let Some(target) = target(raw, &path, &namespace, allowed, report) else { continue };
+        if targets.contains(&target) {
+            report.error(path, "is there twice");
+        }
+        targets.push(target);
+    }
+    let id = ObjectId { kind, namespace, name };
+    Attached { id, created: created(meta), targets, sections }
+}
+
+fn target(
+    raw: &TargetRef,
+    path: &str,
+    namespace: &str,
+    allowed: Allowed,
+    report: &mut Report,
+) -> Option<Target> {
+    let section = raw.section_name.as_deref();
+    if section == Some("") {
+        report.error(format!("{path}.sectionName"), "is empty");
+    }
+    let target = match (raw.group.as_str(), raw.kind.as_str()) {
+        ("" | "core", "Service") => {
+            report.check(&format!("{path}.name"), check_label(&raw.name));
+            Target::Service { name: raw.name.clone(), port: port(raw, path, report) }
+        }
+        ("" | "core", "Namespace") => {
+            if raw.name != namespace {
+                let problem =
+                    format!("{:?} is not the policy's own namespace, {namespace}", raw.name);
+                report.error(format!("{path}.name"), problem);
+            }
+            if section.is_some() {
+                report.error(format!("{path}.sectionName"), "a Namespace has no sections");
+            }
+            Target::Namespace
+        }
+        (GATEWAY, kind @ ("HTTPRoute" | "GRPCRoute")) if allowed == Allowed::ServicesAndRoutes => {
+            report.check(&format!("{path}.name"), check_subdomain(&raw.name));
+            let kind = if kind == "HTTPRoute" { Kind::HttpRoute } else { Kind::GrpcRoute };
+            Target::Route { kind, name: raw.name.clone(), rule: section.map(str::to_owned) }
+        }
+        (group, kind) => {
+            let (at, problem) = misplaced(group, kind, allowed);
+            report.error(format!("{path}.{at}"), problem);
+            return None;
+        }
+    };
+    if raw.port.is_some() && !matches!(target, Target::Service { .. }) {
+        report.error(format!("{path}.port"), "only a Service has ports");
+    }
+    Some(target)
+}
+
+fn port(raw: &TargetRef, path: &str, report: &mut Report) -> Option<PortRef> {
+    match (&raw.section_name, raw.port) {
+        (Some(_), Some(_)) => {
+            let problem = "names a port too, and so does sectionName: write one of them";
+            report.error(format!("{path}.port"), problem);
+            None
+        }
+        (Some(name), None) => Some(PortRef::Name(name.clone())),
+        (None, Some(port)) => report.port(&format!("{path}.port"), port).map(PortRef::Number),
+        (None, None) => None,
+    }
+}
+
+/// Which field makes a target impossible, and why.
+fn misplaced(group: &str, kind: &str, allowed: Allowed) -> (&'static str, String) {
+    let right = match kind {
+        "Service" | "Namespace" => Some(""),
+        "HTTPRoute" | "GRPCRoute" if allowed == Allowed::ServicesAndRoutes => Some(GATEWAY),
+        _ => None,
+    };
+    match right {
+        Some(right) => ("group", format!("{group:?} must be {right:?} for a {kind}")),
+        None if allowed == Allowed::Services => {
+            ("kind", format!("{kind:?} is not Service or Namespace"))
+        }
+        None => ("kind", format!("{kind:?} is not Service, HTTPRoute, GRPCRoute or Namespace")),
+    }
+}

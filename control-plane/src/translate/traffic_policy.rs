@@ -1,0 +1,302 @@
+//! `TrafficPolicy`: how a service is called. [`super::effective`] puts together what several say.
+
+use std::time::Duration;
+
+use outrigger_core::error::FieldError;
+use outrigger_core::policy::bounds::{self, Durations, Numbers};
+use outrigger_core::policy::breaker::{BreakerConfig, FailureRate, OpenTime};
+use outrigger_core::policy::budget::BudgetConfig;
+use outrigger_core::policy::limits::LimitsConfig;
+use outrigger_core::policy::outlier::OutlierConfig;
+use outrigger_core::policy::priority::Priority;
+use outrigger_core::policy::retry::{Backoff, Jitter, RetryConfig, RetryOn};
+use outrigger_core::policy::timeouts::Timeouts;
+
+use super::target_ref::{Allowed, attached};
+use super::{Report, duration};
+use crate::kinds::{
+    TrafficBackoff, TrafficBreaker, TrafficFailureRate, TrafficJitter, TrafficLimits, TrafficOpen,
+    TrafficOutlierEjection, TrafficPolicy as Raw, TrafficPolicySpec, TrafficPriority,
+    TrafficRetries, TrafficRetryBudget, TrafficTimeouts,
+};
+use crate::object::Kind;
+use crate::object::policy::{Target, TrafficPolicy, TrafficSections};
+
+/// Long enough for a restart that goes well, short enough that nobody forgets it.
+const OPEN_BASE: Duration = Duration::from_secs(5);
+const OPEN_MAX: Duration = Duration::from_secs(60);
+/// Of a failure rate: a few requests a second are enough to judge by.
+const WINDOW: Duration = Duration::from_secs(10);
+const MIN_REQUESTS: u32 = 20;
+/// Envoy's, which operators know.
+const BASE_EJECTION: Duration = Duration::from_secs(30);
+const MAX_EJECTION: Duration = Duration::from_secs(300);
+/// With more gone, those that are left would carry more than twice their load.
+const MAX_EJECTED_PERCENT: u8 = 50;
+
+pub fn translate(raw: &Raw, report: &mut Report) -> Option<TrafficPolicy> {
+    let spec = &raw.spec;
+    let sections = TrafficSections {
+        deadline: spec.deadline.as_ref().and_then(|text| {
+            let time = duration::parse(text).and_then(|time| match time {
+                Duration::ZERO => Ok(time),
+                time => bounds::duration(time, &bounds::TIMEOUT),
+            });
+            report.check("spec.deadline", time)
+        }),
+        streaming: spec.streaming,
+        timeouts: spec.timeouts.as_ref().map(|raw| timeouts(raw, report)),
+        retries: spec.retries.as_ref().map(|raw| retries(raw, report)),
+        budget: spec.retry_budget.as_ref().map(|raw| budget(raw, report)),
+        breaker: spec.breaker.as_ref().map(|raw| breaker(raw, report)),
+        outlier: spec.outlier_ejection.as_ref().map(|raw| outlier(raw, report)),
+        limits: spec.limits.as_ref().map(|raw| limits(raw, report)),
+        priority: spec.priority.map(|priority| match priority {
+            TrafficPriority::Critical => Priority::Critical,
+            TrafficPriority::Default => Priority::Default,
+            TrafficPriority::Sheddable => Priority::Sheddable,
+        }),
+        max_visits: number(report, "spec.maxVisits", spec.max_visits, &bounds::VISITS),
+    };
+    if sections == TrafficSections::default() && report.errors.is_empty() {
+        report.error("spec", "says nothing about calls: it has no section");
+    }
+    let allowed = Allowed::ServicesAndRoutes;
+    let kind = Kind::TrafficPolicy;
+    let policy = attached(kind, &raw.metadata, &spec.target_refs, allowed, sections, report);
+    if policy.targets.iter().any(|target| matches!(target, Target::Route { .. })) {
+        refuse_backend_sections(spec, report);
+    }
+    Some(policy)
+}
+
+/// What spares a service is one for all that call it, whatever route they take.
+fn refuse_backend_sections(spec: &TrafficPolicySpec, report: &mut Report) {
+    let sections = [
+        ("retryBudget", spec.retry_budget.is_some()),
+        ("breaker", spec.breaker.is_some()),
+        ("outlierEjection", spec.outlier_ejection.is_some()),
+        ("limits", spec.limits.is_some()),
+    ];
+    for (name, _) in sections.into_iter().filter(|(_, set)| *set) {
+        let problem = "protects a service, not a route: put it into a policy that targets the \
+                       Service or Namespace";
+        report.error(format!("spec.{name}"), problem);
+    }
+}
+
+fn timeouts(raw: &TrafficTimeouts, report: &mut Report) -> Timeouts {
+    if *raw == TrafficTimeouts::default() {
+        report.error("spec.timeouts", "is empty");
+    }
+    let mut timeout = |name: &str, text: &Option<String>| {
+        time(report, &format!("spec.timeouts.{name}"), text.as_deref(), &bounds::TIMEOUT)
+    };
+    Timeouts {
+        connect: timeout("connect", &raw.connect),
+        first_byte: timeout("firstByte", &raw.first_byte),
+        idle: timeout("idle", &raw.idle),
+        attempt: timeout("attempt", &raw.attempt),
+    }
+}
+
+fn retries(raw: &TrafficRetries, report: &mut Report) -> RetryConfig {
+    let path = "spec.retries";
+    let plain = RetryConfig::default();
+    let attempts =
+        number(report, &format!("{path}.maxAttempts"), raw.max_attempts, &bounds::ATTEMPTS);
+    let replay = number(
+        report,
+        &format!("{path}.maxReplayBytes"),
+        raw.max_replay_bytes,
+        &bounds::REPLAY_BYTES,
+    );
+    let when = &raw.when;
+    let statuses_path = format!("{path}.when.statuses");
+    report.check(&statuses_path, bounds::at_most(when.statuses.len(), bounds::MAX_STATUSES));
+    report.check(&format!("{path}.when.grpc"), bounds::at_most(when.grpc.len(), bounds::MAX_GRPC));
+    let statuses = when.statuses.iter().enumerate().filter_map(|(i, status)| {
+        report.check(&format!("{statuses_path}[{i}]"), bounds::status(*status))
+    });
+    let on = RetryOn {
+        statuses: statuses.collect(),
+        grpc: when.grpc.iter().map(|code| *code as u8).collect(),
+        reset: when.reset,
+        timeout: when.timeout,
+    };
+    let config = RetryConfig {
+        max_attempts: attempts.unwrap_or(plain.max_attempts),
+        on,
+        non_idempotent: raw.non_idempotent,
+        backoff: raw.backoff.as_ref().and_then(|raw| backoff(raw, report)),
+        max_replay_bytes: replay.unwrap_or(plain.max_replay_bytes),
+    };
+    if config.max_attempts == 1 && config != (RetryConfig { max_attempts: 1, ..plain }) {
+        let problem = "is 1: nothing is sent again, and the other fields have no effect";
+        report.error(format!("{path}.maxAttempts"), problem);
+    }
+    report.check(path, config.check());
+    config
+}
+
+fn backoff(raw: &TrafficBackoff, report: &mut Report) -> Option<Backoff> {
+    let path = "spec.retries.backoff";
+    let base = time(report, &format!("{path}.base"), Some(&raw.base), &bounds::BACKOFF);
+    let max = time(report, &format!("{path}.max"), raw.max.as_deref(), &bounds::BACKOFF);
+    let base = base?;
+    let max = max.unwrap_or_else(|| (base * 10).min(*bounds::BACKOFF.end()));
+    let jitter = match raw.jitter {
+        TrafficJitter::Full => Jitter::Full,
+        TrafficJitter::Additive => Jitter::Additive,
+        TrafficJitter::Decorrelated => Jitter::Decorrelated,
+    };
+    Some(Backoff { base, max, jitter })
+}
+
+fn budget(raw: &TrafficRetryBudget, report: &mut Report) -> BudgetConfig {
+    let path = "spec.retryBudget";
+    let plain = BudgetConfig::default();
+    let percent = number(report, &format!("{path}.percent"), raw.percent, &bounds::BUDGET_PERCENT);
+    let least = number(
+        report,
+        &format!("{path}.minPerSecond"),
+        raw.min_per_second,
+        &bounds::BUDGET_PER_SECOND,
+    );
+    BudgetConfig {
+        percent: percent.unwrap_or(plain.percent),
+        min_per_second: least.unwrap_or(plain.min_per_second),
+    }
+}
+
+fn breaker(raw: &TrafficBreaker, report: &mut Report) -> BreakerConfig {
+    let path = "spec.breaker";
+    let before = report.errors.len();
+    let config = BreakerConfig {
+        consecutive_failures: failures(path, raw.consecutive_failures, report),
+        failure_rate: rate(path, raw.failure_rate.as_ref(), report),
+        open: raw.open.as_ref().map_or_else(growing, |raw| open(raw, report)),
+        trials: number(report, &format!("{path}.trials"), raw.trials, &bounds::TRIALS).unwrap_or(1),
+    };
+    // A wrong value has been reported at its own path.
+    if report.errors.len() == before {
+        report.check(path, config.check());
+    }
+    config
+}
+
+fn growing() -> OpenTime {
+    OpenTime::Backoff { base: OPEN_BASE, max: OPEN_MAX }
+}
+
+fn open(raw: &TrafficOpen, report: &mut Report) -> OpenTime {
+    let path = "spec.breaker.open";
+    let mut read = |name: &str, text: &Option<String>| {
+        time(report, &format!("{path}.{name}"), text.as_deref(), &bounds::OPEN)
+    };
+    let (fixed, base, max) =
+        (read("fixed", &raw.fixed), read("base", &raw.base), read("max", &raw.max));
+    match &raw.fixed {
+        None if *raw == TrafficOpen::default() => {
+            report.error(path, "is empty: write fixed, or base and max");
+            growing()
+        }
+        None => {
+            let base = base.unwrap_or(OPEN_BASE);
+            OpenTime::Backoff { base, max: max.unwrap_or(OPEN_MAX.max(base)) }
+        }
+        Some(_) => {
+            if raw.base.is_some() || raw.max.is_some() {
+                report.error(path, "has both fixed and a growing time: write one of them");
+            }
+            fixed.map_or_else(growing, OpenTime::Fixed)
+        }
+    }
+}
+
+fn outlier(raw: &TrafficOutlierEjection, report: &mut Report) -> OutlierConfig {
+    let path = "spec.outlierEjection";
+    let before = report.errors.len();
+    let mut read = |name: &str, text: &Option<String>| {
+        time(report, &format!("{path}.{name}"), text.as_deref(), &bounds::OPEN)
+    };
+    let base = read("baseEjection", &raw.base_ejection).unwrap_or(BASE_EJECTION);
+    let max = read("maxEjection", &raw.max_ejection).unwrap_or(MAX_EJECTION.max(base));
+    let percent = number(
+        report,
+        &format!("{path}.maxEjectedPercent"),
+        raw.max_ejected_percent,
+        &bounds::PERCENT,
+    );
+    let config = OutlierConfig {
+        consecutive_failures: failures(path, raw.consecutive_failures, report),
+        failure_rate: rate(path, raw.failure_rate.as_ref(), report),
+        base_ejection: base,
+        max_ejection: max,
+        max_ejected_percent: percent.unwrap_or(MAX_EJECTED_PERCENT),
+    };
+    // A wrong value has been reported at its own path.
+    if report.errors.len() == before {
+        report.check(path, config.check());
+    }
+    config
+}
+
+fn failures(path: &str, raw: Option<u32>, report: &mut Report) -> Option<u32> {
+    number(report, &format!("{path}.consecutiveFailures"), raw, &bounds::FAILURES)
+}
+
+fn rate(path: &str, raw: Option<&TrafficFailureRate>, report: &mut Report) -> Option<FailureRate> {
+    let raw = raw?;
+    let path = format!("{path}.failureRate");
+    let percent = number(report, &format!("{path}.percent"), Some(raw.percent), &bounds::PERCENT);
+    let window = raw.window.as_deref().map_or(Some(WINDOW), |text| {
+        report.check(&format!("{path}.window"), duration::parse(text).and_then(bounds::window))
+    });
+    let least = raw.min_requests.map_or(Some(MIN_REQUESTS), |least| {
+        number(report, &format!("{path}.minRequests"), Some(least), &bounds::MIN_REQUESTS)
+    });
+    Some(FailureRate { percent: percent?, window: window?, min_requests: least? })
+}
+
+fn limits(raw: &TrafficLimits, report: &mut Report) -> LimitsConfig {
+    let path = "spec.limits";
+    if *raw == TrafficLimits::default() {
+        report.error(path, "is empty");
+    }
+    let mut read =
+        |name: &str, value, within| number(report, &format!("{path}.{name}"), value, within);
+    let config = LimitsConfig {
+        max_in_flight: read("maxInFlight", raw.max_in_flight, &bounds::IN_FLIGHT),
+        max_pending: read("maxPending", raw.max_pending, &bounds::PENDING),
+        max_in_flight_per_endpoint: read(
+            "maxInFlightPerEndpoint",
+            raw.max_in_flight_per_endpoint,
+            &bounds::IN_FLIGHT,
+        ),
+    };
+    if raw.max_in_flight.is_none() {
+        report.check(path, config.check());
+    }
+    config
+}
+
+pub(super) fn number<T: TryFrom<u32>>(
+    report: &mut Report,
+    path: &str,
+    value: Option<u32>,
+    within: &Numbers,
+) -> Option<T> {
+    report.check(path, bounds::number(value?, within))
+}
+
+pub(super) fn time(
+    report: &mut Report,
+    path: &str,
+    text: Option<&str>,
+    within: &Durations,
+) -> Option<Duration> {
+    let time: Result<Duration, FieldError> =
+        duration::parse(text?).and_then(|time| bounds::duration(time, within));
+    report.check(path, time)
+}

@@ -1,0 +1,625 @@
+//! Policies as people write them: every bound of every kind, and what a wrong one disturbs.
+
+use std::fs;
+use std::sync::Arc;
+
+use outrigger_control_plane::index::Index;
+use outrigger_control_plane::manifests::Folder;
+use outrigger_control_plane::metrics::Metrics;
+use outrigger_control_plane::problems::Problems;
+use outrigger_control_plane::publish::Publisher;
+use outrigger_control_plane::status;
+use outrigger_control_plane::translate::destination;
+use outrigger_core::config::MeshSettings;
+use tempfile::TempDir;
+
+/// A folder of manifests and what was made of it.
+struct Reading {
+    folder: TempDir,
+    publisher: Publisher,
+    problems: Arc<Problems>,
+    reader: Folder,
+}
+
+impl Reading {
+    fn new() -> Self {
+        let folder = TempDir::new().unwrap();
+        let problems = Arc::new(Problems::default());
+        let path = folder.path().to_owned();
+        let reader = Folder::new(path, problems.clone(), Arc::new(Metrics::new()));
+        let publisher = Publisher::new(Index::new(MeshSettings::default()));
+        Self { folder, publisher, problems, reader }
+    }
+
+    fn write(&mut self, file: &str, text: &str) {
+        fs::write(self.folder.path().join(file), text).unwrap();
+        self.reader.scan(&self.publisher).unwrap();
+    }
+
+    /// `field: problem` of everything that is wrong.
+    fn problems(&self) -> Vec<String> {
+        let problems = self.problems.all();
+        problems.into_iter().map(|p| format!("{}: {}", p.field, p.problem)).collect()
+    }
+
+    fn deadline(&self, service: &str) -> Option<u128> {
+        let name = format!("bank/{service}:80").parse().unwrap();
+        let view = self.publisher.view();
+        let deadline = destination::build(&view.index, &name).unwrap().call.deadline;
+        deadline.map(|deadline| deadline.as_millis())
+    }
+
+    fn overridden(&self, policy: &str) -> Vec<String> {
+        let view = self.publisher.view();
+        let statuses = status::objects(&view, &[]);
+        let status = statuses.into_iter().find(|s| s.object.to_string() == policy).unwrap();
+        assert!(status.accepted.status);
+        status.overridden
+    }
+}
+
+fn object(kind: &str, name: &str, spec: &str) -> String {
+    let version = match kind {
+        "HTTPRoute" => "gateway.networking.k8s.io/v1",
+        "Service" => "v1",
+        _ => "outrigger.dev/v1alpha1",
+    };
+    let meta = format!("{{namespace: bank, name: {name}}}");
+    format!("---\napiVersion: {version}\nkind: {kind}\nmetadata: {meta}\nspec: {spec}\n")
+}
+
+fn service(name: &str) -> String {
+    object(
+        "Service",
+        name,
+        &format!("{{selector: {{app: {name}}}, ports: [{{port: 80, name: http}}]}}"),
+    )
+}
+
+const ORDERS: &str = "targetRefs: [{kind: Service, name: orders}]";
+
+/// Each case is one wrong object and the one error that it must make.
+fn check(kind: &str, cases: &[(&str, &str)]) {
+    for (spec, want) in cases {
+        let mut reading = Reading::new();
+        reading.write("a.yaml", &object(kind, "p", &format!("{{{spec}}}")));
+        let problems = reading.problems();
+        assert_eq!(problems.len(), 1, "{spec}: {problems:?}");
+        assert!(problems[0].starts_with(&format!("spec{want}")), "{spec}: {problems:?}");
+    }
+}
+
+fn with_orders<'a>(cases: &[(&'a str, &'a str)]) -> Vec<(String, &'a str)> {
+    cases.iter().map(|(spec, want)| (format!("{ORDERS}, {spec}"), *want)).collect()
+}
+
+fn check_sections(kind: &str, cases: &[(&str, &str)]) {
+    let cases = with_orders(cases);
+    let cases: Vec<_> = cases.iter().map(|(spec, want)| (spec.as_str(), *want)).collect();
+    check(kind, &cases);
+}
+
+#[test]
+fn every_bound_of_a_traffic_policy() {
+    check_sections(
+        "TrafficPolicy",
+        &[
+            ("deadline: 2", ".deadline: invalid type"),
+            ("deadline: 1.5s", ".deadline: \"1.5s\" is not a duration"),
+            ("deadline: 25h", ".deadline: 90000s must be between 1ms and 86400s"),
+            ("timeouts: {}", ".timeouts: is empty"),
+            ("timeouts: {connect: 0s}", ".timeouts.connect: 0ns must be between 1ms and 86400s"),
+            ("timeouts: {firstByte: 0s}", ".timeouts.firstByte: 0ns must be between"),
+            ("timeouts: {idle: 25h}", ".timeouts.idle: 90000s must be between"),
+            ("timeouts: {attempt: x}", ".timeouts.attempt: \"x\" is not a duration"),
+            ("timeouts: {read: 1s}", ".timeouts.read: unknown field `read`"),
+            ("retries: {maxAttempts: 0}", ".retries.maxAttempts: 0 must be between 1 and 10"),
+            ("retries: {maxAttempts: 11}", ".retries.maxAttempts: 11 must be between 1 and 10"),
+            ("retries: {maxAttempts: -1}", ".retries.maxAttempts: invalid value"),
+            ("retries: {maxAttempts: 1, nonIdempotent: true}", ".retries.maxAttempts: is 1"),
+            (
+                "retries: {maxReplayBytes: 1048577}",
+                ".retries.maxReplayBytes: 1048577 must be between",
+            ),
+            ("retries: {attempts: 3}", ".retries.attempts: unknown field `attempts`"),
+            (
+                "retries: {when: {statuses: [503, 404]}}",
+                ".retries.when.statuses[1]: 404 is not 429",
+            ),
+            ("retries: {when: {statuses: [600]}}", ".retries.when.statuses[0]: 600 is not 429"),
+            ("retries: {when: {grpc: [OK]}}", ".retries.when.grpc[0]: unknown variant `OK`"),
+            ("retries: {when: {connect: true}}", ".retries.when.connect: unknown field"),
+            (
+                "retries: {backoff: {base: 0s}}",
+                ".retries.backoff.base: 0ns must be between 1ms and 60s",
+            ),
+            (
+                "retries: {backoff: {base: 1s, max: 61s}}",
+                ".retries.backoff.max: 61s must be between",
+            ),
+            (
+                "retries: {backoff: {base: 2s, max: 1s}}",
+                ".retries.backoff.max: 1s is less than base",
+            ),
+            (
+                "retries: {backoff: {base: 1s, jitter: Some}}",
+                ".retries.backoff.jitter: unknown variant",
+            ),
+            ("retries: {backoff: {max: 1s}}", ".retries.backoff: missing field `base`"),
+            ("retryBudget: {percent: 101}", ".retryBudget.percent: 101 must be between 0 and 100"),
+            (
+                "retryBudget: {minPerSecond: 1001}",
+                ".retryBudget.minPerSecond: 1001 must be between",
+            ),
+            ("retryBudget: {ratio: 1}", ".retryBudget.ratio: unknown field"),
+            ("breaker: {}", ".breaker: needs consecutiveFailures, failureRate or both"),
+            (
+                "breaker: {consecutiveFailures: 0}",
+                ".breaker.consecutiveFailures: 0 must be between 1",
+            ),
+            (
+                "breaker: {failureRate: {percent: 0}}",
+                ".breaker.failureRate.percent: 0 must be between",
+            ),
+            ("breaker: {failureRate: {percent: 101}}", ".breaker.failureRate.percent: 101 must be"),
+            (
+                "breaker: {failureRate: {percent: 50, window: 301s}}",
+                ".breaker.failureRate.window: 301s must be between 1s and 300s",
+            ),
+            (
+                "breaker: {failureRate: {percent: 50, window: 1500ms}}",
+                ".breaker.failureRate.window: 1.5s is not in whole seconds",
+            ),
+            (
+                "breaker: {failureRate: {percent: 50, minRequests: 0}}",
+                ".breaker.failureRate.minRequests: 0 must be between",
+            ),
+            (
+                "breaker: {consecutiveFailures: 5, trials: 0}",
+                ".breaker.trials: 0 must be between 1 and",
+            ),
+            (
+                "breaker: {consecutiveFailures: 5, trials: 101}",
+                ".breaker.trials: 101 must be between",
+            ),
+            ("breaker: {consecutiveFailures: 5, open: {}}", ".breaker.open: is empty"),
+            (
+                "breaker: {consecutiveFailures: 5, open: {fixed: 99ms}}",
+                ".breaker.open.fixed: 99ms must be between 100ms and 3600s",
+            ),
+            (
+                "breaker: {consecutiveFailures: 5, open: {base: 2h}}",
+                ".breaker.open.base: 7200s must be between",
+            ),
+            (
+                "breaker: {consecutiveFailures: 5, open: {max: 2h}}",
+                ".breaker.open.max: 7200s must be between",
+            ),
+            (
+                "breaker: {consecutiveFailures: 5, open: {base: 2s, max: 1s}}",
+                ".breaker.open.max: 1s is less than base, which is 2s",
+            ),
+            (
+                "breaker: {consecutiveFailures: 5, open: {fixed: 1s, max: 2s}}",
+                ".breaker.open: has both fixed and a growing time",
+            ),
+            ("breaker: {threshold: 5}", ".breaker.threshold: unknown field"),
+            (
+                "outlierEjection: {}",
+                ".outlierEjection: needs consecutiveFailures, failureRate or both",
+            ),
+            (
+                "outlierEjection: {consecutiveFailures: 1000001}",
+                ".outlierEjection.consecutiveFailures: 1000001 must be between",
+            ),
+            (
+                "outlierEjection: {failureRate: {percent: 0}}",
+                ".outlierEjection.failureRate.percent: 0 must be between",
+            ),
+            (
+                "outlierEjection: {consecutiveFailures: 5, baseEjection: 1ms}",
+                ".outlierEjection.baseEjection: 1ms must be between 100ms and 3600s",
+            ),
+            (
+                "outlierEjection: {consecutiveFailures: 5, maxEjection: 2h}",
+                ".outlierEjection.maxEjection: 7200s must be between",
+            ),
+            (
+                "outlierEjection: {consecutiveFailures: 5, maxEjection: 1s}",
+                ".outlierEjection.maxEjection: 1s is less than baseEjection, which is 30s",
+            ),
+            (
+                "outlierEjection: {consecutiveFailures: 5, maxEjectedPercent: 0}",
+                ".outlierEjection.maxEjectedPercent: 0 must be between 1 and 100",
+            ),
+            ("outlierEjection: {interval: 1s}", ".outlierEjection.interval: unknown field"),
+            ("limits: {}", ".limits: is empty"),
+            ("limits: {maxInFlight: 0}", ".limits.maxInFlight: 0 must be between 1 and 1000000"),
+            ("limits: {maxPending: 5}", ".limits.maxPending: has no effect without maxInFlight"),
+            (
+                "limits: {maxInFlight: 1, maxPending: 1000001}",
+                ".limits.maxPending: 1000001 must be between",
+            ),
+            (
+                "limits: {maxInFlightPerEndpoint: 0}",
+                ".limits.maxInFlightPerEndpoint: 0 must be between",
+            ),
+            ("limits: {maxConnections: 1}", ".limits.maxConnections: unknown field"),
+            ("priority: High", ".priority: unknown variant `High`"),
+            ("maxVisits: 0", ".maxVisits: 0 must be between 1 and 32"),
+            ("maxVisits: 33", ".maxVisits: 33 must be between 1 and 32"),
+            ("streaming: maybe", ".streaming: invalid type"),
+            ("hedging: {}", ".hedging: unknown field `hedging`"),
+        ],
+    );
+}
+
+#[test]
+fn every_bound_of_a_server_policy() {
+    let limits = |limits: &str| format!("rateLimits: [{limits}]");
+    let many: Vec<_> =
+        (0..17).map(|i| format!("{{name: l{i}, requests: 1, period: 1s}}")).collect();
+    let cases: Vec<(String, &str)> = vec![
+        (limits("{requests: 1, period: 1s}"), ".rateLimits[0]: missing field `name`"),
+        (limits("{name: All, requests: 1, period: 1s}"), ".rateLimits[0].name: \"All\" must be"),
+        (
+            limits("{name: a, requests: 1, period: 1s}, {name: a, requests: 1, period: 1s}"),
+            ".rateLimits[1].name: \"a\" is the name of another limit",
+        ),
+        (limits(&many.join(", ")), ".rateLimits: has 17 items, at most 16 are allowed"),
+        (
+            limits("{name: a, requests: 0, period: 1s}"),
+            ".rateLimits[0].requests: 0 must be between",
+        ),
+        (limits("{name: a, requests: 1, period: 999ms}"), ".rateLimits[0].period: 999ms must be"),
+        (limits("{name: a, requests: 1, period: 61m}"), ".rateLimits[0].period: 3660s must be"),
+        (
+            limits("{name: a, requests: 1, period: 1s, burst: 0}"),
+            ".rateLimits[0].burst: 0 must be between",
+        ),
+        (
+            limits("{name: a, requests: 1, period: 1s, strategy: Fair}"),
+            ".rateLimits[0].strategy: unknown variant `Fair`",
+        ),
+        (
+            limits("{name: a, requests: 1, period: 1s, key: {path: {}}}"),
+            ".rateLimits[0].key: has no effect with this strategy",
+        ),
+        (
+            limits("{name: a, requests: 1, period: 1s, strategy: PerKey, key: {header: a b}}"),
+            ".rateLimits[0].key.header: \"a b\" is not a header name",
+        ),
+        (
+            limits("{name: a, requests: 1, period: 1s, strategy: PerKey, key: {query: a}}"),
+            ".rateLimits[0].key",
+        ),
+        (
+            limits("{name: a, requests: 1, period: 1s, unit: x}"),
+            ".rateLimits[0].unit: unknown field",
+        ),
+        ("concurrency: {}".to_owned(), ".concurrency: needs static or adaptive"),
+        (
+            "concurrency: {static: 1, adaptive: {algorithm: Gradient}}".to_owned(),
+            ".concurrency: has both static and adaptive",
+        ),
+        ("concurrency: {static: 0}".to_owned(), ".concurrency.static: 0 must be between"),
+        (
+            "concurrency: {static: 1, maxQueue: 100001}".to_owned(),
+            ".concurrency.maxQueue: 100001 must be between 0 and 100000",
+        ),
+        (
+            "concurrency: {static: 1, maxWait: 11s}".to_owned(),
+            ".concurrency.maxWait: 11s must be between 0ns and 10s",
+        ),
+        (
+            "concurrency: {adaptive: {algorithm: Vegas}}".to_owned(),
+            ".concurrency.adaptive.algorithm: unknown variant `Vegas`",
+        ),
+        (
+            "concurrency: {adaptive: {algorithm: Gradient, latency: 1s}}".to_owned(),
+            ".concurrency.adaptive.latency: has no effect with Gradient",
+        ),
+        (
+            "concurrency: {adaptive: {algorithm: Aimd}}".to_owned(),
+            ".concurrency.adaptive.latency: must be set for Aimd",
+        ),
+        (
+            "concurrency: {adaptive: {algorithm: Aimd, latency: 61s}}".to_owned(),
+            ".concurrency.adaptive.latency: 61s must be between",
+        ),
+        (
+            "concurrency: {adaptive: {algorithm: Gradient, min: 0}}".to_owned(),
+            ".concurrency.adaptive.min: 0 must be between",
+        ),
+        (
+            "concurrency: {adaptive: {algorithm: Gradient, max: 1000001}}".to_owned(),
+            ".concurrency.adaptive.max: 1000001 must be between",
+        ),
+        (
+            "concurrency: {adaptive: {algorithm: Gradient, min: 5, max: 4}}".to_owned(),
+            ".concurrency.adaptive.max: 4 is less than min, which is 5",
+        ),
+        ("concurrency: {static: 1, queue: 1}".to_owned(), ".concurrency.queue: unknown field"),
+        ("priority: Critical".to_owned(), ".priority: unknown field `priority`"),
+    ];
+    let cases: Vec<_> = cases.iter().map(|(spec, want)| (spec.as_str(), *want)).collect();
+    check_sections("ServerPolicy", &cases);
+}
+
+#[test]
+fn every_bound_of_target_refs() {
+    let route = "{group: gateway.networking.k8s.io, kind: HTTPRoute, name: r}";
+    let many = vec!["{kind: Service, name: a}"; 17].join(", ");
+    let cases = [
+        (String::new(), ": missing field `targetRefs`"),
+        ("targetRefs: []".to_owned(), ".targetRefs: is empty"),
+        (format!("targetRefs: [{}]", "{kind: Service}"), ".targetRefs[0]: missing field `name`"),
+        ("targetRefs: [{kind: Service, name: A}]".to_owned(), ".targetRefs[0].name: \"A\" must be"),
+        ("targetRefs: [{kind: Pod, name: a}]".to_owned(), ".targetRefs[0].kind: \"Pod\" is not"),
+        (
+            "targetRefs: [{group: apps, kind: Service, name: a}]".to_owned(),
+            ".targetRefs[0].group: \"apps\" must be \"\" for a Service",
+        ),
+        (
+            "targetRefs: [{kind: Service, name: a, namespace: shop}]".to_owned(),
+            ".targetRefs[0].namespace: unknown field `namespace`",
+        ),
+        (
+            "targetRefs: [{kind: Service, name: a, port: 0}]".to_owned(),
+            ".targetRefs[0].port: 0 must be between 1 and 65535",
+        ),
+        (
+            "targetRefs: [{kind: Service, name: a, port: 80, sectionName: http}]".to_owned(),
+            ".targetRefs[0].port: names a port too",
+        ),
+        (
+            "targetRefs: [{kind: Service, name: a, sectionName: ''}]".to_owned(),
+            ".targetRefs[0].sectionName: is empty",
+        ),
+        (
+            "targetRefs: [{kind: Namespace, name: shop}]".to_owned(),
+            ".targetRefs[0].name: \"shop\" is not the policy's own namespace, bank",
+        ),
+        (
+            "targetRefs: [{kind: Namespace, name: bank, port: 80}]".to_owned(),
+            ".targetRefs[0].port: only a Service has ports",
+        ),
+        (
+            "targetRefs: [{kind: Namespace, name: bank, sectionName: a}]".to_owned(),
+            ".targetRefs[0].sectionName: a Namespace has no sections",
+        ),
+        (
+            "targetRefs: [{kind: Service, name: a}, {kind: Service, name: a}]".to_owned(),
+            ".targetRefs[1]: is there twice",
+        ),
+    ];
+    for kind in ["TrafficPolicy", "ServerPolicy"] {
+        let section =
+            if kind == "TrafficPolicy" { "maxVisits: 2" } else { "concurrency: {static: 1}" };
+        for (spec, want) in &cases {
+            let separator = if spec.is_empty() { "" } else { ", " };
+            check(kind, &[(&format!("{section}{separator}{spec}"), want)]);
+        }
+        check(kind, &[(ORDERS, ": says nothing about")]);
+    }
+    let route = |rest: &str| format!("targetRefs: [{route}], {rest}");
+    let elsewhere = ": protects a service, not a route";
+    for (section, name) in [
+        ("retryBudget: {percent: 1}", ".retryBudget"),
+        ("breaker: {consecutiveFailures: 1}", ".breaker"),
+        ("outlierEjection: {consecutiveFailures: 1}", ".outlierEjection"),
+        ("limits: {maxInFlight: 1}", ".limits"),
+    ] {
+        check("TrafficPolicy", &[(&route(section), &format!("{name}{elsewhere}"))]);
+    }
+    check(
+        "ServerPolicy",
+        &[(
+            &route("concurrency: {static: 1}"),
+            ".targetRefs[0].kind: \"HTTPRoute\" is not Service or",
+        )],
+    );
+    let many = format!("targetRefs: [{many}], maxVisits: 2");
+    let mut reading = Reading::new();
+    reading.write("a.yaml", &object("TrafficPolicy", "p", &format!("{{{many}}}")));
+    let wanted = "spec.targetRefs: has 17 items, at most 16 are allowed".to_owned();
+    assert!(reading.problems().contains(&wanted));
+}
+
+#[test]
+fn every_bound_of_a_rule_of_an_http_route() {
+    let parents = "parentRefs: [{group: '', kind: Service, name: orders}]";
+    for (rule, want) in [
+        ("timeouts: {request: x}", "timeouts.request: \"x\" is not a duration"),
+        ("timeouts: {request: 25h}", "timeouts.request: 90000s must be between"),
+        ("timeouts: {backendRequest: 25h}", "timeouts.backendRequest: 90000s must be between"),
+        (
+            "timeouts: {request: 1s, backendRequest: 2s}",
+            "timeouts.backendRequest: 2s is more than request, which is 1s",
+        ),
+        ("retry: {attempts: 10}", "retry.attempts: 10 must be between 0 and 9"),
+        ("retry: {attempts: -1}", "retry.attempts: 4294967295 must be between 0 and 9"),
+        ("retry: {codes: [503, 404]}", "retry.codes[1]: 404 is not 429 or between 500 and 599"),
+        ("retry: {backoff: 0s}", "retry.backoff: 0ns must be between 1ms and 60s"),
+    ] {
+        let spec = format!("{parents}, rules: [{{{rule}}}]");
+        check("HTTPRoute", &[(&spec, &format!(".rules[0].{want}"))]);
+    }
+}
+
+#[test]
+fn every_bound_of_the_other_kinds() {
+    check(
+        "AccessPolicy",
+        &[
+            ("ports: [0]", ".ports[0]: 0 must be between 1 and 65535"),
+            ("rules: [{action: Maybe}]", ".rules[0].action: unknown variant `Maybe`"),
+            ("rules: [{action: Allow, from: [{}]}]", ".rules[0].from[0]: is empty"),
+            ("rules: [{action: Allow, to: [{}]}]", ".rules[0].to[0]: is empty"),
+            ("rules: [{action: Allow, when: []}]", ".rules[0].when: unknown field"),
+            (
+                "jwt: [{issuer: i, jwks: {file: k}, clockSkewSeconds: 301}]",
+                ".jwt[0].clockSkewSeconds: 301 is more than 300",
+            ),
+            ("jwt: [{issuer: '', jwks: {file: k}}]", ".jwt[0].issuer: is empty"),
+        ],
+    );
+    check(
+        "ExternalService",
+        &[
+            ("host: a, port: 0", ".port: 0 must be between 1 and 65535"),
+            ("host: '', port: 1", ".host: \"\" is not a host name or IP address"),
+            ("host: a, port: 1, path: /", ".path: unknown field"),
+        ],
+    );
+    check(
+        "ExternalWorkload",
+        &[
+            ("address: nowhere", ".address: "),
+            (
+                "address: 10.0.0.1, ports: [{port: 0}]",
+                ".ports[0].port: 0 must be between 1 and 65535",
+            ),
+        ],
+    );
+}
+
+#[test]
+fn a_wrong_policy_disturbs_no_other_and_its_last_good_version_stays() {
+    let mut reading = Reading::new();
+    let policy = |name: &str, time: &str| {
+        let spec = format!("{{targetRefs: [{{kind: Service, name: {name}}}], deadline: {time}}}");
+        object("TrafficPolicy", name, &spec)
+    };
+    reading.write("services.yaml", &format!("{}{}", service("orders"), service("quotes")));
+    reading.write("a.yaml", &format!("{}{}", policy("orders", "1s"), policy("quotes", "2s")));
+    assert_eq!((reading.deadline("orders"), reading.deadline("quotes")), (Some(1000), Some(2000)));
+    // In one file and in different ones.
+    reading.write("a.yaml", &format!("{}{}", policy("orders", "soon"), policy("quotes", "3s")));
+    assert_eq!((reading.deadline("orders"), reading.deadline("quotes")), (Some(1000), Some(3000)));
+    assert_eq!(reading.problems().len(), 1);
+    let view = reading.publisher.view();
+    let statuses = status::objects(&view, &reading.problems.all());
+    let accepted: Vec<_> =
+        statuses.iter().map(|s| (s.object.to_string(), s.accepted.status)).collect();
+    let wanted = [
+        ("TrafficPolicy bank/orders".to_owned(), false),
+        ("TrafficPolicy bank/quotes".to_owned(), true),
+    ];
+    assert_eq!(accepted, wanted);
+    drop(view);
+    reading.write("a.yaml", &policy("quotes", "3s"));
+    assert_eq!((reading.deadline("orders"), reading.deadline("quotes")), (None, Some(3000)));
+}
+
+#[test]
+fn what_lost_says_so_and_to_whom() {
+    let mut reading = Reading::new();
+    let route = object(
+        "HTTPRoute",
+        "r",
+        "{parentRefs: [{group: '', kind: Service, name: orders}], rules: [{name: slow, timeouts: \
+         {request: 9s}}, {name: fast, matches: [{path: {value: /fast}}]}]}",
+    );
+    let policy = |name: &str, target: &str, sections: &str| {
+        object("TrafficPolicy", name, &format!("{{targetRefs: [{target}], {sections}}}"))
+    };
+    let of_route = "group: gateway.networking.k8s.io, kind: HTTPRoute, name: r";
+    reading.write(
+        "a.yaml",
+        &[
+            service("orders"),
+            route,
+            policy(
+                "all",
+                "{kind: Namespace, name: bank}",
+                "deadline: 1s, limits: {maxInFlight: 9}",
+            ),
+            policy("service", "{kind: Service, name: orders}", "deadline: 2s, maxVisits: 2"),
+            policy("younger", "{kind: Service, name: orders}", "deadline: 3s"),
+            policy(
+                "port",
+                "{kind: Service, name: orders, sectionName: http}",
+                "limits: {maxInFlight: 5}",
+            ),
+            policy("route", &format!("{{{of_route}}}"), "deadline: 4s"),
+            policy("rule", &format!("{{{of_route}, sectionName: fast}}"), "deadline: 5s"),
+        ]
+        .concat(),
+    );
+    assert_eq!(reading.problems(), [""; 0]);
+    let view = reading.publisher.view();
+    let built = destination::build(&view.index, &"bank/orders:80".parse().unwrap()).unwrap();
+    let rules = built.http_routes[0].rules.iter();
+    let rules: Vec<_> = rules
+        .map(|rule| rule.call.as_ref().unwrap())
+        .map(|call| (call.deadline.unwrap().as_secs(), call.max_visits))
+        .collect();
+    // The rule itself, then the policy for it; what neither says comes from the Service's.
+    assert_eq!(rules, [(9, 2), (5, 2)]);
+    assert_eq!(built.call.deadline.unwrap().as_secs(), 2);
+    assert_eq!(built.policy.limits.max_in_flight, Some(5));
+    drop(view);
+    let deadline_lost_to_routes = [
+        "spec.deadline: overridden by HTTPRoute bank/r (spec.rules[0].timeouts.request)",
+        "spec.deadline: overridden by TrafficPolicy bank/rule (HTTPRoute bank/r rule fast)",
+    ];
+    assert_eq!(reading.overridden("TrafficPolicy bank/route"), deadline_lost_to_routes);
+    assert_eq!(reading.overridden("TrafficPolicy bank/service"), deadline_lost_to_routes);
+    assert_eq!(
+        reading.overridden("TrafficPolicy bank/younger"),
+        [
+            deadline_lost_to_routes[0],
+            deadline_lost_to_routes[1],
+            "spec.deadline: overridden by TrafficPolicy bank/service (Service bank/orders)",
+        ]
+    );
+    assert_eq!(
+        reading.overridden("TrafficPolicy bank/all"),
+        [
+            deadline_lost_to_routes[0],
+            deadline_lost_to_routes[1],
+            "spec.deadline: overridden by TrafficPolicy bank/service (Service bank/orders)",
+            "spec.limits: overridden by TrafficPolicy bank/port (Service bank/orders port http)",
+        ]
+    );
+    assert_eq!(reading.overridden("TrafficPolicy bank/rule"), [""; 0]);
+    assert_eq!(reading.overridden("TrafficPolicy bank/port"), [""; 0]);
+}
+
+#[test]
+fn targets_that_do_not_exist_are_named() {
+    let mut reading = Reading::new();
+    let parents = "parentRefs: [{group: '', kind: Service, name: orders}]";
+    let routes = "group: gateway.networking.k8s.io, kind";
+    reading.write(
+        "a.yaml",
+        &[
+            service("orders"),
+            object("HTTPRoute", "r", &format!("{{{parents}, rules: [{{name: a}}]}}")),
+            object(
+                "TrafficPolicy",
+                "p",
+                &format!(
+                    "{{targetRefs: [{{kind: Service, name: gone}}, {{kind: Service, name: orders, \
+                 sectionName: grpc}}, {{kind: Service, name: orders, port: 81}}, {{{routes}: \
+                 GRPCRoute, name: r}}, {{{routes}: HTTPRoute, name: r, sectionName: b}}, \
+                 {{{routes}: HTTPRoute, name: r, sectionName: a}}], deadline: 1s}}"
+                ),
+            ),
+        ]
+        .concat(),
+    );
+    assert_eq!(reading.problems(), [""; 0]);
+    let view = reading.publisher.view();
+    assert_eq!(
+        status::unresolved(&view.index),
+        [
+            "TrafficPolicy bank/p: spec.targetRefs[0].name: there is no Service bank/gone",
+            "TrafficPolicy bank/p: spec.targetRefs[1].sectionName: Service bank/orders has no port \"grpc\"",
+            "TrafficPolicy bank/p: spec.targetRefs[2].port: Service bank/orders has no port 81",
+            "TrafficPolicy bank/p: spec.targetRefs[3].name: there is no GRPCRoute bank/r",
+            "TrafficPolicy bank/p: spec.targetRefs[4].sectionName: HTTPRoute bank/r has no rule \"b\"",
+        ]
+    );
+}

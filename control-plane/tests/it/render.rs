@@ -1,0 +1,43 @@
+//! Policies as text for snapshots: only what differs from saying nothing.
+
+use std::fmt::Debug;
+
+use outrigger_core::policy::{BackendPolicy, CallPolicy, ServerPolicy};
+
+pub(crate) fn call(policy: &CallPolicy) -> String {
+    let plain = CallPolicy::default();
+    line([
+        part("deadline", &policy.deadline, &plain.deadline),
+        part("streaming", &policy.streaming, &plain.streaming),
+        part("timeouts", &policy.timeouts, &plain.timeouts),
+        part("retries", &policy.retries, &plain.retries),
+        part("priority", &policy.priority, &plain.priority),
+        part("visits", &policy.max_visits, &plain.max_visits),
+    ])
+}
+
+pub(crate) fn backend(policy: &BackendPolicy) -> String {
+    let plain = BackendPolicy::default();
+    line([
+        part("budget", &policy.budget, &plain.budget),
+        part("breaker", &policy.breaker, &plain.breaker),
+        part("outlier", &policy.outlier, &plain.outlier),
+        part("limits", &policy.limits, &plain.limits),
+    ])
+}
+
+pub(crate) fn server(policy: &ServerPolicy) -> String {
+    let plain = ServerPolicy::default();
+    line([
+        part("rate limits", &policy.rate_limits, &plain.rate_limits),
+        part("concurrency", &policy.concurrency, &plain.concurrency),
+    ])
+}
+
+fn part<T: Debug + PartialEq>(name: &str, value: &T, plain: &T) -> Option<String> {
+    (value != plain).then(|| format!("{name} {value:?}"))
+}
+
+fn line<const N: usize>(parts: [Option<String>; N]) -> String {
+    parts.into_iter().flatten().collect::<Vec<_>>().join("; ")
+}
