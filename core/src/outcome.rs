@@ -77,7 +77,7 @@ pub fn grpc_code_name(code: i32) -> &'static str {
 /// certainly not processed.
 pub fn grpc_code_for(reason: Reason) -> i32 {
     match reason {
-        Reason::RetriedUnprocessed => OK,
+        Reason::RetriedUnprocessed | Reason::Retried => OK,
         Reason::DownstreamReset => CANCELLED,
         Reason::UpstreamResetAmbiguous | Reason::ResponseTruncated => UNKNOWN,
         Reason::HeaderTimeout
@@ -119,6 +119,8 @@ pub fn grpc_code_for(reason: Reason) -> i32 {
         | Reason::ConnectFailed
         | Reason::ConnectTimeout
         | Reason::UpstreamReset
+        | Reason::BreakerOpen
+        | Reason::TooManyInFlight
         | Reason::Draining => UNAVAILABLE,
     }
 }

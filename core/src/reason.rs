@@ -188,6 +188,12 @@ reasons! {
     /// More connections than the limit.
     ConnectionLimit = "connection_limit", Us, 503, "proxy_internal_response",
         "too many connections; raise --max-connections or reuse connections";
+    /// Too many calls to the service failed lately: the breaker answers at once.
+    BreakerOpen = "breaker_open", Us, 503, "proxy_internal_response",
+        "the called service fails too often; look at it, and at /policies of this proxy for the next trial";
+    /// As many requests to the service or to each of its instances are in flight as may be.
+    TooManyInFlight = "too_many_in_flight", Us, 503, "proxy_internal_response",
+        "the service is slow or limits.maxInFlight too low";
     /// The proxy is shutting down.
     Draining = "draining", Us, 503, "proxy_internal_response",
         "the proxy is shutting down; a new connection reaches another instance";
@@ -199,6 +205,9 @@ reasons! {
     /// Sent again because the first try was provably not processed.
     RetriedUnprocessed = "retried_unprocessed", Upstream, 200, "connection_terminated",
         "the first try did not reach the instance; it was sent again";
+    /// Sent again because a policy asks for it.
+    Retried = "retried", Upstream, 200, "http_request_error",
+        "an earlier try failed and the policy's retries allowed another";
 }
 
 impl std::fmt::Display for Reason {

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::reload;
 
+use crate::endpoint::Endpoints;
 use crate::metrics::expose::expose;
 use crate::proxy::{Phase, Proxy};
 use crate::store::{Dialed, Live, Resolution};
@@ -33,6 +34,7 @@ pub async fn serve(proxy: Arc<Proxy>, listener: std::net::TcpListener, log: LogH
         .route("/metrics", get(metrics))
         .route("/config", get(config))
         .route("/identity", get(identity))
+        .route("/policies", get(policies))
         .route("/drain", post(drain))
         .route("/log", put(set_log))
         .with_state(Admin { proxy, log });
@@ -46,7 +48,7 @@ pub async fn serve(proxy: Arc<Proxy>, listener: std::net::TcpListener, log: LogH
 }
 
 async fn index() -> &'static str {
-    "GET /live, /ready, /metrics, /config, /identity; POST /drain; PUT /log with a filter such as \
+    "GET /live, /ready, /metrics, /config, /identity, /policies; POST /drain; PUT /log with a filter such as \
      outrigger_proxy=debug\n"
 }
 
@@ -58,10 +60,7 @@ async fn ready(State(admin): State<Admin>) -> (StatusCode, String) {
 }
 
 async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {
-    (
-        [(header::CONTENT_TYPE, "text/plain; version=0.0.4")],
-        expose(&admin.proxy.metrics, admin.proxy.identity.as_deref()),
-    )
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], expose(&admin.proxy))
 }
 
 async fn identity(State(admin): State<Admin>) -> Json<Value> {
@@ -69,6 +68,13 @@ async fn identity(State(admin): State<Admin>) -> Json<Value> {
         Some(identity) => identity.describe(),
         None => json!({ "id": null, "off": "the control plane is dialled without TLS" }),
     })
+}
+
+/// What policies have learnt: breakers, ejected endpoints, budgets.
+async fn policies(State(admin): State<Admin>) -> Json<Value> {
+    let services = admin.proxy.store.all_endpoints();
+    let show = |one: &Arc<Endpoints>| one.guard.show(&one.load().endpoints);
+    Json(json!({ "services": services.iter().map(show).collect::<Vec<_>>() }))
 }
 
 async fn config(State(admin): State<Admin>) -> Json<Value> {

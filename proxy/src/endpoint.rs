@@ -15,6 +15,7 @@ use outrigger_core::balance::{self, Ring, ewma};
 use outrigger_core::config::{Balancer, Endpoint, Protocol};
 use outrigger_core::name::{DestinationName, EndpointId};
 
+use crate::guard::Guard;
 use crate::metrics::{Label, Metrics};
 use crate::tls::Expected;
 
@@ -26,6 +27,8 @@ const FAILURE_PENALTY_US: u32 = 5_000_000;
 pub struct Endpoints {
     pub name: DestinationName,
     pub label: Label,
+    /// Breaker, budget and limits of the service.
+    pub guard: Guard,
     current: ArcSwap<EndpointSet>,
     turn: AtomicU64,
 }
@@ -44,6 +47,8 @@ pub struct EndpointSet {
 pub struct EndpointState {
     /// Unique in the process; changes with the address, so that pools never mix two.
     pub key: u64,
+    /// Names the workload and port for ever, whatever its address: a hash of its id.
+    pub stable: u64,
     pub endpoint: Endpoint,
     pub peer: Label,
     /// What its sidecar must prove.
@@ -58,6 +63,7 @@ pub struct EndpointState {
 pub struct EndpointLoad {
     latency: AtomicU64,
     in_flight: AtomicU32,
+    sent: AtomicU64,
 }
 
 /// What the choice of an endpoint may depend on.
@@ -71,10 +77,20 @@ pub struct Choice<'a> {
     pub tried: &'a [u64],
 }
 
+/// Why there is no endpoint to choose.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoChoice {
+    /// The service has none.
+    None,
+    /// None may take another request.
+    Busy,
+}
+
 impl Endpoints {
     pub fn new(name: DestinationName, metrics: &Metrics) -> Self {
         let label = metrics.label(&name.to_string());
-        Self { name, label, current: ArcSwap::default(), turn: AtomicU64::new(0) }
+        let guard = Guard::new(name.clone());
+        Self { name, label, guard, current: ArcSwap::default(), turn: AtomicU64::new(0) }
     }
 
     pub fn load(&self) -> arc_swap::Guard<Arc<EndpointSet>> {
@@ -92,6 +108,7 @@ impl Endpoints {
                 Some(state) if state.endpoint == endpoint => Arc::clone(state),
                 known => Arc::new(EndpointState {
                     key: next_key(),
+                    stable: balance::hash(endpoint.id.to_string().as_bytes()),
                     peer: peer_label(&endpoint, metrics),
                     expected: Expected::of(
                         endpoint.mesh.as_ref().and_then(|mesh| mesh.identity.as_ref()),
@@ -108,23 +125,31 @@ impl Endpoints {
         self.current.store(Arc::new(EndpointSet { endpoints, by_address, ring, complete }));
     }
 
-    /// One endpoint for a request, or none when the set is empty.
-    pub fn choose(&self, choice: &Choice<'_>) -> Option<Arc<EndpointState>> {
+    /// One endpoint for a request.
+    pub fn choose(&self, choice: &Choice<'_>) -> Result<Arc<EndpointState>, NoChoice> {
         let set = self.current.load();
         let all = &set.endpoints;
-        if choice.tried.is_empty() {
-            return set.pick(choice, &self.turn).map(|i| Arc::clone(&all[i]));
+        let choosy = self.guard.is_choosy();
+        if choice.tried.is_empty() && !choosy {
+            return set.pick(choice, &self.turn).map(|i| Arc::clone(&all[i])).ok_or(NoChoice::None);
         }
-        let left: Vec<_> = all.iter().filter(|e| !choice.tried.contains(&e.key)).collect();
-        match left.len() {
-            // All were tried: the least loaded deserves another chance more than the caller an error.
-            0 => set.pick(choice, &self.turn).map(|i| Arc::clone(&all[i])),
-            n => {
-                let i =
-                    balance::power_of_two(n, choice.random, |i| left[i].load.cost(choice.now_ms));
-                Some(Arc::clone(left[i]))
+        let mut left: Vec<_> = all.iter().collect();
+        if choosy {
+            left = self.guard.choosable(&left);
+            if left.is_empty() && !all.is_empty() {
+                return Err(NoChoice::Busy);
             }
         }
+        let untried: Vec<_> =
+            left.iter().filter(|e| !choice.tried.contains(&e.key)).copied().collect();
+        // All were tried: the least loaded deserves another chance more than the caller an error.
+        let left = if untried.is_empty() { left } else { untried };
+        if left.len() == all.len() {
+            return set.pick(choice, &self.turn).map(|i| Arc::clone(&all[i])).ok_or(NoChoice::None);
+        }
+        let cost = |i: usize| left[i].load.cost(choice.now_ms);
+        let i = balance::power_of_two(left.len(), choice.random, cost);
+        Ok(Arc::clone(left[i]))
     }
 }
 
@@ -205,22 +230,28 @@ impl EndpointLoad {
         self.observe(now_ms, FAILURE_PENALTY_US);
     }
 
+    /// Nothing is known of it any more.
+    pub fn forget(&self) {
+        self.latency.store(0, Relaxed);
+    }
+
+    /// Tries sent so far.
+    pub fn sent(&self) -> u64 {
+        self.sent.load(Relaxed)
+    }
+
     pub fn in_flight(&self) -> u32 {
         self.in_flight.load(Relaxed)
     }
 
-    /// Counts a request as in flight until the guard is dropped.
-    pub fn begin(self: &Arc<Self>) -> InFlight {
+    /// A try has been sent.
+    pub fn began(&self) {
         self.in_flight.fetch_add(1, Relaxed);
-        InFlight(Arc::clone(self))
+        self.sent.fetch_add(1, Relaxed);
     }
-}
 
-pub struct InFlight(Arc<EndpointLoad>);
-
-impl Drop for InFlight {
-    fn drop(&mut self) {
-        self.0.in_flight.fetch_sub(1, Relaxed);
+    pub fn ended(&self) {
+        self.in_flight.fetch_sub(1, Relaxed);
     }
 }
 

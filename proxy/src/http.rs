@@ -4,6 +4,7 @@
 //! [`attempt`] (one try), [`respond`] (what goes back). [`upgrade`] holds what stops being HTTP.
 
 pub mod attempt;
+pub mod attempts;
 pub mod authorize;
 pub mod body;
 pub mod context;

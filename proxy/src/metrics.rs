@@ -14,6 +14,7 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 use outrigger_core::config::Protocol;
 use outrigger_core::outcome::Outcome;
+use outrigger_core::policy::retry::Skip;
 use outrigger_core::reason::Reason;
 
 /// Series sets of the process beyond which everything is counted as `other`, so that what callers
@@ -108,6 +109,8 @@ pub struct Gauges {
     pub bytes_received: AtomicU64,
     pub bytes_sent: AtomicU64,
     pub retries: AtomicU64,
+    /// Tries that a policy wanted and that were not made, by [`Skip`].
+    pub retries_skipped: [AtomicU64; Skip::ALL.len()],
     pub unmatched: AtomicU64,
     pub unmeshed: AtomicU64,
     /// Requests and streams that a policy in audit mode would have refused.

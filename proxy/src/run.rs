@@ -71,9 +71,22 @@ pub fn run(settings: Settings, log: LogHandle) -> io::Result<()> {
     let runtime = Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         tokio::spawn(write_log);
+        tokio::spawn(tick(Arc::clone(&proxy)));
         tokio::spawn(admin::serve(Arc::clone(&proxy), admin, log));
         control(proxy, dialled, state).await
     })
+}
+
+/// Lets time pass for what policies have learnt, about once a second.
+async fn tick(proxy: Arc<Proxy>) {
+    let mut seconds = tokio::time::interval(Duration::from_secs(1));
+    seconds.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        let now = seconds.tick().await.into_std();
+        for service in proxy.store.all_endpoints() {
+            service.guard.tick(now, &service.load().endpoints);
+        }
+    }
 }
 
 /// Starts one thread per worker, and with several one that accepts for all.

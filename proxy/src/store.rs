@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use outrigger_core::compile::{Compiled, Rule};
+use outrigger_core::compile::{Compiled, CompiledBackend, Rule};
 use outrigger_core::name::{Authority, DestinationName, Host};
 use tokio::sync::{Notify, mpsc};
 
@@ -96,9 +96,21 @@ impl Store {
         Arc::clone(endpoints)
     }
 
+    /// Every service that some destination sends to, in name order.
+    pub fn all_endpoints(&self) -> Vec<Arc<Endpoints>> {
+        let mut all: Vec<_> = lock(&self.backends).values().cloned().collect();
+        all.sort_by(|a, b| a.name.cmp(&b.name));
+        all
+    }
+
     /// Joins a compiled destination with the endpoints that it needs.
     pub fn live(&self, compiled: Compiled, metrics: &Metrics) -> Live {
-        let backends = compiled.backends.iter().map(|b| self.endpoints(&b.name, metrics)).collect();
+        let backend = |backend: &CompiledBackend| {
+            let endpoints = self.endpoints(&backend.name, metrics);
+            endpoints.guard.reconfigure(&backend.policy);
+            endpoints
+        };
+        let backends = compiled.backends.iter().map(backend).collect();
         let routes = compiled
             .route_names()
             .map(|name| (name.as_ptr() as usize, metrics.label(name)))

@@ -186,7 +186,7 @@ async fn relay_to(
     opened: Opened,
 ) {
     let began = Instant::now();
-    let Opened { io, labels, load: _load, .. } = opened;
+    let Opened { io, labels, attempt: _attempt, .. } = opened;
     let relaying = relay::relay(caller, io);
     if origin.direction == Direction::Outbound {
         let ended = relaying.await;

@@ -7,6 +7,7 @@ mod hostile;
 mod identity;
 mod life;
 mod protocols;
+mod resilience;
 mod soak;
 mod upstreams;
 

@@ -177,16 +177,14 @@ impl Inherited {
     pub fn certainty(&self) -> Certainty {
         if self.from.is_some() { Certainty::Unique } else { Certainty::Ambiguous }
     }
-
-    /// A call of it has failed for good, so nobody above need try that again.
-    pub fn note_exhausted(&self) {
-        if let Some(from) = &self.from {
-            from.exhausted.store(true, Relaxed);
-        }
-    }
 }
 
 impl Inflight {
+    /// A call that it led to has failed for good, so nobody above need try it again.
+    pub fn note_exhausted(&self) {
+        self.exhausted.store(true, Relaxed);
+    }
+
     pub fn is_exhausted(&self) -> bool {
         self.exhausted.load(Relaxed)
     }

@@ -30,7 +30,8 @@ use super::headers::{HOP, UNPROCESSED};
 use super::respond::Refusal;
 use super::server::Connection;
 use super::upgrade::Switch;
-use crate::endpoint::{Choice, EndpointState, coarse_ms};
+use crate::endpoint::{Choice, EndpointState, Endpoints, NoChoice, coarse_ms};
+use crate::guard::{Attempt, Trials};
 use crate::metrics::add;
 use crate::pool::connect::ConnectError;
 use crate::pool::{PoolKey, Wire, h2};
@@ -61,6 +62,8 @@ pub enum Way<'a> {
 
 /// Where one try goes.
 pub struct Hop {
+    /// What its breaker and its endpoint make of the try.
+    trials: Trials,
     pub address: SocketAddr,
     pub wire: Wire,
     expected: Expected,
@@ -191,6 +194,14 @@ fn join_cookies(headers: &mut HeaderMap) {
 }
 
 impl<'a> Way<'a> {
+    /// Of the service that it leads to, if the mesh has it.
+    pub fn endpoints(&self) -> Option<&'a Arc<Endpoints>> {
+        match self {
+            Self::Service { live, backend, .. } => Some(&live.backends[*backend]),
+            Self::App { .. } | Self::Outside { .. } => None,
+        }
+    }
+
     /// To a backend of a service of the mesh.
     pub fn service(
         connection: &Connection,
@@ -238,7 +249,8 @@ pub fn choose(
             let wire = wire_of(*protocol, exchange.connection.protocol, upgrade);
             exchange.endpoint = Some(*address);
             let (address, expected) = (*address, Expected::NONE);
-            return Ok(Hop { address, wire, expected, endpoint: None, protocol: *protocol });
+            let (trials, protocol) = (Trials::default(), *protocol);
+            return Ok(Hop { trials, address, wire, expected, endpoint: None, protocol });
         }
     };
     let config = &live.compiled.backends[backend];
@@ -251,7 +263,7 @@ pub fn choose(
         hash,
         tried,
     };
-    let endpoint = endpoint_of(live, dialed, backend, &choice)?;
+    let (endpoint, trials) = take_endpoint(live, dialed, backend, &choice)?;
     exchange.peer = endpoint.peer;
     let callers = exchange.protocol;
     let protocol = if config.protocol.is_http() { config.protocol } else { callers };
@@ -259,11 +271,26 @@ pub fn choose(
         add(&worker.proxy.metrics.gauges.unmeshed, 1);
     }
     exchange.endpoint = Some(endpoint.endpoint.address);
-    Ok(Hop::to(endpoint, protocol, callers, upgrade))
+    Ok(Hop { trials, ..Hop::to(endpoint, protocol, callers, upgrade) })
+}
+
+/// An endpoint that its service's breaker lets one more try go to.
+pub fn take_endpoint(
+    live: &Live,
+    dialed: &Dialed,
+    backend: usize,
+    choice: &Choice<'_>,
+) -> Result<(Arc<EndpointState>, Trials), Refusal> {
+    let guard = &live.backends[backend].guard;
+    let mut trials = guard.admit()?;
+    let endpoint =
+        endpoint_of(live, dialed, backend, choice).inspect_err(|_| guard.unused(&trials))?;
+    guard.chosen(&endpoint, &mut trials);
+    Ok((endpoint, trials))
 }
 
 /// The endpoint for a request or connection: the instance that was dialled, or a balanced choice.
-pub fn endpoint_of(
+fn endpoint_of(
     live: &Live,
     dialed: &Dialed,
     backend: usize,
@@ -288,8 +315,14 @@ pub fn endpoint_of(
             }
         }
     }
-    endpoints.choose(choice).ok_or_else(|| {
-        Refusal::new(Reason::NoEndpoint, format!("{} has no ready instance", endpoints.name))
+    endpoints.choose(choice).map_err(|why| match why {
+        NoChoice::None => {
+            Refusal::new(Reason::NoEndpoint, format!("{} has no ready instance", endpoints.name))
+        }
+        NoChoice::Busy => Refusal::new(
+            Reason::TooManyInFlight,
+            format!("every instance of {} has as much as it may", endpoints.name),
+        ),
     })
 }
 
@@ -304,7 +337,8 @@ fn wire_of(protocol: Protocol, callers: Protocol, upgrade: bool) -> Wire {
     }
 }
 
-/// Sends the request once, taking its head. On success the exchange holds the connection.
+/// Sends the request once, taking its head unless it is kept for another try. On success the exchange
+/// holds the connection.
 #[expect(
     clippy::too_many_arguments,
     reason = "what one try needs, lent so that futures stay small"
@@ -313,11 +347,11 @@ pub async fn send(
     worker: &Rc<Worker>,
     exchange: &mut Exchange,
     way: &Way<'_>,
-    hop: &Hop,
+    hop: &mut Hop,
     call: &CallPolicy,
-    head: &mut Option<Head>,
+    (head, keep): (&mut Option<Head>, bool),
     body: RequestBody,
-    idempotent: bool,
+    repeatable: bool,
 ) -> Result<Response<Incoming>, Failed> {
     let began = if exchange.attempts == 1 { exchange.began } else { Instant::now() };
     let limits = &call.timeouts;
@@ -326,15 +360,20 @@ pub async fn send(
         context::send_along(exchange, live, hop, &mut head.headers, end, began);
     }
     let mut clock = Clock::at(earlier(end, began, limits.connect));
-    exchange.in_flight = hop.endpoint.as_ref().map(|endpoint| endpoint.load.begin());
+    exchange.attempt = match (way.endpoints(), &hop.endpoint) {
+        (Some(endpoints), Some(endpoint)) => {
+            Some(Attempt::begin(endpoints, endpoint, std::mem::take(&mut hop.trials)))
+        }
+        _ => None,
+    };
     let key = hop.key();
     let sent = if hop.wire == Wire::Http1 {
         let mut lease = {
-            let mut leasing = pin!(worker.pools.lease_h1(key, idempotent, began));
+            let mut leasing = pin!(worker.pools.lease_h1(key, repeatable, began));
             let leased = poll_fn(|cx| poll_within(leasing.as_mut(), &mut clock, cx)).await;
             leased.ok_or_else(|| timed_out(hop, Waited::Connection))??
         };
-        let mut sending = pin!(lease.send(write(head, hop, body)?));
+        let mut sending = pin!(lease.send(write(head, keep, hop, body)?));
         exchange.lease = Some(Lease::H1(lease));
         first_byte(&mut clock, end, limits.first_byte);
         poll_fn(|cx| poll_within(sending.as_mut(), &mut clock, cx)).await
@@ -347,7 +386,7 @@ pub async fn send(
         if head.as_ref().is_some_and(|head| head.upgrade.is_some()) {
             Box::pin(upgradable(worker, hop, &lease)).await?;
         }
-        let mut sending = pin!(lease.send(write(head, hop, body)?));
+        let mut sending = pin!(lease.send(write(head, keep, hop, body)?));
         exchange.lease = Some(Lease::H2(lease));
         first_byte(&mut clock, end, limits.first_byte);
         poll_fn(|cx| poll_within(sending.as_mut(), &mut clock, cx)).await
@@ -407,10 +446,11 @@ fn timed_out(hop: &Hop, waited: Waited) -> Failed {
 
 fn write(
     head: &mut Option<Head>,
+    keep: bool,
     hop: &Hop,
     body: RequestBody,
 ) -> Result<Request<RequestBody>, Refusal> {
-    let head = head.take();
+    let head = if keep { head.clone() } else { head.take() };
     let head = head.ok_or_else(|| Refusal::new(Reason::InternalError, "the request is gone"))?;
     head.into_request(hop, body)
 }
@@ -476,7 +516,8 @@ impl Hop {
             Some(mesh) => (mesh.address, Wire::Hop),
             None => (endpoint.endpoint.address, wire_of(protocol, callers, upgrade)),
         };
-        Self { address, wire, expected: endpoint.expected, endpoint: Some(endpoint), protocol }
+        let (trials, expected) = (Trials::default(), endpoint.expected);
+        Self { trials, address, wire, expected, endpoint: Some(endpoint), protocol }
     }
 
     fn key(&self) -> PoolKey {
@@ -540,7 +581,7 @@ pub async fn copy(
         hash: None,
         tried: &[],
     };
-    let endpoint = live.backends[backend].choose(&choice)?;
+    let endpoint = live.backends[backend].choose(&choice).ok()?;
     let declared = live.compiled.backends[backend].protocol;
     let protocol = if declared.is_http() { declared } else { callers };
     let hop = Hop::to(endpoint, protocol, callers, false);

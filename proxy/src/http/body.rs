@@ -12,6 +12,7 @@ use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
+use outrigger_core::policy::retry::DEFAULT_REPLAY_BYTES;
 use outrigger_core::reason::Reason;
 use tokio::sync::mpsc;
 
@@ -20,8 +21,6 @@ use super::exchange::Exchange;
 use super::respond;
 use crate::metrics::Metrics;
 
-/// Bytes of one request kept so that it can be sent again.
-const REPLAY_LIMIT: usize = 64 * 1024;
 /// Frames that a mirrored request may lag behind before it is given up.
 pub const MIRROR_LAG: usize = 64;
 
@@ -74,6 +73,10 @@ pub struct Source {
     mirrors: Vec<mpsc::Sender<Piece>>,
     metrics: Arc<Metrics>,
     budget: u64,
+    /// Bytes of this body that may be kept.
+    limit: usize,
+    /// Why it is not whole, if it is the memory of all.
+    no_memory: bool,
 }
 
 impl RequestBody {
@@ -93,6 +96,8 @@ impl RequestBody {
             mirrors: Vec::new(),
             metrics: Arc::clone(metrics),
             budget: budget as u64,
+            limit: DEFAULT_REPLAY_BYTES as usize,
+            no_memory: false,
         };
         Self::Shared { source: Rc::new(RefCell::new(source)), next: 0 }
     }
@@ -120,6 +125,18 @@ impl RequestBody {
     /// Whether the caller went away before it had sent all.
     pub fn is_broken(&self) -> bool {
         matches!(self, Self::Shared { source, .. } if source.borrow().broken)
+    }
+
+    /// Keeps at most so many bytes; to be said before the body is read.
+    pub fn keep_at_most(&self, bytes: u32) {
+        if let Self::Shared { source, .. } = self {
+            source.borrow_mut().limit = bytes as usize;
+        }
+    }
+
+    /// Whether it was not kept because all requests together had kept too much.
+    pub fn found_no_memory(&self) -> bool {
+        matches!(self, Self::Shared { source, .. } if source.borrow().no_memory)
     }
 
     /// Nothing will be sent again: frees what was kept and keeps nothing more.
@@ -189,7 +206,8 @@ impl Source {
             return;
         }
         let buffered = self.metrics.gauges.buffered_bytes.load(Relaxed);
-        if self.kept_bytes + len > REPLAY_LIMIT || buffered + len as u64 > self.budget {
+        self.no_memory = buffered + len as u64 > self.budget;
+        if self.kept_bytes + len > self.limit || self.no_memory {
             self.forget();
             return;
         }

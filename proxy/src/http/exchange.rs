@@ -21,7 +21,8 @@ use super::deadline::Bounds;
 use super::server::Connection;
 use crate::access_log;
 use crate::correlation::Remembered;
-use crate::endpoint::{InFlight, coarse_ms};
+use crate::endpoint::coarse_ms;
+use crate::guard::{Attempt, Seat};
 use crate::metrics::{CountKey, Label, SeriesKey, Status, add};
 use crate::pool;
 
@@ -61,7 +62,10 @@ pub struct Exchange {
     pub tunneled: bool,
     /// The upstream connection, to be used again when the response has been read whole.
     pub lease: Option<Lease>,
-    pub in_flight: Option<InFlight>,
+    /// The try that is under way.
+    pub attempt: Option<Attempt>,
+    /// Its place among the requests in flight to the service, where those are limited.
+    pub seat: Option<Seat>,
     pub endpoint: Option<std::net::SocketAddr>,
 }
 
@@ -112,7 +116,8 @@ impl Exchange {
             over: false,
             tunneled: false,
             lease: None,
-            in_flight: None,
+            attempt: None,
+            seat: None,
             endpoint: None,
             connection,
         }
@@ -128,6 +133,30 @@ impl Exchange {
         if self.is_grpc() {
             self.grpc_status = grpc_status(headers);
         }
+    }
+
+    /// What the head says about the endpoint. A gRPC call may still fail in its trailers.
+    pub fn answered(&mut self) {
+        let outcome = match self.grpc_status {
+            Some(code) => classify_grpc(code),
+            None if self.is_grpc() => return,
+            None => classify_http(self.status),
+        };
+        self.judge(outcome);
+    }
+
+    fn judge(&mut self, outcome: Outcome) {
+        let random = || self.connection.worker.random();
+        if let Some(attempt) = &mut self.attempt {
+            attempt.judge(outcome, random);
+        }
+    }
+
+    /// The try is over without a response. Dropping what it held cancels the upstream's work.
+    pub fn end_attempt(&mut self, failed: bool) {
+        self.judge(if failed { Outcome::Failure } else { Outcome::Canceled });
+        self.lease = None;
+        self.attempt = None;
     }
 
     pub fn sent(&mut self, bytes: usize) {
@@ -169,6 +198,7 @@ impl Exchange {
 
     fn record(&mut self, outcome: Outcome, now: Instant) {
         self.over = true;
+        self.judge(outcome);
         self.connection.request_ended();
         if let Some(remembered) = self.remembered.take() {
             self.connection.worker.proxy.correlation.forget(&remembered);

@@ -10,32 +10,27 @@ use std::rc::Rc;
 
 use http::header::{self, HeaderValue};
 use http::uri::PathAndQuery;
-use http::{Method, Request, Response, StatusCode, Version};
+use http::{Request, Response, StatusCode, Version};
 use http_body::Body;
 use hyper::body::Incoming;
 use outrigger_core::compile::{self, Filters, HttpRouting, Matched};
 use outrigger_core::filter::{modify_headers, redirect_location};
 use outrigger_core::path::canonical;
 use outrigger_core::policy::CallPolicy;
-use outrigger_core::reason::{Reason, Side};
+use outrigger_core::reason::Reason;
 use outrigger_core::route::RequestView;
 
-use super::attempt::{self, Failed, Head, Way};
+use super::attempt::{Head, Way};
 use super::body::{RequestBody, ResponseBody};
 use super::deadline::{Bounds, Clock, poll_within};
 use super::destination::{self, Target};
 use super::exchange::Exchange;
 use super::respond::Refusal;
 use super::server::Connection;
-use super::{context, headers, mirror, respond, upgrade};
-use crate::metrics::{Direction, add};
+use super::{attempts, context, headers, mirror, respond, upgrade};
+use crate::correlation::Remembered;
+use crate::metrics::Direction;
 use crate::store::Live;
-
-/// Tries of one request while nobody has processed it, the first included. There is no policy for
-/// it yet; three reach a live replica past two dead ones.
-const MAX_ATTEMPTS: u8 = 3;
-/// Tries of an idempotent request that may have been processed.
-const MAX_AMBIGUOUS_ATTEMPTS: u8 = 2;
 
 /// What a request leads to, when it is not refused.
 enum Answer {
@@ -140,20 +135,23 @@ async fn serve(
     let mut clock = Clock::at(exchange.deadline.map(|deadline| deadline.at));
     exchange.time_left("it had passed before the request was sent")?;
     let answered = {
-        let mut attempts = pin!(attempts(connection, exchange, &way, call, slot, body));
-        poll_fn(|cx| poll_within(attempts.as_mut(), &mut clock, cx)).await
+        let mut tries = pin!(attempts::run(connection, exchange, &way, call, slot, body));
+        poll_fn(|cx| poll_within(tries.as_mut(), &mut clock, cx)).await
     };
     let Some(answered) = answered else { return Err(late(exchange)) };
     let mut response = answered?;
     exchange.bounds = bounds(exchange, call, clock, switch.is_some(), &response);
     headers::clean_response(response.headers_mut());
+    if exchange.remembered.as_ref().is_some_and(Remembered::is_exhausted) {
+        response.headers_mut().insert(headers::EXHAUSTED, HeaderValue::from_static("1"));
+    }
     for modifier in routed.filters().flat_map(|filters| &filters.response_headers) {
         modify_headers(modifier, response.headers_mut());
     }
     Ok(answer(connection, response, switch.take()))
 }
 
-fn lost() -> Refusal {
+pub(super) fn lost() -> Refusal {
     Refusal::new(Reason::InternalError, "an attempt lost its request")
 }
 
@@ -275,77 +273,6 @@ fn split_port(authority: &str) -> (&str, Option<u16>) {
         }
         _ => (authority, None),
     }
-}
-
-/// Tries until somebody has processed the request.
-async fn attempts(
-    connection: &Rc<Connection>,
-    exchange: &mut Exchange,
-    way: &Way<'_>,
-    call: &CallPolicy,
-    head: &mut Option<Head>,
-    body: &RequestBody,
-) -> Result<Response<Incoming>, Refusal> {
-    let worker = &connection.worker;
-    let mut tried = Vec::new();
-    loop {
-        let current = head.as_ref().ok_or_else(lost)?;
-        let idempotent = is_idempotent(&current.method);
-        exchange.attempts += 1;
-        let hop = attempt::choose(worker, exchange, way, current.upgrade.is_some(), &tried)?;
-        let sending = body.again().ok_or_else(lost)?;
-        let mut saved = (exchange.attempts < MAX_ATTEMPTS).then(|| current.clone());
-        let sent =
-            attempt::send(worker, exchange, way, &hop, call, head, sending, idempotent).await;
-        // Sent again only what was kept whole.
-        let kept = body.is_whole();
-        let failed = match sent {
-            Ok(response) => match attempt::unprocessed(&hop, &response) {
-                None => {
-                    body.commit();
-                    return Ok(response);
-                }
-                // Its own words are the best answer, unless another endpoint gives a better one.
-                Some(reason) if !kept || saved.is_none() => {
-                    exchange.reason = Some(reason);
-                    return Ok(response);
-                }
-                Some(reason) => Failed::unprocessed(reason, format!("{}: {reason}", hop.address)),
-            },
-            Err(_) if body.is_broken() => {
-                // The upstream failed only because there was no more to send to it.
-                let why = "the request broke off before its end";
-                return Err(Refusal::new(Reason::DownstreamReset, why));
-            }
-            Err(failed) => {
-                let limit = match failed.processed {
-                    _ if failed.reason.side() == Side::Downstream => 1,
-                    false => MAX_ATTEMPTS,
-                    true if idempotent => MAX_AMBIGUOUS_ATTEMPTS,
-                    true => 1,
-                };
-                if !kept || exchange.attempts >= limit {
-                    return Err(failed.into());
-                }
-                failed
-            }
-        };
-        *head = saved.take();
-        hop.note_failure(&mut tried);
-        exchange.lease = None;
-        exchange.in_flight = None;
-        exchange.reason = Some(Reason::RetriedUnprocessed);
-        exchange.detail = Some(failed.detail.into());
-        add(&worker.proxy.metrics.gauges.retries, 1);
-    }
-}
-
-/// RFC 9110 section 9.2.2.
-fn is_idempotent(method: &Method) -> bool {
-    matches!(
-        *method,
-        Method::GET | Method::HEAD | Method::OPTIONS | Method::PUT | Method::DELETE | Method::TRACE
-    )
 }
 
 fn answer(

@@ -2,13 +2,15 @@
 
 use std::borrow::Cow;
 use std::fmt::Write;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{self, HeaderValue};
 use http::{HeaderMap, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use outrigger_core::outcome::grpc_code_for;
-use outrigger_core::reason::Reason;
+use outrigger_core::policy::rate_limit::seconds_up;
+use outrigger_core::reason::{Reason, Side};
 
 use super::body::ResponseBody;
 use super::exchange::Exchange;
@@ -22,11 +24,13 @@ use crate::pool::connect::ConnectError;
 pub struct Refusal {
     pub reason: Reason,
     pub detail: Cow<'static, str>,
+    /// When it makes sense to ask again.
+    pub retry_after: Option<Duration>,
 }
 
 impl Refusal {
     pub fn new(reason: Reason, detail: impl Into<Cow<'static, str>>) -> Self {
-        Self { reason, detail: detail.into() }
+        Self { reason, detail: detail.into(), retry_after: None }
     }
 }
 
@@ -53,6 +57,7 @@ pub fn upstream(
     version: Version,
 ) -> Response<ResponseBody> {
     exchange.head(response.status(), response.headers());
+    exchange.answered();
     // hyper writes the version of the connection; a 1.0 answer must not close a 1.1 caller.
     *response.version_mut() = version;
     response.map(|body| ResponseBody::upstream(body, exchange))
@@ -80,11 +85,9 @@ pub fn switched(head: Response<()>, mut exchange: Exchange) -> Response<Response
 
 /// Our own answer to what can't be served: `Proxy-Status` (RFC 9209) and a body for people.
 pub fn refuse(refusal: Refusal, mut exchange: Exchange) -> Response<ResponseBody> {
-    let Refusal { reason, detail } = refusal;
+    let Refusal { reason, detail, mut retry_after } = refusal;
     exchange.reason = Some(reason);
-    // What an attempt held: dropping it cancels the upstream's work.
-    exchange.lease = None;
-    exchange.in_flight = None;
+    exchange.end_attempt(reason.side() == Side::Upstream);
     let proxy_status = proxy_status(reason, &detail);
     let to_mesh = exchange.connection.direction == Direction::Inbound
         && exchange.connection.peer.get() == Peer::Mesh;
@@ -125,7 +128,10 @@ pub fn refuse(refusal: Refusal, mut exchange: Exchange) -> Response<ResponseBody
         response.headers_mut().insert(REQUEST_ID, id);
     }
     if reason == Reason::Draining {
-        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        retry_after = Some(Duration::from_secs(1));
+    }
+    if let Some(after) = retry_after {
+        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds_up(after)));
     }
     response
 }

@@ -7,8 +7,10 @@ use std::sync::{Arc, Mutex};
 
 use hdrhistogram::Histogram;
 use outrigger_core::outcome::grpc_code_name;
+use outrigger_core::policy::retry::Skip;
 
-use crate::identity::{self, Identity};
+use crate::proxy::Proxy;
+use crate::{guard, identity};
 
 use super::{CountKey, Counts, Gauges, Metrics, Series, SeriesKey, Status, lock};
 
@@ -44,12 +46,7 @@ const GAUGES: &[Gauge] = &[
     ("outrigger_sent_bytes_total", "counter", "body and stream bytes to callers", |g| {
         &g.bytes_sent
     }),
-    (
-        "outrigger_retries_total",
-        "counter",
-        "requests sent again because nobody had processed them",
-        |g| &g.retries,
-    ),
+    ("outrigger_retries_total", "counter", "tries of requests after the first", |g| &g.retries),
     (
         "outrigger_unmatched_total",
         "counter",
@@ -110,11 +107,12 @@ const GAUGES: &[Gauge] = &[
 ];
 
 /// The whole exposition, in the Prometheus text format 0.0.4.
-pub fn expose(metrics: &Metrics, identity: Option<&Identity>) -> String {
+pub fn expose(proxy: &Proxy) -> String {
     let mut out = String::with_capacity(16 * 1024);
     // Writing to a String cannot fail.
-    let _ = write_all(&mut out, metrics);
-    if let Some(identity) = identity {
+    let _ = write_all(&mut out, &proxy.metrics);
+    let _ = guard::write_metrics(&mut out, &proxy.store.all_endpoints());
+    if let Some(identity) = &proxy.identity {
         let _ = write_identity(&mut out, identity.counts());
     }
     out
@@ -146,6 +144,16 @@ fn write_all(out: &mut String, metrics: &Metrics) -> fmt::Result {
                 write_histogram(out, metrics, key, outcome, histogram, sum)?;
             }
         }
+    }
+    header(
+        out,
+        "outrigger_retries_skipped_total",
+        "counter",
+        "tries wanted and not made, by cause",
+    )?;
+    for (skip, counter) in Skip::ALL.iter().zip(&metrics.gauges.retries_skipped) {
+        let (cause, n) = (skip.as_str(), counter.load(Relaxed));
+        writeln!(out, "outrigger_retries_skipped_total{{cause=\"{cause}\"}} {n}")?;
     }
     header(out, "outrigger_worker_requests_total", "counter", "the same, by thread")?;
     for (worker, n) in metrics.workers.iter().map(worker_total).enumerate() {

@@ -5,6 +5,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
@@ -15,12 +16,14 @@ use hyper_util::rt::TokioIo;
 use outrigger_core::balance;
 use outrigger_core::compile::{StreamRouting, Target as Backend};
 use outrigger_core::config::{Balancer, HashKey};
+use outrigger_core::outcome::Outcome;
 use outrigger_core::reason::Reason;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 
 use super::Labels;
-use crate::endpoint::{Choice, EndpointState, InFlight, coarse_ms};
-use crate::http::attempt::endpoint_of;
+use crate::endpoint::{Choice, EndpointState, coarse_ms};
+use crate::guard::{Attempt, Trials};
+use crate::http::attempt::take_endpoint;
 use crate::http::body::RequestBody;
 use crate::http::destination::Target;
 use crate::http::respond::Refusal;
@@ -36,7 +39,7 @@ const MAX_ATTEMPTS: usize = 3;
 pub struct Opened {
     pub io: UpstreamIo,
     pub labels: Labels,
-    pub load: Option<InFlight>,
+    pub attempt: Option<Attempt>,
 }
 
 pub struct UpstreamIo {
@@ -63,24 +66,30 @@ pub async fn dial(
         Target::App { address, service, .. } => {
             let io = UpstreamIo::direct(worker.connect(*address).await?);
             let labels = Labels { service: *service, route: Label::NONE, peer: Label::UNKNOWN };
-            return Ok(Opened { io, labels, load: None });
+            return Ok(Opened { io, labels, attempt: None });
         }
         Target::Outside(authority) => {
             let address = worker.lookup(authority).await?;
             let io = UpstreamIo::direct(worker.connect(address).await?);
             let (service, peer) = (Label::UNKNOWN, Label::UNKNOWN);
             let labels = Labels { service, route: Label::NONE, peer };
-            return Ok(Opened { io, labels, load: None });
+            return Ok(Opened { io, labels, attempt: None });
         }
     };
     let (backend, route) = backend_of(worker, live, tls)?;
     let mut tried = Vec::new();
     loop {
-        let endpoint = choose(worker, live, dialed, backend, remote, &tried)?;
+        let (endpoint, trials) = choose(worker, live, dialed, backend, remote, &tried)?;
+        let mut attempt = Attempt::begin(&live.backends[backend], &endpoint, trials);
         let labels = Labels { service: live.backends[backend].label, route, peer: endpoint.peer };
         match open(worker, &endpoint).await {
-            Ok(io) => return Ok(Opened { io, labels, load: Some(endpoint.load.begin()) }),
+            Ok(io) => {
+                // What is said on it is not looked into: it stands.
+                attempt.judge(Outcome::Success, || worker.random());
+                return Ok(Opened { io, labels, attempt: Some(attempt) });
+            }
             Err(refusal) => {
+                attempt.judge(Outcome::Failure, || worker.random());
                 endpoint.load.observe_failure(coarse_ms(Instant::now()));
                 tried.push(endpoint.key);
                 if tried.len() >= MAX_ATTEMPTS {
@@ -126,7 +135,7 @@ fn choose(
     backend: usize,
     remote: SocketAddr,
     tried: &[u64],
-) -> Result<std::sync::Arc<EndpointState>, Refusal> {
+) -> Result<(Arc<EndpointState>, Trials), Refusal> {
     let balancer = &live.compiled.backends[backend].balancer;
     let hash = match balancer {
         Balancer::RingHash(HashKey::Source) => {
@@ -136,7 +145,7 @@ fn choose(
     };
     let now_ms = coarse_ms(Instant::now());
     let choice = Choice { random: worker.random(), now_ms, balancer, hash, tried };
-    endpoint_of(live, dialed, backend, &choice)
+    take_endpoint(live, dialed, backend, &choice)
 }
 
 async fn open(worker: &Rc<Worker>, endpoint: &EndpointState) -> Result<UpstreamIo, Refusal> {

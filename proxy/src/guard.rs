@@ -1,0 +1,423 @@
+//! How one service port is spared by its callers: retry budget, breaker, ejected endpoints, bulkheads.
+//!
+//! One per backend and process, beside its endpoints; the machines are in `core/src/policy/`. A healthy
+//! request reads a few atomics and takes no lock.
+
+mod show;
+
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use outrigger_core::name::DestinationName;
+use outrigger_core::outcome::Outcome;
+use outrigger_core::policy::BackendPolicy;
+use outrigger_core::policy::breaker::{self, Admission, Breaker};
+use outrigger_core::policy::budget::Budget;
+use outrigger_core::policy::limits::LimitsConfig;
+use outrigger_core::policy::outlier::{self, Outlier, Standing, Turn};
+use outrigger_core::reason::Reason;
+use tokio::sync::Notify;
+
+pub use show::write_metrics;
+
+use crate::endpoint::{EndpointState, Endpoints};
+use crate::http::respond::Refusal;
+
+/// What the limits' atomics hold where nothing is limited.
+const UNLIMITED: u32 = u32::MAX;
+
+pub struct Guard {
+    name: DestinationName,
+    /// Requests so far, each once however often it was tried.
+    requests: AtomicU64,
+    /// Tries so far.
+    tries: AtomicU64,
+    /// The breaker is closed and nothing has failed since the last success.
+    breaker_clean: AtomicBool,
+    /// No endpoint has failed lately.
+    endpoints_clean: AtomicBool,
+    machines: Mutex<Machines>,
+    in_flight: AtomicU32,
+    waiting: AtomicU32,
+    max_in_flight: AtomicU32,
+    max_pending: AtomicU32,
+    max_per_endpoint: AtomicU32,
+    room: Notify,
+}
+
+struct Machines {
+    budget: Budget,
+    breaker: Option<Breaker>,
+    outlier: Option<Outlier>,
+}
+
+/// The trials that one try is, if any. Boxed: nearly every try is none, and many keep room for it.
+#[derive(Default)]
+pub struct Trials(Option<Box<Ids>>);
+
+#[derive(Clone, Copy, Default)]
+struct Ids {
+    breaker: Option<breaker::TrialId>,
+    endpoint: Option<outlier::TrialId>,
+}
+
+impl Trials {
+    fn ids(&self) -> Ids {
+        self.0.as_deref().copied().unwrap_or_default()
+    }
+}
+
+/// One try under way: it counts as in flight at its endpoint, and what becomes of it is told once.
+pub struct Attempt {
+    endpoints: Arc<Endpoints>,
+    endpoint: Arc<EndpointState>,
+    trials: Trials,
+    judged: bool,
+}
+
+impl Attempt {
+    pub fn begin(
+        endpoints: &Arc<Endpoints>,
+        endpoint: &Arc<EndpointState>,
+        trials: Trials,
+    ) -> Self {
+        endpoint.load.began();
+        let (endpoints, endpoint) = (Arc::clone(endpoints), Arc::clone(endpoint));
+        Self { endpoints, endpoint, trials, judged: false }
+    }
+
+    pub fn judge(&mut self, outcome: Outcome, random: impl FnOnce() -> u64) {
+        if std::mem::replace(&mut self.judged, true) {
+            return;
+        }
+        let guard = &self.endpoints.guard;
+        match outcome {
+            Outcome::Success => guard.success(&self.endpoint, self.trials.ids()),
+            Outcome::Failure => {
+                let endpoints = self.endpoints.load().endpoints.len();
+                guard.failure(&self.endpoint, self.trials.ids(), endpoints, random());
+            }
+            Outcome::Refused | Outcome::Canceled => {
+                guard.abandoned(&self.endpoint, self.trials.ids());
+            }
+        }
+    }
+}
+
+impl Drop for Attempt {
+    fn drop(&mut self) {
+        self.endpoint.load.ended();
+        self.judge(Outcome::Canceled, || 0);
+    }
+}
+
+/// One of a limited number of requests in flight to a service.
+pub struct Seat(Arc<Endpoints>);
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.0.guard.leave();
+    }
+}
+
+impl Guard {
+    pub fn new(name: DestinationName) -> Self {
+        let budget = Budget::new(BackendPolicy::default().budget, Instant::now(), 0);
+        Self {
+            name,
+            requests: AtomicU64::new(0),
+            tries: AtomicU64::new(0),
+            breaker_clean: AtomicBool::new(true),
+            endpoints_clean: AtomicBool::new(true),
+            machines: Mutex::new(Machines { budget, breaker: None, outlier: None }),
+            in_flight: AtomicU32::new(0),
+            waiting: AtomicU32::new(0),
+            max_in_flight: AtomicU32::new(UNLIMITED),
+            max_pending: AtomicU32::new(0),
+            max_per_endpoint: AtomicU32::new(UNLIMITED),
+            room: Notify::new(),
+        }
+    }
+
+    /// Puts a policy in force. What the machines have learnt stays.
+    pub fn reconfigure(&self, policy: &BackendPolicy) {
+        let now = Instant::now();
+        let mut machines = self.lock();
+        machines.budget.reconfigure(policy.budget, now);
+        machines.breaker = match (machines.breaker.take(), policy.breaker) {
+            (_, None) => None,
+            (None, Some(config)) => Some(Breaker::new(config, now, self.tries.load(Relaxed))),
+            (Some(mut breaker), Some(config)) => {
+                breaker.reconfigure(config);
+                Some(breaker)
+            }
+        };
+        machines.outlier = match (machines.outlier.take(), policy.outlier) {
+            (_, None) => None,
+            (None, Some(config)) => Some(Outlier::new(config)),
+            (Some(mut outlier), Some(config)) => {
+                outlier.reconfigure(config, now);
+                Some(outlier)
+            }
+        };
+        self.publish(&machines);
+        let LimitsConfig { max_in_flight, max_pending, max_in_flight_per_endpoint } = policy.limits;
+        self.max_in_flight.store(max_in_flight.unwrap_or(UNLIMITED), Relaxed);
+        self.max_pending.store(max_pending.unwrap_or(0), Relaxed);
+        self.max_per_endpoint.store(max_in_flight_per_endpoint.unwrap_or(UNLIMITED), Relaxed);
+        // A wider limit has room for whoever waits.
+        self.room.notify_waiters();
+    }
+
+    /// A request begins.
+    pub fn request(&self) {
+        self.requests.fetch_add(1, Relaxed);
+    }
+
+    /// Takes one retry out of the budget.
+    pub fn may_retry(&self) -> bool {
+        self.lock().budget.try_take(Instant::now(), self.requests.load(Relaxed))
+    }
+
+    /// A try begins; refused while the breaker is open.
+    pub fn admit(&self) -> Result<Trials, Refusal> {
+        self.tries.fetch_add(1, Relaxed);
+        if self.breaker_clean.load(Relaxed) {
+            return Ok(Trials::default());
+        }
+        let now = Instant::now();
+        let mut machines = self.lock();
+        let Some(breaker) = &mut machines.breaker else { return Ok(Trials::default()) };
+        let (admission, transition) = breaker.admit(now);
+        drop(machines);
+        self.log(transition);
+        match admission {
+            Admission::Pass => Ok(Trials::default()),
+            Admission::Trial(id) => {
+                Ok(Trials(Some(Box::new(Ids { breaker: Some(id), endpoint: None }))))
+            }
+            Admission::Refuse { retry_at } => {
+                let left = retry_at.saturating_duration_since(now);
+                let detail = format!(
+                    "too many calls to {} failed; the next trial is in {} ms",
+                    self.name,
+                    left.as_millis()
+                );
+                Err(Refusal {
+                    retry_after: Some(left),
+                    ..Refusal::new(Reason::BreakerOpen, detail)
+                })
+            }
+        }
+    }
+
+    /// Whether endpoints have to be looked at one by one before one is chosen.
+    pub fn is_choosy(&self) -> bool {
+        !self.endpoints_clean.load(Relaxed) || self.max_per_endpoint.load(Relaxed) != UNLIMITED
+    }
+
+    /// Those of `all` that may be chosen now.
+    pub fn choosable<'a>(&self, all: &[&'a Arc<EndpointState>]) -> Vec<&'a Arc<EndpointState>> {
+        let now = Instant::now();
+        let most = self.max_per_endpoint.load(Relaxed);
+        let machines = self.lock();
+        let outlier = machines.outlier.as_ref();
+        let fits = |endpoint: &&&Arc<EndpointState>| {
+            endpoint.load.in_flight() < most
+                && outlier.is_none_or(|outlier| !outlier.is_ejected(endpoint.stable, now))
+        };
+        all.iter().filter(fits).copied().collect()
+    }
+
+    /// An endpoint has been chosen.
+    pub fn chosen(&self, endpoint: &EndpointState, trials: &mut Trials) {
+        if self.endpoints_clean.load(Relaxed) {
+            return;
+        }
+        if let Some(outlier) = &mut self.lock().outlier
+            && let Turn::Trial(id) = outlier.admit(Instant::now(), endpoint.stable)
+        {
+            trials.0.get_or_insert_default().endpoint = Some(id);
+        }
+    }
+
+    /// A try was answered.
+    fn success(&self, endpoint: &EndpointState, trials: Ids) {
+        let clean = self.breaker_clean.load(Relaxed) && self.endpoints_clean.load(Relaxed);
+        if clean && trials.breaker.is_none() && trials.endpoint.is_none() {
+            return;
+        }
+        let now = Instant::now();
+        let mut machines = self.lock();
+        let breaker = machines.breaker.as_mut().and_then(|b| b.success(trials.breaker));
+        let outlier = machines.outlier.as_mut();
+        let returned = outlier.and_then(|o| o.success(now, endpoint.stable, trials.endpoint));
+        self.publish(&machines);
+        drop(machines);
+        self.log(breaker);
+        self.log_endpoint(endpoint, returned);
+    }
+
+    /// A try has failed. `endpoints`: how many the service has.
+    fn failure(&self, endpoint: &EndpointState, trials: Ids, endpoints: usize, random: u64) {
+        let now = Instant::now();
+        let mut machines = self.lock();
+        if machines.breaker.is_none() && machines.outlier.is_none() {
+            return;
+        }
+        let tries = self.tries.load(Relaxed);
+        let breaker = machines.breaker.as_mut();
+        let breaker = breaker.and_then(|b| b.failure(now, tries, random, trials.breaker));
+        let sent = outlier::Sent { key: endpoint.stable, total: endpoint.load.sent() };
+        let outlier = machines.outlier.as_mut();
+        let ejected =
+            outlier.and_then(|o| o.failure(now, sent, random, endpoints, trials.endpoint));
+        self.publish(&machines);
+        drop(machines);
+        self.log(breaker);
+        self.log_endpoint(endpoint, ejected);
+    }
+
+    /// A try has not been made after all.
+    pub fn unused(&self, trials: &Trials) {
+        if let (Some(breaker), Some(id)) = (&mut self.lock().breaker, trials.ids().breaker) {
+            breaker.abandoned(id);
+        }
+    }
+
+    /// A try has ended and proved nothing.
+    fn abandoned(&self, endpoint: &EndpointState, trials: Ids) {
+        if trials.breaker.is_none() && trials.endpoint.is_none() {
+            return;
+        }
+        let mut machines = self.lock();
+        if let (Some(breaker), Some(id)) = (&mut machines.breaker, trials.breaker) {
+            breaker.abandoned(id);
+        }
+        if let (Some(outlier), Some(id)) = (&mut machines.outlier, trials.endpoint) {
+            outlier.abandoned(endpoint.stable, id);
+        }
+    }
+
+    /// About once a second: time passes for the machines.
+    pub fn tick(&self, now: Instant, endpoints: &[Arc<EndpointState>]) {
+        let mut machines = self.lock();
+        machines.budget.tick(now, self.requests.load(Relaxed));
+        let tries = self.tries.load(Relaxed);
+        let breaker = machines.breaker.as_mut().and_then(|breaker| breaker.tick(now, tries));
+        let mut moved = Vec::new();
+        if let Some(outlier) = &mut machines.outlier
+            && !outlier.is_empty()
+        {
+            let sent =
+                |e: &Arc<EndpointState>| outlier::Sent { key: e.stable, total: e.load.sent() };
+            let present: Vec<_> = endpoints.iter().map(sent).collect();
+            moved = outlier.tick(now, &present);
+        }
+        self.publish(&machines);
+        drop(machines);
+        self.log(breaker);
+        for transition in moved {
+            if let Some(endpoint) = endpoints.iter().find(|e| e.stable == transition.key) {
+                self.log_endpoint(endpoint, Some(transition));
+            }
+        }
+    }
+
+    fn publish(&self, machines: &Machines) {
+        let breaker = machines.breaker.as_ref();
+        self.breaker_clean.store(breaker.is_none_or(Breaker::is_closed_and_clean), Relaxed);
+        let outlier = machines.outlier.as_ref();
+        self.endpoints_clean.store(outlier.is_none_or(Outlier::is_empty), Relaxed);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Machines> {
+        self.machines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn leave(&self) {
+        self.in_flight.fetch_sub(1, Relaxed);
+        if self.waiting.load(Relaxed) > 0 {
+            self.room.notify_one();
+        }
+    }
+
+    fn try_enter(&self) -> bool {
+        let most = self.max_in_flight.load(Relaxed);
+        let enter = |now: u32| (now < most).then_some(now + 1);
+        self.in_flight.fetch_update(Relaxed, Relaxed, enter).is_ok()
+    }
+
+    fn log(&self, transition: Option<breaker::Transition>) {
+        let Some(breaker::Transition { from, to }) = transition else { return };
+        let (service, from) = (self.name.to_string(), from.as_str());
+        match to {
+            breaker::State::Open { until, cause, .. } => {
+                let retry_in_ms = until.saturating_duration_since(Instant::now()).as_millis();
+                tracing::warn!(service, from, ?cause, retry_in_ms, "breaker open");
+            }
+            breaker::State::HalfOpen { .. } => tracing::info!(service, from, "breaker half open"),
+            breaker::State::Closed => tracing::info!(service, from, "breaker closed"),
+        }
+    }
+
+    fn log_endpoint(&self, endpoint: &EndpointState, transition: Option<outlier::Transition>) {
+        let Some(outlier::Transition { to, .. }) = transition else { return };
+        let (service, id) = (self.name.to_string(), endpoint.endpoint.id.to_string());
+        match to {
+            Standing::Out { until, cause } => {
+                let for_ms = until.saturating_duration_since(Instant::now()).as_millis();
+                tracing::warn!(service, endpoint = id, ?cause, for_ms, "endpoint ejected");
+            }
+            Standing::OnTrial { .. } => {
+                // What it was like before says nothing: the trial shall come soon.
+                endpoint.load.forget();
+                tracing::info!(service, endpoint = id, "endpoint on trial");
+            }
+            Standing::In => tracing::info!(service, endpoint = id, "endpoint reinstated"),
+        }
+    }
+}
+
+/// Takes a seat where the service has a limit; waits for one where waiting is allowed. The request's
+/// deadline bounds the wait.
+pub async fn take_seat(endpoints: &Arc<Endpoints>) -> Result<Option<Seat>, Refusal> {
+    let guard = &endpoints.guard;
+    if guard.max_in_flight.load(Relaxed) == UNLIMITED {
+        return Ok(None);
+    }
+    if !guard.try_enter() {
+        // Boxed: rare, and the future of every request would carry its size.
+        Box::pin(wait_for_seat(guard)).await?;
+    }
+    Ok(Some(Seat(Arc::clone(endpoints))))
+}
+
+async fn wait_for_seat(guard: &Guard) -> Result<(), Refusal> {
+    let most = guard.max_pending.load(Relaxed);
+    let wait = |now: u32| (now < most).then_some(now + 1);
+    if guard.waiting.fetch_update(Relaxed, Relaxed, wait).is_err() {
+        let in_flight = guard.max_in_flight.load(Relaxed);
+        let detail =
+            format!("{in_flight} requests to {} are in flight and {most} wait", guard.name);
+        let retry_after = Some(Duration::from_secs(1));
+        return Err(Refusal { retry_after, ..Refusal::new(Reason::TooManyInFlight, detail) });
+    }
+    let _waiting = Waiting(guard);
+    loop {
+        let room = guard.room.notified();
+        if guard.try_enter() {
+            return Ok(());
+        }
+        room.await;
+    }
+}
+
+struct Waiting<'a>(&'a Guard);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Relaxed);
+    }
+}

@@ -1,0 +1,94 @@
+//! What the guards of all services say to whoever looks: at the admin server and in metrics.
+
+use std::fmt::{self, Write};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Instant;
+
+use outrigger_core::policy::breaker;
+use outrigger_core::policy::outlier::{Outlier, Standing};
+use serde_json::{Value, json};
+
+use super::Guard;
+use crate::endpoint::{EndpointState, Endpoints};
+
+impl Guard {
+    /// For whoever looks: state, reason, and when it will be tried again.
+    pub fn show(&self, endpoints: &[Arc<EndpointState>]) -> Value {
+        let now = Instant::now();
+        let in_ms = |at: Instant| at.saturating_duration_since(now).as_millis() as u64;
+        let mut machines = self.lock();
+        let retries_left = machines.budget.left(now, self.requests.load(Relaxed));
+        let breaker = machines.breaker.as_ref().map(|breaker| match breaker.state() {
+            breaker::State::Closed => json!({"state": "closed"}),
+            breaker::State::Open { until, cause, .. } => json!({
+                "state": "open", "cause": format!("{cause:?}"), "nextTrialInMs": in_ms(until),
+            }),
+            breaker::State::HalfOpen { in_trial, successes } => json!({
+                "state": "half_open", "inTrial": in_trial, "successes": successes,
+            }),
+        });
+        let id = |key: u64| {
+            let endpoint = endpoints.iter().find(|endpoint| endpoint.stable == key);
+            endpoint.map_or_else(|| format!("{key:016x}"), |e| e.endpoint.id.to_string())
+        };
+        let ejected = machines.outlier.iter().flat_map(Outlier::ejected).map(|(key, standing)| {
+            match standing {
+                Standing::Out { until, cause } => json!({
+                    "endpoint": id(key), "cause": format!("{cause:?}"), "nextTrialInMs": in_ms(until),
+                }),
+                Standing::OnTrial { .. } | Standing::In => {
+                    json!({"endpoint": id(key), "onTrial": true})
+                }
+            }
+        });
+        let ejected: Vec<_> = ejected.collect();
+        json!({
+            "service": self.name.to_string(),
+            "breaker": breaker,
+            "ejected": ejected,
+            "retryBudgetLeft": retries_left,
+            "inFlight": self.in_flight.load(Relaxed),
+            "waiting": self.waiting.load(Relaxed),
+        })
+    }
+
+    fn gauges(&self) -> Gauges {
+        let mut machines = self.lock();
+        let breaker = machines.breaker.as_ref().map(|breaker| match breaker.state() {
+            breaker::State::Closed => 0,
+            breaker::State::HalfOpen { .. } => 1,
+            breaker::State::Open { .. } => 2,
+        });
+        let ejected = machines.outlier.as_ref().map(|outlier| outlier.ejected().count());
+        let budget = machines.budget.left(Instant::now(), self.requests.load(Relaxed));
+        Gauges { breaker, ejected, budget }
+    }
+}
+
+struct Gauges {
+    breaker: Option<u8>,
+    ejected: Option<usize>,
+    budget: u64,
+}
+
+/// In the Prometheus text format. The names of services hold nothing that needs escaping.
+pub fn write_metrics(out: &mut String, all: &[Arc<Endpoints>]) -> fmt::Result {
+    let all: Vec<_> = all.iter().map(|one| (&one.name, one.guard.gauges())).collect();
+    let mut gauge = |name: &str, help: &str, value: &dyn Fn(&Gauges) -> Option<u64>| {
+        writeln!(out, "# HELP {name} {help}\n# TYPE {name} gauge")?;
+        for (service, gauges) in &all {
+            if let Some(value) = value(gauges) {
+                writeln!(out, "{name}{{service=\"{service}\"}} {value}")?;
+            }
+        }
+        Ok(())
+    };
+    gauge("outrigger_breaker_state", "0 closed, 1 half open, 2 open", &|g| {
+        g.breaker.map(u64::from)
+    })?;
+    gauge("outrigger_endpoints_ejected", "endpoints ejected or on trial", &|g| {
+        g.ejected.map(|n| n as u64)
+    })?;
+    gauge("outrigger_retry_budget_left", "retries that could be made now", &|g| Some(g.budget))
+}

@@ -1,0 +1,218 @@
+//! The tries of one request: which failed ones are made again, when, and why the others are not.
+//!
+//! The decision is [`retry::judge`]; the budget of the service and the time that is left have the last
+//! word. What is not tried again although a policy wanted it is counted and said.
+
+use std::rc::Rc;
+use std::time::{Duration, Instant, SystemTime};
+
+use http::header::{self, HeaderName};
+use http::{Response, StatusCode};
+use hyper::body::Incoming;
+use outrigger_core::policy::CallPolicy;
+use outrigger_core::policy::retry::{self, Failure, Replay, Skip};
+use outrigger_core::reason::{Reason, Side};
+
+use super::attempt::{self, Failed, Head, Hop, Way};
+use super::body::RequestBody;
+use super::exchange::Exchange;
+use super::headers::EXHAUSTED;
+use super::request::lost;
+use super::respond::Refusal;
+use super::server::Connection;
+use crate::guard::take_seat;
+use crate::metrics::add;
+
+const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+/// A `Retry-After` that asks for longer is not waited for, even without a deadline: the caller can wait
+/// as well.
+const LONGEST_WAIT: Duration = Duration::from_secs(10);
+
+/// Tries until there is an answer worth giving.
+pub async fn run(
+    connection: &Rc<Connection>,
+    exchange: &mut Exchange,
+    way: &Way<'_>,
+    call: &CallPolicy,
+    head: &mut Option<Head>,
+    body: &RequestBody,
+) -> Result<Response<Incoming>, Refusal> {
+    let worker = &connection.worker;
+    let policy = &call.retries;
+    if let Some(endpoints) = way.endpoints() {
+        exchange.seat = take_seat(endpoints).await?;
+        endpoints.guard.request();
+    }
+    body.keep_at_most(if policy.max_attempts > 1 { policy.max_replay_bytes } else { 0 });
+    let mut tried = Vec::new();
+    let mut pause = Duration::ZERO;
+    loop {
+        let current = head.as_ref().ok_or_else(lost)?;
+        let has_key = current.headers.contains_key(IDEMPOTENCY_KEY);
+        let idempotent = retry::is_idempotent(&current.method, has_key);
+        exchange.attempts += 1;
+        let mut hop = attempt::choose(worker, exchange, way, current.upgrade.is_some(), &tried)?;
+        let sending = body.again().ok_or_else(lost)?;
+        let keep = exchange.attempts < policy.max_attempts;
+        // Whether a connection that is just being closed may be found out by using it.
+        let repeatable = keep && policy.on.reset && (idempotent || policy.non_idempotent);
+        let sent = attempt::send(
+            worker,
+            exchange,
+            way,
+            &mut hop,
+            call,
+            (&mut *head, keep),
+            sending,
+            repeatable,
+        )
+        .await;
+        let failure = match &sent {
+            Ok(response) => answered(exchange, &hop, response),
+            Err(_) if body.is_broken() => {
+                // The upstream failed only because there was no more to send to it.
+                let why = "the request broke off before its end";
+                return Err(Refusal::new(Reason::DownstreamReset, why));
+            }
+            Err(failed) => failed.kind(),
+        };
+        let Some(failure) = failure else { return end(exchange, &hop, body, sent) };
+        let replay = Replay { idempotent, kept: body.is_whole() };
+        let again =
+            retry::judge(policy, failure, exchange.attempts, replay, exhausted(&hop, &sent))
+                .map_err(|skip| match skip {
+                    Skip::BodyTooLarge if body.found_no_memory() => Skip::NoMemory,
+                    skip => skip,
+                })
+                .and_then(|()| {
+                    let random = worker.random();
+                    pause = retry::pause(policy, exchange.attempts, pause, random);
+                    wait(exchange, pause, sent.as_ref().ok())
+                })
+                .and_then(|wait| match way.endpoints() {
+                    Some(endpoints) if !endpoints.guard.may_retry() => Err(Skip::NoBudget),
+                    _ => Ok(wait),
+                });
+        let wait = match again {
+            Ok(wait) => wait,
+            Err(skip) => {
+                give_up(exchange, skip);
+                return end(exchange, &hop, body, sent.map_err(|failed| failed.because(skip)));
+            }
+        };
+        hop.note_failure(&mut tried);
+        note_again(exchange, &hop, failure, sent);
+        if !wait.is_zero() {
+            // Boxed: rare, and the future of every request would carry its size.
+            Box::pin(tokio::time::sleep(wait)).await;
+        }
+    }
+}
+
+/// What an answer says about its try; none: it is what the caller shall get.
+fn answered(exchange: &Exchange, hop: &Hop, response: &Response<Incoming>) -> Option<Failure> {
+    if attempt::unprocessed(hop, response).is_some() {
+        return Some(Failure::Unprocessed);
+    }
+    if exchange.is_grpc() {
+        // Without messages the status stands in the head; with some, nothing can be taken back.
+        let code = response.headers().get("grpc-status")?.to_str().ok()?.parse().ok()?;
+        return (code != 0).then_some(Failure::Grpc(code));
+    }
+    let status = response.status();
+    let failed = status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS;
+    failed.then_some(Failure::Status(status))
+}
+
+/// Whether a proxy further on has tried as often as it may.
+fn exhausted(hop: &Hop, sent: &Result<Response<Incoming>, Failed>) -> bool {
+    let response = sent.as_ref().ok().filter(|_| hop.wire.is_hop());
+    response.is_some_and(|response| response.headers().contains_key(EXHAUSTED))
+}
+
+/// How long to wait: the policy's pause, or what the answer asks for if that is longer.
+fn wait(
+    exchange: &Exchange,
+    pause: Duration,
+    response: Option<&Response<Incoming>>,
+) -> Result<Duration, Skip> {
+    let asked = response
+        .and_then(|response| response.headers().get(header::RETRY_AFTER)?.to_str().ok())
+        .and_then(|value| retry::retry_after(value, SystemTime::now()))
+        .unwrap_or_default();
+    let wait = pause.max(asked);
+    let left = match &exchange.deadline {
+        Some(deadline) => deadline.left(Instant::now()).unwrap_or_default(),
+        None => LONGEST_WAIT,
+    };
+    if wait >= left { Err(Skip::NoTime) } else { Ok(wait) }
+}
+
+/// Counts why there is no further try, and tells those above where they need not try again either.
+fn give_up(exchange: &Exchange, skip: Skip) {
+    let metrics = &exchange.connection.worker.proxy.metrics;
+    if skip != Skip::NotConfigured {
+        add(&metrics.gauges.retries_skipped[skip as usize], 1);
+    }
+    if matches!(skip, Skip::AttemptsUsed | Skip::Exhausted | Skip::NoBudget)
+        && let Some(inbound) = &exchange.inherited
+    {
+        inbound.note_exhausted();
+    }
+}
+
+fn note_again(
+    exchange: &mut Exchange,
+    hop: &Hop,
+    failure: Failure,
+    sent: Result<Response<Incoming>, Failed>,
+) {
+    let (detail, blame) = match &sent {
+        // A proxy that drains is not ill.
+        Ok(response) => match attempt::unprocessed(hop, response) {
+            Some(reason) => (format!("{}: {reason}", hop.address), reason.side() == Side::Upstream),
+            None => (format!("{}: status {}", hop.address, response.status()), true),
+        },
+        Err(failed) => (failed.detail.clone(), true),
+    };
+    exchange.end_attempt(blame);
+    let unprocessed = failure == Failure::Unprocessed;
+    exchange.reason = Some(if unprocessed { Reason::RetriedUnprocessed } else { Reason::Retried });
+    exchange.detail = Some(detail.into());
+    add(&exchange.connection.worker.proxy.metrics.gauges.retries, 1);
+}
+
+/// The last try's own words are the answer.
+fn end(
+    exchange: &mut Exchange,
+    hop: &Hop,
+    body: &RequestBody,
+    sent: Result<Response<Incoming>, Failed>,
+) -> Result<Response<Incoming>, Refusal> {
+    body.commit();
+    let response = sent.map_err(Refusal::from)?;
+    if let Some(reason) = attempt::unprocessed(hop, &response) {
+        exchange.reason = Some(reason);
+    }
+    Ok(response)
+}
+
+impl Failed {
+    /// None: it is the caller's own fault.
+    fn kind(&self) -> Option<Failure> {
+        match self.reason {
+            reason if reason.side() == Side::Downstream => None,
+            _ if !self.processed => Some(Failure::Unprocessed),
+            Reason::AttemptTimeout | Reason::FirstByteTimeout => Some(Failure::Timeout),
+            _ => Some(Failure::Reset),
+        }
+    }
+
+    /// Says why it was not tried again, where somebody might have expected it.
+    fn because(mut self, skip: Skip) -> Self {
+        if skip != Skip::NotConfigured {
+            self.detail = format!("{}; not tried again: {}", self.detail, skip.as_str());
+        }
+        self
+    }
+}

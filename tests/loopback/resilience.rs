@@ -1,0 +1,227 @@
+//! Retries, budgets, breakers and bulkheads, as written into the folder of manifests.
+
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use outrigger_tests::app::{Echo, tcp, tcp_on};
+use outrigger_tests::client::{Answer, Curl};
+use outrigger_tests::eventually;
+use outrigger_tests::process::{ControlPlane, Proxy};
+use serde_json::Value;
+
+use crate::unmeshed;
+
+fn policy(spec: &str) -> String {
+    format!(
+        "apiVersion: outrigger.dev/v1alpha1\nkind: TrafficPolicy\n\
+         metadata: {{name: app, namespace: bank}}\nspec:\n  \
+         targetRefs: [{{kind: Service, group: \"\", name: app}}]\n{spec}"
+    )
+}
+
+/// A caller, and an app without a sidecar that it calls.
+struct Pair {
+    caller: Proxy,
+    plane: ControlPlane,
+}
+
+impl Pair {
+    fn start(port: u16, spec: &str) -> Self {
+        let plane = ControlPlane::start(&[
+            ("app.yaml", &unmeshed("app", "http", port)),
+            ("policy.yaml", &policy(spec)),
+        ]);
+        let caller = Proxy::caller(&plane, &[]);
+        Self { caller, plane }
+    }
+
+    fn ask(&self, path: &str, more: &[&str]) -> Answer {
+        Curl::through(&self.caller).args(more).get(&format!("http://app.bank{path}"))
+    }
+
+    fn policies(&self) -> Value {
+        let (_, text) =
+            outrigger_tests::client::http_get(self.caller.admin, "/policies").unwrap_or_default();
+        serde_json::from_str::<Value>(&text).unwrap_or_default()["services"][0].take()
+    }
+}
+
+/// An HTTP/1.1 app whose answers to each request are made by `answer`, given how many came before.
+fn scripted(answer: impl Fn(u64) -> &'static str + Send + Sync + 'static) -> (u16, Arc<AtomicU64>) {
+    let count = Arc::new(AtomicU64::new(0));
+    let counted = Arc::clone(&count);
+    let port = tcp(move |mut stream| {
+        let mut head = Vec::new();
+        let mut buffer = [0; 4096];
+        loop {
+            match stream.read(&mut buffer) {
+                Ok(n) if n > 0 => head.extend_from_slice(&buffer[..n]),
+                _ => return,
+            }
+            if !head.windows(4).any(|end| end == b"\r\n\r\n") {
+                continue;
+            }
+            head.clear();
+            let text = answer(counted.fetch_add(1, Relaxed));
+            if text.is_empty() || stream.write_all(text.as_bytes()).is_err() {
+                return;
+            }
+        }
+    });
+    (port, count)
+}
+
+const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+const UNAVAILABLE: &str = "HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n";
+
+const RETRIES: &str = "  retries: {maxAttempts: 3, when: {statuses: [503], reset: true}, \
+                       backoff: {base: 1ms, max: 5ms}}\n";
+
+#[test]
+fn what_a_policy_names_is_tried_again_and_what_could_do_harm_is_not() {
+    let (port, count) = scripted(|n| if n % 3 == 2 { OK } else { UNAVAILABLE });
+    let pair = Pair::start(port, RETRIES);
+    assert_eq!(pair.ask("/", &[]).status, 200);
+    assert_eq!(count.load(Relaxed), 3);
+    pair.caller.wait_log(&["\"reason\":\"retried\"", "\"attempts\":3"]);
+    let answer = pair.ask("/", &["-d", "x"]);
+    assert_eq!((answer.status, count.load(Relaxed)), (503, 4), "a POST is not sent twice");
+    let skipped = pair.caller.count("outrigger_retries_skipped_total", &["not_idempotent"]);
+    assert_eq!(skipped, 1.0);
+    let answer = pair.ask("/", &["-d", "x", "-H", "Idempotency-Key: 7"]);
+    assert_eq!((answer.status, count.load(Relaxed)), (200, 6), "one with a key is");
+}
+
+#[test]
+fn without_a_policy_nothing_that_may_have_been_processed_is_sent_again() {
+    let (port, count) = scripted(|_| "");
+    let plane = ControlPlane::start(&[("app.yaml", &unmeshed("app", "http", port))]);
+    let pair = Pair { caller: Proxy::caller(&plane, &[]), plane };
+    let answer = pair.ask("/", &[]);
+    assert_eq!((answer.status, count.load(Relaxed)), (502, 1), "{answer:?}");
+    assert!(answer.body.contains("upstream_reset_ambiguous"), "{answer:?}");
+}
+
+#[test]
+fn retries_stay_within_their_budget() {
+    let (port, count) = scripted(|_| UNAVAILABLE);
+    let pair =
+        Pair::start(port, &format!("{RETRIES}  retryBudget: {{percent: 20, minPerSecond: 0}}\n"));
+    for _ in 0..50 {
+        assert_eq!(pair.ask("/", &[]).status, 503);
+    }
+    let sent = count.load(Relaxed);
+    assert!((51..=60).contains(&sent), "{sent} of 50 requests");
+    assert!(pair.caller.count("outrigger_retries_skipped_total", &["no_budget"]) >= 40.0);
+}
+
+#[test]
+fn a_breaker_opens_answers_at_once_and_closes_after_a_trial() {
+    let ill = Arc::new(AtomicBool::new(true));
+    let state = Arc::clone(&ill);
+    let (port, count) = scripted(move |_| if state.load(Relaxed) { UNAVAILABLE } else { OK });
+    let pair = Pair::start(port, "  breaker: {consecutiveFailures: 3, open: {fixed: 2s}}\n");
+    for _ in 0..3 {
+        assert_eq!(pair.ask("/", &[]).status, 503);
+    }
+    let answer = pair.ask("/", &[]);
+    assert!(answer.body.contains("breaker_open"), "{answer:?}");
+    assert!(answer.head.to_ascii_lowercase().contains("retry-after: "), "{answer:?}");
+    assert_eq!(count.load(Relaxed), 3, "it was not asked");
+    assert_eq!(pair.policies()["breaker"]["state"], "open");
+    assert_eq!(pair.caller.count("outrigger_breaker_state", &["bank/app:80"]), 2.0);
+    // Another number does not close it.
+    pair.plane
+        .write("policy.yaml", &policy("  breaker: {consecutiveFailures: 4, open: {fixed: 2s}}\n"));
+    ill.store(false, Relaxed);
+    eventually("a trial closes it", || pair.ask("/", &[]).status == 200);
+    assert_eq!(pair.policies()["breaker"]["state"], "closed");
+    for words in [["breaker open", "TooMany"], ["breaker closed", "half_open"]] {
+        pair.caller.wait_log(&words);
+    }
+}
+
+#[test]
+fn an_endpoint_that_fails_while_others_do_not_is_ejected_and_comes_back() {
+    let ill = Arc::new(AtomicBool::new(true));
+    let state = Arc::clone(&ill);
+    let (bad, count) = scripted(move |_| if state.load(Relaxed) { UNAVAILABLE } else { OK });
+    let good = Echo::start("good");
+    let manifest = unmeshed("app", "http", good.port);
+    let second = manifest
+        .split("---\n")
+        .nth(1)
+        .expect("its slice")
+        .replace("metadata: {name: app,", "metadata: {name: app-2,")
+        .replace(&format!("port: {}", good.port), &format!("port: {bad}"));
+    let spec = "  outlierEjection: {consecutiveFailures: 2, baseEjection: 1s, maxEjection: 2s, \
+                maxEjectedPercent: 50}\n";
+    let plane = ControlPlane::start(&[
+        ("app.yaml", &format!("{manifest}---\n{second}")),
+        ("policy.yaml", &policy(spec)),
+    ]);
+    let pair = Pair { caller: Proxy::caller(&plane, &[]), plane };
+    eventually("it is ejected", || {
+        pair.ask("/", &[]);
+        pair.policies()["ejected"][0]["cause"].is_string()
+    });
+    let failed = count.load(Relaxed);
+    ill.store(false, Relaxed);
+    eventually("it is reinstated after a trial", || {
+        pair.ask("/", &[]);
+        pair.policies()["ejected"] == serde_json::json!([])
+    });
+    assert!(failed >= 2 && count.load(Relaxed) > failed);
+    pair.caller.wait_log(&["endpoint ejected"]);
+    pair.caller.wait_log(&["endpoint reinstated"]);
+}
+
+#[test]
+fn no_more_are_in_flight_than_a_limit_lets() {
+    let app = Echo::start("app");
+    let pair = Pair::start(app.port, "  limits: {maxInFlight: 2, maxPending: 1}\n");
+    assert_eq!(pair.ask("/", &[]).status, 200);
+    let began = Instant::now();
+    let answers: Vec<_> = thread::scope(|scope| {
+        let ask = || pair.ask("/sleep/1000", &[]);
+        let asked: Vec<_> = (0..6).map(|_| scope.spawn(ask)).collect();
+        asked.into_iter().map(|one| one.join().expect("an answer")).collect()
+    });
+    let served = answers.iter().filter(|answer| answer.status == 200).count();
+    let refused = answers.iter().filter(|a| a.body.contains("too_many_in_flight")).count();
+    assert_eq!((served, refused), (3, 3), "{answers:?}");
+    assert!(began.elapsed() >= Duration::from_secs(2), "one waited for its turn");
+    assert_eq!(pair.policies()["inFlight"], 0);
+}
+
+#[test]
+fn a_slow_attempt_is_given_up_and_made_elsewhere() {
+    let good = Echo::start("good");
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let slow = tcp_on(listener, |mut stream| {
+        // Reads and never answers.
+        let mut rest = Vec::new();
+        let _ = stream.read_to_end(&mut rest);
+    });
+    let manifest = unmeshed("app", "http", good.port);
+    let second = manifest
+        .split("---\n")
+        .nth(1)
+        .expect("its slice")
+        .replace("metadata: {name: app,", "metadata: {name: app-2,")
+        .replace(&format!("port: {}", good.port), &format!("port: {slow}"));
+    let spec = "  timeouts: {attempt: 300ms}\n  retries: {maxAttempts: 2, when: {timeout: true}}\n";
+    let plane = ControlPlane::start(&[
+        ("app.yaml", &format!("{manifest}---\n{second}")),
+        ("policy.yaml", &policy(spec)),
+    ]);
+    let pair = Pair { caller: Proxy::caller(&plane, &[]), plane };
+    for _ in 0..10 {
+        assert_eq!(pair.ask("/", &[]).status, 200);
+    }
+    assert!(pair.caller.count("outrigger_retries_total", &[]) >= 1.0);
+}
