@@ -2,13 +2,14 @@
 
 use std::io::Write;
 use std::net::TcpListener;
+use std::process::Command;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use outrigger_tests::app::{Echo, Relay, tcp_on};
-use outrigger_tests::client::{Answer, Curl};
-use outrigger_tests::eventually;
-use outrigger_tests::process::{ControlPlane, Proxy};
+use outrigger_tests::client::{Answer, Curl, python, python_with};
+use outrigger_tests::process::{ControlPlane, Process, Proxy, TempDir, free_port, listens, local};
+use outrigger_tests::{eventually, skip};
 use serde_json::Value;
 
 use crate::{Mesh, service, unmeshed};
@@ -148,4 +149,95 @@ fn a_circle_of_calls_ends_at_the_second_visit() {
     assert!(answer.body.contains("bank/again:80 -> bank/again:80"), "{answer:?}");
     let visits = again.count("outrigger_requests_total", &["direction=\"inbound\""]);
     assert_eq!(visits, 1.0, "the second one did not reach the app");
+}
+
+/// An app that calls the next one with nothing but the trace, and the last one that only waits.
+const GRPC_APP: &str = r#"
+import sys, threading, grpc
+from concurrent import futures
+port, proxy, to = sys.argv[1:]
+channel = to and grpc.insecure_channel(proxy, options=[('grpc.default_authority', to), ('grpc.enable_http_proxy', 0)])
+
+def pass_on(request, context):
+    trace = [pair for pair in context.invocation_metadata() if pair[0] == 'traceparent']
+    try:
+        return channel.unary_unary('/bank.Chain/Call')(request, metadata=trace)
+    except grpc.RpcError as e:
+        context.abort(e.code(), e.details())
+
+def wait(request, context):
+    over = threading.Event()
+    context.add_callback(over.set)
+    over.wait(20)
+    sys.stdout.write('canceled\n' if over.is_set() else 'left alone\n')
+    sys.stdout.flush()
+    return request
+
+class Any(grpc.GenericRpcHandler):
+    def service(self, details):
+        return grpc.unary_unary_rpc_method_handler(pass_on if to else wait)
+
+server = grpc.server(futures.ThreadPoolExecutor(64), handlers=[Any()])
+server.add_insecure_port('127.0.0.1:' + port)
+server.start()
+sys.stdin.read()
+"#;
+
+const GRPC_CALLER: &str = r#"
+import sys, time, grpc
+from concurrent import futures
+channel = grpc.insecure_channel(sys.argv[1], options=[('grpc.default_authority', sys.argv[2]), ('grpc.enable_http_proxy', 0)])
+call = channel.unary_unary('/bank.Chain/Call')
+def one(n):
+    began = time.monotonic()
+    try:
+        call(b'x', timeout=1)
+        code = 'OK'
+    except grpc.RpcError as e:
+        code = e.code().name
+    return code, time.monotonic() - began
+with futures.ThreadPoolExecutor(10) as pool:
+    for code, took in pool.map(one, range(100)):
+        print(code, took)
+"#;
+
+#[test]
+fn a_grpc_deadline_of_one_second_reaches_the_third_server() {
+    let Some(python3) = python_with("grpc") else {
+        return skip("a_grpc_deadline_of_one_second_reaches_the_third_server", "no grpcio");
+    };
+    let names = ["one", "two", "three"];
+    let manifests: Vec<_> =
+        names.iter().map(|name| (format!("{name}.yaml"), service(name, "grpc"))).collect();
+    let manifests: Vec<_> = manifests.iter().map(|(name, text)| (&**name, &**text)).collect();
+    let plane = ControlPlane::start_with_identity(&manifests, &["--mtls", "strict"]);
+    let dir = TempDir::new("grpc-chain");
+    let mut apps = Vec::new();
+    for (name, next) in names.iter().zip(["two.bank:80", "three.bank:80", ""]) {
+        let (port, outbound) = (free_port(), local(free_port()).to_string());
+        let mut app = Command::new(&python3);
+        app.args(["-c", GRPC_APP, &port.to_string(), &outbound, next]);
+        let app = Process::start(dir.path(), name, &mut app);
+        eventually("the app listens", || listens(port));
+        let port = format!("{port}=grpc:main");
+        let proxy = Proxy::beside(&plane, name, &[port], &["--outbound", &outbound]);
+        apps.push((proxy, app));
+    }
+    let caller = Proxy::caller(&plane, &[]);
+    let out = python(&python3, GRPC_CALLER, &[&local(caller.outbound).to_string(), "one.bank:80"]);
+    let text = String::from_utf8_lossy(&out.stdout).into_owned();
+    let mut took: Vec<f64> = Vec::new();
+    for line in text.lines() {
+        let (code, seconds) = line.split_once(' ').unwrap_or((line, ""));
+        assert_eq!(code, "DEADLINE_EXCEEDED", "{text}{}", String::from_utf8_lossy(&out.stderr));
+        took.extend(seconds.parse::<f64>());
+    }
+    assert_eq!(took.len(), 100, "{text}{}", String::from_utf8_lossy(&out.stderr));
+    took.sort_by(f64::total_cmp);
+    println!("gRPC deadline of 1 s: median {:.3} s, longest {:.3} s", took[50], took[99]);
+    assert!(took[50] <= 1.05 && took[99] <= 1.25, "median {}, longest {}", took[50], took[99]);
+    let (_, deepest) = &apps[2];
+    let seen = |word| deepest.log().matches(word).count();
+    eventually("the third server sees every call canceled", || seen("canceled") == 100);
+    assert_eq!(seen("left alone"), 0);
 }

@@ -6,6 +6,7 @@ mod deadlines;
 mod hostile;
 mod identity;
 mod life;
+mod once;
 mod protocols;
 mod resilience;
 mod soak;

@@ -8,7 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use outrigger_tests::app::{Echo, tcp, tcp_on};
-use outrigger_tests::client::{Answer, Curl};
+use outrigger_tests::client::{Answer, Curl, Load};
 use outrigger_tests::eventually;
 use outrigger_tests::process::{ControlPlane, Proxy};
 use serde_json::Value;
@@ -224,4 +224,43 @@ fn a_slow_attempt_is_given_up_and_made_elsewhere() {
         assert_eq!(pair.ask("/", &[]).status, 200);
     }
     assert!(pair.caller.count("outrigger_retries_total", &[]) >= 1.0);
+}
+
+#[test]
+fn a_policy_is_changed_under_load_within_a_second_and_resets_nothing() {
+    let app = Echo::start("app");
+    let listen = outrigger_tests::process::free_port();
+    let breaker = "  breaker: {consecutiveFailures: 1000, open: {fixed: 30s}}\n";
+    let plane = ControlPlane::start(&[
+        ("app.yaml", &unmeshed("app", "http", app.port)),
+        ("policy.yaml", &policy(breaker)),
+        // Open from the first failure on, and for long: nothing listens there.
+        ("dead.yaml", &unmeshed("dead", "http", 9)),
+        ("dead-policy.yaml", &dead_policy("30s", 1)),
+    ]);
+    let to = format!("{}=app.bank:80", outrigger_tests::process::local(listen));
+    let caller = Proxy::caller(&plane, &["--listen", &to, "--access-log", "errors"]);
+    let pair = Pair { caller, plane };
+    let dead = || Curl::through(&pair.caller).get("http://dead.bank/");
+    assert_eq!(dead().status, 503);
+    assert!(dead().body.contains("breaker_open"));
+    let load = Load::at_rate(listen, 4, 400);
+    load.further(200);
+    for deadline in ["150ms", "5s", "140ms", "6s"] {
+        let began = Instant::now();
+        pair.plane.write("policy.yaml", &policy(&format!("  deadline: {deadline}\n{breaker}")));
+        let short = deadline.ends_with("ms");
+        eventually("it is in force", || (pair.ask("/sleep/400", &[]).status == 504) == short);
+        let took = began.elapsed();
+        assert!(took < Duration::from_secs(1), "{deadline} took {took:?}");
+        pair.plane.write("dead-policy.yaml", &dead_policy("40s", 2));
+        load.further(200);
+    }
+    assert!(dead().body.contains("breaker_open"), "the breaker has not forgotten");
+    load.stop_unharmed();
+}
+
+fn dead_policy(open: &str, failures: u32) -> String {
+    let spec = format!("  breaker: {{consecutiveFailures: {failures}, open: {{fixed: {open}}}}}\n");
+    policy(&spec).replace("name: app", "name: dead")
 }
