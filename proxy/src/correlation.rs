@@ -41,9 +41,8 @@ impl Correlation {
         Self { traces, requests, hasher, metrics }
     }
 
-    /// Requests remembered now.
-    pub fn len(&self) -> u64 {
-        self.entries().load(Relaxed)
+    pub fn is_empty(&self) -> bool {
+        self.entries().load(Relaxed) == 0
     }
 
     fn entries(&self) -> &AtomicU64 {
@@ -80,7 +79,7 @@ impl Correlation {
 
     /// What an outbound request inherits: an exact match first, then its request id, then its trace.
     pub fn find(&self, keys: Keys) -> Option<Inherited> {
-        if self.len() == 0 {
+        if self.is_empty() {
             return None;
         }
         let trace = |keys: Keys| shard(&self.traces, keys.trace as u64);
@@ -139,7 +138,7 @@ mod tests {
             table.forget(one);
         }
         assert_eq!(found(1, 1, Some("a")), None);
-        assert_eq!(table.len(), 0);
+        assert!(table.is_empty());
         let empty = |shards: &[Shard]| shards.iter().all(|s| s.lock().unwrap().is_empty());
         assert!(empty(&table.traces) && empty(&table.requests));
     }

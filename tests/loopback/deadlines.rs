@@ -241,3 +241,69 @@ fn a_grpc_deadline_of_one_second_reaches_the_third_server() {
     eventually("the third server sees every call canceled", || seen("canceled") == 100);
     assert_eq!(seen("left alone"), 0);
 }
+
+const GRPC_STREAM: &str = r#"
+import sys, threading, grpc
+from concurrent import futures
+def talk(request, context):
+    over = threading.Event()
+    context.add_callback(over.set)
+    yield b'first'
+    over.wait(20)
+    sys.stdout.write('canceled\n' if over.is_set() else 'left alone\n')
+    sys.stdout.flush()
+class Any(grpc.GenericRpcHandler):
+    def service(self, details):
+        return grpc.unary_stream_rpc_method_handler(talk)
+server = grpc.server(futures.ThreadPoolExecutor(4), handlers=[Any()])
+server.add_insecure_port('127.0.0.1:' + sys.argv[1])
+server.start()
+sys.stdin.read()
+"#;
+
+const GRPC_LISTENER: &str = r#"
+import sys, threading, grpc
+channel = grpc.insecure_channel(sys.argv[1], options=[('grpc.default_authority', sys.argv[2]), ('grpc.enable_http_proxy', 0)])
+call = channel.unary_stream('/bank.Talk/Listen')(b'')
+threading.Timer(1.5, call.cancel).start()
+try:
+    for message in call:
+        print(message.decode())
+except grpc.RpcError as e:
+    print(e.code().name, e.details())
+"#;
+
+#[test]
+fn a_grpc_stream_that_a_policy_ends_says_so_in_its_trailers() {
+    let Some(python3) = python_with("grpc") else {
+        return skip("a_grpc_stream_that_a_policy_ends_says_so_in_its_trailers", "no grpcio");
+    };
+    let policy = "apiVersion: outrigger.dev/v1alpha1\nkind: TrafficPolicy\n\
+        metadata: {name: talk, namespace: bank}\nspec:\n  \
+        targetRefs: [{kind: Service, group: \"\", name: talk}]\n  deadline: 500ms\n";
+    let plane =
+        ControlPlane::start(&[("talk.yaml", &service("talk", "grpc")), ("policy.yaml", policy)]);
+    let dir = TempDir::new("grpc-stream");
+    let port = free_port();
+    let mut app = Command::new(&python3);
+    let app = Process::start(dir.path(), "app", app.args(["-c", GRPC_STREAM, &port.to_string()]));
+    eventually("the app listens", || listens(port));
+    let _talk = Proxy::beside(&plane, "talk", &[format!("{port}=grpc:main")], &[]);
+    let caller = Proxy::caller(&plane, &[]);
+    let listen = || {
+        let to = local(caller.outbound).to_string();
+        let out = python(&python3, GRPC_LISTENER, &[&to, "talk.bank:80"]);
+        String::from_utf8_lossy(&out.stdout).into_owned()
+    };
+    let text = listen();
+    let lines: Vec<_> = text.lines().collect();
+    assert!(
+        matches!(lines[..], ["first", last] if last.starts_with("DEADLINE_EXCEEDED")),
+        "{text}"
+    );
+    assert!(text.contains("deadline_exceeded_after_head"), "{text}");
+    eventually("its server was told", || app.log().contains("canceled"));
+    // What is meant to go on does so until its end.
+    plane.write("policy.yaml", &format!("{policy}  streaming: true\n"));
+    eventually("it is the caller who ends it", || listen().contains("CANCELLED"));
+}

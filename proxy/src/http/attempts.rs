@@ -101,7 +101,8 @@ pub async fn run(
             }
         };
         hop.note_failure(&mut tried);
-        note_again(exchange, &hop, failure, sent);
+        note_again(exchange, &hop, failure, &sent);
+        drop(sent);
         if !wait.is_zero() {
             // Boxed: rare, and the future of every request would carry its size.
             Box::pin(tokio::time::sleep(wait)).await;
@@ -165,9 +166,9 @@ fn note_again(
     exchange: &mut Exchange,
     hop: &Hop,
     failure: Failure,
-    sent: Result<Response<Incoming>, Failed>,
+    sent: &Result<Response<Incoming>, Failed>,
 ) {
-    let (detail, blame) = match &sent {
+    let (detail, blame) = match sent {
         // A proxy that drains is not ill.
         Ok(response) => match attempt::unprocessed(hop, response) {
             Some(reason) => (format!("{}: {reason}", hop.address), reason.side() == Side::Upstream),

@@ -32,10 +32,8 @@ pub fn remember(
     let trace = identify(connection, exchange, head);
     let headers = &mut head.headers;
     exchange.deadline = Deadline::begin(exchange.began, told(headers).nearest(), None, None);
-    let told_millis = match exchange.time_left("it had passed on arrival")? {
-        Some(left) => Some(tell(headers, left, exchange.is_grpc())),
-        None => None,
-    };
+    let left = exchange.time_left("it had passed on arrival")?;
+    let told_millis = left.map(|left| tell(headers, left, exchange.is_grpc()));
     exchange.priority = priority(headers).unwrap_or_default();
     let proxy = &connection.worker.proxy;
     let id = exchange.request_id.as_ref().map_or(&[][..], HeaderValue::as_bytes);
@@ -60,7 +58,7 @@ pub fn inherit(
 ) -> Result<(), Refusal> {
     let correlation = &connection.worker.proxy.correlation;
     let mut request = 0;
-    if correlation.len() > 0
+    if !correlation.is_empty()
         && let Some(id) = head.headers.get(REQUEST_ID)
     {
         request = correlation.hash(id.as_bytes());
@@ -133,6 +131,10 @@ pub fn send_along(
         tell(headers, left, exchange.is_grpc());
     }
     if !hop.wire.is_hop() {
+        // An earlier try may have gone to a proxy.
+        if exchange.attempts > 1 {
+            headers.remove(VIA);
+        }
         return;
     }
     if exchange.priority != Priority::Default {

@@ -30,6 +30,7 @@ use super::server::Connection;
 use super::{attempts, context, headers, mirror, respond, upgrade};
 use crate::correlation::Remembered;
 use crate::metrics::Direction;
+use crate::peer::Peer;
 use crate::store::Live;
 
 /// What a request leads to, when it is not refused.
@@ -142,7 +143,9 @@ async fn serve(
     let mut response = answered?;
     exchange.bounds = bounds(exchange, call, clock, switch.is_some(), &response);
     headers::clean_response(response.headers_mut());
-    if exchange.remembered.as_ref().is_some_and(Remembered::is_exhausted) {
+    if exchange.remembered.as_ref().is_some_and(Remembered::is_exhausted)
+        && connection.peer.get() == Peer::Mesh
+    {
         response.headers_mut().insert(headers::EXHAUSTED, HeaderValue::from_static("1"));
     }
     for modifier in routed.filters().flat_map(|filters| &filters.response_headers) {
