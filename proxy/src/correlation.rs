@@ -29,6 +29,11 @@ pub struct Correlation {
 pub struct Remembered(Arc<Inflight>);
 
 impl Remembered {
+    /// The deadline has ended with the head of the response.
+    pub fn end_deadline(&self) {
+        self.0.end_deadline();
+    }
+
     /// Whether a call that the request led to has failed for good.
     pub fn is_exhausted(&self) -> bool {
         self.0.is_exhausted()

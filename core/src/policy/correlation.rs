@@ -26,6 +26,8 @@ pub struct Inflight {
     pub priority: Priority,
     /// The services that it has come through ([`super::visits`]).
     pub via: Option<HeaderValue>,
+    /// The deadline ended with the head of the response: what goes on after it has none.
+    pub deadline_over: AtomicBool,
     /// A call that it led to has failed and was tried again as often as it may be.
     pub exhausted: AtomicBool,
 }
@@ -153,7 +155,7 @@ impl<'a> Found<'a> {
 fn inherit<'a>(mut found: impl Iterator<Item = &'a Arc<Inflight>>) -> Option<Inherited> {
     let first = found.next()?;
     let mut all = Inherited {
-        deadline: first.deadline,
+        deadline: first.deadline(),
         told_millis: first.told_millis,
         priority: first.priority,
         via: first.via.clone(),
@@ -161,7 +163,7 @@ fn inherit<'a>(mut found: impl Iterator<Item = &'a Arc<Inflight>>) -> Option<Inh
     };
     for other in found {
         // One without a deadline has the latest of all.
-        all.deadline = all.deadline.zip(other.deadline).map(|(a, b)| a.max(b));
+        all.deadline = all.deadline.zip(other.deadline()).map(|(a, b)| a.max(b));
         all.told_millis = None;
         all.priority = all.priority.max(other.priority);
         let length = |via: &Option<HeaderValue>| via.as_ref().map_or(0, HeaderValue::len);
@@ -180,6 +182,15 @@ impl Inherited {
 }
 
 impl Inflight {
+    fn deadline(&self) -> Option<Instant> {
+        self.deadline.filter(|_| !self.deadline_over.load(Relaxed))
+    }
+
+    /// Calls from now on inherit no deadline.
+    pub fn end_deadline(&self) {
+        self.deadline_over.store(true, Relaxed);
+    }
+
     /// A call that it led to has failed for good, so nobody above need try it again.
     pub fn note_exhausted(&self) {
         self.exhausted.store(true, Relaxed);

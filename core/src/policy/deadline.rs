@@ -45,6 +45,11 @@ impl Told {
 }
 
 impl Deadline {
+    /// One that another proxy's policy has started: it ends where that policy's would.
+    pub fn of_policy(self) -> Self {
+        Self { origin: Origin::Policy, ..self }
+    }
+
     /// The deadline of a request that came at `now`. What it says itself wins; a policy speaks only
     /// where nobody has. A time too far away to be represented is none.
     pub fn begin(

@@ -357,7 +357,8 @@ pub async fn send(
     let limits = &call.timeouts;
     let end = limits.attempt.and_then(|limit| began.checked_add(limit));
     if let (Way::Service { live, .. }, Some(head)) = (way, head.as_mut()) {
-        context::send_along(exchange, live, hop, &mut head.headers, end, began);
+        let streams = (call, head.upgrade.is_some());
+        context::send_along(exchange, live, hop, &mut head.headers, streams, end, began);
     }
     let mut clock = Clock::at(earlier(end, began, limits.connect));
     exchange.attempt = match (way.endpoints(), &hop.endpoint) {

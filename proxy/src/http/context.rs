@@ -10,7 +10,7 @@ use http::header::{HeaderMap, HeaderValue};
 use outrigger_core::balance::hash;
 use outrigger_core::policy::CallPolicy;
 use outrigger_core::policy::correlation::{Inflight, Inherited, Keys};
-use outrigger_core::policy::deadline::{Deadline, millis};
+use outrigger_core::policy::deadline::{Deadline, Origin, millis};
 use outrigger_core::policy::priority::Priority;
 use outrigger_core::policy::visits::{self, Stop};
 use outrigger_core::reason::Reason;
@@ -18,7 +18,9 @@ use outrigger_core::reason::Reason;
 use super::attempt::{Head, Hop};
 use super::deadline::{exceeded, tell, told};
 use super::exchange::Exchange;
-use super::headers::{PRIORITY, REQUEST_ID, Trace, VIA, request_id, trace};
+use super::headers::{
+    BY_POLICY, DEADLINE_ORIGIN, PRIORITY, REQUEST_ID, Trace, VIA, request_id, trace,
+};
 use super::respond::Refusal;
 use super::server::Connection;
 use crate::store::Live;
@@ -32,6 +34,9 @@ pub fn remember(
     let trace = identify(connection, exchange, head);
     let headers = &mut head.headers;
     exchange.deadline = Deadline::begin(exchange.began, told(headers).nearest(), None, None);
+    if headers.remove(DEADLINE_ORIGIN).is_some() {
+        exchange.deadline = exchange.deadline.map(Deadline::of_policy);
+    }
     let left = exchange.time_left("it had passed on arrival")?;
     let told_millis = left.map(|left| tell(headers, left, exchange.is_grpc()));
     exchange.priority = priority(headers).unwrap_or_default();
@@ -121,11 +126,15 @@ pub fn send_along(
     live: &Live,
     hop: &Hop,
     headers: &mut HeaderMap,
+    (call, streams): (&CallPolicy, bool),
     limit: Option<Instant>,
     now: Instant,
 ) {
-    let end = exchange.deadline.map(|deadline| deadline.at).into_iter().chain(limit).min();
-    if let Some(end) = end {
+    // A server that is told of a time would end its stream by it.
+    let streams = streams || call.streaming;
+    let deadline = exchange.deadline.filter(|deadline| deadline.outlives_head(streams));
+    let limit = limit.filter(|_| !streams);
+    if let Some(end) = deadline.map(|deadline| deadline.at).into_iter().chain(limit).min() {
         // Below a millisecond it is refused before.
         let left = end.saturating_duration_since(now).max(Duration::from_millis(1));
         tell(headers, left, exchange.is_grpc());
@@ -134,8 +143,12 @@ pub fn send_along(
         // An earlier try may have gone to a proxy.
         if exchange.attempts > 1 {
             headers.remove(VIA);
+            headers.remove(DEADLINE_ORIGIN);
         }
         return;
+    }
+    if deadline.is_some_and(|deadline| deadline.origin == Origin::Policy) {
+        headers.insert(DEADLINE_ORIGIN, BY_POLICY);
     }
     if exchange.priority != Priority::Default {
         headers.insert(PRIORITY, HeaderValue::from_static(exchange.priority.as_str()));

@@ -183,6 +183,9 @@ fn bounds(
             .is_some_and(|value| value.as_bytes().starts_with(b"text/event-stream"));
     if exchange.deadline.is_some_and(|deadline| !deadline.outlives_head(streams)) {
         clock.set(None);
+        if let Some(remembered) = &exchange.remembered {
+            remembered.end_deadline();
+        }
     }
     Bounds::new(clock, call.timeouts.idle, exchange.is_grpc())
 }
