@@ -11,6 +11,7 @@ mod identity;
 mod load;
 mod ports;
 mod process;
+mod resilience;
 mod screen;
 mod steps;
 
@@ -25,7 +26,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::workspace;
-use bank::Stage;
+use bank::{Part, Stage};
 use edges::Edges;
 use fleet::{Fleet, OUTBOUND};
 use load::Load;
@@ -66,6 +67,9 @@ enum Story {
     Traffic,
     /// Only who may: callers that are refused, and a new root under load.
     Identity,
+    /// Trouble without and with policies, side by side: a cascade, retries that multiply, a loop, a
+    /// deadline. Takes the time that it takes; `--for`, `--rate` and `--keep-running` are not for it.
+    Resilience,
 }
 
 impl Story {
@@ -73,6 +77,22 @@ impl Story {
         match self {
             Self::Traffic => steps::STEPS,
             Self::Identity => identity::STEPS,
+            Self::Resilience => &[],
+        }
+    }
+
+    fn cast(self) -> &'static [Part] {
+        match self {
+            Self::Traffic | Self::Identity => bank::CAST,
+            Self::Resilience => resilience::CAST,
+        }
+    }
+
+    /// Below examples/simplebank.
+    fn manifests(self) -> &'static str {
+        match self {
+            Self::Traffic | Self::Identity => "manifests",
+            Self::Resilience => "resilience",
         }
     }
 }
@@ -157,10 +177,10 @@ fn play(options: &Options, stop: Receiver<()>, scratch: &Path) -> Result<bool, H
         scratch: scratch.to_owned(),
         logs,
     };
-    let manifests = workspace::root().join("examples/simplebank/manifests");
+    let manifests = workspace::root().join("examples/simplebank").join(options.story.manifests());
     let mut screen = Screen::new();
     screen.say("starting the control plane, every service and its sidecar");
-    let fleet = Fleet::start(stage, &manifests, Ports::new())?;
+    let fleet = Fleet::start(stage, options.story.cast(), &manifests, Ports::new())?;
     let mut demo = Demo {
         load: None,
         edges: Edges::default(),
@@ -200,6 +220,9 @@ pub(crate) struct Demo {
 impl Demo {
     fn story(&mut self, options: &Options) -> Result<bool, Halt> {
         self.come_up()?;
+        if options.story == Story::Resilience {
+            return resilience::play(self);
+        }
         self.introduce();
         self.start_load()?;
         let reports = steps::play(self, options.story.steps(), options.duration.max(SHORTEST))?;

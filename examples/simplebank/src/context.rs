@@ -27,6 +27,15 @@ impl Context {
         Self(kept)
     }
 
+    /// Of an app that knows of nothing but traces.
+    pub(crate) fn trace_of(inbound: &HeaderMap) -> Self {
+        let mut kept = HeaderMap::new();
+        if let Some(value) = inbound.get(&FORWARDED[0]) {
+            kept.insert(FORWARDED[0].clone(), value.clone());
+        }
+        Self(kept)
+    }
+
     pub(crate) fn apply(&self, outbound: &mut HeaderMap) {
         for (name, value) in &self.0 {
             outbound.insert(name, value.clone());

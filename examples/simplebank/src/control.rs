@@ -1,6 +1,6 @@
 //! What can be changed and counted while a service runs, on its admin port.
 //!
-//! `POST /admin/fault` makes it slow, failing or dead, `GET /admin/stats` counts, and
+//! `POST /admin/fault` makes it slow, narrow, failing or dead, `GET /admin/stats` counts, and
 //! `GET /admin/operations` lists every operation id with the times that it arrived, so that a
 //! request that came twice is seen.
 
@@ -13,7 +13,8 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use http::StatusCode;
 use serde::{Deserialize, Serialize};
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::time::Instant;
 
 /// Operation ids that are remembered; more than an hour of a brisk demo.
 const MAX_OPERATIONS: usize = 1_000_000;
@@ -23,10 +24,18 @@ const MAX_OPERATIONS: usize = 1_000_000;
 pub(crate) struct Fault {
     /// Added to every answer.
     pub(crate) delay_ms: u64,
+    /// Requests that it carries in a second; what comes beyond waits in line, and is worked off even
+    /// when its caller has gone. 0: any number.
+    pub(crate) capacity: f64,
     /// Share of the requests that fail, 0 to 1.
     pub(crate) fail_ratio: f64,
     /// Nothing listens any more and open connections are cut.
     pub(crate) dead: bool,
+    /// Requests that it works on at a time, the calls that it waits for included; others wait. 0: any
+    /// number. Only the role `tier` has workers.
+    pub(crate) workers: u32,
+    /// How often it calls again at once what failed, as many apps do; only the role `tier` does.
+    pub(crate) retries: u32,
 }
 
 #[derive(Debug)]
@@ -34,6 +43,10 @@ pub(crate) struct Control {
     role: &'static str,
     version: String,
     fault: watch::Sender<Fault>,
+    /// When everything in line will have been worked off.
+    free_at: Mutex<Instant>,
+    /// None: there are enough for everybody.
+    workers: Mutex<Option<Arc<Semaphore>>>,
     counts: Mutex<Counts>,
 }
 
@@ -67,6 +80,8 @@ impl Control {
             role,
             version: version.to_owned(),
             fault: watch::Sender::new(Fault::default()),
+            free_at: Mutex::new(Instant::now()),
+            workers: Mutex::default(),
             counts: Mutex::default(),
         })
     }
@@ -89,14 +104,48 @@ impl Control {
             counts.requests
         });
         let guard = InFlight(Arc::clone(self));
-        let fault = *self.fault.borrow();
-        if fault.delay_ms > 0 {
-            tokio::time::sleep(Duration::from_millis(fault.delay_ms)).await;
+        let mut faults = self.fault.subscribe();
+        let fault = *faults.borrow_and_update();
+        let turn = self.take_turn(fault.capacity);
+        tokio::select! {
+            () = tokio::time::sleep_until(turn + Duration::from_millis(fault.delay_ms)) => {}
+            // Another fault: nobody waits for the end of the old one.
+            _ = faults.changed() => {}
         }
         // Spread evenly, without a source of randomness: 0.25 fails every fourth.
         let fails = (number as f64 * fault.fail_ratio).floor()
             > ((number - 1) as f64 * fault.fail_ratio).floor();
         (guard, fails)
+    }
+
+    /// When the work on a request that comes now is done: one at a time, each its share of a second.
+    fn take_turn(&self, capacity: f64) -> Instant {
+        let now = Instant::now();
+        if capacity <= 0.0 {
+            return now;
+        }
+        let mut free_at = self.free_at.lock().unwrap_or_else(PoisonError::into_inner);
+        *free_at = (*free_at).max(now) + Duration::from_secs_f64(1.0 / capacity);
+        *free_at
+    }
+
+    /// Waits for a worker and holds it.
+    pub(crate) async fn worker(&self) -> Option<OwnedSemaphorePermit> {
+        let workers = self.workers.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        // It is never closed, so there is one in the end.
+        workers?.acquire_owned().await.ok()
+    }
+
+    /// Puts a fault in force; whoever sets it begins with nobody in line.
+    fn set(&self, fault: Fault) {
+        *self.free_at.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        let workers = (fault.workers > 0).then(|| Arc::new(Semaphore::new(fault.workers as usize)));
+        *self.workers.lock().unwrap_or_else(PoisonError::into_inner) = workers;
+        self.fault.send_replace(fault);
+    }
+
+    pub(crate) fn retries(&self) -> u32 {
+        self.fault.borrow().retries
     }
 
     pub(crate) fn failed(&self) {
@@ -167,6 +216,11 @@ async fn set_fault(
         let problem = format!("fail_ratio: {} must be between 0 and 1\n", fault.fail_ratio);
         return Err((StatusCode::BAD_REQUEST, problem));
     }
-    control.fault.send_replace(fault);
+    let sensible = fault.capacity == 0.0 || (0.01..=1e6).contains(&fault.capacity);
+    if !sensible {
+        let problem = format!("capacity: {} must be 0 or between 0.01 and 1e6\n", fault.capacity);
+        return Err((StatusCode::BAD_REQUEST, problem));
+    }
+    control.set(fault);
     Ok(Json(fault))
 }

@@ -6,6 +6,7 @@
 //! counted at run time, [`call`] how one service reaches another, [`load`] the load generator.
 
 mod call;
+mod calls;
 mod context;
 mod control;
 mod load;
@@ -35,6 +36,7 @@ async fn main() -> ExitCode {
     }
     let result = match options.role {
         Role::Load(load) => load::run(load).await,
+        Role::Calls(options) => calls::run(options).await,
         role => roles::run(role).await,
     };
     match result {

@@ -90,8 +90,18 @@ pub(crate) enum Role {
         #[command(flatten)]
         common: Common,
     },
+    /// Calls what its routes name and answers what it is answered; for stories: GET any path.
+    Tier {
+        #[command(flatten)]
+        common: Common,
+        /// Where a path leads, as `/prices=quotes.bank:8000`; a path without route ends here.
+        #[arg(long = "route", value_parser = route)]
+        routes: Vec<(String, String)>,
+    },
     /// Calls the gateway at a steady rate and reports.
     Load(Load),
+    /// Calls several services, each at a steady rate, and reports on each.
+    Calls(Calls),
 }
 
 /// What every service has.
@@ -145,6 +155,46 @@ pub(crate) struct Load {
     pub(crate) accounts: u32,
 }
 
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Calls {
+    #[command(flatten)]
+    pub(crate) outbound: Outbound,
+    /// What is called and how often a second, as `prices=gateway.bank:8000/prices@100`.
+    #[arg(long = "call", required = true, value_parser = call)]
+    pub(crate) calls: Vec<Call>,
+    /// How long.
+    #[arg(long = "for", value_parser = duration)]
+    pub(crate) duration: Duration,
+}
+
+/// One line of calls.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Call {
+    pub(crate) name: String,
+    pub(crate) callee: String,
+    pub(crate) path: String,
+    pub(crate) per_second: f64,
+}
+
+fn route(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((path, callee)) if path.starts_with('/') => Ok((path.to_owned(), callee.to_owned())),
+        _ => Err(format!("{text:?} is not PATH=HOST:PORT")),
+    }
+}
+
+fn call(text: &str) -> Result<Call, String> {
+    let parts = || {
+        let (name, rest) = text.split_once('=')?;
+        let (url, rate) = rest.rsplit_once('@')?;
+        let (callee, path) = url.split_once('/')?;
+        let per_second: f64 = rate.parse().ok().filter(|rate| (0.1..=1e5).contains(rate))?;
+        let (name, callee, path) = (name.to_owned(), callee.to_owned(), format!("/{path}"));
+        Some(Call { name, callee, path, per_second })
+    };
+    parts().ok_or_else(|| format!("{text:?} is not NAME=HOST:PORT/PATH@RATE"))
+}
+
 /// `250ms`, `5s`, `2m`.
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let at = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
@@ -168,6 +218,16 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Options::command().debug_assert();
+    }
+
+    #[test]
+    fn calls_name_what_where_and_how_often() {
+        let got = call("prices=gateway.bank:8000/prices@12.5").unwrap();
+        assert_eq!((got.name.as_str(), got.callee.as_str()), ("prices", "gateway.bank:8000"));
+        assert_eq!((got.path.as_str(), got.per_second), ("/prices", 12.5));
+        assert!(call("gateway.bank:8000/prices@12").is_err());
+        assert!(call("a=gateway.bank:8000/prices@0").is_err());
+        assert!(route("/a=b:1").is_ok() && route("a=b:1").is_err());
     }
 
     #[test]

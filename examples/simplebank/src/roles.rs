@@ -9,6 +9,7 @@ mod market;
 mod market_data;
 mod orders;
 mod stock_exchange;
+mod tier;
 mod transactions;
 
 use std::error::Error;
@@ -60,7 +61,13 @@ fn service(role: Role) -> Result<(Common, &'static str, String, Service), CallEr
             (common, "stock-exchange", v1(), Service::Http(stock_exchange::router()))
         }
         Role::Ledger { common } => (common, "ledger", v1(), Service::Ledger),
-        Role::Load(_) => unreachable!("invariant: main runs the load generator itself"),
+        Role::Tier { common, routes } => {
+            let router = tier::router(caller(&common), routes);
+            (common, "tier", v1(), Service::Http(router))
+        }
+        Role::Load(_) | Role::Calls(_) => {
+            unreachable!("invariant: main runs the load generators itself")
+        }
     })
 }
 

@@ -7,10 +7,10 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
 use axum::extract::{Request, State};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Router};
 use http::{HeaderValue, Method, StatusCode, header};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
@@ -46,6 +46,7 @@ pub(crate) async fn serve(
 
     let service = match service {
         Service::Http(router) => {
+            let router = router.layer(Extension(Arc::clone(&control)));
             Service::Http(router.layer(from_fn_with_state(Arc::clone(&control), observe)))
         }
         service @ Service::Ledger => service,

@@ -23,25 +23,36 @@ const START_LIMIT: Duration = Duration::from_secs(30);
 pub(crate) struct Part {
     pub(crate) role: &'static str,
     version: Option<&'static str>,
+    /// What `simplebank tier` is told, where the part is one; the role is only its name then.
+    tier: Option<&'static [&'static str]>,
     /// Protocol and name of the port, as the proxy's `--app-port` takes them; none: no sidecar.
     port: Option<&'static str>,
     pub(crate) replicas: usize,
 }
 
 const fn part(role: &'static str, port: &'static str, replicas: usize) -> Part {
-    Part { role, version: None, port: Some(port), replicas }
+    Part { role, version: None, tier: None, port: Some(port), replicas }
+}
+
+/// A part of a story that the bank has no role for.
+pub(crate) const fn tier(
+    role: &'static str,
+    args: &'static [&'static str],
+    replicas: usize,
+) -> Part {
+    Part { role, version: None, tier: Some(args), port: Some("h1:http"), replicas }
 }
 
 /// Two replicas where a step of the demo takes one away, or where balancing is to be seen.
 pub(crate) const CAST: &[Part] = &[
-    Part { role: "stock-exchange", version: None, port: None, replicas: 1 },
+    Part { role: "stock-exchange", version: None, tier: None, port: None, replicas: 1 },
     part("ledger", "tcp:ledger", 1),
     part("account-transactions", "grpc:grpc", 1),
     part("market", "h1:http", 1),
     part("fees", "h1:http", 1),
     part("orders", "grpc:grpc", 2),
-    Part { role: "market-data", version: Some("v1"), port: Some("h1:http"), replicas: 2 },
-    Part { role: "market-data", version: Some("v2"), port: Some("h1:http"), replicas: 1 },
+    Part { version: Some("v1"), ..part("market-data", "h1:http", 2) },
+    Part { version: Some("v2"), ..part("market-data", "h1:http", 1) },
     part("transactions", "h1:http", 1),
     part("holdings", "h1:http", 2),
     part("gateway", "h1:http", 2),
@@ -156,7 +167,8 @@ impl Stage {
     ) -> io::Result<Starting> {
         let name = format!("{}-{number}", part.stem());
         let mut command = Command::new(&self.simplebank);
-        command.args(["--exit-with-parent", part.role]);
+        command.args(["--exit-with-parent", part.tier.map_or(part.role, |_| "tier")]);
+        command.args(part.tier.unwrap_or_default());
         // While callers hear that this replica is leaving, it must still serve them.
         command.args(["--drain-delay", "1s"]);
         if let Some(listen) = listen {
@@ -275,8 +287,24 @@ impl Member {
 
     /// Requests that have arrived at the app.
     pub(crate) fn requests(&self) -> u64 {
+        self.stat("requests")
+    }
+
+    /// One of the numbers that the app counts.
+    pub(crate) fn stat(&self, name: &str) -> u64 {
         let stats = http::get_json(self.app_admin, "/admin/stats").unwrap_or_default();
-        stats["requests"].as_u64().unwrap_or(0)
+        stats[name].as_u64().unwrap_or(0)
+    }
+
+    /// Sets one field of the app's fault and leaves the others.
+    pub(crate) fn change_fault(&self, field: &str, value: &Value) -> io::Result<()> {
+        let mut fault = http::get_json(self.app_admin, "/admin/fault")?;
+        fault[field] = value.clone();
+        let answer = http::post_json(self.app_admin, "/admin/fault", &fault)?;
+        if answer.status == 200 {
+            return Ok(());
+        }
+        Err(io::Error::other(format!("{}: {}", self.name, answer.body.trim())))
     }
 
     /// Operation ids that have arrived at the app, and how often each.

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use super::bank::{CAST, Member, Sidecar, Stage};
+use super::bank::{Member, Part, Sidecar, Stage};
 use super::http;
 use super::ports::{self, Ports};
 use super::process::Process;
@@ -40,7 +40,12 @@ pub(crate) struct Fleet {
 
 impl Fleet {
     /// Starts the control plane, every app and every sidecar.
-    pub(crate) fn start(mut stage: Stage, manifests: &Path, mut ports: Ports) -> io::Result<Self> {
+    pub(crate) fn start(
+        mut stage: Stage,
+        cast: &'static [Part],
+        manifests: &Path,
+        mut ports: Ports,
+    ) -> io::Result<Self> {
         stage.discovery = ports.free()?;
         stage.index = ports.free()?;
         let exchange =
@@ -63,7 +68,7 @@ impl Fleet {
             remembered: Vec::new(),
         };
         let mut starting = Vec::new();
-        for part in CAST {
+        for part in cast {
             // Only the exchange is known by its address.
             let listen = part.role.eq("stock-exchange").then_some(exchange);
             for number in 1..=part.replicas {
@@ -212,6 +217,26 @@ impl Fleet {
         Ok((member.part, member.name.clone()))
     }
 
+    /// `kill -9` of the app alone, as when a container dies: its sidecar stays until the replica is
+    /// [dismissed](Self::dismiss).
+    pub(crate) fn kill_app(&mut self, index: usize) -> (&'static Part, String) {
+        let mut member = self.members.remove(index);
+        self.remember(&member);
+        member.app.kill();
+        let (part, name) = (member.part, member.name.clone());
+        self.leaving.push(member);
+        (part, name)
+    }
+
+    /// Stops what is left of replicas that died.
+    pub(crate) fn dismiss(&mut self) {
+        for process in self.leaving.iter_mut().flat_map(Member::processes) {
+            if process.ended().is_none() {
+                process.terminate();
+            }
+        }
+    }
+
     fn remember(&mut self, member: &Member) {
         let operations = member.operations().unwrap_or_default();
         self.remembered.push((member.part.role, member.name.clone(), operations));
@@ -275,7 +300,7 @@ fn copy_manifests(from: &Path, to: &Path, exchange: u16) -> io::Result<()> {
     std::fs::create_dir_all(to)?;
     for entry in std::fs::read_dir(from)? {
         let path = entry?.path();
-        let Some(name) = path.file_name() else { continue };
+        let Some(name) = path.file_name().filter(|_| path.is_file()) else { continue };
         let text = std::fs::read_to_string(&path)?;
         std::fs::write(to.join(name), with_exchange(&text, exchange))?;
     }
