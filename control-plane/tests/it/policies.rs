@@ -11,7 +11,11 @@ use outrigger_control_plane::publish::Publisher;
 use outrigger_control_plane::status;
 use outrigger_control_plane::translate::destination;
 use outrigger_core::config::MeshSettings;
+use outrigger_proto::wire;
+use serde_json::Value;
 use tempfile::TempDir;
+
+use crate::support::Mesh;
 
 /// A folder of manifests and what was made of it.
 struct Reading {
@@ -622,4 +626,49 @@ fn targets_that_do_not_exist_are_named() {
             "TrafficPolicy bank/p: spec.targetRefs[4].sectionName: HTTPRoute bank/r has no rule \"b\"",
         ]
     );
+}
+
+#[tokio::test]
+async fn policies_say_how_many_proxies_have_them() {
+    let workload = "---\napiVersion: outrigger.dev/v1alpha1\nkind: ExternalWorkload\nmetadata: \
+                    {namespace: bank, name: orders-1, labels: {app: orders}}\nspec: {address: \
+                    10.0.0.1, ports: [{port: 80}]}\n";
+    let policies = |limit: u32| {
+        let calls = format!("{{{ORDERS}, deadline: 1s, limits: {{maxInFlight: {limit}}}}}");
+        let lets_in = format!("{{{ORDERS}, concurrency: {{static: {limit}}}}}");
+        object("TrafficPolicy", "calls", &calls) + &object("ServerPolicy", "lets-in", &lets_in)
+    };
+    let services = service("orders") + workload;
+    let mesh = Mesh::start(&[("a.yaml", &services), ("p.yaml", &policies(1))]).await;
+    let programmed = |page: &Value, policy: &str| {
+        let all = page["status"].as_array().unwrap().iter();
+        all.clone().find(|status| status["object"] == policy).unwrap()["programmed"].clone()
+    };
+    let (calls, lets_in) = ("TrafficPolicy bank/calls", "ServerPolicy bank/lets-in");
+    let page = mesh.admin_json("/index").await;
+    assert_eq!(
+        (&programmed(&page, calls)["proxies"], &programmed(&page, lets_in)["proxies"]),
+        (&Value::from(0), &Value::from(0))
+    );
+    let mut proxy = mesh.proxy("bank.orders-1", "bank").await;
+    proxy.dial(&["orders.bank:80"]).await;
+    proxy.subscribe(wire::INBOUND, &["bank.orders-1"]).await;
+    let both = |p: &crate::support::Proxy| {
+        p.has("Destination", "bank/orders:80") && p.has("Inbound", "bank.orders-1")
+    };
+    proxy.until("both are known", both).await;
+    let done = |page: &Value| {
+        [calls, lets_in].iter().all(|policy| programmed(page, policy)["acknowledged"] == 1)
+    };
+    mesh.admin_until("/index", done).await;
+    // What the proxy refuses is told to the policy that changed it, and to no other.
+    proxy.refuse = Some("bank.orders-1".to_owned());
+    let before = proxy.log.len();
+    mesh.write("p.yaml", &policies(2));
+    proxy.until("both came anew", |p| p.log.len() >= before + 2).await;
+    let page =
+        mesh.admin_until("/index", |page| programmed(page, lets_in)["refused"].is_array()).await;
+    assert_eq!(programmed(&page, lets_in)["acknowledged"], 0);
+    mesh.admin_until("/index", |page| programmed(page, calls)["acknowledged"] == 1).await;
+    assert!(programmed(&mesh.admin_json("/index").await, calls)["refused"].is_null());
 }
