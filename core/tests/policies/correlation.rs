@@ -78,7 +78,9 @@ fn check(found: Option<Inherited>, matches: &[&(u128, u64, Arc<Inflight>)]) {
         Certainty::Unique => assert_eq!(matches.len(), 1),
         Certainty::Ambiguous => assert!(matches.len() > 1 && found.told_millis.is_none()),
     }
-    found.note_exhausted();
+    if let Some(from) = &found.from {
+        from.note_exhausted();
+    }
     let noted = matches.iter().filter(|of| of.2.is_exhausted()).count();
     assert!(matches.len() > 1 || noted == 1, "noted where it is certain");
 }
