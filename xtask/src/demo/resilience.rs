@@ -42,6 +42,9 @@ const SLOW: Duration = Duration::from_secs(1);
 /// How soon after its deadline a request has to be answered.
 const LATE_MEDIAN: Duration = Duration::from_millis(20);
 const LATE_P99: Duration = Duration::from_millis(100);
+/// And how much too early it may be: each of seven proxies may tell the next a millisecond less than is
+/// left, because it tells whole ones.
+const ROUNDING: Duration = Duration::from_millis(7);
 const DEADLINES: usize = 500;
 /// Requests at a time while the deadline is shown.
 const AT_A_TIME: usize = 5;
@@ -143,13 +146,13 @@ fn deadline(demo: &mut Demo, verdicts: &mut Verdicts) -> Result<(), Halt> {
     on.sort_by_key(|(_, took)| *took);
     let late = |share: usize| on[(on.len() * share / 100).min(on.len() - 1)].1;
     let late = |share| late(share).saturating_sub(DEADLINE);
-    let early = on[0].1 < DEADLINE;
+    let early = on[0].1 + ROUNDING < DEADLINE;
     let off_took = off.iter().map(|(_, took)| *took).min().unwrap_or_default();
     verdicts.add(
         "answer after",
         format!("{:.0} ms", off_took.as_secs_f64() * 1e3),
-        format!("{refused} of {} 504", on.len()),
-        format!("all 504, none before {DEADLINE:?}"),
+        format!("{refused} of {} 504, first at {:.1} ms", on.len(), millis(on[0].1)),
+        format!("1 s; all 504, at {DEADLINE:?}"),
         slow && refused == on.len() && !early,
     );
     verdicts.add(
