@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
@@ -31,6 +31,8 @@ pub struct Endpoints {
     pub guard: Guard,
     current: ArcSwap<EndpointSet>,
     turn: AtomicU64,
+    /// Some endpoint has a sidecar.
+    has_mesh: AtomicBool,
 }
 
 /// One immutable state of the collection.
@@ -90,11 +92,17 @@ impl Endpoints {
     pub fn new(name: DestinationName, metrics: &Metrics) -> Self {
         let label = metrics.label(&name.to_string());
         let guard = Guard::new(name.clone());
-        Self { name, label, guard, current: ArcSwap::default(), turn: AtomicU64::new(0) }
+        let (current, turn, has_mesh) = Default::default();
+        Self { name, label, guard, current, turn, has_mesh }
     }
 
     pub fn load(&self) -> arc_swap::Guard<Arc<EndpointSet>> {
         self.current.load()
+    }
+
+    /// Whether some endpoint has a sidecar.
+    pub fn has_mesh(&self) -> bool {
+        self.has_mesh.load(Relaxed)
     }
 
     /// Puts a new set in force, keeping what is known of endpoints that stay.
@@ -119,6 +127,8 @@ impl Endpoints {
                 }),
             })
             .collect();
+        let has_mesh = endpoints.iter().any(|endpoint| endpoint.endpoint.mesh.is_some());
+        self.has_mesh.store(has_mesh, Relaxed);
         let by_address =
             endpoints.iter().enumerate().map(|(i, e)| (e.endpoint.address, i)).collect();
         let ring = OnceLock::new();

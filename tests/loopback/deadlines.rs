@@ -130,6 +130,7 @@ fn a_deadline_repeated_as_it_was_told_is_not_made_longer() {
     assert!(got(&answer, "x-deadline").is_some(), "{answer:?}");
     let answer = get(&chain.caller, "http://middle.bank/sleep/20000", &["x-deadline: 400"]);
     assert_eq!(answer.status, 504, "{answer:?}");
+    chain.middle.wait_log(&["end:80", "/sleep/20000"]);
     let late = chain.middle.log();
     let late = late.lines().rfind(|line| line.contains("end:80")).unwrap_or_default();
     let late: Value = serde_json::from_str(late).unwrap_or_default();

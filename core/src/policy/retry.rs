@@ -199,9 +199,16 @@ impl RetryOn {
 /// Whether doing it twice is the same as doing it once: by its method (RFC 9110 section 9.2.2), or
 /// because an `idempotency-key` lets the server see that it is the same.
 pub fn is_idempotent(method: &Method, has_idempotency_key: bool) -> bool {
-    let methods =
-        [Method::GET, Method::HEAD, Method::PUT, Method::DELETE, Method::OPTIONS, Method::TRACE];
-    has_idempotency_key || methods.contains(method)
+    has_idempotency_key
+        || matches!(
+            *method,
+            Method::GET
+                | Method::HEAD
+                | Method::PUT
+                | Method::DELETE
+                | Method::OPTIONS
+                | Method::TRACE
+        )
 }
 
 /// How long to wait after attempt `attempt` (the first is 1) has failed. `last`: the pause before it,

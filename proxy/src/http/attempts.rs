@@ -16,7 +16,7 @@ use outrigger_core::reason::{Reason, Side};
 use super::attempt::{self, Failed, Head, Hop, Way};
 use super::body::RequestBody;
 use super::exchange::Exchange;
-use super::headers::EXHAUSTED;
+use super::headers::{EXHAUSTED, GRPC_STATUS};
 use super::request::lost;
 use super::respond::Refusal;
 use super::server::Connection;
@@ -48,14 +48,13 @@ pub async fn run(
     let mut pause = Duration::ZERO;
     loop {
         let current = head.as_ref().ok_or_else(lost)?;
-        let has_key = current.headers.contains_key(IDEMPOTENCY_KEY);
-        let idempotent = retry::is_idempotent(&current.method, has_key);
         exchange.attempts += 1;
         let mut hop = attempt::choose(worker, exchange, way, current.upgrade.is_some(), &tried)?;
         let sending = body.again().ok_or_else(lost)?;
         let keep = exchange.attempts < policy.max_attempts;
         // Whether a connection that is just being closed may be found out by using it.
-        let repeatable = keep && policy.on.reset && (idempotent || policy.non_idempotent);
+        let repeatable =
+            keep && policy.on.reset && (policy.non_idempotent || is_idempotent(current));
         let sent = attempt::send(
             worker,
             exchange,
@@ -77,6 +76,8 @@ pub async fn run(
             Err(failed) => failed.kind(),
         };
         let Some(failure) = failure else { return end(exchange, &hop, body, sent) };
+        // The last try has taken the head, and is not made again whatever it was.
+        let idempotent = head.as_ref().is_some_and(is_idempotent);
         let replay = Replay { idempotent, kept: body.is_whole() };
         let again =
             retry::judge(policy, failure, exchange.attempts, replay, exhausted(&hop, &sent))
@@ -110,6 +111,10 @@ pub async fn run(
     }
 }
 
+fn is_idempotent(head: &Head) -> bool {
+    retry::is_idempotent(&head.method, head.headers.contains_key(IDEMPOTENCY_KEY))
+}
+
 /// What an answer says about its try; none: it is what the caller shall get.
 fn answered(exchange: &Exchange, hop: &Hop, response: &Response<Incoming>) -> Option<Failure> {
     if attempt::unprocessed(hop, response).is_some() {
@@ -117,7 +122,7 @@ fn answered(exchange: &Exchange, hop: &Hop, response: &Response<Incoming>) -> Op
     }
     if exchange.is_grpc() {
         // Without messages the status stands in the head; with some, nothing can be taken back.
-        let code = response.headers().get("grpc-status")?.to_str().ok()?.parse().ok()?;
+        let code = response.headers().get(GRPC_STATUS)?.to_str().ok()?.parse().ok()?;
         return (code != 0).then_some(Failure::Grpc(code));
     }
     let status = response.status();

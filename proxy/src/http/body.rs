@@ -317,7 +317,7 @@ impl Body for RequestBody {
 pub struct ResponseBody {
     content: Content,
     /// Gone once counted.
-    exchange: Option<Exchange>,
+    exchange: Option<Box<Exchange>>,
 }
 
 enum Content {
@@ -326,12 +326,12 @@ enum Content {
 }
 
 impl ResponseBody {
-    pub fn upstream(body: Incoming, exchange: Exchange) -> Self {
+    pub fn upstream(body: Incoming, exchange: Box<Exchange>) -> Self {
         Self { content: Content::Upstream(body), exchange: Some(exchange) }
     }
 
     /// A body that the proxy makes itself; may be empty.
-    pub fn own(body: Bytes, exchange: Exchange) -> Self {
+    pub fn own(body: Bytes, exchange: Box<Exchange>) -> Self {
         let body = (!body.is_empty()).then_some(body);
         Self { content: Content::Own(body), exchange: Some(exchange) }
     }

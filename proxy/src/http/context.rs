@@ -10,7 +10,7 @@ use http::header::{HeaderMap, HeaderValue};
 use outrigger_core::balance::hash;
 use outrigger_core::policy::CallPolicy;
 use outrigger_core::policy::correlation::{Inflight, Inherited, Keys};
-use outrigger_core::policy::deadline::{Deadline, Origin, millis};
+use outrigger_core::policy::deadline::{Deadline, Origin, Told, millis};
 use outrigger_core::policy::priority::Priority;
 use outrigger_core::policy::visits::{self, Stop};
 use outrigger_core::reason::Reason;
@@ -19,7 +19,7 @@ use super::attempt::{Head, Hop};
 use super::deadline::{exceeded, tell, told};
 use super::exchange::Exchange;
 use super::headers::{
-    BY_POLICY, DEADLINE_ORIGIN, PRIORITY, REQUEST_ID, Trace, VIA, request_id, trace,
+    BY_POLICY, DEADLINE_ORIGIN, PRIORITY, REQUEST_ID, Says, Trace, VIA, request_id, trace,
 };
 use super::respond::Refusal;
 use super::server::Connection;
@@ -30,16 +30,24 @@ pub fn remember(
     connection: &Connection,
     exchange: &mut Exchange,
     head: &mut Head,
+    says: Says,
 ) -> Result<(), Refusal> {
     let trace = identify(connection, exchange, head);
     let headers = &mut head.headers;
-    exchange.deadline = Deadline::begin(exchange.began, told(headers).nearest(), None, None);
-    if headers.remove(DEADLINE_ORIGIN).is_some() {
-        exchange.deadline = exchange.deadline.map(Deadline::of_policy);
+    if says.time {
+        exchange.deadline = Deadline::begin(exchange.began, told(headers).nearest(), None, None);
+        if headers.remove(DEADLINE_ORIGIN).is_some() {
+            exchange.deadline = exchange.deadline.map(Deadline::of_policy);
+        }
     }
     let left = exchange.time_left("it had passed on arrival")?;
     let told_millis = left.map(|left| tell(headers, left, exchange.is_grpc()));
-    exchange.priority = priority(headers).unwrap_or_default();
+    let mut via = None;
+    if says.internal {
+        exchange.priority = priority(headers).unwrap_or_default();
+        // For proxies alone: the app cannot make anything of it.
+        via = headers.remove(VIA);
+    }
     let proxy = &connection.worker.proxy;
     let id = exchange.request_id.as_ref().map_or(&[][..], HeaderValue::as_bytes);
     let inflight = Inflight {
@@ -47,8 +55,7 @@ pub fn remember(
         deadline: exchange.deadline.map(|deadline| deadline.at),
         told_millis,
         priority: exchange.priority,
-        // For proxies alone: the app cannot make anything of it.
-        via: headers.remove(VIA),
+        via,
         ..Inflight::default()
     };
     exchange.remembered = proxy.correlation.remember(inflight);
@@ -60,6 +67,7 @@ pub fn inherit(
     connection: &Connection,
     exchange: &mut Exchange,
     head: &mut Head,
+    says: Says,
 ) -> Result<(), Refusal> {
     let correlation = &connection.worker.proxy.correlation;
     let mut request = 0;
@@ -71,7 +79,7 @@ pub fn inherit(
     let trace = identify(connection, exchange, head);
     let received = if trace.received == 0 { 0 } else { trace.id };
     let found = correlation.find(Keys { trace: received, span: trace.received, request });
-    let told = told(&head.headers);
+    let told = if says.time { told(&head.headers) } else { Told::default() };
     let mut explicit = told.nearest();
     if let Some(Inherited { told_millis: Some(was), .. }) = &found
         && told.deadline.map(millis) == Some(*was)
@@ -79,13 +87,12 @@ pub fn inherit(
         // Repeated as the app got it, and time has gone by since.
         explicit = told.grpc.or(told.envoy);
     }
-    exchange.priority = priority(&head.headers).unwrap_or_default();
+    let own = if says.internal { priority(&head.headers) } else { None };
+    exchange.priority = own.unwrap_or_default();
     let mut inherited = None;
     if let Some(found) = found {
         inherited = found.deadline;
-        if !head.headers.contains_key(PRIORITY) {
-            exchange.priority = found.priority;
-        }
+        exchange.priority = own.unwrap_or(found.priority);
         exchange.via = found.via;
         exchange.inherited = found.from;
     }
@@ -97,6 +104,7 @@ pub fn inherit(
 pub fn start(
     exchange: &mut Exchange,
     live: &Live,
+    backend: usize,
     rule: u32,
     call: &CallPolicy,
     head: &Head,
@@ -109,6 +117,9 @@ pub fn start(
         && !head.headers.contains_key(PRIORITY)
     {
         exchange.priority = priority;
+    }
+    if exchange.via.is_none() && !live.backends[backend].has_mesh() {
+        return Ok(());
     }
     let what = hash(head.method.as_str().as_bytes()) ^ hash(head.path.path().as_bytes());
     exchange.visit = rule ^ what as u32;

@@ -18,6 +18,7 @@ use outrigger_core::policy::priority::Priority;
 use outrigger_core::reason::{Reason, Side};
 
 use super::deadline::Bounds;
+use super::headers::GRPC_STATUS;
 use super::server::Connection;
 use crate::access_log;
 use crate::correlation::Remembered;
@@ -272,5 +273,5 @@ pub fn is_grpc(headers: &HeaderMap) -> bool {
 }
 
 fn grpc_status(headers: &HeaderMap) -> Option<i32> {
-    headers.get("grpc-status")?.to_str().ok()?.parse().ok()
+    headers.get(GRPC_STATUS)?.to_str().ok()?.parse().ok()
 }

@@ -25,6 +25,7 @@ pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const B3: HeaderName = HeaderName::from_static("b3");
 const B3_TRACE: HeaderName = HeaderName::from_static("x-b3-traceid");
 const B3_SPAN: HeaderName = HeaderName::from_static("x-b3-spanid");
+pub const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 pub const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
@@ -40,6 +41,8 @@ struct Seen {
     te: bool,
     internal: bool,
     client_cert: bool,
+    /// What says how much time is left.
+    time: bool,
 }
 
 fn look(headers: &HeaderMap) -> Seen {
@@ -54,6 +57,7 @@ fn look(headers: &HeaderMap) -> Seen {
             b"te" => seen.te = true,
             [b'x', b'-', b'o', ..] if text.starts_with(INTERNAL) => seen.internal = true,
             b"x-forwarded-client-cert" => seen.client_cert = true,
+            b"grpc-timeout" | b"x-deadline" | b"x-envoy-expected-rq-timeout-ms" => seen.time = true,
             _ => {}
         }
     }
@@ -82,8 +86,17 @@ fn list_has(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
         .any(|item| item.trim().eq_ignore_ascii_case(token))
 }
 
+/// What was found in a request that had to be looked through anyway.
+#[derive(Clone, Copy, Debug)]
+pub struct Says {
+    /// It says something about the time that it has left.
+    pub time: bool,
+    /// It has headers of the mesh.
+    pub internal: bool,
+}
+
 /// Removes what belongs to the connection it came on and what this peer may not say.
-pub fn clean_request(headers: &mut HeaderMap, peer: Peer) {
+pub fn clean_request(headers: &mut HeaderMap, peer: Peer) -> Says {
     let seen = look(headers);
     clean(headers, seen, true);
     if seen.internal && peer != Peer::Mesh {
@@ -93,6 +106,7 @@ pub fn clean_request(headers: &mut HeaderMap, peer: Peer) {
     if seen.client_cert && peer != Peer::App {
         headers.remove(CLIENT_CERT);
     }
+    Says { time: seen.time, internal: seen.internal }
 }
 
 /// The same for a response. What one proxy tells another has been read by now.

@@ -50,7 +50,8 @@ pub fn handle(
     request: Request<Incoming>,
 ) -> impl Future<Output = Response<ResponseBody>> {
     let version = request.version();
-    let mut exchange = Exchange::begin(Rc::clone(&connection), &request);
+    // Boxed: it travels with the request and its response through many hands.
+    let mut exchange = Box::new(Exchange::begin(Rc::clone(&connection), &request));
     let (mut parts, body) = request.into_parts();
     let mut switch = upgrade::wanted(&mut parts);
     let checked = headers::check(&parts);
@@ -86,15 +87,15 @@ async fn serve(
     let head = slot.as_mut().ok_or_else(lost)?;
     let target = match connection.direction {
         Direction::Outbound => {
-            headers::clean_request(&mut head.headers, connection.peer.get());
-            context::inherit(connection, exchange, head)?;
+            let says = headers::clean_request(&mut head.headers, connection.peer.get());
+            context::inherit(connection, exchange, head, says)?;
             destination::outbound(connection, exchange, head).await?
         }
         Direction::Inbound => {
             let target = destination::inbound(connection, head)?;
-            headers::clean_request(&mut head.headers, connection.peer.get());
+            let says = headers::clean_request(&mut head.headers, connection.peer.get());
             connection.forward_caller(&mut head.headers);
-            context::remember(connection, exchange, head)?;
+            context::remember(connection, exchange, head, says)?;
             target
         }
     };
@@ -109,7 +110,14 @@ async fn serve(
             };
             let rule = routed.matched.as_ref().map(|matched| matched.rule);
             call = rule.map_or(&live.compiled.call, |rule| &rule.call);
-            context::start(exchange, live, rule.map_or(0, |rule| rule.id), call, head)?;
+            context::start(
+                exchange,
+                live,
+                routed.backend,
+                rule.map_or(0, |rule| rule.id),
+                call,
+                head,
+            )?;
             if let Some(path) = routed.path.take()
                 && routed.filters().any(Filters::rewrites_path)
             {
@@ -172,7 +180,8 @@ fn bounds(
     switches: bool,
     response: &Response<Incoming>,
 ) -> Option<Box<Bounds>> {
-    if response.body().is_end_stream() {
+    let none = exchange.deadline.is_none() && call.timeouts.idle.is_none();
+    if none || response.body().is_end_stream() {
         return None;
     }
     let streams = call.streaming

@@ -53,7 +53,7 @@ pub fn late_trailers(reason: Reason, detail: &dyn std::fmt::Display) -> HeaderMa
 /// Passes the upstream's answer on.
 pub fn upstream(
     mut response: Response<Incoming>,
-    mut exchange: Exchange,
+    mut exchange: Box<Exchange>,
     version: Version,
 ) -> Response<ResponseBody> {
     exchange.head(response.status(), response.headers());
@@ -67,7 +67,7 @@ pub fn upstream(
 pub fn redirect(
     status: StatusCode,
     location: HeaderValue,
-    exchange: Exchange,
+    exchange: Box<Exchange>,
 ) -> Response<ResponseBody> {
     let mut exchange = exchange;
     exchange.status = status;
@@ -78,13 +78,13 @@ pub fn redirect(
 }
 
 /// The last word of HTTP before a connection or stream carries something else.
-pub fn switched(head: Response<()>, mut exchange: Exchange) -> Response<ResponseBody> {
+pub fn switched(head: Response<()>, mut exchange: Box<Exchange>) -> Response<ResponseBody> {
     exchange.status = head.status();
     head.map(|()| ResponseBody::own(Bytes::new(), exchange))
 }
 
 /// Our own answer to what can't be served: `Proxy-Status` (RFC 9209) and a body for people.
-pub fn refuse(refusal: Refusal, mut exchange: Exchange) -> Response<ResponseBody> {
+pub fn refuse(refusal: Refusal, mut exchange: Box<Exchange>) -> Response<ResponseBody> {
     let Refusal { reason, detail, mut retry_after } = refusal;
     exchange.reason = Some(reason);
     exchange.end_attempt(reason.side() == Side::Upstream);
