@@ -91,7 +91,7 @@ pub fn grpc_code_for(reason: Reason) -> i32 {
         | Reason::TlsHandshakeFailed
         | Reason::AccessDenied => PERMISSION_DENIED,
         Reason::TokenMissing | Reason::TokenInvalid => UNAUTHENTICATED,
-        Reason::HeadersTooLarge | Reason::ConnectionLimit => {
+        Reason::HeadersTooLarge | Reason::ConnectionLimit | Reason::RateLimited => {
             RESOURCE_EXHAUSTED
         }
         // Also what gRPC makes of a 404.
@@ -121,6 +121,7 @@ pub fn grpc_code_for(reason: Reason) -> i32 {
         | Reason::UpstreamReset
         | Reason::BreakerOpen
         | Reason::TooManyInFlight
+        | Reason::Overloaded
         | Reason::Draining => UNAVAILABLE,
     }
 }

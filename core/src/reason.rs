@@ -194,6 +194,12 @@ reasons! {
     /// As many requests to the service or to each of its instances are in flight as may be.
     TooManyInFlight = "too_many_in_flight", Us, 503, "proxy_internal_response",
         "the service is slow or limits.maxInFlight too low";
+    /// A rate limit of the called port is used up.
+    RateLimited = "rate_limited", Downstream, 429, "http_request_denied",
+        "wait as long as Retry-After says, or raise the limit that the detail names in its ServerPolicy";
+    /// The called port works on as many requests as it may, and its queue is no way out.
+    Overloaded = "overloaded", Us, 503, "destination_unavailable",
+        "the instance has more to do than its ServerPolicy lets in; add instances or raise the limit";
     /// The proxy is shutting down.
     Draining = "draining", Us, 503, "proxy_internal_response",
         "the proxy is shutting down; a new connection reaches another instance";

@@ -1,5 +1,7 @@
 //! The admin server: is it alive, is it ready, what does it know, what has it seen.
 
+mod policies;
+
 use std::sync::Arc;
 
 use axum::Json;
@@ -12,7 +14,6 @@ use serde_json::{Value, json};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::reload;
 
-use crate::endpoint::Endpoints;
 use crate::metrics::expose::expose;
 use crate::proxy::{Phase, Proxy};
 use crate::store::{Dialed, Live, Resolution};
@@ -70,11 +71,8 @@ async fn identity(State(admin): State<Admin>) -> Json<Value> {
     })
 }
 
-/// What policies have learnt: breakers, ejected endpoints, budgets.
 async fn policies(State(admin): State<Admin>) -> Json<Value> {
-    let services = admin.proxy.store.all_endpoints();
-    let show = |one: &Arc<Endpoints>| one.guard.show(&one.load().endpoints);
-    Json(json!({ "services": services.iter().map(show).collect::<Vec<_>>() }))
+    Json(policies::show(&admin.proxy))
 }
 
 async fn config(State(admin): State<Admin>) -> Json<Value> {

@@ -12,6 +12,7 @@ pub mod deadline;
 pub mod destination;
 pub mod exchange;
 pub mod headers;
+pub mod limits;
 pub mod mirror;
 pub mod request;
 pub mod respond;

@@ -80,7 +80,8 @@ async fn redirected(
         if let Some(identity) = &worker.proxy.identity {
             add(&identity.counts().plaintext_inbound, 1);
         }
-        let target = Target::App { address, protocol, service, rules: port.rules };
+        let (rules, limits) = (port.rules, port.limits);
+        let target = Target::App { address, protocol, service, rules, limits };
         return stream::serve(worker, Transport::Tcp(stream), origin, target).await;
     }
     // A request can be told why it is refused, and may be a probe, which is not.

@@ -2,12 +2,14 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use outrigger_core::config::{Inbound, MtlsMode, Protocol};
 use outrigger_core::error::FieldError;
 use outrigger_core::reason::Reason;
 
 use crate::http::authorize::PortRules;
+use crate::http::limits::PortLimits;
 use crate::http::respond::Refusal;
 use crate::metrics::Label;
 use crate::peer::{Caller, Peer};
@@ -31,6 +33,8 @@ pub struct InboundPort {
     strict: bool,
     /// Who may call it; none: everybody.
     pub rules: Option<Arc<PortRules>>,
+    /// How much it takes; none: whatever comes.
+    pub limits: Option<Arc<PortLimits>>,
 }
 
 impl InboundPorts {
@@ -43,6 +47,7 @@ impl InboundPorts {
             service: Label::UNKNOWN,
             strict: identity,
             rules: None,
+            limits: None,
         });
         Self { app: settings.app_address, ports: ports.collect() }
     }
@@ -74,7 +79,15 @@ impl InboundPorts {
                     service,
                     strict,
                     rules,
+                    limits: None,
                 }),
+            }
+        }
+        // Nothing can fail any more: what is refused as a whole must not change live limits.
+        let limits = proxy.limits.apply(&inbound.ports, Instant::now());
+        for (known, limits) in inbound.ports.iter().zip(limits) {
+            if let Some(port) = all.ports.iter_mut().find(|port| port.port == known.port) {
+                port.limits = limits;
             }
         }
         Ok(all)

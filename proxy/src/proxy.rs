@@ -10,6 +10,7 @@ use tokio::sync::watch;
 
 use crate::access_log::AccessLog;
 use crate::correlation::Correlation;
+use crate::http::limits::known::Limits;
 use crate::identity::Identity;
 use crate::inbound_ports::InboundPorts;
 use crate::metrics::{Direction, Metrics};
@@ -23,6 +24,8 @@ pub struct Proxy {
     /// None: the mesh runs without identities.
     pub identity: Option<Arc<Identity>>,
     pub inbound: ArcSwap<InboundPorts>,
+    /// Of this workload's own ports.
+    pub limits: Limits,
     pub mesh: ArcSwap<MeshSettings>,
     pub metrics: Arc<Metrics>,
     pub access_log: AccessLog,

@@ -18,6 +18,7 @@ use crate::admin::{self, LogHandle};
 use crate::control_plane::ControlPlane;
 use crate::correlation::Correlation;
 use crate::discovery::Discovery;
+use crate::http::limits::known::Limits;
 use crate::identity::{self, Identity};
 use crate::inbound_ports::InboundPorts;
 use crate::metrics::Metrics;
@@ -49,6 +50,7 @@ pub fn run(settings: Settings, log: LogHandle) -> io::Result<()> {
         correlation: Correlation::new(Arc::clone(&metrics)),
         store: Store::new(wanted),
         inbound: ArcSwap::from_pointee(InboundPorts::registered(&settings, identity.is_some())),
+        limits: Limits::default(),
         identity,
         mesh: ArcSwap::from_pointee(MeshSettings::default()),
         access_log,

@@ -9,6 +9,7 @@ mod life;
 mod once;
 mod protocols;
 mod resilience;
+mod server_policy;
 mod soak;
 mod upstreams;
 

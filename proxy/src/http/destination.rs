@@ -13,6 +13,7 @@ use super::attempt::Head;
 use super::authorize::PortRules;
 use super::exchange::Exchange;
 use super::headers::HOP;
+use super::limits::PortLimits;
 use super::respond::Refusal;
 use super::server::Connection;
 use crate::metrics::Label;
@@ -31,6 +32,8 @@ pub enum Target {
         service: Label,
         /// Who may call it; none: everybody.
         rules: Option<Arc<PortRules>>,
+        /// How much it takes; none: whatever comes.
+        limits: Option<Arc<PortLimits>>,
     },
     /// Outside the mesh, passed through.
     Outside(Authority),
@@ -145,13 +148,13 @@ pub fn inbound(connection: &Connection, head: &mut Head) -> Result<Target, Refus
     let inbound = connection.worker.proxy.inbound.load();
     if let Fixed::App(address) = connection.fixed {
         let port = inbound.port(address.port())?;
-        let mut rules = None;
+        let (mut rules, mut limits) = (None, None);
         if !is_probe(connection, address.port(), head) {
             port.admit(connection.peer.get())?;
-            rules = port.rules.clone();
+            (rules, limits) = (port.rules.clone(), port.limits.clone());
         }
         let protocol = port.protocol_or(connection.protocol);
-        return Ok(Target::App { address, protocol, service: port.service, rules });
+        return Ok(Target::App { address, protocol, service: port.service, rules, limits });
     }
     let hop = head.headers.remove(HOP).ok_or_else(|| {
         if connection.peer.get() == Peer::Outside && inbound.all_strict() {
@@ -167,7 +170,8 @@ pub fn inbound(connection: &Connection, head: &mut Head) -> Result<Target, Refus
     port.admit(connection.peer.get())?;
     let address = SocketAddr::new(inbound.app, port.port);
     let (protocol, rules) = (port.protocol_or(protocol), port.rules.clone());
-    Ok(Target::App { address, protocol, service: port.service, rules })
+    let limits = port.limits.clone();
+    Ok(Target::App { address, protocol, service: port.service, rules, limits })
 }
 
 /// Whether the platform asks how the app is: exactly what `--probe` names.

@@ -19,6 +19,7 @@ use outrigger_core::reason::{Reason, Side};
 
 use super::deadline::Bounds;
 use super::headers::GRPC_STATUS;
+use super::limits::Limited;
 use super::server::Connection;
 use crate::access_log;
 use crate::correlation::Remembered;
@@ -50,6 +51,8 @@ pub struct Exchange {
     pub inherited: Option<Arc<Inflight>>,
     /// An inbound request's place among those in flight.
     pub remembered: Option<Remembered>,
+    /// What its port's limits made of an inbound request.
+    pub limited: Option<Box<Limited>>,
     /// What bounds the body of the response.
     pub bounds: Option<Box<Bounds>>,
     /// Why it failed, was refused or sent again.
@@ -108,6 +111,7 @@ impl Exchange {
             visit: 0,
             inherited: None,
             remembered: None,
+            limited: None,
             bounds: None,
             reason: None,
             detail: None,

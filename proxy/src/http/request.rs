@@ -129,10 +129,13 @@ async fn serve(
             }
             Way::service(connection, live, dialed, routed.backend, head)
         }
-        Target::App { address, protocol, service, rules } => {
+        Target::App { address, protocol, service, rules, limits } => {
             exchange.service = *service;
             if let Some(rules) = rules {
                 rules.request(connection, head)?;
+            }
+            if let Some(limits) = limits {
+                limits.admit(exchange, head).await?;
             }
             Way::App { address: *address, protocol: *protocol }
         }

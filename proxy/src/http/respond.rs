@@ -58,6 +58,9 @@ pub fn upstream(
 ) -> Response<ResponseBody> {
     exchange.head(response.status(), response.headers());
     exchange.answered();
+    if let Some(limited) = &mut exchange.limited {
+        limited.answered(response.status(), response.headers_mut());
+    }
     // hyper writes the version of the connection; a 1.0 answer must not close a 1.1 caller.
     *response.version_mut() = version;
     response.map(|body| ResponseBody::upstream(body, exchange))
@@ -115,6 +118,7 @@ pub fn refuse(refusal: Refusal, mut exchange: Box<Exchange>) -> Response<Respons
         format!("outrigger: {reason}: {detail}\n{}\n", reason.hint()).into()
     };
     exchange.detail = Some(detail.into());
+    let mut limited = exchange.limited.take();
     let mut response = Response::new(ResponseBody::own(body, exchange));
     // Every part is ours and valid, so the builder cannot fail; an error would lose only headers.
     if let Ok(head) = builder.body(()) {
@@ -126,6 +130,9 @@ pub fn refuse(refusal: Refusal, mut exchange: Box<Exchange>) -> Response<Respons
     }
     if let Some(id) = request_id {
         response.headers_mut().insert(REQUEST_ID, id);
+    }
+    if let Some(limited) = &mut limited {
+        limited.refused(reason, response.headers_mut());
     }
     if reason == Reason::Draining {
         retry_after = Some(Duration::from_secs(1));
@@ -147,6 +154,7 @@ fn is_unprocessed(reason: Reason) -> bool {
             | Reason::PortNotServed
             | Reason::ConnectionLimit
             | Reason::Draining
+            | Reason::Overloaded
     )
 }
 
