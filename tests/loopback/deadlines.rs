@@ -49,6 +49,21 @@ fn a_deadline_shrinks_on_its_way_and_ends_what_is_late() {
 }
 
 #[test]
+fn a_caller_that_leaves_ends_what_was_done_for_it() {
+    let mesh = Mesh::start("h1");
+    let answer =
+        Curl::through(&mesh.caller).args(&["--max-time", "0.5"]).get("http://web.bank/sleep/20000");
+    assert_eq!(answer.exit, Some(28), "curl gives up: {answer:?}");
+    for proxy in [&mesh.caller, &mesh.web] {
+        proxy.wait_log(&[
+            "\"reason\":\"downstream_reset\"",
+            "\"outcome\":\"canceled\"",
+            "/sleep/20000",
+        ]);
+    }
+}
+
+#[test]
 fn a_response_that_is_not_finished_in_time_is_cut_and_named() {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let port = tcp_on(listener, |mut stream| {

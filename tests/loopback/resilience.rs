@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use outrigger_tests::app::{Echo, tcp, tcp_on};
 use outrigger_tests::client::{Answer, Curl, Load};
 use outrigger_tests::eventually;
-use outrigger_tests::process::{ControlPlane, Proxy};
+use outrigger_tests::process::{ControlPlane, Proxy, free_port};
 use serde_json::Value;
 
 use crate::unmeshed;
@@ -181,6 +181,25 @@ fn an_endpoint_that_fails_while_others_do_not_is_ejected_and_comes_back() {
 }
 
 #[test]
+fn an_endpoint_that_refuses_is_not_popular_for_being_quick() {
+    let good = Echo::start("good");
+    let manifest = unmeshed("app", "http", good.port);
+    let second = manifest
+        .split("---\n")
+        .nth(1)
+        .expect("its slice")
+        .replace("metadata: {name: app,", "metadata: {name: app-2,")
+        .replace(&format!("port: {}", good.port), &format!("port: {}", free_port()));
+    let plane = ControlPlane::start(&[
+        ("app.yaml", &format!("{manifest}---\n{second}")),
+        ("policy.yaml", &policy("  retries: {maxAttempts: 1}\n")),
+    ]);
+    let pair = Pair { caller: Proxy::caller(&plane, &[]), plane };
+    let failed = (0..60).filter(|_| pair.ask("/", &[]).status != 200).count();
+    assert!((1..=5).contains(&failed), "{failed} of 60 failed");
+}
+
+#[test]
 fn no_more_are_in_flight_than_a_limit_lets() {
     let app = Echo::start("app");
     let pair = Pair::start(app.port, "  limits: {maxInFlight: 2, maxPending: 1}\n");
@@ -229,7 +248,7 @@ fn a_slow_attempt_is_given_up_and_made_elsewhere() {
 #[test]
 fn a_policy_is_changed_under_load_within_a_second_and_resets_nothing() {
     let app = Echo::start("app");
-    let listen = outrigger_tests::process::free_port();
+    let listen = free_port();
     let breaker = "  breaker: {consecutiveFailures: 1000, open: {fixed: 30s}}\n";
     let plane = ControlPlane::start(&[
         ("app.yaml", &unmeshed("app", "http", app.port)),

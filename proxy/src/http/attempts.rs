@@ -97,6 +97,10 @@ pub async fn run(
         let wait = match again {
             Ok(wait) => wait,
             Err(skip) => {
+                if sent.is_err() {
+                    // Or it would stay as popular as it was: refusing is quick.
+                    hop.note_failure(&mut tried);
+                }
                 give_up(exchange, skip);
                 return end(exchange, &hop, body, sent.map_err(|failed| failed.because(skip)));
             }

@@ -67,8 +67,7 @@ pub struct Builders {
 impl Builders {
     pub fn new(settings: &Settings) -> Self {
         let mut h1 = http1::Builder::new();
-        h1.half_close(true)
-            .max_headers(settings.max_headers)
+        h1.max_headers(settings.max_headers)
             .max_header_size(settings.max_header_bytes as usize)
             .max_buf_size((settings.max_header_bytes as usize).max(H1_BUFFER) + H1_BUFFER);
         let mut h2_hop = h2_builder(settings, HOP_STREAMS);
