@@ -5,7 +5,10 @@
 
 mod show;
 
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{
+    AtomicBool, AtomicU32, AtomicU64,
+    Ordering::{Relaxed, SeqCst},
+};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -337,8 +340,9 @@ impl Guard {
     }
 
     fn leave(&self) {
-        self.in_flight.fetch_sub(1, Relaxed);
-        if self.waiting.load(Relaxed) > 0 {
+        // In one order with `wait_for_seat`, or each could miss what the other does.
+        self.in_flight.fetch_sub(1, SeqCst);
+        if self.waiting.load(SeqCst) > 0 {
             self.room.notify_one();
         }
     }
@@ -346,7 +350,7 @@ impl Guard {
     fn try_enter(&self) -> bool {
         let most = self.max_in_flight.load(Relaxed);
         let enter = |now: u32| (now < most).then_some(now + 1);
-        self.in_flight.fetch_update(Relaxed, Relaxed, enter).is_ok()
+        self.in_flight.fetch_update(SeqCst, SeqCst, enter).is_ok()
     }
 
     fn log(&self, transition: Option<breaker::Transition>) {
@@ -397,7 +401,7 @@ pub async fn take_seat(endpoints: &Arc<Endpoints>) -> Result<Option<Seat>, Refus
 async fn wait_for_seat(guard: &Guard) -> Result<(), Refusal> {
     let most = guard.max_pending.load(Relaxed);
     let wait = |now: u32| (now < most).then_some(now + 1);
-    if guard.waiting.fetch_update(Relaxed, Relaxed, wait).is_err() {
+    if guard.waiting.fetch_update(SeqCst, SeqCst, wait).is_err() {
         let in_flight = guard.max_in_flight.load(Relaxed);
         let detail =
             format!("{in_flight} requests to {} are in flight and {most} wait", guard.name);

@@ -136,6 +136,11 @@ impl Control {
         workers?.acquire_owned().await.ok()
     }
 
+    /// Whether it works on a limited number of requests at a time.
+    pub(crate) fn has_workers(&self) -> bool {
+        self.fault.borrow().workers > 0
+    }
+
     /// Puts a fault in force; whoever sets it begins with nobody in line.
     fn set(&self, fault: Fault) {
         *self.free_at.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();

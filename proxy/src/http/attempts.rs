@@ -97,7 +97,7 @@ pub async fn run(
         let wait = match again {
             Ok(wait) => wait,
             Err(skip) => {
-                if sent.is_err() {
+                if refused(&hop, &sent) {
                     // Or it would stay as popular as it was: refusing is quick.
                     hop.note_failure(&mut tried);
                 }
@@ -113,6 +113,11 @@ pub async fn run(
             Box::pin(tokio::time::sleep(wait)).await;
         }
     }
+}
+
+/// The endpoint, or the proxy before it, did not even take the request.
+fn refused(hop: &Hop, sent: &Result<Response<Incoming>, Failed>) -> bool {
+    sent.as_ref().map_or(true, |response| attempt::unprocessed(hop, response).is_some())
 }
 
 fn is_idempotent(head: &Head) -> bool {

@@ -8,7 +8,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Extension, Json, Router};
 use bytes::Bytes;
-use http::Method;
+use http::{Method, StatusCode};
 use serde_json::json;
 
 use crate::call::{CallError, Caller, PROXY_STATUS};
@@ -24,11 +24,21 @@ pub(super) fn router(caller: Caller, routes: Vec<(String, String)>) -> Router {
     Router::new().fallback(get(answer)).with_state(Arc::new(Tier { caller, routes }))
 }
 
+/// One with a fixed number of workers is like most servers that have threads for them: it does not notice
+/// that a caller has left, and works on.
 async fn answer(
     State(tier): State<Arc<Tier>>,
     Extension(control): Extension<Arc<Control>>,
     request: Request,
 ) -> Response {
+    if !control.has_workers() {
+        return work(&tier, &control, request).await;
+    }
+    let working = tokio::spawn(async move { work(&tier, &control, request).await });
+    working.await.unwrap_or_else(|_| StatusCode::INTERNAL_SERVER_ERROR.into_response())
+}
+
+async fn work(tier: &Tier, control: &Arc<Control>, request: Request) -> Response {
     let _worker = control.worker().await;
     let path = request.uri().path();
     let Some((_, callee)) = tier.routes.iter().find(|(route, _)| route == path) else {
