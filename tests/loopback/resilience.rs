@@ -75,6 +75,18 @@ fn scripted(answer: impl Fn(u64) -> &'static str + Send + Sync + 'static) -> (u1
     (port, count)
 }
 
+/// A service `app` with two endpoints without a sidecar.
+fn two_endpoints(first: u16, second: u16) -> String {
+    let manifest = unmeshed("app", "http", first);
+    let slice = manifest
+        .split("---\n")
+        .nth(1)
+        .expect("its slice")
+        .replace("metadata: {name: app,", "metadata: {name: app-2,")
+        .replace(&format!("port: {first}"), &format!("port: {second}"));
+    format!("{manifest}---\n{slice}")
+}
+
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 const UNAVAILABLE: &str = "HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n";
 
@@ -151,19 +163,10 @@ fn an_endpoint_that_fails_while_others_do_not_is_ejected_and_comes_back() {
     let state = Arc::clone(&ill);
     let (bad, count) = scripted(move |_| if state.load(Relaxed) { UNAVAILABLE } else { OK });
     let good = Echo::start("good");
-    let manifest = unmeshed("app", "http", good.port);
-    let second = manifest
-        .split("---\n")
-        .nth(1)
-        .expect("its slice")
-        .replace("metadata: {name: app,", "metadata: {name: app-2,")
-        .replace(&format!("port: {}", good.port), &format!("port: {bad}"));
+    let manifest = two_endpoints(good.port, bad);
     let spec = "  outlierEjection: {consecutiveFailures: 2, baseEjection: 1s, maxEjection: 2s, \
                 maxEjectedPercent: 50}\n";
-    let plane = ControlPlane::start(&[
-        ("app.yaml", &format!("{manifest}---\n{second}")),
-        ("policy.yaml", &policy(spec)),
-    ]);
+    let plane = ControlPlane::start(&[("app.yaml", &manifest), ("policy.yaml", &policy(spec))]);
     let pair = Pair { caller: Proxy::caller(&plane, &[]), plane };
     eventually("it is ejected", || {
         pair.ask("/", &[]);
@@ -183,15 +186,9 @@ fn an_endpoint_that_fails_while_others_do_not_is_ejected_and_comes_back() {
 #[test]
 fn an_endpoint_that_refuses_is_not_popular_for_being_quick() {
     let good = Echo::start("good");
-    let manifest = unmeshed("app", "http", good.port);
-    let second = manifest
-        .split("---\n")
-        .nth(1)
-        .expect("its slice")
-        .replace("metadata: {name: app,", "metadata: {name: app-2,")
-        .replace(&format!("port: {}", good.port), &format!("port: {}", free_port()));
+    let manifest = two_endpoints(good.port, free_port());
     let plane = ControlPlane::start(&[
-        ("app.yaml", &format!("{manifest}---\n{second}")),
+        ("app.yaml", &manifest),
         ("policy.yaml", &policy("  retries: {maxAttempts: 1}\n")),
     ]);
     let pair = Pair { caller: Proxy::caller(&plane, &[]), plane };
@@ -226,18 +223,9 @@ fn a_slow_attempt_is_given_up_and_made_elsewhere() {
         let mut rest = Vec::new();
         let _ = stream.read_to_end(&mut rest);
     });
-    let manifest = unmeshed("app", "http", good.port);
-    let second = manifest
-        .split("---\n")
-        .nth(1)
-        .expect("its slice")
-        .replace("metadata: {name: app,", "metadata: {name: app-2,")
-        .replace(&format!("port: {}", good.port), &format!("port: {slow}"));
+    let manifest = two_endpoints(good.port, slow);
     let spec = "  timeouts: {attempt: 300ms}\n  retries: {maxAttempts: 2, when: {timeout: true}}\n";
-    let plane = ControlPlane::start(&[
-        ("app.yaml", &format!("{manifest}---\n{second}")),
-        ("policy.yaml", &policy(spec)),
-    ]);
+    let plane = ControlPlane::start(&[("app.yaml", &manifest), ("policy.yaml", &policy(spec))]);
     let pair = Pair { caller: Proxy::caller(&plane, &[]), plane };
     for _ in 0..10 {
         assert_eq!(pair.ask("/", &[]).status, 200);
