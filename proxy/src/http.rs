@@ -11,6 +11,8 @@ pub mod context;
 pub mod deadline;
 pub mod destination;
 pub mod exchange;
+pub mod failed;
+pub mod head;
 pub mod headers;
 pub mod limits;
 pub mod mirror;

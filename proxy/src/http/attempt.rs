@@ -8,16 +8,11 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::header::{self, HeaderMap, HeaderValue};
-use http::request::Parts;
-use http::uri::{Authority, InvalidUri, PathAndQuery, Scheme};
-use http::{Method, Request, Response, Uri, Version};
+use http::header::{self, HeaderValue};
+use http::{Request, Response};
 use hyper::body::Incoming;
-use hyper::client::conn::TrySendError;
 use outrigger_core::balance;
-use outrigger_core::compile::Filters;
 use outrigger_core::config::{Balancer, HashKey, Protocol};
-use outrigger_core::filter::{modify_headers, rewrite_path};
 use outrigger_core::name::Host;
 use outrigger_core::policy::CallPolicy;
 use outrigger_core::reason::Reason;
@@ -26,32 +21,18 @@ use super::body::RequestBody;
 use super::context;
 use super::deadline::{Clock, poll_within};
 use super::exchange::{Exchange, Lease};
-use super::headers::{HOP, UNPROCESSED};
+use super::failed::{Failed, Waited, failure, timed_out};
+use super::head::Head;
+use super::headers::UNPROCESSED;
 use super::respond::Refusal;
 use super::server::Connection;
-use super::upgrade::Switch;
 use crate::endpoint::{Choice, EndpointState, Endpoints, NoChoice, coarse_ms};
 use crate::guard::{Attempt, Trials};
 use crate::metrics::add;
-use crate::pool::connect::ConnectError;
 use crate::pool::{PoolKey, Wire, h2};
 use crate::store::{Dialed, Live};
 use crate::tls::Expected;
 use crate::worker::Worker;
-
-const WEBSOCKET_KEY: HeaderValue = HeaderValue::from_static("b3V0cmlnZ2VyLXByb3h5IQ==");
-
-/// The head of a request, free of how it came in, so that it can be written as any wire wants it.
-#[derive(Clone)]
-pub struct Head {
-    pub method: Method,
-    pub path: PathAndQuery,
-    /// From the request's target; none when only the Host header names it.
-    pub authority: Option<Authority>,
-    pub headers: HeaderMap,
-    /// The token of the protocol that the request wants to change to.
-    pub upgrade: Option<HeaderValue>,
-}
 
 /// How the target is reached, the same for every try.
 pub enum Way<'a> {
@@ -70,127 +51,6 @@ pub struct Hop {
     endpoint: Option<Arc<EndpointState>>,
     /// What the far proxy shall speak to the app.
     protocol: Protocol,
-}
-
-/// A try that brought no answer.
-pub struct Failed {
-    pub reason: Reason,
-    pub detail: String,
-    /// Somebody may have acted on the request.
-    pub processed: bool,
-}
-
-impl Head {
-    pub fn new(parts: Parts, switch: Option<&Switch>) -> Self {
-        let uri = parts.uri.into_parts();
-        Self {
-            method: parts.method,
-            path: uri.path_and_query.unwrap_or_else(|| PathAndQuery::from_static("/")),
-            authority: uri.authority,
-            headers: parts.headers,
-            upgrade: switch.and_then(|switch| switch.token.clone()),
-        }
-    }
-
-    /// The host that the request names: its target's authority, else its Host header.
-    pub fn authority(&self) -> Option<&str> {
-        match &self.authority {
-            Some(authority) => Some(authority.as_str()),
-            None => self.headers.get(header::HOST)?.to_str().ok(),
-        }
-    }
-
-    /// Another path with the query that came.
-    pub fn path_as(&self, path: &str) -> Result<PathAndQuery, InvalidUri> {
-        match self.path.query() {
-            Some(query) => PathAndQuery::try_from(format!("{path}?{query}")),
-            None => PathAndQuery::try_from(path),
-        }
-    }
-
-    /// Applies what a rule or a backend changes about requests.
-    pub fn apply(&mut self, filters: &Filters, prefix: Option<&str>) -> Result<(), Refusal> {
-        for modifier in &filters.request_headers {
-            modify_headers(modifier, &mut self.headers);
-        }
-        let Some(rewrite) = &filters.rewrite else { return Ok(()) };
-        let broken = |why: String| Refusal::new(Reason::BadRequest, why);
-        if let Some(path) = &rewrite.path {
-            self.path = rewrite_path(path, prefix, self.path.path(), self.path.query())
-                .map_err(|e| broken(e.to_string()))?;
-        }
-        if let Some(host) = &rewrite.host {
-            let authority =
-                Authority::try_from(host.as_str()).map_err(|e| broken(e.to_string()))?;
-            self.authority = Some(authority);
-        }
-        Ok(())
-    }
-
-    /// The request as `hop` wants it written.
-    fn into_request(self, hop: &Hop, body: RequestBody) -> Result<Request<RequestBody>, Refusal> {
-        let mut request = Request::new(body);
-        *request.method_mut() = self.method;
-        *request.headers_mut() = self.headers;
-        let headers = request.headers_mut();
-        if hop.wire == Wire::Http1 {
-            if let Some(authority) = &self.authority {
-                let host = HeaderValue::from_str(authority.as_str());
-                headers.insert(header::HOST, host.map_err(|_| bad_authority())?);
-            }
-            join_cookies(headers);
-            if let Some(token) = self.upgrade {
-                headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
-                headers.insert(header::UPGRADE, token);
-                // A caller on HTTP/2 sends none (RFC 8441); it proves only that the app understood.
-                headers.entry("sec-websocket-key").or_insert(WEBSOCKET_KEY);
-                *request.method_mut() = Method::GET;
-            }
-            *request.uri_mut() = Uri::from(self.path);
-            return Ok(request);
-        }
-        let host = headers.remove(header::HOST);
-        let authority = match (self.authority, host) {
-            (Some(authority), _) => authority,
-            (None, Some(host)) => {
-                Authority::try_from(host.as_bytes()).map_err(|_| bad_authority())?
-            }
-            (None, None) => return Err(bad_authority()),
-        };
-        if hop.wire == Wire::Hop {
-            headers.insert(HOP, hop.header());
-        }
-        if let Some(token) = self.upgrade {
-            let token = token.to_str().map_err(|_| bad_authority())?;
-            *request.method_mut() = Method::CONNECT;
-            request.extensions_mut().insert(hyper::ext::Protocol::from(token));
-        }
-        let mut uri = http::uri::Parts::default();
-        uri.scheme = Some(Scheme::HTTP);
-        uri.authority = Some(authority);
-        uri.path_and_query = Some(self.path);
-        *request.uri_mut() = Uri::from_parts(uri).map_err(|_| bad_authority())?;
-        *request.version_mut() = Version::HTTP_2;
-        Ok(request)
-    }
-}
-
-fn bad_authority() -> Refusal {
-    Refusal::new(Reason::BadRequest, "the request's host is not a valid authority")
-}
-
-/// HTTP/2 may split cookies; HTTP/1.1 wants one header (RFC 9113 section 8.2.3).
-fn join_cookies(headers: &mut HeaderMap) {
-    let mut cookies = headers.get_all(header::COOKIE).iter();
-    let (Some(first), Some(second)) = (cookies.next(), cookies.next()) else { return };
-    let mut joined = first.as_bytes().to_vec();
-    for cookie in std::iter::once(second).chain(cookies) {
-        joined.extend_from_slice(b"; ");
-        joined.extend_from_slice(cookie.as_bytes());
-    }
-    if let Ok(joined) = HeaderValue::from_bytes(&joined) {
-        headers.insert(header::COOKIE, joined);
-    }
 }
 
 impl<'a> Way<'a> {
@@ -402,14 +262,6 @@ pub async fn send(
     Ok(response)
 }
 
-/// What a try that ran out of time waited for.
-#[derive(Clone, Copy)]
-enum Waited {
-    Connection,
-    FirstByte,
-    Attempt,
-}
-
 /// The earlier of `end` and `limit` from `now` on.
 fn earlier(end: Option<Instant>, now: Instant, limit: Option<Duration>) -> Option<Instant> {
     let limit = limit.and_then(|limit| now.checked_add(limit));
@@ -428,20 +280,6 @@ fn waited(began: Instant, end: Option<Instant>) -> Waited {
     match end {
         Some(end) if Instant::now().max(began) >= end => Waited::Attempt,
         Some(_) | None => Waited::FirstByte,
-    }
-}
-
-fn timed_out(hop: &Hop, waited: Waited) -> Failed {
-    let (reason, what) = match waited {
-        Waited::Connection => (Reason::ConnectTimeout, "no connection"),
-        Waited::FirstByte => (Reason::FirstByteTimeout, "no response"),
-        Waited::Attempt => (Reason::AttemptTimeout, "no response in this attempt"),
-    };
-    let processed = !matches!(waited, Waited::Connection);
-    Failed {
-        reason,
-        detail: format!("{}: {what} within the policy's timeout", hop.address),
-        processed,
     }
 }
 
@@ -473,38 +311,6 @@ pub fn unprocessed(hop: &Hop, response: &Response<Incoming>) -> Option<Reason> {
     Reason::from_word(word.to_str().ok()?)
 }
 
-/// What an error of hyper's says about whether the request was processed.
-fn failure(hop: &Hop, mut error: TrySendError<Request<RequestBody>>) -> Failed {
-    let unsent = error.take_message().is_some();
-    let error = error.into_error();
-    let h2 = std::error::Error::source(&error).and_then(|e| e.downcast_ref::<::h2::Error>());
-    let refused = h2.is_some_and(|e| {
-        // Refused by name, or beyond the last id of a graceful GOAWAY (RFC 9113 section 8.7).
-        (e.is_reset() && e.reason() == Some(::h2::Reason::REFUSED_STREAM))
-            || (e.is_go_away() && e.is_remote() && e.reason() == Some(::h2::Reason::NO_ERROR))
-    });
-    let detail = format!("{}: {}", hop.address, chain(&error));
-    if unsent || refused {
-        return Failed::unprocessed(Reason::UpstreamReset, detail);
-    }
-    let reason = if error.is_parse() {
-        Reason::UpstreamProtocolError
-    } else {
-        Reason::UpstreamResetAmbiguous
-    };
-    Failed { reason, detail, processed: true }
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text = format!("{text}: {error}");
-        source = error.source();
-    }
-    text
-}
-
 impl Hop {
     /// Through the endpoint's proxy, or straight to its app when it has none.
     fn to(
@@ -533,36 +339,11 @@ impl Hop {
         }
     }
 
-    fn header(&self) -> HeaderValue {
+    pub(super) fn header(&self) -> HeaderValue {
         match &self.endpoint {
             Some(endpoint) => endpoint.hop_header(self.protocol),
             None => HeaderValue::from_static(""),
         }
-    }
-}
-
-impl Failed {
-    pub fn unprocessed(reason: Reason, detail: String) -> Self {
-        Self { reason, detail, processed: false }
-    }
-}
-
-impl From<ConnectError> for Failed {
-    fn from(error: ConnectError) -> Self {
-        Self::unprocessed(error.reason, error.detail.to_string())
-    }
-}
-
-/// A request that can't be written was refused before anything was sent.
-impl From<Refusal> for Failed {
-    fn from(refusal: Refusal) -> Self {
-        Self::unprocessed(refusal.reason, refusal.detail.into_owned())
-    }
-}
-
-impl From<Failed> for Refusal {
-    fn from(failed: Failed) -> Self {
-        Self::new(failed.reason, failed.detail)
     }
 }
 

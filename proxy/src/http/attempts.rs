@@ -13,9 +13,11 @@ use outrigger_core::policy::CallPolicy;
 use outrigger_core::policy::retry::{self, Failure, Replay, Skip};
 use outrigger_core::reason::{Reason, Side};
 
-use super::attempt::{self, Failed, Head, Hop, Way};
+use super::attempt::{self, Hop, Way};
 use super::body::RequestBody;
 use super::exchange::Exchange;
+use super::failed::Failed;
+use super::head::Head;
 use super::headers::{EXHAUSTED, GRPC_STATUS};
 use super::request::lost;
 use super::respond::Refusal;
@@ -210,24 +212,4 @@ fn end(
         exchange.reason = Some(reason);
     }
     Ok(response)
-}
-
-impl Failed {
-    /// None: it is the caller's own fault.
-    fn kind(&self) -> Option<Failure> {
-        match self.reason {
-            reason if reason.side() == Side::Downstream => None,
-            _ if !self.processed => Some(Failure::Unprocessed),
-            Reason::AttemptTimeout | Reason::FirstByteTimeout => Some(Failure::Timeout),
-            _ => Some(Failure::Reset),
-        }
-    }
-
-    /// Says why it was not tried again, where somebody might have expected it.
-    fn because(mut self, skip: Skip) -> Self {
-        if skip != Skip::NotConfigured {
-            self.detail = format!("{}; not tried again: {}", self.detail, skip.as_str());
-        }
-        self
-    }
 }

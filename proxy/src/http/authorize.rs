@@ -14,7 +14,7 @@ use outrigger_core::policy::access::{
 use outrigger_core::reason::Reason;
 use tracing::info;
 
-use super::attempt::Head;
+use super::head::Head;
 use super::respond::Refusal;
 use super::server::Connection;
 use super::token::{Tokens, Verified};

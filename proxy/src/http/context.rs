@@ -15,9 +15,10 @@ use outrigger_core::policy::priority::Priority;
 use outrigger_core::policy::visits::{self, Stop};
 use outrigger_core::reason::Reason;
 
-use super::attempt::{Head, Hop};
+use super::attempt::Hop;
 use super::deadline::{exceeded, tell, told};
 use super::exchange::Exchange;
+use super::head::Head;
 use super::headers::{
     BY_POLICY, DEADLINE_ORIGIN, PRIORITY, REQUEST_ID, Says, Trace, VIA, request_id, trace,
 };

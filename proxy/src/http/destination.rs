@@ -9,9 +9,9 @@ use outrigger_core::config::{Protocol, Unmatched};
 use outrigger_core::name::{Authority, Host};
 use outrigger_core::reason::Reason;
 
-use super::attempt::Head;
 use super::authorize::PortRules;
 use super::exchange::Exchange;
+use super::head::Head;
 use super::headers::HOP;
 use super::limits::PortLimits;
 use super::respond::Refusal;

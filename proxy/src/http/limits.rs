@@ -19,8 +19,8 @@ use outrigger_core::policy::rate_limit::{Decision, Key, Quota, RateLimit, RateLi
 use outrigger_core::reason::Reason;
 
 use self::gate::{Gate, Permit};
-use super::attempt::Head;
 use super::exchange::Exchange;
+use super::head::Head;
 use super::respond::Refusal;
 use crate::metrics::add;
 

@@ -9,8 +9,9 @@ use http_body_util::BodyExt;
 use outrigger_core::compile::{Filters, Target};
 use outrigger_core::config::Protocol;
 
-use super::attempt::{Head, copy};
+use super::attempt::copy;
 use super::body::RequestBody;
+use super::head::Head;
 use super::server::Connection;
 use crate::metrics::add;
 use crate::store::Live;

@@ -20,11 +20,12 @@ use outrigger_core::policy::CallPolicy;
 use outrigger_core::reason::Reason;
 use outrigger_core::route::RequestView;
 
-use super::attempt::{Head, Way};
+use super::attempt::Way;
 use super::body::{RequestBody, ResponseBody};
 use super::deadline::{Bounds, Clock, poll_within};
 use super::destination::{self, Target};
 use super::exchange::Exchange;
+use super::head::Head;
 use super::respond::Refusal;
 use super::server::Connection;
 use super::{attempts, context, headers, mirror, respond, upgrade};

@@ -13,9 +13,9 @@ use outrigger_core::config::Protocol;
 use outrigger_core::name::Authority;
 use outrigger_core::reason::Reason;
 
-use super::attempt::Head;
 use super::destination::{self, Target};
 use super::exchange::Exchange;
+use super::head::Head;
 use super::headers;
 use super::respond::Refusal;
 use super::server::Connection;

@@ -1,0 +1,116 @@
+//! A try that brought no answer: why, and whether somebody may have acted on it.
+
+use http::Request;
+use hyper::client::conn::TrySendError;
+use outrigger_core::policy::retry::{Failure, Skip};
+use outrigger_core::reason::{Reason, Side};
+
+use super::attempt::Hop;
+use super::body::RequestBody;
+use super::respond::Refusal;
+use crate::pool::connect::ConnectError;
+
+/// A try that brought no answer.
+pub struct Failed {
+    pub reason: Reason,
+    pub detail: String,
+    /// Somebody may have acted on the request.
+    pub processed: bool,
+}
+
+/// What a try that ran out of time waited for.
+#[derive(Clone, Copy)]
+pub(super) enum Waited {
+    Connection,
+    FirstByte,
+    Attempt,
+}
+
+impl Failed {
+    pub fn unprocessed(reason: Reason, detail: String) -> Self {
+        Self { reason, detail, processed: false }
+    }
+
+    /// None: it is the caller's own fault.
+    pub fn kind(&self) -> Option<Failure> {
+        match self.reason {
+            reason if reason.side() == Side::Downstream => None,
+            _ if !self.processed => Some(Failure::Unprocessed),
+            Reason::AttemptTimeout | Reason::FirstByteTimeout => Some(Failure::Timeout),
+            _ => Some(Failure::Reset),
+        }
+    }
+
+    /// Says why it was not tried again, where somebody might have expected it.
+    pub fn because(mut self, skip: Skip) -> Self {
+        if skip != Skip::NotConfigured {
+            self.detail = format!("{}; not tried again: {}", self.detail, skip.as_str());
+        }
+        self
+    }
+}
+
+impl From<ConnectError> for Failed {
+    fn from(error: ConnectError) -> Self {
+        Self::unprocessed(error.reason, error.detail.to_string())
+    }
+}
+
+/// A request that can't be written was refused before anything was sent.
+impl From<Refusal> for Failed {
+    fn from(refusal: Refusal) -> Self {
+        Self::unprocessed(refusal.reason, refusal.detail.into_owned())
+    }
+}
+
+impl From<Failed> for Refusal {
+    fn from(failed: Failed) -> Self {
+        Self::new(failed.reason, failed.detail)
+    }
+}
+
+pub(super) fn timed_out(hop: &Hop, waited: Waited) -> Failed {
+    let (reason, what) = match waited {
+        Waited::Connection => (Reason::ConnectTimeout, "no connection"),
+        Waited::FirstByte => (Reason::FirstByteTimeout, "no response"),
+        Waited::Attempt => (Reason::AttemptTimeout, "no response in this attempt"),
+    };
+    let processed = !matches!(waited, Waited::Connection);
+    Failed {
+        reason,
+        detail: format!("{}: {what} within the policy's timeout", hop.address),
+        processed,
+    }
+}
+
+/// What an error of hyper's says about whether the request was processed.
+pub(super) fn failure(hop: &Hop, mut error: TrySendError<Request<RequestBody>>) -> Failed {
+    let unsent = error.take_message().is_some();
+    let error = error.into_error();
+    let h2 = std::error::Error::source(&error).and_then(|e| e.downcast_ref::<::h2::Error>());
+    let refused = h2.is_some_and(|e| {
+        // Refused by name, or beyond the last id of a graceful GOAWAY (RFC 9113 section 8.7).
+        (e.is_reset() && e.reason() == Some(::h2::Reason::REFUSED_STREAM))
+            || (e.is_go_away() && e.is_remote() && e.reason() == Some(::h2::Reason::NO_ERROR))
+    });
+    let detail = format!("{}: {}", hop.address, chain(&error));
+    if unsent || refused {
+        return Failed::unprocessed(Reason::UpstreamReset, detail);
+    }
+    let reason = if error.is_parse() {
+        Reason::UpstreamProtocolError
+    } else {
+        Reason::UpstreamResetAmbiguous
+    };
+    Failed { reason, detail, processed: true }
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text = format!("{text}: {error}");
+        source = error.source();
+    }
+    text
+}

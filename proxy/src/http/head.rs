@@ -1,0 +1,147 @@
+//! The head of a request between the wire that it came on and the one that it leaves on.
+
+use http::header::{self, HeaderMap, HeaderValue};
+use http::request::Parts;
+use http::uri::{Authority, InvalidUri, PathAndQuery, Scheme};
+use http::{Method, Request, Uri, Version};
+use outrigger_core::compile::Filters;
+use outrigger_core::filter::{modify_headers, rewrite_path};
+use outrigger_core::reason::Reason;
+
+use super::attempt::Hop;
+use super::body::RequestBody;
+use super::headers::HOP;
+use super::respond::Refusal;
+use super::upgrade::Switch;
+use crate::pool::Wire;
+
+const WEBSOCKET_KEY: HeaderValue = HeaderValue::from_static("b3V0cmlnZ2VyLXByb3h5IQ==");
+
+/// The head of a request, free of how it came in, so that it can be written as any wire wants it.
+#[derive(Clone)]
+pub struct Head {
+    pub method: Method,
+    pub path: PathAndQuery,
+    /// From the request's target; none when only the Host header names it.
+    pub authority: Option<Authority>,
+    pub headers: HeaderMap,
+    /// The token of the protocol that the request wants to change to.
+    pub upgrade: Option<HeaderValue>,
+}
+
+impl Head {
+    pub fn new(parts: Parts, switch: Option<&Switch>) -> Self {
+        let uri = parts.uri.into_parts();
+        Self {
+            method: parts.method,
+            path: uri.path_and_query.unwrap_or_else(|| PathAndQuery::from_static("/")),
+            authority: uri.authority,
+            headers: parts.headers,
+            upgrade: switch.and_then(|switch| switch.token.clone()),
+        }
+    }
+
+    /// The host that the request names: its target's authority, else its Host header.
+    pub fn authority(&self) -> Option<&str> {
+        match &self.authority {
+            Some(authority) => Some(authority.as_str()),
+            None => self.headers.get(header::HOST)?.to_str().ok(),
+        }
+    }
+
+    /// Another path with the query that came.
+    pub fn path_as(&self, path: &str) -> Result<PathAndQuery, InvalidUri> {
+        match self.path.query() {
+            Some(query) => PathAndQuery::try_from(format!("{path}?{query}")),
+            None => PathAndQuery::try_from(path),
+        }
+    }
+
+    /// Applies what a rule or a backend changes about requests.
+    pub fn apply(&mut self, filters: &Filters, prefix: Option<&str>) -> Result<(), Refusal> {
+        for modifier in &filters.request_headers {
+            modify_headers(modifier, &mut self.headers);
+        }
+        let Some(rewrite) = &filters.rewrite else { return Ok(()) };
+        let broken = |why: String| Refusal::new(Reason::BadRequest, why);
+        if let Some(path) = &rewrite.path {
+            self.path = rewrite_path(path, prefix, self.path.path(), self.path.query())
+                .map_err(|e| broken(e.to_string()))?;
+        }
+        if let Some(host) = &rewrite.host {
+            let authority =
+                Authority::try_from(host.as_str()).map_err(|e| broken(e.to_string()))?;
+            self.authority = Some(authority);
+        }
+        Ok(())
+    }
+
+    /// The request as `hop` wants it written.
+    pub(super) fn into_request(
+        self,
+        hop: &Hop,
+        body: RequestBody,
+    ) -> Result<Request<RequestBody>, Refusal> {
+        let mut request = Request::new(body);
+        *request.method_mut() = self.method;
+        *request.headers_mut() = self.headers;
+        let headers = request.headers_mut();
+        if hop.wire == Wire::Http1 {
+            if let Some(authority) = &self.authority {
+                let host = HeaderValue::from_str(authority.as_str());
+                headers.insert(header::HOST, host.map_err(|_| bad_authority())?);
+            }
+            join_cookies(headers);
+            if let Some(token) = self.upgrade {
+                headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+                headers.insert(header::UPGRADE, token);
+                // A caller on HTTP/2 sends none (RFC 8441); it proves only that the app understood.
+                headers.entry("sec-websocket-key").or_insert(WEBSOCKET_KEY);
+                *request.method_mut() = Method::GET;
+            }
+            *request.uri_mut() = Uri::from(self.path);
+            return Ok(request);
+        }
+        let host = headers.remove(header::HOST);
+        let authority = match (self.authority, host) {
+            (Some(authority), _) => authority,
+            (None, Some(host)) => {
+                Authority::try_from(host.as_bytes()).map_err(|_| bad_authority())?
+            }
+            (None, None) => return Err(bad_authority()),
+        };
+        if hop.wire == Wire::Hop {
+            headers.insert(HOP, hop.header());
+        }
+        if let Some(token) = self.upgrade {
+            let token = token.to_str().map_err(|_| bad_authority())?;
+            *request.method_mut() = Method::CONNECT;
+            request.extensions_mut().insert(hyper::ext::Protocol::from(token));
+        }
+        let mut uri = http::uri::Parts::default();
+        uri.scheme = Some(Scheme::HTTP);
+        uri.authority = Some(authority);
+        uri.path_and_query = Some(self.path);
+        *request.uri_mut() = Uri::from_parts(uri).map_err(|_| bad_authority())?;
+        *request.version_mut() = Version::HTTP_2;
+        Ok(request)
+    }
+}
+
+fn bad_authority() -> Refusal {
+    Refusal::new(Reason::BadRequest, "the request's host is not a valid authority")
+}
+
+/// HTTP/2 may split cookies; HTTP/1.1 wants one header (RFC 9113 section 8.2.3).
+fn join_cookies(headers: &mut HeaderMap) {
+    let mut cookies = headers.get_all(header::COOKIE).iter();
+    let (Some(first), Some(second)) = (cookies.next(), cookies.next()) else { return };
+    let mut joined = first.as_bytes().to_vec();
+    for cookie in std::iter::once(second).chain(cookies) {
+        joined.extend_from_slice(b"; ");
+        joined.extend_from_slice(cookie.as_bytes());
+    }
+    if let Ok(joined) = HeaderValue::from_bytes(&joined) {
+        headers.insert(header::COOKIE, joined);
+    }
+}
