@@ -22,7 +22,7 @@ use outrigger_core::policy::access::Action;
 
 pub use names::{Resolution, Target};
 
-use crate::object::policy::{ServerPolicy, TrafficPolicy};
+use crate::object::policy::{FaultInjection, ServerPolicy, TrafficPolicy};
 use crate::object::{
     EndpointSlice, External, KeySource, Kind, Object, ObjectId, Policy, ReferenceGrant, Route,
     Service, ServiceId, Workload,
@@ -112,6 +112,7 @@ pub struct Index {
     policies: BTreeMap<(String, String), Policy>,
     traffic: Policies<TrafficPolicy>,
     server: Policies<ServerPolicy>,
+    faults: Policies<FaultInjection>,
     externals: BTreeMap<(String, String), External>,
     /// Key sets that do not stand in a policy itself.
     keys: BTreeMap<KeySource, String>,
@@ -185,6 +186,10 @@ impl Index {
                 let key = (policy.id.namespace.clone(), policy.id.name.clone());
                 self.set_server_policy(key, Some(policy));
             }
+            Object::FaultInjection(policy) => {
+                let key = (policy.id.namespace.clone(), policy.id.name.clone());
+                self.set_fault_injection(key, Some(*policy));
+            }
             Object::ExternalService(external) => {
                 let key = (external.namespace.clone(), external.name.clone());
                 self.externals.insert(key, external);
@@ -211,6 +216,7 @@ impl Index {
             Kind::AccessPolicy => self.set_policy(key, None),
             Kind::TrafficPolicy => self.set_traffic_policy(key, None),
             Kind::ServerPolicy => self.set_server_policy(key, None),
+            Kind::FaultInjection => self.set_fault_injection(key, None),
             Kind::ExternalService => {
                 self.externals.remove(&key);
             }

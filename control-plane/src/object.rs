@@ -30,11 +30,12 @@ pub enum Kind {
     AccessPolicy,
     TrafficPolicy,
     ServerPolicy,
+    FaultInjection,
     ExternalService,
 }
 
 impl Kind {
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Service,
         Self::EndpointSlice,
         Self::HttpRoute,
@@ -46,6 +47,7 @@ impl Kind {
         Self::AccessPolicy,
         Self::TrafficPolicy,
         Self::ServerPolicy,
+        Self::FaultInjection,
         Self::ExternalService,
     ];
 
@@ -65,6 +67,7 @@ impl Kind {
             ("outrigger.dev", "v1alpha1", "AccessPolicy") => Some(Self::AccessPolicy),
             ("outrigger.dev", "v1alpha1", "TrafficPolicy") => Some(Self::TrafficPolicy),
             ("outrigger.dev", "v1alpha1", "ServerPolicy") => Some(Self::ServerPolicy),
+            ("outrigger.dev", "v1alpha1", "FaultInjection") => Some(Self::FaultInjection),
             ("outrigger.dev", "v1alpha1", "ExternalService") => Some(Self::ExternalService),
             _ => None,
         }
@@ -83,6 +86,7 @@ impl Kind {
             Self::AccessPolicy => "AccessPolicy",
             Self::TrafficPolicy => "TrafficPolicy",
             Self::ServerPolicy => "ServerPolicy",
+            Self::FaultInjection => "FaultInjection",
             Self::ExternalService => "ExternalService",
         }
     }
@@ -138,6 +142,7 @@ pub enum Object {
     AccessPolicy(Policy),
     TrafficPolicy(Box<policy::TrafficPolicy>),
     ServerPolicy(policy::ServerPolicy),
+    FaultInjection(Box<policy::FaultInjection>),
     ExternalService(External),
 }
 
@@ -370,6 +375,7 @@ impl Object {
             Self::Route(o) => return o.id.clone(),
             Self::TrafficPolicy(o) => return o.id.clone(),
             Self::ServerPolicy(o) => return o.id.clone(),
+            Self::FaultInjection(o) => return o.id.clone(),
             Self::ReferenceGrant(o) => (Kind::ReferenceGrant, &o.namespace, &o.name),
             Self::ExternalWorkload(o) => (Kind::ExternalWorkload, &o.namespace, &o.name),
             Self::AccessPolicy(o) => (Kind::AccessPolicy, &o.namespace, &o.name),

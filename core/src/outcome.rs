@@ -119,6 +119,7 @@ pub fn grpc_code_for(reason: Reason) -> i32 {
         | Reason::ConnectFailed
         | Reason::ConnectTimeout
         | Reason::UpstreamReset
+        | Reason::FaultInjected
         | Reason::BreakerOpen
         | Reason::TooManyInFlight
         | Reason::Overloaded

@@ -164,6 +164,10 @@ reasons! {
     Loop = "loop", Us, 508, "proxy_loop_detected",
         "services call each other in a circle; the detail names the way";
 
+    /// An experiment that somebody asked for.
+    FaultInjected = "fault_injected", Upstream, 503, "destination_unavailable",
+        "a FaultInjection does this on purpose; the detail names it, and deleting it ends it";
+
     // Time.
     /// The deadline passed before the head of the response.
     DeadlineExceeded = "deadline_exceeded", Upstream, 504, "http_response_timeout",

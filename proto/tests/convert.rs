@@ -115,6 +115,8 @@ fn only_used_features_are_required() {
     config.http_routes[0].rules[0].call = None;
     config.backends[0].policy.budget.percent = 10;
     assert_eq!(requires(&config)[2], "policy.v1");
+    config.backends[0].policy.faults = vec![policies::plain_fault()];
+    assert_eq!(requires(&config)[1], "faults.v1");
     let port = InboundPort {
         port: 80,
         protocol: Protocol::Http1,

@@ -43,6 +43,8 @@ pub struct Entry {
     /// 0: none.
     pub trace_id: u128,
     pub endpoint: Option<SocketAddr>,
+    /// The experiment that hit it.
+    pub injected: Option<Arc<str>>,
     pub attempts: u8,
     /// Milliseconds left at the end; below 0: so many too late.
     pub deadline_left_ms: Option<i64>,
@@ -114,6 +116,8 @@ struct Line<'a> {
     trace_id: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     endpoint: Option<SocketAddr>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    injected: Option<&'a str>,
     attempts: u8,
     #[serde(skip_serializing_if = "Option::is_none")]
     deadline_left_ms: Option<i64>,
@@ -141,6 +145,7 @@ impl<'a> From<&'a Entry> for Line<'a> {
             request_id: entry.request_id.as_ref().and_then(|id| id.to_str().ok()),
             trace_id: (entry.trace_id != 0).then(|| format!("{:032x}", entry.trace_id)),
             endpoint: entry.endpoint,
+            injected: entry.injected.as_deref(),
             attempts: entry.attempts,
             deadline_left_ms: entry.deadline_left_ms,
             duration_us: u64::try_from(entry.duration.as_micros()).unwrap_or(u64::MAX),

@@ -11,6 +11,7 @@ pub mod control_plane;
 pub mod correlation;
 pub mod discovery;
 pub mod endpoint;
+pub mod experiments;
 pub mod guard;
 pub mod http;
 pub mod identity;

@@ -10,6 +10,7 @@ use tokio::sync::watch;
 
 use crate::access_log::AccessLog;
 use crate::correlation::Correlation;
+use crate::experiments::Experiments;
 use crate::http::limits::known::Limits;
 use crate::identity::Identity;
 use crate::inbound_ports::InboundPorts;
@@ -30,6 +31,7 @@ pub struct Proxy {
     pub metrics: Arc<Metrics>,
     pub access_log: AccessLog,
     pub correlation: Correlation,
+    pub experiments: Experiments,
     pub server_first: ServerFirst,
     pub lifecycle: Lifecycle,
 }

@@ -18,6 +18,7 @@ use crate::admin::{self, LogHandle};
 use crate::control_plane::ControlPlane;
 use crate::correlation::Correlation;
 use crate::discovery::Discovery;
+use crate::experiments::Experiments;
 use crate::http::limits::known::Limits;
 use crate::identity::{self, Identity};
 use crate::inbound_ports::InboundPorts;
@@ -54,6 +55,7 @@ pub fn run(settings: Settings, log: LogHandle) -> io::Result<()> {
         identity,
         mesh: ArcSwap::from_pointee(MeshSettings::default()),
         access_log,
+        experiments: Experiments::default(),
         server_first: ServerFirst::default(),
         lifecycle: Lifecycle::default(),
         metrics,

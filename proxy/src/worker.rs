@@ -301,6 +301,7 @@ impl Worker {
                 request_id: None,
                 trace_id: 0,
                 endpoint: None,
+                injected: refusal.injected.as_ref().map(|one| Arc::clone(&one.name)),
                 attempts: 0,
                 deadline_left_ms: None,
                 duration: Duration::ZERO,

@@ -1,9 +1,9 @@
-//! TrafficPolicies and ServerPolicies in the index, and what a change of one touches.
+//! TrafficPolicies, ServerPolicies and FaultInjections in the index, and what a change of one touches.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Dep, Index};
-use crate::object::policy::{Attached, ServerPolicy, TrafficPolicy};
+use crate::object::policy::{Attached, FaultInjection, ServerPolicy, TrafficPolicy};
 use crate::object::{ObjectId, Route, ServiceId, Workload};
 
 /// By namespace and name.
@@ -26,6 +26,14 @@ impl Index {
         of_namespace(&self.server, namespace)
     }
 
+    pub fn fault_injections(&self) -> impl Iterator<Item = &FaultInjection> {
+        self.faults.values()
+    }
+
+    pub fn fault_injections_in(&self, namespace: &str) -> impl Iterator<Item = &FaultInjection> {
+        of_namespace(&self.faults, namespace)
+    }
+
     pub fn route(&self, id: &ObjectId) -> Option<&Route> {
         self.routes.get(id)
     }
@@ -34,7 +42,7 @@ impl Index {
         let old = self.traffic.remove(&key);
         if old != new {
             for policy in old.iter().chain(&new) {
-                self.touch_calls(policy);
+                self.touch_calls(policy, policy.sections.spares());
             }
         }
         if let Some(new) = new {
@@ -43,9 +51,10 @@ impl Index {
     }
 
     /// The Services that a policy speaks of, those whose routes send there, and the parents of routes.
-    fn touch_calls(&mut self, policy: &TrafficPolicy) {
+    /// `spares`: it speaks of the services themselves, whatever route leads there.
+    fn touch_calls<S>(&mut self, policy: &Attached<S>, spares: bool) {
         let services = self.services_of(policy);
-        if policy.sections.spares() {
+        if spares {
             for service in &services {
                 self.touch_parents_of_backend(service);
             }
@@ -66,6 +75,22 @@ impl Index {
         }
         if let Some(new) = new {
             self.server.insert(key, new);
+        }
+    }
+
+    pub(super) fn set_fault_injection(
+        &mut self,
+        key: (String, String),
+        new: Option<FaultInjection>,
+    ) {
+        let old = self.faults.remove(&key);
+        if old != new {
+            for policy in old.iter().chain(&new) {
+                self.touch_calls(policy, true);
+            }
+        }
+        if let Some(new) = new {
+            self.faults.insert(key, new);
         }
     }
 

@@ -14,7 +14,9 @@ use serde_json::Value;
 use serde_saphyr::Spanned;
 
 use super::locate;
-use crate::kinds::{AccessPolicy, ExternalService, ExternalWorkload, ServerPolicy, TrafficPolicy};
+use crate::kinds::{
+    AccessPolicy, ExternalService, ExternalWorkload, FaultInjection, ServerPolicy, TrafficPolicy,
+};
 use crate::object::{Kind, Object, ObjectId};
 use crate::problems::{Problem, Severity};
 use crate::translate::{self, DEFAULT_NAMESPACE, Report};
@@ -182,6 +184,12 @@ impl Parser<'_> {
             Some(kind @ Kind::ServerPolicy) => {
                 self.object(place, kind, |raw: &ServerPolicy, report| {
                     translate::server_policy::translate(raw, report).map(Object::ServerPolicy)
+                });
+            }
+            Some(kind @ Kind::FaultInjection) => {
+                self.object(place, kind, |raw: &FaultInjection, report| {
+                    let policy = translate::fault_injection::translate(raw, report);
+                    policy.map(|policy| Object::FaultInjection(Box::new(policy)))
                 });
             }
             Some(kind @ Kind::ExternalService) => {

@@ -1,4 +1,4 @@
-//! TrafficPolicies and ServerPolicies: what they are for, and what each of their sections says.
+//! TrafficPolicies, ServerPolicies and FaultInjections: what they are for, and what each says.
 
 use std::fmt;
 use std::time::Duration;
@@ -6,6 +6,7 @@ use std::time::Duration;
 use outrigger_core::policy::breaker::BreakerConfig;
 use outrigger_core::policy::budget::BudgetConfig;
 use outrigger_core::policy::concurrency::ConcurrencyConfig;
+use outrigger_core::policy::fault::Fault;
 use outrigger_core::policy::limits::LimitsConfig;
 use outrigger_core::policy::outlier::OutlierConfig;
 use outrigger_core::policy::priority::Priority;
@@ -27,6 +28,9 @@ pub struct Attached<S> {
 
 /// A TrafficPolicy.
 pub type TrafficPolicy = Attached<TrafficSections>;
+
+/// A FaultInjection; what it says is one fault.
+pub type FaultInjection = Attached<Fault>;
 
 /// A ServerPolicy.
 pub type ServerPolicy = Attached<ServerSections>;

@@ -1,12 +1,16 @@
-//! Status of TrafficPolicies and ServerPolicies: whether what they are for exists, what they lost to
+//! Status of TrafficPolicies, ServerPolicies and FaultInjections: whether what they are for exists, what they lost to
 //! others, and how far they have come.
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use outrigger_core::policy::bounds;
+
 use super::{Condition, Programmed, Status};
 use crate::discovery::Answer;
 use crate::index::Index;
-use crate::object::policy::{Attached, RuleCall, Sections, ServerPolicy, Target, TrafficPolicy};
+use crate::object::policy::{
+    Attached, FaultInjection, RuleCall, Sections, ServerPolicy, Target, TrafficPolicy,
+};
 use crate::object::{ObjectId, Route, RouteBody, ServiceId};
 use crate::publish::View;
 use crate::translate::effective::{self, Speaker};
@@ -18,16 +22,15 @@ pub(super) fn policies<'a>(
 ) -> impl Iterator<Item = Status> + 'a {
     let index = &view.index;
     let traffic = index.traffic_policies().map(move |policy| {
-        let mut total = Programmed::default();
-        for of_service in services(index, policy).iter().filter_map(|id| programmed.get(id)) {
-            total.add(of_service);
-        }
-        status(index, policy, lost_calls(index, policy), total)
+        status(index, policy, lost_calls(index, policy), callers(index, policy, programmed))
+    });
+    let faults = index.fault_injections().map(move |policy| {
+        status(index, policy, too_many(index, policy), callers(index, policy, programmed))
     });
     let server = index.server_policies().map(move |policy| {
         status(index, policy, lost_ports(index, policy), inbounds(view, policy))
     });
-    traffic.chain(server)
+    traffic.chain(server).chain(faults)
 }
 
 /// Every target that does not exist.
@@ -39,7 +42,23 @@ pub(super) fn unresolved(index: &Index) -> impl Iterator<Item = String> + '_ {
     let server = index.server_policies().flat_map(move |policy| {
         unresolved_targets(index, policy).into_iter().map(move |p| line(&policy.id, p))
     });
-    traffic.chain(server)
+    let faults = index.fault_injections().flat_map(move |policy| {
+        unresolved_targets(index, policy).into_iter().map(move |p| line(&policy.id, p))
+    });
+    traffic.chain(server).chain(faults)
+}
+
+/// How far the destinations of all services have come that a policy speaks of.
+fn callers<S>(
+    index: &Index,
+    policy: &Attached<S>,
+    programmed: &BTreeMap<ServiceId, Programmed>,
+) -> Programmed {
+    let mut total = Programmed::default();
+    for of_service in services(index, policy).iter().filter_map(|id| programmed.get(id)) {
+        total.add(of_service);
+    }
+    total
 }
 
 fn status<S>(
@@ -115,7 +134,7 @@ fn rules(route: &Route) -> impl Iterator<Item = (usize, Option<&str>)> {
 }
 
 /// The Services whose callers a policy speaks to.
-fn services(index: &Index, policy: &TrafficPolicy) -> BTreeSet<ServiceId> {
+fn services<S>(index: &Index, policy: &Attached<S>) -> BTreeSet<ServiceId> {
     let named = policy.services();
     let routed = policy.routes().filter_map(|id| index.route(&id));
     let routed = routed.flat_map(|route| route.parents.iter().map(|p| p.service.clone()));
@@ -144,6 +163,35 @@ fn lost_calls(index: &Index, policy: &TrafficPolicy) -> BTreeSet<String> {
                     let own = route.calls.get(i).cloned().unwrap_or_default();
                     note_lost_to_rule(policy, &speakers, (&route.id, i, &own), &mut lost);
                 }
+            }
+        }
+    }
+    lost
+}
+
+/// Where there are so many experiments that this one is left out.
+fn too_many(index: &Index, policy: &FaultInjection) -> BTreeSet<String> {
+    let beyond = |all: Vec<&FaultInjection>| {
+        all.iter().skip(bounds::MAX_FAULTS).any(|other| other.id == policy.id)
+    };
+    let most = bounds::MAX_FAULTS;
+    let mut lost = BTreeSet::new();
+    for id in services(index, policy) {
+        let Some(service) = index.service(&id) else { continue };
+        for port in &service.ports {
+            if beyond(effective::port_faults(index, &id, port)) {
+                let port = port.port;
+                lost.insert(format!("spec: left out at {id}:{port}, which has {most} older ones"));
+            }
+        }
+    }
+    for route in policy.routes().filter_map(|id| index.route(&id)) {
+        for (i, rule) in rules(route) {
+            if beyond(effective::rule_faults(index, &route.id, rule)) {
+                let route = &route.id;
+                lost.insert(format!(
+                    "spec: left out at {route} (spec.rules[{i}]), which has {most} older ones"
+                ));
             }
         }
     }

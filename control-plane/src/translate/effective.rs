@@ -5,10 +5,14 @@
 //! name. [`crate::status`] says to each policy what it lost, and to whom.
 
 use outrigger_core::config::HttpRule;
+use outrigger_core::policy::bounds;
+use outrigger_core::policy::fault::Fault;
 use outrigger_core::policy::{BackendPolicy, CallPolicy, ServerPolicy};
 
 use crate::index::Index;
-use crate::object::policy::{Attached, Rank, RuleCall, ServerSections, Target, TrafficSections};
+use crate::object::policy::{
+    Attached, FaultInjection, Rank, RuleCall, ServerSections, Target, TrafficSections,
+};
 use crate::object::{ObjectId, Route, ServiceId, ServicePort, Workload};
 
 /// A policy that speaks of a call or port, and through which of its targets.
@@ -77,7 +81,7 @@ fn in_order<'a, S>(speakers: impl Iterator<Item = Speaker<'a, S>>) -> Vec<Speake
 
 /// How requests to a port are called that no rule speaks of.
 pub fn call(index: &Index, service: &ServiceId, port: &ServicePort) -> CallPolicy {
-    put_together(&RuleCall::default(), &of_port(index, service, port))
+    put_together(&RuleCall::default(), &of_port(index, service, port), Vec::new())
 }
 
 /// How requests of one rule are called; none: as the port's others.
@@ -90,14 +94,20 @@ pub fn rule_call(
 ) -> Option<CallPolicy> {
     let own = route.calls.get(i).cloned().unwrap_or_default();
     let mut speakers = of_rule(index, &route.id, rule.name.as_deref());
-    if speakers.is_empty() && own == RuleCall::default() {
+    let faults = rule_faults(index, &route.id, rule.name.as_deref());
+    let faults: Vec<_> = sent(&faults);
+    if speakers.is_empty() && own == RuleCall::default() && faults.is_empty() {
         return None;
     }
     speakers.extend(of_port(index, service, port));
-    Some(put_together(&own, &speakers))
+    Some(put_together(&own, &speakers, faults))
 }
 
-fn put_together(own: &RuleCall, speakers: &[Speaker<'_, TrafficSections>]) -> CallPolicy {
+fn put_together(
+    own: &RuleCall,
+    speakers: &[Speaker<'_, TrafficSections>],
+    faults: Vec<Fault>,
+) -> CallPolicy {
     let plain = CallPolicy::default();
     let deadline = own.deadline.or_else(|| first(speakers, |said| said.deadline));
     let mut timeouts = first(speakers, |said| said.timeouts).unwrap_or_default();
@@ -114,6 +124,7 @@ fn put_together(own: &RuleCall, speakers: &[Speaker<'_, TrafficSections>]) -> Ca
             .unwrap_or(plain.retries),
         priority: first(speakers, |said| said.priority),
         max_visits: first(speakers, |said| said.max_visits).unwrap_or(plain.max_visits),
+        faults,
     }
 }
 
@@ -125,7 +136,39 @@ pub fn backend(index: &Index, service: &ServiceId, port: &ServicePort) -> Backen
         breaker: first(&speakers, |said| said.breaker),
         outlier: first(&speakers, |said| said.outlier),
         limits: first(&speakers, |said| said.limits).unwrap_or_default(),
+        faults: sent(&port_faults(index, service, port)),
     }
+}
+
+/// Experiments that are for a port of a Service, whatever route leads there, the first in front.
+pub fn port_faults<'a>(
+    index: &'a Index,
+    service: &ServiceId,
+    port: &ServicePort,
+) -> Vec<&'a FaultInjection> {
+    let all = index.fault_injections_in(&service.namespace);
+    by_age(all.filter(|policy| policy.for_port(service, port).is_some()))
+}
+
+/// Experiments that are for a rule of a route, the first in front.
+pub fn rule_faults<'a>(
+    index: &'a Index,
+    route: &ObjectId,
+    rule: Option<&str>,
+) -> Vec<&'a FaultInjection> {
+    let all = index.fault_injections_in(&route.namespace);
+    by_age(all.filter(|policy| policy.for_rule(route, rule).is_some()))
+}
+
+fn by_age<'a>(all: impl Iterator<Item = &'a FaultInjection>) -> Vec<&'a FaultInjection> {
+    let mut all: Vec<_> = all.collect();
+    all.sort_by_key(|policy| policy.sections.order());
+    all
+}
+
+/// Those that proxies are told of; `status` says which are too many.
+fn sent(all: &[&FaultInjection]) -> Vec<Fault> {
+    all.iter().take(bounds::MAX_FAULTS).map(|policy| policy.sections.clone()).collect()
 }
 
 /// What a port of a workload lets in; none: whatever comes.

@@ -138,7 +138,7 @@ fn path_match(path: &str, raw: &api::HttpRouteRulesMatchesPath, report: &mut Rep
 }
 
 /// The rules of the Gateway API for literal paths: absolute, normal, and without a fragment.
-fn check_path(field: &str, path: &str, report: &mut Report) {
+pub(super) fn check_path(field: &str, path: &str, report: &mut Report) {
     if !path.starts_with('/') {
         report.error(field, format!("{path:?} must begin with \"/\""));
     }

@@ -351,6 +351,83 @@ fn every_bound_of_a_server_policy() {
 }
 
 #[test]
+fn every_bound_of_a_fault_injection() {
+    let soon = "start: 2030-01-01T00:00:00Z, end: 2030-01-01T01:00:00Z";
+    let fault = |fault: &str| format!("percent: 1, {soon}, fault: {fault}");
+    let with = |rest: &str| format!("percent: 1, {soon}, fault: {{reset: {{}}}}, {rest}");
+    let percent = |percent: &str| format!("percent: {percent}, {soon}, fault: {{reset: {{}}}}");
+    let times = |times: &str| format!("percent: 1, {times}, fault: {{reset: {{}}}}");
+    let many = |item: &str| vec![item; 17].join(", ");
+    let cases = [
+        (percent("0"), ".percent: 0 must be between 0.01 and 100, with two decimals"),
+        (percent("100.01"), ".percent: 100.01 must be between"),
+        (percent("0.125"), ".percent: 0.125 must be between"),
+        (format!("{soon}, fault: {{reset: {{}}}}"), ": missing field `percent`"),
+        (format!("percent: 1, {soon}"), ": missing field `fault`"),
+        (fault("{}"), ".fault: "),
+        (fault("{stop: {}}"), ".fault: unknown variant `stop`"),
+        (fault("{reset: {}, partition: {}}"), ".fault"),
+        (fault("{reset: {after: 1s}}"), ".fault.reset.after: unknown field"),
+        (fault("{delay: {}}"), ".fault.delay: missing field `fixed`"),
+        (fault("{delay: {fixed: 0s}}"), ".fault.delay.fixed: 0ns must be between 1ms and 60s"),
+        (fault("{delay: {fixed: 61s}}"), ".fault.delay.fixed: 61s must be between"),
+        (fault("{delay: {fixed: 1s, jitter: 61s}}"), ".fault.delay.jitter: 61s must be between"),
+        (fault("{abort: {status: 399}}"), ".fault.abort.status: 399 must be between 400 and 599"),
+        (fault("{abort: {status: 600}}"), ".fault.abort.status: 600 must be between"),
+        (fault("{abort: {grpc: OK}}"), ".fault.abort.grpc: unknown variant `OK`"),
+        (times("end: soon"), ".end: \"soon\" is not a time: write it as in"),
+        (times("start: now, end: 2030-01-01T00:00:00Z"), ".start: \"now\" is not a time"),
+        (times("end: 2030-01-01T00:00:00Z"), ".end: is more than 24 hours from now"),
+        (
+            times("start: 2030-01-01T00:00:00Z, end: 2030-01-02T00:00:01Z"),
+            ".end: is more than 24 hours from start",
+        ),
+        (
+            times("start: 2030-01-01T00:00:00Z, end: 2030-01-01T00:00:00Z"),
+            ".end: is not after start",
+        ),
+        ("percent: 1, fault: {reset: {}}".to_owned(), ": missing field `end`"),
+        (
+            with("schedule: {every: 500ms, for: 1s}"),
+            ".schedule.every: 500ms must be between 1s and 86400s",
+        ),
+        (with("schedule: {every: 25h, for: 1s}"), ".schedule.every: 90000s must be between"),
+        (with("schedule: {every: 2s, for: 0s}"), ".schedule.for: 0ns must be between 1s and"),
+        (
+            with("schedule: {every: 2s, for: 2s}"),
+            ".schedule.for: 2s is not less than every, which is 2s",
+        ),
+        (with("schedule: {every: 2s}"), ".schedule: missing field `for`"),
+        (with("from: [{}]"), ".from[0]: missing field `namespace`"),
+        (with("from: [{namespace: A}]"), ".from[0].namespace: \"A\" must be"),
+        (
+            with("from: [{namespace: a, serviceAccount: B}]"),
+            ".from[0].serviceAccount: \"B\" must be",
+        ),
+        (with(&format!("from: [{}]", many("{namespace: a}"))), ".from: has 17 items, at most 16"),
+        (with("matches: [{}]"), ".matches[0]: is empty"),
+        (with(&format!("matches: [{}]", many("{method: GET}"))), ".matches: has 17 items, at most"),
+        (with("matches: [{method: get}]"), ".matches[0].method: \"get\" is not a method"),
+        (with("matches: [{path: {value: a}}]"), ".matches[0].path.value: \"a\" must begin"),
+        (
+            with("matches: [{path: {type: RegularExpression, value: /}}]"),
+            ".matches[0].path.type: unknown variant",
+        ),
+        (
+            with("matches: [{headers: [{name: a b, value: c}]}]"),
+            ".matches[0].headers[0].name: \"a b\" is not a valid header name",
+        ),
+        (
+            with(&format!("matches: [{{headers: [{}]}}]", many("{name: a, value: b}"))),
+            ".matches[0].headers: has 17 items, at most 16",
+        ),
+        (with("until: never"), ".until: unknown field `until`"),
+    ];
+    let cases: Vec<_> = cases.iter().map(|(spec, want)| (spec.as_str(), *want)).collect();
+    check_sections("FaultInjection", &cases);
+}
+
+#[test]
 fn every_bound_of_target_refs() {
     let route = "{group: gateway.networking.k8s.io, kind: HTTPRoute, name: r}";
     let many = vec!["{kind: Service, name: a}"; 17].join(", ");

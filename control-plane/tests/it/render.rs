@@ -2,6 +2,7 @@
 
 use std::fmt::Debug;
 
+use outrigger_core::policy::fault::Fault;
 use outrigger_core::policy::{BackendPolicy, CallPolicy, ServerPolicy};
 
 pub(crate) fn call(policy: &CallPolicy) -> String {
@@ -13,6 +14,7 @@ pub(crate) fn call(policy: &CallPolicy) -> String {
         part("retries", &policy.retries, &plain.retries),
         part("priority", &policy.priority, &plain.priority),
         part("visits", &policy.max_visits, &plain.max_visits),
+        faults(&policy.faults),
     ])
 }
 
@@ -23,6 +25,7 @@ pub(crate) fn backend(policy: &BackendPolicy) -> String {
         part("breaker", &policy.breaker, &plain.breaker),
         part("outlier", &policy.outlier, &plain.outlier),
         part("limits", &policy.limits, &plain.limits),
+        faults(&policy.faults),
     ])
 }
 
@@ -32,6 +35,16 @@ pub(crate) fn server(policy: &ServerPolicy) -> String {
         part("rate limits", &policy.rate_limits, &plain.rate_limits),
         part("concurrency", &policy.concurrency, &plain.concurrency),
     ])
+}
+
+/// Without version, which is a hash.
+fn faults(all: &[Fault]) -> Option<String> {
+    let each = all.iter().map(|fault| {
+        let Fault { name, from, matches, share, kind, times, .. } = fault;
+        format!("{name}: {share} of {from:?} {matches:?} {kind:?} {times:?}")
+    });
+    let each: Vec<_> = each.collect();
+    (!each.is_empty()).then(|| format!("faults {each:?}"))
 }
 
 fn part<T: Debug + PartialEq>(name: &str, value: &T, plain: &T) -> Option<String> {

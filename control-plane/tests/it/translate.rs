@@ -270,3 +270,8 @@ fn policies() {
 fn external_workloads() {
     check("external_workload");
 }
+
+#[test]
+fn experiments() {
+    check("experiments");
+}

@@ -12,6 +12,7 @@ use http::StatusCode;
 use super::ServerPolicy;
 use super::breaker::{BreakerConfig, FailureRate, OpenTime};
 use super::concurrency::{ConcurrencyConfig, Limit};
+use super::fault::Schedule;
 use super::limits::LimitsConfig;
 use super::outlier::OutlierConfig;
 use super::retry::{Backoff, RetryConfig};
@@ -65,6 +66,22 @@ pub const CONCURRENCY: Numbers = 1..=PLENTY;
 pub const QUEUE: Numbers = 0..=100_000;
 /// 0: nobody waits.
 pub const WAIT: Durations = Duration::ZERO..=Duration::from_secs(10);
+/// Experiments that may speak of one service or rule; each is looked at for every try.
+pub const MAX_FAULTS: usize = 16;
+/// Of a fault, in hundredths of a percent.
+pub const SHARE: Numbers = 1..=10_000;
+pub const MAX_CALLERS: usize = 16;
+pub const MAX_MATCHES: usize = 16;
+pub const MAX_HEADERS: usize = 16;
+/// Of an injected delay, its jitter apart.
+pub const DELAY: Durations = Duration::from_millis(1)..=MINUTE;
+pub const DELAY_JITTER: Durations = Duration::ZERO..=MINUTE;
+/// Statuses that a fault may answer with: what says that something went wrong.
+pub const ABORT_STATUS: Numbers = 400..=599;
+/// An experiment that is forgotten ends on the same day.
+pub const EXPERIMENT: Duration = DAY;
+pub const SCHEDULE: Durations = Duration::from_secs(1)..=DAY;
+
 /// Of the latency that an adaptive limit keeps to.
 pub const LATENCY: Durations = Duration::from_millis(1)..=MINUTE;
 
@@ -141,6 +158,16 @@ impl LimitsConfig {
             return Err(FieldError::at("maxPending", "has no effect without maxInFlight"));
         }
         Ok(())
+    }
+}
+
+impl Schedule {
+    pub fn check(&self) -> Result<(), FieldError> {
+        if self.length < self.every {
+            return Ok(());
+        }
+        let (length, every) = (self.length, self.every);
+        Err(FieldError::at("for", format!("{length:?} is not less than every, which is {every:?}")))
     }
 }
 

@@ -13,6 +13,7 @@ pub mod budget;
 pub mod concurrency;
 pub mod correlation;
 pub mod deadline;
+pub mod fault;
 pub mod limits;
 mod lru;
 pub mod outlier;
@@ -29,6 +30,7 @@ use std::time::Duration;
 use breaker::BreakerConfig;
 use budget::BudgetConfig;
 use concurrency::ConcurrencyConfig;
+use fault::Fault;
 use limits::LimitsConfig;
 use outlier::OutlierConfig;
 use priority::Priority;
@@ -51,6 +53,8 @@ pub struct CallPolicy {
     pub priority: Option<Priority>,
     /// How often a service may see the same request on its way ([`visits`]). At least 1.
     pub max_visits: u8,
+    /// Experiments that target the route, in their order.
+    pub faults: Vec<Fault>,
 }
 
 impl Default for CallPolicy {
@@ -62,6 +66,7 @@ impl Default for CallPolicy {
             retries: RetryConfig::default(),
             priority: None,
             max_visits: 1,
+            faults: Vec::new(),
         }
     }
 }
@@ -75,6 +80,8 @@ pub struct BackendPolicy {
     /// None: no endpoint is ejected.
     pub outlier: Option<OutlierConfig>,
     pub limits: LimitsConfig,
+    /// Experiments that target the service, in their order.
+    pub faults: Vec<Fault>,
 }
 
 /// What one port of a workload lets in.

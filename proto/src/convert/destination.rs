@@ -7,7 +7,7 @@ use outrigger_core::error::FieldError;
 use outrigger_core::policy::{BackendPolicy, CallPolicy};
 
 use super::{
-    check_requires, each, host_from_wire, host_to_wire, http_route, parsed, policy,
+    check_requires, each, fault, host_from_wire, host_to_wire, http_route, parsed, policy,
     protocol_from_wire, protocol_to_wire, set, target_from_wire, target_to_wire,
 };
 use crate::mesh;
@@ -56,6 +56,7 @@ fn requires(destination: &Destination) -> Vec<String> {
     let filters = destination.http_routes.iter().flat_map(|route| &route.rules).any(has_filters);
     [
         (ring_hash, "balancer.ring-hash"),
+        (has_faults(destination), fault::FEATURE),
         (filters, "http.filters.v1"),
         (has_policies(destination), policy::FEATURE),
         (!destination.tls_routes.is_empty(), "tls.sni"),
@@ -64,6 +65,15 @@ fn requires(destination: &Destination) -> Vec<String> {
     .filter(|(used, _)| *used)
     .map(|(_, feature)| feature.to_owned())
     .collect()
+}
+
+fn has_faults(destination: &Destination) -> bool {
+    let mut rules = destination.http_routes.iter().flat_map(|route| &route.rules);
+    let mut backends = destination.backends.iter().map(|backend| &backend.policy);
+    !destination.call.faults.is_empty()
+        || !destination.policy.faults.is_empty()
+        || backends.any(|policy| !policy.faults.is_empty())
+        || rules.any(|rule| rule.call.as_ref().is_some_and(|call| !call.faults.is_empty()))
 }
 
 fn has_policies(destination: &Destination) -> bool {

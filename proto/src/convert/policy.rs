@@ -14,7 +14,7 @@ use outrigger_core::policy::retry::{Backoff, Jitter, RetryConfig, RetryOn};
 use outrigger_core::policy::timeouts::Timeouts;
 use outrigger_core::policy::{BackendPolicy, CallPolicy};
 
-use super::{each, set};
+use super::{each, fault, set};
 use crate::mesh;
 
 /// The feature that every policy needs.
@@ -48,6 +48,7 @@ pub(super) fn rule_call_to_wire(policy: &CallPolicy) -> mesh::CallPolicy {
             Priority::Critical => mesh::Priority::Critical.into(),
         }),
         max_visits: policy.max_visits.into(),
+        faults: policy.faults.iter().map(fault::to_wire).collect(),
     }
 }
 
@@ -69,6 +70,7 @@ pub(super) fn rule_call_from_wire(wire: &mesh::CallPolicy) -> Result<CallPolicy,
         retries: retries_from_wire(retries).map_err(|e| e.under("retries"))?,
         priority: wire.priority.map(priority_from_wire).transpose()?,
         max_visits: number("max_visits", wire.max_visits, &bounds::VISITS)?,
+        faults: fault::all_from_wire(&wire.faults)?,
     })
 }
 
@@ -155,6 +157,7 @@ pub(super) fn backend_to_wire(policy: &BackendPolicy) -> Option<mesh::BackendPol
             max_pending: policy.limits.max_pending,
             max_in_flight_per_endpoint: policy.limits.max_in_flight_per_endpoint,
         }),
+        faults: policy.faults.iter().map(fault::to_wire).collect(),
     })
 }
 
@@ -178,6 +181,7 @@ pub(super) fn backend_from_wire(
         breaker: breaker.map_err(|e| e.under("breaker"))?,
         outlier: outlier.map_err(|e| e.under("outlier"))?,
         limits: limits_from_wire(limits).map_err(|e| e.under("limits"))?,
+        faults: fault::all_from_wire(&wire.faults)?,
     })
 }
 
@@ -302,7 +306,7 @@ pub(super) fn duration(name: &str, wire: u32, within: &Durations) -> Result<Dura
     bounds::duration(value, within).map_err(|e| e.under(name))
 }
 
-fn at_most(name: &str, len: usize, most: usize) -> Result<(), FieldError> {
+pub(super) fn at_most(name: &str, len: usize, most: usize) -> Result<(), FieldError> {
     bounds::at_most(len, most).map_err(|e| e.under(name))
 }
 

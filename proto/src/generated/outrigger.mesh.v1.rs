@@ -63,7 +63,7 @@ pub mod hash_key {
         Source(super::Unit),
     }
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Backend {
     #[prost(string, tag = "1")]
     pub name: ::prost::alloc::string::String,
@@ -445,7 +445,7 @@ pub struct ClaimHeader {
     pub header: ::prost::alloc::string::String,
 }
 /// How requests are called. Durations are in milliseconds, here and in every policy below.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct CallPolicy {
     #[prost(uint32, optional, tag = "1")]
     pub deadline: ::core::option::Option<u32>,
@@ -459,6 +459,8 @@ pub struct CallPolicy {
     pub priority: ::core::option::Option<i32>,
     #[prost(uint32, tag = "6")]
     pub max_visits: u32,
+    #[prost(message, repeated, tag = "10")]
+    pub faults: ::prost::alloc::vec::Vec<Fault>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Timeouts {
@@ -500,7 +502,7 @@ pub struct Backoff {
     pub jitter: i32,
 }
 /// How one service port is spared by its callers.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct BackendPolicy {
     #[prost(message, optional, tag = "1")]
     pub budget: ::core::option::Option<Budget>,
@@ -510,6 +512,94 @@ pub struct BackendPolicy {
     pub outlier: ::core::option::Option<Outlier>,
     #[prost(message, optional, tag = "4")]
     pub limits: ::core::option::Option<Limits>,
+    #[prost(message, repeated, tag = "9")]
+    pub faults: ::prost::alloc::vec::Vec<Fault>,
+}
+/// An experiment. What is injected where a try would be sent.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Fault {
+    /// `namespace/name`.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub version: ::prost::alloc::string::String,
+    /// Seconds since the Unix epoch.
+    #[prost(int64, tag = "3")]
+    pub created: i64,
+    #[prost(message, repeated, tag = "4")]
+    pub from: ::prost::alloc::vec::Vec<FaultCaller>,
+    #[prost(message, repeated, tag = "5")]
+    pub matches: ::prost::alloc::vec::Vec<FaultMatch>,
+    /// Hundredths of a percent.
+    #[prost(uint32, tag = "6")]
+    pub share: u32,
+    /// Milliseconds since the Unix epoch. Without a start: until its end.
+    #[prost(uint64, optional, tag = "12")]
+    pub start: ::core::option::Option<u64>,
+    #[prost(uint64, tag = "13")]
+    pub end: u64,
+    #[prost(message, optional, tag = "14")]
+    pub schedule: ::core::option::Option<FaultSchedule>,
+    #[prost(oneof = "fault::Kind", tags = "7, 8, 9, 10, 11")]
+    pub kind: ::core::option::Option<fault::Kind>,
+}
+/// Nested message and enum types in `Fault`.
+pub mod fault {
+    #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Kind {
+        #[prost(message, tag = "7")]
+        Delay(super::FaultDelay),
+        #[prost(uint32, tag = "8")]
+        AbortStatus(u32),
+        #[prost(uint32, tag = "9")]
+        AbortGrpc(u32),
+        #[prost(message, tag = "10")]
+        Reset(super::Unit),
+        #[prost(message, tag = "11")]
+        Partition(super::Unit),
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FaultCaller {
+    #[prost(string, tag = "1")]
+    pub namespace: ::prost::alloc::string::String,
+    /// Empty: every account of the namespace.
+    #[prost(string, tag = "2")]
+    pub service_account: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct FaultMatch {
+    /// Empty: any.
+    #[prost(string, tag = "1")]
+    pub method: ::prost::alloc::string::String,
+    #[prost(message, repeated, tag = "4")]
+    pub headers: ::prost::alloc::vec::Vec<Header>,
+    #[prost(oneof = "fault_match::Path", tags = "2, 3")]
+    pub path: ::core::option::Option<fault_match::Path>,
+}
+/// Nested message and enum types in `FaultMatch`.
+pub mod fault_match {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Path {
+        #[prost(string, tag = "2")]
+        Exact(::prost::alloc::string::String),
+        #[prost(string, tag = "3")]
+        Prefix(::prost::alloc::string::String),
+    }
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FaultDelay {
+    #[prost(uint32, tag = "1")]
+    pub fixed: u32,
+    #[prost(uint32, tag = "2")]
+    pub jitter: u32,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FaultSchedule {
+    #[prost(uint32, tag = "1")]
+    pub every: u32,
+    #[prost(uint32, tag = "2")]
+    pub length: u32,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Budget {

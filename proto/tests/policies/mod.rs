@@ -1,12 +1,15 @@
 //! Any policy, for round trips; and each bound that is checked again when a policy is read.
 
 use std::ops::RangeInclusive;
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
+
+use http::{HeaderValue, Method};
 
 use outrigger_core::config::{Inbound, InboundPort, MtlsMode, Protocol};
 use outrigger_core::policy::breaker::{BreakerConfig, FailureRate, OpenTime};
 use outrigger_core::policy::budget::BudgetConfig;
 use outrigger_core::policy::concurrency::{Algorithm, ConcurrencyConfig, Limit};
+use outrigger_core::policy::fault::{self, Fault};
 use outrigger_core::policy::limits::LimitsConfig;
 use outrigger_core::policy::outlier::OutlierConfig;
 use outrigger_core::policy::priority::Priority;
@@ -29,14 +32,16 @@ pub(crate) fn any_call() -> impl Strategy<Value = CallPolicy> {
         |(connect, first_byte, idle, attempt)| Timeouts { connect, first_byte, idle, attempt },
     );
     let priority = select(&[Priority::Sheddable, Priority::Default, Priority::Critical][..]);
-    (timeout(), any::<bool>(), timeouts, any_retries(), of(priority), 1u8..=32).prop_map(
-        |(deadline, streaming, timeouts, retries, priority, max_visits)| CallPolicy {
+    let faults = vec(any_fault(), 0..3);
+    (timeout(), any::<bool>(), timeouts, any_retries(), of(priority), 1u8..=32, faults).prop_map(
+        |(deadline, streaming, timeouts, retries, priority, max_visits, faults)| CallPolicy {
             deadline,
             streaming,
             timeouts,
             retries,
             priority,
             max_visits,
+            faults,
         },
     )
 }
@@ -88,9 +93,57 @@ pub(crate) fn any_backend_policy() -> impl Strategy<Value = BackendPolicy> {
             max_pending: service.and_then(|(_, pending)| pending),
             max_in_flight_per_endpoint: endpoint,
         });
-    (budget, of(breaker), of(outlier), limits).prop_map(|(budget, breaker, outlier, limits)| {
-        BackendPolicy { budget, breaker, outlier, limits }
-    })
+    let faults = vec(any_fault(), 0..3);
+    (budget, of(breaker), of(outlier), limits, faults).prop_map(
+        |(budget, breaker, outlier, limits, faults)| BackendPolicy {
+            budget,
+            breaker,
+            outlier,
+            limits,
+            faults,
+        },
+    )
+}
+
+fn any_fault() -> impl Strategy<Value = Fault> {
+    let status =
+        select(&[400u16, 404, 429, 503, 599][..]).prop_map(|code| code.try_into().unwrap());
+    let kind = prop_oneof![
+        (millis(1..=60_000), millis(0..=60_000))
+            .prop_map(|(fixed, jitter)| fault::Kind::Delay { fixed, jitter }),
+        status.prop_map(fault::Kind::Abort),
+        (1u8..=16).prop_map(fault::Kind::AbortGrpc),
+        Just(fault::Kind::Reset),
+        Just(fault::Kind::Partition),
+    ];
+    let time = || (0u64..=1 << 42).prop_map(|ms| UNIX_EPOCH + Duration::from_millis(ms));
+    let schedule = (millis(2_000..=86_400_000), millis(1_000..=1_999))
+        .prop_map(|(every, length)| fault::Schedule { every, length });
+    let times = (of(time()), time(), of(schedule))
+        .prop_map(|(start, end, schedule)| fault::Times { start, end, schedule });
+    let caller = of(Just("a.b".to_owned())).prop_map(|service_account| fault::Caller {
+        namespace: "bank".to_owned(),
+        service_account,
+    });
+    let path = prop_oneof![
+        Just(fault::PathTest::Exact("/a".to_owned())),
+        Just(fault::PathTest::Prefix("/".to_owned())),
+    ];
+    let header = any_header_name().prop_map(|name| (name, HeaderValue::from_static("x")));
+    let one = (of(Just(Method::GET)), of(path), vec(header, 0..3))
+        .prop_map(|(method, path, headers)| fault::RequestMatch { method, path, headers });
+    (vec(caller, 0..3), vec(one, 0..3), 1u16..=10_000, kind, times, any::<i64>()).prop_map(
+        |(from, matches, share, kind, times, created)| Fault {
+            name: "bank/f".into(),
+            version: "1".into(),
+            created,
+            from,
+            matches,
+            share,
+            kind,
+            times,
+        },
+    )
 }
 
 /// One of the two at least.
@@ -320,6 +373,78 @@ fn what_a_backend_policy_must_not_say_is_refused_with_its_path() {
         change(wire.policy.as_mut().unwrap());
         let error = destination::from_wire(&wire).unwrap_err();
         assert_eq!(error.to_string(), format!("policy.{want}"));
+    }
+}
+
+#[test]
+fn what_a_fault_must_not_say_is_refused_with_its_path() {
+    use mesh::fault::Kind as Wire;
+    type Change = fn(&mut mesh::Fault);
+    let unset = "is not set, or set to something that this build does not know";
+    let cases: &[(Change, &str)] = &[
+        (|w| w.share = 0, "share: 0 must be between 1 and 10000"),
+        (|w| w.share = 10_001, "share: 10001 must be between 1 and 10000"),
+        (|w| w.kind = None, &format!("kind: {unset}")),
+        (
+            |w| w.kind = Some(Wire::Delay(mesh::FaultDelay { fixed: 0, jitter: 0 })),
+            "delay.fixed: 0ns must be between 1ms and 60s",
+        ),
+        (
+            |w| w.kind = Some(Wire::Delay(mesh::FaultDelay { fixed: 1, jitter: 60_001 })),
+            "delay.jitter: 60.001s must be between 0ns and 60s",
+        ),
+        (
+            |w| w.kind = Some(Wire::AbortStatus(399)),
+            "abort_status: 399 must be between 400 and 599",
+        ),
+        (|w| w.kind = Some(Wire::AbortGrpc(0)), "abort_grpc: 0 must be between 1 and 16"),
+        (
+            |w| w.schedule = Some(mesh::FaultSchedule { every: 999, length: 1_000 }),
+            "schedule.every: 999ms must be between 1s and 86400s",
+        ),
+        (
+            |w| w.schedule = Some(mesh::FaultSchedule { every: 1_000, length: 1_000 }),
+            "schedule.for: 1s is not less than every, which is 1s",
+        ),
+        (|w| w.from = vec![mesh::FaultCaller::default()], "from[0].namespace: \"\" must be"),
+        (|w| w.from = vec![mesh::FaultCaller::default(); 17], "from: has 17 items, at most 16"),
+        (
+            |w| w.matches = vec![mesh::FaultMatch::default(); 17],
+            "matches: has 17 items, at most 16",
+        ),
+        (
+            |w| {
+                let header = mesh::Header { name: "a b".to_owned(), ..Default::default() };
+                w.matches = vec![mesh::FaultMatch { headers: vec![header], ..Default::default() }];
+            },
+            "matches[0].headers[0].name: \"a b\": invalid HTTP header name",
+        ),
+    ];
+    for (change, want) in cases {
+        let mut config = plain_destination();
+        config.policy.faults = vec![plain_fault()];
+        let mut wire = destination::to_wire(&config);
+        assert_eq!(wire.requires, ["faults.v1", "policy.v1"]);
+        change(&mut wire.policy.as_mut().unwrap().faults[0]);
+        let error = destination::from_wire(&wire).unwrap_err().to_string();
+        assert!(error.starts_with(&format!("policy.faults[0].{want}")), "{error}");
+        let faults = &mut wire.policy.as_mut().unwrap().faults;
+        *faults = vec![faults[0].clone(); 17];
+        let error = destination::from_wire(&wire).unwrap_err().to_string();
+        assert_eq!(error, "policy.faults: has 17 items, at most 16 are allowed");
+    }
+}
+
+pub(crate) fn plain_fault() -> Fault {
+    Fault {
+        name: "bank/f".into(),
+        version: "1".into(),
+        created: 0,
+        from: Vec::new(),
+        matches: Vec::new(),
+        share: 1,
+        kind: fault::Kind::Reset,
+        times: fault::Times { start: None, end: UNIX_EPOCH, schedule: None },
     }
 }
 

@@ -14,6 +14,8 @@ pub fn show(proxy: &Proxy) -> Value {
     json!({
         // Of each called service: breaker, ejected endpoints, budget, limits.
         "services": services.iter().map(show).collect::<Vec<_>>(),
+        // Faults that have hit calls of this workload.
+        "experiments": proxy.experiments.show(),
         // What this workload lets in, by port.
         "server": proxy.limits.show(Instant::now()),
     })

@@ -15,6 +15,7 @@ use outrigger_proto::convert::{self, is_unsupported};
 use outrigger_proto::{mesh, wire};
 use prost::Message;
 
+use crate::experiments;
 use crate::inbound_ports::InboundPorts;
 use crate::proxy::Proxy;
 use crate::state::{Saved, SavedResource};
@@ -116,11 +117,12 @@ impl Holdings {
         let compiled = mesh::Destination::decode(held.bytes.clone())
             .map_err(|e| FieldError::here(format!("not a Destination: {e}")))
             .and_then(|wire| convert::destination::from_wire(&wire))
-            .and_then(|config| {
+            .and_then(|mut config| {
                 if config.name.to_string() != resource.name {
                     let problem = format!("{} is named {}", config.name, resource.name);
                     return Err(FieldError::at("name", problem));
                 }
+                experiments::keep_own(&mut config, &self.proxy.settings);
                 compile(&config)
             });
         let aliases: Vec<Authority> = resource

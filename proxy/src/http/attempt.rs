@@ -22,6 +22,7 @@ use super::context;
 use super::deadline::{Clock, poll_within};
 use super::exchange::{Exchange, Lease};
 use super::failed::{Failed, Waited, failure, timed_out};
+use super::fault;
 use super::head::Head;
 use super::headers::UNPROCESSED;
 use super::respond::Refusal;
@@ -220,13 +221,21 @@ pub async fn send(
         let streams = (call, head.upgrade.is_some());
         context::send_along(exchange, live, hop, &mut head.headers, streams, end, began);
     }
-    let mut clock = Clock::at(earlier(end, began, limits.connect));
     exchange.attempt = match (way.endpoints(), &hop.endpoint) {
         (Some(endpoints), Some(endpoint)) => {
             Some(Attempt::begin(endpoints, endpoint, std::mem::take(&mut hop.trials)))
         }
         _ => None,
     };
+    let mut held = Duration::ZERO;
+    if fault::is_possible(way, call) {
+        let until = earlier(end, began, limits.first_byte);
+        let (calls, head) = ((way, call), head.as_ref());
+        let injecting = Box::pin(fault::inject(worker, exchange, calls, head, until));
+        held = injecting.await?.ok_or_else(|| timed_out(hop, waited(began, end)))?;
+    }
+    let mut clock = Clock::at(earlier(end, began + held, limits.connect));
+    let first_byte_limit = limits.first_byte.map(|limit| limit.saturating_sub(held));
     let key = hop.key();
     let sent = if hop.wire == Wire::Http1 {
         let mut lease = {
@@ -236,7 +245,7 @@ pub async fn send(
         };
         let mut sending = pin!(lease.send(write(head, keep, hop, body)?));
         exchange.lease = Some(Lease::H1(lease));
-        first_byte(&mut clock, end, limits.first_byte);
+        first_byte(&mut clock, end, first_byte_limit);
         poll_fn(|cx| poll_within(sending.as_mut(), &mut clock, cx)).await
     } else {
         let lease = {
@@ -249,7 +258,7 @@ pub async fn send(
         }
         let mut sending = pin!(lease.send(write(head, keep, hop, body)?));
         exchange.lease = Some(Lease::H2(lease));
-        first_byte(&mut clock, end, limits.first_byte);
+        first_byte(&mut clock, end, first_byte_limit);
         poll_fn(|cx| poll_within(sending.as_mut(), &mut clock, cx)).await
     };
     let sent = sent.ok_or_else(|| timed_out(hop, waited(began, end)))?;

@@ -119,7 +119,10 @@ pub async fn run(
 
 /// The endpoint, or the proxy before it, did not even take the request.
 fn refused(hop: &Hop, sent: &Result<Response<Incoming>, Failed>) -> bool {
-    sent.as_ref().map_or(true, |response| attempt::unprocessed(hop, response).is_some())
+    match sent {
+        Ok(response) => attempt::unprocessed(hop, response).is_some(),
+        Err(failed) => !failed.is_answer(),
+    }
 }
 
 fn is_idempotent(head: &Head) -> bool {

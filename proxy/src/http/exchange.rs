@@ -14,6 +14,7 @@ use outrigger_core::config::Protocol;
 use outrigger_core::outcome::{Outcome, classify_grpc, classify_http};
 use outrigger_core::policy::correlation::Inflight;
 use outrigger_core::policy::deadline::Deadline;
+use outrigger_core::policy::fault::Answer;
 use outrigger_core::policy::priority::Priority;
 use outrigger_core::reason::{Reason, Side};
 
@@ -64,6 +65,8 @@ pub struct Exchange {
     over: bool,
     /// It became a tunnel: what flows inside is counted, and not once more the way there.
     pub tunneled: bool,
+    /// The last experiment that hit a try of it.
+    pub injected: Option<Arc<str>>,
     /// The upstream connection, to be used again when the response has been read whole.
     pub lease: Option<Lease>,
     /// The try that is under way.
@@ -120,6 +123,7 @@ impl Exchange {
             bytes: 0,
             over: false,
             tunneled: false,
+            injected: None,
             lease: None,
             attempt: None,
             seat: None,
@@ -164,6 +168,14 @@ impl Exchange {
         self.attempt = None;
     }
 
+    /// An experiment's answer stands for that of the service.
+    pub fn stand_in(&mut self, answer: &Answer) {
+        self.judge(answer.outcome);
+        self.lease = None;
+        self.attempt = None;
+        self.grpc_status = self.is_grpc().then_some(answer.grpc);
+    }
+
     pub fn sent(&mut self, bytes: usize) {
         self.bytes += bytes as u64;
     }
@@ -183,7 +195,7 @@ impl Exchange {
             lease.release(now);
         }
         let outcome = match self.reason {
-            Some(reason) if reason.status() != StatusCode::OK => match reason.side() {
+            Some(reason) if is_own_fault(reason) => match reason.side() {
                 Side::Upstream => Outcome::Failure,
                 Side::Downstream | Side::Us => Outcome::Refused,
             },
@@ -244,6 +256,7 @@ impl Exchange {
                 request_id: self.request_id.take(),
                 trace_id: self.trace_id,
                 endpoint: self.endpoint,
+                injected: self.injected.take(),
                 attempts: self.attempts,
                 deadline_left_ms: self.deadline.map(|deadline| {
                     let left = deadline.at.saturating_duration_since(now).as_millis() as i64;
@@ -274,6 +287,11 @@ pub fn is_grpc(headers: &HeaderMap) -> bool {
     headers
         .get(header::CONTENT_TYPE)
         .is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
+}
+
+/// Whether the reason says by itself how the request ended.
+fn is_own_fault(reason: Reason) -> bool {
+    reason.status() != StatusCode::OK && reason != Reason::FaultInjected
 }
 
 fn grpc_status(headers: &HeaderMap) -> Option<i32> {

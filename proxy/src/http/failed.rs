@@ -7,6 +7,7 @@ use outrigger_core::reason::{Reason, Side};
 
 use super::attempt::Hop;
 use super::body::RequestBody;
+use super::fault::Injected;
 use super::respond::Refusal;
 use crate::pool::connect::ConnectError;
 
@@ -16,6 +17,8 @@ pub struct Failed {
     pub detail: String,
     /// Somebody may have acted on the request.
     pub processed: bool,
+    /// An experiment did it.
+    pub injected: Option<Box<Injected>>,
 }
 
 /// What a try that ran out of time waited for.
@@ -28,11 +31,26 @@ pub(super) enum Waited {
 
 impl Failed {
     pub fn unprocessed(reason: Reason, detail: String) -> Self {
-        Self { reason, detail, processed: false }
+        Self { reason, detail, processed: false, injected: None }
+    }
+
+    pub fn injected(detail: String, injected: Injected) -> Self {
+        let processed = injected.answer.failure != Some(Failure::Unprocessed);
+        let (reason, injected) = (Reason::FaultInjected, Some(Box::new(injected)));
+        Self { reason, detail, processed, injected }
+    }
+
+    /// What stands for an answer of the service's.
+    pub fn is_answer(&self) -> bool {
+        let broken = |failure| matches!(failure, Some(Failure::Unprocessed | Failure::Reset));
+        self.injected.as_ref().is_some_and(|injected| !broken(injected.answer.failure))
     }
 
     /// None: it is the caller's own fault.
     pub fn kind(&self) -> Option<Failure> {
+        if let Some(injected) = &self.injected {
+            return injected.answer.failure;
+        }
         match self.reason {
             reason if reason.side() == Side::Downstream => None,
             _ if !self.processed => Some(Failure::Unprocessed),
@@ -65,7 +83,7 @@ impl From<Refusal> for Failed {
 
 impl From<Failed> for Refusal {
     fn from(failed: Failed) -> Self {
-        Self::new(failed.reason, failed.detail)
+        Self { injected: failed.injected, ..Self::new(failed.reason, failed.detail) }
     }
 }
 
@@ -80,6 +98,7 @@ pub(super) fn timed_out(hop: &Hop, waited: Waited) -> Failed {
         reason,
         detail: format!("{}: {what} within the policy's timeout", hop.address),
         processed,
+        injected: None,
     }
 }
 
@@ -102,7 +121,7 @@ pub(super) fn failure(hop: &Hop, mut error: TrySendError<Request<RequestBody>>) 
     } else {
         Reason::UpstreamResetAmbiguous
     };
-    Failed { reason, detail, processed: true }
+    Failed { reason, detail, processed: true, injected: None }
 }
 
 fn chain(error: &dyn std::error::Error) -> String {

@@ -14,6 +14,7 @@ use outrigger_core::reason::{Reason, Side};
 
 use super::body::ResponseBody;
 use super::exchange::Exchange;
+use super::fault::Injected;
 use super::headers::{PROXY_STATUS, REQUEST_ID, UNPROCESSED};
 use crate::metrics::Direction;
 use crate::peer::Peer;
@@ -26,11 +27,13 @@ pub struct Refusal {
     pub detail: Cow<'static, str>,
     /// When it makes sense to ask again.
     pub retry_after: Option<Duration>,
+    /// An experiment did it, and how it is answered.
+    pub injected: Option<Box<Injected>>,
 }
 
 impl Refusal {
     pub fn new(reason: Reason, detail: impl Into<Cow<'static, str>>) -> Self {
-        Self { reason, detail: detail.into(), retry_after: None }
+        Self { reason, detail: detail.into(), retry_after: None, injected: None }
     }
 }
 
@@ -88,23 +91,30 @@ pub fn switched(head: Response<()>, mut exchange: Box<Exchange>) -> Response<Res
 
 /// Our own answer to what can't be served: `Proxy-Status` (RFC 9209) and a body for people.
 pub fn refuse(refusal: Refusal, mut exchange: Box<Exchange>) -> Response<ResponseBody> {
-    let Refusal { reason, detail, mut retry_after } = refusal;
+    let Refusal { reason, detail, mut retry_after, injected } = refusal;
     exchange.reason = Some(reason);
-    exchange.end_attempt(reason.side() == Side::Upstream);
+    let (mut own, mut code) = (reason.status(), grpc_code_for(reason));
+    match injected {
+        Some(injected) => {
+            exchange.stand_in(&injected.answer);
+            (own, code) = (injected.answer.status, injected.answer.grpc);
+        }
+        None => exchange.end_attempt(reason.side() == Side::Upstream),
+    }
     let proxy_status = proxy_status(reason, &detail);
     let to_mesh = exchange.connection.direction == Direction::Inbound
         && exchange.connection.peer.get() == Peer::Mesh;
     let request_id = exchange.request_id.clone();
     let grpc = exchange.is_grpc();
-    let status = if grpc { StatusCode::OK } else { reason.status() };
-    exchange.status = reason.status();
+    let status = if grpc { StatusCode::OK } else { own };
+    exchange.status = own;
 
     let mut builder = Response::builder().status(status);
     if grpc {
         // A "trailers-only" answer (gRPC over HTTP/2): the status is in the head.
         builder = builder
             .header(header::CONTENT_TYPE, "application/grpc")
-            .header("grpc-status", grpc_code_for(reason))
+            .header("grpc-status", code)
             .header("grpc-message", grpc_message(reason, &detail));
     } else {
         builder = builder.header(header::CONTENT_TYPE, "text/plain; charset=utf-8");

@@ -26,6 +26,7 @@ use crate::guard::{Attempt, Trials};
 use crate::http::attempt::take_endpoint;
 use crate::http::body::RequestBody;
 use crate::http::destination::Target;
+use crate::http::fault::refuse_connection;
 use crate::http::respond::Refusal;
 use crate::metrics::{Label, add};
 use crate::pool::{PoolKey, Wire, connect, h2};
@@ -82,7 +83,12 @@ pub async fn dial(
         let (endpoint, trials) = choose(worker, live, dialed, backend, remote, &tried)?;
         let mut attempt = Attempt::begin(&live.backends[backend], &endpoint, trials);
         let labels = Labels { service: live.backends[backend].label, route, peer: endpoint.peer };
-        match open(worker, &endpoint).await {
+        let faults = &live.compiled.backends[backend].policy.faults;
+        let opened = match refuse_connection(worker, faults) {
+            Some(refusal) => Err(refusal),
+            None => open(worker, &endpoint).await,
+        };
+        match opened {
             Ok(io) => {
                 // What is said on it is not looked into: it stands.
                 attempt.judge(Outcome::Success, || worker.random());

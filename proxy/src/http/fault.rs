@@ -1,0 +1,102 @@
+//! Experiments on a try that is about to be sent, and on a connection that is about to be opened.
+//!
+//! It stands where the network would: whatever watches over tries (timeouts, retries, breakers, ejection)
+//! takes what happens here for the called service's.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use outrigger_core::path::canonical;
+use outrigger_core::policy::CallPolicy;
+use outrigger_core::policy::fault::{Answer, Fault, Request};
+use outrigger_core::reason::Reason;
+
+use super::attempt::Way;
+use super::exchange::Exchange;
+use super::failed::Failed;
+use super::head::Head;
+use super::respond::Refusal;
+use crate::worker::Worker;
+
+/// An experiment that stands in for an answer.
+#[derive(Debug)]
+pub struct Injected {
+    /// `namespace/name`.
+    pub name: Arc<str>,
+    pub answer: Answer,
+}
+
+/// Whether some experiment is about the call: nearly always not.
+pub(super) fn is_possible(way: &Way<'_>, call: &CallPolicy) -> bool {
+    !call.faults.is_empty() || !of_service(way).is_empty()
+}
+
+/// Does to a try what the first experiment wants that hits it. Returns how long it was held up; none: it
+/// was still held up at `until`.
+pub(super) async fn inject(
+    worker: &Worker,
+    exchange: &mut Exchange,
+    (way, call): (&Way<'_>, &CallPolicy),
+    head: Option<&Head>,
+    until: Option<Instant>,
+) -> Result<Option<Duration>, Failed> {
+    let fault = head.and_then(|head| first_hit(worker, exchange, way, call, head));
+    let Some(fault) = fault else { return Ok(Some(Duration::ZERO)) };
+    exchange.injected = Some(Arc::clone(&fault.name));
+    worker.proxy.experiments.hit(fault);
+    if let Some(answer) = fault.kind.answer(exchange.is_grpc()) {
+        let injected = Injected { name: Arc::clone(&fault.name), answer };
+        return Err(Failed::injected(detail(fault), injected));
+    }
+    let delay = fault.kind.delay(worker.random()).unwrap_or_default();
+    let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+    let held = left.map_or(delay, |left| left.min(delay));
+    tokio::time::sleep(held).await;
+    Ok((held == delay).then_some(delay))
+}
+
+fn of_service<'a>(way: &Way<'a>) -> &'a [Fault] {
+    match way {
+        Way::Service { live, backend, .. } => &live.compiled.backends[*backend].policy.faults,
+        Way::App { .. } | Way::Outside { .. } => &[],
+    }
+}
+
+/// Of those for the route and those for the service that hit, the one that goes first.
+fn first_hit<'a>(
+    worker: &Worker,
+    exchange: &Exchange,
+    way: &Way<'a>,
+    call: &'a CallPolicy,
+    head: &Head,
+) -> Option<&'a Fault> {
+    let now = SystemTime::now();
+    let path = head.path.path();
+    let request = Request {
+        method: &head.method,
+        path: &canonical(path).unwrap_or(Cow::Borrowed(path)),
+        headers: &head.headers,
+        grpc: exchange.is_grpc(),
+    };
+    let hit = |faults: &'a [Fault]| {
+        faults.iter().find(|fault| fault.hits(&request, now, worker.random()))
+    };
+    let both = hit(&call.faults).into_iter().chain(hit(of_service(way)));
+    both.min_by_key(|fault| fault.order())
+}
+
+/// The refusal of a connection that is not looked into, if an experiment wants one.
+pub fn refuse_connection(worker: &Worker, faults: &[Fault]) -> Option<Refusal> {
+    let now = SystemTime::now();
+    let fault = faults.iter().find(|fault| fault.hits_connection(now, worker.random()))?;
+    let answer = fault.kind.answer(false)?;
+    worker.proxy.experiments.hit(fault);
+    let injected = Injected { name: Arc::clone(&fault.name), answer };
+    let refusal = Refusal::new(Reason::FaultInjected, detail(fault));
+    Some(Refusal { injected: Some(Box::new(injected)), ..refusal })
+}
+
+fn detail(fault: &Fault) -> String {
+    format!("the experiment {} wants a try to end: {}", fault.name, fault.kind.as_str())
+}
