@@ -62,6 +62,10 @@ impl AsyncRead for Io {
             let n = self.read_ahead.len().min(buf.remaining());
             buf.put_slice(&self.read_ahead[..n]);
             self.read_ahead.advance(n);
+            if self.read_ahead.is_empty() {
+                // Its buffer would stay as long as the connection.
+                self.read_ahead = Bytes::new();
+            }
             return Poll::Ready(Ok(()));
         }
         let before = buf.filled().len();

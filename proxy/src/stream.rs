@@ -80,7 +80,7 @@ async fn detect(
     let mut spoke = worker.listen(&mut sniffer, Some(silence), origin.direction).await;
     if matches!(spoke, Spoke::Nobody) {
         // Silence alone is no verdict: ask the server too.
-        let mut opened = dial::dial(worker, target, origin.remote, None).await?;
+        let mut opened = Box::pin(dial::dial(worker, target, origin.remote, None)).await?;
         let server_spoke = tokio::select! {
             spoke = opened.speaks() => spoke,
             () = sniffer.readable() => false,
@@ -88,14 +88,14 @@ async fn detect(
         if server_spoke {
             check_opaque(worker, &origin, target)?;
             evidence.remember(target.label());
-            relay_to(worker, &origin, Protocol::Tcp, sniffer.into_io(), opened).await;
+            Box::pin(relay_to(worker, &origin, Protocol::Tcp, sniffer.into_io(), opened)).await;
             return Ok(());
         }
         evidence.contradict(target.label());
         spoke = worker.listen(&mut sniffer, None, origin.direction).await;
         if let Spoke::Client(Detected::Opaque) = spoke {
             check_opaque(worker, &origin, target)?;
-            relay_to(worker, &origin, Protocol::Tcp, sniffer.into_io(), opened).await;
+            Box::pin(relay_to(worker, &origin, Protocol::Tcp, sniffer.into_io(), opened)).await;
             return Ok(());
         }
     }
@@ -125,12 +125,12 @@ async fn decide(
         Spoke::Client(Detected::Tls { server_name }) if !declared.is_http() => {
             check_caller(worker, &origin, target)?;
             let name = Some(server_name.as_deref());
-            let opened = dial::dial(worker, target, origin.remote, name).await?;
-            relay_to(worker, &origin, Protocol::Tls, sniffer.into_io(), opened).await;
+            let opened = Box::pin(dial::dial(worker, target, origin.remote, name)).await?;
+            Box::pin(relay_to(worker, &origin, Protocol::Tls, sniffer.into_io(), opened)).await;
             Ok(())
         }
         Spoke::Client(_) | Spoke::Nobody if declared == Protocol::Detect => {
-            opaque(worker, &origin, target, sniffer).await
+            Box::pin(opaque(worker, &origin, target, sniffer)).await
         }
         Spoke::Client(_) | Spoke::Nobody => Err(Refusal::new(
             Reason::ProtocolError,
@@ -152,8 +152,8 @@ async fn opaque(
     sniffer: Sniffer,
 ) -> Result<(), Refusal> {
     check_opaque(worker, origin, target)?;
-    let opened = dial::dial(worker, target, origin.remote, None).await?;
-    relay_to(worker, origin, Protocol::Tcp, sniffer.into_io(), opened).await;
+    let opened = Box::pin(dial::dial(worker, target, origin.remote, None)).await?;
+    Box::pin(relay_to(worker, origin, Protocol::Tcp, sniffer.into_io(), opened)).await;
     Ok(())
 }
 
@@ -178,6 +178,7 @@ fn check_caller(worker: &Worker, origin: &Origin, target: &Target) -> Result<(),
     }
 }
 
+/// Boxed by its callers, as dialling is: an HTTP connection should not carry the size of a relay.
 async fn relay_to(
     worker: &Rc<Worker>,
     origin: &Origin,

@@ -143,6 +143,7 @@ impl Worker {
         self.connections.sweep(limit.max(1));
         self.pools.sweep(Instant::now());
         self.review();
+        give_back_memory();
     }
 
     /// Judges every open connection by the certificates, roots and ports of now. What may stay no
@@ -316,4 +317,11 @@ impl Load {
     pub fn total(&self) -> usize {
         self.connections.load(Relaxed) + self.streams.load(Relaxed)
     }
+}
+
+/// Lets the allocator return to the system what it has had to spare for a while. It looks when a large
+/// block is freed, which may never happen again after a burst of connections.
+fn give_back_memory() {
+    const LARGE: usize = 2 * 1024 * 1024;
+    drop(std::hint::black_box(Vec::<u8>::with_capacity(LARGE)));
 }

@@ -33,7 +33,7 @@ pub fn remember(
     head: &mut Head,
     says: Says,
 ) -> Result<(), Refusal> {
-    let trace = identify(connection, exchange, head);
+    let trace = identify(connection, exchange, head, says);
     let headers = &mut head.headers;
     if says.time {
         exchange.deadline = Deadline::begin(exchange.began, told(headers).nearest(), None, None);
@@ -77,7 +77,7 @@ pub fn inherit(
     {
         request = correlation.hash(id.as_bytes());
     }
-    let trace = identify(connection, exchange, head);
+    let trace = identify(connection, exchange, head, says);
     let received = if trace.received == 0 { 0 } else { trace.id };
     let found = correlation.find(Keys { trace: received, span: trace.received, request });
     let told = if says.time { told(&head.headers) } else { Told::default() };
@@ -176,11 +176,16 @@ pub fn send_along(
 }
 
 /// Gives the request what it is followed by: a request id and a place in a trace.
-fn identify(connection: &Connection, exchange: &mut Exchange, head: &mut Head) -> Trace {
+fn identify(
+    connection: &Connection,
+    exchange: &mut Exchange,
+    head: &mut Head,
+    says: Says,
+) -> Trace {
     let worker = &connection.worker;
     let id = request_id(&mut head.headers, || [worker.random(), worker.random()]);
     exchange.request_id = Some(id);
-    let trace = trace(&mut head.headers, || worker.random());
+    let trace = trace(&mut head.headers, says.trace, || worker.random());
     exchange.trace_id = trace.id;
     trace
 }

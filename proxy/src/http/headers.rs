@@ -43,6 +43,8 @@ struct Seen {
     client_cert: bool,
     /// What says how much time is left.
     time: bool,
+    /// A place in a trace.
+    trace: bool,
 }
 
 fn look(headers: &HeaderMap) -> Seen {
@@ -58,6 +60,7 @@ fn look(headers: &HeaderMap) -> Seen {
             [b'x', b'-', b'o', ..] if text.starts_with(INTERNAL) => seen.internal = true,
             b"x-forwarded-client-cert" => seen.client_cert = true,
             b"grpc-timeout" | b"x-deadline" | b"x-envoy-expected-rq-timeout-ms" => seen.time = true,
+            b"traceparent" | b"b3" | b"x-b3-traceid" => seen.trace = true,
             _ => {}
         }
     }
@@ -93,6 +96,8 @@ pub struct Says {
     pub time: bool,
     /// It has headers of the mesh.
     pub internal: bool,
+    /// It has a place in a trace.
+    pub trace: bool,
 }
 
 /// Removes what belongs to the connection it came on and what this peer may not say.
@@ -106,7 +111,7 @@ pub fn clean_request(headers: &mut HeaderMap, peer: Peer) -> Says {
     if seen.client_cert && peer != Peer::App {
         headers.remove(CLIENT_CERT);
     }
-    Says { time: seen.time, internal: seen.internal }
+    Says { time: seen.time, internal: seen.internal, trace: seen.trace }
 }
 
 /// The same for a response. What one proxy tells another has been read by now.
@@ -195,17 +200,21 @@ pub fn check(head: &Parts) -> Result<(), Refusal> {
 
 /// Keeps the request's id or gives it one, and returns it.
 pub fn request_id(headers: &mut HeaderMap, random: impl FnOnce() -> [u64; 2]) -> HeaderValue {
-    if let Some(id) = headers.get(REQUEST_ID)
-        && !id.is_empty()
+    let entry = headers.entry(REQUEST_ID);
+    if let header::Entry::Occupied(kept) = &entry
+        && !kept.get().is_empty()
     {
-        return id.clone();
+        return kept.get().clone();
     }
     let [a, b] = random();
     let mut text = [0; 32];
     hex(&mut text[..16], a);
     hex(&mut text[16..], b);
     let id = unique(&text);
-    headers.insert(REQUEST_ID, id.clone());
+    match entry {
+        header::Entry::Occupied(mut empty) => drop(empty.insert(id.clone())),
+        header::Entry::Vacant(vacant) => drop(vacant.insert(id.clone())),
+    }
     id
 }
 
@@ -219,10 +228,15 @@ pub struct Trace {
     pub sent: u64,
 }
 
-/// Continues the request's W3C trace context (else B3) with a fresh parent id, or begins one.
-pub fn trace(headers: &mut HeaderMap, random: impl Fn() -> u64) -> Trace {
-    let received = headers.get(TRACEPARENT).and_then(|value| parse_traceparent(value.as_bytes()));
-    let received = received.or_else(|| b3(headers));
+/// Continues the request's W3C trace context (else B3) with a fresh parent id, or begins one. `says`:
+/// whether it has any.
+pub fn trace(headers: &mut HeaderMap, says: bool, random: impl Fn() -> u64) -> Trace {
+    let mut received = None;
+    if says {
+        let given = headers.get(TRACEPARENT);
+        received = given.and_then(|value| parse_traceparent(value.as_bytes()));
+        received = received.or_else(|| b3(headers));
+    }
     let (id, received, flags) = received.unwrap_or_else(|| {
         // All zero is not valid; one bit settles it.
         (u128::from(random() | 1) << 64 | u128::from(random()), 0, 0)
@@ -351,7 +365,7 @@ mod tests {
     fn trace_context_is_continued_when_valid_and_begun_otherwise() {
         let given = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
         let mut headers = map(&[("traceparent", given)]);
-        trace(&mut headers, || 7);
+        trace(&mut headers, true, || 7);
         let sent = headers[TRACEPARENT].to_str().unwrap().to_owned();
         assert_eq!(sent, "00-0af7651916cd43dd8448eb211c80319c-0000000000000007-01");
         for bad in [
@@ -366,7 +380,7 @@ mod tests {
             assert_eq!(parse_traceparent(bad.as_bytes()), None, "{bad}");
             let mut headers = HeaderMap::new();
             headers.insert(TRACEPARENT, HeaderValue::from_str(bad).unwrap());
-            trace(&mut headers, || 8);
+            trace(&mut headers, true, || 8);
             let sent = headers[TRACEPARENT].to_str().unwrap();
             assert!(parse_traceparent(sent.as_bytes()).is_some(), "{sent}");
         }
@@ -380,7 +394,7 @@ mod tests {
         let several =
             map(&[("x-b3-traceid", "64fe8b2a57d3eff7"), ("x-b3-spanid", "e457b5a2e4d86bd1")]);
         for (mut headers, id) in [(one, wide), (several, &wide[16..])] {
-            let trace = trace(&mut headers, || 7);
+            let trace = trace(&mut headers, true, || 7);
             assert_eq!(trace.id, u128::from_str_radix(id, 16).unwrap());
             assert_eq!(trace.received, 0xe457_b5a2_e4d8_6bd1);
             assert_eq!(headers[TRACEPARENT], format!("00-{id:0>32}-0000000000000007-00"));

@@ -116,7 +116,8 @@ impl Connection {
                 Direction::Inbound => &worker.http.h2_hop,
                 Direction::Outbound => &worker.http.h2,
             };
-            let mut serving = pin!(builder.serve_connection(io, service));
+            // Boxed: an HTTP/1.1 connection should not carry its size.
+            let mut serving = Box::pin(builder.serve_connection(io, service));
             drive(&registered, &watch, |cx, shutdown| {
                 if shutdown {
                     serving.as_mut().graceful_shutdown();

@@ -25,8 +25,9 @@ use crate::http::body::RequestBody;
 use crate::tls::handshake::Proof;
 use crate::tls::verify::Trust;
 
-/// Streams in flight on a connection from which on another is opened.
-const BUSY_STREAMS: u32 = 64;
+/// Streams in flight on a connection from which on another is opened. Up to there one connection is
+/// filled: the more streams share it, the fewer system calls each costs.
+const BUSY_STREAMS: u32 = 128;
 /// Connections of one worker to one address.
 const MAX_CONNECTIONS: usize = 4;
 /// Streams on one connection, whatever the peer allows.
@@ -77,7 +78,7 @@ pub struct Lease {
 }
 
 impl Pools {
-    /// A stream on the least busy connection, opening one when all are busy.
+    /// A stream on the first connection that is not busy, opening one when all are.
     pub async fn lease_h2(&self, key: PoolKey, now: Instant) -> Result<Lease, ConnectError> {
         let pool = self.h2(key);
         if let Some(lease) = pool.try_lease(now)
@@ -209,7 +210,9 @@ impl Pool {
         if connections.iter().any(|c| c.sender.borrow().is_closed()) {
             connections.retain(|c| !c.sender.borrow().is_closed());
         }
-        let best = connections.iter().filter(|c| c.has_room()).min_by_key(|c| c.streams.get())?;
+        let calm = connections.iter().find(|c| c.streams.get() < BUSY_STREAMS && c.has_room());
+        let least = || connections.iter().filter(|c| c.has_room()).min_by_key(|c| c.streams.get());
+        let best = calm.or_else(least)?;
         best.streams.set(best.streams.get() + 1);
         best.used.set(now);
         Some(Lease { connection: Rc::clone(best), pool: Rc::clone(self) })
