@@ -115,6 +115,13 @@ impl Case {
         }
     }
 
+    /// The case of that name, whatever its upper and lower case.
+    pub fn named(name: &str) -> Result<Self, String> {
+        let found = Self::ALL.into_iter().find(|case| case.name().eq_ignore_ascii_case(name));
+        let all = || Self::ALL.map(Self::name).join(", ");
+        found.ok_or_else(|| format!("no such case; there are {}", all()))
+    }
+
     fn setup(self) -> Setup {
         match self {
             Self::H1 | Self::H2 | Self::Grpc | Self::Tcp => Setup::Single,

@@ -39,8 +39,8 @@ struct Options {
     #[arg(long)]
     no_memory: bool,
     /// Only these cases, by name as the table shows them; may be repeated
-    #[arg(long = "case")]
-    cases: Vec<String>,
+    #[arg(long = "case", value_parser = Case::named)]
+    cases: Vec<Case>,
     /// The control plane's binary, of any build: it is not measured
     #[arg(long, default_value = "target/debug/outrigger-control-plane")]
     control_plane: PathBuf,
@@ -79,8 +79,7 @@ fn run(options: &Options) -> Result<bool, Failure> {
         peers::start(&mut running, &places, *peer)?;
         peers::start_pair(&mut running, &places, *peer)?;
     }
-    let wanted =
-        |case: &Case| options.cases.is_empty() || options.cases.iter().any(|n| n == case.name());
+    let wanted = |case: &Case| options.cases.is_empty() || options.cases.contains(case);
     let cases: Vec<Case> = Case::ALL.into_iter().filter(wanted).collect();
     if cases.iter().any(|case| case.is_tls()) {
         tls::start(&mut running, &places)?;
