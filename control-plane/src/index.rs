@@ -22,6 +22,7 @@ use outrigger_core::policy::access::Action;
 
 pub use names::{Resolution, Target};
 
+use crate::experiments::Stops;
 use crate::object::policy::{FaultInjection, ServerPolicy, TrafficPolicy};
 use crate::object::{
     EndpointSlice, External, KeySource, Kind, Object, ObjectId, Policy, ReferenceGrant, Route,
@@ -113,6 +114,8 @@ pub struct Index {
     traffic: Policies<TrafficPolicy>,
     server: Policies<ServerPolicy>,
     faults: Policies<FaultInjection>,
+    /// Experiments that a guard has stopped.
+    stops: Stops,
     externals: BTreeMap<(String, String), External>,
     /// Key sets that do not stand in a policy itself.
     keys: BTreeMap<KeySource, String>,

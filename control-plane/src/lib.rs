@@ -10,6 +10,7 @@ pub mod ca;
 pub mod connection;
 pub mod control;
 pub mod discovery;
+pub mod experiments;
 pub mod identity;
 pub mod index;
 pub mod keys;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use outrigger_proto::identity::identity_server::IdentityServer;
+use outrigger_proto::mesh::experiments_server::ExperimentsServer;
 use outrigger_proto::mesh::workload_server::WorkloadServer;
 use outrigger_proto::wire::AggregatedDiscoveryServiceServer;
 use tokio::net::TcpListener;
@@ -20,6 +21,7 @@ use crate::ca::own::OwnCertificate;
 use crate::connection::{self, Tls};
 use crate::control;
 use crate::discovery::Discovery;
+use crate::experiments::{self, Stopper};
 use crate::identity::Certifier;
 use crate::index::Index;
 use crate::keys;
@@ -33,7 +35,7 @@ use crate::token::Tokens;
 
 /// Bytes of one request: what a proxy with ten thousand names sends at once.
 const MAX_REQUEST: usize = 4 * 1024 * 1024;
-/// Bytes of a request for a certificate.
+/// Bytes of a request for a certificate, or to stop an experiment.
 const MAX_CERTIFY: usize = 16 * 1024;
 /// Open streams are told to end; after this they are cut.
 const STOP: Duration = Duration::from_secs(3);
@@ -82,7 +84,9 @@ pub async fn start(options: Options) -> Result<Server, StartError> {
     let root = options.manifests.clone().ok_or(StartError::NoManifests)?;
     let metrics = Arc::new(Metrics::new());
     let problems = Arc::new(Problems::default());
-    let index = Index::new(options.settings()).with_security(options.security());
+    let stops = options.state_dir.as_deref().map(experiments::read).unwrap_or_default();
+    let index = Index::new(options.settings());
+    let index = index.with_security(options.security()).with_stops(stops);
     let publisher = Arc::new(Publisher::new(index));
     let security = Security::open(&options)?;
     if let Some(security) = &security {
@@ -125,6 +129,9 @@ pub async fn start(options: Options) -> Result<Server, StartError> {
     let mut background = vec![tokio::spawn(admin::serve(admin_listener, admin))];
     background.push(tokio::spawn(keys::run(publisher.clone(), root)));
     background.extend(registrations.clone().map(|r| tokio::spawn(r.run())));
+    let keeping = options.state_dir.clone();
+    let keeping = keeping.map(|state| tokio::spawn(experiments::keep(publisher.clone(), state)));
+    background.extend(keeping);
     let tls = match &security {
         Some(security) => {
             background.extend(security.run(&publisher, &metrics)?);
@@ -133,10 +140,12 @@ pub async fn start(options: Options) -> Result<Server, StartError> {
         None => None,
     };
     let certify = authority.clone().zip(tokens.clone());
+    let stopper = Stopper::new(publisher.clone(), tokens.clone(), options.state_dir.clone());
     let routes = routes(
         Discovery::new(publisher.clone(), tokens.clone(), authority.clone(), metrics.clone()),
         Registrar::new(registrations.clone(), tokens, authority, stopping.clone()),
         Certifier::new(certify, metrics.clone()),
+        stopper,
     );
     let identity = if tls.is_some() { "on" } else { "off" };
     let grpc = tokio::spawn(connection::serve(listener, routes, tls, metrics, stopping));
@@ -258,12 +267,19 @@ impl Security {
     }
 }
 
-fn routes(discovery: Discovery, registrar: Registrar, certifier: Certifier) -> Routes {
+fn routes(
+    discovery: Discovery,
+    registrar: Registrar,
+    certifier: Certifier,
+    stopper: Stopper,
+) -> Routes {
     let discovery =
         AggregatedDiscoveryServiceServer::new(discovery).max_decoding_message_size(MAX_REQUEST);
     let registrar = WorkloadServer::new(registrar).max_decoding_message_size(MAX_REQUEST);
     let certifier = IdentityServer::new(certifier).max_decoding_message_size(MAX_CERTIFY);
-    Routes::new(discovery).add_service(registrar).add_service(certifier)
+    let stopper = ExperimentsServer::new(stopper).max_decoding_message_size(MAX_CERTIFY);
+    let routes = Routes::new(discovery).add_service(registrar).add_service(certifier);
+    routes.add_service(stopper)
 }
 
 async fn bind(flag: &'static str, address: SocketAddr) -> Result<TcpListener, StartError> {

@@ -8,6 +8,7 @@ use outrigger_core::config::BackendTarget;
 use serde::Serialize;
 
 use crate::discovery::Answer;
+use crate::experiments::Stopped;
 use crate::index::{Index, PortId};
 use crate::object::{ObjectId, Route, RouteBody, ServiceId};
 use crate::problems::{Problem, Severity};
@@ -25,6 +26,9 @@ pub struct Status {
     /// Sections of a policy that another one decides, and which.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub overridden: Vec<String>,
+    /// Since when and why an experiment does nothing any more.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stopped: Option<Stopped>,
 }
 
 /// Whether something holds, and if not why not, with field paths.
@@ -75,6 +79,7 @@ pub fn objects(view: &View, problems: &[Problem]) -> Vec<Status> {
             resolved_refs: unresolved_backends(&view.index, route).into(),
             programmed: total,
             overridden: Vec::new(),
+            stopped: None,
         };
         statuses.insert(route.id.clone(), status);
     }
@@ -87,6 +92,7 @@ pub fn objects(view: &View, problems: &[Problem]) -> Vec<Status> {
             resolved_refs: Vec::new().into(),
             programmed: Programmed::default(),
             overridden: Vec::new(),
+            stopped: None,
         });
         status.accepted.status = false;
         status.accepted.problems.push(problem.to_string());

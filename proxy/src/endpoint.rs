@@ -15,6 +15,7 @@ use outrigger_core::balance::{self, Ring, ewma};
 use outrigger_core::config::{Balancer, Endpoint, Protocol};
 use outrigger_core::name::{DestinationName, EndpointId};
 
+use crate::experiments::Watches;
 use crate::guard::Guard;
 use crate::metrics::{Label, Metrics};
 use crate::tls::Expected;
@@ -29,6 +30,8 @@ pub struct Endpoints {
     pub label: Label,
     /// Breaker, budget and limits of the service.
     pub guard: Guard,
+    /// What this workload watches over for experiments.
+    pub watches: Watches,
     current: ArcSwap<EndpointSet>,
     turn: AtomicU64,
     /// Some endpoint has a sidecar.
@@ -92,8 +95,8 @@ impl Endpoints {
     pub fn new(name: DestinationName, metrics: &Metrics) -> Self {
         let label = metrics.label(&name.to_string());
         let guard = Guard::new(name.clone());
-        let (current, turn, has_mesh) = Default::default();
-        Self { name, label, guard, current, turn, has_mesh }
+        let (watches, current, turn, has_mesh) = Default::default();
+        Self { name, label, guard, watches, current, turn, has_mesh }
     }
 
     pub fn load(&self) -> arc_swap::Guard<Arc<EndpointSet>> {

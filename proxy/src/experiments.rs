@@ -1,32 +1,101 @@
-//! Experiments (FaultInjections) in this process: which of them are about this caller, and how often each
-//! has hit.
+//! Experiments (FaultInjections) in this process: which of them are about this caller, how often each has
+//! hit, and what this workload watches over so that they stop in time.
 //!
 //! What a fault does to a try is in [`crate::http::fault`]; whether it hits is decided in
 //! `core/src/policy/fault.rs`.
 
-use std::collections::BTreeMap;
+pub mod report;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Write};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Instant, SystemTime};
 
 use outrigger_core::config::Destination;
 use outrigger_core::policy::fault::Fault;
+use outrigger_core::policy::stop::{Breach, StopRule, Watch};
 use serde_json::{Value, json};
+use tokio::sync::mpsc;
 
+use self::report::Stop;
+use crate::endpoint::Endpoints;
+use crate::metrics::Metrics;
 use crate::settings::Settings;
 
 /// Experiments that are counted by name; further ones are counted together.
 const MAX_COUNTED: usize = 1_000;
 
-#[derive(Default)]
 pub struct Experiments {
     /// Tries hit, by name of the experiment and kind of its fault. Locked only when one hits.
     hits: Mutex<BTreeMap<(Arc<str>, &'static str), u64>>,
+    /// Names and versions of those that this process has stopped, whatever the control plane says.
+    stopped: Mutex<BTreeSet<(Arc<str>, Arc<str>)>>,
+    any_stopped: AtomicBool,
+    stops: mpsc::UnboundedSender<Stop>,
+}
+
+/// Experiments that stop when calls to one service suffer.
+#[derive(Default)]
+pub struct Watches(Mutex<Vec<Watch>>);
+
+impl Watches {
+    /// What has been seen for a rule that stays is kept.
+    pub fn reconfigure(&self, rules: &[StopRule]) {
+        let mut watches = lock(&self.0);
+        if rules.is_empty() && watches.is_empty() {
+            return;
+        }
+        let mut old = std::mem::take(&mut *watches);
+        *watches = rules
+            .iter()
+            .map(|rule| match old.iter().position(|watch| watch.rule() == rule) {
+                Some(at) => old.swap_remove(at),
+                None => Watch::new(rule.clone()),
+            })
+            .collect();
+    }
 }
 
 impl Experiments {
+    /// With what the control plane has to be told.
+    pub fn new() -> (Self, mpsc::UnboundedReceiver<Stop>) {
+        let (stops, told) = mpsc::unbounded_channel();
+        let (hits, stopped, any_stopped) = Default::default();
+        (Self { hits, stopped, any_stopped, stops }, told)
+    }
+
+    pub fn is_stopped(&self, fault: &Fault) -> bool {
+        let key = || (Arc::clone(&fault.name), Arc::clone(&fault.version));
+        self.any_stopped.load(Relaxed) && lock(&self.stopped).contains(&key())
+    }
+
+    /// About once a second: looks whether calls to a service suffer so much that experiments must stop.
+    pub fn watch(&self, metrics: &Metrics, service: &Endpoints, now: Instant) {
+        let wall = SystemTime::now();
+        for watch in lock(&service.watches.0).iter_mut() {
+            let totals = metrics.totals(service.label, watch.rule().max_p99);
+            if let Some(breach) = watch.tick(now, wall, totals) {
+                self.stop(watch.rule(), &service.name.to_string(), &breach);
+            }
+        }
+    }
+
+    fn stop(&self, rule: &StopRule, service: &str, breach: &Breach) {
+        let key = (Arc::clone(&rule.name), Arc::clone(&rule.version));
+        if !lock(&self.stopped).insert(key) {
+            return;
+        }
+        self.any_stopped.store(true, Relaxed);
+        let reason = format!("calls of {} to {service}: {breach}", rule.from);
+        tracing::warn!(experiment = &*rule.name, reason, "an experiment has to stop");
+        // Without a control plane there is nobody to tell.
+        let _ = self.stops.send(Stop { rule: rule.clone(), reason });
+    }
+
     /// A try is hit.
     pub fn hit(&self, fault: &Fault) {
-        let mut hits = self.lock();
+        let mut hits = lock(&self.hits);
         let kind = fault.kind.as_str();
         let mut key = (Arc::clone(&fault.name), kind);
         if hits.len() >= MAX_COUNTED && !hits.contains_key(&key) {
@@ -38,31 +107,34 @@ impl Experiments {
     /// For whoever looks: what has hit so far.
     pub fn show(&self) -> Vec<Value> {
         let line = |((name, kind), hits): (&(Arc<str>, &str), &u64)| json!({"experiment": **name, "kind": kind, "hits": hits});
-        self.lock().iter().map(line).collect()
+        lock(&self.hits).iter().map(line).collect()
     }
 
     /// In the Prometheus text format. Names hold nothing that needs escaping.
     pub fn expose(&self, out: &mut String) -> fmt::Result {
         let name = "outrigger_faults_injected_total";
         writeln!(out, "# HELP {name} tries hit by experiments\n# TYPE {name} counter")?;
-        for ((fault, kind), hits) in self.lock().iter() {
+        for ((fault, kind), hits) in lock(&self.hits).iter() {
             writeln!(out, "{name}{{fault=\"{fault}\",kind=\"{kind}\"}} {hits}")?;
         }
         Ok(())
     }
-
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<(Arc<str>, &'static str), u64>> {
-        self.hits.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
-/// Leaves only the experiments that are about this workload's calls: once, so that no request asks.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Leaves only the experiments that are about this workload's calls, and those that it watches over: once,
+/// so that no request asks.
 pub fn keep_own(destination: &mut Destination, settings: &Settings) {
-    let own = |fault: &Fault| fault.is_from(&settings.namespace, &settings.service_account);
+    let (namespace, account) = (&*settings.namespace, &*settings.service_account);
+    let own = |fault: &Fault| fault.is_from(namespace, account);
     destination.call.faults.retain(own);
-    destination.policy.faults.retain(own);
-    for backend in &mut destination.backends {
-        backend.policy.faults.retain(own);
+    let backends = destination.backends.iter_mut().map(|backend| &mut backend.policy);
+    for policy in backends.chain([&mut destination.policy]) {
+        policy.faults.retain(own);
+        policy.stop_rules.retain(|rule| rule.from.is(namespace, account));
     }
     let rules = destination.http_routes.iter_mut().flat_map(|route| &mut route.rules);
     for call in rules.filter_map(|rule| rule.call.as_mut()) {

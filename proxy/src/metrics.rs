@@ -4,6 +4,7 @@
 //! lock that nobody contends, and two additions. `expose` turns the sets into Prometheus text.
 
 pub mod expose;
+mod totals;
 
 use std::cell::RefCell;
 use std::collections::HashMap;

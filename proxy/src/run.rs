@@ -19,6 +19,7 @@ use crate::control_plane::ControlPlane;
 use crate::correlation::Correlation;
 use crate::discovery::Discovery;
 use crate::experiments::Experiments;
+use crate::experiments::report::{self, Stop};
 use crate::http::limits::known::Limits;
 use crate::identity::{self, Identity};
 use crate::inbound_ports::InboundPorts;
@@ -47,6 +48,7 @@ pub fn run(settings: Settings, log: LogHandle) -> io::Result<()> {
     let metrics = Arc::new(Metrics::new(workers));
     let (access_log, write_log) = AccessLog::new(settings.access_log, Arc::clone(&metrics));
     let (wanted, dialled) = mpsc::unbounded_channel();
+    let (experiments, stops) = Experiments::new();
     let proxy = Arc::new(Proxy {
         correlation: Correlation::new(Arc::clone(&metrics)),
         store: Store::new(wanted),
@@ -55,7 +57,7 @@ pub fn run(settings: Settings, log: LogHandle) -> io::Result<()> {
         identity,
         mesh: ArcSwap::from_pointee(MeshSettings::default()),
         access_log,
-        experiments: Experiments::default(),
+        experiments,
         server_first: ServerFirst::default(),
         lifecycle: Lifecycle::default(),
         metrics,
@@ -77,7 +79,7 @@ pub fn run(settings: Settings, log: LogHandle) -> io::Result<()> {
         tokio::spawn(write_log);
         tokio::spawn(tick(Arc::clone(&proxy)));
         tokio::spawn(admin::serve(Arc::clone(&proxy), admin, log));
-        control(proxy, dialled, state).await
+        control(proxy, dialled, stops, state).await
     })
 }
 
@@ -89,6 +91,7 @@ async fn tick(proxy: Arc<Proxy>) {
         let now = seconds.tick().await.into_std();
         for service in proxy.store.all_endpoints() {
             service.guard.tick(now, &service.load().endpoints);
+            proxy.experiments.watch(&proxy.metrics, &service, now);
         }
     }
 }
@@ -172,6 +175,7 @@ fn work_nothing_but_accept(
 async fn control(
     proxy: Arc<Proxy>,
     dialled: mpsc::UnboundedReceiver<Authority>,
+    stops: mpsc::UnboundedReceiver<Stop>,
     state: Option<StateDir>,
 ) -> io::Result<()> {
     let settings = &proxy.settings;
@@ -181,6 +185,9 @@ async fn control(
         .map(|uri| ControlPlane::new(uri, settings.token_file.clone(), proxy.identity.clone()));
     if let (Some(identity), Some(control_plane)) = (&proxy.identity, &control_plane) {
         tokio::spawn(identity::renew::run(Arc::clone(identity), control_plane.clone()));
+    }
+    if let Some(control_plane) = control_plane.clone() {
+        tokio::spawn(report::run(Arc::clone(&proxy), control_plane, stops));
     }
     let discovery = Discovery::new(Arc::clone(&proxy), dialled, state);
     let discovery = tokio::spawn(discovery.run(control_plane.clone()));

@@ -108,6 +108,7 @@ impl Store {
         let backend = |backend: &CompiledBackend| {
             let endpoints = self.endpoints(&backend.name, metrics);
             endpoints.guard.reconfigure(&backend.policy);
+            endpoints.watches.reconfigure(&backend.policy.stop_rules);
             endpoints
         };
         let backends = compiled.backends.iter().map(backend).collect();

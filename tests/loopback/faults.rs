@@ -191,3 +191,65 @@ fn a_partition_cuts_connections_that_nobody_looks_into() {
     plane.remove("fault.yaml");
     eventually("it is over", || say() == "got 5 bytes");
 }
+
+const GUARD: &str = "  guard: {from: {namespace: bank, serviceAccount: gateway}, to: {kind: Service, name: \
+                     app, port: 80}, minSuccessPercent: 90, minRequests: 10, window: 5s}\n";
+
+#[test]
+fn a_guard_stops_an_experiment_for_everybody_until_its_spec_changes() {
+    let app = Echo::start("app");
+    let abort = |percent: &str| {
+        let spec = format!("  percent: {percent}\n  fault: {{abort: {{status: 503}}}}\n{GUARD}");
+        experiment("harsh", &spec)
+    };
+    let first = abort("100");
+    let mut plane = ControlPlane::start_with_identity(
+        &[("app.yaml", &unmeshed("app", "http", app.port)), ("fault.yaml", &first)],
+        &[],
+    );
+    let gateway = Proxy::start(&plane, "gateway", &[]);
+    let other = Proxy::start(&plane, "other", &[]);
+    for _ in 0..30 {
+        assert_eq!(ask(&other, "/", &[]).status, 503, "nobody watches this edge");
+    }
+    eventually("the gateway has it stopped", || ask(&gateway, "/", &[]).status == 200);
+    gateway.wait_log(&["an experiment has to stop", "requests failed; minSuccessPercent is 90"]);
+    eventually("it is stopped for everybody", || ask(&other, "/", &[]).status == 200);
+    let index = plane.admin("/index");
+    for words in ["\"stopped\":", "\"by\":\"bank/gateway\"", "minSuccessPercent is 90"] {
+        assert!(index.contains(words), "{words}: {index}");
+    }
+    // It stays stopped over a restart, for those who come later, too.
+    plane.kill();
+    plane.run();
+    let late = Proxy::start(&plane, "late", &[]);
+    assert_eq!(ask(&late, "/", &[]).status, 200);
+    plane.write("fault.yaml", &first.replace("percent: 100", "percent: 99.99"));
+    eventually("another spec is another experiment", || ask(&late, "/", &[]).status == 503);
+    eventually("also where the first one was stopped", || ask(&gateway, "/", &[]).status == 503);
+}
+
+#[test]
+fn a_guard_looks_at_slow_answers_and_stops_its_own_proxy_at_once() {
+    let app = Echo::start("app");
+    let guard = GUARD.replace("minSuccessPercent: 90", "maxP99: 100ms");
+    let delay = format!("  fault: {{delay: {{fixed: 300ms}}}}\n{guard}");
+    let mut plane = ControlPlane::start(&[
+        ("app.yaml", &unmeshed("app", "http", app.port)),
+        ("fault.yaml", &experiment("slow", &delay)),
+    ]);
+    let gateway = Proxy::start(&plane, "gateway", &["--service-account", "gateway"]);
+    assert_eq!(ask(&gateway, "/", &[]).status, 200);
+    plane.kill();
+    let quick = || {
+        let began = Instant::now();
+        assert_eq!(ask(&gateway, "/", &[]).status, 200);
+        began.elapsed() < Duration::from_millis(250)
+    };
+    eventually("it stops while the control plane is away", quick);
+    gateway.wait_log(&["the control plane has not stopped it yet, trying again"]);
+    plane.run();
+    eventually("the control plane is told at last", || {
+        plane.admin("/index").contains("longer than maxP99, which is 100ms")
+    });
+}

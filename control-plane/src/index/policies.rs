@@ -2,7 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use outrigger_core::policy::fault::Caller;
+
 use super::{Dep, Index};
+use crate::experiments::{Stopped, Stops};
 use crate::object::policy::{Attached, FaultInjection, ServerPolicy, TrafficPolicy};
 use crate::object::{ObjectId, Route, ServiceId, Workload};
 
@@ -86,12 +89,79 @@ impl Index {
         let old = self.faults.remove(&key);
         if old != new {
             for policy in old.iter().chain(&new) {
-                self.touch_calls(policy, true);
+                self.touch_experiment(policy);
             }
+        }
+        let name = format!("{}/{}", key.0, key.1);
+        if self
+            .stops
+            .get(&name)
+            .is_some_and(|stopped| !new.as_ref().is_some_and(|new| is_of(stopped, new)))
+        {
+            // Another spec is another experiment.
+            self.stops.remove(&name);
         }
         if let Some(new) = new {
             self.faults.insert(key, new);
         }
+    }
+
+    fn touch_experiment(&mut self, policy: &FaultInjection) {
+        self.touch_calls(policy, true);
+        if let Some(guard) = &policy.sections.guard {
+            let watched = ServiceId::new(policy.namespace(), guard.service.clone());
+            self.touch_parents_of_backend(&watched);
+            self.dirty.insert(Dep::Service(watched));
+        }
+    }
+
+    /// Experiments that were stopped before this process began.
+    #[must_use]
+    pub fn with_stops(self, stops: Stops) -> Self {
+        Self { stops, ..self }
+    }
+
+    pub fn stops(&self) -> &Stops {
+        &self.stops
+    }
+
+    /// Since when and why an experiment is stopped.
+    pub fn stopped(&self, policy: &FaultInjection) -> Option<&Stopped> {
+        let stopped = self.stops.get(&*policy.sections.fault.name);
+        stopped.filter(|stopped| is_of(stopped, policy))
+    }
+
+    pub fn runs(&self, policy: &FaultInjection) -> bool {
+        self.stopped(policy).is_none()
+    }
+
+    /// Withdraws an experiment from everybody, if whoever asks is the one that watches over it. Returns
+    /// whether that changes anything: what is gone or has another spec is no error.
+    pub fn stop_experiment(
+        &mut self,
+        name: &str,
+        by: &Caller,
+        stopped: Stopped,
+    ) -> Result<bool, String> {
+        let key = name.split_once('/').map(|(of, name)| (of.to_owned(), name.to_owned()));
+        let policy = key.and_then(|key| self.faults.get(&key)).cloned();
+        let Some(policy) = policy.filter(|policy| is_of(&stopped, policy)) else {
+            return Ok(false);
+        };
+        let watcher = policy.sections.guard.as_ref().map(|guard| &guard.rule.from);
+        let watches = |from: &Caller| {
+            from.namespace == by.namespace
+                && (from.service_account.is_none() || from.service_account == by.service_account)
+        };
+        if !watcher.is_some_and(watches) {
+            return Err(format!("{by} is not whose calls the guard of {name} watches"));
+        }
+        if !self.runs(&policy) {
+            return Ok(false);
+        }
+        self.stops.insert(name.to_owned(), stopped);
+        self.touch_experiment(&policy);
+        Ok(true)
     }
 
     /// Services that exist and that a policy names, or whose namespace it is for.
@@ -111,6 +181,10 @@ impl Index {
         let services = policy.services().filter_map(|id| self.services.get(&id));
         services.flat_map(|service| self.selected(service)).map(Workload::uid).collect()
     }
+}
+
+fn is_of(stopped: &Stopped, policy: &FaultInjection) -> bool {
+    *stopped.version == *policy.sections.fault.version
 }
 
 fn of_namespace<'a, P>(policies: &'a Policies<P>, namespace: &str) -> impl Iterator<Item = &'a P> {

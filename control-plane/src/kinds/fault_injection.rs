@@ -39,6 +39,42 @@ pub struct FaultInjectionSpec {
     /// Unset: all the time between start and end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub schedule: Option<FaultSchedule>,
+    /// Stops it for everybody when calls between two workloads suffer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guard: Option<FaultGuard>,
+}
+
+/// What is watched while the experiment is in force: the calls of one workload to one port. One of
+/// `minSuccessPercent` and `maxP99` is set.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct FaultGuard {
+    /// Whose calls; its proxies watch them.
+    pub from: FaultCaller,
+    pub to: FaultGuardTarget,
+    /// Fewer good answers stop it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub min_success_percent: Option<u32>,
+    /// More than one of a hundred requests that take longer stop it.
+    #[serde(default, rename = "maxP99", skip_serializing_if = "Option::is_none")]
+    pub max_p99: Option<String>,
+    /// 10s unless set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub window: Option<String>,
+    /// Fewer requests in the window prove nothing (20 unless set).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub min_requests: Option<u32>,
+}
+
+/// A port of a Service of the experiment's own namespace.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct FaultGuardTarget {
+    #[serde(default)]
+    pub group: String,
+    pub kind: String,
+    pub name: String,
+    pub port: i32,
 }
 
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]

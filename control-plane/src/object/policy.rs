@@ -12,6 +12,7 @@ use outrigger_core::policy::outlier::OutlierConfig;
 use outrigger_core::policy::priority::Priority;
 use outrigger_core::policy::rate_limit::RateLimitConfig;
 use outrigger_core::policy::retry::RetryConfig;
+use outrigger_core::policy::stop::StopRule;
 use outrigger_core::policy::timeouts::Timeouts;
 
 use super::{Kind, ObjectId, ServiceId, ServicePort};
@@ -29,8 +30,23 @@ pub struct Attached<S> {
 /// A TrafficPolicy.
 pub type TrafficPolicy = Attached<TrafficSections>;
 
-/// A FaultInjection; what it says is one fault.
-pub type FaultInjection = Attached<Fault>;
+/// A FaultInjection.
+pub type FaultInjection = Attached<Experiment>;
+
+/// What a FaultInjection says.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Experiment {
+    pub fault: Fault,
+    pub guard: Option<Guard>,
+}
+
+/// What stops an experiment: calls to a port of a Service of its namespace.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Guard {
+    pub service: String,
+    pub port: u16,
+    pub rule: StopRule,
+}
 
 /// A ServerPolicy.
 pub type ServerPolicy = Attached<ServerSections>;

@@ -25,7 +25,9 @@ pub(super) fn policies<'a>(
         status(index, policy, lost_calls(index, policy), callers(index, policy, programmed))
     });
     let faults = index.fault_injections().map(move |policy| {
-        status(index, policy, too_many(index, policy), callers(index, policy, programmed))
+        let stopped = index.stopped(policy).cloned();
+        let programmed = callers(index, policy, programmed);
+        Status { stopped, ..status(index, policy, too_many(index, policy), programmed) }
     });
     let server = index.server_policies().map(move |policy| {
         status(index, policy, lost_ports(index, policy), inbounds(view, policy))
@@ -73,6 +75,7 @@ fn status<S>(
         resolved_refs: unresolved_targets(index, policy).into(),
         programmed,
         overridden: overridden.into_iter().collect(),
+        stopped: None,
     }
 }
 

@@ -7,6 +7,7 @@
 use outrigger_core::config::HttpRule;
 use outrigger_core::policy::bounds;
 use outrigger_core::policy::fault::Fault;
+use outrigger_core::policy::stop::StopRule;
 use outrigger_core::policy::{BackendPolicy, CallPolicy, ServerPolicy};
 
 use crate::index::Index;
@@ -137,6 +138,7 @@ pub fn backend(index: &Index, service: &ServiceId, port: &ServicePort) -> Backen
         outlier: first(&speakers, |said| said.outlier),
         limits: first(&speakers, |said| said.limits).unwrap_or_default(),
         faults: sent(&port_faults(index, service, port)),
+        stop_rules: stop_rules(index, service, port),
     }
 }
 
@@ -147,7 +149,7 @@ pub fn port_faults<'a>(
     port: &ServicePort,
 ) -> Vec<&'a FaultInjection> {
     let all = index.fault_injections_in(&service.namespace);
-    by_age(all.filter(|policy| policy.for_port(service, port).is_some()))
+    by_age(all.filter(|policy| policy.for_port(service, port).is_some() && index.runs(policy)))
 }
 
 /// Experiments that are for a rule of a route, the first in front.
@@ -157,18 +159,26 @@ pub fn rule_faults<'a>(
     rule: Option<&str>,
 ) -> Vec<&'a FaultInjection> {
     let all = index.fault_injections_in(&route.namespace);
-    by_age(all.filter(|policy| policy.for_rule(route, rule).is_some()))
+    by_age(all.filter(|policy| policy.for_rule(route, rule).is_some() && index.runs(policy)))
+}
+
+/// Of experiments whose guards watch a port.
+fn stop_rules(index: &Index, service: &ServiceId, port: &ServicePort) -> Vec<StopRule> {
+    let running = index.fault_injections_in(&service.namespace).filter(|one| index.runs(one));
+    let guards = running.filter_map(|policy| policy.sections.guard.as_ref());
+    let of_port = guards.filter(|guard| guard.service == service.name && guard.port == port.port);
+    of_port.map(|guard| guard.rule.clone()).take(bounds::MAX_STOP_RULES).collect()
 }
 
 fn by_age<'a>(all: impl Iterator<Item = &'a FaultInjection>) -> Vec<&'a FaultInjection> {
     let mut all: Vec<_> = all.collect();
-    all.sort_by_key(|policy| policy.sections.order());
+    all.sort_by_key(|policy| policy.sections.fault.order());
     all
 }
 
 /// Those that proxies are told of; `status` says which are too many.
 fn sent(all: &[&FaultInjection]) -> Vec<Fault> {
-    all.iter().take(bounds::MAX_FAULTS).map(|policy| policy.sections.clone()).collect()
+    all.iter().take(bounds::MAX_FAULTS).map(|policy| policy.sections.fault.clone()).collect()
 }
 
 /// What a port of a workload lets in; none: whatever comes.

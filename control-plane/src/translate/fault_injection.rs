@@ -1,5 +1,6 @@
 //! `FaultInjection`: an experiment on calls. [`super::effective`] says which ones hold for a call.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use http::{HeaderName, HeaderValue, Method};
@@ -8,25 +9,31 @@ use outrigger_core::error::FieldError;
 use outrigger_core::name::check_label;
 use outrigger_core::policy::bounds;
 use outrigger_core::policy::fault::{Caller, Fault, Kind, PathTest, RequestMatch, Schedule, Times};
+use outrigger_core::policy::stop::StopRule;
 use outrigger_proto::convert;
 
 use super::filter::header_name;
 use super::http_route::check_path;
 use super::target_ref::{Allowed, attached};
-use super::traffic_policy::{number, time};
-use super::{Report, check_subdomain, created};
+use super::traffic_policy::{MIN_REQUESTS, WINDOW, number, time};
+use super::{Report, check_subdomain, created, duration};
 use crate::kinds::{
-    FaultAbort, FaultCaller, FaultInjection as Raw, FaultInjectionSpec, FaultKind, FaultMatch,
-    FaultPathType, FaultSchedule,
+    FaultAbort, FaultCaller, FaultGuard, FaultInjection as Raw, FaultInjectionSpec, FaultKind,
+    FaultMatch, FaultPathType, FaultSchedule,
 };
 use crate::object;
-use crate::object::policy::FaultInjection;
+use crate::object::policy::{Experiment, FaultInjection, Guard};
 
 pub fn translate(raw: &Raw, report: &mut Report) -> Option<FaultInjection> {
     let spec = &raw.spec;
     report.check("spec.from", bounds::at_most(spec.from.len(), bounds::MAX_CALLERS));
     report.check("spec.matches", bounds::at_most(spec.matches.len(), bounds::MAX_MATCHES));
-    let from = spec.from.iter().enumerate().filter_map(|(i, raw)| caller(i, raw, report)).collect();
+    let from = spec
+        .from
+        .iter()
+        .enumerate()
+        .filter_map(|(i, raw)| caller(&format!("spec.from[{i}]"), raw, report));
+    let from = from.collect();
     let matches =
         spec.matches.iter().enumerate().map(|(i, raw)| matching(i, raw, report)).collect();
     let (share, kind) = (share(spec.percent, report), kind(&spec.fault, report));
@@ -45,8 +52,17 @@ pub fn translate(raw: &Raw, report: &mut Report) -> Option<FaultInjection> {
     };
     let allowed = Allowed::ServicesAndRoutes;
     let of = object::Kind::FaultInjection;
-    let mut policy = attached(of, &raw.metadata, &spec.target_refs, allowed, fault, report);
-    policy.sections.name = format!("{}/{}", policy.id.namespace, policy.id.name).into();
+    let guard = match &spec.guard {
+        Some(raw) => Some(guard(raw, &fault, report)?),
+        None => None,
+    };
+    let said = Experiment { fault, guard };
+    let mut policy = attached(of, &raw.metadata, &spec.target_refs, allowed, said, report);
+    let name: Arc<str> = format!("{}/{}", policy.id.namespace, policy.id.name).into();
+    if let Some(guard) = &mut policy.sections.guard {
+        guard.rule.name = Arc::clone(&name);
+    }
+    policy.sections.fault.name = name;
     Some(policy)
 }
 
@@ -56,8 +72,7 @@ fn version(spec: &FaultInjectionSpec) -> String {
     convert::version(&serde_json::to_vec(spec).unwrap_or_default())
 }
 
-fn caller(i: usize, raw: &FaultCaller, report: &mut Report) -> Option<Caller> {
-    let path = format!("spec.from[{i}]");
+fn caller(path: &str, raw: &FaultCaller, report: &mut Report) -> Option<Caller> {
     let namespace = report.check(&format!("{path}.namespace"), check_label(&raw.namespace));
     let account = raw.service_account.as_deref().map_or(Ok(()), check_subdomain);
     let account = report.check(&format!("{path}.serviceAccount"), account);
@@ -161,6 +176,41 @@ fn schedule(raw: &FaultSchedule, report: &mut Report) -> Option<Schedule> {
     let schedule = Schedule { every: every?, length: length? };
     report.check(path, schedule.check());
     Some(schedule)
+}
+
+fn guard(raw: &FaultGuard, fault: &Fault, report: &mut Report) -> Option<Guard> {
+    let path = "spec.guard";
+    let to = &raw.to;
+    if !matches!(to.group.as_str(), "" | "core") || to.kind != "Service" {
+        report.error(format!("{path}.to.kind"), format!("{:?} is not Service", to.kind));
+    }
+    report.check(&format!("{path}.to.name"), check_label(&to.name));
+    let port = report.port(&format!("{path}.to.port"), to.port);
+    let from = caller(&format!("{path}.from"), &raw.from, report);
+    let percent_path = format!("{path}.minSuccessPercent");
+    let percent = number(report, &percent_path, raw.min_success_percent, &bounds::PERCENT);
+    let p99_path = format!("{path}.maxP99");
+    let max_p99 = time(report, &p99_path, raw.max_p99.as_deref(), &bounds::LATENCY);
+    let window = raw.window.as_deref().map_or(Some(WINDOW), |text| {
+        report.check(&format!("{path}.window"), duration::parse(text).and_then(bounds::window))
+    });
+    let least = raw.min_requests.map_or(Some(MIN_REQUESTS), |least| {
+        number(report, &format!("{path}.minRequests"), Some(least), &bounds::MIN_REQUESTS)
+    });
+    if raw.min_success_percent.is_none() && raw.max_p99.is_none() {
+        report.error(path, "needs minSuccessPercent, maxP99 or both");
+    }
+    let rule = StopRule {
+        name: Arc::clone(&fault.name),
+        version: Arc::clone(&fault.version),
+        from: from?,
+        min_success_percent: percent,
+        max_p99,
+        window: window?,
+        min_requests: least?,
+        times: Times { schedule: None, ..fault.times },
+    };
+    Some(Guard { service: to.name.clone(), port: port?, rule })
 }
 
 /// A time as in RFC 3339.

@@ -26,8 +26,8 @@ use crate::object::policy::{Target, TrafficPolicy, TrafficSections};
 const OPEN_BASE: Duration = Duration::from_secs(5);
 const OPEN_MAX: Duration = Duration::from_secs(60);
 /// Of a failure rate: a few requests a second are enough to judge by.
-const WINDOW: Duration = Duration::from_secs(10);
-const MIN_REQUESTS: u32 = 20;
+pub(super) const WINDOW: Duration = Duration::from_secs(10);
+pub(super) const MIN_REQUESTS: u32 = 20;
 /// Envoy's, which operators know.
 const BASE_EJECTION: Duration = Duration::from_secs(30);
 const MAX_EJECTION: Duration = Duration::from_secs(300);

@@ -358,6 +358,8 @@ fn every_bound_of_a_fault_injection() {
     let percent = |percent: &str| format!("percent: {percent}, {soon}, fault: {{reset: {{}}}}");
     let times = |times: &str| format!("percent: 1, {times}, fault: {{reset: {{}}}}");
     let many = |item: &str| vec![item; 17].join(", ");
+    let edge = "from: {namespace: b}, to: {kind: Service, name: a, port: 80}";
+    let guard = |rest: &str| with(&format!("guard: {{{edge}{rest}}}"));
     let cases = [
         (percent("0"), ".percent: 0 must be between 0.01 and 100, with two decimals"),
         (percent("100.01"), ".percent: 100.01 must be between"),
@@ -422,6 +424,21 @@ fn every_bound_of_a_fault_injection() {
             ".matches[0].headers: has 17 items, at most 16",
         ),
         (with("until: never"), ".until: unknown field `until`"),
+        (guard(""), ".guard: needs minSuccessPercent, maxP99 or both"),
+        (guard(", minSuccessPercent: 0"), ".guard.minSuccessPercent: 0 must be between 1 and 100"),
+        (guard(", maxP99: 0s"), ".guard.maxP99: 0ns must be between 1ms and 60s"),
+        (guard(", maxP99: 1s, window: 1500ms"), ".guard.window: 1.5s is not in whole seconds"),
+        (guard(", maxP99: 1s, minRequests: 0"), ".guard.minRequests: 0 must be between 1 and"),
+        (guard(", maxP99: 1s, at: 1"), ".guard.at: unknown field"),
+        (
+            guard(", maxP99: 1s").replace("port: 80", "port: 0"),
+            ".guard.to.port: 0 must be between 1 and 65535",
+        ),
+        (guard(", maxP99: 1s").replace("Service, name: a", "Pod, name: a"), ".guard.to.kind: "),
+        (
+            guard(", maxP99: 1s").replace("{namespace: b}", "{namespace: B}"),
+            ".guard.from.namespace: \"B\" must be",
+        ),
     ];
     let cases: Vec<_> = cases.iter().map(|(spec, want)| (spec.as_str(), *want)).collect();
     check_sections("FaultInjection", &cases);
@@ -748,4 +765,53 @@ async fn policies_say_how_many_proxies_have_them() {
     assert_eq!(programmed(&page, lets_in)["acknowledged"], 0);
     mesh.admin_until("/index", |page| programmed(page, calls)["acknowledged"] == 1).await;
     assert!(programmed(&mesh.admin_json("/index").await, calls)["refused"].is_null());
+}
+
+#[test]
+fn an_experiment_is_stopped_by_its_watcher_only_and_begins_anew_with_another_spec() {
+    use outrigger_control_plane::experiments::Stopped;
+    use outrigger_core::policy::fault::Caller;
+    let mut reading = Reading::new();
+    let experiment = |percent: u32| {
+        let guard = "guard: {from: {namespace: shop, serviceAccount: web}, to: {kind: Service, \
+                     name: quotes, port: 80}, minSuccessPercent: 95}";
+        let times = "start: 2030-01-01T00:00:00Z, end: 2030-01-01T01:00:00Z";
+        let fault = format!("percent: {percent}, {times}, fault: {{reset: {{}}}}");
+        object("FaultInjection", "slow", &format!("{{{ORDERS}, {fault}, {guard}}}"))
+    };
+    let services = format!("{}{}", service("orders"), service("quotes"));
+    reading.write("services.yaml", &services);
+    reading.write("slow.yaml", &experiment(1));
+    let policy = |reading: &Reading, service: &str| {
+        let name = format!("bank/{service}:80").parse().unwrap();
+        destination::build(&reading.publisher.view().index, &name).unwrap().policy
+    };
+    let state = |reading: &Reading| {
+        (policy(reading, "orders").faults.len(), policy(reading, "quotes").stop_rules.len())
+    };
+    assert_eq!(state(&reading), (1, 1));
+    let stop = |reading: &Reading, account: &str, version: &str| {
+        let service_account = Some(account.to_owned());
+        let by = Caller { namespace: "shop".to_owned(), service_account };
+        let (version, by_name, why) = (version.to_owned(), by.to_string(), "x".to_owned());
+        let stopped = Stopped { version, since: 1, by: by_name, why };
+        reading.publisher.commit(|index| index.stop_experiment("bank/slow", &by, stopped)).0
+    };
+    let version = policy(&reading, "orders").faults[0].version.to_string();
+    let refused = stop(&reading, "other", &version).unwrap_err();
+    assert_eq!(refused, "shop/other is not whose calls the guard of bank/slow watches");
+    assert_eq!(stop(&reading, "web", "earlier"), Ok(false), "another spec");
+    assert_eq!(state(&reading), (1, 1));
+    assert_eq!(stop(&reading, "web", &version), Ok(true));
+    assert_eq!(stop(&reading, "web", &version), Ok(false), "once more");
+    assert_eq!(state(&reading), (0, 0));
+    let statuses = status::objects(&reading.publisher.view(), &[]);
+    let stopped = statuses.iter().find_map(|status| status.stopped.as_ref()).unwrap();
+    assert_eq!((stopped.by.as_str(), stopped.why.as_str()), ("shop/web", "x"));
+    // Read again as it is, it stays stopped; another spec runs, and so does one that comes back.
+    reading.write("other.yaml", &service("other"));
+    assert_eq!(state(&reading), (0, 0));
+    reading.write("slow.yaml", &experiment(2));
+    assert_eq!(state(&reading), (1, 1));
+    assert!(reading.publisher.view().index.stops().is_empty());
 }

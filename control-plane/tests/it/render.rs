@@ -3,6 +3,7 @@
 use std::fmt::Debug;
 
 use outrigger_core::policy::fault::Fault;
+use outrigger_core::policy::stop::StopRule;
 use outrigger_core::policy::{BackendPolicy, CallPolicy, ServerPolicy};
 
 pub(crate) fn call(policy: &CallPolicy) -> String {
@@ -26,6 +27,7 @@ pub(crate) fn backend(policy: &BackendPolicy) -> String {
         part("outlier", &policy.outlier, &plain.outlier),
         part("limits", &policy.limits, &plain.limits),
         faults(&policy.faults),
+        stop_rules(&policy.stop_rules),
     ])
 }
 
@@ -45,6 +47,15 @@ fn faults(all: &[Fault]) -> Option<String> {
     });
     let each: Vec<_> = each.collect();
     (!each.is_empty()).then(|| format!("faults {each:?}"))
+}
+
+fn stop_rules(all: &[StopRule]) -> Option<String> {
+    let each = all.iter().map(|rule| {
+        let StopRule { name, from, min_success_percent, max_p99, window, min_requests, .. } = rule;
+        format!("{name}: {from} {min_success_percent:?} {max_p99:?} {window:?} of {min_requests}")
+    });
+    let each: Vec<_> = each.collect();
+    (!each.is_empty()).then(|| format!("stops {each:?}"))
 }
 
 fn part<T: Debug + PartialEq>(name: &str, value: &T, plain: &T) -> Option<String> {

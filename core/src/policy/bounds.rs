@@ -16,6 +16,7 @@ use super::fault::Schedule;
 use super::limits::LimitsConfig;
 use super::outlier::OutlierConfig;
 use super::retry::{Backoff, RetryConfig};
+use super::stop::StopRule;
 use crate::error::FieldError;
 use crate::name::check_label;
 
@@ -80,6 +81,8 @@ pub const DELAY_JITTER: Durations = Duration::ZERO..=MINUTE;
 pub const ABORT_STATUS: Numbers = 400..=599;
 /// An experiment that is forgotten ends on the same day.
 pub const EXPERIMENT: Duration = DAY;
+/// Experiments whose guards may watch one service.
+pub const MAX_STOP_RULES: usize = 16;
 pub const SCHEDULE: Durations = Duration::from_secs(1)..=DAY;
 
 /// Of the latency that an adaptive limit keeps to.
@@ -168,6 +171,15 @@ impl Schedule {
         }
         let (length, every) = (self.length, self.every);
         Err(FieldError::at("for", format!("{length:?} is not less than every, which is {every:?}")))
+    }
+}
+
+impl StopRule {
+    pub fn check(&self) -> Result<(), FieldError> {
+        if self.min_success_percent.is_none() && self.max_p99.is_none() {
+            return Err(FieldError::here("needs minSuccessPercent, maxP99 or both"));
+        }
+        Ok(())
     }
 }
 

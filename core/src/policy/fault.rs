@@ -115,14 +115,7 @@ pub struct Answer {
 
 impl Fault {
     pub fn is_from(&self, namespace: &str, service_account: &str) -> bool {
-        let is = |caller: &Caller| {
-            caller.namespace == namespace
-                && caller
-                    .service_account
-                    .as_deref()
-                    .is_none_or(|account| account == service_account)
-        };
-        self.from.is_empty() || self.from.iter().any(is)
+        self.from.is_empty() || self.from.iter().any(|caller| caller.is(namespace, service_account))
     }
 
     /// Whether it hits a request; `random` is uniform.
@@ -150,6 +143,13 @@ impl Fault {
         // Multiply and shift maps the random number to 0..WHOLE without a division.
         let drawn = (u128::from(random) * u128::from(WHOLE)) >> 64;
         drawn < u128::from(self.share)
+    }
+}
+
+impl Caller {
+    pub fn is(&self, namespace: &str, service_account: &str) -> bool {
+        let account = self.service_account.as_deref();
+        self.namespace == namespace && account.is_none_or(|account| account == service_account)
     }
 }
 

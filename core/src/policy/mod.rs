@@ -20,6 +20,7 @@ pub mod outlier;
 pub mod priority;
 pub mod rate_limit;
 pub mod retry;
+pub mod stop;
 pub mod tally;
 pub mod timeouts;
 pub mod visits;
@@ -36,6 +37,7 @@ use outlier::OutlierConfig;
 use priority::Priority;
 use rate_limit::RateLimitConfig;
 use retry::RetryConfig;
+use stop::StopRule;
 use timeouts::Timeouts;
 
 /// How requests of one rule, or of a service without routes, are called. The default is what holds
@@ -82,6 +84,8 @@ pub struct BackendPolicy {
     pub limits: LimitsConfig,
     /// Experiments that target the service, in their order.
     pub faults: Vec<Fault>,
+    /// Experiments, of this or other services, that stop when calls to it suffer.
+    pub stop_rules: Vec<StopRule>,
 }
 
 /// What one port of a workload lets in.

@@ -12,5 +12,6 @@ mod correlation;
 mod outlier;
 mod rate_limit;
 mod retry;
+mod stop;
 mod support;
 mod window;

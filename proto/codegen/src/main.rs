@@ -22,6 +22,7 @@ const OUTPUTS: &[Output] = &[
             "envoy/service/discovery/v3/discovery.proto",
             "outrigger/identity/v1/identity.proto",
             "outrigger/mesh/v1/config.proto",
+            "outrigger/mesh/v1/experiments.proto",
             "outrigger/mesh/v1/workload.proto",
         ],
         include: "proto/proto",

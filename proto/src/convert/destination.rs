@@ -70,9 +70,10 @@ fn requires(destination: &Destination) -> Vec<String> {
 fn has_faults(destination: &Destination) -> bool {
     let mut rules = destination.http_routes.iter().flat_map(|route| &route.rules);
     let mut backends = destination.backends.iter().map(|backend| &backend.policy);
+    let any = |policy: &BackendPolicy| !policy.faults.is_empty() || !policy.stop_rules.is_empty();
     !destination.call.faults.is_empty()
-        || !destination.policy.faults.is_empty()
-        || backends.any(|policy| !policy.faults.is_empty())
+        || any(&destination.policy)
+        || backends.any(any)
         || rules.any(|rule| rule.call.as_ref().is_some_and(|call| !call.faults.is_empty()))
 }
 

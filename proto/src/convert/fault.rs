@@ -1,4 +1,5 @@
-//! [`Fault`], part of the policy of a rule or of a service: what an experiment injects.
+//! [`Fault`], part of the policy of a rule or of a service: what an experiment injects; and [`StopRule`],
+//! part of that of the service whose callers watch over it.
 
 use std::time::{Duration, SystemTime};
 
@@ -7,6 +8,7 @@ use outrigger_core::error::FieldError;
 use outrigger_core::name::check_label;
 use outrigger_core::policy::bounds;
 use outrigger_core::policy::fault::{Caller, Fault, Kind, PathTest, RequestMatch, Schedule, Times};
+use outrigger_core::policy::stop::StopRule;
 
 use super::policy::{at_most, duration, millis, number};
 use super::{each, parsed, set};
@@ -27,15 +29,11 @@ pub(super) fn to_wire(fault: &Fault) -> mesh::Fault {
         Kind::Reset => Wire::Reset(mesh::Unit {}),
         Kind::Partition => Wire::Partition(mesh::Unit {}),
     };
-    let caller = |caller: &Caller| mesh::FaultCaller {
-        namespace: caller.namespace.clone(),
-        service_account: caller.service_account.clone().unwrap_or_default(),
-    };
     mesh::Fault {
         name: fault.name.to_string(),
         version: fault.version.to_string(),
         created: fault.created,
-        from: fault.from.iter().map(caller).collect(),
+        from: fault.from.iter().map(caller_to_wire).collect(),
         matches: fault.matches.iter().map(match_to_wire).collect(),
         share: fault.share.into(),
         kind: Some(kind),
@@ -51,6 +49,48 @@ pub(super) fn to_wire(fault: &Fault) -> mesh::Fault {
 pub(super) fn all_from_wire(wire: &[mesh::Fault]) -> Result<Vec<Fault>, FieldError> {
     at_most("faults", wire.len(), bounds::MAX_FAULTS)?;
     each("faults", wire, from_wire)
+}
+
+pub(super) fn stop_to_wire(rule: &StopRule) -> mesh::StopRule {
+    mesh::StopRule {
+        name: rule.name.to_string(),
+        version: rule.version.to_string(),
+        from: Some(caller_to_wire(&rule.from)),
+        min_success_percent: rule.min_success_percent.map(u32::from),
+        max_p99: rule.max_p99.map(millis),
+        window: millis(rule.window),
+        min_requests: rule.min_requests,
+        start: rule.times.start.map(time_to_wire),
+        end: time_to_wire(rule.times.end),
+    }
+}
+
+pub(super) fn stops_from_wire(wire: &[mesh::StopRule]) -> Result<Vec<StopRule>, FieldError> {
+    at_most("stop_rules", wire.len(), bounds::MAX_STOP_RULES)?;
+    each("stop_rules", wire, stop_from_wire)
+}
+
+fn stop_from_wire(wire: &mesh::StopRule) -> Result<StopRule, FieldError> {
+    let percent = |percent| number("min_success_percent", percent, &bounds::PERCENT);
+    let p99 = |max| duration("max_p99", max, &bounds::LATENCY);
+    let window = bounds::window(Duration::from_millis(wire.window.into()));
+    let from = caller_from_wire(set("from", wire.from.as_ref())?);
+    let rule = StopRule {
+        name: wire.name.as_str().into(),
+        version: wire.version.as_str().into(),
+        from: from.map_err(|e| e.under("from"))?,
+        min_success_percent: wire.min_success_percent.map(percent).transpose()?,
+        max_p99: wire.max_p99.map(p99).transpose()?,
+        window: window.map_err(|e| e.under("window"))?,
+        min_requests: number("min_requests", wire.min_requests, &bounds::MIN_REQUESTS)?,
+        times: Times {
+            start: wire.start.map(|start| time_from_wire("start", start)).transpose()?,
+            end: time_from_wire("end", wire.end)?,
+            schedule: None,
+        },
+    };
+    rule.check()?;
+    Ok(rule)
 }
 
 fn from_wire(wire: &mesh::Fault) -> Result<Fault, FieldError> {
@@ -88,6 +128,13 @@ fn kind_from_wire(wire: Option<&mesh::fault::Kind>) -> Result<Kind, FieldError> 
         Wire::Reset(_) => Kind::Reset,
         Wire::Partition(_) => Kind::Partition,
     })
+}
+
+fn caller_to_wire(caller: &Caller) -> mesh::FaultCaller {
+    mesh::FaultCaller {
+        namespace: caller.namespace.clone(),
+        service_account: caller.service_account.clone().unwrap_or_default(),
+    }
 }
 
 fn caller_from_wire(wire: &mesh::FaultCaller) -> Result<Caller, FieldError> {

@@ -158,6 +158,7 @@ pub(super) fn backend_to_wire(policy: &BackendPolicy) -> Option<mesh::BackendPol
             max_in_flight_per_endpoint: policy.limits.max_in_flight_per_endpoint,
         }),
         faults: policy.faults.iter().map(fault::to_wire).collect(),
+        stop_rules: policy.stop_rules.iter().map(fault::stop_to_wire).collect(),
     })
 }
 
@@ -182,6 +183,7 @@ pub(super) fn backend_from_wire(
         outlier: outlier.map_err(|e| e.under("outlier"))?,
         limits: limits_from_wire(limits).map_err(|e| e.under("limits"))?,
         faults: fault::all_from_wire(&wire.faults)?,
+        stop_rules: fault::stops_from_wire(&wire.stop_rules)?,
     })
 }
 

@@ -15,6 +15,7 @@ use outrigger_core::policy::outlier::OutlierConfig;
 use outrigger_core::policy::priority::Priority;
 use outrigger_core::policy::rate_limit::{Key, RateLimitConfig, Strategy as Hits};
 use outrigger_core::policy::retry::{Backoff, Jitter, RetryConfig, RetryOn};
+use outrigger_core::policy::stop::StopRule;
 use outrigger_core::policy::timeouts::Timeouts;
 use outrigger_core::policy::{BackendPolicy, CallPolicy, ServerPolicy};
 use outrigger_proto::convert::{destination, inbound};
@@ -93,16 +94,48 @@ pub(crate) fn any_backend_policy() -> impl Strategy<Value = BackendPolicy> {
             max_pending: service.and_then(|(_, pending)| pending),
             max_in_flight_per_endpoint: endpoint,
         });
-    let faults = vec(any_fault(), 0..3);
+    let faults = (vec(any_fault(), 0..3), vec(any_stop_rule(), 0..3));
     (budget, of(breaker), of(outlier), limits, faults).prop_map(
-        |(budget, breaker, outlier, limits, faults)| BackendPolicy {
+        |(budget, breaker, outlier, limits, (faults, stop_rules))| BackendPolicy {
             budget,
             breaker,
             outlier,
             limits,
             faults,
+            stop_rules,
         },
     )
+}
+
+fn any_stop_rule() -> impl Strategy<Value = StopRule> {
+    let condition = prop_oneof![
+        (1u8..=100).prop_map(|percent| (Some(percent), None)),
+        millis(1..=60_000).prop_map(|p99| (None, Some(p99))),
+    ];
+    let end = (0u64..=1 << 42).prop_map(|ms| UNIX_EPOCH + Duration::from_millis(ms));
+    (condition, 1u64..=300, 1u32..=1_000_000, end).prop_map(
+        |((min_success_percent, max_p99), window, min_requests, end)| StopRule {
+            min_success_percent,
+            max_p99,
+            window: Duration::from_secs(window),
+            min_requests,
+            times: fault::Times { start: None, end, schedule: None },
+            ..plain_stop_rule()
+        },
+    )
+}
+
+fn plain_stop_rule() -> StopRule {
+    StopRule {
+        name: "bank/f".into(),
+        version: "1".into(),
+        from: fault::Caller { namespace: "bank".to_owned(), service_account: None },
+        min_success_percent: Some(95),
+        max_p99: None,
+        window: Duration::from_secs(10),
+        min_requests: 20,
+        times: fault::Times { start: None, end: UNIX_EPOCH, schedule: None },
+    }
 }
 
 fn any_fault() -> impl Strategy<Value = Fault> {
@@ -432,6 +465,29 @@ fn what_a_fault_must_not_say_is_refused_with_its_path() {
         *faults = vec![faults[0].clone(); 17];
         let error = destination::from_wire(&wire).unwrap_err().to_string();
         assert_eq!(error, "policy.faults: has 17 items, at most 16 are allowed");
+    }
+}
+
+#[test]
+fn what_a_stop_rule_must_not_say_is_refused_with_its_path() {
+    type Change = fn(&mut mesh::StopRule);
+    let cases: &[(Change, &str)] = &[
+        (|w| w.from = None, "from: is not set"),
+        (|w| w.from = Some(mesh::FaultCaller::default()), "from.namespace: \"\" must be"),
+        (|w| w.min_success_percent = None, " needs minSuccessPercent, maxP99 or both"),
+        (|w| w.min_success_percent = Some(0), "min_success_percent: 0 must be between 1 and 100"),
+        (|w| w.max_p99 = Some(0), "max_p99: 0ns must be between 1ms and 60s"),
+        (|w| w.window = 1_500, "window: 1.5s is not in whole seconds"),
+        (|w| w.min_requests = 0, "min_requests: 0 must be between 1 and 1000000"),
+    ];
+    for (change, want) in cases {
+        let mut config = plain_destination();
+        config.policy.stop_rules = vec![plain_stop_rule()];
+        let mut wire = destination::to_wire(&config);
+        assert_eq!(wire.requires, ["faults.v1", "policy.v1"]);
+        change(&mut wire.policy.as_mut().unwrap().stop_rules[0]);
+        let error = destination::from_wire(&wire).unwrap_err().to_string().replace("]: n", "]. n");
+        assert!(error.starts_with(&format!("policy.stop_rules[0].{want}")), "{error}");
     }
 }
 

@@ -80,7 +80,9 @@ fn first_hit<'a>(
         grpc: exchange.is_grpc(),
     };
     let hit = |faults: &'a [Fault]| {
-        faults.iter().find(|fault| fault.hits(&request, now, worker.random()))
+        let stopped = |fault: &Fault| worker.proxy.experiments.is_stopped(fault);
+        let hits = |fault: &Fault| fault.hits(&request, now, worker.random()) && !stopped(fault);
+        faults.iter().find(|fault| hits(fault))
     };
     let both = hit(&call.faults).into_iter().chain(hit(of_service(way)));
     both.min_by_key(|fault| fault.order())
@@ -89,7 +91,10 @@ fn first_hit<'a>(
 /// The refusal of a connection that is not looked into, if an experiment wants one.
 pub fn refuse_connection(worker: &Worker, faults: &[Fault]) -> Option<Refusal> {
     let now = SystemTime::now();
-    let fault = faults.iter().find(|fault| fault.hits_connection(now, worker.random()))?;
+    let fault = faults.iter().find(|fault| {
+        fault.hits_connection(now, worker.random()) && !worker.proxy.experiments.is_stopped(fault)
+    });
+    let fault = fault?;
     let answer = fault.kind.answer(false)?;
     worker.proxy.experiments.hit(fault);
     let injected = Injected { name: Arc::clone(&fault.name), answer };
