@@ -8,6 +8,7 @@
 mod links;
 mod names;
 mod policies;
+mod references;
 mod update;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -15,7 +16,6 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
 use outrigger_core::config::{Endpoint, MeshSettings, MtlsMode, TrustBundle};
-use outrigger_core::error::FieldError;
 use outrigger_core::identity::{SpiffeId, TrustDomain};
 use outrigger_core::name::{DestinationName, EndpointId};
 use outrigger_core::policy::access::Action;
@@ -106,7 +106,7 @@ pub struct Index {
     routes: BTreeMap<ObjectId, Route>,
     /// Routes by the Services that they attach to.
     attached: Links<ServiceId, ObjectId>,
-    /// Routes by the Services that they send to.
+    /// Routes, and TrafficPolicies with fallbacks, by the Services that they send to.
     sending: Links<ServiceId, ObjectId>,
     /// Grants by the namespace that gives them.
     grants: BTreeMap<(String, String), ReferenceGrant>,
@@ -356,43 +356,6 @@ impl Index {
 
     pub fn max_endpoints(&self) -> usize {
         self.settings.max_endpoints as usize
-    }
-
-    /// Whether a backend that a route names can be sent to, and why not.
-    pub fn resolve_backend(&self, route: &Route, to: &DestinationName) -> Result<(), FieldError> {
-        let id = ServiceId::new(to.namespace.clone(), to.service.clone());
-        let own = to.namespace == route.id.namespace
-            || route.parents.iter().any(|parent| parent.service == id);
-        if !own && !self.granted(route, &id) {
-            let (kind, from) = (route.id.kind.as_str(), &route.id.namespace);
-            return Err(FieldError::at(
-                "namespace",
-                format!(
-                    "no ReferenceGrant in namespace {} lets an {kind} of namespace {from} send to \
-                     Service {}",
-                    to.namespace, to.service
-                ),
-            ));
-        }
-        let Some(service) = self.services.get(&id) else {
-            return Err(FieldError::at("name", format!("there is no Service {id}")));
-        };
-        if service.port(to.port).is_none() {
-            let ports: Vec<_> = service.ports.iter().map(|p| p.port.to_string()).collect();
-            let ports = ports.join(", ");
-            let problem = format!("Service {id} has no port {} (it has {ports})", to.port);
-            return Err(FieldError::at("port", problem));
-        }
-        Ok(())
-    }
-
-    fn granted(&self, route: &Route, to: &ServiceId) -> bool {
-        let from = (to.namespace.clone(), String::new());
-        let grants = self.grants.range(from..).take_while(|((ns, _), _)| *ns == to.namespace);
-        grants.map(|(_, grant)| grant).any(|grant| {
-            grant.from.iter().any(|(kind, ns)| *kind == route.id.kind && *ns == route.id.namespace)
-                && grant.to.iter().any(|name| name.as_ref().is_none_or(|name| *name == to.name))
-        })
     }
 }
 

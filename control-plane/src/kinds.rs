@@ -3,6 +3,7 @@
 //! Everything else is read with the types of Kubernetes and of the Gateway API; translation of all
 //! of them is in [`crate::translate`].
 
+mod fallback;
 mod fault_injection;
 mod server_policy;
 mod traffic_policy;
@@ -11,6 +12,7 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use fallback::*;
 pub use fault_injection::*;
 pub use server_policy::*;
 pub use traffic_policy::*;

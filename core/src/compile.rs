@@ -19,6 +19,7 @@ use crate::config::{
 };
 use crate::error::FieldError;
 use crate::name::DestinationName;
+use crate::policy::fallback::Give;
 use crate::policy::{BackendPolicy, CallPolicy};
 use crate::route::{HostTable, HttpTable, HttpTableBuilder, Order, RequestView};
 
@@ -123,6 +124,7 @@ pub enum StreamRouting<'a> {
 /// Checks a destination and makes it ready for use.
 pub fn compile(destination: &Destination) -> Result<Compiled, FieldError> {
     let targets = Targets::new(destination);
+    targets.check_call(&destination.call).map_err(|e| e.under("call"))?;
     let call = Arc::new(destination.call.clone());
     let mut rules = Vec::new();
     let http = compile_http(&destination.http_routes, &targets, &call, &mut rules)?;
@@ -176,6 +178,12 @@ impl Compiled {
     /// The backends for a connection of opaque bytes.
     pub fn route_tcp(&self) -> StreamRouting<'_> {
         self.tcp.map_or(StreamRouting::Direct, |index| self.stream(index))
+    }
+
+    /// The index of a service in [`Compiled::backends`].
+    pub fn backend(&self, name: &DestinationName) -> Option<usize> {
+        let name = name.without_consumer();
+        self.backends.iter().position(|backend| backend.name == name)
     }
 
     /// Whether requests are routed, so that treating a connection as opaque would bypass a route.
@@ -256,6 +264,19 @@ impl Targets {
     }
 }
 
+impl Targets {
+    /// Whether every service that a fallback names is among the backends. A proxy looks its index up
+    /// only once something has failed ([`Compiled::backend`]).
+    fn check_call(&self, call: &CallPolicy) -> Result<(), FieldError> {
+        for (i, fallback) in call.fallbacks.iter().enumerate() {
+            if let Give::Backend(target) = &fallback.give {
+                self.resolve(target).map_err(|e| e.under(format!("fallbacks[{i}].backend")))?;
+            }
+        }
+        Ok(())
+    }
+}
+
 fn compile_backends(destination: &Destination) -> Vec<CompiledBackend> {
     let itself = Backend {
         name: destination.name.clone(),
@@ -318,6 +339,9 @@ fn compile_rule(
         .collect::<Result<_, _>>()?;
     if filters.replaces_prefix() {
         require_prefix_matches(rule)?;
+    }
+    if let Some(call) = &rule.call {
+        targets.check_call(call).map_err(|e| e.under("call"))?;
     }
     let call = rule.call.clone().map_or_else(|| Arc::clone(default), Arc::new);
     let name = rule.name.clone().unwrap_or_else(|| format!("{:?}", rule.matches));

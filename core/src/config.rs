@@ -16,8 +16,15 @@ use crate::policy::{BackendPolicy, CallPolicy, ServerPolicy};
 
 /// Features of the wire format that this build understands. A resource that lists another one in
 /// its `requires` is refused as a whole: never half understood.
-pub const FEATURES: &[&str] =
-    &["access.v1", "balancer.ring-hash", "faults.v1", "http.filters.v1", "policy.v1", "tls.sni"];
+pub const FEATURES: &[&str] = &[
+    "access.v1",
+    "balancer.ring-hash",
+    "fallbacks.v1",
+    "faults.v1",
+    "http.filters.v1",
+    "policy.v1",
+    "tls.sni",
+];
 
 /// One port of one service as its callers see it: how it is spoken to and where requests go.
 #[derive(Clone, Debug, PartialEq)]

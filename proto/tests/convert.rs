@@ -19,6 +19,7 @@ use outrigger_core::name::{DestinationName, EndpointId};
 use outrigger_core::policy::access::{
     Access, Action, Caller, ClaimMatch, HeaderRule, Operation, Rule, TokenIssuer,
 };
+use outrigger_core::policy::fallback::{Classes, Fallback, Give};
 use outrigger_core::policy::{BackendPolicy, CallPolicy, ServerPolicy};
 use outrigger_proto::convert::{destination, endpoint, inbound, is_unsupported, settings, version};
 use outrigger_proto::mesh;
@@ -115,8 +116,11 @@ fn only_used_features_are_required() {
     config.http_routes[0].rules[0].call = None;
     config.backends[0].policy.budget.percent = 10;
     assert_eq!(requires(&config)[2], "policy.v1");
+    let give = Give::Route("/".parse().unwrap());
+    config.call.fallbacks = vec![Fallback { when: Classes::default(), give }];
+    assert_eq!(requires(&config)[1], "fallbacks.v1");
     config.backends[0].policy.faults = vec![policies::plain_fault()];
-    assert_eq!(requires(&config)[1], "faults.v1");
+    assert_eq!(requires(&config)[2], "faults.v1");
     let port = InboundPort {
         port: 80,
         protocol: Protocol::Http1,

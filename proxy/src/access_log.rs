@@ -37,6 +37,8 @@ pub struct Entry {
     pub status: Status,
     pub reason: Option<Reason>,
     pub detail: Option<Box<str>>,
+    /// What was given instead of a failure.
+    pub degraded: Option<&'static str>,
     pub method: Option<Method>,
     pub path: Option<PathAndQuery>,
     pub request_id: Option<HeaderValue>,
@@ -107,6 +109,8 @@ struct Line<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     detail: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    degraded: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     method: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     path: Option<&'a str>,
@@ -139,6 +143,7 @@ impl<'a> From<&'a Entry> for Line<'a> {
             status: entry.status.to_string(),
             reason: entry.reason.map(Reason::as_str),
             detail: entry.detail.as_deref(),
+            degraded: entry.degraded,
             method: entry.method.as_ref().map(Method::as_str),
             // Queries may hold secrets.
             path: entry.path.as_ref().map(PathAndQuery::path),

@@ -17,6 +17,7 @@ use outrigger_core::outcome::Outcome;
 use outrigger_core::policy::BackendPolicy;
 use outrigger_core::policy::breaker::{self, Admission, Breaker};
 use outrigger_core::policy::budget::Budget;
+use outrigger_core::policy::fallback::Degraded;
 use outrigger_core::policy::limits::LimitsConfig;
 use outrigger_core::policy::outlier::{self, Outlier, Standing, Turn};
 use outrigger_core::reason::Reason;
@@ -47,6 +48,8 @@ pub struct Guard {
     max_pending: AtomicU32,
     max_per_endpoint: AtomicU32,
     room: Notify,
+    /// Answers given instead of failures of this service.
+    degraded: [AtomicU64; Degraded::ALL.len()],
 }
 
 struct Machines {
@@ -140,6 +143,7 @@ impl Guard {
             max_pending: AtomicU32::new(0),
             max_per_endpoint: AtomicU32::new(UNLIMITED),
             room: Notify::new(),
+            degraded: Default::default(),
         }
     }
 
@@ -176,6 +180,11 @@ impl Guard {
     /// A request begins.
     pub fn request(&self) {
         self.requests.fetch_add(1, Relaxed);
+    }
+
+    /// A caller got something else instead of a failure.
+    pub fn degraded(&self, kind: Degraded) {
+        self.degraded[kind as usize].fetch_add(1, Relaxed);
     }
 
     /// Takes one retry out of the budget.

@@ -12,6 +12,7 @@ pub mod deadline;
 pub mod destination;
 pub mod exchange;
 pub mod failed;
+mod fallback;
 pub mod fault;
 pub mod head;
 pub mod headers;

@@ -297,6 +297,7 @@ impl Worker {
                 status: Status::Stream,
                 reason: Some(reason),
                 detail: Some(format!("from {remote}: {}", refusal.detail).into()),
+                degraded: None,
                 method: None,
                 path: None,
                 request_id: None,

@@ -3,6 +3,7 @@
 mod access;
 mod config;
 mod deadlines;
+mod fallbacks;
 mod faults;
 mod hostile;
 mod identity;

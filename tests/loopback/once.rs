@@ -1,5 +1,6 @@
 //! What could do harm twice is never sent twice: a POST without an idempotency key, at every point at
-//! which a server can fail, over every protocol, while the policy asks for all the retries there are.
+//! which a server can fail, over every protocol, while the policy asks for all the retries there are and
+//! for fallbacks.
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
@@ -39,7 +40,8 @@ const POLICY: &str = "apiVersion: outrigger.dev/v1alpha1\nkind: TrafficPolicy\n\
     metadata: {name: all, namespace: bank}\nspec:\n  targetRefs: [{kind: Namespace, name: bank}]\n  \
     retries: {maxAttempts: 4, when: {statuses: [500, 502, 503, 504], grpc: [UNAVAILABLE, INTERNAL, UNKNOWN], \
     reset: true, timeout: true}, maxReplayBytes: 1048576}\n  \
-    retryBudget: {percent: 100, minPerSecond: 1000}\n  timeouts: {attempt: 300ms}\n";
+    retryBudget: {percent: 100, minPerSecond: 1000}\n  timeouts: {attempt: 300ms}\n  \
+    fallbacks: [{backend: {name: backup, port: 80}}, {route: {path: /reduced}}]\n";
 
 fn arrived(arrivals: &Arrivals, path: &str) {
     *arrivals.lock().expect("no panic").entry(path.to_owned()).or_default() += 1;
@@ -207,7 +209,11 @@ fn a_post_without_a_key_is_never_sent_twice() {
     let arrivals = Arrivals::default();
     let h1 = http1(Arc::clone(&arrivals));
     let (h2, _runtime) = http2(Arc::clone(&arrivals));
-    let mut manifests = vec![("policy.yaml".to_owned(), POLICY.to_owned())];
+    let mut manifests = vec![
+        ("policy.yaml".to_owned(), POLICY.to_owned()),
+        // Where a fallback would send it once more.
+        ("backup.yaml".to_owned(), unmeshed("backup", "http", h1)),
+    ];
     for (protocol, port, app) in
         [("h1", h1, "http"), ("h2", h2, "kubernetes.io/h2c"), ("grpc", h2, "grpc")]
     {

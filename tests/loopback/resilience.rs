@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use crate::unmeshed;
 
-fn policy(spec: &str) -> String {
+pub fn policy(spec: &str) -> String {
     format!(
         "apiVersion: outrigger.dev/v1alpha1\nkind: TrafficPolicy\n\
          metadata: {{name: app, namespace: bank}}\nspec:\n  \
@@ -51,7 +51,9 @@ impl Pair {
 }
 
 /// An HTTP/1.1 app whose answers to each request are made by `answer`, given how many came before.
-fn scripted(answer: impl Fn(u64) -> &'static str + Send + Sync + 'static) -> (u16, Arc<AtomicU64>) {
+pub fn scripted(
+    answer: impl Fn(u64) -> &'static str + Send + Sync + 'static,
+) -> (u16, Arc<AtomicU64>) {
     let count = Arc::new(AtomicU64::new(0));
     let counted = Arc::clone(&count);
     let port = tcp(move |mut stream| {

@@ -8,6 +8,7 @@ use super::{Dep, Index};
 use crate::experiments::{Stopped, Stops};
 use crate::object::policy::{Attached, FaultInjection, ServerPolicy, TrafficPolicy};
 use crate::object::{ObjectId, Route, ServiceId, Workload};
+use crate::translate::fallback;
 
 /// By namespace and name.
 pub(super) type Policies<P> = BTreeMap<(String, String), P>;
@@ -48,7 +49,15 @@ impl Index {
                 self.touch_calls(policy, policy.sections.spares());
             }
         }
+        if let Some(old) = &old {
+            for service in fallen_back_to(old) {
+                self.sending.unlink(&service, &old.id);
+            }
+        }
         if let Some(new) = new {
+            for service in fallen_back_to(&new) {
+                self.sending.link(service, new.id.clone());
+            }
             self.traffic.insert(key, new);
         }
     }
@@ -62,6 +71,12 @@ impl Index {
                 self.touch_parents_of_backend(service);
             }
         }
+        self.touch_callers(policy);
+    }
+
+    /// The Services whose callers a policy speaks to.
+    pub(super) fn touch_callers(&mut self, policy: &TrafficPolicy) {
+        let services = self.services_of(policy);
         let routes = policy.routes().filter_map(|id| self.routes.get(&id));
         let parents = routes.flat_map(|route| route.parents.iter().map(|p| p.service.clone()));
         let touched: Vec<_> = parents.chain(services).map(Dep::Service).collect();
@@ -185,6 +200,11 @@ impl Index {
 
 fn is_of(stopped: &Stopped, policy: &FaultInjection) -> bool {
     *stopped.version == *policy.sections.fault.version
+}
+
+/// The Services that a policy sends to when others fail.
+fn fallen_back_to(policy: &TrafficPolicy) -> Vec<ServiceId> {
+    fallback::services(policy.sections.fallbacks.as_deref().unwrap_or_default())
 }
 
 fn of_namespace<'a, P>(policies: &'a Policies<P>, namespace: &str) -> impl Iterator<Item = &'a P> {

@@ -7,7 +7,8 @@ use outrigger_core::config::BackendTarget;
 
 use super::{Dep, Index, PortId};
 use crate::object::{
-    EndpointSlice, KeySource, ObjectId, Policy, ReferenceGrant, Route, Service, ServiceId, Workload,
+    EndpointSlice, KeySource, Kind, ObjectId, Policy, ReferenceGrant, Route, Service, ServiceId,
+    Workload,
 };
 use crate::translate::destination;
 
@@ -190,10 +191,17 @@ impl Index {
         }
     }
 
+    /// The Services whose callers may be sent to `backend`, by a route or as a fallback.
     pub(super) fn touch_parents_of_backend(&mut self, backend: &ServiceId) {
         let routes = self.sending.of(backend).filter_map(|id| self.routes.get(id));
         let parents = routes.flat_map(|route| &route.parents);
         self.dirty.extend(parents.map(|parent| Dep::Service(parent.service.clone())));
+        let policies = self.sending.of(backend).filter(|id| id.kind == Kind::TrafficPolicy);
+        let policies =
+            policies.filter_map(|id| self.traffic.get(&(id.namespace.clone(), id.name.clone())));
+        for policy in policies.cloned().collect::<Vec<_>>() {
+            self.touch_callers(&policy);
+        }
     }
 
     fn touch_all_endpoints(&mut self, service: &ServiceId) {

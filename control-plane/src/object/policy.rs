@@ -6,6 +6,7 @@ use std::time::Duration;
 use outrigger_core::policy::breaker::BreakerConfig;
 use outrigger_core::policy::budget::BudgetConfig;
 use outrigger_core::policy::concurrency::ConcurrencyConfig;
+use outrigger_core::policy::fallback::Fallback;
 use outrigger_core::policy::fault::Fault;
 use outrigger_core::policy::limits::LimitsConfig;
 use outrigger_core::policy::outlier::OutlierConfig;
@@ -65,6 +66,7 @@ pub struct TrafficSections {
     pub limits: Option<LimitsConfig>,
     pub priority: Option<Priority>,
     pub max_visits: Option<u8>,
+    pub fallbacks: Option<Vec<Fallback>>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -240,6 +242,7 @@ impl Sections for TrafficSections {
             ("limits", self.limits.is_some()),
             ("priority", self.priority.is_some()),
             ("maxVisits", self.max_visits.is_some()),
+            ("fallbacks", self.fallbacks.is_some()),
         ])
     }
 }

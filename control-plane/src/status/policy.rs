@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use outrigger_core::config::BackendTarget;
 use outrigger_core::policy::bounds;
 
 use super::{Condition, Programmed, Status};
@@ -14,6 +15,7 @@ use crate::object::policy::{
 use crate::object::{ObjectId, Route, RouteBody, ServiceId};
 use crate::publish::View;
 use crate::translate::effective::{self, Speaker};
+use crate::translate::fallback;
 
 /// Of every policy that is attached by `targetRefs`.
 pub(super) fn policies<'a>(
@@ -22,7 +24,12 @@ pub(super) fn policies<'a>(
 ) -> impl Iterator<Item = Status> + 'a {
     let index = &view.index;
     let traffic = index.traffic_policies().map(move |policy| {
-        status(index, policy, lost_calls(index, policy), callers(index, policy, programmed))
+        let programmed = callers(index, policy, programmed);
+        let mut status = status(index, policy, lost_calls(index, policy), programmed);
+        let mut unresolved = unresolved_targets(index, policy);
+        unresolved.extend(unresolved_fallbacks(index, policy));
+        status.resolved_refs = unresolved.into();
+        status
     });
     let faults = index.fault_injections().map(move |policy| {
         let stopped = index.stopped(policy).cloned();
@@ -39,7 +46,9 @@ pub(super) fn policies<'a>(
 pub(super) fn unresolved(index: &Index) -> impl Iterator<Item = String> + '_ {
     let line = |id: &ObjectId, problem: String| format!("{id}: {problem}");
     let traffic = index.traffic_policies().flat_map(move |policy| {
-        unresolved_targets(index, policy).into_iter().map(move |p| line(&policy.id, p))
+        let fallbacks = unresolved_fallbacks(index, policy);
+        let all = unresolved_targets(index, policy).into_iter().chain(fallbacks);
+        all.map(move |p| line(&policy.id, p))
     });
     let server = index.server_policies().flat_map(move |policy| {
         unresolved_targets(index, policy).into_iter().map(move |p| line(&policy.id, p))
@@ -86,6 +95,19 @@ fn unresolved_targets<S>(index: &Index, policy: &Attached<S>) -> Vec<String> {
         Some(format!("spec.targetRefs[{i}].{field}: {problem}"))
     });
     problems.collect()
+}
+
+fn unresolved_fallbacks(index: &Index, policy: &TrafficPolicy) -> Vec<String> {
+    let mut problems = Vec::new();
+    let mut fallbacks = policy.sections.fallbacks.clone().unwrap_or_default();
+    fallback::for_each_target(&mut fallbacks, &mut |path, target| {
+        if let BackendTarget::Service(name) = target
+            && let Err(problem) = index.check_reference(&policy.id, name)
+        {
+            problems.push(problem.under(path).to_string());
+        }
+    });
+    problems
 }
 
 fn unresolved_target<S>(

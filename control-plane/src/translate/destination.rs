@@ -7,6 +7,8 @@ use outrigger_core::config::{
     TlsRoute,
 };
 use outrigger_core::name::DestinationName;
+use outrigger_core::policy::CallPolicy;
+use outrigger_core::policy::fallback::Give;
 
 use crate::index::{Index, PortId};
 use crate::object::{Route, RouteBody};
@@ -49,12 +51,18 @@ pub fn build(index: &Index, name: &DestinationName) -> Option<Destination> {
         RouteBody::Tcp { backends } => Some(TcpRoute { name: label(route), backends }),
         _ => None,
     });
+    let call = effective::call(index, &id.service, port);
+    resolver.collect_fallbacks(&call);
+    let calls = http_routes.iter().flat_map(|route| &route.rules);
+    for call in calls.filter_map(|rule| rule.call.as_ref()) {
+        resolver.collect_fallbacks(call);
+    }
     let backends = resolver.backends.iter().filter_map(|name| backend(index, name)).collect();
     Some(Destination {
         name: name.clone(),
         protocol: port.protocol,
         balancer: service.balancer.clone(),
-        call: effective::call(index, &id.service, port),
+        call,
         policy: effective::backend(index, &id.service, port),
         backends,
         http_routes,
@@ -131,6 +139,17 @@ impl Resolver<'_> {
             }
         });
         body
+    }
+
+    /// What a call falls back to has been resolved with its policy.
+    fn collect_fallbacks(&mut self, call: &CallPolicy) {
+        for fallback in &call.fallbacks {
+            if let Give::Backend(BackendTarget::Service(name)) = &fallback.give
+                && *name != self.itself
+            {
+                self.backends.insert(name.clone());
+            }
+        }
     }
 }
 

@@ -4,8 +4,9 @@
 //! the Service's port, the Service, the Namespace. Of equals the oldest decides, then the first by
 //! name. [`crate::status`] says to each policy what it lost, and to whom.
 
-use outrigger_core::config::HttpRule;
+use outrigger_core::config::{BackendTarget, HttpRule};
 use outrigger_core::policy::bounds;
+use outrigger_core::policy::fallback::Fallback;
 use outrigger_core::policy::fault::Fault;
 use outrigger_core::policy::stop::StopRule;
 use outrigger_core::policy::{BackendPolicy, CallPolicy, ServerPolicy};
@@ -15,6 +16,7 @@ use crate::object::policy::{
     Attached, FaultInjection, Rank, RuleCall, ServerSections, Target, TrafficSections,
 };
 use crate::object::{ObjectId, Route, ServiceId, ServicePort, Workload};
+use crate::translate::fallback;
 
 /// A policy that speaks of a call or port, and through which of its targets.
 #[derive(Debug)]
@@ -82,7 +84,7 @@ fn in_order<'a, S>(speakers: impl Iterator<Item = Speaker<'a, S>>) -> Vec<Speake
 
 /// How requests to a port are called that no rule speaks of.
 pub fn call(index: &Index, service: &ServiceId, port: &ServicePort) -> CallPolicy {
-    put_together(&RuleCall::default(), &of_port(index, service, port), Vec::new())
+    put_together(index, &RuleCall::default(), &of_port(index, service, port), Vec::new())
 }
 
 /// How requests of one rule are called; none: as the port's others.
@@ -101,10 +103,11 @@ pub fn rule_call(
         return None;
     }
     speakers.extend(of_port(index, service, port));
-    Some(put_together(&own, &speakers, faults))
+    Some(put_together(index, &own, &speakers, faults))
 }
 
 fn put_together(
+    index: &Index,
     own: &RuleCall,
     speakers: &[Speaker<'_, TrafficSections>],
     faults: Vec<Fault>,
@@ -125,8 +128,25 @@ fn put_together(
             .unwrap_or(plain.retries),
         priority: first(speakers, |said| said.priority),
         max_visits: first(speakers, |said| said.max_visits).unwrap_or(plain.max_visits),
+        fallbacks: fallbacks(index, speakers),
         faults,
     }
+}
+
+/// References that do not resolve are replaced by their explanation: the next fallback is given then.
+fn fallbacks(index: &Index, speakers: &[Speaker<'_, TrafficSections>]) -> Vec<Fallback> {
+    let said = speakers.iter().find_map(|speaker| {
+        let said = speaker.policy.sections.fallbacks.clone()?;
+        Some((speaker.policy, said))
+    });
+    let Some((policy, mut said)) = said else { return Vec::new() };
+    fallback::for_each_target(&mut said, &mut |path, target| {
+        let BackendTarget::Service(name) = target else { return };
+        if let Err(problem) = index.check_reference(&policy.id, name) {
+            *target = BackendTarget::Invalid(problem.under(path).to_string());
+        }
+    });
+    said
 }
 
 /// How a port of a Service is spared by its callers.

@@ -12,6 +12,7 @@ pub mod endpoint_slice;
 pub mod endpoints;
 pub mod external_service;
 pub mod external_workload;
+pub mod fallback;
 pub mod fault_injection;
 mod filter;
 pub mod grpc_route;

@@ -13,7 +13,7 @@ use outrigger_core::policy::retry::{Backoff, Jitter, RetryConfig, RetryOn};
 use outrigger_core::policy::timeouts::Timeouts;
 
 use super::target_ref::{Allowed, attached};
-use super::{Report, duration};
+use super::{DEFAULT_NAMESPACE, Report, duration, fallback};
 use crate::kinds::{
     TrafficBackoff, TrafficBreaker, TrafficFailureRate, TrafficJitter, TrafficLimits, TrafficOpen,
     TrafficOutlierEjection, TrafficPolicy as Raw, TrafficPolicySpec, TrafficPriority,
@@ -36,6 +36,7 @@ const MAX_EJECTED_PERCENT: u8 = 50;
 
 pub fn translate(raw: &Raw, report: &mut Report) -> Option<TrafficPolicy> {
     let spec = &raw.spec;
+    let namespace = raw.metadata.namespace.as_deref().unwrap_or(DEFAULT_NAMESPACE);
     let sections = TrafficSections {
         deadline: spec.deadline.as_ref().and_then(|text| {
             let time = duration::parse(text).and_then(|time| match time {
@@ -57,6 +58,7 @@ pub fn translate(raw: &Raw, report: &mut Report) -> Option<TrafficPolicy> {
             TrafficPriority::Sheddable => Priority::Sheddable,
         }),
         max_visits: number(report, "spec.maxVisits", spec.max_visits, &bounds::VISITS),
+        fallbacks: spec.fallbacks.as_ref().map(|raw| fallback::translate(raw, namespace, report)),
     };
     if sections == TrafficSections::default() && report.errors.is_empty() {
         report.error("spec", "says nothing about calls: it has no section");

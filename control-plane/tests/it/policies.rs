@@ -253,6 +253,42 @@ fn every_bound_of_a_traffic_policy() {
             ("maxVisits: 0", ".maxVisits: 0 must be between 1 and 32"),
             ("maxVisits: 33", ".maxVisits: 33 must be between 1 and 32"),
             ("streaming: maybe", ".streaming: invalid type"),
+            ("fallbacks: []", ".fallbacks: is empty"),
+            (
+                &format!("fallbacks: [{}]", ["{static: {}}"; 9].join(", ")),
+                ".fallbacks: has 9 items, at most 8 are allowed",
+            ),
+            ("fallbacks: [{}]", ".fallbacks[0]: needs one of"),
+            ("fallbacks: [{static: {}, route: {path: /}}]", ".fallbacks[0]: has more than one of"),
+            ("fallbacks: [{when: [], static: {}}]", ".fallbacks[0].when: is empty"),
+            ("fallbacks: [{when: [Down], static: {}}]", ".fallbacks[0].when[0]: unknown variant"),
+            ("fallbacks: [{static: {status: 199}}]", ".fallbacks[0].static.status: 199 is not"),
+            ("fallbacks: [{static: {status: 600}}]", ".fallbacks[0].static.status: 600 is not"),
+            (
+                "fallbacks: [{static: {contentType: json}}]",
+                ".fallbacks[0].static.contentType: \"json\" is not a media type",
+            ),
+            (
+                &format!("fallbacks: [{{static: {{body: {}}}}}]", "x".repeat(8_193)),
+                ".fallbacks[0].static.body: has 8193 bytes, at most 8192 are allowed",
+            ),
+            ("fallbacks: [{static: {code: 1}}]", ".fallbacks[0].static.code: unknown field"),
+            ("fallbacks: [{route: {path: x}}]", ".fallbacks[0].route.path: \"x\" must begin with"),
+            (
+                &format!("fallbacks: [{{route: {{path: /{}}}}}]", "x".repeat(1_024)),
+                ".fallbacks[0].route.path: has more than 1024 bytes",
+            ),
+            ("fallbacks: [{route: {path: '/a#b'}}]", ".fallbacks[0].route.path: \"/a#b\" is not"),
+            (
+                "fallbacks: [{backend: {name: a, port: 0}}]",
+                ".fallbacks[0].backend.port: 0 must be between 1 and 65535",
+            ),
+            (
+                "fallbacks: [{backend: {name: A, port: 1}}]",
+                ".fallbacks[0].backend.name: \"A\" must be",
+            ),
+            ("fallbacks: [{backend: {name: a}}]", ".fallbacks[0].backend: missing field `port`"),
+            ("fallbacks: [{cached: {}}]", ".fallbacks[0].cached: unknown field"),
             ("hedging: {}", ".hedging: unknown field `hedging`"),
         ],
     );
@@ -814,4 +850,71 @@ fn an_experiment_is_stopped_by_its_watcher_only_and_begins_anew_with_another_spe
     reading.write("slow.yaml", &experiment(2));
     assert_eq!(state(&reading), (1, 1));
     assert!(reading.publisher.view().index.stops().is_empty());
+}
+
+/// Every example that people may copy.
+#[test]
+fn the_examples_of_the_documentation_are_accepted() {
+    let text = include_str!("../../../docs/resilience.md");
+    let mut examples = 0;
+    let blocks = text.split("```yaml\n").skip(1).filter_map(|rest| rest.split("```").next());
+    for block in blocks {
+        let whole = if block.starts_with("apiVersion") {
+            block.to_owned()
+        } else {
+            let kind = match block.trim_start().starts_with("concurrency") {
+                true => "ServerPolicy",
+                false => "TrafficPolicy",
+            };
+            format!(
+                "apiVersion: outrigger.dev/v1alpha1\nkind: {kind}\n\
+                 metadata: {{name: p, namespace: bank}}\nspec:\n  {ORDERS}\n{block}"
+            )
+        };
+        let mut reading = Reading::new();
+        reading.write("a.yaml", &whole);
+        assert_eq!(reading.problems(), Vec::<String>::new(), "{block}");
+        examples += 1;
+    }
+    assert!(examples > 10, "{examples}");
+}
+
+#[test]
+fn fallbacks_to_other_services_are_resolved_and_follow_what_becomes_of_them() {
+    let mut reading = Reading::new();
+    reading.write("services.yaml", &service("orders"));
+    let spec = format!(
+        "{{{ORDERS}, fallbacks: [{{backend: {{name: backup, port: 80}}}}, \
+         {{backend: {{name: spare, namespace: shop, port: 80}}}}]}}"
+    );
+    reading.write("policy.yaml", &object("TrafficPolicy", "p", &spec));
+    assert_eq!(reading.problems(), Vec::<String>::new());
+    let backends = |reading: &Reading| {
+        let view = reading.publisher.view();
+        let name = "bank/orders:80".parse().unwrap();
+        let destination = destination::build(&view.index, &name).unwrap();
+        let backends: Vec<_> = destination.backends.iter().map(|b| b.name.to_string()).collect();
+        (backends, status::objects(&view, &[]).remove(0).resolved_refs.problems)
+    };
+    let (names, problems) = backends(&reading);
+    assert_eq!(names, Vec::<String>::new());
+    assert_eq!(
+        problems,
+        [
+            "spec.fallbacks[0].backend.name: there is no Service bank/backup",
+            "spec.fallbacks[1].backend.namespace: no ReferenceGrant in namespace shop lets a \
+             TrafficPolicy of namespace bank send to Service spare",
+        ]
+    );
+    reading.write("backup.yaml", &service("backup"));
+    let shop = service("spare").replace("namespace: bank", "namespace: shop");
+    let grant = "---\napiVersion: gateway.networking.k8s.io/v1beta1\nkind: ReferenceGrant\n\
+        metadata: {name: g, namespace: shop}\nspec:\n  \
+        from: [{group: outrigger.dev, kind: TrafficPolicy, namespace: bank}]\n  \
+        to: [{group: '', kind: Service}]\n";
+    reading.write("shop.yaml", &format!("{shop}{grant}"));
+    assert_eq!(reading.problems(), Vec::<String>::new());
+    let (names, problems) = backends(&reading);
+    assert_eq!(names, ["bank/backup:80", "shop/spare:80"]);
+    assert_eq!(problems, Vec::<String>::new());
 }

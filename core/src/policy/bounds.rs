@@ -7,7 +7,8 @@ use std::fmt::Debug;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use http::StatusCode;
+use http::uri::PathAndQuery;
+use http::{HeaderValue, StatusCode};
 
 use super::ServerPolicy;
 use super::breaker::{BreakerConfig, FailureRate, OpenTime};
@@ -57,6 +58,13 @@ pub const TRIALS: Numbers = 1..=100;
 
 pub const IN_FLIGHT: Numbers = 1..=PLENTY;
 pub const PENDING: Numbers = 0..=PLENTY;
+
+/// Each one that sends may take as long as a try.
+pub const MAX_FALLBACKS: usize = 8;
+/// Bytes of a static answer: every proxy that calls the service keeps it.
+pub const STATIC_BYTES: usize = 8 * 1024;
+/// Bytes of a path, as in routes.
+pub const PATH_BYTES: usize = 1024;
 
 pub const REQUESTS: Numbers = 1..=PLENTY;
 pub const PERIOD: Durations = Duration::from_secs(1)..=Duration::from_secs(60 * 60);
@@ -110,6 +118,40 @@ pub fn status(value: u32) -> Result<StatusCode, FieldError> {
     let code = u16::try_from(value).ok().filter(|code| matches!(code, 429 | 500..=599));
     code.and_then(|code| StatusCode::from_u16(code).ok())
         .ok_or_else(|| FieldError::here(format!("{value} is not 429 or between 500 and 599")))
+}
+
+/// Of a static answer.
+pub fn static_status(value: u32) -> Result<StatusCode, FieldError> {
+    let code = u16::try_from(value).ok().filter(|code| (200..=599).contains(code));
+    code.and_then(|code| StatusCode::from_u16(code).ok())
+        .ok_or_else(|| FieldError::here(format!("{value} is not between 200 and 599")))
+}
+
+pub fn content_type(text: &str) -> Result<HeaderValue, FieldError> {
+    let value = HeaderValue::from_str(text).ok().filter(|_| text.contains('/'));
+    value.ok_or_else(|| FieldError::here(format!("{text:?} is not a media type")))
+}
+
+pub fn static_body(text: &str) -> Result<String, FieldError> {
+    if text.len() <= STATIC_BYTES {
+        return Ok(text.to_owned());
+    }
+    Err(FieldError::here(format!("has {} bytes, at most {STATIC_BYTES} are allowed", text.len())))
+}
+
+/// A path with or without a query, to be asked for instead of another one.
+pub fn path(text: &str) -> Result<PathAndQuery, FieldError> {
+    let wrong = |problem: &str| Err(FieldError::here(format!("{text:?} {problem}")));
+    if !text.starts_with('/') {
+        return wrong("must begin with \"/\"");
+    }
+    if text.len() > PATH_BYTES {
+        return Err(FieldError::here(format!("has more than {PATH_BYTES} bytes")));
+    }
+    match PathAndQuery::try_from(text) {
+        Ok(path) if !text.contains('#') => Ok(path),
+        _ => wrong("is not a path"),
+    }
 }
 
 pub fn at_most(len: usize, most: usize) -> Result<(), FieldError> {

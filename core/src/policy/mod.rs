@@ -13,6 +13,7 @@ pub mod budget;
 pub mod concurrency;
 pub mod correlation;
 pub mod deadline;
+pub mod fallback;
 pub mod fault;
 pub mod limits;
 mod lru;
@@ -31,6 +32,7 @@ use std::time::Duration;
 use breaker::BreakerConfig;
 use budget::BudgetConfig;
 use concurrency::ConcurrencyConfig;
+use fallback::Fallback;
 use fault::Fault;
 use limits::LimitsConfig;
 use outlier::OutlierConfig;
@@ -55,6 +57,8 @@ pub struct CallPolicy {
     pub priority: Option<Priority>,
     /// How often a service may see the same request on its way ([`visits`]). At least 1.
     pub max_visits: u8,
+    /// What a caller gets instead of a failure, the first one that can be given. At most 8.
+    pub fallbacks: Vec<Fallback>,
     /// Experiments that target the route, in their order.
     pub faults: Vec<Fault>,
 }
@@ -68,8 +72,16 @@ impl Default for CallPolicy {
             retries: RetryConfig::default(),
             priority: None,
             max_visits: 1,
+            fallbacks: Vec::new(),
             faults: Vec::new(),
         }
+    }
+}
+
+impl CallPolicy {
+    /// Whether a failed request may be sent to somebody else, so that it has to be kept.
+    pub fn sends_elsewhere(&self) -> bool {
+        self.fallbacks.iter().any(|fallback| fallback.give.sends())
     }
 }
 

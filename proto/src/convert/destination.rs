@@ -7,8 +7,8 @@ use outrigger_core::error::FieldError;
 use outrigger_core::policy::{BackendPolicy, CallPolicy};
 
 use super::{
-    check_requires, each, fault, host_from_wire, host_to_wire, http_route, parsed, policy,
-    protocol_from_wire, protocol_to_wire, set, target_from_wire, target_to_wire,
+    check_requires, each, fallback, fault, host_from_wire, host_to_wire, http_route, parsed,
+    policy, protocol_from_wire, protocol_to_wire, set, target_from_wire, target_to_wire,
 };
 use crate::mesh;
 
@@ -56,6 +56,7 @@ fn requires(destination: &Destination) -> Vec<String> {
     let filters = destination.http_routes.iter().flat_map(|route| &route.rules).any(has_filters);
     [
         (ring_hash, "balancer.ring-hash"),
+        (calls(destination).any(|call| !call.fallbacks.is_empty()), fallback::FEATURE),
         (has_faults(destination), fault::FEATURE),
         (filters, "http.filters.v1"),
         (has_policies(destination), policy::FEATURE),
@@ -75,6 +76,12 @@ fn has_faults(destination: &Destination) -> bool {
         || any(&destination.policy)
         || backends.any(any)
         || rules.any(|rule| rule.call.as_ref().is_some_and(|call| !call.faults.is_empty()))
+}
+
+/// What the destination and each of its rules say about calls.
+fn calls(destination: &Destination) -> impl Iterator<Item = &CallPolicy> {
+    let rules = destination.http_routes.iter().flat_map(|route| &route.rules);
+    std::iter::once(&destination.call).chain(rules.filter_map(|rule| rule.call.as_ref()))
 }
 
 fn has_policies(destination: &Destination) -> bool {

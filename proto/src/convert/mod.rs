@@ -8,6 +8,7 @@
 mod access;
 pub mod destination;
 pub mod endpoint;
+mod fallback;
 mod fault;
 mod filter;
 mod http_route;

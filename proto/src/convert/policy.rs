@@ -14,7 +14,7 @@ use outrigger_core::policy::retry::{Backoff, Jitter, RetryConfig, RetryOn};
 use outrigger_core::policy::timeouts::Timeouts;
 use outrigger_core::policy::{BackendPolicy, CallPolicy};
 
-use super::{each, fault, set};
+use super::{each, fallback, fault, set};
 use crate::mesh;
 
 /// The feature that every policy needs.
@@ -48,6 +48,7 @@ pub(super) fn rule_call_to_wire(policy: &CallPolicy) -> mesh::CallPolicy {
             Priority::Critical => mesh::Priority::Critical.into(),
         }),
         max_visits: policy.max_visits.into(),
+        fallbacks: policy.fallbacks.iter().map(fallback::to_wire).collect(),
         faults: policy.faults.iter().map(fault::to_wire).collect(),
     }
 }
@@ -70,6 +71,7 @@ pub(super) fn rule_call_from_wire(wire: &mesh::CallPolicy) -> Result<CallPolicy,
         retries: retries_from_wire(retries).map_err(|e| e.under("retries"))?,
         priority: wire.priority.map(priority_from_wire).transpose()?,
         max_visits: number("max_visits", wire.max_visits, &bounds::VISITS)?,
+        fallbacks: fallback::all_from_wire(&wire.fallbacks)?,
         faults: fault::all_from_wire(&wire.faults)?,
     })
 }

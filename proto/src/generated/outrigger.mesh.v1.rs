@@ -459,8 +459,42 @@ pub struct CallPolicy {
     pub priority: ::core::option::Option<i32>,
     #[prost(uint32, tag = "6")]
     pub max_visits: u32,
+    /// The first that is for the failure and can be given, is.
+    #[prost(message, repeated, tag = "9")]
+    pub fallbacks: ::prost::alloc::vec::Vec<Fallback>,
     #[prost(message, repeated, tag = "10")]
     pub faults: ::prost::alloc::vec::Vec<Fault>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Fallback {
+    /// Empty: every class.
+    #[prost(enumeration = "FailureClass", repeated, tag = "1")]
+    pub when: ::prost::alloc::vec::Vec<i32>,
+    #[prost(oneof = "fallback::Give", tags = "3, 4, 5")]
+    pub give: ::core::option::Option<fallback::Give>,
+}
+/// Nested message and enum types in `Fallback`.
+pub mod fallback {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Give {
+        #[prost(message, tag = "3")]
+        Backend(super::Target),
+        /// With or without a query.
+        #[prost(string, tag = "4")]
+        Path(::prost::alloc::string::String),
+        #[prost(message, tag = "5")]
+        Static(super::StaticAnswer),
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct StaticAnswer {
+    #[prost(uint32, tag = "1")]
+    pub status: u32,
+    /// Empty: none.
+    #[prost(string, tag = "2")]
+    pub content_type: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub body: ::prost::alloc::string::String,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Timeouts {
@@ -866,6 +900,41 @@ impl Action {
             "ACTION_UNSPECIFIED" => Some(Self::Unspecified),
             "ACTION_ALLOW" => Some(Self::Allow),
             "ACTION_DENY" => Some(Self::Deny),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum FailureClass {
+    Unspecified = 0,
+    Unavailable = 1,
+    Timeout = 2,
+    Overloaded = 3,
+    ServerError = 4,
+}
+impl FailureClass {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "FAILURE_CLASS_UNSPECIFIED",
+            Self::Unavailable => "FAILURE_CLASS_UNAVAILABLE",
+            Self::Timeout => "FAILURE_CLASS_TIMEOUT",
+            Self::Overloaded => "FAILURE_CLASS_OVERLOADED",
+            Self::ServerError => "FAILURE_CLASS_SERVER_ERROR",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "FAILURE_CLASS_UNSPECIFIED" => Some(Self::Unspecified),
+            "FAILURE_CLASS_UNAVAILABLE" => Some(Self::Unavailable),
+            "FAILURE_CLASS_TIMEOUT" => Some(Self::Timeout),
+            "FAILURE_CLASS_OVERLOADED" => Some(Self::Overloaded),
+            "FAILURE_CLASS_SERVER_ERROR" => Some(Self::ServerError),
             _ => None,
         }
     }

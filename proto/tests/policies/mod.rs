@@ -5,10 +5,11 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use http::{HeaderValue, Method};
 
-use outrigger_core::config::{Inbound, InboundPort, MtlsMode, Protocol};
+use outrigger_core::config::{BackendTarget, Inbound, InboundPort, MtlsMode, Protocol};
 use outrigger_core::policy::breaker::{BreakerConfig, FailureRate, OpenTime};
 use outrigger_core::policy::budget::BudgetConfig;
 use outrigger_core::policy::concurrency::{Algorithm, ConcurrencyConfig, Limit};
+use outrigger_core::policy::fallback::{Class, Classes, Fallback, Give, Static};
 use outrigger_core::policy::fault::{self, Fault};
 use outrigger_core::policy::limits::LimitsConfig;
 use outrigger_core::policy::outlier::OutlierConfig;
@@ -34,17 +35,34 @@ pub(crate) fn any_call() -> impl Strategy<Value = CallPolicy> {
     );
     let priority = select(&[Priority::Sheddable, Priority::Default, Priority::Critical][..]);
     let faults = vec(any_fault(), 0..3);
-    (timeout(), any::<bool>(), timeouts, any_retries(), of(priority), 1u8..=32, faults).prop_map(
-        |(deadline, streaming, timeouts, retries, priority, max_visits, faults)| CallPolicy {
+    let more = (vec(any_fallback(), 0..3), faults);
+    (timeout(), any::<bool>(), timeouts, any_retries(), of(priority), 1u8..=32, more).prop_map(
+        |(deadline, streaming, timeouts, retries, priority, max_visits, more)| CallPolicy {
             deadline,
             streaming,
             timeouts,
             retries,
             priority,
             max_visits,
-            faults,
+            fallbacks: more.0,
+            faults: more.1,
         },
     )
+}
+
+fn any_fallback() -> impl Strategy<Value = Fallback> {
+    let classes = proptest::sample::subsequence(Class::ALL.to_vec(), 1..=4);
+    let status = (200u16..=599).prop_map(|code| code.try_into().unwrap());
+    let kind = of("[a-z]{1,5}/[a-z]{1,5}").prop_map(|kind| kind.map(|k| k.parse().unwrap()));
+    let fixed = (status, kind, ".{0,20}").prop_map(|(status, content_type, body)| {
+        Give::Static(Static { status, content_type, body })
+    });
+    let give = prop_oneof![
+        "[a-z]{1,9}".prop_map(|why| Give::Backend(BackendTarget::Invalid(why))),
+        "/[a-z]{0,9}(\\?[a-z]=[a-z])?".prop_map(|path| Give::Route(path.parse().unwrap())),
+        fixed,
+    ];
+    (classes, give).prop_map(|(when, give)| Fallback { when: Classes::of(&when), give })
 }
 
 fn any_retries() -> impl Strategy<Value = RetryConfig> {
@@ -243,6 +261,7 @@ fn ascending(range: RangeInclusive<u64>) -> impl Strategy<Value = (Duration, Dur
 
 #[test]
 fn what_a_call_must_not_say_is_refused_with_its_path() {
+    use mesh::fallback::Give;
     type Change = fn(&mut mesh::CallPolicy);
     fn retries(wire: &mut mesh::CallPolicy) -> &mut mesh::Retries {
         wire.retries.as_mut().unwrap()
@@ -252,6 +271,17 @@ fn what_a_call_must_not_say_is_refused_with_its_path() {
     }
     fn timeouts(wire: &mut mesh::CallPolicy) -> &mut mesh::Timeouts {
         wire.timeouts.as_mut().unwrap()
+    }
+    fn fallback(wire: &mut mesh::CallPolicy) -> &mut mesh::Fallback {
+        let fixed = mesh::StaticAnswer { status: 200, ..mesh::StaticAnswer::default() };
+        wire.fallbacks = vec![mesh::Fallback { when: vec![], give: Some(Give::Static(fixed)) }];
+        &mut wire.fallbacks[0]
+    }
+    fn fixed(wire: &mut mesh::CallPolicy) -> &mut mesh::StaticAnswer {
+        match fallback(wire).give.as_mut() {
+            Some(Give::Static(answer)) => answer,
+            _ => unreachable!("made above"),
+        }
     }
     let unset = "is not set, or set to something that this build does not know";
     let cases: &[(Change, &str)] = &[
@@ -290,6 +320,32 @@ fn what_a_call_must_not_say_is_refused_with_its_path() {
         (|w| w.priority = Some(0), "priority: 0 is not a known priority"),
         (|w| w.priority = Some(9), "priority: 9 is not a known priority"),
         (|w| w.max_visits = 0, "max_visits: 0 must be between 1 and 32"),
+        (
+            |w| w.fallbacks = vec![mesh::Fallback::default(); 9],
+            "fallbacks: has 9 items, at most 8 are allowed",
+        ),
+        (|w| w.fallbacks = vec![mesh::Fallback::default()], &format!("fallbacks[0].give: {unset}")),
+        (
+            |w| fallback(w).when = vec![1, 0],
+            "fallbacks[0].when[1]: 0 is not a known class of failures",
+        ),
+        (|w| fixed(w).status = 100, "fallbacks[0].static.status: 100 is not between 200 and 599"),
+        (
+            |w| fixed(w).content_type = "json".to_owned(),
+            "fallbacks[0].static.content_type: \"json\" is not a media type",
+        ),
+        (
+            |w| fixed(w).body = "x".repeat(8_193),
+            "fallbacks[0].static.body: has 8193 bytes, at most 8192 are allowed",
+        ),
+        (
+            |w| fallback(w).give = Some(Give::Path("prices".to_owned())),
+            "fallbacks[0].path: \"prices\" must begin with \"/\"",
+        ),
+        (
+            |w| fallback(w).give = Some(Give::Backend(mesh::Target { kind: None })),
+            &format!("fallbacks[0].backend.target: {unset}"),
+        ),
     ];
     for (change, want) in cases {
         let mut config = plain_destination();

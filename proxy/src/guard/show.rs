@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
 use outrigger_core::policy::breaker;
+use outrigger_core::policy::fallback::Degraded;
 use outrigger_core::policy::outlier::{Outlier, Standing};
 use serde_json::{Value, json};
 
@@ -74,6 +75,7 @@ struct Gauges {
 
 /// In the Prometheus text format. The names of services hold nothing that needs escaping.
 pub fn write_metrics(out: &mut String, all: &[Arc<Endpoints>]) -> fmt::Result {
+    write_fallbacks(out, all)?;
     let all: Vec<_> = all.iter().map(|one| (&one.name, one.guard.gauges())).collect();
     let mut gauge = |name: &str, help: &str, value: &dyn Fn(&Gauges) -> Option<u64>| {
         writeln!(out, "# HELP {name} {help}\n# TYPE {name} gauge")?;
@@ -91,4 +93,18 @@ pub fn write_metrics(out: &mut String, all: &[Arc<Endpoints>]) -> fmt::Result {
         g.ejected.map(|n| n as u64)
     })?;
     gauge("outrigger_retry_budget_left", "retries that could be made now", &|g| Some(g.budget))
+}
+
+fn write_fallbacks(out: &mut String, all: &[Arc<Endpoints>]) -> fmt::Result {
+    let name = "outrigger_fallbacks_total";
+    writeln!(out, "# HELP {name} answers given instead of failures\n# TYPE {name} counter")?;
+    for one in all {
+        for (kind, count) in Degraded::ALL.iter().zip(&one.guard.degraded) {
+            let (service, kind, count) = (&one.name, kind.as_str(), count.load(Relaxed));
+            if count > 0 {
+                writeln!(out, "{name}{{service=\"{service}\",kind=\"{kind}\"}} {count}")?;
+            }
+        }
+    }
+    Ok(())
 }

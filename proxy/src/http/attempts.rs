@@ -45,7 +45,8 @@ pub async fn run(
         exchange.seat = take_seat(endpoints).await?;
         endpoints.guard.request();
     }
-    body.keep_at_most(if policy.max_attempts > 1 { policy.max_replay_bytes } else { 0 });
+    let may_repeat = policy.max_attempts > 1 || call.sends_elsewhere();
+    body.keep_at_most(if may_repeat { policy.max_replay_bytes } else { 0 });
     let mut tried = Vec::new();
     let mut pause = Duration::ZERO;
     loop {
@@ -77,7 +78,7 @@ pub async fn run(
             }
             Err(failed) => failed.kind(),
         };
-        let Some(failure) = failure else { return end(exchange, &hop, body, sent) };
+        let Some(failure) = failure else { return end(exchange, &hop, (call, body), sent) };
         // The last try has taken the head, and is not made again whatever it was.
         let idempotent = head.as_ref().is_some_and(is_idempotent);
         let replay = Replay { idempotent, kept: body.is_whole() };
@@ -104,7 +105,8 @@ pub async fn run(
                     hop.note_failure(&mut tried);
                 }
                 give_up(exchange, skip);
-                return end(exchange, &hop, body, sent.map_err(|failed| failed.because(skip)));
+                let sent = sent.map_err(|failed| failed.because(skip));
+                return end(exchange, &hop, (call, body), sent);
             }
         };
         hop.note_failure(&mut tried);
@@ -125,12 +127,16 @@ fn refused(hop: &Hop, sent: &Result<Response<Incoming>, Failed>) -> bool {
     }
 }
 
-fn is_idempotent(head: &Head) -> bool {
+pub(super) fn is_idempotent(head: &Head) -> bool {
     retry::is_idempotent(&head.method, head.headers.contains_key(IDEMPOTENCY_KEY))
 }
 
 /// What an answer says about its try; none: it is what the caller shall get.
-fn answered(exchange: &Exchange, hop: &Hop, response: &Response<Incoming>) -> Option<Failure> {
+pub(super) fn answered(
+    exchange: &Exchange,
+    hop: &Hop,
+    response: &Response<Incoming>,
+) -> Option<Failure> {
     if attempt::unprocessed(hop, response).is_some() {
         return Some(Failure::Unprocessed);
     }
@@ -206,10 +212,13 @@ fn note_again(
 fn end(
     exchange: &mut Exchange,
     hop: &Hop,
-    body: &RequestBody,
+    (call, body): (&CallPolicy, &RequestBody),
     sent: Result<Response<Incoming>, Failed>,
 ) -> Result<Response<Incoming>, Refusal> {
-    body.commit();
+    // A fallback may still send it.
+    if !call.sends_elsewhere() {
+        body.commit();
+    }
     let response = sent.map_err(Refusal::from)?;
     if let Some(reason) = attempt::unprocessed(hop, &response) {
         exchange.reason = Some(reason);

@@ -14,6 +14,7 @@ use outrigger_core::config::Protocol;
 use outrigger_core::outcome::{Outcome, classify_grpc, classify_http};
 use outrigger_core::policy::correlation::Inflight;
 use outrigger_core::policy::deadline::Deadline;
+use outrigger_core::policy::fallback::Degraded;
 use outrigger_core::policy::fault::Answer;
 use outrigger_core::policy::priority::Priority;
 use outrigger_core::reason::{Reason, Side};
@@ -59,6 +60,8 @@ pub struct Exchange {
     /// Why it failed, was refused or sent again.
     pub reason: Option<Reason>,
     pub detail: Option<Box<str>>,
+    /// What was given instead of the failure that `reason` and `detail` tell of.
+    pub degraded: Option<Degraded>,
     pub status: StatusCode,
     grpc_status: Option<i32>,
     bytes: u64,
@@ -118,6 +121,7 @@ impl Exchange {
             bounds: None,
             reason: None,
             detail: None,
+            degraded: None,
             status: StatusCode::OK,
             grpc_status: None,
             bytes: 0,
@@ -195,10 +199,12 @@ impl Exchange {
             lease.release(now);
         }
         let outcome = match self.reason {
-            Some(reason) if is_own_fault(reason) => match reason.side() {
-                Side::Upstream => Outcome::Failure,
-                Side::Downstream | Side::Us => Outcome::Refused,
-            },
+            Some(reason) if is_own_fault(reason) && self.degraded.is_none() => {
+                match reason.side() {
+                    Side::Upstream => Outcome::Failure,
+                    Side::Downstream | Side::Us => Outcome::Refused,
+                }
+            }
             _ => match self.grpc_status {
                 Some(code) => classify_grpc(code),
                 None => classify_http(self.status),
@@ -251,6 +257,7 @@ impl Exchange {
                 status,
                 reason: self.reason,
                 detail: self.detail.take(),
+                degraded: self.degraded.map(Degraded::as_str),
                 method: Some(self.method.clone()),
                 path: self.path.take(),
                 request_id: self.request_id.take(),

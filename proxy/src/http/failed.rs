@@ -83,7 +83,11 @@ impl From<Refusal> for Failed {
 
 impl From<Failed> for Refusal {
     fn from(failed: Failed) -> Self {
-        Self { injected: failed.injected, ..Self::new(failed.reason, failed.detail) }
+        Self {
+            injected: failed.injected,
+            processed: failed.processed,
+            ..Self::new(failed.reason, failed.detail)
+        }
     }
 }
 

@@ -8,9 +8,10 @@ use std::future::poll_fn;
 use std::pin::pin;
 use std::rc::Rc;
 
+use bytes::Bytes;
 use http::header::{self, HeaderValue};
 use http::uri::PathAndQuery;
-use http::{Request, Response, StatusCode, Version};
+use http::{HeaderMap, Request, Response, StatusCode, Version};
 use http_body::Body;
 use hyper::body::Incoming;
 use outrigger_core::compile::{self, Filters, HttpRouting, Matched};
@@ -25,6 +26,7 @@ use super::body::{RequestBody, ResponseBody};
 use super::deadline::{Bounds, Clock, poll_within};
 use super::destination::{self, Target};
 use super::exchange::Exchange;
+use super::fallback::{self, DEGRADED, Fallen, Given};
 use super::head::Head;
 use super::respond::Refusal;
 use super::server::Connection;
@@ -37,6 +39,8 @@ use crate::store::Live;
 /// What a request leads to, when it is not refused.
 enum Answer {
     Upstream(Response<Incoming>),
+    /// Given instead of a failure.
+    Own(Box<Response<Bytes>>),
     Redirect(StatusCode, HeaderValue),
     /// The connection or stream stops being HTTP.
     Switched(Response<()>),
@@ -71,6 +75,7 @@ pub fn handle(
         };
         match served {
             Ok(Answer::Upstream(response)) => respond::upstream(response, exchange, version),
+            Ok(Answer::Own(response)) => respond::instead(*response, exchange),
             Ok(Answer::Redirect(status, location)) => respond::redirect(status, location, exchange),
             Ok(Answer::Switched(response)) => respond::switched(response, exchange),
             Err(refusal) => respond::refuse(refusal, exchange),
@@ -147,23 +152,51 @@ async fn serve(
     };
     let mut clock = Clock::at(exchange.deadline.map(|deadline| deadline.at));
     exchange.time_left("it had passed before the request was sent")?;
+    let spare = fallback::spare(call, slot.as_ref());
     let answered = {
         let mut tries = pin!(attempts::run(connection, exchange, &way, call, slot, body));
         poll_fn(|cx| poll_within(tries.as_mut(), &mut clock, cx)).await
     };
-    let Some(answered) = answered else { return Err(late(exchange)) };
-    let mut response = answered?;
+    let answered = answered.unwrap_or_else(|| Err(late(exchange)));
+    let mut response = match spare {
+        None => answered?,
+        Some(spare) => {
+            let clock = &mut clock;
+            let fallen = Fallen { connection, way: &way, call, body, clock };
+            // Boxed: rare, and the future of every request would carry its size.
+            match Box::pin(fallen.replace(exchange, spare, answered)).await? {
+                Given::Upstream(response) => response,
+                Given::Own(mut response) => {
+                    finish(connection, exchange, &routed, response.headers_mut());
+                    return Ok(Answer::Own(response));
+                }
+            }
+        }
+    };
     exchange.bounds = bounds(exchange, call, clock, switch.is_some(), &response);
     headers::clean_response(response.headers_mut());
+    finish(connection, exchange, &routed, response.headers_mut());
+    Ok(answer(connection, response, switch.take()))
+}
+
+/// What we say to the caller in the head of an answer, and what its rule changes about it.
+fn finish(
+    connection: &Connection,
+    exchange: &Exchange,
+    routed: &Routed<'_>,
+    headers: &mut HeaderMap,
+) {
     if exchange.remembered.as_ref().is_some_and(Remembered::is_exhausted)
         && connection.peer.get() == Peer::Mesh
     {
-        response.headers_mut().insert(headers::EXHAUSTED, HeaderValue::from_static("1"));
+        headers.insert(headers::EXHAUSTED, HeaderValue::from_static("1"));
+    }
+    if let Some(degraded) = exchange.degraded {
+        headers.insert(DEGRADED, HeaderValue::from_static(degraded.as_str()));
     }
     for modifier in routed.filters().flat_map(|filters| &filters.response_headers) {
-        modify_headers(modifier, response.headers_mut());
+        modify_headers(modifier, headers);
     }
-    Ok(answer(connection, response, switch.take()))
 }
 
 pub(super) fn lost() -> Refusal {

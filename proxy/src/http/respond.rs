@@ -29,11 +29,13 @@ pub struct Refusal {
     pub retry_after: Option<Duration>,
     /// An experiment did it, and how it is answered.
     pub injected: Option<Box<Injected>>,
+    /// Somebody may have acted on the request.
+    pub processed: bool,
 }
 
 impl Refusal {
     pub fn new(reason: Reason, detail: impl Into<Cow<'static, str>>) -> Self {
-        Self { reason, detail: detail.into(), retry_after: None, injected: None }
+        Self { reason, detail: detail.into(), retry_after: None, injected: None, processed: false }
     }
 }
 
@@ -69,6 +71,13 @@ pub fn upstream(
     response.map(|body| ResponseBody::upstream(body, exchange))
 }
 
+/// An answer of our own in place of the upstream's.
+pub fn instead(response: Response<Bytes>, mut exchange: Box<Exchange>) -> Response<ResponseBody> {
+    exchange.status = response.status();
+    exchange.sent(response.body().len());
+    response.map(|body| ResponseBody::own(body, exchange))
+}
+
 /// An answer without a body that the routes ask for, such as a redirect.
 pub fn redirect(
     status: StatusCode,
@@ -91,7 +100,7 @@ pub fn switched(head: Response<()>, mut exchange: Box<Exchange>) -> Response<Res
 
 /// Our own answer to what can't be served: `Proxy-Status` (RFC 9209) and a body for people.
 pub fn refuse(refusal: Refusal, mut exchange: Box<Exchange>) -> Response<ResponseBody> {
-    let Refusal { reason, detail, mut retry_after, injected } = refusal;
+    let Refusal { reason, detail, mut retry_after, injected, processed: _ } = refusal;
     exchange.reason = Some(reason);
     let (mut own, mut code) = (reason.status(), grpc_code_for(reason));
     match injected {

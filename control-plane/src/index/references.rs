@@ -1,0 +1,59 @@
+//! Whether what an object names can be sent to: does it exist, and may the object name it.
+
+use outrigger_core::error::FieldError;
+use outrigger_core::name::DestinationName;
+
+use super::Index;
+use crate::object::{ObjectId, Route, ServiceId};
+
+impl Index {
+    /// Whether a backend that a route names can be sent to, and why not.
+    pub fn resolve_backend(&self, route: &Route, to: &DestinationName) -> Result<(), FieldError> {
+        let id = ServiceId::new(to.namespace.clone(), to.service.clone());
+        if route.parents.iter().any(|parent| parent.service == id) {
+            return self.exists(to);
+        }
+        self.check_reference(&route.id, to)
+    }
+
+    /// The same for any object that names a Service.
+    pub fn check_reference(&self, by: &ObjectId, to: &DestinationName) -> Result<(), FieldError> {
+        let id = ServiceId::new(to.namespace.clone(), to.service.clone());
+        if to.namespace != by.namespace && !self.granted(by, &id) {
+            let (kind, from) = (by.kind.as_str(), &by.namespace);
+            let article = if kind.starts_with('H') { "an" } else { "a" };
+            return Err(FieldError::at(
+                "namespace",
+                format!(
+                    "no ReferenceGrant in namespace {} lets {article} {kind} of namespace {from} \
+                     send to Service {}",
+                    to.namespace, to.service
+                ),
+            ));
+        }
+        self.exists(to)
+    }
+
+    fn exists(&self, to: &DestinationName) -> Result<(), FieldError> {
+        let id = ServiceId::new(to.namespace.clone(), to.service.clone());
+        let Some(service) = self.services.get(&id) else {
+            return Err(FieldError::at("name", format!("there is no Service {id}")));
+        };
+        if service.port(to.port).is_none() {
+            let ports: Vec<_> = service.ports.iter().map(|p| p.port.to_string()).collect();
+            let ports = ports.join(", ");
+            let problem = format!("Service {id} has no port {} (it has {ports})", to.port);
+            return Err(FieldError::at("port", problem));
+        }
+        Ok(())
+    }
+
+    fn granted(&self, by: &ObjectId, to: &ServiceId) -> bool {
+        let from = (to.namespace.clone(), String::new());
+        let grants = self.grants.range(from..).take_while(|((ns, _), _)| *ns == to.namespace);
+        grants.map(|(_, grant)| grant).any(|grant| {
+            grant.from.iter().any(|(kind, ns)| *kind == by.kind && *ns == by.namespace)
+                && grant.to.iter().any(|name| name.as_ref().is_none_or(|name| *name == to.name))
+        })
+    }
+}

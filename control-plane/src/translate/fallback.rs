@@ -1,0 +1,115 @@
+//! `fallbacks` of a TrafficPolicy, and the Services that they name.
+
+use http::StatusCode;
+use outrigger_core::config::BackendTarget;
+use outrigger_core::name::DestinationName;
+use outrigger_core::policy::bounds;
+use outrigger_core::policy::fallback::{Class, Classes, Fallback, Give, Static};
+
+use super::Report;
+use crate::kinds::{
+    TrafficFailureClass, TrafficFallback, TrafficFallbackBackend, TrafficFallbackStatic,
+};
+use crate::object::ServiceId;
+
+pub(super) fn translate(
+    raw: &[TrafficFallback],
+    namespace: &str,
+    report: &mut Report,
+) -> Vec<Fallback> {
+    let path = "spec.fallbacks";
+    if raw.is_empty() {
+        report.error(path, "is empty");
+    }
+    report.check(path, bounds::at_most(raw.len(), bounds::MAX_FALLBACKS));
+    let each = raw.iter().enumerate();
+    each.filter_map(|(i, raw)| fallback(raw, &format!("{path}[{i}]"), namespace, report)).collect()
+}
+
+fn fallback(
+    raw: &TrafficFallback,
+    path: &str,
+    namespace: &str,
+    report: &mut Report,
+) -> Option<Fallback> {
+    let when = match &raw.when {
+        None => Classes::default(),
+        Some(classes) => {
+            if classes.is_empty() {
+                report.error(format!("{path}.when"), "is empty: leave it out for every failure");
+            }
+            Classes::of(&classes.iter().map(|class| class_of(*class)).collect::<Vec<_>>())
+        }
+    };
+    let give = match (&raw.backend, &raw.route, &raw.fixed) {
+        (Some(raw), None, None) => backend(raw, &format!("{path}.backend"), namespace, report),
+        (None, Some(raw), None) => {
+            report.check(&format!("{path}.route.path"), bounds::path(&raw.path)).map(Give::Route)
+        }
+        (None, None, Some(raw)) => fixed(raw, &format!("{path}.static"), report),
+        (None, None, None) => {
+            report.error(path, "needs one of backend, route and static");
+            None
+        }
+        _ => {
+            report.error(path, "has more than one of backend, route and static");
+            None
+        }
+    };
+    Some(Fallback { when, give: give? })
+}
+
+fn class_of(raw: TrafficFailureClass) -> Class {
+    match raw {
+        TrafficFailureClass::Unavailable => Class::Unavailable,
+        TrafficFailureClass::Timeout => Class::Timeout,
+        TrafficFailureClass::Overloaded => Class::Overloaded,
+        TrafficFailureClass::ServerError => Class::ServerError,
+    }
+}
+
+fn backend(
+    raw: &TrafficFallbackBackend,
+    path: &str,
+    namespace: &str,
+    report: &mut Report,
+) -> Option<Give> {
+    let port = report.port(&format!("{path}.port"), raw.port)?;
+    let namespace = raw.namespace.as_deref().unwrap_or(namespace);
+    let name = report.check(path, DestinationName::new(namespace, raw.name.clone(), port))?;
+    Some(Give::Backend(BackendTarget::Service(name)))
+}
+
+fn fixed(raw: &TrafficFallbackStatic, path: &str, report: &mut Report) -> Option<Give> {
+    let status = match raw.status {
+        None => Some(StatusCode::OK),
+        Some(status) => report.check(&format!("{path}.status"), bounds::static_status(status)),
+    };
+    let content_type = raw
+        .content_type
+        .as_deref()
+        .map(|text| report.check(&format!("{path}.contentType"), bounds::content_type(text)));
+    let body = bounds::static_body(raw.body.as_deref().unwrap_or_default());
+    let body = report.check(&format!("{path}.body"), body)?;
+    Some(Give::Static(Static { status: status?, content_type: content_type.flatten(), body }))
+}
+
+/// Every Service that a list of fallbacks names, with the path of its field.
+pub fn for_each_target(fallbacks: &mut [Fallback], f: &mut dyn FnMut(&str, &mut BackendTarget)) {
+    for (i, fallback) in fallbacks.iter_mut().enumerate() {
+        if let Give::Backend(target) = &mut fallback.give {
+            f(&format!("spec.fallbacks[{i}].backend"), target);
+        }
+    }
+}
+
+/// The Services that a list of fallbacks names.
+pub fn services(fallbacks: &[Fallback]) -> Vec<ServiceId> {
+    let of = |fallback: &Fallback| match &fallback.give {
+        Give::Backend(BackendTarget::Service(name)) => {
+            Some(ServiceId::new(name.namespace.clone(), name.service.clone()))
+        }
+        _ => None,
+    };
+    fallbacks.iter().filter_map(of).collect()
+}

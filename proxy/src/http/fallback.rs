@@ -1,0 +1,389 @@
+//! What is given instead of a failure, where a policy says so: another service's answer, the same
+//! service's answer to another path, or a fixed one.
+//!
+//! Which failure is replaced, and whether the request may go elsewhere, is decided by
+//! [`outrigger_core::policy::fallback`]. If nothing can be given, the caller gets the failure as it was.
+
+use std::future::poll_fn;
+use std::pin::pin;
+use std::rc::Rc;
+
+use bytes::Bytes;
+use http::header::{self, HeaderName, HeaderValue};
+use http::uri::PathAndQuery;
+use http::{HeaderMap, Method, Response, StatusCode};
+use hyper::body::Incoming;
+use outrigger_core::config::BackendTarget;
+use outrigger_core::policy::CallPolicy;
+use outrigger_core::policy::fallback::{Class, Give, Static, may_send};
+use outrigger_core::policy::retry::Replay;
+use outrigger_core::reason::{Reason, Side};
+
+use super::attempt::{self, Way};
+use super::attempts::{answered, is_idempotent};
+use super::body::RequestBody;
+use super::deadline::{Clock, poll_within};
+use super::exchange::{Exchange, Lease};
+use super::head::Head;
+use super::headers::{GRPC_STATUS, PROXY_STATUS};
+use super::request::lost;
+use super::respond::Refusal;
+use super::server::Connection;
+use crate::guard::{Attempt, take_seat};
+use crate::metrics::Label;
+
+/// Tells the caller that the answer is less than what it asked for, and in which way.
+pub const DEGRADED: HeaderName = HeaderName::from_static("x-outrigger-degraded");
+
+/// What a caller gets.
+pub enum Given {
+    Upstream(Response<Incoming>),
+    Own(Box<Response<Bytes>>),
+}
+
+/// What is kept of a request in case that it fails.
+pub struct Spare {
+    /// None: no fallback sends it anywhere.
+    head: Option<Head>,
+    method: Method,
+}
+
+/// To be called before the tries take the head. None: a failure stays one.
+pub fn spare(call: &CallPolicy, head: Option<&Head>) -> Option<Box<Spare>> {
+    if call.fallbacks.is_empty() {
+        return None;
+    }
+    // An upgrade asks for what no other answer can stand for.
+    let head = head.filter(|head| head.upgrade.is_none())?;
+    let kept = call.sends_elsewhere().then(|| head.clone());
+    Some(Box::new(Spare { head: kept, method: head.method.clone() }))
+}
+
+/// A request that may fall back to something, and what bounds it.
+pub struct Fallen<'a> {
+    pub connection: &'a Rc<Connection>,
+    pub way: &'a Way<'a>,
+    pub call: &'a CallPolicy,
+    pub body: &'a RequestBody,
+    pub clock: &'a mut Clock,
+}
+
+impl Fallen<'_> {
+    /// The answer as it is, or what is given instead of a failure.
+    pub async fn replace(
+        mut self,
+        exchange: &mut Exchange,
+        spare: Box<Spare>,
+        answered: Result<Response<Incoming>, Refusal>,
+    ) -> Result<Given, Refusal> {
+        let given = match class_of(exchange, &answered) {
+            None => answered.map(Given::Upstream),
+            Some(class) => self.give(exchange, *spare, answered, class).await,
+        };
+        self.body.commit();
+        given
+    }
+
+    async fn give(
+        &mut self,
+        exchange: &mut Exchange,
+        spare: Spare,
+        failed: Result<Response<Incoming>, Refusal>,
+        class: Class,
+    ) -> Result<Given, Refusal> {
+        let idempotent = spare.head.as_ref().is_some_and(is_idempotent);
+        let processed = match &failed {
+            // Noted only if a proxy says that nobody processed it.
+            Ok(_) => exchange.reason.is_none_or(|reason| reason.status() == StatusCode::OK),
+            Err(refusal) => refusal.processed,
+        };
+        let failed = Box::new(Aside::put(exchange, failed));
+        let mut notes = String::new();
+        for fallback in self.call.fallbacks.iter().filter(|fallback| fallback.when.has(class)) {
+            let replay = Replay { idempotent, kept: self.body.is_whole() };
+            let sendable = may_send(processed, replay, self.call.retries.non_idempotent);
+            let head = spare.head.as_ref().filter(|_| sendable);
+            let given = match (&fallback.give, head) {
+                (Give::Static(answer), _) if !exchange.is_grpc() => {
+                    Some(Given::Own(Box::new(fixed(answer, &spare.method))))
+                }
+                (Give::Backend(target), Some(head)) => {
+                    self.backend(exchange, target, head, &mut notes).await.map(Given::Upstream)
+                }
+                (Give::Route(path), Some(head)) => {
+                    self.route(exchange, path, head, &mut notes).await.map(Given::Upstream)
+                }
+                (Give::Static(_) | Give::Backend(_) | Give::Route(_), _) => None,
+            };
+            if let Some(given) = given {
+                exchange.degraded = Some(fallback.give.kind());
+                failed.explain(exchange);
+                if let Some(endpoints) = self.way.endpoints() {
+                    endpoints.guard.degraded(fallback.give.kind());
+                }
+                return Ok(given);
+            }
+        }
+        failed.take(exchange, &notes).map(Given::Upstream)
+    }
+
+    async fn backend(
+        &mut self,
+        exchange: &mut Exchange,
+        target: &BackendTarget,
+        head: &Head,
+        notes: &mut String,
+    ) -> Option<Response<Incoming>> {
+        let Way::Service { live, dialed, .. } = self.way else { return None };
+        let name = match target {
+            BackendTarget::Service(name) => name,
+            BackendTarget::Invalid(why) => {
+                notes.push_str("; ");
+                notes.push_str(why);
+                return None;
+            }
+        };
+        let backend = live.compiled.backend(name)?;
+        let way = Way::service(self.connection, live, dialed, backend, head);
+        self.send(exchange, &way, head.clone(), notes).await
+    }
+
+    async fn route(
+        &mut self,
+        exchange: &mut Exchange,
+        path: &PathAndQuery,
+        head: &Head,
+        notes: &mut String,
+    ) -> Option<Response<Incoming>> {
+        if !matches!(head.method, Method::GET | Method::HEAD) {
+            return None;
+        }
+        let mut head = head.clone();
+        head.path = match path.query() {
+            Some(_) => path.clone(),
+            None => head.path_as(path.path()).ok()?,
+        };
+        self.send(exchange, self.way, head, notes).await
+    }
+
+    /// Sends the request once, as far as the deadline allows. None: the answer is no better.
+    async fn send(
+        &mut self,
+        exchange: &mut Exchange,
+        way: &Way<'_>,
+        head: Head,
+        notes: &mut String,
+    ) -> Option<Response<Incoming>> {
+        exchange.time_left("").ok()?;
+        let sent = {
+            let mut sending =
+                pin!(send(self.connection, exchange, way, self.call, self.body, head));
+            poll_fn(|cx| poll_within(sending.as_mut(), self.clock, cx)).await
+        };
+        let why = match sent {
+            Some(Ok(response)) => return Some(response),
+            Some(Err(why)) => why,
+            None => {
+                exchange.end_attempt(true);
+                "the deadline passed".to_owned()
+            }
+        };
+        notes.push_str("; instead: ");
+        notes.push_str(&why);
+        None
+    }
+}
+
+/// One try, which counts at the breaker and the limits of the service that it goes to.
+async fn send(
+    connection: &Rc<Connection>,
+    exchange: &mut Exchange,
+    way: &Way<'_>,
+    call: &CallPolicy,
+    body: &RequestBody,
+    head: Head,
+) -> Result<Response<Incoming>, String> {
+    let worker = &connection.worker;
+    let refused = |refusal: Refusal| refusal.detail.into_owned();
+    exchange.seat = None;
+    if let Some(endpoints) = way.endpoints() {
+        exchange.seat = take_seat(endpoints).await.map_err(refused)?;
+        endpoints.guard.request();
+    }
+    exchange.attempts = exchange.attempts.saturating_add(1);
+    let mut hop = attempt::choose(worker, exchange, way, false, &[]).map_err(refused)?;
+    let body = body.again().ok_or_else(|| refused(lost()))?;
+    let mut slot = Some(head);
+    let sent =
+        attempt::send(worker, exchange, way, &mut hop, call, (&mut slot, false), body, false).await;
+    match sent {
+        Ok(response) if answered(exchange, &hop, &response).is_none() => Ok(response),
+        Ok(response) => {
+            exchange.head(response.status(), response.headers());
+            exchange.answered();
+            Err(format!("{}: status {}", hop.address, response.status()))
+        }
+        Err(failed) => {
+            hop.note_failure(&mut Vec::new());
+            exchange.end_attempt(true);
+            Err(failed.detail)
+        }
+    }
+}
+
+/// A failed answer and what belongs to it, while something better is looked for.
+struct Aside {
+    failed: Result<Response<Incoming>, Refusal>,
+    service: Label,
+    peer: Label,
+    endpoint: Option<std::net::SocketAddr>,
+    reason: Option<Reason>,
+    detail: Option<Box<str>>,
+    lease: Option<Lease>,
+    attempt: Option<Attempt>,
+}
+
+impl Aside {
+    /// Tells the machines what the failure was, so that nothing that follows can hide it.
+    fn put(exchange: &mut Exchange, failed: Result<Response<Incoming>, Refusal>) -> Self {
+        match &failed {
+            Ok(response) => {
+                exchange.head(response.status(), response.headers());
+                exchange.answered();
+                let detail = match exchange.endpoint {
+                    Some(address) => format!("{address}: status {}", response.status()),
+                    None => format!("status {}", response.status()),
+                };
+                exchange.detail.get_or_insert_with(|| detail.into());
+            }
+            Err(refusal) => {
+                match &refusal.injected {
+                    Some(injected) => exchange.stand_in(&injected.answer),
+                    None => exchange.end_attempt(refusal.reason.side() == Side::Upstream),
+                }
+                exchange.reason = Some(refusal.reason);
+                exchange.detail = Some(refusal.detail.clone().into());
+            }
+        }
+        Self {
+            failed,
+            service: exchange.service,
+            peer: exchange.peer,
+            endpoint: exchange.endpoint,
+            reason: exchange.reason,
+            detail: exchange.detail.take(),
+            lease: exchange.lease.take(),
+            attempt: exchange.attempt.take(),
+        }
+    }
+
+    /// The request is still one to the service that failed, and the log says why it did.
+    fn explain(self, exchange: &mut Exchange) {
+        exchange.service = self.service;
+        exchange.reason = self.reason;
+        exchange.detail = self.detail;
+    }
+
+    /// There was nothing better.
+    fn take(self, exchange: &mut Exchange, notes: &str) -> Result<Response<Incoming>, Refusal> {
+        exchange.service = self.service;
+        exchange.peer = self.peer;
+        exchange.endpoint = self.endpoint;
+        exchange.reason = self.reason;
+        exchange.lease = self.lease;
+        exchange.attempt = self.attempt;
+        exchange.detail = self.detail.map(|detail| format!("{detail}{notes}").into());
+        self.failed.map_err(|refusal| {
+            let detail = format!("{}{notes}", refusal.detail);
+            Refusal { detail: detail.into(), ..refusal }
+        })
+    }
+}
+
+/// None: it is no failure, or one that is not replaced.
+fn class_of(exchange: &Exchange, answered: &Result<Response<Incoming>, Refusal>) -> Option<Class> {
+    let response = match answered {
+        Err(refusal) => {
+            return match &refusal.injected {
+                Some(injected) => injected.answer.failure.and_then(Class::of_failure),
+                None => Class::of_reason(refusal.reason),
+            };
+        }
+        Ok(response) => response,
+    };
+    let headers = response.headers();
+    let class = if exchange.is_grpc() {
+        let code = headers.get(GRPC_STATUS)?.to_str().ok()?.parse().ok()?;
+        Class::of_grpc(code)?
+    } else {
+        Class::of_status(response.status())?
+    };
+    // A proxy on the way knows better what its status stands for.
+    match explained(headers) {
+        Some(reason) => Class::of_reason(reason),
+        None => Some(class),
+    }
+}
+
+/// The reason that another proxy of the mesh gives for its answer.
+fn explained(headers: &HeaderMap) -> Option<Reason> {
+    let text = headers.get(PROXY_STATUS)?.to_str().ok()?.strip_prefix("outrigger; ")?;
+    let word = text.split_once("details=\"")?.1.split([':', '"']).next()?;
+    Reason::from_word(word)
+}
+
+fn fixed(answer: &Static, method: &Method) -> Response<Bytes> {
+    let body = Bytes::copy_from_slice(answer.body.as_bytes());
+    let mut response = own(answer.status, body, method);
+    if let Some(kind) = &answer.content_type {
+        response.headers_mut().insert(header::CONTENT_TYPE, kind.clone());
+    }
+    response
+}
+
+/// An answer of our own; one to HEAD says only how long its body would be.
+fn own(status: StatusCode, body: Bytes, method: &Method) -> Response<Bytes> {
+    let mut response = Response::new(Bytes::new());
+    *response.status_mut() = status;
+    if matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) {
+        return response;
+    }
+    response.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
+    if method != Method::HEAD {
+        *response.body_mut() = body;
+    }
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_proxys_reason_is_read_from_its_answer() {
+        for (value, reason) in [
+            (
+                "outrigger; error=connection_refused; details=\"connect_failed: 10.0.0.1: no\"",
+                Some(Reason::ConnectFailed),
+            ),
+            ("outrigger; error=x; details=\"loop\"", Some(Reason::Loop)),
+            ("outrigger; error=x; details=\"what\"", None),
+            ("envoy; error=x; details=\"loop\"", None),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(PROXY_STATUS, HeaderValue::from_static(value));
+            assert_eq!(explained(&headers), reason, "{value}");
+        }
+    }
+
+    #[test]
+    fn a_head_request_gets_the_length_and_no_body() {
+        let body = Bytes::from_static(b"sorry");
+        let response = own(StatusCode::OK, body.clone(), &Method::HEAD);
+        assert_eq!(
+            (response.headers()[header::CONTENT_LENGTH].as_bytes(), response.body().len()),
+            (&b"5"[..], 0)
+        );
+        assert_eq!(own(StatusCode::OK, body, &Method::GET).body().len(), 5);
+    }
+}
