@@ -19,6 +19,7 @@ use crate::policy::{BackendPolicy, CallPolicy, ServerPolicy};
 pub const FEATURES: &[&str] = &[
     "access.v1",
     "balancer.ring-hash",
+    "cache.v1",
     "fallbacks.v1",
     "faults.v1",
     "http.filters.v1",

@@ -6,6 +6,7 @@ mod policies;
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use http::{HeaderName, HeaderValue, Method, StatusCode};
 use outrigger_core::config::{
@@ -19,6 +20,7 @@ use outrigger_core::name::{DestinationName, EndpointId};
 use outrigger_core::policy::access::{
     Access, Action, Caller, ClaimMatch, HeaderRule, Operation, Rule, TokenIssuer,
 };
+use outrigger_core::policy::cache::CacheConfig;
 use outrigger_core::policy::fallback::{Classes, Fallback, Give};
 use outrigger_core::policy::{BackendPolicy, CallPolicy, ServerPolicy};
 use outrigger_proto::convert::{destination, endpoint, inbound, is_unsupported, settings, version};
@@ -119,8 +121,11 @@ fn only_used_features_are_required() {
     let give = Give::Route("/".parse().unwrap());
     config.call.fallbacks = vec![Fallback { when: Classes::default(), give }];
     assert_eq!(requires(&config)[1], "fallbacks.v1");
+    let (ttl, stale_on_error) = (Duration::from_secs(1), Duration::ZERO);
+    config.call.cache = Some(CacheConfig { ttl, stale_on_error, max_entry_bytes: 1 });
+    assert_eq!(requires(&config)[1], "cache.v1");
     config.backends[0].policy.faults = vec![policies::plain_fault()];
-    assert_eq!(requires(&config)[2], "faults.v1");
+    assert_eq!(requires(&config)[3], "faults.v1");
     let port = InboundPort {
         port: 80,
         protocol: Protocol::Http1,

@@ -37,6 +37,8 @@ pub struct Entry {
     pub status: Status,
     pub reason: Option<Reason>,
     pub detail: Option<Box<str>>,
+    /// Nobody was asked.
+    pub cache_hit: bool,
     /// What was given instead of a failure.
     pub degraded: Option<&'static str>,
     pub method: Option<Method>,
@@ -111,6 +113,8 @@ struct Line<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     degraded: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    cache: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     method: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     path: Option<&'a str>,
@@ -144,6 +148,7 @@ impl<'a> From<&'a Entry> for Line<'a> {
             reason: entry.reason.map(Reason::as_str),
             detail: entry.detail.as_deref(),
             degraded: entry.degraded,
+            cache: entry.cache_hit.then_some("hit"),
             method: entry.method.as_ref().map(Method::as_str),
             // Queries may hold secrets.
             path: entry.path.as_ref().map(PathAndQuery::path),

@@ -7,6 +7,7 @@ pub mod attempt;
 pub mod attempts;
 pub mod authorize;
 pub mod body;
+mod cache;
 pub mod context;
 pub mod deadline;
 pub mod destination;

@@ -7,6 +7,7 @@
 pub mod accept;
 pub mod access_log;
 pub mod admin;
+pub mod cache;
 pub mod control_plane;
 pub mod correlation;
 pub mod discovery;

@@ -9,6 +9,7 @@ use outrigger_core::config::MeshSettings;
 use tokio::sync::watch;
 
 use crate::access_log::AccessLog;
+use crate::cache::Cache;
 use crate::correlation::Correlation;
 use crate::experiments::Experiments;
 use crate::http::limits::known::Limits;
@@ -31,6 +32,7 @@ pub struct Proxy {
     pub metrics: Arc<Metrics>,
     pub access_log: AccessLog,
     pub correlation: Correlation,
+    pub cache: Cache,
     pub experiments: Experiments,
     pub server_first: ServerFirst,
     pub lifecycle: Lifecycle,

@@ -15,6 +15,7 @@ use tracing::{info, warn};
 use crate::accept::{self, Accepted, Seat, Via};
 use crate::access_log::AccessLog;
 use crate::admin::{self, LogHandle};
+use crate::cache::Cache;
 use crate::control_plane::ControlPlane;
 use crate::correlation::Correlation;
 use crate::discovery::Discovery;
@@ -51,6 +52,7 @@ pub fn run(settings: Settings, log: LogHandle) -> io::Result<()> {
     let (experiments, stops) = Experiments::new();
     let proxy = Arc::new(Proxy {
         correlation: Correlation::new(Arc::clone(&metrics)),
+        cache: Cache::new(settings.cache_bytes),
         store: Store::new(wanted),
         inbound: ArcSwap::from_pointee(InboundPorts::registered(&settings, identity.is_some())),
         limits: Limits::default(),

@@ -148,6 +148,10 @@ pub struct Settings {
     #[arg(long, env = "OUTRIGGER_MAX_BUFFERED_BYTES", default_value_t = 64 * 1024 * 1024)]
     pub max_buffered_bytes: usize,
 
+    /// Bytes of answers kept for policies with a cache, for the process
+    #[arg(long, env = "OUTRIGGER_CACHE_BYTES", default_value_t = 16 * 1024 * 1024)]
+    pub cache_bytes: usize,
+
     /// Time after SIGTERM in which new connections are still accepted
     #[arg(long, env = "OUTRIGGER_DRAIN_DELAY", default_value = "1s", value_parser = parse_duration)]
     pub drain_delay: Duration,

@@ -297,6 +297,7 @@ impl Worker {
                 status: Status::Stream,
                 reason: Some(reason),
                 detail: Some(format!("from {remote}: {}", refusal.detail).into()),
+                cache_hit: false,
                 degraded: None,
                 method: None,
                 path: None,

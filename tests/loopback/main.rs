@@ -1,6 +1,7 @@
 //! Real processes over loopback: a control plane, proxies, apps, and clients that we did not write.
 
 mod access;
+mod cache;
 mod config;
 mod deadlines;
 mod fallbacks;

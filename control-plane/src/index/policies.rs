@@ -75,7 +75,7 @@ impl Index {
     }
 
     /// The Services whose callers a policy speaks to.
-    pub(super) fn touch_callers(&mut self, policy: &TrafficPolicy) {
+    pub(super) fn touch_callers<S>(&mut self, policy: &Attached<S>) {
         let services = self.services_of(policy);
         let routes = policy.routes().filter_map(|id| self.routes.get(&id));
         let parents = routes.flat_map(|route| route.parents.iter().map(|p| p.service.clone()));

@@ -1,15 +1,33 @@
-//! `fallbacks` of a `TrafficPolicy`: what a caller gets instead of a failure.
+//! `cache` and `fallbacks` of a `TrafficPolicy`: what a caller gets instead of a failure.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// One answer to give instead of a failure: exactly one of `backend`, `route` and `static`.
+/// Answers to GET that are kept and given again (RFC 9111, as a shared cache).
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct TrafficCache {
+    /// How long an answer is given again without asking; what it says itself can only shorten this. `0s`:
+    /// it is kept for `fallbacks` alone.
+    pub ttl: String,
+    /// For so long after that it may be given instead of a failure (`0s` unless set).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stale_on_error: Option<String>,
+    /// Bytes of one answer's body (65536 unless set).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_entry_bytes: Option<u32>,
+}
+
+/// One answer to give instead of a failure: exactly one of `cached`, `backend`, `route` and `static`.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct TrafficFallback {
     /// For which failures; unset: for all.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub when: Option<Vec<TrafficFailureClass>>,
+    /// The answer that was kept; needs `cache`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cached: Option<TrafficFallbackCached>,
     /// The answer of another service.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backend: Option<TrafficFallbackBackend>,
@@ -32,6 +50,11 @@ pub enum TrafficFailureClass {
     /// The server's own failure.
     ServerError,
 }
+
+/// Says nothing more.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct TrafficFallbackCached {}
 
 /// A Service.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]

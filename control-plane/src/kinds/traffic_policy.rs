@@ -7,7 +7,7 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{TargetRef, TrafficFallback};
+use super::{TargetRef, TrafficCache, TrafficFallback};
 
 /// How the services and routes that it targets are called. Every field but `targetRefs` is a section:
 /// of several policies for the same call, the most specific one that has a section decides it.
@@ -53,6 +53,9 @@ pub struct TrafficPolicySpec {
     /// How often a service may see the same request on its way (1 unless set).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_visits: Option<u32>,
+    /// Unset: no answer is kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache: Option<TrafficCache>,
     /// What a caller gets instead of a failure: the first that is for it and can be given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fallbacks: Option<Vec<TrafficFallback>>,

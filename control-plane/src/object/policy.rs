@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use outrigger_core::policy::breaker::BreakerConfig;
 use outrigger_core::policy::budget::BudgetConfig;
+use outrigger_core::policy::cache::CacheConfig;
 use outrigger_core::policy::concurrency::ConcurrencyConfig;
 use outrigger_core::policy::fallback::Fallback;
 use outrigger_core::policy::fault::Fault;
@@ -66,6 +67,7 @@ pub struct TrafficSections {
     pub limits: Option<LimitsConfig>,
     pub priority: Option<Priority>,
     pub max_visits: Option<u8>,
+    pub cache: Option<CacheConfig>,
     pub fallbacks: Option<Vec<Fallback>>,
 }
 
@@ -242,6 +244,7 @@ impl Sections for TrafficSections {
             ("limits", self.limits.is_some()),
             ("priority", self.priority.is_some()),
             ("maxVisits", self.max_visits.is_some()),
+            ("cache", self.cache.is_some()),
             ("fallbacks", self.fallbacks.is_some()),
         ])
     }

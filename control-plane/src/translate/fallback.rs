@@ -1,14 +1,19 @@
-//! `fallbacks` of a TrafficPolicy, and the Services that they name.
+//! `cache` and `fallbacks` of a TrafficPolicy, and the Services that they name.
+
+use std::time::Duration;
 
 use http::StatusCode;
 use outrigger_core::config::BackendTarget;
 use outrigger_core::name::DestinationName;
 use outrigger_core::policy::bounds;
+use outrigger_core::policy::cache::{CacheConfig, DEFAULT_ENTRY_BYTES};
 use outrigger_core::policy::fallback::{Class, Classes, Fallback, Give, Static};
 
 use super::Report;
+use super::traffic_policy::{number, time};
 use crate::kinds::{
-    TrafficFailureClass, TrafficFallback, TrafficFallbackBackend, TrafficFallbackStatic,
+    TrafficCache, TrafficFailureClass, TrafficFallback, TrafficFallbackBackend,
+    TrafficFallbackStatic,
 };
 use crate::object::ServiceId;
 
@@ -41,22 +46,41 @@ fn fallback(
             Classes::of(&classes.iter().map(|class| class_of(*class)).collect::<Vec<_>>())
         }
     };
-    let give = match (&raw.backend, &raw.route, &raw.fixed) {
-        (Some(raw), None, None) => backend(raw, &format!("{path}.backend"), namespace, report),
-        (None, Some(raw), None) => {
+    let give = match (&raw.cached, &raw.backend, &raw.route, &raw.fixed) {
+        (Some(_), None, None, None) => Some(Give::Cached),
+        (None, Some(raw), None, None) => {
+            backend(raw, &format!("{path}.backend"), namespace, report)
+        }
+        (None, None, Some(raw), None) => {
             report.check(&format!("{path}.route.path"), bounds::path(&raw.path)).map(Give::Route)
         }
-        (None, None, Some(raw)) => fixed(raw, &format!("{path}.static"), report),
-        (None, None, None) => {
-            report.error(path, "needs one of backend, route and static");
+        (None, None, None, Some(raw)) => fixed(raw, &format!("{path}.static"), report),
+        (None, None, None, None) => {
+            report.error(path, "needs one of cached, backend, route and static");
             None
         }
         _ => {
-            report.error(path, "has more than one of backend, route and static");
+            report.error(path, "has more than one of cached, backend, route and static");
             None
         }
     };
     Some(Fallback { when, give: give? })
+}
+
+pub(super) fn cache(raw: &TrafficCache, report: &mut Report) -> Option<CacheConfig> {
+    let path = "spec.cache";
+    let ttl = time(report, &format!("{path}.ttl"), Some(&raw.ttl), &bounds::KEPT);
+    let stale = match raw.stale_on_error.as_deref() {
+        None => Some(Duration::ZERO),
+        text => time(report, &format!("{path}.staleOnError"), text, &bounds::KEPT),
+    };
+    let most = match raw.max_entry_bytes {
+        None => Some(DEFAULT_ENTRY_BYTES),
+        most => number(report, &format!("{path}.maxEntryBytes"), most, &bounds::ENTRY_BYTES),
+    };
+    let config = CacheConfig { ttl: ttl?, stale_on_error: stale?, max_entry_bytes: most? };
+    report.check(path, config.check())?;
+    Some(config)
 }
 
 fn class_of(raw: TrafficFailureClass) -> Class {

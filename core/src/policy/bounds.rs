@@ -12,6 +12,7 @@ use http::{HeaderValue, StatusCode};
 
 use super::ServerPolicy;
 use super::breaker::{BreakerConfig, FailureRate, OpenTime};
+use super::cache::CacheConfig;
 use super::concurrency::{ConcurrencyConfig, Limit};
 use super::fault::Schedule;
 use super::limits::LimitsConfig;
@@ -59,6 +60,9 @@ pub const TRIALS: Numbers = 1..=100;
 pub const IN_FLIGHT: Numbers = 1..=PLENTY;
 pub const PENDING: Numbers = 0..=PLENTY;
 
+/// Of the time that an answer is kept, fresh and for failures. 0: not at all.
+pub const KEPT: Durations = Duration::ZERO..=DAY;
+pub const ENTRY_BYTES: Numbers = 1..=1024 * 1024;
 /// Each one that sends may take as long as a try.
 pub const MAX_FALLBACKS: usize = 8;
 /// Bytes of a static answer: every proxy that calls the service keeps it.
@@ -164,6 +168,15 @@ pub fn at_most(len: usize, most: usize) -> Result<(), FieldError> {
 fn outside<T: Debug>(value: &T, bounds: &RangeInclusive<T>) -> FieldError {
     let (least, most) = (bounds.start(), bounds.end());
     FieldError::here(format!("{value:?} must be between {least:?} and {most:?}"))
+}
+
+impl CacheConfig {
+    pub fn check(&self) -> Result<(), FieldError> {
+        if self.ttl.is_zero() && self.stale_on_error.is_zero() {
+            return Err(FieldError::here("keeps nothing: ttl and staleOnError are both 0"));
+        }
+        Ok(())
+    }
 }
 
 impl RetryConfig {

@@ -1,4 +1,5 @@
-//! What a caller gets instead of a failure: another service's answer, a reduced one, or a fixed one.
+//! What a caller gets instead of a failure: an answer that was kept, another service's, a reduced one, or
+//! a fixed one.
 //!
 //! A failure has a [`Class`]; the first [`Fallback`] that is for its class and that can be given, is.
 //! What the caller or this proxy refuses on purpose (a bad request, a loop, access denied) has no class
@@ -21,6 +22,8 @@ pub struct Fallback {
 
 #[derive(Clone, Debug, PartialEq)]
 pub enum Give {
+    /// The answer that was kept, stale or not.
+    Cached,
     /// The answer of another service to the same request.
     Backend(BackendTarget),
     /// The same service's answer to another path; for GET and HEAD. The query is kept unless the path
@@ -85,16 +88,18 @@ impl Classes {
 /// How an answer is less than what was asked for: a word in headers, logs and metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Degraded {
+    Cached,
     Backend,
     Route,
     Static,
 }
 
 impl Degraded {
-    pub const ALL: [Self; 3] = [Self::Backend, Self::Route, Self::Static];
+    pub const ALL: [Self; 4] = [Self::Cached, Self::Backend, Self::Route, Self::Static];
 
     pub fn as_str(self) -> &'static str {
         match self {
+            Self::Cached => "cached",
             Self::Backend => "backend",
             Self::Route => "route",
             Self::Static => "static",
@@ -105,6 +110,7 @@ impl Degraded {
 impl Give {
     pub fn kind(&self) -> Degraded {
         match self {
+            Self::Cached => Degraded::Cached,
             Self::Backend(_) => Degraded::Backend,
             Self::Route(_) => Degraded::Route,
             Self::Static(_) => Degraded::Static,
@@ -115,7 +121,7 @@ impl Give {
     pub fn sends(&self) -> bool {
         match self {
             Self::Backend(_) | Self::Route(_) => true,
-            Self::Static(_) => false,
+            Self::Cached | Self::Static(_) => false,
         }
     }
 }

@@ -10,6 +10,7 @@ pub mod bounds;
 pub mod breaker;
 mod bucket;
 pub mod budget;
+pub mod cache;
 pub mod concurrency;
 pub mod correlation;
 pub mod deadline;
@@ -31,6 +32,7 @@ use std::time::Duration;
 
 use breaker::BreakerConfig;
 use budget::BudgetConfig;
+use cache::CacheConfig;
 use concurrency::ConcurrencyConfig;
 use fallback::Fallback;
 use fault::Fault;
@@ -57,6 +59,8 @@ pub struct CallPolicy {
     pub priority: Option<Priority>,
     /// How often a service may see the same request on its way ([`visits`]). At least 1.
     pub max_visits: u8,
+    /// None: no answer is kept.
+    pub cache: Option<CacheConfig>,
     /// What a caller gets instead of a failure, the first one that can be given. At most 8.
     pub fallbacks: Vec<Fallback>,
     /// Experiments that target the route, in their order.
@@ -72,6 +76,7 @@ impl Default for CallPolicy {
             retries: RetryConfig::default(),
             priority: None,
             max_visits: 1,
+            cache: None,
             fallbacks: Vec::new(),
             faults: Vec::new(),
         }

@@ -56,6 +56,7 @@ fn requires(destination: &Destination) -> Vec<String> {
     let filters = destination.http_routes.iter().flat_map(|route| &route.rules).any(has_filters);
     [
         (ring_hash, "balancer.ring-hash"),
+        (calls(destination).any(|call| call.cache.is_some()), fallback::CACHE_FEATURE),
         (calls(destination).any(|call| !call.fallbacks.is_empty()), fallback::FEATURE),
         (has_faults(destination), fault::FEATURE),
         (filters, "http.filters.v1"),

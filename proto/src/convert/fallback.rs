@@ -1,16 +1,19 @@
-//! [`Fallback`]s of a call: what is given instead of a failure.
+//! [`Fallback`]s of a call: what is given instead of a failure. And its cache, which some of them need.
 
 use outrigger_core::error::FieldError;
 use outrigger_core::policy::bounds;
+use outrigger_core::policy::cache::CacheConfig;
 use outrigger_core::policy::fallback::{Class, Classes, Fallback, Give, Static};
 
-use super::policy::at_most;
+use super::policy::{at_most, duration, millis, number};
 use super::{each, set, target_from_wire, target_to_wire};
 use crate::mesh;
 use crate::mesh::fallback::Give as Wire;
 
 /// The feature that a call with fallbacks needs.
 pub(super) const FEATURE: &str = "fallbacks.v1";
+/// The feature that a call with a cache needs.
+pub(super) const CACHE_FEATURE: &str = "cache.v1";
 
 pub(super) fn to_wire(fallback: &Fallback) -> mesh::Fallback {
     let when = match fallback.when == Classes::default() {
@@ -18,6 +21,7 @@ pub(super) fn to_wire(fallback: &Fallback) -> mesh::Fallback {
         false => fallback.when.iter().map(|class| class_to_wire(class).into()).collect(),
     };
     let give = match &fallback.give {
+        Give::Cached => Wire::Cached(mesh::Unit {}),
         Give::Backend(target) => Wire::Backend(target_to_wire(target)),
         Give::Route(path) => Wire::Path(path.to_string()),
         Give::Static(answer) => Wire::Static(mesh::StaticAnswer {
@@ -42,6 +46,7 @@ fn from_wire(wire: &mesh::Fallback) -> Result<Fallback, FieldError> {
     let classes = each("when", &wire.when, |class| class_from_wire(*class))?;
     let when = if classes.is_empty() { Classes::default() } else { Classes::of(&classes) };
     let give = match set("give", wire.give.as_ref())? {
+        Wire::Cached(_) => Give::Cached,
         Wire::Backend(target) => {
             Give::Backend(target_from_wire(Some(target)).map_err(|e| e.under("backend"))?)
         }
@@ -51,6 +56,24 @@ fn from_wire(wire: &mesh::Fallback) -> Result<Fallback, FieldError> {
         }
     };
     Ok(Fallback { when, give })
+}
+
+pub(super) fn cache_to_wire(cache: &CacheConfig) -> mesh::Cache {
+    mesh::Cache {
+        ttl: millis(cache.ttl),
+        stale_on_error: millis(cache.stale_on_error),
+        max_entry_bytes: cache.max_entry_bytes,
+    }
+}
+
+pub(super) fn cache_from_wire(wire: &mesh::Cache) -> Result<CacheConfig, FieldError> {
+    let config = CacheConfig {
+        ttl: duration("ttl", wire.ttl, &bounds::KEPT)?,
+        stale_on_error: duration("stale_on_error", wire.stale_on_error, &bounds::KEPT)?,
+        max_entry_bytes: number("max_entry_bytes", wire.max_entry_bytes, &bounds::ENTRY_BYTES)?,
+    };
+    config.check()?;
+    Ok(config)
 }
 
 fn static_from_wire(wire: &mesh::StaticAnswer) -> Result<Static, FieldError> {

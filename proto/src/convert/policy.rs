@@ -48,6 +48,7 @@ pub(super) fn rule_call_to_wire(policy: &CallPolicy) -> mesh::CallPolicy {
             Priority::Critical => mesh::Priority::Critical.into(),
         }),
         max_visits: policy.max_visits.into(),
+        cache: policy.cache.as_ref().map(fallback::cache_to_wire),
         fallbacks: policy.fallbacks.iter().map(fallback::to_wire).collect(),
         faults: policy.faults.iter().map(fault::to_wire).collect(),
     }
@@ -59,6 +60,7 @@ pub(super) fn rule_call_from_wire(wire: &mesh::CallPolicy) -> Result<CallPolicy,
     };
     let timeouts = set("timeouts", wire.timeouts.as_ref())?;
     let retries = set("retries", wire.retries.as_ref())?;
+    let cache = wire.cache.as_ref().map(fallback::cache_from_wire).transpose();
     Ok(CallPolicy {
         deadline: timeout("deadline", wire.deadline)?,
         streaming: wire.streaming,
@@ -71,6 +73,7 @@ pub(super) fn rule_call_from_wire(wire: &mesh::CallPolicy) -> Result<CallPolicy,
         retries: retries_from_wire(retries).map_err(|e| e.under("retries"))?,
         priority: wire.priority.map(priority_from_wire).transpose()?,
         max_visits: number("max_visits", wire.max_visits, &bounds::VISITS)?,
+        cache: cache.map_err(|e| e.under("cache"))?,
         fallbacks: fallback::all_from_wire(&wire.fallbacks)?,
         faults: fault::all_from_wire(&wire.faults)?,
     })

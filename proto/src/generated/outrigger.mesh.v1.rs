@@ -459,24 +459,38 @@ pub struct CallPolicy {
     pub priority: ::core::option::Option<i32>,
     #[prost(uint32, tag = "6")]
     pub max_visits: u32,
+    /// Unset: no answer is kept.
+    #[prost(message, optional, tag = "8")]
+    pub cache: ::core::option::Option<Cache>,
     /// The first that is for the failure and can be given, is.
     #[prost(message, repeated, tag = "9")]
     pub fallbacks: ::prost::alloc::vec::Vec<Fallback>,
     #[prost(message, repeated, tag = "10")]
     pub faults: ::prost::alloc::vec::Vec<Fault>,
 }
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Cache {
+    #[prost(uint32, tag = "1")]
+    pub ttl: u32,
+    #[prost(uint32, tag = "2")]
+    pub stale_on_error: u32,
+    #[prost(uint32, tag = "3")]
+    pub max_entry_bytes: u32,
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Fallback {
     /// Empty: every class.
     #[prost(enumeration = "FailureClass", repeated, tag = "1")]
     pub when: ::prost::alloc::vec::Vec<i32>,
-    #[prost(oneof = "fallback::Give", tags = "3, 4, 5")]
+    #[prost(oneof = "fallback::Give", tags = "2, 3, 4, 5")]
     pub give: ::core::option::Option<fallback::Give>,
 }
 /// Nested message and enum types in `Fallback`.
 pub mod fallback {
     #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
     pub enum Give {
+        #[prost(message, tag = "2")]
+        Cached(super::Unit),
         #[prost(message, tag = "3")]
         Backend(super::Target),
         /// With or without a query.

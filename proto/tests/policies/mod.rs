@@ -8,6 +8,7 @@ use http::{HeaderValue, Method};
 use outrigger_core::config::{BackendTarget, Inbound, InboundPort, MtlsMode, Protocol};
 use outrigger_core::policy::breaker::{BreakerConfig, FailureRate, OpenTime};
 use outrigger_core::policy::budget::BudgetConfig;
+use outrigger_core::policy::cache::CacheConfig;
 use outrigger_core::policy::concurrency::{Algorithm, ConcurrencyConfig, Limit};
 use outrigger_core::policy::fallback::{Class, Classes, Fallback, Give, Static};
 use outrigger_core::policy::fault::{self, Fault};
@@ -35,7 +36,14 @@ pub(crate) fn any_call() -> impl Strategy<Value = CallPolicy> {
     );
     let priority = select(&[Priority::Sheddable, Priority::Default, Priority::Critical][..]);
     let faults = vec(any_fault(), 0..3);
-    let more = (vec(any_fallback(), 0..3), faults);
+    let cache = (millis(1..=86_400_000), millis(0..=86_400_000), 1u32..=1 << 20).prop_map(
+        |(ttl, stale_on_error, max_entry_bytes)| CacheConfig {
+            ttl,
+            stale_on_error,
+            max_entry_bytes,
+        },
+    );
+    let more = (vec(any_fallback(), 0..3), faults, of(cache));
     (timeout(), any::<bool>(), timeouts, any_retries(), of(priority), 1u8..=32, more).prop_map(
         |(deadline, streaming, timeouts, retries, priority, max_visits, more)| CallPolicy {
             deadline,
@@ -44,6 +52,7 @@ pub(crate) fn any_call() -> impl Strategy<Value = CallPolicy> {
             retries,
             priority,
             max_visits,
+            cache: more.2,
             fallbacks: more.0,
             faults: more.1,
         },
@@ -58,6 +67,7 @@ fn any_fallback() -> impl Strategy<Value = Fallback> {
         Give::Static(Static { status, content_type, body })
     });
     let give = prop_oneof![
+        Just(Give::Cached),
         "[a-z]{1,9}".prop_map(|why| Give::Backend(BackendTarget::Invalid(why))),
         "/[a-z]{0,9}(\\?[a-z]=[a-z])?".prop_map(|path| Give::Route(path.parse().unwrap())),
         fixed,
@@ -272,6 +282,10 @@ fn what_a_call_must_not_say_is_refused_with_its_path() {
     fn timeouts(wire: &mut mesh::CallPolicy) -> &mut mesh::Timeouts {
         wire.timeouts.as_mut().unwrap()
     }
+    fn cache(wire: &mut mesh::CallPolicy) -> &mut mesh::Cache {
+        let cache = mesh::Cache { ttl: 1, stale_on_error: 0, max_entry_bytes: 1 };
+        wire.cache.insert(cache)
+    }
     fn fallback(wire: &mut mesh::CallPolicy) -> &mut mesh::Fallback {
         let fixed = mesh::StaticAnswer { status: 200, ..mesh::StaticAnswer::default() };
         wire.fallbacks = vec![mesh::Fallback { when: vec![], give: Some(Give::Static(fixed)) }];
@@ -329,6 +343,16 @@ fn what_a_call_must_not_say_is_refused_with_its_path() {
             |w| fallback(w).when = vec![1, 0],
             "fallbacks[0].when[1]: 0 is not a known class of failures",
         ),
+        (|w| cache(w).ttl = 86_400_001, "cache.ttl: 86400.001s must be between 0ns and 86400s"),
+        (
+            |w| cache(w).stale_on_error = u32::MAX,
+            "cache.stale_on_error: 4294967.295s must be between 0ns and 86400s",
+        ),
+        (
+            |w| cache(w).max_entry_bytes = 0,
+            "cache.max_entry_bytes: 0 must be between 1 and 1048576",
+        ),
+        (|w| cache(w).ttl = 0, "cache: keeps nothing: ttl and staleOnError are both 0"),
         (|w| fixed(w).status = 100, "fallbacks[0].static.status: 100 is not between 200 and 599"),
         (
             |w| fixed(w).content_type = "json".to_owned(),

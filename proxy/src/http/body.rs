@@ -389,6 +389,11 @@ impl Body for ResponseBody {
                     if let Some(bounds) = &mut exchange.bounds {
                         bounds.frame(frame.data_ref());
                     }
+                    if let Some(keeping) = &mut exchange.keeping
+                        && !keeping.frame(frame.data_ref())
+                    {
+                        exchange.keeping = None;
+                    }
                     match frame.data_ref() {
                         Some(data) => exchange.sent(data.len()),
                         None => exchange.trailers(frame.trailers_ref()),

@@ -19,6 +19,7 @@ use outrigger_core::policy::fault::Answer;
 use outrigger_core::policy::priority::Priority;
 use outrigger_core::reason::{Reason, Side};
 
+use super::cache::Keeping;
 use super::deadline::Bounds;
 use super::headers::GRPC_STATUS;
 use super::limits::Limited;
@@ -60,6 +61,10 @@ pub struct Exchange {
     /// Why it failed, was refused or sent again.
     pub reason: Option<Reason>,
     pub detail: Option<Box<str>>,
+    /// The answer is one that was kept, and nobody was asked.
+    pub cache_hit: bool,
+    /// The answer is being kept as it passes.
+    pub keeping: Option<Box<Keeping>>,
     /// What was given instead of the failure that `reason` and `detail` tell of.
     pub degraded: Option<Degraded>,
     pub status: StatusCode,
@@ -121,6 +126,8 @@ impl Exchange {
             bounds: None,
             reason: None,
             detail: None,
+            cache_hit: false,
+            keeping: None,
             degraded: None,
             status: StatusCode::OK,
             grpc_status: None,
@@ -198,6 +205,9 @@ impl Exchange {
         if let Some(lease) = self.lease.take() {
             lease.release(now);
         }
+        if let Some(keeping) = self.keeping.take() {
+            keeping.store(&self.connection.worker.proxy.cache);
+        }
         let outcome = match self.reason {
             Some(reason) if is_own_fault(reason) && self.degraded.is_none() => {
                 match reason.side() {
@@ -257,6 +267,7 @@ impl Exchange {
                 status,
                 reason: self.reason,
                 detail: self.detail.take(),
+                cache_hit: self.cache_hit,
                 degraded: self.degraded.map(Degraded::as_str),
                 method: Some(self.method.clone()),
                 path: self.path.take(),

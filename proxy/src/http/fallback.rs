@@ -1,5 +1,5 @@
-//! What is given instead of a failure, where a policy says so: another service's answer, the same
-//! service's answer to another path, or a fixed one.
+//! What is given instead of a failure, where a policy says so: an answer that was kept, another service's
+//! answer, the same service's answer to another path, or a fixed one.
 //!
 //! Which failure is replaced, and whether the request may go elsewhere, is decided by
 //! [`outrigger_core::policy::fallback`]. If nothing can be given, the caller gets the failure as it was.
@@ -22,6 +22,7 @@ use outrigger_core::reason::{Reason, Side};
 use super::attempt::{self, Way};
 use super::attempts::{answered, is_idempotent};
 use super::body::RequestBody;
+use super::cache::Caching;
 use super::deadline::{Clock, poll_within};
 use super::exchange::{Exchange, Lease};
 use super::head::Head;
@@ -66,6 +67,7 @@ pub struct Fallen<'a> {
     pub call: &'a CallPolicy,
     pub body: &'a RequestBody,
     pub clock: &'a mut Clock,
+    pub caching: Option<&'a Caching>,
 }
 
 impl Fallen<'_> {
@@ -104,6 +106,7 @@ impl Fallen<'_> {
             let sendable = may_send(processed, replay, self.call.retries.non_idempotent);
             let head = spare.head.as_ref().filter(|_| sendable);
             let given = match (&fallback.give, head) {
+                (Give::Cached, _) => self.caching.and_then(Caching::stale).map(Given::Own),
                 (Give::Static(answer), _) if !exchange.is_grpc() => {
                     Some(Given::Own(Box::new(fixed(answer, &spare.method))))
                 }

@@ -23,6 +23,7 @@ use outrigger_core::route::RequestView;
 
 use super::attempt::Way;
 use super::body::{RequestBody, ResponseBody};
+use super::cache::{Caching, is_framed};
 use super::deadline::{Bounds, Clock, poll_within};
 use super::destination::{self, Target};
 use super::exchange::Exchange;
@@ -152,6 +153,16 @@ async fn serve(
     };
     let mut clock = Clock::at(exchange.deadline.map(|deadline| deadline.at));
     exchange.time_left("it had passed before the request was sent")?;
+    let cache = &connection.worker.proxy.cache;
+    let caching = match (&call.cache, slot.as_ref()) {
+        (Some(config), Some(head)) => Caching::begin(cache, config, &way, head),
+        _ => None,
+    };
+    if let Some(mut response) = caching.as_ref().and_then(|caching| caching.fresh(cache)) {
+        exchange.cache_hit = true;
+        finish(connection, exchange, &routed, response.headers_mut());
+        return Ok(Answer::Own(response));
+    }
     let spare = fallback::spare(call, slot.as_ref());
     let answered = {
         let mut tries = pin!(attempts::run(connection, exchange, &way, call, slot, body));
@@ -161,8 +172,8 @@ async fn serve(
     let mut response = match spare {
         None => answered?,
         Some(spare) => {
-            let clock = &mut clock;
-            let fallen = Fallen { connection, way: &way, call, body, clock };
+            let (clock, caching) = (&mut clock, caching.as_deref());
+            let fallen = Fallen { connection, way: &way, call, body, clock, caching };
             // Boxed: rare, and the future of every request would carry its size.
             match Box::pin(fallen.replace(exchange, spare, answered)).await? {
                 Given::Upstream(response) => response,
@@ -174,7 +185,11 @@ async fn serve(
         }
     };
     exchange.bounds = bounds(exchange, call, clock, switch.is_some(), &response);
+    let framed = caching.is_some() && is_framed(&response);
     headers::clean_response(response.headers_mut());
+    if let Some(caching) = caching.filter(|_| exchange.degraded.is_none()) {
+        exchange.keeping = caching.answered(cache, &response, framed);
+    }
     finish(connection, exchange, &routed, response.headers_mut());
     Ok(answer(connection, response, switch.take()))
 }

@@ -113,6 +113,7 @@ pub fn expose(proxy: &Proxy) -> String {
     let _ = write_all(&mut out, &proxy.metrics);
     let _ = guard::write_metrics(&mut out, &proxy.store.all_endpoints());
     let _ = proxy.limits.expose(&mut out);
+    let _ = proxy.cache.expose(&mut out);
     let _ = proxy.experiments.expose(&mut out);
     if let Some(identity) = &proxy.identity {
         let _ = write_identity(&mut out, identity.counts());

@@ -1,0 +1,184 @@
+//! A request and the answers that are kept: what it is given without asking, and what is kept of its own.
+//!
+//! HTTP's rules are in [`outrigger_core::policy::cache`], the answers in [`crate::cache`]. Only requests
+//! whose policy has a cache come here.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use http::header::{self, HeaderName, HeaderValue};
+use http::{HeaderMap, Response, StatusCode, Version};
+use http_body::Body;
+use hyper::body::Incoming;
+use outrigger_core::policy::cache::{Asked, CacheConfig, Kept, asked, may_store, varies};
+
+use super::attempt::Way;
+use super::head::Head;
+use crate::cache::{Cache, Entry};
+
+/// What belongs to the moment in which an answer came, not to the answer.
+const PASSING: [HeaderName; 3] = [
+    header::AGE,
+    HeaderName::from_static("ratelimit"),
+    HeaderName::from_static("ratelimit-policy"),
+];
+
+/// One request of a call with a cache.
+pub struct Caching {
+    config: CacheConfig,
+    key: Box<str>,
+    /// None: it can only make what is kept untrue.
+    asked: Option<Asked>,
+    /// As it came: what an answer varies by is known only later.
+    request: HeaderMap,
+    found: Option<Arc<Entry>>,
+}
+
+impl Caching {
+    pub fn begin(
+        cache: &Cache,
+        config: &CacheConfig,
+        way: &Way<'_>,
+        head: &Head,
+    ) -> Option<Box<Self>> {
+        let endpoints = way.endpoints()?;
+        let asked = asked(&head.method, &head.headers);
+        if head.upgrade.is_some() || asked.is_none() && head.method.is_safe() {
+            return None;
+        }
+        let authority = head.authority().unwrap_or_default();
+        let key = format!("{} {authority}{}", endpoints.name, head.path).into_boxed_str();
+        let (mut request, mut found) = (HeaderMap::new(), None);
+        if asked.is_some() {
+            request.clone_from(&head.headers);
+            found = cache.find(&key, &request, Instant::now());
+        }
+        Some(Box::new(Self { config: *config, key, asked, request, found }))
+    }
+
+    /// An answer that will do without asking anybody.
+    pub fn fresh(&self, cache: &Cache) -> Option<Box<Response<Bytes>>> {
+        let asked = self.asked?;
+        let now = Instant::now();
+        let found = self.found.as_ref().filter(|entry| asked.fresh && entry.is_fresh(now));
+        let count = if found.is_some() { &cache.counts.hits } else { &cache.counts.misses };
+        count.fetch_add(1, Relaxed);
+        found.map(|entry| answer(entry, now))
+    }
+
+    /// One that will do instead of a failure.
+    pub fn stale(&self) -> Option<Box<Response<Bytes>>> {
+        let now = Instant::now();
+        self.asked.filter(|asked| asked.stale)?;
+        let found = self.found.as_ref().filter(|entry| entry.is_usable(now));
+        found.map(|entry| answer(entry, now))
+    }
+
+    /// To be called with the head of the answer, cleaned of what belongs to the hop. `framed`:
+    /// [`is_framed`].
+    pub fn answered(
+        self: Box<Self>,
+        cache: &Cache,
+        response: &Response<Incoming>,
+        framed: bool,
+    ) -> Option<Box<Keeping>> {
+        let Some(asked) = self.asked else {
+            if response.status().as_u16() < 400 {
+                cache.forget(&self.key);
+            }
+            return None;
+        };
+        let headers = response.headers();
+        let kept = may_store(&self.config, asked, response.status(), headers)?;
+        let most = self.config.max_entry_bytes as usize;
+        if !framed || response.body().size_hint().lower() > most as u64 {
+            return None;
+        }
+        let age = headers.get(header::AGE).and_then(|age| age.to_str().ok()?.parse().ok());
+        let mut headers = headers.clone();
+        for name in PASSING {
+            headers.remove(name);
+        }
+        let names = varies(&headers)?;
+        let mut request = HeaderMap::new();
+        for name in &names {
+            for value in self.request.get_all(name) {
+                request.append(name, value.clone());
+            }
+        }
+        let age = Duration::from_secs(age.unwrap_or_default());
+        let body = BytesMut::new();
+        let came = Instant::now();
+        Some(Box::new(Keeping {
+            key: self.key,
+            headers,
+            names,
+            request,
+            age,
+            kept,
+            most,
+            body,
+            came,
+        }))
+    }
+}
+
+/// Whether the end of an answer's body can be told from a connection that broke.
+pub fn is_framed(response: &Response<Incoming>) -> bool {
+    response.version() == Version::HTTP_2
+        || response.body().size_hint().exact().is_some()
+        || response.headers().contains_key(header::TRANSFER_ENCODING)
+}
+
+/// An answer that is being kept while it passes.
+pub struct Keeping {
+    key: Box<str>,
+    headers: HeaderMap,
+    names: Vec<HeaderName>,
+    request: HeaderMap,
+    age: Duration,
+    kept: Kept,
+    most: usize,
+    body: BytesMut,
+    came: Instant,
+}
+
+impl Keeping {
+    /// A frame of the body; none: trailers. False: it is not kept after all.
+    pub fn frame(&mut self, data: Option<&Bytes>) -> bool {
+        let Some(data) = data else { return false };
+        if self.body.len() + data.len() > self.most {
+            return false;
+        }
+        self.body.extend_from_slice(data);
+        true
+    }
+
+    /// The answer was whole.
+    pub fn store(self, cache: &Cache) {
+        let Kept { fresh, stale } = self.kept;
+        let entry = Entry {
+            headers: self.headers,
+            body: self.body.freeze(),
+            names: self.names,
+            request: self.request,
+            stored: self.came,
+            age: self.age,
+            fresh,
+            stale,
+        };
+        cache.store(&self.key, entry);
+    }
+}
+
+fn answer(entry: &Entry, now: Instant) -> Box<Response<Bytes>> {
+    let mut response = Response::new(entry.body.clone());
+    *response.status_mut() = StatusCode::OK;
+    *response.headers_mut() = entry.headers.clone();
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_LENGTH, HeaderValue::from(entry.body.len()));
+    headers.insert(header::AGE, HeaderValue::from(entry.age(now).as_secs()));
+    Box::new(response)
+}
