@@ -79,7 +79,7 @@ impl Caching {
     /// To be called with the head of the answer, cleaned of what belongs to the hop. `framed`:
     /// [`is_framed`].
     pub fn answered(
-        self: Box<Self>,
+        self,
         cache: &Cache,
         response: &Response<Incoming>,
         framed: bool,
