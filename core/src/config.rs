@@ -22,9 +22,11 @@ pub const FEATURES: &[&str] = &[
     "cache.v1",
     "fallbacks.v1",
     "faults.v1",
+    "health.v1",
     "http.filters.v1",
     "policy.v1",
     "tls.sni",
+    "zones.v1",
 ];
 
 /// One port of one service as its callers see it: how it is spoken to and where requests go.

@@ -124,6 +124,8 @@ fn only_used_features_are_required() {
     let (ttl, stale_on_error) = (Duration::from_secs(1), Duration::ZERO);
     config.call.cache = Some(CacheConfig { ttl, stale_on_error, max_entry_bytes: 1 });
     assert_eq!(requires(&config)[1], "cache.v1");
+    config.backends[0].policy.preference.panic_threshold = Some(50);
+    config.policy.preference.min_healthy_percent = Some(70);
     config.backends[0].policy.faults = vec![policies::plain_fault()];
     assert_eq!(requires(&config)[3], "faults.v1");
     let port = InboundPort {

@@ -3,6 +3,8 @@
 //! What is learnt about an endpoint (latency, requests in flight) is one per process and outlives
 //! every change of configuration that still names it.
 
+mod choice;
+
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
@@ -14,7 +16,9 @@ use http::HeaderValue;
 use outrigger_core::balance::{self, Ring, ewma};
 use outrigger_core::config::{Balancer, Endpoint, Protocol};
 use outrigger_core::name::{DestinationName, EndpointId};
+use outrigger_core::policy::preference::WHOLE;
 
+use self::choice::Preference;
 use crate::experiments::Watches;
 use crate::guard::Guard;
 use crate::metrics::{Label, Metrics};
@@ -32,6 +36,10 @@ pub struct Endpoints {
     pub guard: Guard,
     /// What this workload watches over for experiments.
     pub watches: Watches,
+    /// Slow start and zones.
+    pub preference: Preference,
+    /// One's own; none: zones mean nothing.
+    zone: Option<String>,
     current: ArcSwap<EndpointSet>,
     turn: AtomicU64,
     /// Some endpoint has a sidecar.
@@ -59,6 +67,10 @@ pub struct EndpointState {
     /// What its sidecar must prove.
     pub expected: Expected,
     pub load: Arc<EndpointLoad>,
+    /// Coarse milliseconds; 0: it was there from the beginning, or nobody minds new ones.
+    pub joined_ms: u32,
+    /// It stands in one's own zone.
+    pub is_near: bool,
     /// `x-outrigger-hop` for an app that speaks h1, h2 and gRPC.
     hop_headers: [HeaderValue; 3],
 }
@@ -92,15 +104,25 @@ pub enum NoChoice {
 }
 
 impl Endpoints {
-    pub fn new(name: DestinationName, metrics: &Metrics) -> Self {
+    /// `zone`: one's own.
+    pub fn new(name: DestinationName, zone: Option<String>, metrics: &Metrics) -> Self {
         let label = metrics.label(&name.to_string());
         let guard = Guard::new(name.clone());
-        let (watches, current, turn, has_mesh) = Default::default();
-        Self { name, label, guard, watches, current, turn, has_mesh }
+        let (watches, preference, current, turn, has_mesh) = Default::default();
+        Self { name, label, guard, watches, preference, zone, current, turn, has_mesh }
     }
 
     pub fn load(&self) -> arc_swap::Guard<Arc<EndpointSet>> {
         self.current.load()
+    }
+
+    /// How many endpoints are in their slow start; none: there is no such thing.
+    pub fn warming(&self) -> Option<u64> {
+        self.preference.slow_start()?;
+        let now_ms = coarse_ms(Instant::now());
+        let set = self.current.load();
+        let warming = set.endpoints.iter().filter(|e| self.preference.warmth(e, now_ms) < WHOLE);
+        Some(warming.count() as u64)
     }
 
     /// Whether some endpoint has a sidecar.
@@ -111,6 +133,7 @@ impl Endpoints {
     /// Puts a new set in force, keeping what is known of endpoints that stay.
     pub fn replace(&self, endpoints: Vec<Endpoint>, complete: bool, metrics: &Metrics) {
         let old = self.current.load_full();
+        let now_ms = coarse_ms(Instant::now());
         let known: HashMap<&EndpointId, &Arc<EndpointState>> =
             old.endpoints.iter().map(|e| (&e.endpoint.id, e)).collect();
         let endpoints: Vec<_> = endpoints
@@ -124,6 +147,14 @@ impl Endpoints {
                     expected: Expected::of(
                         endpoint.mesh.as_ref().and_then(|mesh| mesh.identity.as_ref()),
                     ),
+                    joined_ms: match known {
+                        Some(state) if state.endpoint.address == endpoint.address => {
+                            state.joined_ms
+                        }
+                        Some(_) | None if old.complete => self.preference.joined(now_ms),
+                        Some(_) | None => 0,
+                    },
+                    is_near: self.zone.is_some() && self.zone == endpoint.zone,
                     load: known.map(|state| Arc::clone(&state.load)).unwrap_or_default(),
                     hop_headers: hop_headers(endpoint.id.port),
                     endpoint,
@@ -142,27 +173,11 @@ impl Endpoints {
     pub fn choose(&self, choice: &Choice<'_>) -> Result<Arc<EndpointState>, NoChoice> {
         let set = self.current.load();
         let all = &set.endpoints;
-        let choosy = self.guard.is_choosy();
+        let choosy = self.guard.is_choosy() || self.preference.is_choosy(choice.now_ms);
         if choice.tried.is_empty() && !choosy {
             return set.pick(choice, &self.turn).map(|i| Arc::clone(&all[i])).ok_or(NoChoice::None);
         }
-        let mut left: Vec<_> = all.iter().collect();
-        if choosy {
-            left = self.guard.choosable(&left);
-            if left.is_empty() && !all.is_empty() {
-                return Err(NoChoice::Busy);
-            }
-        }
-        let untried: Vec<_> =
-            left.iter().filter(|e| !choice.tried.contains(&e.key)).copied().collect();
-        // All were tried: the least loaded deserves another chance more than the caller an error.
-        let left = if untried.is_empty() { left } else { untried };
-        if left.len() == all.len() {
-            return set.pick(choice, &self.turn).map(|i| Arc::clone(&all[i])).ok_or(NoChoice::None);
-        }
-        let cost = |i: usize| left[i].load.cost(choice.now_ms);
-        let i = balance::power_of_two(left.len(), choice.random, cost);
-        Ok(Arc::clone(left[i]))
+        choice::choose(&set, &self.guard, &self.preference, &self.turn, choice)
     }
 }
 

@@ -3,14 +3,12 @@
 //! One per backend and process, beside its endpoints; the machines are in `core/src/policy/`. A healthy
 //! request reads a few atomics and takes no lock.
 
+mod seat;
 mod show;
 
-use std::sync::atomic::{
-    AtomicBool, AtomicU32, AtomicU64,
-    Ordering::{Relaxed, SeqCst},
-};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use outrigger_core::name::DestinationName;
 use outrigger_core::outcome::Outcome;
@@ -20,9 +18,11 @@ use outrigger_core::policy::budget::Budget;
 use outrigger_core::policy::fallback::Degraded;
 use outrigger_core::policy::limits::LimitsConfig;
 use outrigger_core::policy::outlier::{self, Outlier, Standing, Turn};
+use outrigger_core::policy::preference::is_panic;
 use outrigger_core::reason::Reason;
 use tokio::sync::Notify;
 
+pub use seat::{Seat, take_seat};
 pub use show::write_metrics;
 
 use crate::endpoint::{EndpointState, Endpoints};
@@ -50,12 +50,16 @@ pub struct Guard {
     room: Notify,
     /// Answers given instead of failures of this service.
     degraded: [AtomicU64; Degraded::ALL.len()],
+    /// Choices for which ejections were ignored, because too few endpoints were left.
+    panics: AtomicU64,
 }
 
 struct Machines {
     budget: Budget,
     breaker: Option<Breaker>,
     outlier: Option<Outlier>,
+    /// Percent; 0: ejections always count.
+    panic_threshold: u8,
 }
 
 /// The trials that one try is, if any. Boxed: nearly every try is none, and many keep room for it.
@@ -118,15 +122,6 @@ impl Drop for Attempt {
     }
 }
 
-/// One of a limited number of requests in flight to a service.
-pub struct Seat(Arc<Endpoints>);
-
-impl Drop for Seat {
-    fn drop(&mut self) {
-        self.0.guard.leave();
-    }
-}
-
 impl Guard {
     pub fn new(name: DestinationName) -> Self {
         let budget = Budget::new(BackendPolicy::default().budget, Instant::now(), 0);
@@ -136,7 +131,12 @@ impl Guard {
             tries: AtomicU64::new(0),
             breaker_clean: AtomicBool::new(true),
             endpoints_clean: AtomicBool::new(true),
-            machines: Mutex::new(Machines { budget, breaker: None, outlier: None }),
+            machines: Mutex::new(Machines {
+                budget,
+                breaker: None,
+                outlier: None,
+                panic_threshold: 0,
+            }),
             in_flight: AtomicU32::new(0),
             waiting: AtomicU32::new(0),
             max_in_flight: AtomicU32::new(UNLIMITED),
@@ -144,6 +144,7 @@ impl Guard {
             max_per_endpoint: AtomicU32::new(UNLIMITED),
             room: Notify::new(),
             degraded: Default::default(),
+            panics: AtomicU64::new(0),
         }
     }
 
@@ -168,6 +169,7 @@ impl Guard {
                 Some(outlier)
             }
         };
+        machines.panic_threshold = policy.preference.panic_threshold.unwrap_or(0);
         self.publish(&machines);
         let LimitsConfig { max_in_flight, max_pending, max_in_flight_per_endpoint } = policy.limits;
         self.max_in_flight.store(max_in_flight.unwrap_or(UNLIMITED), Relaxed);
@@ -235,9 +237,16 @@ impl Guard {
         let most = self.max_per_endpoint.load(Relaxed);
         let machines = self.lock();
         let outlier = machines.outlier.as_ref();
+        let ejected = |endpoint: &EndpointState| {
+            outlier.is_some_and(|outlier| outlier.is_ejected(endpoint.stable, now))
+        };
+        let fit = all.iter().filter(|endpoint| !ejected(endpoint)).count();
+        let panic = is_panic(fit, all.len(), machines.panic_threshold);
+        if panic {
+            self.panics.fetch_add(1, Relaxed);
+        }
         let fits = |endpoint: &&&Arc<EndpointState>| {
-            endpoint.load.in_flight() < most
-                && outlier.is_none_or(|outlier| !outlier.is_ejected(endpoint.stable, now))
+            endpoint.load.in_flight() < most && (panic || !ejected(endpoint))
         };
         all.iter().filter(fits).copied().collect()
     }
@@ -348,20 +357,6 @@ impl Guard {
         self.machines.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn leave(&self) {
-        // In one order with `wait_for_seat`, or each could miss what the other does.
-        self.in_flight.fetch_sub(1, SeqCst);
-        if self.waiting.load(SeqCst) > 0 {
-            self.room.notify_one();
-        }
-    }
-
-    fn try_enter(&self) -> bool {
-        let most = self.max_in_flight.load(Relaxed);
-        let enter = |now: u32| (now < most).then_some(now + 1);
-        self.in_flight.fetch_update(SeqCst, SeqCst, enter).is_ok()
-    }
-
     fn log(&self, transition: Option<breaker::Transition>) {
         let Some(breaker::Transition { from, to }) = transition else { return };
         let (service, from) = (self.name.to_string(), from.as_str());
@@ -390,47 +385,5 @@ impl Guard {
             }
             Standing::In => tracing::info!(service, endpoint = id, "endpoint reinstated"),
         }
-    }
-}
-
-/// Takes a seat where the service has a limit; waits for one where waiting is allowed. The request's
-/// deadline bounds the wait.
-pub async fn take_seat(endpoints: &Arc<Endpoints>) -> Result<Option<Seat>, Refusal> {
-    let guard = &endpoints.guard;
-    if guard.max_in_flight.load(Relaxed) == UNLIMITED {
-        return Ok(None);
-    }
-    if !guard.try_enter() {
-        // Boxed: rare, and the future of every request would carry its size.
-        Box::pin(wait_for_seat(guard)).await?;
-    }
-    Ok(Some(Seat(Arc::clone(endpoints))))
-}
-
-async fn wait_for_seat(guard: &Guard) -> Result<(), Refusal> {
-    let most = guard.max_pending.load(Relaxed);
-    let wait = |now: u32| (now < most).then_some(now + 1);
-    if guard.waiting.fetch_update(SeqCst, SeqCst, wait).is_err() {
-        let in_flight = guard.max_in_flight.load(Relaxed);
-        let detail =
-            format!("{in_flight} requests to {} are in flight and {most} wait", guard.name);
-        let retry_after = Some(Duration::from_secs(1));
-        return Err(Refusal { retry_after, ..Refusal::new(Reason::TooManyInFlight, detail) });
-    }
-    let _waiting = Waiting(guard);
-    loop {
-        let room = guard.room.notified();
-        if guard.try_enter() {
-            return Ok(());
-        }
-        room.await;
-    }
-}
-
-struct Waiting<'a>(&'a Guard);
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.0.waiting.fetch_sub(1, Relaxed);
     }
 }

@@ -53,7 +53,7 @@ pub fn run(settings: Settings, log: LogHandle) -> io::Result<()> {
     let proxy = Arc::new(Proxy {
         correlation: Correlation::new(Arc::clone(&metrics)),
         cache: Cache::new(settings.cache_bytes),
-        store: Store::new(wanted),
+        store: Store::new(wanted, settings.zone.clone()),
         inbound: ArcSwap::from_pointee(InboundPorts::registered(&settings, identity.is_some())),
         limits: Limits::default(),
         identity,

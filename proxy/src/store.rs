@@ -22,6 +22,8 @@ pub struct Store {
     /// Wakes whoever waits for a first configuration.
     changed: Notify,
     wanted: mpsc::UnboundedSender<Authority>,
+    /// One's own.
+    zone: Option<String>,
 }
 
 /// One authority that the app dials. The handle stays valid while the configuration behind it
@@ -60,12 +62,13 @@ pub struct Live {
 
 impl Store {
     /// `wanted` gets each authority that is dialled for the first time.
-    pub fn new(wanted: mpsc::UnboundedSender<Authority>) -> Self {
+    pub fn new(wanted: mpsc::UnboundedSender<Authority>, zone: Option<String>) -> Self {
         Self {
             dialed: Mutex::default(),
             backends: Mutex::default(),
             changed: Notify::new(),
             wanted,
+            zone,
         }
     }
 
@@ -92,7 +95,7 @@ impl Store {
         let mut backends = lock(&self.backends);
         let endpoints = backends
             .entry(name.clone())
-            .or_insert_with(|| Arc::new(Endpoints::new(name.clone(), metrics)));
+            .or_insert_with(|| Arc::new(Endpoints::new(name.clone(), self.zone.clone(), metrics)));
         Arc::clone(endpoints)
     }
 
@@ -108,6 +111,7 @@ impl Store {
         let backend = |backend: &CompiledBackend| {
             let endpoints = self.endpoints(&backend.name, metrics);
             endpoints.guard.reconfigure(&backend.policy);
+            endpoints.preference.reconfigure(backend.policy.preference);
             endpoints.watches.reconfigure(&backend.policy.stop_rules);
             endpoints
         };

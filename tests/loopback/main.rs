@@ -4,6 +4,7 @@ mod access;
 mod cache;
 mod config;
 mod deadlines;
+mod endpoints;
 mod fallbacks;
 mod faults;
 mod hostile;

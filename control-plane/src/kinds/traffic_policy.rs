@@ -47,6 +47,15 @@ pub struct TrafficPolicySpec {
     /// Not for routes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limits: Option<TrafficLimits>,
+    /// Not for routes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slow_start: Option<TrafficSlowStart>,
+    /// Percent of the endpoints: when fewer are fit, ejections are ignored. Not for routes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub panic_threshold: Option<u32>,
+    /// Not for routes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub zone_preference: Option<TrafficZonePreference>,
     /// Of requests that bring none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub priority: Option<TrafficPriority>,
@@ -59,6 +68,22 @@ pub struct TrafficPolicySpec {
     /// What a caller gets instead of a failure: the first that is for it and can be given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fallbacks: Option<Vec<TrafficFallback>>,
+}
+
+/// A new endpoint's share grows from a tenth to its full one.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct TrafficSlowStart {
+    pub window: String,
+}
+
+/// Endpoints of the caller's own zone come first.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct TrafficZonePreference {
+    /// With fewer of the zone's endpoints fit, the missing share goes to other zones (70 unless set).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub min_healthy_percent: Option<u32>,
 }
 
 /// Each bounds one part of a call; what is unset is not bounded.

@@ -65,6 +65,10 @@ pub struct TrafficSections {
     pub breaker: Option<BreakerConfig>,
     pub outlier: Option<OutlierConfig>,
     pub limits: Option<LimitsConfig>,
+    pub slow_start: Option<Duration>,
+    pub panic_threshold: Option<u8>,
+    /// Percent of the zone's endpoints that must be fit.
+    pub zones: Option<u8>,
     pub priority: Option<Priority>,
     pub max_visits: Option<u8>,
     pub cache: Option<CacheConfig>,
@@ -224,7 +228,15 @@ pub trait Sections {
 
 impl TrafficSections {
     /// What spares a service, and so is one for all routes that lead there.
-    pub const SPARING: [&str; 4] = ["retryBudget", "breaker", "outlierEjection", "limits"];
+    pub const SPARING: [&str; 7] = [
+        "retryBudget",
+        "breaker",
+        "outlierEjection",
+        "limits",
+        "slowStart",
+        "panicThreshold",
+        "zonePreference",
+    ];
 
     pub fn spares(&self) -> bool {
         self.names().iter().any(|name| Self::SPARING.contains(name))
@@ -242,6 +254,9 @@ impl Sections for TrafficSections {
             ("breaker", self.breaker.is_some()),
             ("outlierEjection", self.outlier.is_some()),
             ("limits", self.limits.is_some()),
+            ("slowStart", self.slow_start.is_some()),
+            ("panicThreshold", self.panic_threshold.is_some()),
+            ("zonePreference", self.zones.is_some()),
             ("priority", self.priority.is_some()),
             ("maxVisits", self.max_visits.is_some()),
             ("cache", self.cache.is_some()),

@@ -8,6 +8,7 @@ use outrigger_core::config::{BackendTarget, HttpRule};
 use outrigger_core::policy::bounds;
 use outrigger_core::policy::fallback::Fallback;
 use outrigger_core::policy::fault::Fault;
+use outrigger_core::policy::preference::PreferenceConfig;
 use outrigger_core::policy::stop::StopRule;
 use outrigger_core::policy::{BackendPolicy, CallPolicy, ServerPolicy};
 
@@ -158,6 +159,11 @@ pub fn backend(index: &Index, service: &ServiceId, port: &ServicePort) -> Backen
         breaker: first(&speakers, |said| said.breaker),
         outlier: first(&speakers, |said| said.outlier),
         limits: first(&speakers, |said| said.limits).unwrap_or_default(),
+        preference: PreferenceConfig {
+            slow_start: first(&speakers, |said| said.slow_start),
+            panic_threshold: first(&speakers, |said| said.panic_threshold),
+            min_healthy_percent: first(&speakers, |said| said.zones),
+        },
         faults: sent(&port_faults(index, service, port)),
         stop_rules: stop_rules(index, service, port),
     }

@@ -34,6 +34,9 @@ const MAX_EJECTION: Duration = Duration::from_secs(300);
 /// With more gone, those that are left would carry more than twice their load.
 const MAX_EJECTED_PERCENT: u8 = 50;
 
+/// Envoy's default overprovisioning (140 %) comes to the same: three of ten may be gone.
+const MIN_HEALTHY_PERCENT: u32 = 70;
+
 pub fn translate(raw: &Raw, report: &mut Report) -> Option<TrafficPolicy> {
     let spec = &raw.spec;
     let namespace = raw.metadata.namespace.as_deref().unwrap_or(DEFAULT_NAMESPACE);
@@ -52,6 +55,20 @@ pub fn translate(raw: &Raw, report: &mut Report) -> Option<TrafficPolicy> {
         breaker: spec.breaker.as_ref().map(|raw| breaker(raw, report)),
         outlier: spec.outlier_ejection.as_ref().map(|raw| outlier(raw, report)),
         limits: spec.limits.as_ref().map(|raw| limits(raw, report)),
+        slow_start: spec.slow_start.as_ref().and_then(|raw| {
+            time(report, "spec.slowStart.window", Some(&raw.window), &bounds::SLOW_START)
+        }),
+        panic_threshold: number(
+            report,
+            "spec.panicThreshold",
+            spec.panic_threshold,
+            &bounds::PANIC,
+        ),
+        zones: spec.zone_preference.as_ref().and_then(|raw| {
+            let percent = raw.min_healthy_percent.unwrap_or(MIN_HEALTHY_PERCENT);
+            let path = "spec.zonePreference.minHealthyPercent";
+            number(report, path, Some(percent), &bounds::PERCENT)
+        }),
         priority: spec.priority.map(|priority| match priority {
             TrafficPriority::Critical => Priority::Critical,
             TrafficPriority::Default => Priority::Default,
@@ -80,6 +97,9 @@ fn refuse_backend_sections(spec: &TrafficPolicySpec, report: &mut Report) {
         ("breaker", spec.breaker.is_some()),
         ("outlierEjection", spec.outlier_ejection.is_some()),
         ("limits", spec.limits.is_some()),
+        ("slowStart", spec.slow_start.is_some()),
+        ("panicThreshold", spec.panic_threshold.is_some()),
+        ("zonePreference", spec.zone_preference.is_some()),
     ];
     for (name, _) in sections.into_iter().filter(|(_, set)| *set) {
         let problem = "protects a service, not a route: put it into a policy that targets the \

@@ -109,6 +109,15 @@ fn every_bound_of_a_traffic_policy() {
         "TrafficPolicy",
         &[
             ("deadline: 2", ".deadline: invalid type"),
+            ("slowStart: {}", ".slowStart: missing field `window`"),
+            ("slowStart: {window: 999ms}", ".slowStart.window: 999ms must be between 1s and 3600s"),
+            ("slowStart: {window: 1s, aggression: 1}", ".slowStart.aggression: unknown field"),
+            ("panicThreshold: 101", ".panicThreshold: 101 must be between 0 and 100"),
+            (
+                "zonePreference: {minHealthyPercent: 0}",
+                ".zonePreference.minHealthyPercent: 0 must be between 1 and 100",
+            ),
+            ("zonePreference: {zones: 1}", ".zonePreference.zones: unknown field"),
             ("deadline: 1.5s", ".deadline: \"1.5s\" is not a duration"),
             ("deadline: 25h", ".deadline: 90000s must be between 1ms and 86400s"),
             ("timeouts: {}", ".timeouts: is empty"),
@@ -554,6 +563,9 @@ fn every_bound_of_target_refs() {
         ("breaker: {consecutiveFailures: 1}", ".breaker"),
         ("outlierEjection: {consecutiveFailures: 1}", ".outlierEjection"),
         ("limits: {maxInFlight: 1}", ".limits"),
+        ("slowStart: {window: 1s}", ".slowStart"),
+        ("panicThreshold: 1", ".panicThreshold"),
+        ("zonePreference: {}", ".zonePreference"),
     ] {
         check("TrafficPolicy", &[(&route(section), &format!("{name}{elsewhere}"))]);
     }

@@ -57,6 +57,11 @@ pub const WINDOW: Durations = Duration::from_secs(1)..=Duration::from_secs(300);
 pub const OPEN: Durations = Duration::from_millis(100)..=Duration::from_secs(60 * 60);
 pub const TRIALS: Numbers = 1..=100;
 
+/// Of a new endpoint's slow start.
+pub const SLOW_START: Durations = Duration::from_secs(1)..=Duration::from_secs(60 * 60);
+/// Of a panic threshold; 0: fitness always counts.
+pub const PANIC: Numbers = 0..=100;
+
 pub const IN_FLIGHT: Numbers = 1..=PLENTY;
 pub const PENDING: Numbers = 0..=PLENTY;
 

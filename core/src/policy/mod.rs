@@ -19,6 +19,7 @@ pub mod fault;
 pub mod limits;
 mod lru;
 pub mod outlier;
+pub mod preference;
 pub mod priority;
 pub mod rate_limit;
 pub mod retry;
@@ -38,6 +39,7 @@ use fallback::Fallback;
 use fault::Fault;
 use limits::LimitsConfig;
 use outlier::OutlierConfig;
+use preference::PreferenceConfig;
 use priority::Priority;
 use rate_limit::RateLimitConfig;
 use retry::RetryConfig;
@@ -99,6 +101,7 @@ pub struct BackendPolicy {
     /// None: no endpoint is ejected.
     pub outlier: Option<OutlierConfig>,
     pub limits: LimitsConfig,
+    pub preference: PreferenceConfig,
     /// Experiments that target the service, in their order.
     pub faults: Vec<Fault>,
     /// Experiments, of this or other services, that stop when calls to it suffer.

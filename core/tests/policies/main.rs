@@ -10,6 +10,7 @@ mod budget;
 mod concurrency;
 mod correlation;
 mod outlier;
+mod preference;
 mod rate_limit;
 mod retry;
 mod stop;

@@ -59,9 +59,11 @@ fn requires(destination: &Destination) -> Vec<String> {
         (calls(destination).any(|call| call.cache.is_some()), fallback::CACHE_FEATURE),
         (calls(destination).any(|call| !call.fallbacks.is_empty()), fallback::FEATURE),
         (has_faults(destination), fault::FEATURE),
+        (has_health(destination), "health.v1"),
         (filters, "http.filters.v1"),
         (has_policies(destination), policy::FEATURE),
         (!destination.tls_routes.is_empty(), "tls.sni"),
+        (has_zones(destination), "zones.v1"),
     ]
     .into_iter()
     .filter(|(used, _)| *used)
@@ -83,6 +85,21 @@ fn has_faults(destination: &Destination) -> bool {
 fn calls(destination: &Destination) -> impl Iterator<Item = &CallPolicy> {
     let rules = destination.http_routes.iter().flat_map(|route| &route.rules);
     std::iter::once(&destination.call).chain(rules.filter_map(|rule| rule.call.as_ref()))
+}
+
+fn policies(destination: &Destination) -> impl Iterator<Item = &BackendPolicy> {
+    let backends = destination.backends.iter().map(|backend| &backend.policy);
+    backends.chain([&destination.policy])
+}
+
+fn has_health(destination: &Destination) -> bool {
+    policies(destination).any(|policy| {
+        policy.preference.slow_start.is_some() || policy.preference.panic_threshold.is_some()
+    })
+}
+
+fn has_zones(destination: &Destination) -> bool {
+    policies(destination).any(|policy| policy.preference.min_healthy_percent.is_some())
 }
 
 fn has_policies(destination: &Destination) -> bool {

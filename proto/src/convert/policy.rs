@@ -9,6 +9,7 @@ use outrigger_core::policy::breaker::{BreakerConfig, FailureRate, OpenTime};
 use outrigger_core::policy::budget::BudgetConfig;
 use outrigger_core::policy::limits::LimitsConfig;
 use outrigger_core::policy::outlier::OutlierConfig;
+use outrigger_core::policy::preference::PreferenceConfig;
 use outrigger_core::policy::priority::Priority;
 use outrigger_core::policy::retry::{Backoff, Jitter, RetryConfig, RetryOn};
 use outrigger_core::policy::timeouts::Timeouts;
@@ -162,6 +163,9 @@ pub(super) fn backend_to_wire(policy: &BackendPolicy) -> Option<mesh::BackendPol
             max_pending: policy.limits.max_pending,
             max_in_flight_per_endpoint: policy.limits.max_in_flight_per_endpoint,
         }),
+        slow_start: policy.preference.slow_start.map(millis),
+        panic_threshold: policy.preference.panic_threshold.map(u32::from),
+        zones: policy.preference.min_healthy_percent.map(u32::from),
         faults: policy.faults.iter().map(fault::to_wire).collect(),
         stop_rules: policy.stop_rules.iter().map(fault::stop_to_wire).collect(),
     })
@@ -187,8 +191,21 @@ pub(super) fn backend_from_wire(
         breaker: breaker.map_err(|e| e.under("breaker"))?,
         outlier: outlier.map_err(|e| e.under("outlier"))?,
         limits: limits_from_wire(limits).map_err(|e| e.under("limits"))?,
+        preference: preference_from_wire(wire)?,
         faults: fault::all_from_wire(&wire.faults)?,
         stop_rules: fault::stops_from_wire(&wire.stop_rules)?,
+    })
+}
+
+fn preference_from_wire(wire: &mesh::BackendPolicy) -> Result<PreferenceConfig, FieldError> {
+    let slow_start = wire.slow_start.map(|time| duration("slow_start", time, &bounds::SLOW_START));
+    let panic = wire.panic_threshold;
+    let panic = panic.map(|percent| number("panic_threshold", percent, &bounds::PANIC));
+    let zones = wire.zones.map(|percent| number("zones", percent, &bounds::PERCENT));
+    Ok(PreferenceConfig {
+        slow_start: slow_start.transpose()?,
+        panic_threshold: panic.transpose()?,
+        min_healthy_percent: zones.transpose()?,
     })
 }
 

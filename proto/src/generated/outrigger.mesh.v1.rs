@@ -560,6 +560,14 @@ pub struct BackendPolicy {
     pub outlier: ::core::option::Option<Outlier>,
     #[prost(message, optional, tag = "4")]
     pub limits: ::core::option::Option<Limits>,
+    /// Milliseconds.
+    #[prost(uint32, optional, tag = "6")]
+    pub slow_start: ::core::option::Option<u32>,
+    #[prost(uint32, optional, tag = "7")]
+    pub panic_threshold: ::core::option::Option<u32>,
+    /// The percentage of one's own zone's endpoints that must be fit.
+    #[prost(uint32, optional, tag = "8")]
+    pub zones: ::core::option::Option<u32>,
     #[prost(message, repeated, tag = "9")]
     pub faults: ::prost::alloc::vec::Vec<Fault>,
     #[prost(message, repeated, tag = "10")]

@@ -14,6 +14,7 @@ use outrigger_core::policy::fallback::{Class, Classes, Fallback, Give, Static};
 use outrigger_core::policy::fault::{self, Fault};
 use outrigger_core::policy::limits::LimitsConfig;
 use outrigger_core::policy::outlier::OutlierConfig;
+use outrigger_core::policy::preference::PreferenceConfig;
 use outrigger_core::policy::priority::Priority;
 use outrigger_core::policy::rate_limit::{Key, RateLimitConfig, Strategy as Hits};
 use outrigger_core::policy::retry::{Backoff, Jitter, RetryConfig, RetryOn};
@@ -123,12 +124,20 @@ pub(crate) fn any_backend_policy() -> impl Strategy<Value = BackendPolicy> {
             max_in_flight_per_endpoint: endpoint,
         });
     let faults = (vec(any_fault(), 0..3), vec(any_stop_rule(), 0..3));
-    (budget, of(breaker), of(outlier), limits, faults).prop_map(
-        |(budget, breaker, outlier, limits, (faults, stop_rules))| BackendPolicy {
+    let preference = (of(millis(1_000..=3_600_000)), of(0u8..=100), of(1u8..=100)).prop_map(
+        |(slow_start, panic_threshold, min_healthy_percent)| PreferenceConfig {
+            slow_start,
+            panic_threshold,
+            min_healthy_percent,
+        },
+    );
+    (budget, of(breaker), of(outlier), limits, preference, faults).prop_map(
+        |(budget, breaker, outlier, limits, preference, (faults, stop_rules))| BackendPolicy {
             budget,
             breaker,
             outlier,
             limits,
+            preference,
             faults,
             stop_rules,
         },
@@ -458,6 +467,9 @@ fn what_a_backend_policy_must_not_say_is_refused_with_its_path() {
             |w| limits(w).max_in_flight = Some(0),
             "limits.max_in_flight: 0 must be between 1 and 1000000",
         ),
+        (|w| w.slow_start = Some(999), "slow_start: 999ms must be between 1s and 3600s"),
+        (|w| w.panic_threshold = Some(101), "panic_threshold: 101 must be between 0 and 100"),
+        (|w| w.zones = Some(0), "zones: 0 must be between 1 and 100"),
         (
             |w| limits(w).max_pending = Some(1),
             "limits.maxPending: has no effect without maxInFlight",

@@ -49,6 +49,7 @@ impl Guard {
             "breaker": breaker,
             "ejected": ejected,
             "retryBudgetLeft": retries_left,
+            "panics": self.panics.load(Relaxed),
             "inFlight": self.in_flight.load(Relaxed),
             "waiting": self.waiting.load(Relaxed),
         })
@@ -63,7 +64,14 @@ impl Guard {
         });
         let ejected = machines.outlier.as_ref().map(|outlier| outlier.ejected().count());
         let budget = machines.budget.left(Instant::now(), self.requests.load(Relaxed));
-        Gauges { breaker, ejected, budget }
+        Gauges {
+            breaker,
+            ejected,
+            budget,
+            panics: self.panics.load(Relaxed),
+            spilled: 0,
+            warming: None,
+        }
     }
 }
 
@@ -71,14 +79,23 @@ struct Gauges {
     breaker: Option<u8>,
     ejected: Option<usize>,
     budget: u64,
+    panics: u64,
+    spilled: u64,
+    warming: Option<u64>,
 }
 
 /// In the Prometheus text format. The names of services hold nothing that needs escaping.
 pub fn write_metrics(out: &mut String, all: &[Arc<Endpoints>]) -> fmt::Result {
     write_fallbacks(out, all)?;
-    let all: Vec<_> = all.iter().map(|one| (&one.name, one.guard.gauges())).collect();
+    let gauges = |one: &Endpoints| Gauges {
+        spilled: one.preference.spilled(),
+        warming: one.warming(),
+        ..one.guard.gauges()
+    };
+    let all: Vec<_> = all.iter().map(|one| (&one.name, gauges(one))).collect();
     let mut gauge = |name: &str, help: &str, value: &dyn Fn(&Gauges) -> Option<u64>| {
-        writeln!(out, "# HELP {name} {help}\n# TYPE {name} gauge")?;
+        let kind = if name.ends_with("_total") { "counter" } else { "gauge" };
+        writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}")?;
         for (service, gauges) in &all {
             if let Some(value) = value(gauges) {
                 writeln!(out, "{name}{{service=\"{service}\"}} {value}")?;
@@ -92,6 +109,15 @@ pub fn write_metrics(out: &mut String, all: &[Arc<Endpoints>]) -> fmt::Result {
     gauge("outrigger_endpoints_ejected", "endpoints ejected or on trial", &|g| {
         g.ejected.map(|n| n as u64)
     })?;
+    gauge("outrigger_endpoints_warming", "endpoints in their slow start", &|g| g.warming)?;
+    gauge("outrigger_panic_choices_total", "choices for which ejections were ignored", &|g| {
+        Some(g.panics).filter(|n| *n > 0)
+    })?;
+    gauge(
+        "outrigger_zone_spilled_total",
+        "requests sent to other zones for want of fit endpoints",
+        &|g| Some(g.spilled).filter(|n| *n > 0),
+    )?;
     gauge("outrigger_retry_budget_left", "retries that could be made now", &|g| Some(g.budget))
 }
 

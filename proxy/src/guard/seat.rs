@@ -1,0 +1,78 @@
+//! A limited number of requests in flight to a service, and the few that may wait for one of them to end.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+use std::time::Duration;
+
+use outrigger_core::reason::Reason;
+
+use super::{Guard, UNLIMITED};
+use crate::endpoint::Endpoints;
+use crate::http::respond::Refusal;
+
+/// One of a limited number of requests in flight to a service.
+pub struct Seat(Arc<Endpoints>);
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.0.guard.leave();
+    }
+}
+
+impl Guard {
+    fn leave(&self) {
+        // In one order with `wait_for_seat`, or each could miss what the other does.
+        self.in_flight.fetch_sub(1, SeqCst);
+        if self.waiting.load(SeqCst) > 0 {
+            self.room.notify_one();
+        }
+    }
+
+    fn try_enter(&self) -> bool {
+        let most = self.max_in_flight.load(Relaxed);
+        let enter = |now: u32| (now < most).then_some(now + 1);
+        self.in_flight.fetch_update(SeqCst, SeqCst, enter).is_ok()
+    }
+}
+
+/// Takes a seat where the service has a limit; waits for one where waiting is allowed. The request's
+/// deadline bounds the wait.
+pub async fn take_seat(endpoints: &Arc<Endpoints>) -> Result<Option<Seat>, Refusal> {
+    let guard = &endpoints.guard;
+    if guard.max_in_flight.load(Relaxed) == UNLIMITED {
+        return Ok(None);
+    }
+    if !guard.try_enter() {
+        // Boxed: rare, and the future of every request would carry its size.
+        Box::pin(wait_for_seat(guard)).await?;
+    }
+    Ok(Some(Seat(Arc::clone(endpoints))))
+}
+
+async fn wait_for_seat(guard: &Guard) -> Result<(), Refusal> {
+    let most = guard.max_pending.load(Relaxed);
+    let wait = |now: u32| (now < most).then_some(now + 1);
+    if guard.waiting.fetch_update(SeqCst, SeqCst, wait).is_err() {
+        let in_flight = guard.max_in_flight.load(Relaxed);
+        let detail =
+            format!("{in_flight} requests to {} are in flight and {most} wait", guard.name);
+        let retry_after = Some(Duration::from_secs(1));
+        return Err(Refusal { retry_after, ..Refusal::new(Reason::TooManyInFlight, detail) });
+    }
+    let _waiting = Waiting(guard);
+    loop {
+        let room = guard.room.notified();
+        if guard.try_enter() {
+            return Ok(());
+        }
+        room.await;
+    }
+}
+
+struct Waiting<'a>(&'a Guard);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Relaxed);
+    }
+}
