@@ -17,6 +17,8 @@ pub enum Case {
     Tcp,
     PairH1,
     PairGrpc,
+    /// As the pair for HTTP/1.1, with a policy of each kind in force.
+    Policies,
     TlsH1,
     TlsGrpc,
     /// Full handshakes against the inbound proxy of the pair with TLS.
@@ -41,6 +43,9 @@ impl Peer {
 
     /// The port on which it serves a case, if it can.
     pub fn port(self, case: Case) -> Option<u16> {
+        if case == Case::Policies {
+            return (self == Self::Outrigger).then_some(19_605);
+        }
         let base = match (self, case.setup()) {
             (Self::Outrigger, Setup::Single) => 19_200,
             (Self::Outrigger, Setup::Pair) => 19_600,
@@ -87,13 +92,14 @@ enum Setup {
 }
 
 impl Case {
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::H1,
         Self::H2,
         Self::Grpc,
         Self::Tcp,
         Self::PairH1,
         Self::PairGrpc,
+        Self::Policies,
         Self::TlsH1,
         Self::TlsGrpc,
         Self::Handshake,
@@ -108,6 +114,7 @@ impl Case {
             Self::Tcp => "TCP",
             Self::PairH1 => "pair HTTP/1.1",
             Self::PairGrpc => "pair gRPC",
+            Self::Policies => "policies",
             Self::TlsH1 => "mTLS HTTP/1.1",
             Self::TlsGrpc => "mTLS gRPC",
             Self::Handshake => "handshake",
@@ -125,7 +132,7 @@ impl Case {
     fn setup(self) -> Setup {
         match self {
             Self::H1 | Self::H2 | Self::Grpc | Self::Tcp => Setup::Single,
-            Self::PairH1 | Self::PairGrpc => Setup::Pair,
+            Self::PairH1 | Self::PairGrpc | Self::Policies => Setup::Pair,
             Self::TlsH1 | Self::TlsGrpc => Setup::TlsPair,
             Self::Handshake | Self::Resumption => Setup::TlsInbound,
         }
@@ -136,10 +143,15 @@ impl Case {
         matches!(self.setup(), Setup::TlsPair | Setup::TlsInbound)
     }
 
+    /// Whether connections are counted, not requests.
+    pub fn is_handshake(self) -> bool {
+        self.setup() == Setup::TlsInbound
+    }
+
     /// What `load`, `backend` and `handshakes` call it.
     pub fn kind(self) -> &'static str {
         match self {
-            Self::H1 | Self::PairH1 | Self::TlsH1 => "h1",
+            Self::H1 | Self::PairH1 | Self::Policies | Self::TlsH1 => "h1",
             Self::H2 => "h2",
             Self::Grpc | Self::PairGrpc | Self::TlsGrpc => "grpc",
             Self::Tcp => "tcp",
@@ -158,7 +170,7 @@ impl Case {
             // Both proxies share a processor, and at twice this rate Envoy's fill it.
             Self::PairH1 | Self::TlsH1 => Some(2_500),
             Self::PairGrpc | Self::TlsGrpc => Some(2_000),
-            Self::Handshake | Self::Resumption => None,
+            Self::Policies | Self::Handshake | Self::Resumption => None,
         }
     }
 }

@@ -103,9 +103,10 @@ impl Running {
 /// Starts the backends and the control plane, which serve every subject.
 pub fn start_common(running: &mut Running, places: &Places) -> Result<(), Failure> {
     let backend = places.bin.join("backend");
-    for (kind, port) in [("h1", 19_001), ("h2", 19_002), ("grpc", 19_003), ("tcp", 19_004)] {
+    let kinds = [("h1", 19_001), ("h2", 19_002), ("grpc", 19_003), ("tcp", 19_004), ("h1", 19_005)];
+    for (kind, port) in kinds {
         let listen = format!("127.0.0.1:{port}");
-        let name = format!("backend-{kind}");
+        let name = format!("backend-{kind}-{port}");
         if matches!(kind, "h2" | "grpc") && on_path("nghttpd") {
             light_backend(running, places, &name, kind, port)?;
             continue;
@@ -235,7 +236,7 @@ pub fn start_pair(running: &mut Running, places: &Places, peer: Peer) -> Result<
                     "--label",
                     "app=pair",
                     "--app-port",
-                    "19001=h1:http,19003=grpc:grpc",
+                    "19001=h1:http,19003=grpc:grpc,19005=h1:guarded",
                     "--token-file",
                     &token,
                 ],
@@ -247,7 +248,8 @@ pub fn start_pair(running: &mut Running, places: &Places, peer: Peer) -> Result<
                 "127.0.0.1:19695",
                 &[
                     "--listen",
-                    "127.0.0.1:19601=pair-h1.bench:80,127.0.0.1:19603=pair-grpc.bench:80",
+                    "127.0.0.1:19601=pair-h1.bench:80,127.0.0.1:19603=pair-grpc.bench:80,\
+                     127.0.0.1:19605=policies.bench:80",
                 ],
             )
         }

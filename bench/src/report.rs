@@ -53,7 +53,7 @@ const fn floor_bound(case: Case) -> Bound {
 
 /// The promises that the bench checks.
 pub const BOUNDS: &[Bound] = &{
-    use Case::{Grpc, H1, H2, Handshake, Resumption, Tcp, TlsGrpc, TlsH1};
+    use Case::{Grpc, H1, H2, Handshake, PairH1, Policies, Resumption, Tcp, TlsGrpc, TlsH1};
     use Drive::{FixedRate, Saturated};
     use Figure::{Cpu, P99};
     use Peer::{Envoy, Floor, Outrigger};
@@ -78,6 +78,7 @@ pub const BOUNDS: &[Bound] = &{
         bound(H2, FixedRate, P99, Envoy, 0.85),
         bound(Grpc, FixedRate, P99, Envoy, 0.85),
         bound(Tcp, FixedRate, P99, Envoy, 1.15),
+        Bound { against_case: PairH1, ..bound(Policies, Saturated, Cpu, Outrigger, 1.15) },
         bound(TlsH1, Saturated, Cpu, Envoy, 0.55),
         bound(TlsGrpc, Saturated, Cpu, Envoy, 0.65),
         bound(TlsH1, FixedRate, Cpu, Envoy, 0.55),
@@ -125,7 +126,7 @@ fn verdict(bound: &Bound, runs: &[Run]) -> Option<Verdict> {
         .collect();
     let quartiles = quartiles(&ratios)?;
     let figure = match bound.figure {
-        Figure::Cpu if bound.case.rate().is_none() => "CPU each",
+        Figure::Cpu if bound.case.is_handshake() => "CPU each",
         Figure::Cpu => "CPU per request",
         Figure::P99 => "p99",
     };
