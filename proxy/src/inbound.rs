@@ -43,6 +43,7 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, remote: SocketAddr, sl
         caller: None,
         remote,
         fixed: Fixed::Nothing,
+        tunnel: None,
         slot,
     };
     if let Some(address) = original {

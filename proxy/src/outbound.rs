@@ -65,7 +65,7 @@ pub async fn serve(
 
 fn origin(remote: SocketAddr, fixed: Fixed, slot: Rc<Slot>) -> Origin {
     let (direction, peer) = (Direction::Outbound, Peer::App);
-    Origin { direction, peer, caller: None, remote, fixed, slot }
+    Origin { direction, peer, caller: None, remote, fixed, tunnel: None, slot }
 }
 
 /// A forward proxy: each request names its destination.

@@ -4,6 +4,7 @@
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Instant;
 
 use http::HeaderValue;
 use outrigger_core::identity::SpiffeId;
@@ -54,8 +55,17 @@ pub struct Origin {
     pub caller: Option<Rc<Caller>>,
     pub remote: SocketAddr,
     pub fixed: Fixed,
+    /// It is the inside of a CONNECT of the app's.
+    pub tunnel: Option<Tunnel>,
     /// The connection's place under the limit, held by everything that came of it.
     pub slot: Rc<Slot>,
+}
+
+/// The inside of a CONNECT.
+#[derive(Clone, Copy)]
+pub struct Tunnel {
+    /// The deadline that the CONNECT brought.
+    pub until: Option<Instant>,
 }
 
 /// Where everything on a connection goes, whatever its requests say.

@@ -9,6 +9,7 @@ pub mod relay;
 pub mod server_first;
 pub mod sniff;
 
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -26,7 +27,7 @@ use crate::peer::Origin;
 use crate::watch::{ConnectionWatch, Standing};
 use crate::worker::Worker;
 use dial::Opened;
-use relay::Relayed;
+use relay::{Early, Limits, Relayed, Side};
 use sniff::{Sniffer, Spoke};
 
 /// A client that says nothing for this long may be waiting for the server to speak first.
@@ -80,7 +81,7 @@ async fn detect(
     let mut spoke = worker.listen(&mut sniffer, Some(silence), origin.direction).await;
     if matches!(spoke, Spoke::Nobody) {
         // Silence alone is no verdict: ask the server too.
-        let mut opened = Box::pin(dial::dial(worker, target, origin.remote, None)).await?;
+        let mut opened = dial_in_time(worker, target, &origin, None).await?;
         let server_spoke = tokio::select! {
             spoke = opened.speaks() => spoke,
             () = sniffer.readable() => false,
@@ -125,7 +126,7 @@ async fn decide(
         Spoke::Client(Detected::Tls { server_name }) if !declared.is_http() => {
             check_caller(worker, &origin, target)?;
             let name = Some(server_name.as_deref());
-            let opened = Box::pin(dial::dial(worker, target, origin.remote, name)).await?;
+            let opened = dial_in_time(worker, target, &origin, name).await?;
             Box::pin(relay_to(worker, &origin, Protocol::Tls, sniffer.into_io(), opened)).await;
             Ok(())
         }
@@ -152,9 +153,25 @@ async fn opaque(
     sniffer: Sniffer,
 ) -> Result<(), Refusal> {
     check_opaque(worker, origin, target)?;
-    let opened = Box::pin(dial::dial(worker, target, origin.remote, None)).await?;
+    let opened = dial_in_time(worker, target, origin, None).await?;
     Box::pin(relay_to(worker, origin, Protocol::Tcp, sniffer.into_io(), opened)).await;
     Ok(())
+}
+
+/// Dials within the time that a CONNECT has. Boxed, as relaying is: an HTTP connection should not carry
+/// its size.
+async fn dial_in_time(
+    worker: &Rc<Worker>,
+    target: &Target,
+    origin: &Origin,
+    tls: Option<Option<&str>>,
+) -> Result<Opened, Refusal> {
+    let dialling = Box::pin(dial::dial(worker, target, origin.remote, tls));
+    let Some(until) = origin.tunnel.and_then(|tunnel| tunnel.until) else {
+        return dialling.await;
+    };
+    let late = || Refusal::new(Reason::DeadlineExceeded, "no connection had come when it passed");
+    tokio::time::timeout_at(until.into(), dialling).await.unwrap_or_else(|_| Err(late()))
 }
 
 /// Refuses to relay blindly what a route wants to look into, and whom a policy does not let in.
@@ -178,7 +195,7 @@ fn check_caller(worker: &Worker, origin: &Origin, target: &Target) -> Result<(),
     }
 }
 
-/// Boxed by its callers, as dialling is: an HTTP connection should not carry the size of a relay.
+/// Boxed by its callers.
 async fn relay_to(
     worker: &Rc<Worker>,
     origin: &Origin,
@@ -187,17 +204,21 @@ async fn relay_to(
     opened: Opened,
 ) {
     let began = Instant::now();
-    let Opened { io, labels, attempt: _attempt, .. } = opened;
-    let relaying = relay::relay(caller, io);
+    let Opened { io, labels, attempt: _attempt, idle } = opened;
+    let mut limits = Limits::default();
+    if let Some(tunnel) = &origin.tunnel {
+        limits = Limits { idle, until: tunnel.until };
+    }
+    let relaying = relay::relay(caller, io, limits);
     if origin.direction == Direction::Outbound {
         let ended = relaying.await;
-        return record(worker, origin.direction, protocol, labels, began, &ended);
+        return record(worker, (origin.direction, origin.remote), protocol, labels, began, &ended);
     }
     let watch = ConnectionWatch::new(true);
     let registered =
         worker.connections.enter(Direction::Inbound, watch, Standing::of_stream(origin));
     tokio::select! {
-        ended = relaying => record(worker, origin.direction, protocol, labels, began, &ended),
+        ended = relaying => record(worker, (origin.direction, origin.remote), protocol, labels, began, &ended),
         reason = registered.is_cut() => {
             let refusal = Refusal::new(reason, "the connection may stay no longer");
             let (direction, remote) = (origin.direction, origin.remote);
@@ -209,20 +230,26 @@ async fn relay_to(
 /// Counts a relayed connection that has ended.
 pub fn record(
     worker: &Worker,
-    direction: Direction,
+    (direction, remote): (Direction, SocketAddr),
     protocol: Protocol,
     labels: Labels,
     began: Instant,
     ended: &Relayed,
 ) {
+    worker.proxy.metrics.count_bytes(ended.received, ended.sent);
     let key =
         SeriesKey { direction, service: labels.service, route: labels.route, peer: labels.peer };
-    let (outcome, reason) = match ended.broken {
+    let (outcome, reason) = match ended.early {
         None => (Outcome::Success, None),
-        Some(relay::Side::Caller) => (Outcome::Canceled, Some(Reason::DownstreamReset)),
-        Some(relay::Side::Upstream) => (Outcome::Failure, Some(Reason::UpstreamResetAmbiguous)),
+        Some(Early::Broken(Side::Caller)) => (Outcome::Canceled, Some(Reason::DownstreamReset)),
+        Some(Early::Broken(Side::Upstream)) => {
+            (Outcome::Failure, Some(Reason::UpstreamResetAmbiguous))
+        }
+        Some(Early::Over(reason)) => {
+            let refusal = Refusal::new(reason, "it was open for as long as it may be");
+            return worker.refuse_stream(direction, protocol, labels.service, &refusal, remote);
+        }
     };
     let count = CountKey { protocol, outcome, status: Status::Stream, reason };
     worker.metrics.record(key, count, began.elapsed());
-    worker.proxy.metrics.count_bytes(ended.received, ended.sent);
 }

@@ -15,6 +15,7 @@ mod protocols;
 mod resilience;
 mod server_policy;
 mod soak;
+mod tunnels;
 mod upstreams;
 
 use outrigger_tests::app::Echo;

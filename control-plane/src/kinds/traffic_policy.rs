@@ -96,7 +96,7 @@ pub struct TrafficTimeouts {
     /// From sending a request to the head of its response, in each attempt.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub first_byte: Option<String>,
-    /// Longest silence of a response or of an upgraded connection.
+    /// Longest silence of a response, of an upgraded connection or of a CONNECT.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub idle: Option<String>,
     /// One attempt up to the head of its response, its connection included.

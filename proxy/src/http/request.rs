@@ -7,6 +7,7 @@ use std::borrow::Cow;
 use std::future::poll_fn;
 use std::pin::pin;
 use std::rc::Rc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{self, HeaderValue};
@@ -191,7 +192,7 @@ async fn serve(
         exchange.keeping = caching.answered(cache, &response, framed);
     }
     finish(connection, exchange, &routed, response.headers_mut());
-    Ok(answer(connection, response, switch.take()))
+    Ok(answer(connection, exchange, response, switch.take(), call.timeouts.idle))
 }
 
 /// What we say to the caller in the head of an answer, and what its rule changes about it.
@@ -344,8 +345,10 @@ fn split_port(authority: &str) -> (&str, Option<u16>) {
 
 fn answer(
     connection: &Rc<Connection>,
+    exchange: &Exchange,
     response: Response<Incoming>,
     switch: Option<upgrade::Switch>,
+    idle: Option<Duration>,
 ) -> Answer {
     let Some(switch) = switch else { return Answer::Upstream(response) };
     let switched = match response.version() {
@@ -353,7 +356,7 @@ fn answer(
         _ => response.status() == StatusCode::SWITCHING_PROTOCOLS,
     };
     if switched {
-        Answer::Switched(upgrade::join(connection, switch, response))
+        Answer::Switched(upgrade::join(connection, exchange, switch, response, idle))
     } else {
         Answer::Upstream(response)
     }

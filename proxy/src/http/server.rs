@@ -92,7 +92,7 @@ impl Connection {
     /// Serves the connection to its end. `protocol` is `Http1` or `Http2`.
     pub async fn serve(worker: Rc<Worker>, io: Io, protocol: Protocol, origin: Origin) {
         let standing = Standing::of(&origin);
-        let Origin { direction, peer, caller, remote, fixed, slot } = origin;
+        let Origin { direction, peer, caller, remote, fixed, tunnel: _, slot } = origin;
         let watch = ConnectionWatch::new(protocol == Protocol::Http2);
         let io = TokioIo::new(io.watched(Arc::clone(&watch)));
         let registered = worker.connections.enter(direction, Arc::clone(&watch), standing);

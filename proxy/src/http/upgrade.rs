@@ -2,6 +2,7 @@
 //! (RFC 8441) and plain CONNECT.
 
 use std::rc::Rc;
+use std::time::Duration;
 
 use http::header::{self, HeaderName, HeaderValue};
 use http::request::Parts;
@@ -13,6 +14,7 @@ use outrigger_core::config::Protocol;
 use outrigger_core::name::Authority;
 use outrigger_core::reason::Reason;
 
+use super::deadline::told;
 use super::destination::{self, Target};
 use super::exchange::Exchange;
 use super::head::Head;
@@ -21,8 +23,9 @@ use super::respond::Refusal;
 use super::server::Connection;
 use crate::io::Transport;
 use crate::metrics::{Direction, Label};
-use crate::peer::{Fixed, Origin, Peer};
-use crate::stream::{self, relay};
+use crate::peer::{Fixed, Origin, Peer, Tunnel};
+use crate::stream;
+use crate::stream::relay::{self, Early, Limits};
 use crate::watch::{ConnectionWatch, Standing};
 
 const SEC_WEBSOCKET_ACCEPT: HeaderName = header::SEC_WEBSOCKET_ACCEPT;
@@ -53,17 +56,28 @@ pub fn is_tunnel(head: &Parts) -> bool {
 /// Joins the two sides of a change that the upstream has accepted, and makes the caller's answer.
 pub fn join(
     connection: &Rc<Connection>,
+    exchange: &Exchange,
     switch: Switch,
     response: Response<Incoming>,
+    idle: Option<Duration>,
 ) -> Response<()> {
     let (mut head, body) = response.into_parts();
     let upstream = hyper::upgrade::on(Response::from_parts(head.clone(), body));
     let direction = connection.direction;
     let connection = Rc::clone(connection);
+    let (protocol, service) = (exchange.protocol, exchange.service);
+    // A deadline that a policy started has ended with the head.
+    let deadline = exchange.deadline.filter(|deadline| deadline.outlives_head(true));
+    let limits = Limits { idle, until: deadline.map(|deadline| deadline.at) };
     tokio::task::spawn_local(async move {
         let (Ok(caller), Ok(upstream)) = futures::join!(switch.caller, upstream) else { return };
-        let ended = relay::relay(TokioIo::new(caller), TokioIo::new(upstream)).await;
-        connection.worker.proxy.metrics.count_bytes(ended.received, ended.sent);
+        let ended = relay::relay(TokioIo::new(caller), TokioIo::new(upstream), limits).await;
+        let worker = &connection.worker;
+        worker.proxy.metrics.count_bytes(ended.received, ended.sent);
+        if let Some(Early::Over(reason)) = ended.early {
+            let refusal = Refusal::new(reason, "it was open for as long as it may be");
+            worker.refuse_stream(direction, protocol, service, &refusal, connection.remote);
+        }
     });
     if switch.version == Version::HTTP_2 {
         head.status = StatusCode::OK;
@@ -118,6 +132,8 @@ async fn outbound_tunnel(
     if let Target::Service { live, .. } = &target {
         exchange.service = live.label;
     }
+    let left = told(&head.headers).nearest();
+    let tunnel = Tunnel { until: left.and_then(|left| exchange.began.checked_add(left)) };
     let caller = switch.caller;
     let (worker, remote, slot) =
         (Rc::clone(worker), connection.remote, Rc::clone(&connection.slot));
@@ -126,7 +142,8 @@ async fn outbound_tunnel(
         let transport = Transport::Tunnel(Box::new(TokioIo::new(caller)));
         let fixed = Fixed::Destination(dialed);
         let (direction, peer) = (Direction::Outbound, Peer::App);
-        let origin = Origin { direction, peer, caller: None, remote, fixed, slot };
+        let tunnel = Some(tunnel);
+        let origin = Origin { direction, peer, caller: None, remote, fixed, tunnel, slot };
         stream::serve(worker, transport, origin, target).await;
     });
     exchange.tunneled = true;
@@ -171,8 +188,9 @@ async fn inbound_tunnel(
         let watch = ConnectionWatch::new(true);
         let registered = worker.connections.enter(Direction::Inbound, watch, standing);
         tokio::select! {
-            ended = relay::relay(TokioIo::new(caller), app) => {
-                stream::record(worker, Direction::Inbound, Protocol::Tcp, labels, began, &ended);
+            ended = relay::relay(TokioIo::new(caller), app, Limits::default()) => {
+                let from = (Direction::Inbound, connection.remote);
+                stream::record(worker, from, Protocol::Tcp, labels, began, &ended);
             }
             reason = registered.is_cut() => {
                 let refusal = Refusal::new(reason, "the stream may stay no longer");

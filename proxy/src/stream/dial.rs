@@ -7,7 +7,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes, BytesMut};
 use http::{Method, Request, StatusCode, Uri};
@@ -41,6 +41,8 @@ pub struct Opened {
     pub io: UpstreamIo,
     pub labels: Labels,
     pub attempt: Option<Attempt>,
+    /// The longest silence that policy allows.
+    pub idle: Option<Duration>,
 }
 
 pub struct UpstreamIo {
@@ -67,14 +69,14 @@ pub async fn dial(
         Target::App { address, service, .. } => {
             let io = UpstreamIo::direct(worker.connect(*address).await?);
             let labels = Labels { service: *service, route: Label::NONE, peer: Label::UNKNOWN };
-            return Ok(Opened { io, labels, attempt: None });
+            return Ok(Opened { io, labels, attempt: None, idle: None });
         }
         Target::Outside(authority) => {
             let address = worker.lookup(authority).await?;
             let io = UpstreamIo::direct(worker.connect(address).await?);
             let (service, peer) = (Label::UNKNOWN, Label::UNKNOWN);
             let labels = Labels { service, route: Label::NONE, peer };
-            return Ok(Opened { io, labels, attempt: None });
+            return Ok(Opened { io, labels, attempt: None, idle: None });
         }
     };
     let (backend, route) = backend_of(worker, live, tls)?;
@@ -92,7 +94,8 @@ pub async fn dial(
             Ok(io) => {
                 // What is said on it is not looked into: it stands.
                 attempt.judge(Outcome::Success, || worker.random());
-                return Ok(Opened { io, labels, attempt: Some(attempt) });
+                let idle = live.compiled.call.timeouts.idle;
+                return Ok(Opened { io, labels, attempt: Some(attempt), idle });
             }
             Err(refusal) => {
                 attempt.judge(Outcome::Failure, || worker.random());

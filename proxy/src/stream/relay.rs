@@ -6,8 +6,12 @@ use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
 
+use outrigger_core::reason::Reason;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::http::deadline::{Bounds, Clock, Ended};
 
 /// Read at one time in one direction. One page of TLS records; larger gains nothing measurable on
 /// loopback and costs memory per busy connection.
@@ -33,28 +37,60 @@ pub struct Relayed {
     pub received: u64,
     /// Bytes to the caller.
     pub sent: u64,
-    /// Whose connection broke, if one did.
-    pub broken: Option<Side>,
+    /// None: both sides said all.
+    pub early: Option<Early>,
 }
 
-pub async fn relay<A, B>(mut caller: A, mut upstream: B) -> Relayed
+/// Why it ended before both sides had said all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Early {
+    /// This side's connection broke.
+    Broken(Side),
+    /// A limit was reached.
+    Over(Reason),
+}
+
+/// What ends it early.
+#[derive(Clone, Copy, Default)]
+pub struct Limits {
+    /// The longest silence of both sides.
+    pub idle: Option<Duration>,
+    pub until: Option<Instant>,
+}
+
+pub async fn relay<A, B>(mut caller: A, mut upstream: B, limits: Limits) -> Relayed
 where
     A: AsyncRead + AsyncWrite + Unpin,
     B: AsyncRead + AsyncWrite + Unpin,
 {
     let mut up = Direction::new(Side::Caller, Side::Upstream);
     let mut down = Direction::new(Side::Upstream, Side::Caller);
-    let broken = poll_fn(|cx| {
+    let mut bounds = Bounds::new(Clock::at(limits.until), limits.idle, false);
+    let mut seen = 0;
+    let early = poll_fn(|cx| {
         let a = up.poll(cx, &mut caller, &mut upstream);
         let b = down.poll(cx, &mut upstream, &mut caller);
         match (a, b) {
-            (Poll::Ready(Err(side)), _) | (_, Poll::Ready(Err(side))) => Poll::Ready(Some(side)),
-            (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => Poll::Ready(None),
-            _ => Poll::Pending,
+            (Poll::Ready(Err(side)), _) | (_, Poll::Ready(Err(side))) => {
+                return Poll::Ready(Some(Early::Broken(side)));
+            }
+            (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => return Poll::Ready(None),
+            _ => {}
         }
+        let Some(bounds) = &mut bounds else { return Poll::Pending };
+        let copied = up.copied + down.copied;
+        if std::mem::replace(&mut seen, copied) != copied {
+            bounds.frame(None);
+        }
+        bounds.poll(cx).map(|ended| {
+            Some(Early::Over(match ended {
+                Ended::Deadline => Reason::DeadlineExceededAfterHead,
+                Ended::Idle => Reason::IdleTimeout,
+            }))
+        })
     })
     .await;
-    Relayed { received: up.copied, sent: down.copied, broken }
+    Relayed { received: up.copied, sent: down.copied, early }
 }
 
 struct Direction {
@@ -169,7 +205,7 @@ mod tests {
     async fn each_side_may_close_its_half_first() {
         let (mut client, caller) = duplex(64);
         let (mut server, upstream) = duplex(64);
-        let relayed = tokio::spawn(relay(caller, upstream));
+        let relayed = tokio::spawn(relay(caller, upstream, Limits::default()));
         client.write_all(b"question").await.unwrap();
         client.shutdown().await.unwrap();
         let mut got = Vec::new();
@@ -184,6 +220,23 @@ mod tests {
         assert_eq!(got.len(), 100_000);
         let ended = relayed.await.unwrap();
         assert_eq!(got.len() as u64, ended.sent);
-        assert_eq!((ended.received, ended.broken), (8, None));
+        assert_eq!((ended.received, ended.early), (8, None));
+    }
+
+    #[tokio::test]
+    async fn silence_of_both_sides_ends_it() {
+        let (mut client, caller) = duplex(64);
+        let (mut server, upstream) = duplex(64);
+        let limits = Limits { idle: Some(Duration::from_millis(300)), until: None };
+        let began = Instant::now();
+        let relayed = tokio::spawn(relay(caller, upstream, limits));
+        for _ in 0..4 {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            client.write_all(b"a").await.unwrap();
+            server.read_exact(&mut [0]).await.unwrap();
+        }
+        let ended = relayed.await.unwrap();
+        assert_eq!(ended.early, Some(Early::Over(Reason::IdleTimeout)));
+        assert!(began.elapsed() >= Duration::from_millis(700), "{:?}", began.elapsed());
     }
 }
