@@ -7,6 +7,7 @@ use std::borrow::Cow;
 use std::future::poll_fn;
 use std::pin::pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -111,30 +112,11 @@ async fn serve(
     let mut call = &connection.worker.call;
     let way = match &target {
         Target::Service { live, dialed } => {
-            exchange.service = live.label;
             routed = match route(connection, exchange, live, head)? {
                 Ok(routed) => routed,
                 Err((status, location)) => return Ok(Answer::Redirect(status, location)),
             };
-            let rule = routed.matched.as_ref().map(|matched| matched.rule);
-            call = rule.map_or(&live.compiled.call, |rule| &rule.call);
-            context::start(
-                exchange,
-                live,
-                routed.backend,
-                rule.map_or(0, |rule| rule.id),
-                call,
-                head,
-            )?;
-            if let Some(path) = routed.path.take()
-                && routed.filters().any(Filters::rewrites_path)
-            {
-                head.path = path;
-            }
-            for filters in routed.filters() {
-                head.apply(filters, routed.prefix())?;
-                mirror::send(connection, live, filters, head, body);
-            }
+            call = routed.apply(connection, exchange, live, head, body)?;
             Way::service(connection, live, dialed, routed.backend, head)
         }
         Target::App { address, protocol, service, rules, limits } => {
@@ -273,6 +255,31 @@ impl<'a> Routed<'a> {
     fn prefix(&self) -> Option<&'a str> {
         self.matched.as_ref().and_then(|matched| matched.prefix)
     }
+
+    /// Does to the request what the rule and the backend say, and returns how it is called.
+    fn apply(
+        &mut self,
+        connection: &Rc<Connection>,
+        exchange: &mut Exchange,
+        live: &'a Arc<Live>,
+        head: &mut Head,
+        body: &RequestBody,
+    ) -> Result<&'a CallPolicy, Refusal> {
+        let rule = self.matched.as_ref().map(|matched| matched.rule);
+        let call = rule.map_or(&live.compiled.call, |rule| &rule.call);
+        let id = rule.map_or(0, |rule| rule.id);
+        context::start(exchange, live, self.backend, id, call, head)?;
+        if let Some(path) = self.path.take()
+            && self.filters().any(Filters::rewrites_path)
+        {
+            head.path = path;
+        }
+        for filters in self.filters() {
+            head.apply(filters, self.prefix())?;
+            mirror::send(connection, live, filters, head, body);
+        }
+        Ok(call)
+    }
 }
 
 /// Status and location of a redirect.
@@ -284,6 +291,7 @@ fn route<'a>(
     live: &'a Live,
     head: &Head,
 ) -> Result<Result<Routed<'a>, Elsewhere>, Refusal> {
+    exchange.service = live.label;
     let (host, port) = split_port(head.authority().unwrap_or_default());
     // One that servers read differently is matched as it came: only access rules must be sure.
     let path = match live.compiled.has_http_routes() {
