@@ -23,6 +23,7 @@ pub const FEATURES: &[&str] = &[
     "fallbacks.v1",
     "faults.v1",
     "health.v1",
+    "hedge.v1",
     "http.filters.v1",
     "policy.v1",
     "tls.sni",

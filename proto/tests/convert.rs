@@ -22,6 +22,7 @@ use outrigger_core::policy::access::{
 };
 use outrigger_core::policy::cache::CacheConfig;
 use outrigger_core::policy::fallback::{Classes, Fallback, Give};
+use outrigger_core::policy::hedge::HedgeConfig;
 use outrigger_core::policy::{BackendPolicy, CallPolicy, ServerPolicy};
 use outrigger_proto::convert::{destination, endpoint, inbound, is_unsupported, settings, version};
 use outrigger_proto::mesh;
@@ -128,6 +129,8 @@ fn only_used_features_are_required() {
     config.policy.preference.min_healthy_percent = Some(70);
     config.backends[0].policy.faults = vec![policies::plain_fault()];
     assert_eq!(requires(&config)[3], "faults.v1");
+    config.call.hedge = Some(HedgeConfig::After(Duration::from_secs(1)));
+    assert_eq!(requires(&config)[5], "hedge.v1");
     let port = InboundPort {
         port: 80,
         protocol: Protocol::Http1,

@@ -3,11 +3,12 @@
 //! One per backend and process, beside its endpoints; the machines are in `core/src/policy/`. A healthy
 //! request reads a few atomics and takes no lock.
 
+mod latencies;
 mod seat;
 mod show;
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
 use outrigger_core::name::DestinationName;
@@ -22,6 +23,7 @@ use outrigger_core::policy::preference::is_panic;
 use outrigger_core::reason::Reason;
 use tokio::sync::Notify;
 
+pub use latencies::Latencies;
 pub use seat::{Seat, take_seat};
 pub use show::write_metrics;
 
@@ -48,6 +50,8 @@ pub struct Guard {
     max_pending: AtomicU32,
     max_per_endpoint: AtomicU32,
     room: Notify,
+    /// Made when a policy first asks for them.
+    latencies: OnceLock<Box<Latencies>>,
     /// Answers given instead of failures of this service.
     degraded: [AtomicU64; Degraded::ALL.len()],
     /// Choices for which ejections were ignored, because too few endpoints were left.
@@ -143,6 +147,7 @@ impl Guard {
             max_pending: AtomicU32::new(0),
             max_per_endpoint: AtomicU32::new(UNLIMITED),
             room: Notify::new(),
+            latencies: OnceLock::new(),
             degraded: Default::default(),
             panics: AtomicU64::new(0),
         }
@@ -187,6 +192,10 @@ impl Guard {
     /// A caller got something else instead of a failure.
     pub fn degraded(&self, kind: Degraded) {
         self.degraded[kind as usize].fetch_add(1, Relaxed);
+    }
+
+    pub fn latencies(&self) -> &Latencies {
+        self.latencies.get_or_init(Box::default)
     }
 
     /// Takes one retry out of the budget.
@@ -323,6 +332,9 @@ impl Guard {
 
     /// About once a second: time passes for the machines.
     pub fn tick(&self, now: Instant, endpoints: &[Arc<EndpointState>]) {
+        if let Some(latencies) = self.latencies.get() {
+            latencies.tick();
+        }
         let mut machines = self.lock();
         machines.budget.tick(now, self.requests.load(Relaxed));
         let tries = self.tries.load(Relaxed);

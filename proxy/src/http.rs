@@ -17,6 +17,7 @@ mod fallback;
 pub mod fault;
 pub mod head;
 pub mod headers;
+mod hedge;
 pub mod limits;
 pub mod mirror;
 pub mod request;

@@ -15,6 +15,7 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 use outrigger_core::config::Protocol;
 use outrigger_core::outcome::Outcome;
+use outrigger_core::policy::hedge::Hedged;
 use outrigger_core::policy::retry::Skip;
 use outrigger_core::reason::Reason;
 
@@ -112,6 +113,8 @@ pub struct Gauges {
     pub retries: AtomicU64,
     /// Tries that a policy wanted and that were not made, by [`Skip`].
     pub retries_skipped: [AtomicU64; Skip::ALL.len()],
+    /// Second tries while the first one waited, by [`Hedged`].
+    pub hedges: [AtomicU64; Hedged::ALL.len()],
     pub unmatched: AtomicU64,
     pub unmeshed: AtomicU64,
     /// Requests and streams that a policy in audit mode would have refused.

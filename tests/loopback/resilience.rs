@@ -236,6 +236,60 @@ fn a_slow_attempt_is_given_up_and_made_elsewhere() {
 }
 
 #[test]
+fn a_second_try_wins_where_the_first_one_hangs() {
+    let good = Echo::start("good");
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let hangs = tcp_on(listener, |mut stream| {
+        let mut rest = Vec::new();
+        let _ = stream.read_to_end(&mut rest);
+    });
+    let manifest = two_endpoints(good.port, hangs);
+    let spec = "  deadline: 2s\n  hedge: {after: 50ms}\n";
+    let plane = ControlPlane::start(&[("app.yaml", &manifest), ("policy.yaml", &policy(spec))]);
+    let pair = Pair { caller: Proxy::caller(&plane, &[]), plane };
+    let won = || pair.caller.count("outrigger_hedges_total", &["won"]);
+    eventually("one has won", || {
+        let answer = pair.ask("/", &["-X", "PUT", "-d", "x"]);
+        assert_eq!(answer.status, 200, "{answer:?}");
+        assert!(answer.body.contains("\"body\":\"x\""), "{answer:?}");
+        won() >= 1.0
+    });
+    pair.caller.wait_log(&["a second try won over", "\"attempts\":2"]);
+    assert_eq!(pair.policies()["inFlight"], 0);
+    // What could do harm twice waits, and without a budget everything does.
+    let before = won();
+    eventually("a POST hangs", || pair.ask("/", &["-d", "x"]).status == 504);
+    assert_eq!(won(), before);
+    let none = format!("{spec}  retryBudget: {{percent: 0, minPerSecond: 0}}\n");
+    pair.plane.write("policy.yaml", &policy(&none));
+    eventually("a request hangs", || pair.ask("/", &[]).status == 504);
+    assert!(pair.caller.count("outrigger_hedges_total", &["no_budget"]) >= 1.0);
+}
+
+/// Too seldom late to count for the percentile.
+#[expect(clippy::disallowed_methods, reason = "an app that is late, not a wait")]
+fn late_at_times(count: u64) -> &'static str {
+    if count % 40 == 39 {
+        thread::sleep(Duration::from_secs(1));
+    }
+    OK
+}
+
+#[test]
+fn the_percentile_that_was_seen_decides_when_a_second_try_is_made() {
+    let (one, _) = scripted(late_at_times);
+    let (other, _) = scripted(late_at_times);
+    let manifest = two_endpoints(one, other);
+    let spec = "  hedge: {afterP95: {min: 5ms}}\n";
+    let plane = ControlPlane::start(&[("app.yaml", &manifest), ("policy.yaml", &policy(spec))]);
+    let pair = Pair { caller: Proxy::caller(&plane, &[]), plane };
+    eventually("a second try wins", || {
+        assert_eq!(pair.ask("/", &[]).status, 200);
+        pair.caller.count("outrigger_hedges_total", &["won"]) >= 1.0
+    });
+}
+
+#[test]
 fn a_policy_is_changed_under_load_within_a_second_and_resets_nothing() {
     let app = Echo::start("app");
     let listen = free_port();

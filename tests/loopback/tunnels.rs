@@ -50,6 +50,7 @@ fn head(stream: &mut TcpStream) -> Option<String> {
 }
 
 /// Talks for a second in what `asked` opens, then is silent. How long it was open, and then silent.
+#[expect(clippy::disallowed_methods, reason = "the pace of a talk, not a wait")]
 fn talk(caller: &Proxy, asked: &str) -> (Duration, Duration) {
     let mut stream = TcpStream::connect(local(caller.outbound)).expect("a connection");
     stream.set_read_timeout(Some(Duration::from_secs(20))).expect("a limit");
@@ -59,7 +60,6 @@ fn talk(caller: &Proxy, asked: &str) -> (Duration, Duration) {
     assert!(answer.starts_with("HTTP/1.1 101") || answer.starts_with("HTTP/1.1 200"), "{answer}");
     let mut last = Instant::now();
     for _ in 0..5 {
-        // The pace of the talk.
         sleep(Duration::from_millis(200));
         let mut byte = [0];
         if stream.write_all(b"a").and_then(|()| stream.read_exact(&mut byte)).is_err() {

@@ -1,7 +1,27 @@
-//! `cache` and `fallbacks` of a `TrafficPolicy`: what a caller gets instead of a failure.
+//! `hedge`, `cache` and `fallbacks` of a `TrafficPolicy`: what a caller gets instead of a failure.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+
+/// A second try while the first one waits: exactly one of `after` and `afterP95`.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct TrafficHedge {
+    /// After this time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub after: Option<String>,
+    /// After the observed 95th percentile of the service.
+    #[serde(rename = "afterP95", skip_serializing_if = "Option::is_none")]
+    pub after_p95: Option<TrafficHedgeP95>,
+}
+
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct TrafficHedgeP95 {
+    /// Never earlier than this (5ms unless set).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub min: Option<String>,
+}
 
 /// Answers to GET that are kept and given again (RFC 9111, as a shared cache).
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]

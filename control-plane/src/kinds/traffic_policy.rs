@@ -7,7 +7,7 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{TargetRef, TrafficCache, TrafficFallback};
+use super::{TargetRef, TrafficCache, TrafficFallback, TrafficHedge};
 
 /// How the services and routes that it targets are called. Every field but `targetRefs` is a section:
 /// of several policies for the same call, the most specific one that has a section decides it.
@@ -62,6 +62,9 @@ pub struct TrafficPolicySpec {
     /// How often a service may see the same request on its way (1 unless set).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_visits: Option<u32>,
+    /// Unset: no second try is made while one waits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hedge: Option<TrafficHedge>,
     /// Unset: no answer is kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cache: Option<TrafficCache>,

@@ -9,6 +9,7 @@ use outrigger_core::policy::cache::CacheConfig;
 use outrigger_core::policy::concurrency::ConcurrencyConfig;
 use outrigger_core::policy::fallback::Fallback;
 use outrigger_core::policy::fault::Fault;
+use outrigger_core::policy::hedge::HedgeConfig;
 use outrigger_core::policy::limits::LimitsConfig;
 use outrigger_core::policy::outlier::OutlierConfig;
 use outrigger_core::policy::priority::Priority;
@@ -71,6 +72,7 @@ pub struct TrafficSections {
     pub zones: Option<u8>,
     pub priority: Option<Priority>,
     pub max_visits: Option<u8>,
+    pub hedge: Option<HedgeConfig>,
     pub cache: Option<CacheConfig>,
     pub fallbacks: Option<Vec<Fallback>>,
 }
@@ -259,6 +261,7 @@ impl Sections for TrafficSections {
             ("zonePreference", self.zones.is_some()),
             ("priority", self.priority.is_some()),
             ("maxVisits", self.max_visits.is_some()),
+            ("hedge", self.hedge.is_some()),
             ("cache", self.cache.is_some()),
             ("fallbacks", self.fallbacks.is_some()),
         ])

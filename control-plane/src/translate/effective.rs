@@ -129,6 +129,7 @@ fn put_together(
             .unwrap_or(plain.retries),
         priority: first(speakers, |said| said.priority),
         max_visits: first(speakers, |said| said.max_visits).unwrap_or(plain.max_visits),
+        hedge: first(speakers, |said| said.hedge),
         cache: first(speakers, |said| said.cache),
         fallbacks: fallbacks(index, speakers),
         faults,

@@ -1,4 +1,4 @@
-//! `cache` and `fallbacks` of a TrafficPolicy, and the Services that they name.
+//! `hedge`, `cache` and `fallbacks` of a TrafficPolicy, and the Services that they name.
 
 use std::time::Duration;
 
@@ -8,14 +8,18 @@ use outrigger_core::name::DestinationName;
 use outrigger_core::policy::bounds;
 use outrigger_core::policy::cache::{CacheConfig, DEFAULT_ENTRY_BYTES};
 use outrigger_core::policy::fallback::{Class, Classes, Fallback, Give, Static};
+use outrigger_core::policy::hedge::HedgeConfig;
 
 use super::Report;
 use super::traffic_policy::{number, time};
 use crate::kinds::{
     TrafficCache, TrafficFailureClass, TrafficFallback, TrafficFallbackBackend,
-    TrafficFallbackStatic,
+    TrafficFallbackStatic, TrafficHedge,
 };
 use crate::object::ServiceId;
+
+/// What is answered within this needs no second try.
+const HEDGE_MIN: Duration = Duration::from_millis(5);
 
 pub(super) fn translate(
     raw: &[TrafficFallback],
@@ -65,6 +69,31 @@ fn fallback(
         }
     };
     Some(Fallback { when, give: give? })
+}
+
+pub(super) fn hedge(raw: &TrafficHedge, report: &mut Report) -> Option<HedgeConfig> {
+    let path = "spec.hedge";
+    match (&raw.after, &raw.after_p95) {
+        (Some(text), None) => {
+            let after = time(report, &format!("{path}.after"), Some(text), &bounds::HEDGE);
+            after.map(HedgeConfig::After)
+        }
+        (None, Some(raw)) => {
+            let min = match raw.min.as_deref() {
+                None => Some(HEDGE_MIN),
+                text => time(report, &format!("{path}.afterP95.min"), text, &bounds::HEDGE),
+            };
+            min.map(|min| HedgeConfig::AfterP95 { min })
+        }
+        (None, None) => {
+            report.error(path, "needs after or afterP95");
+            None
+        }
+        (Some(_), Some(_)) => {
+            report.error(path, "has both after and afterP95: write one of them");
+            None
+        }
+    }
 }
 
 pub(super) fn cache(raw: &TrafficCache, report: &mut Report) -> Option<CacheConfig> {

@@ -75,6 +75,7 @@ pub fn translate(raw: &Raw, report: &mut Report) -> Option<TrafficPolicy> {
             TrafficPriority::Sheddable => Priority::Sheddable,
         }),
         max_visits: number(report, "spec.maxVisits", spec.max_visits, &bounds::VISITS),
+        hedge: spec.hedge.as_ref().and_then(|raw| fallback::hedge(raw, report)),
         cache: spec.cache.as_ref().and_then(|raw| fallback::cache(raw, report)),
         fallbacks: spec.fallbacks.as_ref().map(|raw| fallback::translate(raw, namespace, report)),
     };

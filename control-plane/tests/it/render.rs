@@ -15,6 +15,7 @@ pub(crate) fn call(policy: &CallPolicy) -> String {
         part("retries", &policy.retries, &plain.retries),
         part("priority", &policy.priority, &plain.priority),
         part("visits", &policy.max_visits, &plain.max_visits),
+        part("hedge", &policy.hedge, &plain.hedge),
         part("cache", &policy.cache, &plain.cache),
         part("fallbacks", &policy.fallbacks, &plain.fallbacks),
         faults(&policy.faults),

@@ -65,6 +65,8 @@ pub const PANIC: Numbers = 0..=100;
 pub const IN_FLIGHT: Numbers = 1..=PLENTY;
 pub const PENDING: Numbers = 0..=PLENTY;
 
+/// Of the wait before a second try.
+pub const HEDGE: Durations = Duration::from_millis(1)..=MINUTE;
 /// Of the time that an answer is kept, fresh and for failures. 0: not at all.
 pub const KEPT: Durations = Duration::ZERO..=DAY;
 pub const ENTRY_BYTES: Numbers = 1..=1024 * 1024;

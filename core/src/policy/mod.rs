@@ -16,6 +16,7 @@ pub mod correlation;
 pub mod deadline;
 pub mod fallback;
 pub mod fault;
+pub mod hedge;
 pub mod limits;
 mod lru;
 pub mod outlier;
@@ -37,6 +38,7 @@ use cache::CacheConfig;
 use concurrency::ConcurrencyConfig;
 use fallback::Fallback;
 use fault::Fault;
+use hedge::HedgeConfig;
 use limits::LimitsConfig;
 use outlier::OutlierConfig;
 use preference::PreferenceConfig;
@@ -61,6 +63,8 @@ pub struct CallPolicy {
     pub priority: Option<Priority>,
     /// How often a service may see the same request on its way ([`visits`]). At least 1.
     pub max_visits: u8,
+    /// None: no second try is made while one waits.
+    pub hedge: Option<HedgeConfig>,
     /// None: no answer is kept.
     pub cache: Option<CacheConfig>,
     /// What a caller gets instead of a failure, the first one that can be given. At most 8.
@@ -78,6 +82,7 @@ impl Default for CallPolicy {
             retries: RetryConfig::default(),
             priority: None,
             max_visits: 1,
+            hedge: None,
             cache: None,
             fallbacks: Vec::new(),
             faults: Vec::new(),

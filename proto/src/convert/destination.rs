@@ -60,6 +60,7 @@ fn requires(destination: &Destination) -> Vec<String> {
         (calls(destination).any(|call| !call.fallbacks.is_empty()), fallback::FEATURE),
         (has_faults(destination), fault::FEATURE),
         (has_health(destination), "health.v1"),
+        (calls(destination).any(|call| call.hedge.is_some()), policy::HEDGE_FEATURE),
         (filters, "http.filters.v1"),
         (has_policies(destination), policy::FEATURE),
         (!destination.tls_routes.is_empty(), "tls.sni"),

@@ -7,6 +7,7 @@ use outrigger_core::error::FieldError;
 use outrigger_core::policy::bounds::{self, Durations, Numbers};
 use outrigger_core::policy::breaker::{BreakerConfig, FailureRate, OpenTime};
 use outrigger_core::policy::budget::BudgetConfig;
+use outrigger_core::policy::hedge::HedgeConfig;
 use outrigger_core::policy::limits::LimitsConfig;
 use outrigger_core::policy::outlier::OutlierConfig;
 use outrigger_core::policy::preference::PreferenceConfig;
@@ -20,6 +21,8 @@ use crate::mesh;
 
 /// The feature that every policy needs.
 pub(super) const FEATURE: &str = "policy.v1";
+/// The feature that a call with a hedge needs.
+pub(super) const HEDGE_FEATURE: &str = "hedge.v1";
 
 /// None for what holds without any policy.
 pub(super) fn call_to_wire(policy: &CallPolicy) -> Option<mesh::CallPolicy> {
@@ -49,6 +52,7 @@ pub(super) fn rule_call_to_wire(policy: &CallPolicy) -> mesh::CallPolicy {
             Priority::Critical => mesh::Priority::Critical.into(),
         }),
         max_visits: policy.max_visits.into(),
+        hedge: policy.hedge.as_ref().map(hedge_to_wire),
         cache: policy.cache.as_ref().map(fallback::cache_to_wire),
         fallbacks: policy.fallbacks.iter().map(fallback::to_wire).collect(),
         faults: policy.faults.iter().map(fault::to_wire).collect(),
@@ -74,9 +78,29 @@ pub(super) fn rule_call_from_wire(wire: &mesh::CallPolicy) -> Result<CallPolicy,
         retries: retries_from_wire(retries).map_err(|e| e.under("retries"))?,
         priority: wire.priority.map(priority_from_wire).transpose()?,
         max_visits: number("max_visits", wire.max_visits, &bounds::VISITS)?,
+        hedge: wire.hedge.as_ref().map(hedge_from_wire).transpose()?,
         cache: cache.map_err(|e| e.under("cache"))?,
         fallbacks: fallback::all_from_wire(&wire.fallbacks)?,
         faults: fault::all_from_wire(&wire.faults)?,
+    })
+}
+
+fn hedge_to_wire(hedge: &HedgeConfig) -> mesh::Hedge {
+    use mesh::hedge::Delay;
+    let delay = match hedge {
+        HedgeConfig::After(time) => Delay::After(millis(*time)),
+        HedgeConfig::AfterP95 { min } => Delay::AfterP95(millis(*min)),
+    };
+    mesh::Hedge { delay: Some(delay) }
+}
+
+fn hedge_from_wire(wire: &mesh::Hedge) -> Result<HedgeConfig, FieldError> {
+    use mesh::hedge::Delay;
+    Ok(match set("hedge", wire.delay.as_ref())? {
+        Delay::After(time) => HedgeConfig::After(duration("hedge.after", *time, &bounds::HEDGE)?),
+        Delay::AfterP95(min) => {
+            HedgeConfig::AfterP95 { min: duration("hedge.after_p95", *min, &bounds::HEDGE)? }
+        }
     })
 }
 

@@ -459,6 +459,9 @@ pub struct CallPolicy {
     pub priority: ::core::option::Option<i32>,
     #[prost(uint32, tag = "6")]
     pub max_visits: u32,
+    /// Unset: no second try is made while one waits.
+    #[prost(message, optional, tag = "7")]
+    pub hedge: ::core::option::Option<Hedge>,
     /// Unset: no answer is kept.
     #[prost(message, optional, tag = "8")]
     pub cache: ::core::option::Option<Cache>,
@@ -467,6 +470,22 @@ pub struct CallPolicy {
     pub fallbacks: ::prost::alloc::vec::Vec<Fallback>,
     #[prost(message, repeated, tag = "10")]
     pub faults: ::prost::alloc::vec::Vec<Fault>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Hedge {
+    #[prost(oneof = "hedge::Delay", tags = "1, 2")]
+    pub delay: ::core::option::Option<hedge::Delay>,
+}
+/// Nested message and enum types in `Hedge`.
+pub mod hedge {
+    #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Delay {
+        #[prost(uint32, tag = "1")]
+        After(u32),
+        /// After the observed 95th percentile, and not before this.
+        #[prost(uint32, tag = "2")]
+        AfterP95(u32),
+    }
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Cache {

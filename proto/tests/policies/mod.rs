@@ -12,6 +12,7 @@ use outrigger_core::policy::cache::CacheConfig;
 use outrigger_core::policy::concurrency::{Algorithm, ConcurrencyConfig, Limit};
 use outrigger_core::policy::fallback::{Class, Classes, Fallback, Give, Static};
 use outrigger_core::policy::fault::{self, Fault};
+use outrigger_core::policy::hedge::HedgeConfig;
 use outrigger_core::policy::limits::LimitsConfig;
 use outrigger_core::policy::outlier::OutlierConfig;
 use outrigger_core::policy::preference::PreferenceConfig;
@@ -37,6 +38,10 @@ pub(crate) fn any_call() -> impl Strategy<Value = CallPolicy> {
     );
     let priority = select(&[Priority::Sheddable, Priority::Default, Priority::Critical][..]);
     let faults = vec(any_fault(), 0..3);
+    let hedge = (any::<bool>(), millis(1..=60_000)).prop_map(|(fixed, time)| match fixed {
+        true => HedgeConfig::After(time),
+        false => HedgeConfig::AfterP95 { min: time },
+    });
     let cache = (millis(1..=86_400_000), millis(0..=86_400_000), 1u32..=1 << 20).prop_map(
         |(ttl, stale_on_error, max_entry_bytes)| CacheConfig {
             ttl,
@@ -44,7 +49,7 @@ pub(crate) fn any_call() -> impl Strategy<Value = CallPolicy> {
             max_entry_bytes,
         },
     );
-    let more = (vec(any_fallback(), 0..3), faults, of(cache));
+    let more = (vec(any_fallback(), 0..3), faults, of(cache), of(hedge));
     (timeout(), any::<bool>(), timeouts, any_retries(), of(priority), 1u8..=32, more).prop_map(
         |(deadline, streaming, timeouts, retries, priority, max_visits, more)| CallPolicy {
             deadline,
@@ -53,6 +58,7 @@ pub(crate) fn any_call() -> impl Strategy<Value = CallPolicy> {
             retries,
             priority,
             max_visits,
+            hedge: more.3,
             cache: more.2,
             fallbacks: more.0,
             faults: more.1,
@@ -281,6 +287,7 @@ fn ascending(range: RangeInclusive<u64>) -> impl Strategy<Value = (Duration, Dur
 #[test]
 fn what_a_call_must_not_say_is_refused_with_its_path() {
     use mesh::fallback::Give;
+    use mesh::hedge::Delay;
     type Change = fn(&mut mesh::CallPolicy);
     fn retries(wire: &mut mesh::CallPolicy) -> &mut mesh::Retries {
         wire.retries.as_mut().unwrap()
@@ -362,6 +369,15 @@ fn what_a_call_must_not_say_is_refused_with_its_path() {
             "cache.max_entry_bytes: 0 must be between 1 and 1048576",
         ),
         (|w| cache(w).ttl = 0, "cache: keeps nothing: ttl and staleOnError are both 0"),
+        (
+            |w| w.hedge = Some(mesh::Hedge { delay: Some(Delay::After(0)) }),
+            "hedge.after: 0ns must be between 1ms and 60s",
+        ),
+        (
+            |w| w.hedge = Some(mesh::Hedge { delay: Some(Delay::AfterP95(60_001)) }),
+            "hedge.after_p95: 60.001s must be between 1ms and 60s",
+        ),
+        (|w| w.hedge = Some(mesh::Hedge { delay: None }), &format!("hedge: {unset}")),
         (|w| fixed(w).status = 100, "fallbacks[0].static.status: 100 is not between 200 and 599"),
         (
             |w| fixed(w).content_type = "json".to_owned(),

@@ -54,6 +54,13 @@ pub struct Hop {
     protocol: Protocol,
 }
 
+/// Which endpoint a try went to, and how.
+pub(super) struct Mark {
+    endpoint: u64,
+    wire: Wire,
+    protocol: Protocol,
+}
+
 impl<'a> Way<'a> {
     /// Of the service that it leads to, if the mesh has it.
     pub fn endpoints(&self) -> Option<&'a Arc<Endpoints>> {
@@ -272,7 +279,11 @@ pub async fn send(
 }
 
 /// The earlier of `end` and `limit` from `now` on.
-fn earlier(end: Option<Instant>, now: Instant, limit: Option<Duration>) -> Option<Instant> {
+pub(super) fn earlier(
+    end: Option<Instant>,
+    now: Instant,
+    limit: Option<Duration>,
+) -> Option<Instant> {
     let limit = limit.and_then(|limit| now.checked_add(limit));
     end.into_iter().chain(limit).min()
 }
@@ -336,8 +347,57 @@ impl Hop {
         Self { trials, address, wire, expected, endpoint: Some(endpoint), protocol }
     }
 
-    fn key(&self) -> PoolKey {
+    pub(super) fn key(&self) -> PoolKey {
         PoolKey { address: self.address, wire: self.wire, expected: self.expected }
+    }
+
+    /// What a second try beside this one has to know of it.
+    pub(super) fn mark(&self) -> Option<Mark> {
+        let (wire, protocol) = (self.wire, self.protocol);
+        self.endpoint.as_ref().map(|endpoint| Mark { endpoint: endpoint.key, wire, protocol })
+    }
+
+    /// Another endpoint of the same service that is reached in the same way, for a second try beside a
+    /// first one. None: there is none that may be asked now.
+    pub(super) fn beside(
+        first: &Mark,
+        worker: &Worker,
+        way: &Way<'_>,
+        callers: Protocol,
+    ) -> Option<Self> {
+        let Way::Service { live, dialed, backend, .. } = *way else { return None };
+        let choice = Choice {
+            random: worker.random(),
+            now_ms: coarse_ms(Instant::now()),
+            balancer: &Balancer::PowerOfTwo,
+            hash: None,
+            tried: &[first.endpoint],
+        };
+        let (endpoint, trials) = take_endpoint(live, dialed, backend, &choice).ok()?;
+        let other = endpoint.key != first.endpoint;
+        let hop = Self { trials, ..Self::to(endpoint, first.protocol, callers, false) };
+        if !other || hop.wire != first.wire {
+            hop.unused(way);
+            return None;
+        }
+        Some(hop)
+    }
+
+    /// The try is not made after all.
+    pub(super) fn unused(&self, way: &Way<'_>) {
+        if let Some(endpoints) = way.endpoints() {
+            endpoints.guard.unused(&self.trials);
+        }
+    }
+
+    /// The try as its endpoint and its service's breaker count it.
+    pub(super) fn begin(&mut self, way: &Way<'_>) -> Option<Attempt> {
+        let (endpoints, endpoint) = (way.endpoints()?, self.endpoint.as_ref()?);
+        Some(Attempt::begin(endpoints, endpoint, std::mem::take(&mut self.trials)))
+    }
+
+    pub(super) fn endpoint(&self) -> Option<&Arc<EndpointState>> {
+        self.endpoint.as_ref()
     }
 
     /// So that the next try, and the next request, turn elsewhere.

@@ -19,6 +19,7 @@ use super::exchange::Exchange;
 use super::failed::Failed;
 use super::head::Head;
 use super::headers::{EXHAUSTED, GRPC_STATUS};
+use super::hedge::{self, Hedging};
 use super::request::lost;
 use super::respond::Refusal;
 use super::server::Connection;
@@ -53,22 +54,21 @@ pub async fn run(
         let current = head.as_ref().ok_or_else(lost)?;
         exchange.attempts += 1;
         let mut hop = attempt::choose(worker, exchange, way, current.upgrade.is_some(), &tried)?;
-        let sending = body.again().ok_or_else(lost)?;
         let keep = exchange.attempts < policy.max_attempts;
         // Whether a connection that is just being closed may be found out by using it.
         let repeatable =
             keep && policy.on.reset && (policy.non_idempotent || is_idempotent(current));
-        let sent = attempt::send(
-            worker,
-            exchange,
-            way,
-            &mut hop,
-            call,
-            (&mut *head, keep),
-            sending,
-            repeatable,
-        )
-        .await;
+        let sent = match hedge::delay(call, way, current, exchange.attempts) {
+            None => {
+                let (sending, kept) = (body.again().ok_or_else(lost)?, (&mut *head, keep));
+                attempt::send(worker, exchange, way, &mut hop, call, kept, sending, repeatable)
+                    .await
+            }
+            Some(delay) => {
+                let hedging = Hedging { worker, way, call, body, repeatable, delay };
+                Box::pin(hedging.send(exchange, &mut hop, head)).await
+            }
+        };
         let failure = match &sent {
             Ok(response) => answered(exchange, &hop, response),
             Err(_) if body.is_broken() => {

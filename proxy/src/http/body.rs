@@ -122,6 +122,18 @@ impl RequestBody {
         }
     }
 
+    /// Whether all of it has been read and kept, so that two tries can have it at a time.
+    pub fn is_read_and_kept(&self) -> bool {
+        match self {
+            Self::Empty => true,
+            Self::Shared { source, .. } => {
+                let source = source.borrow();
+                source.whole && source.ended
+            }
+            Self::Mirror(_) => false,
+        }
+    }
+
     /// Whether the caller went away before it had sent all.
     pub fn is_broken(&self) -> bool {
         matches!(self, Self::Shared { source, .. } if source.borrow().broken)

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use hdrhistogram::Histogram;
 use outrigger_core::outcome::grpc_code_name;
+use outrigger_core::policy::hedge::Hedged;
 use outrigger_core::policy::retry::Skip;
 
 use crate::proxy::Proxy;
@@ -157,6 +158,11 @@ fn write_all(out: &mut String, metrics: &Metrics) -> fmt::Result {
     for (skip, counter) in Skip::ALL.iter().zip(&metrics.gauges.retries_skipped) {
         let (cause, n) = (skip.as_str(), counter.load(Relaxed));
         writeln!(out, "outrigger_retries_skipped_total{{cause=\"{cause}\"}} {n}")?;
+    }
+    header(out, "outrigger_hedges_total", "counter", "second tries while the first one waited")?;
+    for (hedged, counter) in Hedged::ALL.iter().zip(&metrics.gauges.hedges) {
+        let (result, n) = (hedged.as_str(), counter.load(Relaxed));
+        writeln!(out, "outrigger_hedges_total{{result=\"{result}\"}} {n}")?;
     }
     header(out, "outrigger_worker_requests_total", "counter", "the same, by thread")?;
     for (worker, n) in metrics.workers.iter().map(worker_total).enumerate() {
