@@ -6,6 +6,7 @@
 pub mod connect;
 pub mod h1;
 pub mod h2;
+pub mod stream;
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -33,7 +34,8 @@ pub enum Wire {
     Http2,
     /// HTTP/2 to another proxy, carrying requests.
     Hop,
-    /// HTTP/2 to another proxy, carrying opaque streams; never shared with requests.
+    /// HTTP/2 to another proxy, carrying opaque streams and what was upgraded to one; never shared with
+    /// requests.
     HopTunnel,
 }
 

@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 
 use http::header::{self, HeaderValue};
 use http::{Request, Response};
-use hyper::body::Incoming;
 use outrigger_core::balance;
 use outrigger_core::config::{Balancer, HashKey, Protocol};
 use outrigger_core::name::Host;
@@ -30,6 +29,7 @@ use super::server::Connection;
 use crate::endpoint::{Choice, EndpointState, Endpoints, NoChoice, coarse_ms};
 use crate::guard::{Attempt, Trials};
 use crate::metrics::add;
+use crate::pool::stream::UpstreamBody;
 use crate::pool::{PoolKey, Wire, h2};
 use crate::store::{Dialed, Live};
 use crate::tls::Expected;
@@ -220,7 +220,7 @@ pub async fn send(
     (head, keep): (&mut Option<Head>, bool),
     body: RequestBody,
     repeatable: bool,
-) -> Result<Response<Incoming>, Failed> {
+) -> Result<Response<UpstreamBody>, Failed> {
     let began = if exchange.attempts == 1 { exchange.began } else { Instant::now() };
     let limits = &call.timeouts;
     let end = limits.attempt.and_then(|limit| began.checked_add(limit));
@@ -256,6 +256,11 @@ pub async fn send(
         poll_fn(|cx| poll_within(sending.as_mut(), &mut clock, cx)).await
     } else {
         let lease = {
+            let key = if head.as_ref().is_some_and(|head| head.upgrade.is_some()) {
+                PoolKey { wire: Wire::HopTunnel, ..key }
+            } else {
+                key
+            };
             let mut leasing = pin!(worker.pools.lease_h2(key, began));
             let leased = poll_fn(|cx| poll_within(leasing.as_mut(), &mut clock, cx)).await;
             leased.ok_or_else(|| timed_out(hop, Waited::Connection))??
@@ -323,7 +328,7 @@ async fn upgradable(worker: &Worker, hop: &Hop, lease: &h2::Lease) -> Result<(),
 }
 
 /// Why the far proxy says that nobody processed the request, if it says so.
-pub fn unprocessed(hop: &Hop, response: &Response<Incoming>) -> Option<Reason> {
+pub fn unprocessed(hop: &Hop, response: &Response<UpstreamBody>) -> Option<Reason> {
     if !hop.wire.is_hop() {
         return None;
     }
@@ -424,7 +429,7 @@ pub async fn copy(
     callers: Protocol,
     head: Head,
     body: RequestBody,
-) -> Option<(Response<Incoming>, Lease)> {
+) -> Option<(Response<UpstreamBody>, Lease)> {
     let choice = Choice {
         random: worker.random(),
         now_ms: coarse_ms(Instant::now()),

@@ -8,7 +8,6 @@ use std::time::{Duration, Instant, SystemTime};
 
 use http::header::{self, HeaderName};
 use http::{Response, StatusCode};
-use hyper::body::Incoming;
 use outrigger_core::policy::CallPolicy;
 use outrigger_core::policy::retry::{self, Failure, Replay, Skip};
 use outrigger_core::reason::{Reason, Side};
@@ -25,6 +24,7 @@ use super::respond::Refusal;
 use super::server::Connection;
 use crate::guard::take_seat;
 use crate::metrics::add;
+use crate::pool::stream::UpstreamBody;
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 /// A `Retry-After` that asks for longer is not waited for, even without a deadline: the caller can wait
@@ -39,7 +39,7 @@ pub async fn run(
     call: &CallPolicy,
     head: &mut Option<Head>,
     body: &RequestBody,
-) -> Result<Response<Incoming>, Refusal> {
+) -> Result<Response<UpstreamBody>, Refusal> {
     let worker = &connection.worker;
     let policy = &call.retries;
     if let Some(endpoints) = way.endpoints() {
@@ -120,7 +120,7 @@ pub async fn run(
 }
 
 /// The endpoint, or the proxy before it, did not even take the request.
-fn refused(hop: &Hop, sent: &Result<Response<Incoming>, Failed>) -> bool {
+fn refused(hop: &Hop, sent: &Result<Response<UpstreamBody>, Failed>) -> bool {
     match sent {
         Ok(response) => attempt::unprocessed(hop, response).is_some(),
         Err(failed) => !failed.is_answer(),
@@ -135,7 +135,7 @@ pub(super) fn is_idempotent(head: &Head) -> bool {
 pub(super) fn answered(
     exchange: &Exchange,
     hop: &Hop,
-    response: &Response<Incoming>,
+    response: &Response<UpstreamBody>,
 ) -> Option<Failure> {
     if attempt::unprocessed(hop, response).is_some() {
         return Some(Failure::Unprocessed);
@@ -151,7 +151,7 @@ pub(super) fn answered(
 }
 
 /// Whether a proxy further on has tried as often as it may.
-fn exhausted(hop: &Hop, sent: &Result<Response<Incoming>, Failed>) -> bool {
+fn exhausted(hop: &Hop, sent: &Result<Response<UpstreamBody>, Failed>) -> bool {
     let response = sent.as_ref().ok().filter(|_| hop.wire.is_hop());
     response.is_some_and(|response| response.headers().contains_key(EXHAUSTED))
 }
@@ -160,7 +160,7 @@ fn exhausted(hop: &Hop, sent: &Result<Response<Incoming>, Failed>) -> bool {
 fn wait(
     exchange: &Exchange,
     pause: Duration,
-    response: Option<&Response<Incoming>>,
+    response: Option<&Response<UpstreamBody>>,
 ) -> Result<Duration, Skip> {
     let asked = response
         .and_then(|response| response.headers().get(header::RETRY_AFTER)?.to_str().ok())
@@ -191,7 +191,7 @@ fn note_again(
     exchange: &mut Exchange,
     hop: &Hop,
     failure: Failure,
-    sent: &Result<Response<Incoming>, Failed>,
+    sent: &Result<Response<UpstreamBody>, Failed>,
 ) {
     let (detail, blame) = match sent {
         // A proxy that drains is not ill.
@@ -213,8 +213,8 @@ fn end(
     exchange: &mut Exchange,
     hop: &Hop,
     (call, body): (&CallPolicy, &RequestBody),
-    sent: Result<Response<Incoming>, Failed>,
-) -> Result<Response<Incoming>, Refusal> {
+    sent: Result<Response<UpstreamBody>, Failed>,
+) -> Result<Response<UpstreamBody>, Refusal> {
     // A fallback may still send it.
     if !call.sends_elsewhere() {
         body.commit();

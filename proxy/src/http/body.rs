@@ -20,6 +20,7 @@ use super::deadline::Ended;
 use super::exchange::Exchange;
 use super::respond;
 use crate::metrics::Metrics;
+use crate::pool::stream::UpstreamBody;
 
 /// Frames that a mirrored request may lag behind before it is given up.
 pub const MIRROR_LAG: usize = 64;
@@ -29,6 +30,8 @@ pub const MIRROR_LAG: usize = 64;
 pub enum BodyError {
     #[error("{0}")]
     Hyper(#[from] hyper::Error),
+    #[error("{0}")]
+    Http2(#[from] h2::Error),
     #[error("the deadline passed")]
     DeadlineExceeded,
     #[error("nothing came for longer than the idle timeout")]
@@ -333,12 +336,12 @@ pub struct ResponseBody {
 }
 
 enum Content {
-    Upstream(Incoming),
+    Upstream(UpstreamBody),
     Own(Option<Bytes>),
 }
 
 impl ResponseBody {
-    pub fn upstream(body: Incoming, exchange: Box<Exchange>) -> Self {
+    pub fn upstream(body: UpstreamBody, exchange: Box<Exchange>) -> Self {
         Self { content: Content::Upstream(body), exchange: Some(exchange) }
     }
 
@@ -424,7 +427,7 @@ impl Body for ResponseBody {
                 if let Some(exchange) = this.exchange.take() {
                     exchange.truncated(Reason::ResponseTruncated);
                 }
-                Poll::Ready(Some(Err(error.into())))
+                Poll::Ready(Some(Err(error)))
             }
         }
     }

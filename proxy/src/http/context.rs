@@ -19,9 +19,7 @@ use super::attempt::Hop;
 use super::deadline::{exceeded, tell, told};
 use super::exchange::Exchange;
 use super::head::Head;
-use super::headers::{
-    BY_POLICY, DEADLINE_ORIGIN, PRIORITY, REQUEST_ID, Says, Trace, VIA, request_id, trace,
-};
+use super::headers::{self, BY_POLICY, DEADLINE_ORIGIN, PRIORITY, REQUEST_ID, Says, Trace, VIA};
 use super::respond::Refusal;
 use super::server::Connection;
 use crate::store::Live;
@@ -183,9 +181,8 @@ fn identify(
     says: Says,
 ) -> Trace {
     let worker = &connection.worker;
-    let id = request_id(&mut head.headers, || [worker.random(), worker.random()]);
+    let (id, trace) = headers::identify(&mut head.headers, says.trace, || worker.random());
     exchange.request_id = Some(id);
-    let trace = trace(&mut head.headers, says.trace, || worker.random());
     exchange.trace_id = trace.id;
     trace
 }

@@ -1,15 +1,14 @@
 //! A try that brought no answer: why, and whether somebody may have acted on it.
 
-use http::Request;
-use hyper::client::conn::TrySendError;
 use outrigger_core::policy::retry::{Failure, Skip};
 use outrigger_core::reason::{Reason, Side};
 
 use super::attempt::Hop;
-use super::body::RequestBody;
+use super::body::BodyError;
 use super::fault::Injected;
 use super::respond::Refusal;
 use crate::pool::connect::ConnectError;
+use crate::pool::stream::SendError;
 
 /// A try that brought no answer.
 pub struct Failed {
@@ -106,24 +105,29 @@ pub(super) fn timed_out(hop: &Hop, waited: Waited) -> Failed {
     }
 }
 
-/// What an error of hyper's says about whether the request was processed.
-pub(super) fn failure(hop: &Hop, mut error: TrySendError<Request<RequestBody>>) -> Failed {
-    let unsent = error.take_message().is_some();
-    let error = error.into_error();
-    let h2 = std::error::Error::source(&error).and_then(|e| e.downcast_ref::<::h2::Error>());
+/// What an error says about whether the request was processed.
+pub(super) fn failure(hop: &Hop, failed: SendError) -> Failed {
+    let SendError { error, unsent } = failed;
+    let (h2, why) = match &error {
+        BodyError::Http2(error) => (Some(error), chain(error)),
+        BodyError::Hyper(error) => {
+            let source = std::error::Error::source(error);
+            (source.and_then(|source| source.downcast_ref::<::h2::Error>()), chain(error))
+        }
+        other => (None, other.to_string()),
+    };
     let refused = h2.is_some_and(|e| {
         // Refused by name, or beyond the last id of a graceful GOAWAY (RFC 9113 section 8.7).
         (e.is_reset() && e.reason() == Some(::h2::Reason::REFUSED_STREAM))
             || (e.is_go_away() && e.is_remote() && e.reason() == Some(::h2::Reason::NO_ERROR))
     });
-    let detail = format!("{}: {}", hop.address, chain(&error));
+    let detail = format!("{}: {why}", hop.address);
     if unsent || refused {
         return Failed::unprocessed(Reason::UpstreamReset, detail);
     }
-    let reason = if error.is_parse() {
-        Reason::UpstreamProtocolError
-    } else {
-        Reason::UpstreamResetAmbiguous
+    let reason = match &error {
+        BodyError::Hyper(error) if error.is_parse() => Reason::UpstreamProtocolError,
+        _ => Reason::UpstreamResetAmbiguous,
     };
     Failed { reason, detail, processed: true, injected: None }
 }

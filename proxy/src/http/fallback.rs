@@ -12,7 +12,6 @@ use bytes::Bytes;
 use http::header::{self, HeaderName, HeaderValue};
 use http::uri::PathAndQuery;
 use http::{HeaderMap, Method, Response, StatusCode};
-use hyper::body::Incoming;
 use outrigger_core::config::BackendTarget;
 use outrigger_core::policy::CallPolicy;
 use outrigger_core::policy::fallback::{Class, Give, Static, may_send};
@@ -32,13 +31,14 @@ use super::respond::Refusal;
 use super::server::Connection;
 use crate::guard::{Attempt, take_seat};
 use crate::metrics::Label;
+use crate::pool::stream::UpstreamBody;
 
 /// Tells the caller that the answer is less than what it asked for, and in which way.
 pub const DEGRADED: HeaderName = HeaderName::from_static("x-outrigger-degraded");
 
 /// What a caller gets.
 pub enum Given {
-    Upstream(Response<Incoming>),
+    Upstream(Response<UpstreamBody>),
     Own(Box<Response<Bytes>>),
 }
 
@@ -76,7 +76,7 @@ impl Fallen<'_> {
         mut self,
         exchange: &mut Exchange,
         spare: Box<Spare>,
-        answered: Result<Response<Incoming>, Refusal>,
+        answered: Result<Response<UpstreamBody>, Refusal>,
     ) -> Result<Given, Refusal> {
         let given = match class_of(exchange, &answered) {
             None => answered.map(Given::Upstream),
@@ -90,7 +90,7 @@ impl Fallen<'_> {
         &mut self,
         exchange: &mut Exchange,
         spare: Spare,
-        failed: Result<Response<Incoming>, Refusal>,
+        failed: Result<Response<UpstreamBody>, Refusal>,
         class: Class,
     ) -> Result<Given, Refusal> {
         let idempotent = spare.head.as_ref().is_some_and(is_idempotent);
@@ -136,7 +136,7 @@ impl Fallen<'_> {
         target: &BackendTarget,
         head: &Head,
         notes: &mut String,
-    ) -> Option<Response<Incoming>> {
+    ) -> Option<Response<UpstreamBody>> {
         let Way::Service { live, dialed, .. } = self.way else { return None };
         let name = match target {
             BackendTarget::Service(name) => name,
@@ -157,7 +157,7 @@ impl Fallen<'_> {
         path: &PathAndQuery,
         head: &Head,
         notes: &mut String,
-    ) -> Option<Response<Incoming>> {
+    ) -> Option<Response<UpstreamBody>> {
         if !matches!(head.method, Method::GET | Method::HEAD) {
             return None;
         }
@@ -176,7 +176,7 @@ impl Fallen<'_> {
         way: &Way<'_>,
         head: Head,
         notes: &mut String,
-    ) -> Option<Response<Incoming>> {
+    ) -> Option<Response<UpstreamBody>> {
         exchange.time_left("").ok()?;
         let sent = {
             let mut sending =
@@ -205,7 +205,7 @@ async fn send(
     call: &CallPolicy,
     body: &RequestBody,
     head: Head,
-) -> Result<Response<Incoming>, String> {
+) -> Result<Response<UpstreamBody>, String> {
     let worker = &connection.worker;
     let refused = |refusal: Refusal| refusal.detail.into_owned();
     exchange.seat = None;
@@ -236,7 +236,7 @@ async fn send(
 
 /// A failed answer and what belongs to it, while something better is looked for.
 struct Aside {
-    failed: Result<Response<Incoming>, Refusal>,
+    failed: Result<Response<UpstreamBody>, Refusal>,
     service: Label,
     peer: Label,
     endpoint: Option<std::net::SocketAddr>,
@@ -248,7 +248,7 @@ struct Aside {
 
 impl Aside {
     /// Tells the machines what the failure was, so that nothing that follows can hide it.
-    fn put(exchange: &mut Exchange, failed: Result<Response<Incoming>, Refusal>) -> Self {
+    fn put(exchange: &mut Exchange, failed: Result<Response<UpstreamBody>, Refusal>) -> Self {
         match &failed {
             Ok(response) => {
                 exchange.head(response.status(), response.headers());
@@ -288,7 +288,7 @@ impl Aside {
     }
 
     /// There was nothing better.
-    fn take(self, exchange: &mut Exchange, notes: &str) -> Result<Response<Incoming>, Refusal> {
+    fn take(self, exchange: &mut Exchange, notes: &str) -> Result<Response<UpstreamBody>, Refusal> {
         exchange.service = self.service;
         exchange.peer = self.peer;
         exchange.endpoint = self.endpoint;
@@ -304,7 +304,10 @@ impl Aside {
 }
 
 /// None: it is no failure, or one that is not replaced.
-fn class_of(exchange: &Exchange, answered: &Result<Response<Incoming>, Refusal>) -> Option<Class> {
+fn class_of(
+    exchange: &Exchange,
+    answered: &Result<Response<UpstreamBody>, Refusal>,
+) -> Option<Class> {
     let response = match answered {
         Err(refusal) => {
             return match &refusal.injected {

@@ -10,7 +10,7 @@ use outrigger_core::reason::Reason;
 
 use super::attempt::Hop;
 use super::body::RequestBody;
-use super::headers::HOP;
+use super::headers::{self, HOP};
 use super::respond::Refusal;
 use super::upgrade::Switch;
 use crate::pool::Wire;
@@ -61,6 +61,7 @@ impl Head {
     pub fn apply(&mut self, filters: &Filters, prefix: Option<&str>) -> Result<(), Refusal> {
         for modifier in &filters.request_headers {
             modify_headers(modifier, &mut self.headers);
+            headers::keep_connection_out(&mut self.headers);
         }
         let Some(rewrite) = &filters.rewrite else { return Ok(()) };
         let broken = |why: String| Refusal::new(Reason::BadRequest, why);

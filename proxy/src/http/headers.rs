@@ -1,6 +1,7 @@
 //! Headers that belong to a hop, and those that follow a request: RFC 9110 section 7.6.1, W3C trace
 //! context, request id.
 
+use bytes::Bytes;
 use http::header::{self, HeaderName, HeaderValue};
 use http::request::Parts;
 use http::{HeaderMap, Method, Version};
@@ -32,6 +33,10 @@ const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection")
 /// Who called, for an app that wants to know.
 pub const CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
 const INTERNAL: &str = "x-outrigger-";
+/// Digits of a request id that is given here.
+const ID_BYTES: usize = 32;
+/// Of `version-traceid-parentid-flags`.
+const TRACE_BYTES: usize = 55;
 
 /// What one look over a request's headers found.
 #[derive(Clone, Copy, Default)]
@@ -123,6 +128,13 @@ pub fn clean_response(headers: &mut HeaderMap) {
     }
 }
 
+/// Removes what a rule has said about the connection, which is not a rule's to say: no HTTP/2 peer
+/// would take it (RFC 9113 section 8.2.2).
+pub fn keep_connection_out(headers: &mut HeaderMap) {
+    let seen = look(headers);
+    clean(headers, seen, true);
+}
+
 fn clean(headers: &mut HeaderMap, seen: Seen, request: bool) {
     if seen.connection {
         remove_named_by_connection(headers);
@@ -198,26 +210,6 @@ pub fn check(head: &Parts) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// Keeps the request's id or gives it one, and returns it.
-pub fn request_id(headers: &mut HeaderMap, random: impl FnOnce() -> [u64; 2]) -> HeaderValue {
-    let entry = headers.entry(REQUEST_ID);
-    if let header::Entry::Occupied(kept) = &entry
-        && !kept.get().is_empty()
-    {
-        return kept.get().clone();
-    }
-    let [a, b] = random();
-    let mut text = [0; 32];
-    hex(&mut text[..16], a);
-    hex(&mut text[16..], b);
-    let id = unique(&text);
-    match entry {
-        header::Entry::Occupied(mut empty) => drop(empty.insert(id.clone())),
-        header::Entry::Vacant(vacant) => drop(vacant.insert(id.clone())),
-    }
-    id
-}
-
 /// A request's place in its trace.
 #[derive(Clone, Copy, Debug)]
 pub struct Trace {
@@ -228,27 +220,44 @@ pub struct Trace {
     pub sent: u64,
 }
 
-/// Continues the request's W3C trace context (else B3) with a fresh parent id, or begins one. `says`:
-/// whether it has any.
-pub fn trace(headers: &mut HeaderMap, says: bool, random: impl Fn() -> u64) -> Trace {
+/// Keeps the request's id or gives it one, and continues its W3C trace context (else B3) with a fresh
+/// parent id, or begins one. `says`: whether it has any.
+pub fn identify(
+    headers: &mut HeaderMap,
+    says: bool,
+    random: impl Fn() -> u64,
+) -> (HeaderValue, Trace) {
     let mut received = None;
     if says {
         let given = headers.get(TRACEPARENT);
         received = given.and_then(|value| parse_traceparent(value.as_bytes()));
         received = received.or_else(|| b3(headers));
     }
-    let (id, received, flags) = received.unwrap_or_else(|| {
+    let (trace, received, flags) = received.unwrap_or_else(|| {
         // All zero is not valid; one bit settles it.
         (u128::from(random() | 1) << 64 | u128::from(random()), 0, 0)
     });
     let sent = random() | 1;
-    let mut text = *b"00-................................-................-..";
-    hex(&mut text[3..19], (id >> 64) as u64);
-    hex(&mut text[19..35], id as u64);
-    hex(&mut text[36..52], sent);
-    hex(&mut text[53..55], u64::from(flags));
-    headers.insert(TRACEPARENT, unique(&text));
-    Trace { id, received, sent }
+    let mut text = [b'-'; ID_BYTES + TRACE_BYTES];
+    let parent = &mut text[ID_BYTES..];
+    parent[..2].copy_from_slice(b"00");
+    hex(&mut parent[3..35], &trace.to_be_bytes());
+    hex(&mut parent[36..52], &sent.to_be_bytes());
+    hex(&mut parent[53..], &[flags]);
+    let given = headers.get(REQUEST_ID).filter(|id| !id.is_empty()).cloned();
+    if given.is_none() {
+        hex(&mut text[..16], &random().to_be_bytes());
+        hex(&mut text[16..ID_BYTES], &random().to_be_bytes());
+    }
+    // One piece of memory for both, which copies of the head share.
+    let text = Bytes::from_owner(text);
+    headers.insert(TRACEPARENT, unique(text.slice(ID_BYTES..)));
+    let id = given.unwrap_or_else(|| {
+        let id = unique(text.slice(..ID_BYTES));
+        headers.insert(REQUEST_ID, id.clone());
+        id
+    });
+    (id, Trace { id: trace, received, sent })
 }
 
 /// Zipkin's headers, in one (`trace-span-sampled-parent`) or in several; trace ids of 8 or 16 bytes.
@@ -293,19 +302,28 @@ fn parse_traceparent(value: &[u8]) -> Option<(u128, u64, u8)> {
     Some((u128::from(high) << 64 | u128::from(low), parent, flags as u8))
 }
 
-/// Writes the lowest digits of `number` that fit into `out`.
-fn hex(out: &mut [u8], number: u64) {
-    let digits = out.len();
-    for (i, byte) in out.iter_mut().enumerate() {
-        let nibble = (number >> (4 * (digits - 1 - i))) & 0xf;
-        *byte = b"0123456789abcdef"[nibble as usize];
+/// Writes two digits for each of `bytes`.
+fn hex(out: &mut [u8], bytes: &[u8]) {
+    const PAIRS: [[u8; 2]; 256] = {
+        const DIGITS: &[u8; 16] = b"0123456789abcdef";
+        let mut pairs = [[0; 2]; 256];
+        let mut i = 0;
+        while i < pairs.len() {
+            pairs[i] = [DIGITS[i >> 4], DIGITS[i & 15]];
+            i += 1;
+        }
+        pairs
+    };
+    for (out, byte) in out.chunks_exact_mut(2).zip(bytes) {
+        out.copy_from_slice(&PAIRS[usize::from(*byte)]);
     }
 }
 
 /// A value that occurs once. Marked so that HPACK neither indexes it nor throws out for it what
 /// does come back (RFC 7541 section 7.1.3).
-fn unique(text: &[u8]) -> HeaderValue {
-    let mut value = HeaderValue::from_bytes(text).unwrap_or_else(|_| HeaderValue::from_static(""));
+fn unique(text: Bytes) -> HeaderValue {
+    let value = HeaderValue::from_maybe_shared(text);
+    let mut value = value.unwrap_or_else(|_| HeaderValue::from_static(""));
     value.set_sensitive(true);
     value
 }
@@ -365,7 +383,7 @@ mod tests {
     fn trace_context_is_continued_when_valid_and_begun_otherwise() {
         let given = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
         let mut headers = map(&[("traceparent", given)]);
-        trace(&mut headers, true, || 7);
+        identify(&mut headers, true, || 7);
         let sent = headers[TRACEPARENT].to_str().unwrap().to_owned();
         assert_eq!(sent, "00-0af7651916cd43dd8448eb211c80319c-0000000000000007-01");
         for bad in [
@@ -380,7 +398,7 @@ mod tests {
             assert_eq!(parse_traceparent(bad.as_bytes()), None, "{bad}");
             let mut headers = HeaderMap::new();
             headers.insert(TRACEPARENT, HeaderValue::from_str(bad).unwrap());
-            trace(&mut headers, true, || 8);
+            identify(&mut headers, true, || 8);
             let sent = headers[TRACEPARENT].to_str().unwrap();
             assert!(parse_traceparent(sent.as_bytes()).is_some(), "{sent}");
         }
@@ -394,7 +412,7 @@ mod tests {
         let several =
             map(&[("x-b3-traceid", "64fe8b2a57d3eff7"), ("x-b3-spanid", "e457b5a2e4d86bd1")]);
         for (mut headers, id) in [(one, wide), (several, &wide[16..])] {
-            let trace = trace(&mut headers, true, || 7);
+            let (_, trace) = identify(&mut headers, true, || 7);
             assert_eq!(trace.id, u128::from_str_radix(id, 16).unwrap());
             assert_eq!(trace.received, 0xe457_b5a2_e4d8_6bd1);
             assert_eq!(headers[TRACEPARENT], format!("00-{id:0>32}-0000000000000007-00"));
@@ -407,10 +425,10 @@ mod tests {
     #[test]
     fn request_ids_are_kept_or_made() {
         let mut headers = map(&[("x-request-id", "abc")]);
-        assert_eq!(request_id(&mut headers, || [1, 2]), "abc");
-        let mut headers = HeaderMap::new();
-        let id = request_id(&mut headers, || [1, 2]);
-        assert_eq!(id, "00000000000000010000000000000002");
+        assert_eq!(identify(&mut headers, false, || 1).0, "abc");
+        let mut headers = map(&[("x-request-id", "")]);
+        let (id, _) = identify(&mut headers, false, || 0x1f);
+        assert_eq!(id, "000000000000001f000000000000001f");
         assert_eq!(headers[REQUEST_ID], id);
     }
 }

@@ -37,11 +37,12 @@ use super::{attempts, context, headers, mirror, respond, upgrade};
 use crate::correlation::Remembered;
 use crate::metrics::Direction;
 use crate::peer::Peer;
+use crate::pool::stream::UpstreamBody;
 use crate::store::Live;
 
 /// What a request leads to, when it is not refused.
 enum Answer {
-    Upstream(Response<Incoming>),
+    Upstream(Response<UpstreamBody>),
     /// Given instead of a failure.
     Own(Box<Response<Bytes>>),
     Redirect(StatusCode, HeaderValue),
@@ -213,7 +214,7 @@ fn bounds(
     call: &CallPolicy,
     mut clock: Clock,
     switches: bool,
-    response: &Response<Incoming>,
+    response: &Response<UpstreamBody>,
 ) -> Option<Box<Bounds>> {
     let none = exchange.deadline.is_none() && call.timeouts.idle.is_none();
     if none || response.body().is_end_stream() {
@@ -354,7 +355,7 @@ fn split_port(authority: &str) -> (&str, Option<u16>) {
 fn answer(
     connection: &Rc<Connection>,
     exchange: &Exchange,
-    response: Response<Incoming>,
+    response: Response<UpstreamBody>,
     switch: Option<upgrade::Switch>,
     idle: Option<Duration>,
 ) -> Answer {

@@ -7,7 +7,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::{self, HeaderValue};
 use http::{HeaderMap, Response, StatusCode, Version};
-use hyper::body::Incoming;
 use outrigger_core::outcome::grpc_code_for;
 use outrigger_core::policy::rate_limit::seconds_up;
 use outrigger_core::reason::{Reason, Side};
@@ -19,6 +18,7 @@ use super::headers::{PROXY_STATUS, REQUEST_ID, UNPROCESSED};
 use crate::metrics::Direction;
 use crate::peer::Peer;
 use crate::pool::connect::ConnectError;
+use crate::pool::stream::UpstreamBody;
 
 /// Why a request is not served. It knows its side and status through its reason.
 #[derive(Debug)]
@@ -57,7 +57,7 @@ pub fn late_trailers(reason: Reason, detail: &dyn std::fmt::Display) -> HeaderMa
 
 /// Passes the upstream's answer on.
 pub fn upstream(
-    mut response: Response<Incoming>,
+    mut response: Response<UpstreamBody>,
     mut exchange: Box<Exchange>,
     version: Version,
 ) -> Response<ResponseBody> {

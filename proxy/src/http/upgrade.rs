@@ -7,7 +7,6 @@ use std::time::Duration;
 use http::header::{self, HeaderName, HeaderValue};
 use http::request::Parts;
 use http::{Method, Response, StatusCode, Version};
-use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use outrigger_core::config::Protocol;
@@ -24,6 +23,7 @@ use super::server::Connection;
 use crate::io::Transport;
 use crate::metrics::{Direction, Label};
 use crate::peer::{Fixed, Origin, Peer, Tunnel};
+use crate::pool::stream::UpstreamBody;
 use crate::stream;
 use crate::stream::relay::{self, Early, Limits};
 use crate::watch::{ConnectionWatch, Standing};
@@ -58,7 +58,7 @@ pub fn join(
     connection: &Rc<Connection>,
     exchange: &Exchange,
     switch: Switch,
-    response: Response<Incoming>,
+    response: Response<UpstreamBody>,
     idle: Option<Duration>,
 ) -> Response<()> {
     let (mut head, body) = response.into_parts();

@@ -5,13 +5,13 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use futures::FutureExt;
 use http::{Request, Response};
-use hyper::body::Incoming;
-use hyper::client::conn::TrySendError;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 
 use super::connect::{ConnectError, connect};
+use super::stream::{SendError, UpstreamBody};
 use super::{PoolKey, Pools};
 use crate::http::body::RequestBody;
 
@@ -105,9 +105,9 @@ impl Lease {
     pub fn send(
         &mut self,
         request: Request<RequestBody>,
-    ) -> impl Future<Output = Result<Response<Incoming>, TrySendError<Request<RequestBody>>>> + use<>
-    {
-        self.sender.try_send_request(request)
+    ) -> impl Future<Output = Result<Response<UpstreamBody>, SendError>> + use<> {
+        let sent = self.sender.try_send_request(request);
+        sent.map(|sent| Ok(sent?.map(UpstreamBody::Hyper)))
     }
 
     /// The response has been read whole: the next request may use the connection.

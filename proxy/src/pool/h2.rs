@@ -1,26 +1,29 @@
 //! HTTP/2 connections, lent by the stream.
 //!
-//! hyper's own queue is unbounded and does not look at the peer's stream limit, so streams are
-//! counted here.
+//! Requests go out as [`super::stream`] says. Tunnels and what is upgraded to one have connections of
+//! their own, which hyper runs, since it joins a stream's two halves to one. Neither looks at the peer's
+//! stream limit, so streams are counted here.
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Poll, Waker};
+use std::rc::Weak;
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use futures::FutureExt;
-use futures::future::{LocalBoxFuture, Shared};
+use futures::future::{Either, LocalBoxFuture, Shared, ready};
 use http::{Request, Response};
-use hyper::body::Incoming;
-use hyper::client::conn::{TrySendError, http2};
+use hyper::client::conn::http2;
 use hyper_util::rt::TokioIo;
 use outrigger_core::reason::Reason;
 use tokio::sync::Notify;
 
 use super::connect::{ConnectError, Opened, connect, connect_hop};
-use super::{LocalExec, Opening, PoolKey, Pools};
+use super::stream::{SendError, Sending, UpstreamBody};
+use super::{LocalExec, Opening, PoolKey, Pools, Wire};
 use crate::http::body::RequestBody;
 use crate::tls::handshake::Proof;
 use crate::tls::verify::Trust;
@@ -32,6 +35,8 @@ const BUSY_STREAMS: u32 = 128;
 const MAX_CONNECTIONS: usize = 4;
 /// Streams on one connection, whatever the peer allows.
 const MAX_STREAMS: u32 = 256;
+/// The same before it has said what it allows.
+const STREAMS_AT_FIRST: usize = 100;
 /// What one stalled stream may hold.
 const STREAM_WINDOW: u32 = 256 * 1024;
 /// So large that it never binds: every stream at its limit fits.
@@ -51,12 +56,24 @@ pub struct Pool {
     room: Notify,
 }
 
-type Driven = http2::Connection<TokioIo<Opened>, RequestBody, LocalExec>;
+/// What runs a connection until it ends.
+enum Driven {
+    Requests(h2::client::Connection<Opened, Bytes>),
+    Tunnels(http2::Connection<TokioIo<Opened>, RequestBody, LocalExec>),
+}
+
+/// Where the connection takes requests.
+enum Sender {
+    Requests(h2::client::SendRequest<Bytes>),
+    Tunnels(http2::SendRequest<RequestBody>),
+}
 
 /// What the peer allows.
 struct PeerSettings {
     max_streams: Cell<usize>,
     takes_upgrades: Cell<bool>,
+    /// It has ended or is about to: it takes no new stream.
+    closed: Cell<bool>,
     /// The peer is believed no longer, and what was in flight has had its time.
     cut: Cell<bool>,
     /// Of the task that reads them: hyper reads frames in another one, which does not wake it.
@@ -64,7 +81,7 @@ struct PeerSettings {
 }
 
 pub struct Connection {
-    sender: RefCell<http2::SendRequest<RequestBody>>,
+    sender: RefCell<Sender>,
     peer: Rc<PeerSettings>,
     streams: Cell<u32>,
     used: Cell<Instant>,
@@ -158,57 +175,105 @@ async fn open(key: PoolKey, opening: &Opening) -> Result<Rc<Connection>, Connect
         connect(key.address, opening).await?
     };
     let proof = stream.proof.take();
-    let handshake = http2::Builder::new(LocalExec)
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_header_list_size(config.max_header_bytes)
-        .max_send_buf_size(STREAM_WINDOW as usize)
-        .handshake(TokioIo::new(stream));
+    let handshake = handshake(key.wire, stream, config.max_header_bytes);
     let failed = |reason, why: String| ConnectError {
         reason,
         detail: format!("{}: {why}", key.address).into(),
     };
-    let (sender, connection) = tokio::time::timeout(config.connect_timeout, handshake)
+    let (sender, driven) = tokio::time::timeout(config.connect_timeout, handshake)
         .await
         .map_err(|_| failed(Reason::ConnectTimeout, "no HTTP/2 handshake".to_owned()))?
-        .map_err(|error| failed(Reason::ConnectFailed, error.to_string()))?;
+        .map_err(|why| failed(Reason::ConnectFailed, why))?;
     let peer = Rc::new(PeerSettings {
-        max_streams: Cell::new(connection.current_max_send_streams()),
+        max_streams: Cell::new(driven.max_streams()),
         takes_upgrades: Cell::new(false),
+        closed: Cell::new(false),
         cut: Cell::new(false),
         reader: RefCell::new(None),
     });
-    tokio::task::spawn_local(drive(connection, Rc::clone(&peer)));
-    Ok(Rc::new(Connection {
+    let connection = Rc::new(Connection {
         sender: RefCell::new(sender),
-        peer,
+        peer: Rc::clone(&peer),
         streams: Cell::new(0),
         used: Cell::new(Instant::now()),
         proof,
-    }))
+    });
+    tokio::task::spawn_local(drive(driven, peer, Rc::downgrade(&connection)));
+    Ok(connection)
 }
 
-/// Runs the connection to its end, noting what the peer's SETTINGS say.
-async fn drive(mut connection: Driven, peer: Rc<PeerSettings>) {
+async fn handshake(
+    wire: Wire,
+    stream: Opened,
+    max_header_bytes: u32,
+) -> Result<(Sender, Driven), String> {
+    if wire == Wire::HopTunnel {
+        let (sender, connection) = http2::Builder::new(LocalExec)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_header_list_size(max_header_bytes)
+            .max_send_buf_size(STREAM_WINDOW as usize)
+            .handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| error.to_string())?;
+        return Ok((Sender::Tunnels(sender), Driven::Tunnels(connection)));
+    }
+    let (sender, connection) = h2::client::Builder::new()
+        .enable_push(false)
+        .initial_max_send_streams(STREAMS_AT_FIRST)
+        .initial_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_header_list_size(max_header_bytes)
+        .max_send_buffer_size(STREAM_WINDOW as usize)
+        .handshake(stream)
+        .await
+        .map_err(|error| error.to_string())?;
+    Ok((Sender::Requests(sender), Driven::Requests(connection)))
+}
+
+impl Driven {
+    fn max_streams(&self) -> usize {
+        match self {
+            Self::Requests(connection) => connection.max_concurrent_send_streams(),
+            Self::Tunnels(connection) => connection.current_max_send_streams(),
+        }
+    }
+
+    /// Ready when it has ended; its errors reach whoever uses the sender.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        match self {
+            Self::Requests(connection) => Pin::new(connection).poll(cx).map(drop),
+            Self::Tunnels(connection) => Pin::new(connection).poll(cx).map(drop),
+        }
+    }
+}
+
+/// Runs the connection to its end, noting what the peer's SETTINGS say and when it goes away.
+async fn drive(mut driven: Driven, peer: Rc<PeerSettings>, connection: Weak<Connection>) {
     poll_fn(|cx| {
         peer.reader.borrow_mut().get_or_insert_with(|| cx.waker().clone());
         if peer.cut.get() {
             return Poll::Ready(());
         }
-        let polled = Pin::new(&mut connection).poll(cx);
-        peer.max_streams.set(connection.current_max_send_streams());
-        peer.takes_upgrades.set(connection.is_extended_connect_protocol_enabled());
-        // Its errors reach whoever uses the sender.
-        polled.map(drop)
+        let polled = driven.poll(cx);
+        peer.max_streams.set(driven.max_streams());
+        if let Driven::Tunnels(driven) = &driven {
+            peer.takes_upgrades.set(driven.is_extended_connect_protocol_enabled());
+        }
+        if let Some(connection) = connection.upgrade() {
+            peer.closed.set(polled.is_ready() || connection.is_closing());
+        }
+        polled
     })
     .await;
+    peer.closed.set(true);
 }
 
 impl Pool {
     fn try_lease(self: &Rc<Self>, now: Instant) -> Option<Lease> {
         let mut connections = self.connections.borrow_mut();
-        if connections.iter().any(|c| c.sender.borrow().is_closed()) {
-            connections.retain(|c| !c.sender.borrow().is_closed());
+        if connections.iter().any(|c| c.is_closed()) {
+            connections.retain(|c| !c.is_closed());
         }
         let calm = connections.iter().find(|c| c.streams.get() < BUSY_STREAMS && c.has_room());
         let least = || connections.iter().filter(|c| c.has_room()).min_by_key(|c| c.streams.get());
@@ -238,7 +303,7 @@ impl Pool {
         let mut connections = self.connections.borrow_mut();
         connections.retain(|c| {
             let idle = c.streams.get() == 0 && now.saturating_duration_since(c.used.get()) >= limit;
-            !idle && !c.sender.borrow().is_closed()
+            !idle && !c.is_closed()
         });
         !connections.is_empty() || self.connecting.borrow().is_some()
     }
@@ -256,6 +321,23 @@ impl Connection {
         });
     }
 
+    fn is_closed(&self) -> bool {
+        self.peer.closed.get()
+            || matches!(&*self.sender.borrow(), Sender::Tunnels(sender) if sender.is_closed())
+    }
+
+    /// Whether a GOAWAY or an error has come. Of the sender that is only copied from nothing waits, so
+    /// that this is never pending.
+    fn is_closing(&self) -> bool {
+        match &mut *self.sender.borrow_mut() {
+            Sender::Requests(sender) => {
+                let mut cx = Context::from_waker(Waker::noop());
+                matches!(sender.poll_ready(&mut cx), Poll::Ready(Err(_)))
+            }
+            Sender::Tunnels(_) => false,
+        }
+    }
+
     fn has_room(&self) -> bool {
         let allowed = self.peer.max_streams.get();
         (self.streams.get() as usize) < allowed.min(MAX_STREAMS as usize)
@@ -267,9 +349,19 @@ impl Lease {
     pub fn send(
         &self,
         request: Request<RequestBody>,
-    ) -> impl Future<Output = Result<Response<Incoming>, TrySendError<Request<RequestBody>>>> + use<>
-    {
-        self.connection.sender.borrow_mut().try_send_request(request)
+    ) -> impl Future<Output = Result<Response<UpstreamBody>, SendError>> + use<> {
+        match &mut *self.connection.sender.borrow_mut() {
+            // A copy: the sender itself would take no further request while this one waits for the
+            // peer to allow its stream.
+            Sender::Requests(sender) => match Sending::begin(&mut sender.clone(), request) {
+                Ok(sending) => Either::Left(sending),
+                Err(error) => Either::Right(ready(Err(error)).boxed_local()),
+            },
+            Sender::Tunnels(sender) => {
+                let sent = sender.try_send_request(request);
+                Either::Right(sent.map(|sent| Ok(sent?.map(UpstreamBody::Hyper))).boxed_local())
+            }
+        }
     }
 
     /// Whether the peer takes extended CONNECT; it says so in its first frame, so this waits for

@@ -171,7 +171,7 @@ async fn open(worker: &Rc<Worker>, endpoint: &EndpointState) -> Result<UpstreamI
     let authority = endpoint.endpoint.address.to_string();
     *request.uri_mut() =
         Uri::builder().authority(authority).build().map_err(|e| failed(e.to_string()))?;
-    let response = lease.send(request).await.map_err(|e| failed(e.into_error().to_string()))?;
+    let response = lease.send(request).await.map_err(|e| failed(e.error.to_string()))?;
     if response.status() != StatusCode::OK {
         return Err(failed(format!("the far proxy answered {}", response.status())));
     }

@@ -1,0 +1,357 @@
+//! One request on an HTTP/2 connection: its head and body out, its answer in.
+//!
+//! The task that asks does all of it. hyper's client would run a task for each stream and hand request
+//! and answer through channels, which costs about a tenth of a request.
+
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use h2::client::{ResponseFuture, SendRequest};
+use h2::{Reason, RecvStream, SendStream};
+use http::{Request, Response};
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use hyper::client::conn::TrySendError;
+use tokio::task::AbortHandle;
+
+use crate::http::body::{BodyError, RequestBody};
+
+/// The body of an upstream's answer.
+pub enum UpstreamBody {
+    /// On HTTP/1.1, or where the connection stopped being HTTP.
+    Hyper(Incoming),
+    Stream(Received),
+}
+
+/// The body of an answer on HTTP/2.
+pub struct Received {
+    stream: RecvStream,
+    data_done: bool,
+    _pumping: Option<Pumping>,
+}
+
+/// A request brought no answer.
+#[derive(Debug)]
+pub struct SendError {
+    pub error: BodyError,
+    /// Nothing of it was written.
+    pub unsent: bool,
+}
+
+/// A request that is on its way, until the head of its answer has come. Dropping it cancels the stream.
+pub struct Sending {
+    response: ResponseFuture,
+    pump: Option<Pump>,
+}
+
+/// Writes the body of a request.
+struct Pump {
+    body: RequestBody,
+    stream: SendStream<Bytes>,
+    /// Read, and waiting for room in the peer's window; whether it is the last.
+    waiting: Option<(Bytes, bool)>,
+}
+
+/// A body that is still being written after the head of the answer has come.
+struct Pumping(AbortHandle);
+
+impl Sending {
+    /// Queues the head at once.
+    pub fn begin(
+        sender: &mut SendRequest<Bytes>,
+        request: Request<RequestBody>,
+    ) -> Result<Self, SendError> {
+        let (head, body) = request.into_parts();
+        let ends = body.is_end_stream();
+        let (response, stream) = sender
+            .send_request(Request::from_parts(head, ()), ends)
+            .map_err(|error| SendError { error: error.into(), unsent: true })?;
+        let pump = (!ends).then_some(Pump { body, stream, waiting: None });
+        Ok(Self { response, pump })
+    }
+}
+
+impl Future for Sending {
+    type Output = Result<Response<UpstreamBody>, SendError>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.get_mut();
+        if let Some(pump) = &mut this.pump
+            && Pin::new(pump).poll(cx).is_ready()
+        {
+            this.pump = None;
+        }
+        let answered = ready!(Pin::new(&mut this.response).poll(cx));
+        let response =
+            answered.map_err(|error| SendError { error: error.into(), unsent: false })?;
+        // On its own from here on: the caller may send on without reading.
+        let pumping =
+            this.pump.take().map(|pump| Pumping(tokio::task::spawn_local(pump).abort_handle()));
+        Poll::Ready(Ok(response.map(|stream| {
+            UpstreamBody::Stream(Received { stream, data_done: false, _pumping: pumping })
+        })))
+    }
+}
+
+impl Drop for Pumping {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl Future for Pump {
+    type Output = ();
+
+    /// Ready when everything is written or nothing more can be: why, the answer will say.
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = self.get_mut();
+        loop {
+            if let Poll::Ready(_reset) = this.stream.poll_reset(cx) {
+                return Poll::Ready(());
+            }
+            if this.waiting.is_some() {
+                while this.stream.capacity() == 0 {
+                    match ready!(this.stream.poll_capacity(cx)) {
+                        Some(Ok(_)) => {}
+                        Some(Err(_)) | None => return Poll::Ready(()),
+                    }
+                }
+            }
+            if let Some((data, last)) = this.waiting.take() {
+                if this.stream.send_data(data, last).is_err() || last {
+                    return Poll::Ready(());
+                }
+                continue;
+            }
+            let Some(frame) = ready!(Pin::new(&mut this.body).poll_frame(cx)) else {
+                let _ended = this.stream.send_data(Bytes::new(), true);
+                return Poll::Ready(());
+            };
+            match frame.map(Frame::into_data) {
+                Ok(Ok(data)) => {
+                    // h2 asks for the whole once the data is its own: to ask before would keep room
+                    // from the connection's other streams.
+                    let wants = usize::from(!data.is_empty());
+                    this.stream.reserve_capacity(wants);
+                    let last = this.body.is_end_stream();
+                    if wants == 0 {
+                        if this.stream.send_data(data, last).is_err() || last {
+                            return Poll::Ready(());
+                        }
+                    } else {
+                        this.waiting = Some((data, last));
+                    }
+                }
+                Ok(Err(frame)) => {
+                    if let Ok(trailers) = frame.into_trailers() {
+                        this.stream.reserve_capacity(0);
+                        let _ended = this.stream.send_trailers(trailers);
+                        return Poll::Ready(());
+                    }
+                }
+                // The caller went away in the middle.
+                Err(_) => {
+                    this.stream.send_reset(Reason::CANCEL);
+                    return Poll::Ready(());
+                }
+            }
+        }
+    }
+}
+
+impl From<TrySendError<Request<RequestBody>>> for SendError {
+    fn from(mut error: TrySendError<Request<RequestBody>>) -> Self {
+        let unsent = error.take_message().is_some();
+        Self { error: error.into_error().into(), unsent }
+    }
+}
+
+impl Body for UpstreamBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match self.get_mut() {
+            Self::Hyper(body) => {
+                Pin::new(body).poll_frame(cx).map(|frame| Some(frame?.map_err(BodyError::from)))
+            }
+            Self::Stream(received) => received.poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Hyper(body) => body.is_end_stream(),
+            Self::Stream(received) => received.stream.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Hyper(body) => body.size_hint(),
+            // The content-length header, which is passed on, says it.
+            Self::Stream(_) => SizeHint::default(),
+        }
+    }
+}
+
+impl Received {
+    fn poll_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if !self.data_done {
+            match ready!(self.stream.poll_data(cx)) {
+                Some(Ok(data)) => {
+                    let _closed = self.stream.flow_control().release_capacity(data.len());
+                    return Poll::Ready(Some(Ok(Frame::data(data))));
+                }
+                Some(Err(error)) => return Poll::Ready(ended_by(error)),
+                None => self.data_done = true,
+            }
+        }
+        match ready!(self.stream.poll_trailers(cx)) {
+            Ok(trailers) => Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers)))),
+            Err(error) => Poll::Ready(ended_by(error)),
+        }
+    }
+}
+
+/// A reset without an error says that the request was not needed whole (RFC 9113 section 8.1): what
+/// has come is the answer.
+fn ended_by(error: h2::Error) -> Option<Result<Frame<Bytes>, BodyError>> {
+    (error.reason() != Some(Reason::NO_ERROR)).then(|| Err(error.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::duplex;
+    use tokio::sync::mpsc;
+    use tokio::task::LocalSet;
+
+    use super::*;
+    use crate::http::body::Piece;
+
+    const WINDOW: u32 = 64 * 1024;
+
+    /// A connection, and the server's end of it.
+    async fn connection(
+        max_streams: u32,
+    ) -> (SendRequest<Bytes>, h2::server::Connection<tokio::io::DuplexStream, Bytes>) {
+        let (ours, theirs) = duplex(64 * 1024);
+        let mut server = h2::server::Builder::new();
+        server.max_concurrent_streams(max_streams);
+        let mut client = h2::client::Builder::new();
+        client.initial_window_size(WINDOW);
+        let (client, server) = tokio::join!(
+            client.handshake(ours),
+            server.initial_window_size(WINDOW).handshake::<_, Bytes>(theirs)
+        );
+        let (sender, connection) = client.unwrap();
+        tokio::task::spawn_local(async move { drop(connection.await) });
+        (sender, server.unwrap())
+    }
+
+    fn request(body: RequestBody) -> Request<RequestBody> {
+        Request::post("http://a/").body(body).unwrap()
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn an_upload_goes_on_while_nobody_reads_the_answer() {
+        const PIECES: usize = 64;
+        let whole = async {
+            let (mut sender, mut server) = connection(8).await;
+            let (pieces, body) = mpsc::channel(PIECES + 1);
+            for _ in 0..PIECES {
+                pieces.try_send(Piece::Data(Bytes::from(vec![b'x'; 16 * 1024]))).unwrap();
+            }
+            pieces.try_send(Piece::End).unwrap();
+            let sending = Sending::begin(&mut sender, request(RequestBody::Mirror(body))).unwrap();
+            let serving = async move {
+                let (request, mut respond) = server.accept().await.unwrap().unwrap();
+                let driver =
+                    tokio::task::spawn_local(
+                        async move { while server.accept().await.is_some() {} },
+                    );
+                // More than the caller's window takes.
+                let mut answer = respond.send_response(Response::new(()), false).unwrap();
+                answer.send_data(Bytes::from(vec![b'y'; 4 * WINDOW as usize]), true).unwrap();
+                let mut body = request.into_body();
+                let mut read = 0;
+                while let Some(data) = body.data().await {
+                    let data = data.unwrap();
+                    read += data.len();
+                    body.flow_control().release_capacity(data.len()).unwrap();
+                }
+                driver.abort();
+                read
+            };
+            let serving = tokio::task::spawn_local(serving);
+            let answer = sending.await.unwrap();
+            assert_eq!(serving.await.unwrap(), PIECES * 16 * 1024);
+            drop(answer);
+        };
+        LocalSet::new().run_until(whole).await;
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn requests_beyond_what_the_peer_allows_wait_and_are_answered() {
+        let whole = async {
+            let (sender, mut server) = connection(1).await;
+            tokio::task::spawn_local(async move {
+                while let Some(Ok((_, mut respond))) = server.accept().await {
+                    respond.send_response(Response::new(()), true).unwrap();
+                }
+            });
+            let all = (0..16)
+                .map(|_| Sending::begin(&mut sender.clone(), request(RequestBody::Empty)).unwrap());
+            for answer in futures::future::join_all(all).await {
+                assert_eq!(answer.unwrap().status(), 200);
+            }
+        };
+        LocalSet::new().run_until(whole).await;
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn giving_up_cancels_the_stream_before_and_after_the_head() {
+        let whole = async {
+            let (mut sender, mut server) = connection(8).await;
+            for head_first in [false, true] {
+                let (open, body) = mpsc::channel(1);
+                open.try_send(Piece::Data(Bytes::from_static(b"x"))).unwrap();
+                let request = request(RequestBody::Mirror(body));
+                let mut sending = Sending::begin(&mut sender, request).unwrap();
+                let early = futures::poll!(&mut sending);
+                assert!(early.is_pending());
+                let (_request, mut respond) = server.accept().await.unwrap().unwrap();
+                let mut answer = None;
+                if head_first {
+                    answer = Some(respond.send_response(Response::new(()), false).unwrap());
+                    let mut head = None;
+                    while head.is_none() {
+                        tokio::select! {
+                            biased;
+                            came = &mut sending => head = Some(came.unwrap()),
+                            _ = server.accept() => {}
+                        }
+                    }
+                    drop(head);
+                }
+                drop(sending);
+                let reset = std::future::poll_fn(|cx| {
+                    let _ = server.poll_accept(cx);
+                    match &mut answer {
+                        Some(answer) => answer.poll_reset(cx),
+                        None => respond.poll_reset(cx),
+                    }
+                });
+                assert_eq!(reset.await.unwrap(), Reason::CANCEL);
+            }
+        };
+        LocalSet::new().run_until(whole).await;
+    }
+}
