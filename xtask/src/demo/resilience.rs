@@ -3,6 +3,7 @@
 //! differs. [`cascade`] is the part that takes time; the others are here.
 
 mod cascade;
+mod fallbacks;
 mod verdicts;
 
 use std::time::{Duration, Instant};
@@ -16,7 +17,7 @@ use super::process::Process;
 use super::{Demo, Halt, http};
 
 /// Who takes part: a portal before two replicas that can be overloaded and the rest of the bank; a way of
-/// three hops; and two that send to each other. Everybody is a `simplebank tier`.
+/// three hops; two that send to each other; and market data with a feed behind it and a backup beside it. Everybody is a `simplebank tier`.
 pub(super) const CAST: &[Part] = &[
     tier(
         "portal",
@@ -31,6 +32,9 @@ pub(super) const CAST: &[Part] = &[
     tier("vault", &[], 1),
     tier("left", &["--route=/loop=right.bank:8000"], 1),
     tier("right", &["--route=/loop=left.bank:8000"], 1),
+    tier("market-data", &["--route=/prices=feed.bank:8000"], 1),
+    tier("market-backup", &[], 1),
+    tier("feed", &[], 1),
 ];
 
 /// How long a policy may take to be in force everywhere; a busy machine is slow.
@@ -55,6 +59,7 @@ const AMPLIFICATION: f64 = 1.3;
 pub(super) fn play(demo: &mut Demo) -> Result<bool, Halt> {
     let mut verdicts = Verdicts::default();
     cascade::play(demo, &mut verdicts)?;
+    fallbacks::play(demo, &mut verdicts)?;
     amplification(demo, &mut verdicts)?;
     a_loop(demo, &mut verdicts)?;
     deadline(demo, &mut verdicts)?;
