@@ -6,6 +6,7 @@
 
 mod case;
 mod handshakes;
+mod instructions;
 mod measure;
 mod memory;
 mod peers;
@@ -35,7 +36,7 @@ struct Options {
     /// Length of each single run, in seconds
     #[arg(long, default_value_t = 2.0)]
     seconds: f64,
-    /// Leaves the memory and first-request measurements out
+    /// Leaves out what is measured once: memory, first requests, instructions
     #[arg(long)]
     no_memory: bool,
     /// Only these cases, by name as the table shows them; may be repeated
@@ -71,6 +72,7 @@ fn run(options: &Options) -> Result<bool, Failure> {
     let mut memory = Vec::new();
     if !options.no_memory {
         memory = memory::measure(&mut running, &places)?;
+        memory.extend(instructions::measure(&mut running, &places)?);
         for line in &memory {
             println!("{line}");
         }

@@ -221,26 +221,8 @@ pub fn start_pair(running: &mut Running, places: &Places, peer: Peer) -> Result<
     match peer {
         Peer::Outrigger => {
             let token = token(places, "pair", "control-plane")?;
-            outrigger(
-                running,
-                places,
-                "pair-outrigger-in",
-                "127.0.0.1:19690",
-                &[
-                    "--inbound",
-                    "127.0.0.1:19611",
-                    "--workload",
-                    "pair-1",
-                    "--service-account",
-                    "pair",
-                    "--label",
-                    "app=pair",
-                    "--app-port",
-                    "19001=h1:http,19003=grpc:grpc,19005=h1:guarded",
-                    "--token-file",
-                    &token,
-                ],
-            )?;
+            let more = pair_in(&token, "127.0.0.1:19611");
+            outrigger(running, places, "pair-outrigger-in", "127.0.0.1:19690", &more)?;
             outrigger(
                 running,
                 places,
@@ -259,6 +241,24 @@ pub fn start_pair(running: &mut Running, places: &Places, peer: Peer) -> Result<
         }
         Peer::Floor | Peer::Haproxy | Peer::Nginx => Ok(()),
     }
+}
+
+/// What the called proxy of our pair is told.
+pub fn pair_in<'a>(token: &'a str, inbound: &'a str) -> Vec<&'a str> {
+    vec![
+        "--inbound",
+        inbound,
+        "--workload",
+        "pair-1",
+        "--service-account",
+        "pair",
+        "--label",
+        "app=pair",
+        "--app-port",
+        "19001=h1:http,19003=grpc:grpc,19005=h1:guarded",
+        "--token-file",
+        token,
+    ]
 }
 
 /// A join token for an account, in a file.
@@ -285,6 +285,18 @@ pub fn outrigger(
     outbound: &str,
     more: &[&str],
 ) -> Result<(), Failure> {
+    outrigger_under(running, places, name, outbound, more, &[])
+}
+
+/// The same, run by another program.
+pub fn outrigger_under(
+    running: &mut Running,
+    places: &Places,
+    name: &str,
+    outbound: &str,
+    more: &[&str],
+    under: &[&str],
+) -> Result<(), Failure> {
     let port: u16 = outbound.rsplit(':').next().unwrap_or_default().parse()?;
     let (inbound, admin) = (format!("127.0.0.1:{}", port + 1), format!("127.0.0.1:{}", port + 2));
     let mut args =
@@ -300,7 +312,13 @@ pub fn outrigger(
         }
     }
     args.extend(more);
-    running.start(places, name, SUBJECT_CPU, port, &places.bin.join("outrigger-proxy"), &args)
+    let proxy = places.bin.join("outrigger-proxy");
+    let Some((program, before)) = under.split_first() else {
+        return running.start(places, name, SUBJECT_CPU, port, &proxy, &args);
+    };
+    let proxy = proxy.display().to_string();
+    let args = [before, &[proxy.as_str()], &args].concat();
+    running.start(places, name, SUBJECT_CPU, port, Path::new(program), &args)
 }
 
 pub fn envoy(
