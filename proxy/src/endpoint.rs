@@ -71,8 +71,8 @@ pub struct EndpointState {
     pub joined_ms: u32,
     /// It stands in one's own zone.
     pub is_near: bool,
-    /// `x-outrigger-hop` for an app that speaks h1, h2 and gRPC.
-    hop_headers: [HeaderValue; 3],
+    /// `x-outrigger-hop` for an app that speaks h1, h2 and gRPC; without and with a policy's deadline.
+    hop_headers: [[HeaderValue; 2]; 3],
 }
 
 /// What was learnt about an endpoint.
@@ -215,14 +215,16 @@ impl EndpointSet {
 }
 
 impl EndpointState {
-    /// What the far proxy needs to know: the app's port and what to speak there.
-    pub fn hop_header(&self, protocol: Protocol) -> HeaderValue {
+    /// What the far proxy needs to know: the app's port, what to speak there, and whether it was a policy
+    /// that started the request's deadline.
+    pub fn hop_header(&self, protocol: Protocol, deadline_by_policy: bool) -> HeaderValue {
         let [h1, h2, grpc] = &self.hop_headers;
-        match protocol {
-            Protocol::Http2 => h2.clone(),
-            Protocol::Grpc => grpc.clone(),
-            Protocol::Detect | Protocol::Http1 | Protocol::Tls | Protocol::Tcp => h1.clone(),
-        }
+        let headers = match protocol {
+            Protocol::Http2 => h2,
+            Protocol::Grpc => grpc,
+            Protocol::Detect | Protocol::Http1 | Protocol::Tls | Protocol::Tcp => h1,
+        };
+        headers[usize::from(deadline_by_policy)].clone()
     }
 }
 
@@ -234,10 +236,12 @@ fn peer_label(endpoint: &Endpoint, metrics: &Metrics) -> Label {
     }
 }
 
-fn hop_headers(port: u16) -> [HeaderValue; 3] {
+fn hop_headers(port: u16) -> [[HeaderValue; 2]; 3] {
     [Protocol::Http1, Protocol::Http2, Protocol::Grpc].map(|protocol| {
-        let text = format!("1;port={port};proto={}", protocol.as_str());
-        HeaderValue::from_str(&text).unwrap_or_else(|_| HeaderValue::from_static("1"))
+        ["", ";deadline=policy"].map(|more| {
+            let text = format!("1;port={port};proto={}{more}", protocol.as_str());
+            HeaderValue::from_str(&text).unwrap_or_else(|_| HeaderValue::from_static("1"))
+        })
     })
 }
 

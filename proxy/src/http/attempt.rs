@@ -226,7 +226,7 @@ pub async fn send(
     let end = limits.attempt.and_then(|limit| began.checked_add(limit));
     if let (Way::Service { live, .. }, Some(head)) = (way, head.as_mut()) {
         let streams = (call, head.upgrade.is_some());
-        context::send_along(exchange, live, hop, &mut head.headers, streams, end, began);
+        context::send_along(exchange, live, hop, head, streams, end, began);
     }
     exchange.attempt = match (way.endpoints(), &hop.endpoint) {
         (Some(endpoints), Some(endpoint)) => {
@@ -413,9 +413,9 @@ impl Hop {
         }
     }
 
-    pub(super) fn header(&self) -> HeaderValue {
+    pub(super) fn header(&self, deadline_by_policy: bool) -> HeaderValue {
         match &self.endpoint {
-            Some(endpoint) => endpoint.hop_header(self.protocol),
+            Some(endpoint) => endpoint.hop_header(self.protocol, deadline_by_policy),
             None => HeaderValue::from_static(""),
         }
     }

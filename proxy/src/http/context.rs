@@ -19,7 +19,7 @@ use super::attempt::Hop;
 use super::deadline::{exceeded, tell, told};
 use super::exchange::Exchange;
 use super::head::Head;
-use super::headers::{self, BY_POLICY, DEADLINE_ORIGIN, PRIORITY, REQUEST_ID, Says, Trace, VIA};
+use super::headers::{self, PRIORITY, REQUEST_ID, Says, Trace, VIA};
 use super::respond::Refusal;
 use super::server::Connection;
 use crate::store::Live;
@@ -35,7 +35,7 @@ pub fn remember(
     let headers = &mut head.headers;
     if says.time {
         exchange.deadline = Deadline::begin(exchange.began, told(headers).nearest(), None, None);
-        if headers.remove(DEADLINE_ORIGIN).is_some() {
+        if head.deadline_by_policy {
             exchange.deadline = exchange.deadline.map(Deadline::of_policy);
         }
     }
@@ -135,11 +135,12 @@ pub fn send_along(
     exchange: &Exchange,
     live: &Live,
     hop: &Hop,
-    headers: &mut HeaderMap,
+    head: &mut Head,
     (call, streams): (&CallPolicy, bool),
     limit: Option<Instant>,
     now: Instant,
 ) {
+    let headers = &mut head.headers;
     // A server that is told of a time would end its stream by it.
     let streams = streams || call.streaming;
     let deadline = exchange.deadline.filter(|deadline| deadline.outlives_head(streams));
@@ -153,13 +154,10 @@ pub fn send_along(
         // An earlier try may have gone to a proxy.
         if exchange.attempts > 1 {
             headers.remove(VIA);
-            headers.remove(DEADLINE_ORIGIN);
         }
         return;
     }
-    if deadline.is_some_and(|deadline| deadline.origin == Origin::Policy) {
-        headers.insert(DEADLINE_ORIGIN, BY_POLICY);
-    }
+    head.deadline_by_policy = deadline.is_some_and(|deadline| deadline.origin == Origin::Policy);
     if exchange.priority != Priority::Default {
         headers.insert(PRIORITY, HeaderValue::from_static(exchange.priority.as_str()));
     }

@@ -164,8 +164,9 @@ pub fn inbound(connection: &Connection, head: &mut Head) -> Result<Target, Refus
         Refusal::new(Reason::NotForUs, "this is the inbound port of a proxy, for other proxies")
     })?;
     connection.claims_to_be_mesh();
-    let (port, protocol) = parse_hop(hop.to_str().unwrap_or_default())
+    let (port, protocol, by_policy) = parse_hop(hop.to_str().unwrap_or_default())
         .ok_or_else(|| Refusal::new(Reason::BadRequest, "malformed x-outrigger-hop header"))?;
+    head.deadline_by_policy = by_policy && connection.peer.get() == Peer::Mesh;
     let port = inbound.port(port)?;
     port.admit(connection.peer.get())?;
     let address = SocketAddr::new(inbound.app, port.port);
@@ -182,11 +183,12 @@ fn is_probe(connection: &Connection, port: u16, head: &Head) -> bool {
         && probes.iter().any(|probe| probe.port == port && probe.path == head.path.as_str())
 }
 
-/// `1;port=8080;proto=h1`. A later version may add parameters, never change these.
-fn parse_hop(text: &str) -> Option<(u16, Protocol)> {
+/// `1;port=8080;proto=h1`, and `;deadline=policy` where a policy started the deadline. A later version
+/// may add parameters, never change these.
+fn parse_hop(text: &str) -> Option<(u16, Protocol, bool)> {
     let mut parts = text.split(';');
     (parts.next()? == "1").then_some(())?;
-    let (mut port, mut protocol) = (None, None);
+    let (mut port, mut protocol, mut by_policy) = (None, None, false);
     for part in parts {
         match part.trim().split_once('=')? {
             ("port", value) => port = value.parse().ok(),
@@ -194,10 +196,11 @@ fn parse_hop(text: &str) -> Option<(u16, Protocol)> {
             ("proto", "h2") => protocol = Some(Protocol::Http2),
             ("proto", "grpc") => protocol = Some(Protocol::Grpc),
             ("proto", _) => return None,
+            ("deadline", value) => by_policy = value == "policy",
             _ => {}
         }
     }
-    Some((port?, protocol?))
+    Some((port?, protocol?, by_policy))
 }
 
 #[cfg(test)]
@@ -206,8 +209,10 @@ mod tests {
 
     #[test]
     fn hop_headers_parse_or_are_refused() {
-        assert_eq!(parse_hop("1;port=80;proto=h1"), Some((80, Protocol::Http1)));
-        assert_eq!(parse_hop("1;port=80;proto=grpc;new=1"), Some((80, Protocol::Grpc)));
+        assert_eq!(parse_hop("1;port=80;proto=h1"), Some((80, Protocol::Http1, false)));
+        assert_eq!(parse_hop("1;port=80;proto=grpc;new=1"), Some((80, Protocol::Grpc, false)));
+        let by_policy = parse_hop("1;port=80;proto=h2;deadline=policy");
+        assert_eq!(by_policy, Some((80, Protocol::Http2, true)));
         for bad in ["", "2;port=80;proto=h1", "1;port=80", "1;port=x;proto=h1", "1;port=1;proto=q"]
         {
             assert_eq!(parse_hop(bad), None, "{bad}");

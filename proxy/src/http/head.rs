@@ -27,6 +27,8 @@ pub struct Head {
     pub headers: HeaderMap,
     /// The token of the protocol that the request wants to change to.
     pub upgrade: Option<HeaderValue>,
+    /// Between proxies: a policy started its deadline, so that it ends with the head of what streams.
+    pub deadline_by_policy: bool,
 }
 
 impl Head {
@@ -38,6 +40,7 @@ impl Head {
             authority: uri.authority,
             headers: parts.headers,
             upgrade: switch.and_then(|switch| switch.token.clone()),
+            deadline_by_policy: false,
         }
     }
 
@@ -112,7 +115,7 @@ impl Head {
             (None, None) => return Err(bad_authority()),
         };
         if hop.wire == Wire::Hop {
-            headers.insert(HOP, hop.header());
+            headers.insert(HOP, hop.header(self.deadline_by_policy));
         }
         if let Some(token) = self.upgrade {
             let token = token.to_str().map_err(|_| bad_authority())?;

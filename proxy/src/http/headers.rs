@@ -16,9 +16,6 @@ pub const UNPROCESSED: HeaderName = HeaderName::from_static("x-outrigger-unproce
 /// On a response between proxies: it was tried again as often as it may be, further down.
 pub const EXHAUSTED: HeaderName = HeaderName::from_static("x-outrigger-exhausted");
 pub const PRIORITY: HeaderName = HeaderName::from_static("x-outrigger-priority");
-/// Beside a deadline, between proxies: a policy started it, so that it ends with the head of what streams.
-pub const DEADLINE_ORIGIN: HeaderName = HeaderName::from_static("x-outrigger-deadline");
-pub const BY_POLICY: HeaderValue = HeaderValue::from_static("policy");
 /// The services that a request has come through ([`outrigger_core::policy::visits`]).
 pub const VIA: HeaderName = HeaderName::from_static("x-outrigger-via");
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");

@@ -165,7 +165,7 @@ impl Hedging<'_> {
         }
         let mut spare = head.clone()?;
         let streams = (self.call, false);
-        context::send_along(exchange, live, hop, &mut spare.headers, streams, None, Instant::now());
+        context::send_along(exchange, live, hop, &mut spare, streams, None, Instant::now());
         Some(spare)
     }
 
