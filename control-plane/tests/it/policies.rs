@@ -884,7 +884,8 @@ fn an_experiment_is_stopped_by_its_watcher_only_and_begins_anew_with_another_spe
 /// Every example that people may copy.
 #[test]
 fn the_examples_of_the_documentation_are_accepted() {
-    let text = include_str!("../../../docs/resilience.md");
+    // Experiments are for a time to come, whenever this is read.
+    let text = include_str!("../../../docs/resilience.md").replace("2026-11-22", "2126-11-22");
     let mut examples = 0;
     let blocks = text.split("```yaml\n").skip(1).filter_map(|rest| rest.split("```").next());
     for block in blocks {
