@@ -99,6 +99,8 @@ pub struct Choice<'a> {
 pub enum NoChoice {
     /// The service has none.
     None,
+    /// Each is ejected or unhealthy.
+    Unfit,
     /// None may take another request.
     Busy,
 }

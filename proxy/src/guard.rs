@@ -1,12 +1,15 @@
-//! How one service port is spared by its callers: retry budget, breaker, ejected endpoints, bulkheads.
+//! How one service port is spared by its callers: retry budget, breaker, ejected and unhealthy endpoints, bulkheads.
 //!
 //! One per backend and process, beside its endpoints; the machines are in `core/src/policy/`. A healthy
 //! request reads a few atomics and takes no lock.
 
+mod fitness;
+mod health;
 mod latencies;
 mod seat;
 mod show;
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
@@ -18,11 +21,11 @@ use outrigger_core::policy::breaker::{self, Admission, Breaker};
 use outrigger_core::policy::budget::Budget;
 use outrigger_core::policy::fallback::Degraded;
 use outrigger_core::policy::limits::LimitsConfig;
-use outrigger_core::policy::outlier::{self, Outlier, Standing, Turn};
-use outrigger_core::policy::preference::is_panic;
+use outrigger_core::policy::outlier::{self, Outlier, Standing};
 use outrigger_core::reason::Reason;
 use tokio::sync::Notify;
 
+pub use health::{Check, Health};
 pub use latencies::Latencies;
 pub use seat::{Seat, take_seat};
 pub use show::write_metrics;
@@ -43,6 +46,10 @@ pub struct Guard {
     breaker_clean: AtomicBool,
     /// No endpoint has failed lately.
     endpoints_clean: AtomicBool,
+    /// No endpoint is unhealthy by its checks.
+    all_well: AtomicBool,
+    /// What is known by checks.
+    health: Health,
     machines: Mutex<Machines>,
     in_flight: AtomicU32,
     waiting: AtomicU32,
@@ -54,7 +61,7 @@ pub struct Guard {
     latencies: OnceLock<Box<Latencies>>,
     /// Answers given instead of failures of this service.
     degraded: [AtomicU64; Degraded::ALL.len()],
-    /// Choices for which ejections were ignored, because too few endpoints were left.
+    /// Choices for which ejections or checks were ignored, because too few endpoints were left.
     panics: AtomicU64,
 }
 
@@ -62,8 +69,10 @@ struct Machines {
     budget: Budget,
     breaker: Option<Breaker>,
     outlier: Option<Outlier>,
-    /// Percent; 0: ejections always count.
-    panic_threshold: u8,
+    /// Endpoints that are unhealthy by their checks, by their stable keys.
+    ill: BTreeSet<u64>,
+    /// Percent; 0: ejections and checks always count.
+    panic_threshold: Option<u8>,
 }
 
 /// The trials that one try is, if any. Boxed: nearly every try is none, and many keep room for it.
@@ -135,11 +144,14 @@ impl Guard {
             tries: AtomicU64::new(0),
             breaker_clean: AtomicBool::new(true),
             endpoints_clean: AtomicBool::new(true),
+            all_well: AtomicBool::new(true),
+            health: Health::default(),
             machines: Mutex::new(Machines {
                 budget,
                 breaker: None,
                 outlier: None,
-                panic_threshold: 0,
+                ill: BTreeSet::new(),
+                panic_threshold: None,
             }),
             in_flight: AtomicU32::new(0),
             waiting: AtomicU32::new(0),
@@ -174,7 +186,7 @@ impl Guard {
                 Some(outlier)
             }
         };
-        machines.panic_threshold = policy.preference.panic_threshold.unwrap_or(0);
+        machines.panic_threshold = policy.preference.panic_threshold;
         self.publish(&machines);
         let LimitsConfig { max_in_flight, max_pending, max_in_flight_per_endpoint } = policy.limits;
         self.max_in_flight.store(max_in_flight.unwrap_or(UNLIMITED), Relaxed);
@@ -232,43 +244,6 @@ impl Guard {
                     ..Refusal::new(Reason::BreakerOpen, detail)
                 })
             }
-        }
-    }
-
-    /// Whether endpoints have to be looked at one by one before one is chosen.
-    pub fn is_choosy(&self) -> bool {
-        !self.endpoints_clean.load(Relaxed) || self.max_per_endpoint.load(Relaxed) != UNLIMITED
-    }
-
-    /// Those of `all` that may be chosen now.
-    pub fn choosable<'a>(&self, all: &[&'a Arc<EndpointState>]) -> Vec<&'a Arc<EndpointState>> {
-        let now = Instant::now();
-        let most = self.max_per_endpoint.load(Relaxed);
-        let machines = self.lock();
-        let outlier = machines.outlier.as_ref();
-        let ejected = |endpoint: &EndpointState| {
-            outlier.is_some_and(|outlier| outlier.is_ejected(endpoint.stable, now))
-        };
-        let fit = all.iter().filter(|endpoint| !ejected(endpoint)).count();
-        let panic = is_panic(fit, all.len(), machines.panic_threshold);
-        if panic {
-            self.panics.fetch_add(1, Relaxed);
-        }
-        let fits = |endpoint: &&&Arc<EndpointState>| {
-            endpoint.load.in_flight() < most && (panic || !ejected(endpoint))
-        };
-        all.iter().filter(fits).copied().collect()
-    }
-
-    /// An endpoint has been chosen.
-    pub fn chosen(&self, endpoint: &EndpointState, trials: &mut Trials) {
-        if self.endpoints_clean.load(Relaxed) {
-            return;
-        }
-        if let Some(outlier) = &mut self.lock().outlier
-            && let Turn::Trial(id) = outlier.admit(Instant::now(), endpoint.stable)
-        {
-            trials.0.get_or_insert_default().endpoint = Some(id);
         }
     }
 

@@ -14,6 +14,7 @@ pub mod discovery;
 pub mod endpoint;
 pub mod experiments;
 pub mod guard;
+pub mod health;
 pub mod http;
 pub mod identity;
 pub mod inbound;

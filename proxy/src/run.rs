@@ -1,6 +1,7 @@
 //! The life of the process: start, run, drain, end.
 
 use std::io;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -21,6 +22,7 @@ use crate::correlation::Correlation;
 use crate::discovery::Discovery;
 use crate::experiments::Experiments;
 use crate::experiments::report::{self, Stop};
+use crate::health;
 use crate::http::limits::known::Limits;
 use crate::identity::{self, Identity};
 use crate::inbound_ports::InboundPorts;
@@ -155,7 +157,12 @@ fn work(
             let accepting = accept::accept(Arc::clone(proxy), listener, via, seats.to_vec());
             tokio::task::spawn_local(accepting);
         }
-        Worker::new(Arc::clone(proxy), index, load).run(accepted).await;
+        let worker = Worker::new(Arc::clone(proxy), index, load);
+        // One of them is enough, and has the connections that requests take.
+        if index == 0 {
+            tokio::task::spawn_local(health::run(Rc::clone(&worker)));
+        }
+        worker.run(accepted).await;
     });
 }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use outrigger_core::compile::{Compiled, CompiledBackend, Rule};
 use outrigger_core::name::{Authority, DestinationName, Host};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, futures::Notified, mpsc};
 
 use crate::endpoint::Endpoints;
 use crate::metrics::{Label, Metrics};
@@ -111,6 +111,7 @@ impl Store {
         let backend = |backend: &CompiledBackend| {
             let endpoints = self.endpoints(&backend.name, metrics);
             endpoints.guard.reconfigure(&backend.policy);
+            endpoints.guard.check_as(backend.policy.health.as_ref(), backend.protocol);
             endpoints.preference.reconfigure(backend.policy.preference);
             endpoints.watches.reconfigure(&backend.policy.stop_rules);
             endpoints
@@ -134,6 +135,11 @@ impl Store {
     /// Lets everybody look again who waits for a first configuration.
     pub fn notify(&self) {
         self.changed.notify_waiters();
+    }
+
+    /// Ends when the control plane has said something, from now on.
+    pub fn changed(&self) -> Notified<'_> {
+        self.changed.notified()
     }
 
     /// Forgets authorities last used before `tick - idle`, and gives them back.

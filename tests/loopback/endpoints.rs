@@ -11,7 +11,7 @@ use outrigger_tests::eventually;
 use outrigger_tests::process::{ControlPlane, Proxy};
 
 /// A service `app` with endpoints that have no sidecar, each with its zone.
-fn service(endpoints: &[(u16, &str)]) -> String {
+pub fn service(endpoints: &[(u16, &str)]) -> String {
     let mut text = "apiVersion: v1\nkind: Service\nmetadata: {name: app, namespace: bank}\n\
                     spec: {ports: [{name: main, port: 80, appProtocol: http}]}\n"
         .to_owned();

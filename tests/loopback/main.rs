@@ -7,6 +7,7 @@ mod deadlines;
 mod endpoints;
 mod fallbacks;
 mod faults;
+mod health;
 mod hostile;
 mod identity;
 mod life;

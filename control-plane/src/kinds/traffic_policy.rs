@@ -47,10 +47,13 @@ pub struct TrafficPolicySpec {
     /// Not for routes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limits: Option<TrafficLimits>,
+    /// Unset: endpoints are not checked. Not for routes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health_check: Option<TrafficHealthCheck>,
     /// Not for routes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slow_start: Option<TrafficSlowStart>,
-    /// Percent of the endpoints: when fewer are fit, ejections are ignored. Not for routes.
+    /// Percent of the endpoints: when fewer are fit, ejections and checks are ignored. Not for routes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub panic_threshold: Option<u32>,
     /// Not for routes.
@@ -72,6 +75,50 @@ pub struct TrafficPolicySpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fallbacks: Option<Vec<TrafficFallback>>,
 }
+
+/// Endpoints are asked how they are: exactly one of `http`, `grpc` and `tcp`.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct TrafficHealthCheck {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub http: Option<TrafficHttpCheck>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub grpc: Option<TrafficGrpcCheck>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tcp: Option<TrafficTcpCheck>,
+    /// From one check to the next (5s unless set).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub interval: Option<String>,
+    /// Of a check as a whole (1s unless set).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<String>,
+    /// Bad checks in a row that make an endpoint unhealthy (3 unless set).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unhealthy_after: Option<u32>,
+    /// Good checks in a row that make it healthy again (2 unless set).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub healthy_after: Option<u32>,
+}
+
+/// GET; 2xx is good.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct TrafficHttpCheck {
+    pub path: String,
+}
+
+/// `grpc.health.v1.Health/Check`; SERVING is good.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct TrafficGrpcCheck {
+    /// Empty or unset: the server as a whole.
+    pub service: String,
+}
+
+/// A connection is good.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct TrafficTcpCheck {}
 
 /// A new endpoint's share grows from a tenth to its full one.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]

@@ -9,6 +9,7 @@ use outrigger_core::policy::cache::CacheConfig;
 use outrigger_core::policy::concurrency::ConcurrencyConfig;
 use outrigger_core::policy::fallback::Fallback;
 use outrigger_core::policy::fault::Fault;
+use outrigger_core::policy::health::HealthConfig;
 use outrigger_core::policy::hedge::HedgeConfig;
 use outrigger_core::policy::limits::LimitsConfig;
 use outrigger_core::policy::outlier::OutlierConfig;
@@ -66,6 +67,7 @@ pub struct TrafficSections {
     pub breaker: Option<BreakerConfig>,
     pub outlier: Option<OutlierConfig>,
     pub limits: Option<LimitsConfig>,
+    pub health: Option<HealthConfig>,
     pub slow_start: Option<Duration>,
     pub panic_threshold: Option<u8>,
     /// Percent of the zone's endpoints that must be fit.
@@ -230,11 +232,12 @@ pub trait Sections {
 
 impl TrafficSections {
     /// What spares a service, and so is one for all routes that lead there.
-    pub const SPARING: [&str; 7] = [
+    pub const SPARING: [&str; 8] = [
         "retryBudget",
         "breaker",
         "outlierEjection",
         "limits",
+        "healthCheck",
         "slowStart",
         "panicThreshold",
         "zonePreference",
@@ -256,6 +259,7 @@ impl Sections for TrafficSections {
             ("breaker", self.breaker.is_some()),
             ("outlierEjection", self.outlier.is_some()),
             ("limits", self.limits.is_some()),
+            ("healthCheck", self.health.is_some()),
             ("slowStart", self.slow_start.is_some()),
             ("panicThreshold", self.panic_threshold.is_some()),
             ("zonePreference", self.zones.is_some()),

@@ -160,6 +160,7 @@ pub fn backend(index: &Index, service: &ServiceId, port: &ServicePort) -> Backen
         breaker: first(&speakers, |said| said.breaker),
         outlier: first(&speakers, |said| said.outlier),
         limits: first(&speakers, |said| said.limits).unwrap_or_default(),
+        health: first(&speakers, |said| said.health.clone()),
         preference: PreferenceConfig {
             slow_start: first(&speakers, |said| said.slow_start),
             panic_threshold: first(&speakers, |said| said.panic_threshold),

@@ -6,6 +6,7 @@ use outrigger_core::error::FieldError;
 use outrigger_core::policy::bounds::{self, Durations, Numbers};
 use outrigger_core::policy::breaker::{BreakerConfig, FailureRate, OpenTime};
 use outrigger_core::policy::budget::BudgetConfig;
+use outrigger_core::policy::health::{HealthConfig, Probe};
 use outrigger_core::policy::limits::LimitsConfig;
 use outrigger_core::policy::outlier::OutlierConfig;
 use outrigger_core::policy::priority::Priority;
@@ -15,9 +16,9 @@ use outrigger_core::policy::timeouts::Timeouts;
 use super::target_ref::{Allowed, attached};
 use super::{DEFAULT_NAMESPACE, Report, duration, fallback};
 use crate::kinds::{
-    TrafficBackoff, TrafficBreaker, TrafficFailureRate, TrafficJitter, TrafficLimits, TrafficOpen,
-    TrafficOutlierEjection, TrafficPolicy as Raw, TrafficPolicySpec, TrafficPriority,
-    TrafficRetries, TrafficRetryBudget, TrafficTimeouts,
+    TrafficBackoff, TrafficBreaker, TrafficFailureRate, TrafficHealthCheck, TrafficJitter,
+    TrafficLimits, TrafficOpen, TrafficOutlierEjection, TrafficPolicy as Raw, TrafficPolicySpec,
+    TrafficPriority, TrafficRetries, TrafficRetryBudget, TrafficTimeouts,
 };
 use crate::object::Kind;
 use crate::object::policy::{Target, TrafficPolicy, TrafficSections};
@@ -33,6 +34,14 @@ const BASE_EJECTION: Duration = Duration::from_secs(30);
 const MAX_EJECTION: Duration = Duration::from_secs(300);
 /// With more gone, those that are left would carry more than twice their load.
 const MAX_EJECTED_PERCENT: u8 = 50;
+
+/// Often enough that a broken endpoint is out after some 15 s, seldom enough that a hundred callers are
+/// twenty requests a second.
+const CHECK_INTERVAL: Duration = Duration::from_secs(5);
+const CHECK_TIMEOUT: Duration = Duration::from_secs(1);
+/// One lost packet or one long pause is no illness.
+const UNHEALTHY_AFTER: u32 = 3;
+const HEALTHY_AFTER: u32 = 2;
 
 /// Envoy's default overprovisioning (140 %) comes to the same: three of ten may be gone.
 const MIN_HEALTHY_PERCENT: u32 = 70;
@@ -55,6 +64,7 @@ pub fn translate(raw: &Raw, report: &mut Report) -> Option<TrafficPolicy> {
         breaker: spec.breaker.as_ref().map(|raw| breaker(raw, report)),
         outlier: spec.outlier_ejection.as_ref().map(|raw| outlier(raw, report)),
         limits: spec.limits.as_ref().map(|raw| limits(raw, report)),
+        health: spec.health_check.as_ref().and_then(|raw| health(raw, report)),
         slow_start: spec.slow_start.as_ref().and_then(|raw| {
             time(report, "spec.slowStart.window", Some(&raw.window), &bounds::SLOW_START)
         }),
@@ -98,6 +108,7 @@ fn refuse_backend_sections(spec: &TrafficPolicySpec, report: &mut Report) {
         ("breaker", spec.breaker.is_some()),
         ("outlierEjection", spec.outlier_ejection.is_some()),
         ("limits", spec.limits.is_some()),
+        ("healthCheck", spec.health_check.is_some()),
         ("slowStart", spec.slow_start.is_some()),
         ("panicThreshold", spec.panic_threshold.is_some()),
         ("zonePreference", spec.zone_preference.is_some()),
@@ -303,6 +314,40 @@ fn limits(raw: &TrafficLimits, report: &mut Report) -> LimitsConfig {
         report.check(path, config.check());
     }
     config
+}
+
+fn health(raw: &TrafficHealthCheck, report: &mut Report) -> Option<HealthConfig> {
+    let path = "spec.healthCheck";
+    let http = raw.http.as_ref().map(|raw| {
+        let read = report.check(&format!("{path}.http.path"), bounds::path(&raw.path));
+        read.map(Probe::Http)
+    });
+    let grpc = raw.grpc.as_ref().map(|raw| {
+        let service = bounds::grpc_service(&raw.service);
+        report.check(&format!("{path}.grpc.service"), service).map(Probe::Grpc)
+    });
+    let tcp = raw.tcp.map(|_| Some(Probe::Tcp));
+    let mut probes: Vec<_> = [http, grpc, tcp].into_iter().flatten().collect();
+    if probes.len() != 1 {
+        report.error(path, "needs exactly one of http, grpc and tcp");
+    }
+    let interval = raw.interval.as_deref();
+    let interval = time(report, &format!("{path}.interval"), interval, &bounds::CHECK_INTERVAL);
+    let timeout = raw.timeout.as_deref();
+    let timeout = time(report, &format!("{path}.timeout"), timeout, &bounds::CHECK_TIMEOUT);
+    let mut checks = |name: &str, value: Option<u32>, default| {
+        let value = Some(value.unwrap_or(default));
+        number(report, &format!("{path}.{name}"), value, &bounds::CHECKS)
+    };
+    let unhealthy_after = checks("unhealthyAfter", raw.unhealthy_after, UNHEALTHY_AFTER);
+    let healthy_after = checks("healthyAfter", raw.healthy_after, HEALTHY_AFTER);
+    Some(HealthConfig {
+        probe: probes.pop()??,
+        interval: interval.unwrap_or(CHECK_INTERVAL),
+        timeout: timeout.unwrap_or(CHECK_TIMEOUT),
+        unhealthy_after: unhealthy_after?,
+        healthy_after: healthy_after?,
+    })
 }
 
 pub(super) fn number<T: TryFrom<u32>>(

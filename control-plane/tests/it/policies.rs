@@ -109,6 +109,38 @@ fn every_bound_of_a_traffic_policy() {
         "TrafficPolicy",
         &[
             ("deadline: 2", ".deadline: invalid type"),
+            ("healthCheck: {}", ".healthCheck: needs exactly one of http, grpc and tcp"),
+            (
+                "healthCheck: {tcp: {}, grpc: {}}",
+                ".healthCheck: needs exactly one of http, grpc and tcp",
+            ),
+            ("healthCheck: {http: {}}", ".healthCheck.http: missing field `path`"),
+            (
+                "healthCheck: {http: {path: healthz}}",
+                ".healthCheck.http.path: \"healthz\" must begin with \"/\"",
+            ),
+            (
+                "healthCheck: {grpc: {service: 'a b'}}",
+                ".healthCheck.grpc.service: is not the name of a gRPC service of at most 256 bytes",
+            ),
+            ("healthCheck: {tcp: {port: 1}}", ".healthCheck.tcp.port: unknown field"),
+            (
+                "healthCheck: {tcp: {}, interval: 99ms}",
+                ".healthCheck.interval: 99ms must be between 100ms and 600s",
+            ),
+            (
+                "healthCheck: {tcp: {}, timeout: 61s}",
+                ".healthCheck.timeout: 61s must be between 10ms and 60s",
+            ),
+            (
+                "healthCheck: {tcp: {}, unhealthyAfter: 0}",
+                ".healthCheck.unhealthyAfter: 0 must be between 1 and 100",
+            ),
+            (
+                "healthCheck: {tcp: {}, healthyAfter: 101}",
+                ".healthCheck.healthyAfter: 101 must be between 1 and 100",
+            ),
+            ("healthCheck: {tcp: {}, path: /}", ".healthCheck.path: unknown field"),
             ("slowStart: {}", ".slowStart: missing field `window`"),
             ("slowStart: {window: 999ms}", ".slowStart.window: 999ms must be between 1s and 3600s"),
             ("slowStart: {window: 1s, aggression: 1}", ".slowStart.aggression: unknown field"),
@@ -569,6 +601,7 @@ fn every_bound_of_target_refs() {
         ("breaker: {consecutiveFailures: 1}", ".breaker"),
         ("outlierEjection: {consecutiveFailures: 1}", ".outlierEjection"),
         ("limits: {maxInFlight: 1}", ".limits"),
+        ("healthCheck: {tcp: {}}", ".healthCheck"),
         ("slowStart: {window: 1s}", ".slowStart"),
         ("panicThreshold: 1", ".panicThreshold"),
         ("zonePreference: {}", ".zonePreference"),

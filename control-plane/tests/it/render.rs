@@ -29,6 +29,7 @@ pub(crate) fn backend(policy: &BackendPolicy) -> String {
         part("breaker", &policy.breaker, &plain.breaker),
         part("outlier", &policy.outlier, &plain.outlier),
         part("limits", &policy.limits, &plain.limits),
+        part("health", &policy.health, &plain.health),
         part("preference", &policy.preference, &plain.preference),
         faults(&policy.faults),
         stop_rules(&policy.stop_rules),

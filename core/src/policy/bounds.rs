@@ -62,6 +62,14 @@ pub const SLOW_START: Durations = Duration::from_secs(1)..=Duration::from_secs(6
 /// Of a panic threshold; 0: fitness always counts.
 pub const PANIC: Numbers = 0..=100;
 
+/// Between checks of an endpoint; every caller of a service makes its own.
+pub const CHECK_INTERVAL: Durations = Duration::from_millis(100)..=Duration::from_secs(10 * 60);
+pub const CHECK_TIMEOUT: Durations = Duration::from_millis(10)..=MINUTE;
+/// Checks in a row that change what an endpoint is.
+pub const CHECKS: Numbers = 1..=100;
+/// Bytes of a gRPC service's name.
+pub const SERVICE_BYTES: usize = 256;
+
 pub const IN_FLIGHT: Numbers = 1..=PLENTY;
 pub const PENDING: Numbers = 0..=PLENTY;
 
@@ -163,6 +171,16 @@ pub fn path(text: &str) -> Result<PathAndQuery, FieldError> {
         Ok(path) if !text.contains('#') => Ok(path),
         _ => wrong("is not a path"),
     }
+}
+
+/// A gRPC service as its health is asked for; empty: the server as a whole.
+pub fn grpc_service(text: &str) -> Result<String, FieldError> {
+    let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-' | '/');
+    if text.len() <= SERVICE_BYTES && text.chars().all(good) {
+        return Ok(text.to_owned());
+    }
+    let problem = format!("is not the name of a gRPC service of at most {SERVICE_BYTES} bytes");
+    Err(FieldError::here(problem))
 }
 
 pub fn at_most(len: usize, most: usize) -> Result<(), FieldError> {

@@ -16,6 +16,7 @@ pub mod correlation;
 pub mod deadline;
 pub mod fallback;
 pub mod fault;
+pub mod health;
 pub mod hedge;
 pub mod limits;
 mod lru;
@@ -38,6 +39,7 @@ use cache::CacheConfig;
 use concurrency::ConcurrencyConfig;
 use fallback::Fallback;
 use fault::Fault;
+use health::HealthConfig;
 use hedge::HedgeConfig;
 use limits::LimitsConfig;
 use outlier::OutlierConfig;
@@ -106,6 +108,8 @@ pub struct BackendPolicy {
     /// None: no endpoint is ejected.
     pub outlier: Option<OutlierConfig>,
     pub limits: LimitsConfig,
+    /// None: endpoints are not checked.
+    pub health: Option<HealthConfig>,
     pub preference: PreferenceConfig,
     /// Experiments that target the service, in their order.
     pub faults: Vec<Fault>,

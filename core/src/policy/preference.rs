@@ -5,6 +5,8 @@
 
 use std::time::Duration;
 
+use super::health::PANIC_PERCENT;
+
 /// Parts that a whole is counted in: hundredths of a percent.
 pub const WHOLE: u16 = 10_000;
 /// Of what a warm endpoint gets, for one that has just come: enough to warm it up, not enough to hurt.
@@ -15,7 +17,7 @@ const COLD: u16 = WHOLE / 10;
 pub struct PreferenceConfig {
     /// A new endpoint's share grows to its full one within this time.
     pub slow_start: Option<Duration>,
-    /// When fewer than so many percent of the endpoints are fit, fitness is ignored.
+    /// When fewer than so many percent of the endpoints are fit, fitness is ignored ([`ignored`]).
     pub panic_threshold: Option<u8>,
     /// One's own zone first, while at least so many percent of its endpoints are fit.
     pub min_healthy_percent: Option<u8>,
@@ -34,6 +36,35 @@ pub fn warmth(age: Duration, window: Duration) -> u16 {
 /// Whether so few endpoints are fit that sparing the others would bury these.
 pub fn is_panic(fit: usize, all: usize, threshold: u8) -> bool {
     fit * 100 < all * usize::from(threshold)
+}
+
+/// How many of a service's endpoints nothing speaks against.
+#[derive(Clone, Copy, Debug)]
+pub struct Fit {
+    pub all: usize,
+    /// Well by their checks.
+    pub well: usize,
+    /// Well, and not ejected.
+    pub fit: usize,
+}
+
+/// What is not looked at in a choice of endpoints.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ignored {
+    pub checks: bool,
+    pub ejections: bool,
+}
+
+/// What has to be ignored, so that those that are left are not buried. `threshold` is for both, where a
+/// policy names one. Ejections have a limit of their own, and without a threshold need no other.
+pub fn ignored(fit: Fit, threshold: Option<u8>) -> Ignored {
+    if let Some(threshold) = threshold {
+        let panic = is_panic(fit.fit, fit.all, threshold);
+        return Ignored { checks: panic, ejections: panic };
+    }
+    // Those that are well may be the ones that are ejected.
+    let checks = fit.well < fit.all && (fit.fit == 0 || is_panic(fit.well, fit.all, PANIC_PERCENT));
+    Ignored { checks, ejections: false }
 }
 
 /// The share of requests that stays in one's own zone, where `fit` of its `all` endpoints are fit and
@@ -87,5 +118,25 @@ mod tests {
     fn few_fit_endpoints_are_not_buried() {
         assert!(!is_panic(5, 10, 50) && is_panic(4, 10, 50));
         assert!(!is_panic(0, 0, 50) && !is_panic(0, 10, 0));
+    }
+
+    #[test]
+    fn checks_are_ignored_sooner_than_ejections() {
+        for (all, well, fit, threshold, checks, ejections) in [
+            (4, 4, 2, None, false, false),
+            (4, 2, 2, None, false, false),
+            (4, 1, 1, None, true, false),
+            (4, 0, 0, None, true, false),
+            // The two that are well are ejected, the two that are not ejected are not well.
+            (4, 2, 0, None, true, false),
+            (1, 1, 0, None, false, false),
+            (4, 1, 1, Some(25), false, false),
+            (4, 2, 1, Some(50), true, true),
+            (4, 0, 0, Some(0), false, false),
+            (0, 0, 0, None, false, false),
+        ] {
+            let got = ignored(Fit { all, well, fit }, threshold);
+            assert_eq!(got, Ignored { checks, ejections }, "{all} {well} {fit} {threshold:?}");
+        }
     }
 }

@@ -9,6 +9,7 @@ mod breaker;
 mod budget;
 mod concurrency;
 mod correlation;
+mod health;
 mod outlier;
 mod preference;
 mod rate_limit;

@@ -95,7 +95,9 @@ fn policies(destination: &Destination) -> impl Iterator<Item = &BackendPolicy> {
 
 fn has_health(destination: &Destination) -> bool {
     policies(destination).any(|policy| {
-        policy.preference.slow_start.is_some() || policy.preference.panic_threshold.is_some()
+        policy.health.is_some()
+            || policy.preference.slow_start.is_some()
+            || policy.preference.panic_threshold.is_some()
     })
 }
 

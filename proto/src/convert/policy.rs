@@ -7,6 +7,7 @@ use outrigger_core::error::FieldError;
 use outrigger_core::policy::bounds::{self, Durations, Numbers};
 use outrigger_core::policy::breaker::{BreakerConfig, FailureRate, OpenTime};
 use outrigger_core::policy::budget::BudgetConfig;
+use outrigger_core::policy::health::{HealthConfig, Probe};
 use outrigger_core::policy::hedge::HedgeConfig;
 use outrigger_core::policy::limits::LimitsConfig;
 use outrigger_core::policy::outlier::OutlierConfig;
@@ -187,6 +188,7 @@ pub(super) fn backend_to_wire(policy: &BackendPolicy) -> Option<mesh::BackendPol
             max_pending: policy.limits.max_pending,
             max_in_flight_per_endpoint: policy.limits.max_in_flight_per_endpoint,
         }),
+        health: policy.health.as_ref().map(health_to_wire),
         slow_start: policy.preference.slow_start.map(millis),
         panic_threshold: policy.preference.panic_threshold.map(u32::from),
         zones: policy.preference.min_healthy_percent.map(u32::from),
@@ -203,6 +205,7 @@ pub(super) fn backend_from_wire(
     let limits = set("limits", wire.limits.as_ref())?;
     let breaker = wire.breaker.as_ref().map(breaker_from_wire).transpose();
     let outlier = wire.outlier.as_ref().map(outlier_from_wire).transpose();
+    let health = wire.health.as_ref().map(health_from_wire).transpose();
     Ok(BackendPolicy {
         budget: BudgetConfig {
             percent: number("budget.percent", budget.percent, &bounds::BUDGET_PERCENT)?,
@@ -215,9 +218,47 @@ pub(super) fn backend_from_wire(
         breaker: breaker.map_err(|e| e.under("breaker"))?,
         outlier: outlier.map_err(|e| e.under("outlier"))?,
         limits: limits_from_wire(limits).map_err(|e| e.under("limits"))?,
+        health: health.map_err(|e| e.under("health"))?,
         preference: preference_from_wire(wire)?,
         faults: fault::all_from_wire(&wire.faults)?,
         stop_rules: fault::stops_from_wire(&wire.stop_rules)?,
+    })
+}
+
+fn health_to_wire(health: &HealthConfig) -> mesh::HealthCheck {
+    use mesh::health_check::Probe as Wire;
+    let probe = match &health.probe {
+        Probe::Http(path) => Wire::HttpPath(path.to_string()),
+        Probe::Grpc(service) => Wire::GrpcService(service.clone()),
+        Probe::Tcp => Wire::Tcp(mesh::Unit {}),
+    };
+    mesh::HealthCheck {
+        probe: Some(probe),
+        interval: millis(health.interval),
+        timeout: millis(health.timeout),
+        unhealthy_after: health.unhealthy_after.into(),
+        healthy_after: health.healthy_after.into(),
+    }
+}
+
+fn health_from_wire(wire: &mesh::HealthCheck) -> Result<HealthConfig, FieldError> {
+    use mesh::health_check::Probe as Wire;
+    let probe = match set("probe", wire.probe.as_ref())? {
+        Wire::HttpPath(path) => {
+            Probe::Http(bounds::path(path).map_err(|e| e.under("probe.http_path"))?)
+        }
+        Wire::GrpcService(service) => {
+            let service = bounds::grpc_service(service);
+            Probe::Grpc(service.map_err(|e| e.under("probe.grpc_service"))?)
+        }
+        Wire::Tcp(mesh::Unit {}) => Probe::Tcp,
+    };
+    Ok(HealthConfig {
+        probe,
+        interval: duration("interval", wire.interval, &bounds::CHECK_INTERVAL)?,
+        timeout: duration("timeout", wire.timeout, &bounds::CHECK_TIMEOUT)?,
+        unhealthy_after: number("unhealthy_after", wire.unhealthy_after, &bounds::CHECKS)?,
+        healthy_after: number("healthy_after", wire.healthy_after, &bounds::CHECKS)?,
     })
 }
 

@@ -579,6 +579,8 @@ pub struct BackendPolicy {
     pub outlier: ::core::option::Option<Outlier>,
     #[prost(message, optional, tag = "4")]
     pub limits: ::core::option::Option<Limits>,
+    #[prost(message, optional, tag = "5")]
+    pub health: ::core::option::Option<HealthCheck>,
     /// Milliseconds.
     #[prost(uint32, optional, tag = "6")]
     pub slow_start: ::core::option::Option<u32>,
@@ -591,6 +593,36 @@ pub struct BackendPolicy {
     pub faults: ::prost::alloc::vec::Vec<Fault>,
     #[prost(message, repeated, tag = "10")]
     pub stop_rules: ::prost::alloc::vec::Vec<StopRule>,
+}
+/// How the endpoints of a service are checked by its callers. Times in milliseconds.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HealthCheck {
+    #[prost(uint32, tag = "4")]
+    pub interval: u32,
+    #[prost(uint32, tag = "5")]
+    pub timeout: u32,
+    /// Checks in a row that make an endpoint unhealthy, and healthy again.
+    #[prost(uint32, tag = "6")]
+    pub unhealthy_after: u32,
+    #[prost(uint32, tag = "7")]
+    pub healthy_after: u32,
+    #[prost(oneof = "health_check::Probe", tags = "1, 2, 3")]
+    pub probe: ::core::option::Option<health_check::Probe>,
+}
+/// Nested message and enum types in `HealthCheck`.
+pub mod health_check {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Probe {
+        /// GET of this path; 2xx is good.
+        #[prost(string, tag = "1")]
+        HttpPath(::prost::alloc::string::String),
+        /// grpc.health.v1.Health/Check of this service; SERVING is good.
+        #[prost(string, tag = "2")]
+        GrpcService(::prost::alloc::string::String),
+        /// A connection is good.
+        #[prost(message, tag = "3")]
+        Tcp(super::Unit),
+    }
 }
 /// Stops an experiment when calls of `from` to this service suffer.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

@@ -12,6 +12,7 @@ use outrigger_core::policy::cache::CacheConfig;
 use outrigger_core::policy::concurrency::{Algorithm, ConcurrencyConfig, Limit};
 use outrigger_core::policy::fallback::{Class, Classes, Fallback, Give, Static};
 use outrigger_core::policy::fault::{self, Fault};
+use outrigger_core::policy::health::{HealthConfig, Probe};
 use outrigger_core::policy::hedge::HedgeConfig;
 use outrigger_core::policy::limits::LimitsConfig;
 use outrigger_core::policy::outlier::OutlierConfig;
@@ -137,15 +138,35 @@ pub(crate) fn any_backend_policy() -> impl Strategy<Value = BackendPolicy> {
             min_healthy_percent,
         },
     );
-    (budget, of(breaker), of(outlier), limits, preference, faults).prop_map(
-        |(budget, breaker, outlier, limits, preference, (faults, stop_rules))| BackendPolicy {
-            budget,
-            breaker,
-            outlier,
-            limits,
-            preference,
-            faults,
-            stop_rules,
+    (budget, of(breaker), of(outlier), limits, of(any_health()), preference, faults).prop_map(
+        |(budget, breaker, outlier, limits, health, preference, (faults, stop_rules))| {
+            BackendPolicy {
+                budget,
+                breaker,
+                outlier,
+                limits,
+                health,
+                preference,
+                faults,
+                stop_rules,
+            }
+        },
+    )
+}
+
+fn any_health() -> impl Strategy<Value = HealthConfig> {
+    let probe = prop_oneof![
+        Just(Probe::Http("/healthz?full=1".parse().unwrap())),
+        "[a-z.]{0,20}".prop_map(Probe::Grpc),
+        Just(Probe::Tcp),
+    ];
+    (probe, millis(100..=600_000), millis(10..=60_000), 1u8..=100, 1u8..=100).prop_map(
+        |(probe, interval, timeout, unhealthy_after, healthy_after)| HealthConfig {
+            probe,
+            interval,
+            timeout,
+            unhealthy_after,
+            healthy_after,
         },
     )
 }
@@ -421,6 +442,9 @@ fn what_a_backend_policy_must_not_say_is_refused_with_its_path() {
     fn limits(wire: &mut mesh::BackendPolicy) -> &mut mesh::Limits {
         wire.limits.as_mut().unwrap()
     }
+    fn health(wire: &mut mesh::BackendPolicy) -> &mut mesh::HealthCheck {
+        wire.health.as_mut().unwrap()
+    }
     let unset = "is not set, or set to something that this build does not know";
     let neither = "needs consecutiveFailures, failureRate or both";
     let cases: &[(Change, &str)] = &[
@@ -483,6 +507,19 @@ fn what_a_backend_policy_must_not_say_is_refused_with_its_path() {
             |w| limits(w).max_in_flight = Some(0),
             "limits.max_in_flight: 0 must be between 1 and 1000000",
         ),
+        (|w| health(w).probe = None, &format!("health.probe: {unset}")),
+        (
+            |w| health(w).probe = Some(mesh::health_check::Probe::HttpPath("x".to_owned())),
+            "health.probe.http_path: \"x\" must begin with \"/\"",
+        ),
+        (
+            |w| health(w).probe = Some(mesh::health_check::Probe::GrpcService("a b".to_owned())),
+            "health.probe.grpc_service: is not the name of a gRPC service of at most 256 bytes",
+        ),
+        (|w| health(w).interval = 99, "health.interval: 99ms must be between 100ms and 600s"),
+        (|w| health(w).timeout = 9, "health.timeout: 9ms must be between 10ms and 60s"),
+        (|w| health(w).unhealthy_after = 0, "health.unhealthy_after: 0 must be between 1 and 100"),
+        (|w| health(w).healthy_after = 101, "health.healthy_after: 101 must be between 1 and 100"),
         (|w| w.slow_start = Some(999), "slow_start: 999ms must be between 1s and 3600s"),
         (|w| w.panic_threshold = Some(101), "panic_threshold: 101 must be between 0 and 100"),
         (|w| w.zones = Some(0), "zones: 0 must be between 1 and 100"),
@@ -509,6 +546,13 @@ fn what_a_backend_policy_must_not_say_is_refused_with_its_path() {
             base_ejection: time,
             max_ejection: time,
             max_ejected_percent: 50,
+        });
+        config.policy.health = Some(HealthConfig {
+            probe: Probe::Tcp,
+            interval: time,
+            timeout: time,
+            unhealthy_after: 1,
+            healthy_after: 1,
         });
         let mut wire = destination::to_wire(&config);
         change(wire.policy.as_mut().unwrap());

@@ -1,4 +1,4 @@
-//! Choosing an endpoint where not all of them are alike: some are ejected or full, some have been tried in
+//! Choosing an endpoint where not all of them are alike: some are ejected, unhealthy or full, some have been tried in
 //! vain, some are new, some stand in another zone.
 //!
 //! The numbers are in `core/src/policy/preference.rs`. A service without any of this never comes here.
@@ -107,10 +107,7 @@ pub(super) fn choose(
     let all = &set.endpoints;
     let mut left: Vec<_> = all.iter().collect();
     if guard.is_choosy() {
-        left = guard.choosable(&left);
-        if left.is_empty() && !all.is_empty() {
-            return Err(NoChoice::Busy);
-        }
+        left = guard.choosable(&left)?;
     }
     left = preference.of_zone(all, left, other(choice.random, 1));
     let untried: Vec<_> = left.iter().filter(|e| !choice.tried.contains(&e.key)).copied().collect();

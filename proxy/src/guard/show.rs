@@ -10,13 +10,14 @@ use outrigger_core::policy::fallback::Degraded;
 use outrigger_core::policy::outlier::{Outlier, Standing};
 use serde_json::{Value, json};
 
-use super::Guard;
+use super::{Guard, health};
 use crate::endpoint::{EndpointState, Endpoints};
 
 impl Guard {
     /// For whoever looks: state, reason, and when it will be tried again.
     pub fn show(&self, endpoints: &[Arc<EndpointState>]) -> Value {
         let now = Instant::now();
+        let health = self.show_health(endpoints);
         let in_ms = |at: Instant| at.saturating_duration_since(now).as_millis() as u64;
         let mut machines = self.lock();
         let retries_left = machines.budget.left(now, self.requests.load(Relaxed));
@@ -48,6 +49,7 @@ impl Guard {
             "service": self.name.to_string(),
             "breaker": breaker,
             "ejected": ejected,
+            "health": health,
             "retryBudgetLeft": retries_left,
             "panics": self.panics.load(Relaxed),
             "inFlight": self.in_flight.load(Relaxed),
@@ -87,6 +89,7 @@ struct Gauges {
 /// In the Prometheus text format. The names of services hold nothing that needs escaping.
 pub fn write_metrics(out: &mut String, all: &[Arc<Endpoints>]) -> fmt::Result {
     write_fallbacks(out, all)?;
+    health::write_metrics(out, all)?;
     let gauges = |one: &Endpoints| Gauges {
         spilled: one.preference.spilled(),
         warming: one.warming(),
@@ -110,9 +113,11 @@ pub fn write_metrics(out: &mut String, all: &[Arc<Endpoints>]) -> fmt::Result {
         g.ejected.map(|n| n as u64)
     })?;
     gauge("outrigger_endpoints_warming", "endpoints in their slow start", &|g| g.warming)?;
-    gauge("outrigger_panic_choices_total", "choices for which ejections were ignored", &|g| {
-        Some(g.panics).filter(|n| *n > 0)
-    })?;
+    gauge(
+        "outrigger_panic_choices_total",
+        "choices for which ejections or checks were ignored",
+        &|g| Some(g.panics).filter(|n| *n > 0),
+    )?;
     gauge(
         "outrigger_zone_spilled_total",
         "requests sent to other zones for want of fit endpoints",

@@ -187,6 +187,10 @@ fn endpoint_of(
         NoChoice::None => {
             Refusal::new(Reason::NoEndpoint, format!("{} has no ready instance", endpoints.name))
         }
+        NoChoice::Unfit => Refusal::new(
+            Reason::NoEndpoint,
+            format!("every instance of {} is ejected or unhealthy", endpoints.name),
+        ),
         NoChoice::Busy => Refusal::new(
             Reason::TooManyInFlight,
             format!("every instance of {} has as much as it may", endpoints.name),
@@ -338,7 +342,7 @@ pub fn unprocessed(hop: &Hop, response: &Response<UpstreamBody>) -> Option<Reaso
 
 impl Hop {
     /// Through the endpoint's proxy, or straight to its app when it has none.
-    fn to(
+    pub(super) fn to(
         endpoint: Arc<EndpointState>,
         protocol: Protocol,
         callers: Protocol,

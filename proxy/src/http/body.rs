@@ -50,7 +50,7 @@ pub enum RequestBody {
         source: Rc<RefCell<Source>>,
         next: usize,
     },
-    /// A copy of another request's body.
+    /// A copy of another request's body, or one of our own.
     Mirror(mpsc::Receiver<Piece>),
 }
 

@@ -332,7 +332,7 @@ fn class_of(
 }
 
 /// The reason that another proxy of the mesh gives for its answer.
-fn explained(headers: &HeaderMap) -> Option<Reason> {
+pub fn explained(headers: &HeaderMap) -> Option<Reason> {
     let text = headers.get(PROXY_STATUS)?.to_str().ok()?.strip_prefix("outrigger; ")?;
     let word = text.split_once("details=\"")?.1.split([':', '"']).next()?;
     Reason::from_word(word)

@@ -60,6 +60,11 @@ impl Pools {
         Box::pin(self.open_h1(key, pool)).await
     }
 
+    /// A new connection, whatever is idle.
+    pub async fn fresh_h1(&self, key: PoolKey) -> Result<Lease, ConnectError> {
+        self.open_h1(key, self.h1(key)).await
+    }
+
     async fn open_h1(&self, key: PoolKey, pool: Rc<Pool>) -> Result<Lease, ConnectError> {
         let stream = connect(key.address, &self.opening).await?;
         let (sender, connection) = http1::Builder::new()

@@ -15,7 +15,7 @@ use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use outrigger_core::balance;
 use outrigger_core::compile::{StreamRouting, Target as Backend};
-use outrigger_core::config::{Balancer, HashKey};
+use outrigger_core::config::{Balancer, HashKey, MeshAddress};
 use outrigger_core::outcome::Outcome;
 use outrigger_core::reason::Reason;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
@@ -26,6 +26,7 @@ use crate::guard::{Attempt, Trials};
 use crate::http::attempt::take_endpoint;
 use crate::http::body::RequestBody;
 use crate::http::destination::Target;
+use crate::http::fallback::explained;
 use crate::http::fault::refuse_connection;
 use crate::http::respond::Refusal;
 use crate::metrics::{Label, add};
@@ -162,6 +163,15 @@ async fn open(worker: &Rc<Worker>, endpoint: &EndpointState) -> Result<UpstreamI
         add(&worker.proxy.metrics.gauges.unmeshed, 1);
         return Ok(UpstreamIo::direct(worker.connect(endpoint.endpoint.address).await?));
     };
+    tunnel(worker, endpoint, mesh).await
+}
+
+/// Through the endpoint's proxy, which has reached the app when this ends well.
+pub async fn tunnel(
+    worker: &Rc<Worker>,
+    endpoint: &EndpointState,
+    mesh: &MeshAddress,
+) -> Result<UpstreamIo, Refusal> {
     let key = PoolKey { address: mesh.address, wire: Wire::HopTunnel, expected: endpoint.expected };
     let lease = worker.pools.lease_h2(key, Instant::now()).await?;
     let failed =
@@ -173,7 +183,8 @@ async fn open(worker: &Rc<Worker>, endpoint: &EndpointState) -> Result<UpstreamI
         Uri::builder().authority(authority).build().map_err(|e| failed(e.to_string()))?;
     let response = lease.send(request).await.map_err(|e| failed(e.error.to_string()))?;
     if response.status() != StatusCode::OK {
-        return Err(failed(format!("the far proxy answered {}", response.status())));
+        let why = explained(response.headers()).map_or("no reason given", Reason::as_str);
+        return Err(failed(format!("the far proxy answered {}: {why}", response.status())));
     }
     let upgraded = hyper::upgrade::on(response).await.map_err(|e| failed(e.to_string()))?;
     Ok(UpstreamIo { read_ahead: Bytes::new(), kind: Kind::Hop(TokioIo::new(upgraded), lease) })
