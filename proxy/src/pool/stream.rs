@@ -229,6 +229,7 @@ fn ended_by(error: h2::Error) -> Option<Result<Frame<Bytes>, BodyError>> {
 
 #[cfg(test)]
 mod tests {
+    use http_body_util::BodyExt;
     use tokio::io::duplex;
     use tokio::sync::mpsc;
     use tokio::task::LocalSet;
@@ -312,6 +313,26 @@ mod tests {
             for answer in futures::future::join_all(all).await {
                 assert_eq!(answer.unwrap().status(), 200);
             }
+        };
+        LocalSet::new().run_until(whole).await;
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn an_early_answer_is_whole_although_the_upload_is_cut() {
+        let whole = async {
+            let (mut sender, mut server) = connection(8).await;
+            let (_open, body) = mpsc::channel(1);
+            let sending = Sending::begin(&mut sender, request(RequestBody::Mirror(body))).unwrap();
+            tokio::task::spawn_local(async move {
+                let (request, mut respond) = server.accept().await.unwrap().unwrap();
+                let mut answer = respond.send_response(Response::new(()), false).unwrap();
+                answer.send_data(Bytes::from_static(b"too large"), true).unwrap();
+                // Unread: h2 resets the stream after the answer, with NO_ERROR.
+                drop((request, respond, answer));
+                while server.accept().await.is_some() {}
+            });
+            let body = sending.await.unwrap().into_body();
+            assert_eq!(body.collect().await.unwrap().to_bytes(), "too large");
         };
         LocalSet::new().run_until(whole).await;
     }
