@@ -58,7 +58,7 @@ pub struct Pool {
 
 /// What runs a connection until it ends.
 enum Driven {
-    Requests(h2::client::Connection<Opened, Bytes>),
+    Requests(Box<h2::client::Connection<Opened, Bytes>>),
     Tunnels(http2::Connection<TokioIo<Opened>, RequestBody, LocalExec>),
 }
 
@@ -228,7 +228,7 @@ async fn handshake(
         .handshake(stream)
         .await
         .map_err(|error| error.to_string())?;
-    Ok((Sender::Requests(sender), Driven::Requests(connection)))
+    Ok((Sender::Requests(sender), Driven::Requests(Box::new(connection))))
 }
 
 impl Driven {
