@@ -5,6 +5,7 @@
 //! set at the end of a commit and asks for what its proxies need. There is no I/O here, no clock
 //! and no lock.
 
+mod externals;
 mod links;
 mod names;
 mod policies;
@@ -17,18 +18,20 @@ use std::net::{IpAddr, SocketAddr};
 
 use outrigger_core::config::{Endpoint, MeshSettings, MtlsMode, TrustBundle};
 use outrigger_core::identity::{SpiffeId, TrustDomain};
-use outrigger_core::name::{DestinationName, EndpointId};
+use outrigger_core::name::{Authority, DestinationName, EndpointId};
 use outrigger_core::policy::access::Action;
 
+pub use externals::Addresses;
 pub use names::{Resolution, Target};
 
 use crate::experiments::Stops;
 use crate::object::policy::{FaultInjection, ServerPolicy, TrafficPolicy};
 use crate::object::{
-    EndpointSlice, External, KeySource, Kind, Object, ObjectId, Policy, ReferenceGrant, Route,
-    Service, ServiceId, Workload,
+    EndpointSlice, KeySource, Kind, Object, ObjectId, Policy, ReferenceGrant, Route, Service,
+    ServiceId, Workload,
 };
 use crate::translate;
+use externals::Externals;
 use links::{Labels, Links};
 use policies::Policies;
 
@@ -77,6 +80,8 @@ pub enum Dep {
     Endpoints(PortId),
     /// What an address stands for.
     Ip(IpAddr),
+    /// Which ExternalService has this host and port, in any namespace.
+    Dialled(Authority),
     /// The ports of one workload, by uid.
     Inbound(String),
     Settings,
@@ -116,7 +121,7 @@ pub struct Index {
     faults: Policies<FaultInjection>,
     /// Experiments that a guard has stopped.
     stops: Stops,
-    externals: BTreeMap<(String, String), External>,
+    externals: Externals,
     /// Key sets that do not stand in a policy itself.
     keys: BTreeMap<KeySource, String>,
     external: BTreeMap<String, Workload>,
@@ -194,8 +199,7 @@ impl Index {
                 self.set_fault_injection(key, Some(*policy));
             }
             Object::ExternalService(external) => {
-                let key = (external.namespace.clone(), external.name.clone());
-                self.externals.insert(key, external);
+                self.set_external(external.service(), Some(external));
             }
             Object::ExternalWorkload(workload) => {
                 self.change_workload(&workload.uid(), |index| {
@@ -221,7 +225,7 @@ impl Index {
             Kind::ServerPolicy => self.set_server_policy(key, None),
             Kind::FaultInjection => self.set_fault_injection(key, None),
             Kind::ExternalService => {
-                self.externals.remove(&key);
+                self.set_external(ServiceId::external(&key.0, &key.1), None);
             }
             Kind::ExternalWorkload => {
                 let uid = format!("{}.{}", id.namespace, id.name);
@@ -256,8 +260,15 @@ impl Index {
         std::mem::take(&mut self.dirty)
     }
 
+    /// A Service, or an ExternalService as one.
     pub fn service(&self, id: &ServiceId) -> Option<&Service> {
-        self.services.get(id)
+        self.services.get(id).or_else(|| self.externals.service(id))
+    }
+
+    /// Services and ExternalServices of a namespace.
+    pub fn services_in(&self, namespace: &str) -> impl Iterator<Item = &ServiceId> {
+        let all = self.services.keys().chain(self.externals.ids());
+        all.filter(move |id| id.namespace == namespace)
     }
 
     pub fn services(&self) -> impl Iterator<Item = &Service> {
@@ -292,10 +303,6 @@ impl Index {
     /// Policies that are for a workload, whatever port, in name order.
     pub fn policies_of(&self, workload: &Workload) -> impl Iterator<Item = &Policy> {
         self.policies.values().filter(move |policy| policy.is_for(workload))
-    }
-
-    pub fn external(&self, namespace: &str, name: &str) -> Option<&External> {
-        self.externals.get(&(namespace.to_owned(), name.to_owned()))
     }
 
     /// The key set of a source; none: it has not been read yet.

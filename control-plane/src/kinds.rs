@@ -3,6 +3,7 @@
 //! Everything else is read with the types of Kubernetes and of the Gateway API; translation of all
 //! of them is in [`crate::translate`].
 
+mod external_service;
 mod fallback;
 mod fault_injection;
 mod server_policy;
@@ -12,6 +13,7 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use external_service::*;
 pub use fallback::*;
 pub use fault_injection::*;
 pub use server_policy::*;
@@ -263,34 +265,6 @@ pub struct AccessJwksService {
     pub name: String,
     /// Path and query, as in `/.well-known/jwks.json`.
     pub path: String,
-}
-
-/// A service outside the mesh. For now it says where the keys of an issuer of tokens are fetched.
-#[derive(CustomResource, Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
-#[kube(
-    group = "outrigger.dev",
-    version = "v1alpha1",
-    kind = "ExternalService",
-    plural = "externalservices",
-    namespaced,
-    doc = "A service outside the mesh"
-)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct ExternalServiceSpec {
-    /// Host name or IP address.
-    pub host: String,
-    pub port: i32,
-    /// With TLS the host's certificate is verified against the system's roots, or these.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub tls: Option<ExternalServiceTls>,
-}
-
-#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
-#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
-pub struct ExternalServiceTls {
-    /// Roots in PEM, instead of the system's.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub ca_certificates: Option<String>,
 }
 
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]

@@ -15,6 +15,7 @@ pub mod identity;
 pub mod index;
 pub mod keys;
 pub mod kinds;
+pub mod lookup;
 pub mod manifests;
 pub mod metrics;
 pub mod object;

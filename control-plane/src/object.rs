@@ -5,7 +5,7 @@
 
 pub mod policy;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -13,6 +13,7 @@ use std::path::PathBuf;
 use outrigger_core::config::{
     Balancer, HostMatch, HttpRule, MeshAddress, MtlsMode, Protocol, TcpBackend,
 };
+use outrigger_core::name::{Authority, Host, external_name, external_service};
 use outrigger_core::policy::access::{Action, Rule, TokenIssuer};
 use serde::{Serialize, Serializer};
 
@@ -112,7 +113,7 @@ impl Serialize for ObjectId {
     }
 }
 
-/// `namespace/name` of a Service.
+/// `namespace/name` of a Service, or `namespace/external:name` of an ExternalService.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ServiceId {
     pub namespace: String,
@@ -122,6 +123,19 @@ pub struct ServiceId {
 impl ServiceId {
     pub fn new(namespace: impl Into<String>, name: impl Into<String>) -> Self {
         Self { namespace: namespace.into(), name: name.into() }
+    }
+
+    /// That of an ExternalService.
+    pub fn external(namespace: &str, name: &str) -> Self {
+        Self::new(namespace, external_service(name))
+    }
+
+    /// With its kind, as people write it: `Service bank/orders`.
+    pub fn describe(&self) -> String {
+        match external_name(&self.name) {
+            Some(name) => format!("ExternalService {}/{name}", self.namespace),
+            None => format!("Service {self}"),
+        }
     }
 }
 
@@ -310,10 +324,33 @@ pub enum KeySource {
 pub struct External {
     pub namespace: String,
     pub name: String,
-    /// Host name or IP address.
+    /// Seconds since the Unix epoch, 0 when the manifest says nothing.
+    pub created: i64,
+    /// Host name or IP address, IPv6 in brackets.
     pub host: String,
     pub port: u16,
+    /// Host and port as apps of its namespace dial them.
+    pub dialled: Authority,
+    pub protocol: Protocol,
+    /// None: the addresses of the host, which are looked up.
+    pub endpoints: Option<BTreeSet<SocketAddr>>,
     pub tls: Option<ExternalTls>,
+}
+
+impl External {
+    /// What callers and policies know it by: no Service has such a name.
+    pub fn service(&self) -> ServiceId {
+        ServiceId::external(&self.namespace, &self.name)
+    }
+
+    /// The name that has to be looked up.
+    pub fn looked_up(&self) -> Option<&str> {
+        match (&self.endpoints, &self.dialled.host) {
+            // Without the namespace that short names are given.
+            (None, Host::Name(_)) => Some(&self.host),
+            _ => None,
+        }
+    }
 }
 
 #[derive(Clone, Debug, Default, PartialEq)]

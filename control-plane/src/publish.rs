@@ -376,7 +376,7 @@ impl View {
             Dep::Inbound(uid) => drop(self.inbounds.remove(uid)),
             Dep::Settings => self.settings = None,
             Dep::Trust => self.trust = None,
-            Dep::Ip(_) => {}
+            Dep::Ip(_) | Dep::Dialled(_) => {}
         }
     }
 }

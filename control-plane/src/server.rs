@@ -25,6 +25,7 @@ use crate::experiments::{self, Stopper};
 use crate::identity::Certifier;
 use crate::index::Index;
 use crate::keys;
+use crate::lookup;
 use crate::manifests::{self, Folder, Watching};
 use crate::metrics::Metrics;
 use crate::options::{Mtls, Options, Switch};
@@ -128,6 +129,7 @@ pub async fn start(options: Options) -> Result<Server, StartError> {
     };
     let mut background = vec![tokio::spawn(admin::serve(admin_listener, admin))];
     background.push(tokio::spawn(keys::run(publisher.clone(), root)));
+    background.push(tokio::spawn(lookup::run(publisher.clone())));
     background.extend(registrations.clone().map(|r| tokio::spawn(r.run())));
     let keeping = options.state_dir.clone();
     let keeping = keeping.map(|state| tokio::spawn(experiments::keep(publisher.clone(), state)));

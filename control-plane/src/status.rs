@@ -1,5 +1,6 @@
 //! What has become of each object: accepted, references resolved, programmed on how many proxies.
 
+mod external;
 mod policy;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -63,7 +64,7 @@ impl Programmed {
     }
 }
 
-/// Status of every route and policy, and of every object whose newest version was not accepted.
+/// Status of every route, policy and ExternalService, and of every object whose newest version was not accepted.
 pub fn objects(view: &View, problems: &[Problem]) -> Vec<Status> {
     let programmed = programmed(view);
     let mut statuses: BTreeMap<ObjectId, Status> = BTreeMap::new();
@@ -84,6 +85,7 @@ pub fn objects(view: &View, problems: &[Problem]) -> Vec<Status> {
         statuses.insert(route.id.clone(), status);
     }
     statuses.extend(policy::policies(view, &programmed).map(|s| (s.object.clone(), s)));
+    statuses.extend(external::externals(view, &programmed).map(|s| (s.object.clone(), s)));
     for problem in problems.iter().filter(|problem| problem.severity == Severity::Error) {
         let Some(object) = &problem.object else { continue };
         let status = statuses.entry(object.clone()).or_insert_with(|| Status {
@@ -130,7 +132,7 @@ pub fn unresolved(index: &Index) -> Vec<String> {
             .chain(unresolved_backends(index, route))
             .map(|problem| format!("{}: {problem}", route.id))
     });
-    let problems = problems.chain(policy::unresolved(index));
+    let problems = problems.chain(policy::unresolved(index)).chain(external::unresolved(index));
     problems.chain(index.slices().flat_map(|slice| unmatched_ports(index, slice))).collect()
 }
 

@@ -13,8 +13,12 @@ const MAX_LABEL: usize = 63;
 /// The longest DNS name in text form (RFC 1035 section 2.3.4).
 const MAX_HOST: usize = 253;
 
+/// What the service part of an ExternalService's name begins with: no Service's name holds a colon.
+const EXTERNAL: &str = "external:";
+
 /// Canonical name of a destination: `<namespace>/<service>:<port>`, with `@<caller namespace>`
-/// where a route in the caller's namespace replaces the producer's.
+/// where a route in the caller's namespace replaces the producer's. That of an ExternalService is
+/// `<namespace>/external:<name>:<port>`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct DestinationName {
     pub namespace: String,
@@ -38,6 +42,22 @@ impl DestinationName {
             return Err(FieldError::at("port", "must be between 1 and 65535"));
         }
         Ok(name)
+    }
+
+    /// Of an ExternalService.
+    pub fn external(
+        namespace: impl Into<String>,
+        name: &str,
+        port: u16,
+    ) -> Result<Self, FieldError> {
+        check_subdomain(name).map_err(|e| e.under("name"))?;
+        let plain = Self::new(namespace, "external", port)?;
+        Ok(Self { service: external_service(name), ..plain })
+    }
+
+    /// Whether it lies outside the mesh.
+    pub fn is_external(&self) -> bool {
+        external_name(&self.service).is_some()
     }
 
     /// The same service as seen from `namespace`'s own routes.
@@ -80,10 +100,24 @@ impl FromStr for DestinationName {
         };
         let (namespace, rest) = name.split_once('/').ok_or_else(wrong)?;
         let (service, port) = rest.rsplit_once(':').ok_or_else(wrong)?;
-        let mut name = Self::new(namespace, service, parse_port(port).ok_or_else(wrong)?)?;
+        let port = parse_port(port).ok_or_else(wrong)?;
+        let mut name = match service.strip_prefix(EXTERNAL) {
+            Some(external) => Self::external(namespace, external, port)?,
+            None => Self::new(namespace, service, port)?,
+        };
         name.consumer = consumer;
         Ok(name)
     }
+}
+
+/// The service part of an ExternalService's destinations.
+pub fn external_service(name: &str) -> String {
+    format!("{EXTERNAL}{name}")
+}
+
+/// The ExternalService that a service part names, if it is one's.
+pub fn external_name(service: &str) -> Option<&str> {
+    service.strip_prefix(EXTERNAL)
 }
 
 /// `<workload uid>:<port>`: an endpoint keeps its id when its address changes.
@@ -231,6 +265,14 @@ pub fn check_label(text: &str) -> Result<(), FieldError> {
     )))
 }
 
+/// RFC 1123 subdomain: labels joined by dots, what most objects are named with.
+pub fn check_subdomain(text: &str) -> Result<(), FieldError> {
+    if text.len() > MAX_HOST {
+        return Err(FieldError::here("must have at most 253 characters"));
+    }
+    text.split('.').try_for_each(check_label)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -265,12 +307,22 @@ mod tests {
 
     #[test]
     fn names_survive_a_round_trip() {
-        for text in ["bank/orders:80", "bank/orders:80@shop"] {
+        for text in ["bank/orders:80", "bank/orders:80@shop", "bank/external:api.pay:443"] {
             assert_eq!(text.parse::<DestinationName>().unwrap().to_string(), text);
         }
-        for text in ["bank", "bank/orders", "bank/orders:0", "Bank/orders:80", "/x:1", "a/b:1@"] {
+        for text in [
+            "bank",
+            "bank/orders",
+            "bank/orders:0",
+            "Bank/orders:80",
+            "/x:1",
+            "a/b:1@",
+            "a/external::1",
+        ] {
             assert!(text.parse::<DestinationName>().is_err(), "{text:?} must be refused");
         }
+        assert!("a/external:b:1".parse::<DestinationName>().unwrap().is_external());
+        assert!(DestinationName::new("a", "external:b", 1).is_err(), "no Service's name");
         assert_eq!("bank.x-1:80".parse::<EndpointId>().unwrap().to_string(), "bank.x-1:80");
     }
 }

@@ -32,6 +32,8 @@ const FAILURE_PENALTY_US: u32 = 5_000_000;
 pub struct Endpoints {
     pub name: DestinationName,
     pub label: Label,
+    /// It lies outside the mesh.
+    pub is_outside: bool,
     /// Breaker, budget and limits of the service.
     pub guard: Guard,
     /// What this workload watches over for experiments.
@@ -71,6 +73,8 @@ pub struct EndpointState {
     pub joined_ms: u32,
     /// It stands in one's own zone.
     pub is_near: bool,
+    /// It lies outside the mesh.
+    pub is_outside: bool,
     /// `x-outrigger-hop` for an app that speaks h1, h2 and gRPC; without and with a policy's deadline.
     hop_headers: [[HeaderValue; 2]; 3],
 }
@@ -110,8 +114,9 @@ impl Endpoints {
     pub fn new(name: DestinationName, zone: Option<String>, metrics: &Metrics) -> Self {
         let label = metrics.label(&name.to_string());
         let guard = Guard::new(name.clone());
+        let is_outside = name.is_external();
         let (watches, preference, current, turn, has_mesh) = Default::default();
-        Self { name, label, guard, watches, preference, zone, current, turn, has_mesh }
+        Self { name, label, is_outside, guard, watches, preference, zone, current, turn, has_mesh }
     }
 
     pub fn load(&self) -> arc_swap::Guard<Arc<EndpointSet>> {
@@ -156,6 +161,7 @@ impl Endpoints {
                         Some(_) | None if old.complete => self.preference.joined(now_ms),
                         Some(_) | None => 0,
                     },
+                    is_outside: self.is_outside,
                     is_near: self.zone.is_some() && self.zone == endpoint.zone,
                     load: known.map(|state| Arc::clone(&state.load)).unwrap_or_default(),
                     hop_headers: hop_headers(endpoint.id.port),

@@ -5,6 +5,7 @@ mod cache;
 mod config;
 mod deadlines;
 mod endpoints;
+mod external;
 mod fallbacks;
 mod faults;
 mod health;

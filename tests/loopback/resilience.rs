@@ -89,8 +89,8 @@ fn two_endpoints(first: u16, second: u16) -> String {
     format!("{manifest}---\n{slice}")
 }
 
-const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
-const UNAVAILABLE: &str = "HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n";
+pub const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+pub const UNAVAILABLE: &str = "HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n";
 
 const RETRIES: &str = "  retries: {maxAttempts: 3, when: {statuses: [503], reset: true}, \
                        backoff: {base: 1ms, max: 5ms}}\n";

@@ -2,7 +2,8 @@
 //!
 //! A Service answers to `svc.ns:port`, `svc.ns.svc:port`, `svc.ns.svc.<cluster domain>:port` and
 //! its cluster addresses; an endpoint of a headless Service to its own address, and any endpoint
-//! with a host name to that name in front of the Service's.
+//! with a host name to that name in front of the Service's. What none of them answers to may be the
+//! host and port of an ExternalService of the caller's namespace.
 
 use outrigger_core::name::{Authority, DestinationName, EndpointId, Host};
 
@@ -29,13 +30,20 @@ impl Index {
     /// itself, so that a proxy can ask again for what it has on disk.
     pub fn resolve(&self, dialled: &str, namespace: &str) -> Resolution {
         if let Ok(name) = dialled.parse::<DestinationName>() {
-            return self.resolve_service(&PortId::from(&name), namespace);
+            let mut found = self.resolve_service(&PortId::from(&name), namespace);
+            found.target =
+                found.target.filter(|_| !name.is_external() || name.namespace == namespace);
+            return found;
         }
         let Ok(authority) = Authority::parse(dialled, None) else {
             return Resolution::default();
         };
         match authority.in_namespace(namespace) {
-            Authority { host: Host::Name(host), port } => self.resolve_host(&host, port, namespace),
+            Authority { host: Host::Name(host), port } => {
+                let found = self.resolve_host(&host, port, namespace);
+                let dialled = Authority { host: Host::Name(host), port };
+                self.resolve_external(dialled, namespace, found)
+            }
             Authority { host: Host::Ip(ip), port } => {
                 let ip = ip.to_canonical();
                 let mut found = Resolution::default();
@@ -50,12 +58,13 @@ impl Index {
                     }
                 }
                 found.deps.push(Dep::Ip(ip));
-                found
+                let dialled = Authority { host: Host::Ip(ip), port };
+                self.resolve_external(dialled, namespace, found)
             }
         }
     }
 
-    fn resolve_host(&self, host: &str, port: u16, namespace: &str) -> Resolution {
+    pub(super) fn resolve_host(&self, host: &str, port: u16, namespace: &str) -> Resolution {
         let inside = host
             .strip_suffix(self.settings.cluster_domain.as_str())
             .and_then(|host| host.strip_suffix('.'))
@@ -84,7 +93,7 @@ impl Index {
     }
 
     fn resolve_service(&self, port: &PortId, namespace: &str) -> Resolution {
-        let service = self.services.get(&port.service);
+        let service = self.service(&port.service);
         let target = service.and_then(|service| service.port(port.port)).map(|service_port| {
             let consumer = port.service.namespace != namespace
                 && self.routes_of(&port.service).any(|route| {

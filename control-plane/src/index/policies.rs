@@ -182,10 +182,9 @@ impl Index {
     /// Services that exist and that a policy names, or whose namespace it is for.
     fn services_of<S>(&self, policy: &Attached<S>) -> BTreeSet<ServiceId> {
         if policy.is_for_namespace() {
-            let all = self.services.keys();
-            return all.filter(|id| id.namespace == policy.namespace()).cloned().collect();
+            return self.services_in(policy.namespace()).cloned().collect();
         }
-        policy.services().filter(|id| self.services.contains_key(id)).collect()
+        policy.services().filter(|id| self.service(id).is_some()).collect()
     }
 
     fn workloads_of(&self, policy: &ServerPolicy) -> BTreeSet<String> {

@@ -19,6 +19,10 @@ impl Index {
     /// The same for any object that names a Service.
     pub fn check_reference(&self, by: &ObjectId, to: &DestinationName) -> Result<(), FieldError> {
         let id = ServiceId::new(to.namespace.clone(), to.service.clone());
+        if to.namespace != by.namespace && to.is_external() {
+            let problem = "an ExternalService is for its own namespace alone";
+            return Err(FieldError::at("namespace", problem));
+        }
         if to.namespace != by.namespace && !self.granted(by, &id) {
             let (kind, from) = (by.kind.as_str(), &by.namespace);
             let article = if kind.starts_with('H') { "an" } else { "a" };
@@ -36,13 +40,14 @@ impl Index {
 
     fn exists(&self, to: &DestinationName) -> Result<(), FieldError> {
         let id = ServiceId::new(to.namespace.clone(), to.service.clone());
-        let Some(service) = self.services.get(&id) else {
-            return Err(FieldError::at("name", format!("there is no Service {id}")));
+        let Some(service) = self.service(&id) else {
+            return Err(FieldError::at("name", format!("there is no {}", id.describe())));
         };
         if service.port(to.port).is_none() {
             let ports: Vec<_> = service.ports.iter().map(|p| p.port.to_string()).collect();
             let ports = ports.join(", ");
-            let problem = format!("Service {id} has no port {} (it has {ports})", to.port);
+            let id = id.describe();
+            let problem = format!("{id} has no port {} (it has {ports})", to.port);
             return Err(FieldError::at("port", problem));
         }
         Ok(())

@@ -99,8 +99,16 @@ pub struct RuleCall {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Target {
     Namespace,
-    Service { name: String, port: Option<PortRef> },
-    Route { kind: Kind, name: String, rule: Option<String> },
+    /// Or an ExternalService, by the name of its [`ServiceId`].
+    Service {
+        name: String,
+        port: Option<PortRef>,
+    },
+    Route {
+        kind: Kind,
+        name: String,
+        rule: Option<String>,
+    },
 }
 
 /// One port of a Service.
@@ -201,9 +209,12 @@ impl<S> Attached<S> {
         let namespace = self.namespace();
         match target {
             Target::Namespace => format!("Namespace {namespace}"),
-            Target::Service { name, port: None } => format!("Service {namespace}/{name}"),
-            Target::Service { name, port: Some(port) } => {
-                format!("Service {namespace}/{name} port {port}")
+            Target::Service { name, port } => {
+                let service = ServiceId::new(namespace, name.clone()).describe();
+                match port {
+                    None => service,
+                    Some(port) => format!("{service} port {port}"),
+                }
             }
             Target::Route { kind, name, rule: None } => {
                 format!("{} {namespace}/{name}", kind.as_str())

@@ -121,7 +121,7 @@ fn unresolved_target<S>(
         Target::Service { name, port } => {
             let id = ServiceId::new(policy.namespace(), name.clone());
             let Some(service) = index.service(&id) else {
-                return Some(("name", format!("there is no Service {id}")));
+                return Some(("name", format!("there is no {}", id.describe())));
             };
             let port = port.as_ref()?;
             if service.ports.iter().any(|of| port.is(of)) {
@@ -163,10 +163,7 @@ fn services<S>(index: &Index, policy: &Attached<S>) -> BTreeSet<ServiceId> {
     let named = policy.services();
     let routed = policy.routes().filter_map(|id| index.route(&id));
     let routed = routed.flat_map(|route| route.parents.iter().map(|p| p.service.clone()));
-    let whole = index
-        .services()
-        .map(|service| &service.id)
-        .filter(|id| policy.is_for_namespace() && id.namespace == policy.namespace());
+    let whole = index.services_in(policy.namespace()).filter(|_| policy.is_for_namespace());
     named.chain(routed).chain(whole.cloned()).collect()
 }
 

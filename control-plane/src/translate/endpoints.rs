@@ -4,19 +4,29 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use outrigger_core::config::{Endpoint, MeshAddress};
-use outrigger_core::name::EndpointId;
+use outrigger_core::name::{EndpointId, external_name};
 
 use crate::index::{Index, PortId};
 use crate::object::{Service, ServicePort};
+use crate::translate::external_service;
 
-/// In the order of their ids; `None` when there is no such port.
+/// In the order of their ids; `None` when there is no such port, or its addresses are not known yet.
 pub fn build(index: &Index, id: &PortId) -> Option<Vec<Endpoint>> {
+    if external_name(&id.service.name).is_some() {
+        return outside(index, id);
+    }
     let service = index.service(&id.service)?;
     let port = service.port(id.port)?;
     let mut endpoints = BTreeMap::new();
     from_slices(index, service, port, &mut endpoints);
     from_workloads(index, service, port, &mut endpoints);
     Some(endpoints.into_values().collect())
+}
+
+fn outside(index: &Index, id: &PortId) -> Option<Vec<Endpoint>> {
+    let external = index.external_of(&id.service).filter(|external| external.port == id.port)?;
+    let looked_up = index.addresses(external)?;
+    Some(external_service::endpoints_of(external, id, looked_up))
 }
 
 fn from_slices(

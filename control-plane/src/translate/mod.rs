@@ -32,7 +32,7 @@ pub mod workload;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use outrigger_core::error::FieldError;
-use outrigger_core::name::check_label;
+use outrigger_core::name::{check_label, check_subdomain};
 
 /// What translation finds in one object. An object with an error is not accepted as a whole: the
 /// last good version stays in force. A warning changes nothing.
@@ -104,12 +104,4 @@ fn named(
 /// it writes `creationTimestamp` itself.
 fn created(meta: &ObjectMeta) -> i64 {
     meta.creation_timestamp.as_ref().map_or(0, |time| time.0.as_second())
-}
-
-/// RFC 1123 subdomain: labels joined by dots, what most objects are named with.
-fn check_subdomain(text: &str) -> Result<(), FieldError> {
-    if text.len() > 253 {
-        return Err(FieldError::here("must have at most 253 characters"));
-    }
-    text.split('.').try_for_each(check_label)
 }

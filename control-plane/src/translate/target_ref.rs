@@ -1,7 +1,7 @@
 //! `targetRefs`: what a policy is for, as far as it can be told without the index.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use outrigger_core::name::check_label;
+use outrigger_core::name::{check_label, external_service};
 
 use super::{Report, check_subdomain, created, identity};
 use crate::kinds::TargetRef;
@@ -11,6 +11,7 @@ use crate::object::{Kind, ObjectId};
 /// Bound of the Gateway API's own policies.
 const MAX_TARGETS: usize = 16;
 const GATEWAY: &str = "gateway.networking.k8s.io";
+pub(super) const OUTRIGGER: &str = "outrigger.dev";
 
 /// Which targets a kind of policy may have.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -78,13 +79,20 @@ fn target(
             let kind = if kind == "HTTPRoute" { Kind::HttpRoute } else { Kind::GrpcRoute };
             Target::Route { kind, name: raw.name.clone(), rule: section.map(str::to_owned) }
         }
+        (OUTRIGGER, "ExternalService") if allowed == Allowed::ServicesAndRoutes => {
+            report.check(&format!("{path}.name"), check_subdomain(&raw.name));
+            if section.is_some() {
+                report.error(format!("{path}.sectionName"), "an ExternalService has no sections");
+            }
+            Target::Service { name: external_service(&raw.name), port: None }
+        }
         (group, kind) => {
             let (at, problem) = misplaced(group, kind, allowed);
             report.error(format!("{path}.{at}"), problem);
             return None;
         }
     };
-    if raw.port.is_some() && !matches!(target, Target::Service { .. }) {
+    if raw.port.is_some() && (raw.kind != "Service" || !matches!(target, Target::Service { .. })) {
         report.error(format!("{path}.port"), "only a Service has ports");
     }
     Some(target)
@@ -108,13 +116,17 @@ fn misplaced(group: &str, kind: &str, allowed: Allowed) -> (&'static str, String
     let right = match kind {
         "Service" | "Namespace" => Some(""),
         "HTTPRoute" | "GRPCRoute" if allowed == Allowed::ServicesAndRoutes => Some(GATEWAY),
+        "ExternalService" if allowed == Allowed::ServicesAndRoutes => Some(OUTRIGGER),
         _ => None,
     };
     match right {
-        Some(right) => ("group", format!("{group:?} must be {right:?} for a {kind}")),
+        Some(right) => ("group", format!("{group:?} must be {right:?} for {kind}")),
         None if allowed == Allowed::Services => {
             ("kind", format!("{kind:?} is not Service or Namespace"))
         }
-        None => ("kind", format!("{kind:?} is not Service, HTTPRoute, GRPCRoute or Namespace")),
+        None => {
+            let kinds = "Service, ExternalService, HTTPRoute, GRPCRoute or Namespace";
+            ("kind", format!("{kind:?} is not {kinds}"))
+        }
     }
 }

@@ -53,6 +53,7 @@ fn check_on(index: &mut Index, change: impl FnOnce(&mut Index), want: &[&str]) {
             Dep::Inbound(uid) => format!("inbound {uid}"),
             Dep::Settings => "settings".to_owned(),
             Dep::Trust => "trust".to_owned(),
+            Dep::Dialled(authority) => format!("dialled {authority}"),
         })
         .collect();
     assert_eq!(touched.iter().map(String::as_str).collect::<Vec<_>>(), want);

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod discovery;
+mod external;
 mod folder;
 mod identity;
 mod index;

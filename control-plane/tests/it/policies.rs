@@ -550,7 +550,7 @@ fn every_bound_of_target_refs() {
         ("targetRefs: [{kind: Pod, name: a}]".to_owned(), ".targetRefs[0].kind: \"Pod\" is not"),
         (
             "targetRefs: [{group: apps, kind: Service, name: a}]".to_owned(),
-            ".targetRefs[0].group: \"apps\" must be \"\" for a Service",
+            ".targetRefs[0].group: \"apps\" must be \"\" for Service",
         ),
         (
             "targetRefs: [{kind: Service, name: a, namespace: shop}]".to_owned(),
@@ -594,6 +594,26 @@ fn every_bound_of_target_refs() {
         }
         check(kind, &[(ORDERS, ": says nothing about")]);
     }
+    let external = |rest: &str| format!("maxVisits: 2, targetRefs: [{{{rest}}}]");
+    let group = "group: outrigger.dev, kind: ExternalService, name";
+    for (target, want) in [
+        (
+            "kind: ExternalService, name: a".to_owned(),
+            ".targetRefs[0].group: \"\" must be \"outrigger.dev\"",
+        ),
+        (format!("{group}: A"), ".targetRefs[0].name: \"A\" must be"),
+        (format!("{group}: a, port: 1"), ".targetRefs[0].port: only a Service has ports"),
+        (format!("{group}: a, sectionName: b"), ".targetRefs[0].sectionName: an ExternalService"),
+    ] {
+        check("TrafficPolicy", &[(&external(&target), want)]);
+    }
+    check(
+        "ServerPolicy",
+        &[(
+            &format!("concurrency: {{static: 1}}, targetRefs: [{{{group}: a}}]"),
+            ".targetRefs[0].kind: \"ExternalService\" is not Service or Namespace",
+        )],
+    );
     let route = |rest: &str| format!("targetRefs: [{route}], {rest}");
     let elsewhere = ": protects a service, not a route";
     for (section, name) in [
@@ -660,12 +680,51 @@ fn every_bound_of_the_other_kinds() {
             ("jwt: [{issuer: '', jwks: {file: k}}]", ".jwt[0].issuer: is empty"),
         ],
     );
+    let sixty_five: Vec<_> = (0..65).map(|i| format!("{{address: 10.0.0.{i}}}")).collect();
     check(
         "ExternalService",
         &[
             ("host: a, port: 0", ".port: 0 must be between 1 and 65535"),
             ("host: '', port: 1", ".host: \"\" is not a host name or IP address"),
             ("host: a, port: 1, path: /", ".path: unknown field"),
+            ("port: 1", ": missing field `host`"),
+            ("host: a", ": missing field `port`"),
+            ("host: 'a b', port: 1", ".host: \"a b\" is not a host name or IP address"),
+            ("host: 'u@a', port: 1", ".host: \"u@a\" is not"),
+            ("host: a, port: 65536", ".port: 65536 must be between 1 and 65535"),
+            ("host: a, port: 1, protocol: QUIC", ".protocol: unknown variant `QUIC`"),
+            ("host: a, port: 1, protocol: TLS, tls: {}", ".protocol: is TLS, which the app speaks"),
+            ("host: a, port: 1, endpoints: []", ".endpoints: is empty"),
+            (
+                &format!("host: a, port: 1, endpoints: [{}]", sixty_five.join(", ")),
+                ".endpoints: has 65 items, at most 64 are allowed",
+            ),
+            ("host: a, port: 1, endpoints: [{port: 1}]", ".endpoints[0]: missing field `address`"),
+            (
+                "host: a, port: 1, endpoints: [{address: b}]",
+                ".endpoints[0].address: \"b\" is not an IP address",
+            ),
+            (
+                "host: a, port: 1, endpoints: [{address: 10.0.0.1, port: 0}]",
+                ".endpoints[0].port: 0 must be between 1 and 65535",
+            ),
+            (
+                "host: a, port: 1, endpoints: [{address: 10.0.0.1, port: 1}, {address: 10.0.0.1}]",
+                ".endpoints[1]: is there twice",
+            ),
+            (
+                "host: a, port: 1, endpoints: [{address: 10.0.0.1, weight: 1}]",
+                ".endpoints[0].weight: unknown field",
+            ),
+            (
+                "host: a, port: 1, tls: {caCertificates: x}",
+                ".tls.caCertificates: holds no certificate in PEM",
+            ),
+            (
+                &format!("host: a, port: 1, tls: {{caCertificates: {}}}", "x".repeat(16_385)),
+                ".tls.caCertificates: has 16385 bytes, at most 16384 are allowed",
+            ),
+            ("host: a, port: 1, tls: {verify: false}", ".tls.verify: unknown field"),
         ],
     );
     check(
@@ -917,8 +976,11 @@ fn an_experiment_is_stopped_by_its_watcher_only_and_begins_anew_with_another_spe
 /// Every example that people may copy.
 #[test]
 fn the_examples_of_the_documentation_are_accepted() {
+    let text =
+        [include_str!("../../../docs/resilience.md"), include_str!("../../../docs/external.md")]
+            .join("\n");
     // Experiments are for a time to come, whenever this is read.
-    let text = include_str!("../../../docs/resilience.md").replace("2026-11-22", "2126-11-22");
+    let text = text.replace("2026-11-22", "2126-11-22");
     let mut examples = 0;
     let blocks = text.split("```yaml\n").skip(1).filter_map(|rest| rest.split("```").next());
     for block in blocks {

@@ -112,6 +112,11 @@ pub const EXPERIMENT: Duration = DAY;
 pub const MAX_STOP_RULES: usize = 16;
 pub const SCHEDULE: Durations = Duration::from_secs(1)..=DAY;
 
+/// Addresses of an ExternalService; each caller gets them all.
+pub const MAX_OUTSIDE: usize = 64;
+/// Bytes of an ExternalService's own roots in PEM: each of its endpoints carries them.
+pub const ROOTS_BYTES: usize = 16 * 1024;
+
 /// Of the latency that an adaptive limit keeps to.
 pub const LATENCY: Durations = Duration::from_millis(1)..=MINUTE;
 

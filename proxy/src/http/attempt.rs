@@ -135,7 +135,7 @@ pub fn choose(
     exchange.peer = endpoint.peer;
     let callers = exchange.protocol;
     let protocol = if config.protocol.is_http() { config.protocol } else { callers };
-    if endpoint.endpoint.mesh.is_none() {
+    if endpoint.endpoint.mesh.is_none() && !endpoint.is_outside {
         add(&worker.proxy.metrics.gauges.unmeshed, 1);
     }
     exchange.endpoint = Some(endpoint.endpoint.address);
@@ -168,12 +168,13 @@ fn endpoint_of(
     // A pin holds for the service itself: a route to another backend knows no such instance.
     if backend == 0 {
         match &dialed.authority.host {
-            Host::Ip(ip) => {
+            Host::Ip(ip) if !endpoints.is_outside => {
                 let address = SocketAddr::new(*ip, dialed.authority.port);
                 if let Some(endpoint) = endpoints.load().at(address) {
                     return Ok(Arc::clone(endpoint));
                 }
             }
+            Host::Ip(_) => {}
             Host::Name(_) => {
                 if let Some(instance) = dialed.instance_of(&live.compiled.name.service) {
                     return endpoints.load().named(instance).cloned().ok_or_else(|| {
@@ -358,6 +359,11 @@ impl Hop {
 
     pub(super) fn key(&self) -> PoolKey {
         PoolKey { address: self.address, wire: self.wire, expected: self.expected }
+    }
+
+    /// To somebody who is not of the mesh and is told nothing of it.
+    pub(super) fn is_outside(&self) -> bool {
+        self.endpoint.as_ref().is_some_and(|endpoint| endpoint.is_outside)
     }
 
     /// What a second try beside this one has to know of it.

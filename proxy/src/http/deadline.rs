@@ -20,7 +20,7 @@ use super::respond::Refusal;
 
 pub const DEADLINE: HeaderName = HeaderName::from_static("x-deadline");
 pub const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
-const ENVOY: HeaderName = HeaderName::from_static("x-envoy-expected-rq-timeout-ms");
+pub const ENVOY: HeaderName = HeaderName::from_static("x-envoy-expected-rq-timeout-ms");
 
 /// What the request says itself. A value that does not parse says nothing.
 pub fn told(headers: &HeaderMap) -> Told {

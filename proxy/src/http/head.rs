@@ -10,7 +10,7 @@ use outrigger_core::reason::Reason;
 
 use super::attempt::Hop;
 use super::body::RequestBody;
-use super::headers::{self, HOP};
+use super::headers::{self, HOP, keep_inside};
 use super::respond::Refusal;
 use super::upgrade::Switch;
 use crate::pool::Wire;
@@ -90,6 +90,9 @@ impl Head {
         *request.method_mut() = self.method;
         *request.headers_mut() = self.headers;
         let headers = request.headers_mut();
+        if hop.is_outside() {
+            keep_inside(headers);
+        }
         if hop.wire == Wire::Http1 {
             if let Some(authority) = &self.authority {
                 let host = HeaderValue::from_str(authority.as_str());

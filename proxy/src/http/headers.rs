@@ -7,6 +7,7 @@ use http::request::Parts;
 use http::{HeaderMap, Method, Version};
 use outrigger_core::reason::Reason;
 
+use super::deadline::{DEADLINE, ENVOY};
 use super::respond::Refusal;
 use crate::peer::Peer;
 
@@ -192,6 +193,22 @@ fn strip_internal(headers: &mut HeaderMap, keep_priority: bool) {
     }
 }
 
+/// Removes what is said within the mesh alone, before a request leaves it. `grpc-timeout` stays: gRPC
+/// servers everywhere understand it.
+pub fn keep_inside(headers: &mut HeaderMap) {
+    let seen = look(headers);
+    if seen.internal {
+        strip_internal(headers, false);
+    }
+    if seen.client_cert {
+        headers.remove(CLIENT_CERT);
+    }
+    if seen.time {
+        headers.remove(DEADLINE);
+        headers.remove(ENVOY);
+    }
+}
+
 /// Refuses heads that parse but that no proxy should pass on.
 pub fn check(head: &Parts) -> Result<(), Refusal> {
     if head.version < Version::HTTP_2 && head.method != Method::CONNECT {
@@ -364,6 +381,21 @@ mod tests {
         assert_eq!(left(Peer::Mesh), 3);
         assert_eq!(left(Peer::App), 2);
         assert_eq!(left(Peer::Outside), 1);
+    }
+
+    #[test]
+    fn who_is_not_of_the_mesh_is_told_nothing_of_it() {
+        let mut headers = map(&[
+            ("x-outrigger-priority", "critical"),
+            ("x-outrigger-via", "1"),
+            ("x-deadline", "5"),
+            ("x-envoy-expected-rq-timeout-ms", "5"),
+            ("x-forwarded-client-cert", "URI=spiffe://a/ns/b/sa/c"),
+            ("grpc-timeout", "5m"),
+            ("authorization", "x"),
+        ]);
+        keep_inside(&mut headers);
+        assert_eq!(headers, map(&[("grpc-timeout", "5m"), ("authorization", "x")]));
     }
 
     #[test]

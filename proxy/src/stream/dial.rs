@@ -160,7 +160,9 @@ fn choose(
 
 async fn open(worker: &Rc<Worker>, endpoint: &EndpointState) -> Result<UpstreamIo, Refusal> {
     let Some(mesh) = &endpoint.endpoint.mesh else {
-        add(&worker.proxy.metrics.gauges.unmeshed, 1);
+        if !endpoint.is_outside {
+            add(&worker.proxy.metrics.gauges.unmeshed, 1);
+        }
         return Ok(UpstreamIo::direct(worker.connect(endpoint.endpoint.address).await?));
     };
     tunnel(worker, endpoint, mesh).await
