@@ -3,9 +3,10 @@
 //! [`crate::translate`] makes them from manifests, [`crate::index`] keeps them. Nothing here looks
 //! at another object.
 
+mod external;
 pub mod policy;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -13,9 +14,11 @@ use std::path::PathBuf;
 use outrigger_core::config::{
     Balancer, HostMatch, HttpRule, MeshAddress, MtlsMode, Protocol, TcpBackend,
 };
-use outrigger_core::name::{Authority, Host, external_name, external_service};
+use outrigger_core::name::{external_name, external_service};
 use outrigger_core::policy::access::{Action, Rule, TokenIssuer};
 use serde::{Serialize, Serializer};
+
+pub use external::{External, ExternalTls};
 
 /// The kinds that this control plane reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -317,46 +320,6 @@ pub enum KeySource {
         name: String,
         path: String,
     },
-}
-
-/// A service outside the mesh.
-#[derive(Clone, Debug, PartialEq)]
-pub struct External {
-    pub namespace: String,
-    pub name: String,
-    /// Seconds since the Unix epoch, 0 when the manifest says nothing.
-    pub created: i64,
-    /// Host name or IP address, IPv6 in brackets.
-    pub host: String,
-    pub port: u16,
-    /// Host and port as apps of its namespace dial them.
-    pub dialled: Authority,
-    pub protocol: Protocol,
-    /// None: the addresses of the host, which are looked up.
-    pub endpoints: Option<BTreeSet<SocketAddr>>,
-    pub tls: Option<ExternalTls>,
-}
-
-impl External {
-    /// What callers and policies know it by: no Service has such a name.
-    pub fn service(&self) -> ServiceId {
-        ServiceId::external(&self.namespace, &self.name)
-    }
-
-    /// The name that has to be looked up.
-    pub fn looked_up(&self) -> Option<&str> {
-        match (&self.endpoints, &self.dialled.host) {
-            // Without the namespace that short names are given.
-            (None, Host::Name(_)) => Some(&self.host),
-            _ => None,
-        }
-    }
-}
-
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct ExternalTls {
-    /// In DER; empty: the system's.
-    pub roots: Vec<Vec<u8>>,
 }
 
 /// A process that serves: an ExternalWorkload, or one that registered itself.

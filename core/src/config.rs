@@ -6,6 +6,7 @@
 //! bad input stops.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use http::{HeaderName, HeaderValue, Method, StatusCode};
 
@@ -20,6 +21,7 @@ pub const FEATURES: &[&str] = &[
     "access.v1",
     "balancer.ring-hash",
     "cache.v1",
+    "external-tls.v1",
     "fallbacks.v1",
     "faults.v1",
     "health.v1",
@@ -289,6 +291,17 @@ pub struct Endpoint {
     pub hostname: Option<String>,
     /// `namespace/service-account` of the workload when known: the `peer` label.
     pub workload: Option<String>,
+    /// The calling proxy begins TLS with it; only ever outside the mesh.
+    pub tls: Option<Arc<OutsideTls>>,
+}
+
+/// TLS to what lies outside the mesh.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct OutsideTls {
+    /// Host name or IP address that the certificate must be for; a name is sent as SNI.
+    pub server_name: String,
+    /// In DER; empty: those of the calling proxy's system.
+    pub roots: Vec<Vec<u8>>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

@@ -6,14 +6,16 @@ mod policies;
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue, Method, StatusCode};
 use outrigger_core::config::{
     Backend, BackendTarget, Balancer, Destination, Endpoint, FEATURES, Filter, HashKey,
     HeaderMatch, HeaderModifier, HostMatch, HttpMatch, HttpRoute, HttpRule, Inbound, InboundPort,
-    MeshAddress, MeshSettings, Mirror, MtlsMode, PathMatch, PathModifier, Protocol, QueryMatch,
-    Redirect, Rewrite, TcpBackend, TcpRoute, TlsRoute, Unmatched, ValueMatch, WeightedBackend,
+    MeshAddress, MeshSettings, Mirror, MtlsMode, OutsideTls, PathMatch, PathModifier, Protocol,
+    QueryMatch, Redirect, Rewrite, TcpBackend, TcpRoute, TlsRoute, Unmatched, ValueMatch,
+    WeightedBackend,
 };
 use outrigger_core::identity::SpiffeId;
 use outrigger_core::name::{DestinationName, EndpointId};
@@ -145,8 +147,24 @@ fn only_used_features_are_required() {
     own.ports[0].server = Some(ServerPolicy::default());
     assert_eq!(inbound::to_wire(&own).requires, ["policy.v1"]);
     own.ports[0].access = Some(Access::default());
-    let all: BTreeSet<_> =
-        requires(&config).into_iter().chain(inbound::to_wire(&own).requires).collect();
+    let tls = OutsideTls { server_name: "api.example".to_owned(), roots: Vec::new() };
+    let mut outside = Endpoint {
+        destination: "bank/external:api:443".parse().unwrap(),
+        id: "192.0.2.1:443".parse().unwrap(),
+        address: "192.0.2.1:443".parse().unwrap(),
+        mesh: None,
+        zone: None,
+        hostname: None,
+        workload: None,
+        tls: None,
+    };
+    assert_eq!(endpoint::to_wire(&outside).requires, [""; 0]);
+    outside.tls = Some(Arc::new(tls));
+    let all: BTreeSet<_> = requires(&config)
+        .into_iter()
+        .chain(inbound::to_wire(&own).requires)
+        .chain(endpoint::to_wire(&outside).requires)
+        .collect();
     assert!(all.iter().map(String::as_str).eq(FEATURES.iter().copied()));
 }
 
@@ -267,6 +285,13 @@ fn names_of_endpoints_and_collections() {
     for name in ["", "bank", "bank/app:80", "bank/app:80/", "bank/app:80/x", "bank/app:80@shop/*"] {
         assert!(endpoint::parse_name(name).is_err(), "{name:?} must be refused");
     }
+    let nobody = mesh::Endpoint {
+        address: "192.0.2.1:80".to_owned(),
+        tls: Some(mesh::OutsideTls::default()),
+        ..Default::default()
+    };
+    let error = endpoint::from_wire("bank/external:a:80/x:80", &nobody).unwrap_err();
+    assert!(error.to_string().starts_with("tls.server_name: "), "{error}");
     let error = endpoint::from_wire("bank/app:80/*", &mesh::Endpoint::default()).unwrap_err();
     assert_eq!(error.to_string(), "name: \"bank/app:80/*\" names a collection");
 }
@@ -433,8 +458,11 @@ fn any_endpoint() -> impl Strategy<Value = Endpoint> {
     let id = (select(&["bank.app-1", "127.0.0.1", "::1", "7a1e"][..]), 1u16..)
         .prop_map(|(workload, port)| EndpointId::new(workload, port).unwrap());
     let texts = (of(any_text()), of(any_text()), of(any_text()));
-    (any_name(), id, any::<SocketAddr>(), of(mesh), texts).prop_map(
-        |(destination, id, address, mesh, (zone, hostname, workload))| Endpoint {
+    let name = select(&["api.example", "10.0.0.1", "2001:db8::1"][..]);
+    let tls = (name, vec(vec(any::<u8>(), 1..9), 0..3))
+        .prop_map(|(name, roots)| Arc::new(OutsideTls { server_name: name.to_owned(), roots }));
+    (any_name(), id, any::<SocketAddr>(), of(mesh), texts, of(tls)).prop_map(
+        |(destination, id, address, mesh, (zone, hostname, workload), tls)| Endpoint {
             destination: destination.without_consumer(),
             id,
             // The scope and flow of an IPv6 address have no place in an endpoint.
@@ -446,6 +474,7 @@ fn any_endpoint() -> impl Strategy<Value = Endpoint> {
             zone,
             hostname,
             workload,
+            tls,
         },
     )
 }

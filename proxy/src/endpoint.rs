@@ -151,9 +151,7 @@ impl Endpoints {
                     key: next_key(),
                     stable: balance::hash(endpoint.id.to_string().as_bytes()),
                     peer: peer_label(&endpoint, metrics),
-                    expected: Expected::of(
-                        endpoint.mesh.as_ref().and_then(|mesh| mesh.identity.as_ref()),
-                    ),
+                    expected: expected(&endpoint),
                     joined_ms: match known {
                         Some(state) if state.endpoint.address == endpoint.address => {
                             state.joined_ms
@@ -233,6 +231,13 @@ impl EndpointState {
             Protocol::Detect | Protocol::Http1 | Protocol::Tls | Protocol::Tcp => h1,
         };
         headers[usize::from(deadline_by_policy)].clone()
+    }
+}
+
+fn expected(endpoint: &Endpoint) -> Expected {
+    match (&endpoint.mesh, &endpoint.tls) {
+        (None, Some(tls)) => Expected::outside(tls),
+        (mesh, _) => Expected::of(mesh.as_ref().and_then(|mesh| mesh.identity.as_ref())),
     }
 }
 

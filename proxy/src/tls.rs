@@ -3,10 +3,11 @@
 //! [`verify`] is the one place where a chain is judged; everything else asks it: the verifiers of a
 //! full handshake, the check of a resumed one, the review of open connections. [`credentials`] holds
 //! the compiled configurations, [`sessions`] what makes a later handshake cheaper, [`handshake`] the
-//! handshakes themselves. Where certificates come from is [`crate::identity`]'s business.
+//! handshakes themselves. [`outside`] is another matter: plain TLS to what is not of the mesh. Where certificates come from is [`crate::identity`]'s business.
 
 pub mod credentials;
 pub mod handshake;
+pub mod outside;
 pub mod pace;
 pub mod sessions;
 pub mod verify;
@@ -15,7 +16,9 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use outrigger_core::config::OutsideTls;
 use outrigger_core::identity::SpiffeId;
+use outside::Outside;
 use rustls::crypto::CryptoProvider;
 use rustls::crypto::aws_lc_rs::{cipher_suite, default_provider, kx_group};
 
@@ -45,15 +48,38 @@ pub fn provider() -> Arc<CryptoProvider> {
     Arc::clone(made)
 }
 
-/// The identity that an endpoint must prove, as a number that pools can be keyed by.
+/// What an endpoint must prove, as a number that pools can be keyed by: an identity of the mesh, or a
+/// name outside it.
 ///
-/// Only configuration makes them, so the table grows with the identities ever seen.
+/// Only configuration makes them, so the tables grow with what was ever seen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Expected(u32);
 
 impl Expected {
     /// The endpoint's identity is not known.
     pub const NONE: Self = Self(0);
+    /// Marks those outside.
+    const OUTSIDE: u32 = 1 << 31;
+
+    /// A name outside, proved in plain TLS.
+    pub fn outside(tls: &Arc<OutsideTls>) -> Self {
+        let mut known = lock(outside_table());
+        let at = known.iter().position(|one| one.is_for(tls)).unwrap_or_else(|| {
+            known.push(Arc::new(Outside::new(Arc::clone(tls))));
+            known.len() - 1
+        });
+        Self(Self::OUTSIDE | at as u32)
+    }
+
+    /// Whether TLS is begun with somebody who is not of the mesh.
+    pub fn is_outside(self) -> bool {
+        self.0 & Self::OUTSIDE != 0
+    }
+
+    pub(crate) fn named_outside(self) -> Option<Arc<Outside>> {
+        let at = self.is_outside().then_some((self.0 & !Self::OUTSIDE) as usize)?;
+        lock(outside_table()).get(at).cloned()
+    }
 
     pub fn of(id: Option<&SpiffeId>) -> Self {
         let Some(id) = id else { return Self::NONE };
@@ -71,6 +97,11 @@ impl Expected {
         let at = (self.0 as usize).checked_sub(1)?;
         lock(table()).ids.get(at).cloned()
     }
+}
+
+fn outside_table() -> &'static Mutex<Vec<Arc<Outside>>> {
+    static TABLE: OnceLock<Mutex<Vec<Arc<Outside>>>> = OnceLock::new();
+    TABLE.get_or_init(Mutex::default)
 }
 
 #[derive(Default)]

@@ -76,10 +76,16 @@ pub enum TrafficFailureClass {
 #[serde(default, deny_unknown_fields)]
 pub struct TrafficFallbackCached {}
 
-/// A Service.
+/// A Service, or an ExternalService.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TrafficFallbackBackend {
+    /// Empty for a Service, `outrigger.dev` for an ExternalService.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub group: String,
+    /// `Service` unless set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kind: Option<String>,
     pub name: String,
     /// The policy's own unless set; another one needs a ReferenceGrant there.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -51,6 +51,7 @@ fn from_slices(
                     zone: endpoint.zone.clone(),
                     hostname: endpoint.hostname.clone(),
                     workload: None,
+                    tls: None,
                 };
                 endpoints.insert(id, value);
             }
@@ -80,6 +81,7 @@ fn from_workloads(
             // A StatefulSet's pods have their own name as host name; so have workloads.
             hostname: service.headless.then(|| workload.name.clone()),
             workload: Some(format!("{}/{}", workload.namespace, workload.service_account)),
+            tls: None,
         };
         endpoints.insert(id, value);
     }

@@ -5,8 +5,9 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
-use outrigger_core::config::{Balancer, Endpoint, Protocol};
+use outrigger_core::config::{Balancer, Endpoint, OutsideTls, Protocol};
 use outrigger_core::name::{Authority, EndpointId, Host};
 use outrigger_core::policy::bounds;
 use rustls_pki_types::CertificateDer;
@@ -136,6 +137,14 @@ pub fn endpoints_of(
         Some(endpoints) => endpoints.clone(),
         None => looked_up.collect(),
     };
+    let tls = external.tls.as_ref().map(|tls| {
+        let server_name = match &external.dialled.host {
+            Host::Ip(ip) => ip.to_string(),
+            // Without the namespace that short names are given.
+            Host::Name(_) => external.host.trim_end_matches('.').to_owned(),
+        };
+        Arc::new(OutsideTls { server_name, roots: tls.roots.clone() })
+    });
     let endpoint = |address: SocketAddr| {
         // An address makes a valid id.
         let id = EndpointId::new(address.ip().to_string(), address.port()).ok()?;
@@ -147,6 +156,7 @@ pub fn endpoints_of(
             zone: None,
             hostname: None,
             workload: None,
+            tls: tls.clone(),
         })
     };
     addresses.into_iter().filter_map(endpoint).collect()

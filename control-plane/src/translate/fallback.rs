@@ -4,13 +4,14 @@ use std::time::Duration;
 
 use http::StatusCode;
 use outrigger_core::config::BackendTarget;
-use outrigger_core::name::DestinationName;
 use outrigger_core::policy::bounds;
 use outrigger_core::policy::cache::{CacheConfig, DEFAULT_ENTRY_BYTES};
 use outrigger_core::policy::fallback::{Class, Classes, Fallback, Give, Static};
 use outrigger_core::policy::hedge::HedgeConfig;
 
 use super::Report;
+use super::route::backend_name;
+use super::target_ref::OUTRIGGER;
 use super::traffic_policy::{number, time};
 use crate::kinds::{
     TrafficCache, TrafficFailureClass, TrafficFallback, TrafficFallbackBackend,
@@ -129,8 +130,18 @@ fn backend(
 ) -> Option<Give> {
     let port = report.port(&format!("{path}.port"), raw.port)?;
     let namespace = raw.namespace.as_deref().unwrap_or(namespace);
-    let name = report.check(path, DestinationName::new(namespace, raw.name.clone(), port))?;
-    Some(Give::Backend(BackendTarget::Service(name)))
+    let external = match (raw.group.as_str(), raw.kind.as_deref().unwrap_or("Service")) {
+        ("" | "core", "Service") => false,
+        (OUTRIGGER, "ExternalService") => true,
+        (group, kind) => {
+            let problem = format!(
+                "{kind:?} of group {group:?} is not Service, or ExternalService of {OUTRIGGER}"
+            );
+            report.error(format!("{path}.kind"), problem);
+            return None;
+        }
+    };
+    report.check(path, backend_name(external, namespace, &raw.name, port)).map(Give::Backend)
 }
 
 fn fixed(raw: &TrafficFallbackStatic, path: &str, report: &mut Report) -> Option<Give> {

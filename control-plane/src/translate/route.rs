@@ -7,6 +7,7 @@ use outrigger_core::name::{DestinationName, check_label};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::target_ref::OUTRIGGER;
 use super::{Report, check_subdomain, created, identity};
 use crate::object::{Kind, ObjectId, Parent, Route, RouteBody, ServiceId};
 
@@ -105,23 +106,37 @@ pub(super) fn target(
 ) -> Option<BackendTarget> {
     let group = reference.group.as_deref().unwrap_or("");
     let kind = reference.kind.as_deref().unwrap_or("Service");
-    if !matches!((group, kind), ("" | "core", "Service")) {
+    let external = (group, kind) == (OUTRIGGER, "ExternalService");
+    if !external && !matches!((group, kind), ("" | "core", "Service")) {
         // Not an error of the route (Gateway API: InvalidKind): its share of requests gets 500.
         let kind = if group.is_empty() { kind.to_owned() } else { format!("{group}/{kind}") };
         return Some(BackendTarget::Invalid(format!(
-            "kind: {kind} is not supported, only Service is"
+            "kind: {kind} is not supported, only Service and {OUTRIGGER}/ExternalService are"
         )));
     }
     let Some(port) = reference.port else {
-        report.error(format!("{path}.port"), "must be set for a Service");
+        let whom = if external { "an ExternalService" } else { "a Service" };
+        report.error(format!("{path}.port"), format!("must be set for {whom}"));
         return None;
     };
     let port = report.port(&format!("{path}.port"), port)?;
     let namespace =
         reference.namespace.as_deref().or(namespace).unwrap_or(super::DEFAULT_NAMESPACE);
-    report
-        .check(path, DestinationName::new(namespace, reference.name.clone(), port))
-        .map(BackendTarget::Service)
+    report.check(path, backend_name(external, namespace, &reference.name, port))
+}
+
+/// The target that a reference to a Service or an ExternalService names.
+pub(super) fn backend_name(
+    external: bool,
+    namespace: &str,
+    name: &str,
+    port: u16,
+) -> Result<BackendTarget, FieldError> {
+    let name = match external {
+        true => DestinationName::external(namespace, name, port),
+        false => DestinationName::new(namespace, name, port),
+    };
+    name.map(BackendTarget::Service)
 }
 
 /// 1 unless set.

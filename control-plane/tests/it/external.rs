@@ -141,3 +141,38 @@ async fn a_service_of_the_mesh_goes_before_it_and_of_two_the_oldest() {
     mesh.remove("orders.yaml");
     proxy.until("outside", |p| p.has("Destination", "bank/external:same:80")).await;
 }
+
+#[tokio::test]
+async fn a_route_and_a_fallback_may_send_a_share_outside() {
+    let route = "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\n\
+        metadata: {name: orders, namespace: bank}\nspec:\n  \
+        parentRefs: [{group: '', kind: Service, name: orders}]\n  rules:\n  - backendRefs:\n    \
+        - {name: orders, port: 80, weight: 9}\n    \
+        - {group: outrigger.dev, kind: ExternalService, name: pay, port: 443}\n";
+    let fallback = "apiVersion: outrigger.dev/v1alpha1\nkind: TrafficPolicy\n\
+        metadata: {name: back, namespace: bank}\nspec:\n  \
+        targetRefs: [{kind: Service, name: orders}]\n  fallbacks: [{backend: {group: outrigger.dev, \
+        kind: ExternalService, name: spare, port: 80}}]\n";
+    let mesh = Mesh::start(&[
+        ("orders.yaml", &service("orders")),
+        ("route.yaml", route),
+        ("fallback.yaml", fallback),
+        ("spare.yaml", &external("spare", "host: 192.0.2.7, port: 80")),
+    ])
+    .await;
+    let mut proxy = mesh.proxy("bank.caller", "bank").await;
+    proxy.dial(&["orders:80"]).await;
+    let spare = "bank/external:spare:80";
+    proxy.until("the fallback", |p| p.endpoints(spare) == ["192.0.2.7:80"]).await;
+    let objects = status(&mesh, "HTTPRoute bank/orders").await;
+    let problem = "spec.rules[0].backendRefs[1].name: there is no ExternalService bank/pay";
+    assert_eq!(objects["resolved_refs"]["problems"][0], problem);
+    mesh.write("pay.yaml", &pay("{address: 192.0.2.1}"));
+    proxy.until("the share", |p| p.endpoints(PAY) == ["192.0.2.1:443"]).await;
+    proxy
+        .until("told", |p| {
+            let told = destination(p, "bank/orders:80");
+            told.is_some_and(|told| told.backends.len() == 2)
+        })
+        .await;
+}

@@ -328,6 +328,10 @@ fn every_bound_of_a_traffic_policy() {
                 "fallbacks: [{backend: {name: A, port: 1}}]",
                 ".fallbacks[0].backend.name: \"A\" must be",
             ),
+            (
+                "fallbacks: [{backend: {kind: ExternalService, name: a, port: 1}}]",
+                ".fallbacks[0].backend.kind: \"ExternalService\" of group \"\" is not Service",
+            ),
             ("fallbacks: [{backend: {name: a}}]", ".fallbacks[0].backend: missing field `port`"),
             ("fallbacks: [{cached: {a: 1}}]", ".fallbacks[0].cached.a: unknown field"),
             ("hedge: {}", ".hedge: needs after or afterP95"),

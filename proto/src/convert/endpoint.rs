@@ -1,23 +1,31 @@
 //! [`Endpoint`]: one address of a destination, and the names of endpoint resources.
 
-use outrigger_core::config::{Endpoint, MeshAddress};
+use std::sync::Arc;
+
+use outrigger_core::config::{Endpoint, MeshAddress, OutsideTls};
 use outrigger_core::error::FieldError;
-use outrigger_core::name::{DestinationName, EndpointId};
+use outrigger_core::name::{Authority, DestinationName, EndpointId};
 
 use super::{check_requires, optional, parsed};
 use crate::mesh;
 
 /// The only version of the protocol between two proxies.
 const HOP_VERSION: u32 = 1;
+/// A reader that would send plaintext instead must not take the endpoint.
+const TLS_FEATURE: &str = "external-tls.v1";
 
 pub fn to_wire(endpoint: &Endpoint) -> mesh::Endpoint {
     mesh::Endpoint {
-        requires: Vec::new(),
+        requires: endpoint.tls.iter().map(|_| TLS_FEATURE.to_owned()).collect(),
         address: endpoint.address.to_string(),
         mesh: endpoint.mesh.as_ref().map(mesh_address_to_wire),
         zone: endpoint.zone.clone().unwrap_or_default(),
         hostname: endpoint.hostname.clone().unwrap_or_default(),
         workload: endpoint.workload.clone().unwrap_or_default(),
+        tls: endpoint.tls.as_deref().map(|tls| mesh::OutsideTls {
+            server_name: tls.server_name.clone(),
+            roots: tls.roots.iter().map(|root| root.clone().into()).collect(),
+        }),
     }
 }
 
@@ -34,7 +42,15 @@ pub fn from_wire(name: &str, wire: &mesh::Endpoint) -> Result<Endpoint, FieldErr
         zone: optional(&wire.zone),
         hostname: optional(&wire.hostname),
         workload: optional(&wire.workload),
+        tls: wire.tls.as_ref().map(tls_from_wire).transpose()?.map(Arc::new),
     })
+}
+
+fn tls_from_wire(wire: &mesh::OutsideTls) -> Result<OutsideTls, FieldError> {
+    let name = &wire.server_name;
+    Authority::parse(name, Some(443)).map_err(|e| e.under("tls.server_name"))?;
+    let roots = wire.roots.iter().map(|root| root.to_vec()).collect();
+    Ok(OutsideTls { server_name: name.clone(), roots })
 }
 
 /// The resource's name, `namespace/service:port/workload-uid:port`.

@@ -299,6 +299,18 @@ pub struct Endpoint {
     /// `namespace/service-account`, when known.
     #[prost(string, tag = "6")]
     pub workload: ::prost::alloc::string::String,
+    /// Unset: no TLS but that of the mesh.
+    #[prost(message, optional, tag = "7")]
+    pub tls: ::core::option::Option<OutsideTls>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct OutsideTls {
+    /// Host name or IP address.
+    #[prost(string, tag = "1")]
+    pub server_name: ::prost::alloc::string::String,
+    /// Root certificates in DER; empty: the system's.
+    #[prost(bytes = "bytes", repeated, tag = "2")]
+    pub roots: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct MeshAddress {

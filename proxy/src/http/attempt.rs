@@ -366,6 +366,11 @@ impl Hop {
         self.endpoint.as_ref().is_some_and(|endpoint| endpoint.is_outside)
     }
 
+    /// This proxy speaks TLS to somebody outside.
+    pub(super) fn begins_tls(&self) -> bool {
+        self.expected.is_outside()
+    }
+
     /// What a second try beside this one has to know of it.
     pub(super) fn mark(&self) -> Option<Mark> {
         let (wire, protocol) = (self.wire, self.protocol);

@@ -85,7 +85,7 @@ async fn http(
 ) -> Result<Finding, Failed> {
     let declared = check.protocol;
     let protocol = if declared.is_http() { declared } else { Protocol::Http1 };
-    let head = head(service, Method::GET, path.clone())?;
+    let head = head(service, check, Method::GET, path.clone())?;
     let ways = (protocol, Protocol::Http1);
     let (response, lease) = ask(worker, check, ways, head, &|| RequestBody::Empty).await?;
     let said = format!("answered {}", response.status().as_u16());
@@ -103,7 +103,8 @@ async fn grpc(
     check: &Check,
     name: &str,
 ) -> Result<Finding, Failed> {
-    let mut head = head(service, Method::POST, PathAndQuery::from_static(CHECK_METHOD))?;
+    let path = PathAndQuery::from_static(CHECK_METHOD);
+    let mut head = head(service, check, Method::POST, path)?;
     let kind = HeaderValue::from_static("application/grpc");
     head.headers.insert(header::CONTENT_TYPE, kind);
     head.headers.insert(header::TE, HeaderValue::from_static("trailers"));
@@ -179,8 +180,21 @@ async fn tcp(worker: &Rc<Worker>, check: &Check) -> Result<Finding, Failed> {
     Ok((Found::Good, "took a connection".to_owned()))
 }
 
-fn head(service: &DestinationName, method: Method, path: PathAndQuery) -> Result<Head, Refusal> {
-    let name = format!("{}.{}:{}", service.service, service.namespace, service.port);
+fn head(
+    service: &DestinationName,
+    check: &Check,
+    method: Method,
+    path: PathAndQuery,
+) -> Result<Head, Refusal> {
+    let endpoint = &check.endpoint.endpoint;
+    let name = match &endpoint.tls {
+        Some(tls) if !tls.server_name.contains(':') => {
+            format!("{}:{}", tls.server_name, service.port)
+        }
+        // What lies outside knows no name of the mesh.
+        Some(_) | None if service.is_external() => endpoint.address.to_string(),
+        Some(_) | None => format!("{}.{}:{}", service.service, service.namespace, service.port),
+    };
     let authority = Authority::try_from(name);
     let authority = authority.map_err(|e| Refusal::new(Reason::InternalError, e.to_string()))?;
     let mut headers = HeaderMap::new();

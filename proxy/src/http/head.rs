@@ -126,7 +126,7 @@ impl Head {
             request.extensions_mut().insert(hyper::ext::Protocol::from(token));
         }
         let mut uri = http::uri::Parts::default();
-        uri.scheme = Some(Scheme::HTTP);
+        uri.scheme = Some(if hop.begins_tls() { Scheme::HTTPS } else { Scheme::HTTP });
         uri.authority = Some(authority);
         uri.path_and_query = Some(self.path);
         *request.uri_mut() = Uri::from_parts(uri).map_err(|_| bad_authority())?;

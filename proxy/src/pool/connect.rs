@@ -15,7 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::client;
 
-use super::Opening;
+use super::{Opening, PoolKey, Wire};
 use crate::metrics::{Metrics, add};
 use crate::tls::Expected;
 use crate::tls::handshake::{self, Proof, Refused};
@@ -53,10 +53,34 @@ impl Drop for Count {
     }
 }
 
-/// To an app, or to a proxy in a mesh without identities.
+/// In plaintext: to an app, or to a proxy in a mesh without identities.
 pub async fn connect(address: SocketAddr, opening: &Opening) -> Result<Opened, ConnectError> {
     let stream = dial(address, opening.config.connect_timeout).await?;
     Ok(Opened::new(Stream::Tcp(stream), None, &opening.metrics))
+}
+
+/// To what `key` says, no other proxy: with TLS to what lies outside and asks for it.
+pub async fn connect_to(key: PoolKey, opening: &Opening) -> Result<Opened, ConnectError> {
+    connect_outside(key.address, key.expected, Some(key.wire), opening).await
+}
+
+/// The same; `wire` is none for bytes that are not looked into.
+pub async fn connect_outside(
+    address: SocketAddr,
+    expected: Expected,
+    wire: Option<Wire>,
+    opening: &Opening,
+) -> Result<Opened, ConnectError> {
+    let Some(outside) = expected.named_outside() else { return connect(address, opening).await };
+    let limit = opening.config.connect_timeout;
+    let stream = dial(address, limit).await?;
+    let connecting = tokio::time::timeout(limit, outside.connect(&opening.pace, stream, wire));
+    let connected = connecting.await.unwrap_or_else(|_| Err("no handshake in time".to_owned()));
+    let stream = connected.map_err(|why| {
+        let (reason, detail) = (Reason::UpstreamTlsFailed, format!("{address}: {why}").into());
+        ConnectError { reason, detail }
+    })?;
+    Ok(Opened::new(Stream::Tls(stream), None, &opening.metrics))
 }
 
 /// To another proxy, which must prove to be whom `expected` names.

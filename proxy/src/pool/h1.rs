@@ -10,7 +10,7 @@ use http::{Request, Response};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 
-use super::connect::{ConnectError, connect};
+use super::connect::{ConnectError, connect_to};
 use super::stream::{SendError, UpstreamBody};
 use super::{PoolKey, Pools};
 use crate::http::body::RequestBody;
@@ -66,7 +66,7 @@ impl Pools {
     }
 
     async fn open_h1(&self, key: PoolKey, pool: Rc<Pool>) -> Result<Lease, ConnectError> {
-        let stream = connect(key.address, &self.opening).await?;
+        let stream = connect_to(key, &self.opening).await?;
         let (sender, connection) = http1::Builder::new()
             .max_headers(self.opening.config.max_headers)
             .max_buf_size((self.opening.config.max_header_bytes as usize).max(8_192))

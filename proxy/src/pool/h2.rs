@@ -21,7 +21,7 @@ use hyper_util::rt::TokioIo;
 use outrigger_core::reason::Reason;
 use tokio::sync::Notify;
 
-use super::connect::{ConnectError, Opened, connect, connect_hop};
+use super::connect::{ConnectError, Opened, connect_hop, connect_to};
 use super::stream::{SendError, Sending, UpstreamBody};
 use super::{LocalExec, Opening, PoolKey, Pools, Wire};
 use crate::http::body::RequestBody;
@@ -172,7 +172,7 @@ async fn open(key: PoolKey, opening: &Opening) -> Result<Rc<Connection>, Connect
     let mut stream = if key.wire.is_hop() {
         connect_hop(key.address, key.expected, opening).await?
     } else {
-        connect(key.address, opening).await?
+        connect_to(key, opening).await?
     };
     let proof = stream.proof.take();
     let handshake = handshake(key.wire, stream, config.max_header_bytes);

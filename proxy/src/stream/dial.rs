@@ -89,7 +89,7 @@ pub async fn dial(
         let faults = &live.compiled.backends[backend].policy.faults;
         let opened = match refuse_connection(worker, faults) {
             Some(refusal) => Err(refusal),
-            None => open(worker, &endpoint).await,
+            None => open(worker, &endpoint, tls.is_none()).await,
         };
         match opened {
             Ok(io) => {
@@ -158,12 +158,23 @@ fn choose(
     take_endpoint(live, dialed, backend, &choice)
 }
 
-async fn open(worker: &Rc<Worker>, endpoint: &EndpointState) -> Result<UpstreamIo, Refusal> {
+/// `plain`: the client has not begun TLS itself, so that this proxy may where that is asked for.
+async fn open(
+    worker: &Rc<Worker>,
+    endpoint: &EndpointState,
+    plain: bool,
+) -> Result<UpstreamIo, Refusal> {
     let Some(mesh) = &endpoint.endpoint.mesh else {
         if !endpoint.is_outside {
             add(&worker.proxy.metrics.gauges.unmeshed, 1);
         }
-        return Ok(UpstreamIo::direct(worker.connect(endpoint.endpoint.address).await?));
+        let address = endpoint.endpoint.address;
+        if plain && endpoint.expected.is_outside() {
+            let (expected, opening) = (endpoint.expected, worker.pools.opening());
+            let opened = connect::connect_outside(address, expected, None, opening).await?;
+            return Ok(UpstreamIo::direct(opened));
+        }
+        return Ok(UpstreamIo::direct(worker.connect(address).await?));
     };
     tunnel(worker, endpoint, mesh).await
 }
