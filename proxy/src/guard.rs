@@ -6,6 +6,7 @@
 mod fitness;
 mod health;
 mod latencies;
+mod pace;
 mod seat;
 mod show;
 
@@ -27,6 +28,7 @@ use tokio::sync::Notify;
 
 pub use health::{Check, Health};
 pub use latencies::Latencies;
+pub use pace::{RATE_LIMIT, RATE_LIMIT_POLICY, take_turn};
 pub use seat::{Seat, take_seat};
 pub use show::write_metrics;
 
@@ -50,6 +52,8 @@ pub struct Guard {
     all_well: AtomicBool,
     /// What is known by checks.
     health: Health,
+    /// What is obeyed of the service's own rate limits.
+    pacing: pace::Pacing,
     machines: Mutex<Machines>,
     in_flight: AtomicU32,
     waiting: AtomicU32,
@@ -146,6 +150,7 @@ impl Guard {
             endpoints_clean: AtomicBool::new(true),
             all_well: AtomicBool::new(true),
             health: Health::default(),
+            pacing: pace::Pacing::default(),
             machines: Mutex::new(Machines {
                 budget,
                 breaker: None,

@@ -94,6 +94,44 @@ fn who_sends_too_much_is_told_when_to_come_back() {
 }
 
 #[test]
+fn the_calling_proxy_slows_down_before_it_is_refused() {
+    let mesh = Mesh::start("h1");
+    let twenty = rate_limit("requests: 20, period: 1s");
+    apply((&mesh.plane, &mesh.web), &twenty, "the limit is in force", |port| {
+        port["rateLimits"][0]["left"] == 20
+    });
+    let end = std::time::Instant::now() + std::time::Duration::from_secs(5);
+    let answers: Vec<u16> = thread::scope(|scope| {
+        let callers: Vec<_> = (0..4)
+            .map(|_| {
+                scope.spawn(|| {
+                    let mut answers = Vec::new();
+                    while std::time::Instant::now() < end {
+                        answers.push(get(&mesh.caller, "/", &[]).status);
+                    }
+                    answers
+                })
+            })
+            .collect();
+        callers.into_iter().flat_map(|caller| caller.join().unwrap()).collect()
+    });
+    let good = answers.iter().filter(|status| **status == 200).count();
+    let refused = answers.len() - good;
+    // Five seconds and a burst hold 120; without a pace these callers are refused many hundred times.
+    assert!((50..=125).contains(&good), "{good} answered, {refused} refused");
+    assert!(refused * 3 < good, "{good} answered, {refused} refused");
+    assert!(mesh.caller.count("outrigger_paced_requests_total", &["bank/web:80"]) >= 20.0);
+
+    mesh.plane.remove("policy.yaml");
+    let paced = || {
+        assert_eq!(get(&mesh.caller, "/", &[]).status, 200);
+        let shown = Curl::direct().get(&format!("http://{}/policies", local(mesh.caller.admin)));
+        shown.body.contains("gapMs")
+    };
+    eventually("nothing is held up any more", || !paced());
+}
+
+#[test]
 fn grpc_callers_are_refused_in_their_own_words() {
     let mesh = Mesh::start("grpc");
     let one = rate_limit("requests: 1, period: 1h");

@@ -21,6 +21,7 @@ pub mod hedge;
 pub mod limits;
 mod lru;
 pub mod outlier;
+pub mod pace;
 pub mod preference;
 pub mod priority;
 pub mod rate_limit;

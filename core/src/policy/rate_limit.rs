@@ -210,12 +210,20 @@ impl RateLimitConfig {
         Rate { tokens: self.requests, period: self.period, burst: self.burst }
     }
 
-    /// Its item of a `RateLimit-Policy` header (draft-ietf-httpapi-ratelimit-headers-10).
+    /// Its item of a `RateLimit-Policy` header (draft-ietf-httpapi-ratelimit-headers-10); with a partition
+    /// key where the requests of one caller are told apart.
     pub fn write_policy(&self, out: &mut String) {
         write_name(&self.name, out);
         let seconds = self.period.as_secs() + u64::from(self.period.subsec_nanos() > 0);
         // Writing to a string cannot fail.
         let _ = write!(out, ";q={};w={seconds}", self.requests);
+        let apart = matches!(self.strategy, Strategy::PerKey | Strategy::UncommonFirst);
+        // Bytes in base64: `header`, `path`.
+        match &self.key {
+            Key::Header(_) if apart => out.push_str(";pk=:aGVhZGVy:"),
+            Key::Path if apart => out.push_str(";pk=:cGF0aA==:"),
+            Key::Caller | Key::Header(_) | Key::Path => {}
+        }
     }
 
     /// Its item of a `RateLimit` header.

@@ -11,6 +11,7 @@ mod concurrency;
 mod correlation;
 mod health;
 mod outlier;
+mod pace;
 mod preference;
 mod rate_limit;
 mod retry;

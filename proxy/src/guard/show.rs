@@ -50,6 +50,7 @@ impl Guard {
             "breaker": breaker,
             "ejected": ejected,
             "health": health,
+            "pace": self.pacing.show(),
             "retryBudgetLeft": retries_left,
             "panics": self.panics.load(Relaxed),
             "inFlight": self.in_flight.load(Relaxed),
@@ -71,6 +72,7 @@ impl Guard {
             ejected,
             budget,
             panics: self.panics.load(Relaxed),
+            paced: self.pacing.counts(),
             spilled: 0,
             warming: None,
         }
@@ -82,6 +84,7 @@ struct Gauges {
     ejected: Option<usize>,
     budget: u64,
     panics: u64,
+    paced: [u64; 2],
     spilled: u64,
     warming: Option<u64>,
 }
@@ -122,6 +125,16 @@ pub fn write_metrics(out: &mut String, all: &[Arc<Endpoints>]) -> fmt::Result {
         "outrigger_zone_spilled_total",
         "requests sent to other zones for want of fit endpoints",
         &|g| Some(g.spilled).filter(|n| *n > 0),
+    )?;
+    gauge(
+        "outrigger_paced_requests_total",
+        "requests held up for a rate limit of the service",
+        &|g| Some(g.paced[0]).filter(|n| *n > 0),
+    )?;
+    gauge(
+        "outrigger_pace_refusals_total",
+        "requests refused here since too many were held up already",
+        &|g| Some(g.paced[1]).filter(|n| *n > 0),
     )?;
     gauge("outrigger_retry_budget_left", "retries that could be made now", &|g| Some(g.budget))
 }

@@ -435,36 +435,3 @@ impl Hop {
         }
     }
 }
-
-/// Sends a copy of a request to a backend, once. None: it could not be sent.
-pub async fn copy(
-    worker: &Rc<Worker>,
-    live: &Live,
-    backend: usize,
-    callers: Protocol,
-    head: Head,
-    body: RequestBody,
-) -> Option<(Response<UpstreamBody>, Lease)> {
-    let choice = Choice {
-        random: worker.random(),
-        now_ms: coarse_ms(Instant::now()),
-        balancer: &Balancer::PowerOfTwo,
-        hash: None,
-        tried: &[],
-    };
-    let endpoint = live.backends[backend].choose(&choice).ok()?;
-    let declared = live.compiled.backends[backend].protocol;
-    let protocol = if declared.is_http() { declared } else { callers };
-    let hop = Hop::to(endpoint, protocol, callers, false);
-    let key = hop.key();
-    let now = Instant::now();
-    let request = head.into_request(&hop, body).ok()?;
-    if hop.wire == Wire::Http1 {
-        let mut lease = worker.pools.lease_h1(key, false, now).await.ok()?;
-        let response = lease.send(request).await.ok()?;
-        return Some((response, Lease::H1(lease)));
-    }
-    let lease = worker.pools.lease_h2(key, now).await.ok()?;
-    let response = lease.send(request).await.ok()?;
-    Some((response, Lease::H2(lease)))
-}

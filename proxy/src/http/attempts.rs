@@ -22,7 +22,7 @@ use super::hedge::{self, Hedging};
 use super::request::lost;
 use super::respond::Refusal;
 use super::server::Connection;
-use crate::guard::take_seat;
+use crate::guard::{take_seat, take_turn};
 use crate::metrics::add;
 use crate::pool::stream::UpstreamBody;
 
@@ -43,6 +43,7 @@ pub async fn run(
     let worker = &connection.worker;
     let policy = &call.retries;
     if let Some(endpoints) = way.endpoints() {
+        take_turn(endpoints, exchange).await?;
         exchange.seat = take_seat(endpoints).await?;
         endpoints.guard.request();
     }

@@ -48,6 +48,8 @@ struct Seen {
     time: bool,
     /// A place in a trace.
     trace: bool,
+    /// What is left of a rate limit.
+    quota: bool,
 }
 
 fn look(headers: &HeaderMap) -> Seen {
@@ -63,6 +65,7 @@ fn look(headers: &HeaderMap) -> Seen {
             [b'x', b'-', b'o', ..] if text.starts_with(INTERNAL) => seen.internal = true,
             b"x-forwarded-client-cert" => seen.client_cert = true,
             b"grpc-timeout" | b"x-deadline" | b"x-envoy-expected-rq-timeout-ms" => seen.time = true,
+            b"ratelimit" => seen.quota = true,
             b"traceparent" | b"b3" | b"x-b3-traceid" => seen.trace = true,
             _ => {}
         }
@@ -117,13 +120,15 @@ pub fn clean_request(headers: &mut HeaderMap, peer: Peer) -> Says {
     Says { time: seen.time, internal: seen.internal, trace: seen.trace }
 }
 
-/// The same for a response. What one proxy tells another has been read by now.
-pub fn clean_response(headers: &mut HeaderMap) {
+/// The same for a response. What one proxy tells another has been read by now. Returns whether it says
+/// what is left of a rate limit.
+pub fn clean_response(headers: &mut HeaderMap) -> bool {
     let seen = look(headers);
     clean(headers, seen, false);
     if seen.internal {
         strip_internal(headers, false);
     }
+    seen.quota
 }
 
 /// Removes what a rule has said about the connection, which is not a rule's to say: no HTTP/2 peer

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use http::StatusCode;
-use http::header::{HeaderMap, HeaderName, HeaderValue};
+use http::header::{HeaderMap, HeaderValue};
 use outrigger_core::path::canonical;
 use outrigger_core::policy::priority::Priority;
 use outrigger_core::policy::rate_limit::{Decision, Key, Quota, RateLimit, RateLimitConfig};
@@ -22,10 +22,9 @@ use self::gate::{Gate, Permit};
 use super::exchange::Exchange;
 use super::head::Head;
 use super::respond::Refusal;
+use crate::guard::{RATE_LIMIT, RATE_LIMIT_POLICY};
 use crate::metrics::add;
 
-const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
-const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 /// How often keys that were not seen for long are dropped.
 const FORGET_EVERY: Duration = Duration::from_secs(10);
 /// What an overloaded port asks callers to wait: its queue is about as long.
@@ -94,7 +93,13 @@ impl PortLimits {
         for (i, PortRate { config, rate }) in self.rates.iter().enumerate() {
             let key = rate.key(&config.key, exchange, head);
             match rate.decide(exchange.began, key, exchange.priority) {
-                Decision::Admit(quota) => write_quota(config, quota, &mut quotas),
+                Decision::Admit(quota) => {
+                    write_quota(config, quota, &mut quotas);
+                    // Whoever knows the rule can keep to it before it is refused.
+                    if quota.left < config.requests / 10 {
+                        limited.policy.clone_from(&self.policy);
+                    }
+                }
                 Decision::Refuse { quota, retry_after } => {
                     self.give_back(exchange, head, i);
                     quotas.clear();

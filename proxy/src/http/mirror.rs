@@ -5,16 +5,22 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
+use http::Response;
 use http_body_util::BodyExt;
 use outrigger_core::compile::{Filters, Target};
-use outrigger_core::config::Protocol;
+use outrigger_core::config::{Balancer, Protocol};
 
-use super::attempt::copy;
+use super::attempt::Hop;
 use super::body::RequestBody;
+use super::exchange::Lease;
 use super::head::Head;
 use super::server::Connection;
+use crate::endpoint::{Choice, coarse_ms};
 use crate::metrics::add;
+use crate::pool::Wire;
+use crate::pool::stream::UpstreamBody;
 use crate::store::Live;
+use crate::worker::Worker;
 
 /// Sends the copies that `filters` asks for.
 pub fn send(
@@ -43,7 +49,7 @@ pub fn send(
 
 /// None: nobody got the whole copy.
 async fn deliver(
-    worker: &Rc<crate::worker::Worker>,
+    worker: &Worker,
     live: &Live,
     backend: usize,
     callers: Protocol,
@@ -57,4 +63,37 @@ async fn deliver(
     }
     lease.release(Instant::now());
     Some(())
+}
+
+/// Sends a copy of a request to a backend, once. None: it could not be sent.
+async fn copy(
+    worker: &Worker,
+    live: &Live,
+    backend: usize,
+    callers: Protocol,
+    head: Head,
+    body: RequestBody,
+) -> Option<(Response<UpstreamBody>, Lease)> {
+    let choice = Choice {
+        random: worker.random(),
+        now_ms: coarse_ms(Instant::now()),
+        balancer: &Balancer::PowerOfTwo,
+        hash: None,
+        tried: &[],
+    };
+    let endpoint = live.backends[backend].choose(&choice).ok()?;
+    let declared = live.compiled.backends[backend].protocol;
+    let protocol = if declared.is_http() { declared } else { callers };
+    let hop = Hop::to(endpoint, protocol, callers, false);
+    let key = hop.key();
+    let now = Instant::now();
+    let request = head.into_request(&hop, body).ok()?;
+    if hop.wire == Wire::Http1 {
+        let mut lease = worker.pools.lease_h1(key, false, now).await.ok()?;
+        let response = lease.send(request).await.ok()?;
+        return Some((response, Lease::H1(lease)));
+    }
+    let lease = worker.pools.lease_h2(key, now).await.ok()?;
+    let response = lease.send(request).await.ok()?;
+    Some((response, Lease::H2(lease)))
 }

@@ -170,12 +170,22 @@ async fn serve(
     };
     exchange.bounds = bounds(exchange, call, clock, switch.is_some(), &response);
     let framed = caching.is_some() && is_framed(&response);
-    headers::clean_response(response.headers_mut());
+    clean(exchange, &way, &mut response);
     if let Some(caching) = caching.filter(|_| exchange.degraded.is_none()) {
         exchange.keeping = caching.answered(cache, &response, framed);
     }
     finish(connection, exchange, &routed, response.headers_mut());
     Ok(answer(connection, exchange, response, switch.take(), call.timeouts.idle))
+}
+
+/// Takes out of the head of an answer what is for this proxy, and obeys it.
+fn clean(exchange: &Exchange, way: &Way<'_>, response: &mut Response<UpstreamBody>) {
+    let has_quota = headers::clean_response(response.headers_mut());
+    if let Some(endpoints) = way.endpoints().filter(|_| exchange.degraded.is_none()) {
+        let refused = response.status() == StatusCode::TOO_MANY_REQUESTS
+            || response.headers().get(headers::GRPC_STATUS).is_some_and(|code| code == "8");
+        endpoints.limits_said(has_quota, refused, response.headers());
+    }
 }
 
 /// What we say to the caller in the head of an answer, and what its rule changes about it.
