@@ -16,6 +16,7 @@ use super::attempt::{self, Hop, Way};
 use super::body::RequestBody;
 use super::exchange::Exchange;
 use super::failed::Failed;
+use super::fallback::explained;
 use super::head::Head;
 use super::headers::{EXHAUSTED, GRPC_STATUS};
 use super::hedge::{self, Hedging};
@@ -223,6 +224,14 @@ fn end(
     let response = sent.map_err(Refusal::from)?;
     if let Some(reason) = attempt::unprocessed(hop, &response) {
         exchange.reason = Some(reason);
+    } else if hop.wire.is_hop() && exchange.deadline.is_some() && is_late(&response) {
+        // The deadline has passed there a moment before it does here.
+        exchange.reason = explained(response.headers()).filter(|r| *r == Reason::DeadlineExceeded);
     }
     Ok(response)
+}
+
+fn is_late(response: &Response<UpstreamBody>) -> bool {
+    response.status() == StatusCode::GATEWAY_TIMEOUT
+        || response.headers().get(GRPC_STATUS).is_some_and(|code| code == "4")
 }
