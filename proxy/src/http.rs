@@ -23,6 +23,7 @@ pub mod limits;
 pub mod mirror;
 pub mod request;
 pub mod respond;
+pub mod response_body;
 pub mod server;
 pub mod token;
 pub mod upgrade;

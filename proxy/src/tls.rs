@@ -3,7 +3,8 @@
 //! [`verify`] is the one place where a chain is judged; everything else asks it: the verifiers of a
 //! full handshake, the check of a resumed one, the review of open connections. [`credentials`] holds
 //! the compiled configurations, [`sessions`] what makes a later handshake cheaper, [`handshake`] the
-//! handshakes themselves. [`outside`] is another matter: plain TLS to what is not of the mesh. Where certificates come from is [`crate::identity`]'s business.
+//! handshakes themselves. [`outside`] is another matter: plain TLS to what is not of the mesh. Where
+//! certificates come from is [`crate::identity`]'s business.
 
 pub mod credentials;
 pub mod handshake;

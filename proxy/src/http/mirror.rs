@@ -5,7 +5,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
-use http::Response;
 use http_body_util::BodyExt;
 use outrigger_core::compile::{Filters, Target};
 use outrigger_core::config::{Balancer, Protocol};
@@ -18,7 +17,6 @@ use super::server::Connection;
 use crate::endpoint::{Choice, coarse_ms};
 use crate::metrics::add;
 use crate::pool::Wire;
-use crate::pool::stream::UpstreamBody;
 use crate::store::Live;
 use crate::worker::Worker;
 
@@ -47,7 +45,7 @@ pub fn send(
     }
 }
 
-/// None: nobody got the whole copy.
+/// Sends a copy to a backend, once. None: nobody got the whole of it.
 async fn deliver(
     worker: &Worker,
     live: &Live,
@@ -56,24 +54,6 @@ async fn deliver(
     head: Head,
     body: RequestBody,
 ) -> Option<()> {
-    let (response, lease) = copy(worker, live, backend, callers, head, body).await?;
-    let mut answer = response.into_body();
-    while let Some(frame) = answer.frame().await {
-        frame.ok()?;
-    }
-    lease.release(Instant::now());
-    Some(())
-}
-
-/// Sends a copy of a request to a backend, once. None: it could not be sent.
-async fn copy(
-    worker: &Worker,
-    live: &Live,
-    backend: usize,
-    callers: Protocol,
-    head: Head,
-    body: RequestBody,
-) -> Option<(Response<UpstreamBody>, Lease)> {
     let choice = Choice {
         random: worker.random(),
         now_ms: coarse_ms(Instant::now()),
@@ -88,12 +68,17 @@ async fn copy(
     let key = hop.key();
     let now = Instant::now();
     let request = head.into_request(&hop, body).ok()?;
-    if hop.wire == Wire::Http1 {
+    let (response, lease) = if hop.wire == Wire::Http1 {
         let mut lease = worker.pools.lease_h1(key, false, now).await.ok()?;
-        let response = lease.send(request).await.ok()?;
-        return Some((response, Lease::H1(lease)));
+        (lease.send(request).await.ok()?, Lease::H1(lease))
+    } else {
+        let lease = worker.pools.lease_h2(key, now).await.ok()?;
+        (lease.send(request).await.ok()?, Lease::H2(lease))
+    };
+    let mut answer = response.into_body();
+    while let Some(frame) = answer.frame().await {
+        frame.ok()?;
     }
-    let lease = worker.pools.lease_h2(key, now).await.ok()?;
-    let response = lease.send(request).await.ok()?;
-    Some((response, Lease::H2(lease)))
+    lease.release(Instant::now());
+    Some(())
 }

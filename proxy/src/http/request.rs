@@ -24,7 +24,7 @@ use outrigger_core::reason::Reason;
 use outrigger_core::route::RequestView;
 
 use super::attempt::Way;
-use super::body::{RequestBody, ResponseBody};
+use super::body::RequestBody;
 use super::cache::{Caching, is_framed};
 use super::deadline::{Bounds, Clock, poll_within};
 use super::destination::{self, Target};
@@ -32,6 +32,7 @@ use super::exchange::Exchange;
 use super::fallback::{self, DEGRADED, Fallen, Given};
 use super::head::Head;
 use super::respond::Refusal;
+use super::response_body::ResponseBody;
 use super::server::Connection;
 use super::{attempts, context, headers, mirror, respond, upgrade};
 use crate::correlation::Remembered;

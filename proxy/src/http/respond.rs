@@ -11,10 +11,10 @@ use outrigger_core::outcome::grpc_code_for;
 use outrigger_core::policy::rate_limit::seconds_up;
 use outrigger_core::reason::{Reason, Side};
 
-use super::body::ResponseBody;
 use super::exchange::Exchange;
 use super::fault::Injected;
 use super::headers::{PROXY_STATUS, REQUEST_ID, UNPROCESSED};
+use super::response_body::ResponseBody;
 use crate::metrics::Direction;
 use crate::peer::Peer;
 use crate::pool::connect::ConnectError;
