@@ -1,6 +1,6 @@
 //! HTTP/1.1 connections, lent to one request at a time.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -9,6 +9,8 @@ use futures::FutureExt;
 use http::{Request, Response};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
+use tokio::sync::oneshot;
+use tokio::time::timeout;
 
 use super::connect::{ConnectError, connect_to};
 use super::stream::{SendError, UpstreamBody};
@@ -17,32 +19,48 @@ use crate::http::body::RequestBody;
 
 /// Idle connections kept for one address.
 const MAX_IDLE: usize = 128;
-/// A request that cannot be sent again takes no connection that was idle longer: the server may be
-/// closing it at this moment.
+/// A request that cannot be sent again takes no connection that was idle longer from a server that
+/// closes idle ones itself: it may be doing so at this moment.
 const FRESH_ENOUGH: Duration = Duration::from_secs(1);
-/// How many connections are looked at before a new one is opened. The newest may still be finishing
-/// its last response.
-const LOOK_AT: usize = 4;
+/// For how long a server counts as one that does, after it has.
+const WARY: Duration = Duration::from_secs(60);
+/// Connections that are opened to one address at once while others are in use. After a pause of ours or
+/// of the app many requests are due together: most are served by what is open before their own
+/// connection would be, and each of those costs the app more than the request does.
+const OPENING_AT_ONCE: usize = 4;
+/// How long a request waits for a connection that is given back before it opens one nevertheless.
+const PATIENCE: Duration = Duration::from_millis(2);
+
+type Sender = http1::SendRequest<RequestBody>;
 
 #[derive(Default)]
 pub struct Pool {
     /// The most recently used last.
     idle: RefCell<VecDeque<Idle>>,
+    /// How many are being opened.
+    opening: Cell<usize>,
+    /// Requests that wait: for a connection, or with none for their turn to open one.
+    waiting: RefCell<VecDeque<oneshot::Sender<Option<Sender>>>>,
+    /// Until when [`FRESH_ENOUGH`] holds.
+    wary: Cell<Option<Instant>>,
 }
 
 struct Idle {
-    sender: http1::SendRequest<RequestBody>,
+    sender: Sender,
     since: Instant,
 }
 
 /// A connection that belongs to one request until [`Lease::release`]. Dropping it instead closes
 /// the connection.
 pub struct Lease {
-    sender: http1::SendRequest<RequestBody>,
+    sender: Sender,
     pool: Rc<Pool>,
     /// Whether it has carried a request before.
     pub reused: bool,
 }
+
+/// One of the connections that are being opened. Its end lets the next request try.
+struct Dialing<'a>(&'a Pool);
 
 impl Pools {
     /// An idle connection, or a new one. `repeatable`: the request could be sent again.
@@ -57,7 +75,7 @@ impl Pools {
             return Ok(Lease { sender, pool, reused: true });
         }
         // Boxed: rare, and the future of every request would carry its size.
-        Box::pin(self.open_h1(key, pool)).await
+        Box::pin(self.await_or_open_h1(key, pool)).await
     }
 
     /// A new connection, whatever is idle.
@@ -65,43 +83,115 @@ impl Pools {
         self.open_h1(key, self.h1(key)).await
     }
 
+    async fn await_or_open_h1(&self, key: PoolKey, pool: Rc<Pool>) -> Result<Lease, ConnectError> {
+        if pool.opening.get() >= OPENING_AT_ONCE
+            && let Some(sender) = pool.given_back().await
+        {
+            return Ok(Lease { sender, pool, reused: true });
+        }
+        self.open_h1(key, pool).await
+    }
+
     async fn open_h1(&self, key: PoolKey, pool: Rc<Pool>) -> Result<Lease, ConnectError> {
-        let stream = connect_to(key, &self.opening).await?;
-        let (sender, connection) = http1::Builder::new()
-            .max_headers(self.opening.config.max_headers)
-            .max_buf_size((self.opening.config.max_header_bytes as usize).max(8_192))
-            .handshake(TokioIo::new(stream))
-            .await
-            .map_err(|error| ConnectError {
-                reason: outrigger_core::reason::Reason::ConnectFailed,
-                detail: format!("{}: {error}", key.address).into(),
-            })?;
-        // Its errors reach whoever uses the sender.
-        tokio::task::spawn_local(async move { drop(connection.with_upgrades().await) });
+        let sender = {
+            let _dialing = Dialing::begin(&pool);
+            let stream = connect_to(key, &self.opening).await?;
+            let (sender, connection) = http1::Builder::new()
+                .max_headers(self.opening.config.max_headers)
+                .max_buf_size((self.opening.config.max_header_bytes as usize).max(8_192))
+                .handshake(TokioIo::new(stream))
+                .await
+                .map_err(|error| ConnectError {
+                    reason: outrigger_core::reason::Reason::ConnectFailed,
+                    detail: format!("{}: {error}", key.address).into(),
+                })?;
+            // Its errors reach whoever uses the sender.
+            tokio::task::spawn_local(async move { drop(connection.with_upgrades().await) });
+            sender
+        };
         Ok(Lease { sender, pool, reused: false })
     }
 }
 
 impl Pool {
-    fn take(&self, repeatable: bool, now: Instant) -> Option<http1::SendRequest<RequestBody>> {
+    /// The most recently used one that is ready: those just given back may still be finishing their
+    /// last response.
+    fn take(&self, repeatable: bool, now: Instant) -> Option<Sender> {
         let mut idle = self.idle.borrow_mut();
-        idle.retain(|one| !one.sender.is_closed());
-        let from = idle.len().saturating_sub(LOOK_AT);
-        let fits = |one: &Idle| {
-            one.sender.is_ready()
-                && (repeatable || now.saturating_duration_since(one.since) < FRESH_ENOUGH)
+        for at in (0..idle.len()).rev() {
+            let one = &idle[at];
+            if one.sender.is_closed() {
+                idle.remove(at);
+                self.wary.set(now.checked_add(WARY));
+                continue;
+            }
+            let wary = !repeatable && self.wary.get().is_some_and(|until| now < until);
+            if wary && now.saturating_duration_since(one.since) >= FRESH_ENOUGH {
+                return None;
+            }
+            if one.sender.is_ready() {
+                return idle.remove(at).map(|one| one.sender);
+            }
+        }
+        None
+    }
+
+    /// A connection that another request has done with; none: it is time to open one.
+    async fn given_back(&self) -> Option<Sender> {
+        let (turn, given) = oneshot::channel();
+        self.waiting.borrow_mut().push_back(turn);
+        let ready = async {
+            let mut sender = given.await.ok().flatten()?;
+            sender.ready().await.ok()?;
+            Some(sender)
         };
-        let at = (from..idle.len()).rev().find(|at| fits(&idle[*at]))?;
-        idle.remove(at).map(|one| one.sender)
+        timeout(PATIENCE, ready).await.ok().flatten()
+    }
+
+    /// Hands a connection to the request that has waited longest; gives it back if none waits.
+    fn give(&self, sender: Sender) -> Option<Sender> {
+        let mut waiting = self.waiting.borrow_mut();
+        let mut offer = Some(sender);
+        while let Some(next) = waiting.pop_front() {
+            match next.send(offer) {
+                Ok(()) => return None,
+                Err(refused) => offer = refused,
+            }
+        }
+        offer
     }
 
     /// Whether the pool is worth keeping.
     pub fn sweep(&self, now: Instant, limit: Duration) -> bool {
+        self.waiting.borrow_mut().retain(|waiting| !waiting.is_closed());
         let mut idle = self.idle.borrow_mut();
         idle.retain(|one| {
+            if one.sender.is_closed() {
+                self.wary.set(now.checked_add(WARY));
+            }
             !one.sender.is_closed() && now.saturating_duration_since(one.since) < limit
         });
-        !idle.is_empty()
+        let wary = self.wary.get().is_some_and(|until| now < until);
+        wary || self.opening.get() > 0 || !idle.is_empty()
+    }
+}
+
+impl<'a> Dialing<'a> {
+    fn begin(pool: &'a Pool) -> Self {
+        pool.opening.set(pool.opening.get() + 1);
+        Self(pool)
+    }
+}
+
+impl Drop for Dialing<'_> {
+    fn drop(&mut self) {
+        self.0.opening.set(self.0.opening.get() - 1);
+        let mut waiting = self.0.waiting.borrow_mut();
+        while let Some(next) = waiting.pop_front() {
+            if next.send(None).is_ok() {
+                return;
+            }
+        }
     }
 }
 
@@ -120,10 +210,96 @@ impl Lease {
         if self.sender.is_closed() {
             return;
         }
+        let Some(sender) = self.pool.give(self.sender) else { return };
         let mut idle = self.pool.idle.borrow_mut();
         if idle.len() >= MAX_IDLE {
             idle.pop_front();
         }
-        idle.push_back(Idle { sender: self.sender, since: now });
+        idle.push_back(Idle { sender, since: now });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+
+    use tokio::io::DuplexStream;
+    use tokio::task::LocalSet;
+
+    use super::*;
+
+    /// A connection with nothing on it, and the server's end.
+    async fn connection() -> (Sender, DuplexStream) {
+        let (ours, theirs) = tokio::io::duplex(1024);
+        let (mut sender, connection) = http1::handshake(TokioIo::new(ours)).await.unwrap();
+        tokio::task::spawn_local(connection);
+        sender.ready().await.unwrap();
+        (sender, theirs)
+    }
+
+    fn release(pool: &Rc<Pool>, sender: Sender, now: Instant) {
+        Lease { sender, pool: Rc::clone(pool), reused: true }.release(now);
+    }
+
+    fn run(test: impl Future<Output = ()>) {
+        let mut builder = tokio::runtime::Builder::new_current_thread();
+        let runtime = builder.enable_time().build().unwrap();
+        runtime.block_on(LocalSet::new().run_until(test));
+    }
+
+    #[test]
+    fn an_old_connection_is_trusted_until_the_server_has_closed_one() {
+        run(async {
+            let (pool, now) = (Rc::new(Pool::default()), Instant::now());
+            let later = now + Duration::from_secs(3);
+            let (old, _server) = connection().await;
+            release(&pool, old, now);
+            let old = pool.take(false, later).unwrap();
+
+            let (closed, server) = connection().await;
+            release(&pool, old, now);
+            release(&pool, closed, now);
+            drop(server);
+            tokio::task::yield_now().await;
+            assert!(pool.take(false, later).is_none(), "it may be closing the other one too");
+            assert!(pool.take(true, later).is_some(), "what can be repeated may find that out");
+        });
+    }
+
+    #[test]
+    fn a_request_that_waits_gets_what_is_given_back_first() {
+        run(async {
+            let pool = Rc::new(Pool::default());
+            let (sender, _server) = connection().await;
+            let gone = pool.given_back();
+            let waits = pool.given_back();
+            let gives = async {
+                tokio::task::yield_now().await;
+                release(&pool, sender, Instant::now());
+            };
+            // The first gives up before there is anything.
+            let gone = timeout(Duration::ZERO, gone).await;
+            assert!(gone.is_err());
+            let (given, ()) = tokio::join!(waits, gives);
+            assert!(given.is_some());
+            assert!(pool.idle.borrow().is_empty(), "it has one owner");
+        });
+    }
+
+    #[test]
+    fn who_waits_opens_its_own_when_another_is_open_or_patience_ends() {
+        run(async {
+            let pool = Pool::default();
+            let dialing = Dialing::begin(&pool);
+            let mut waits = pin!(pool.given_back());
+            assert!(waits.as_mut().now_or_never().is_none());
+            drop(dialing);
+            assert!(waits.now_or_never().is_some_and(|given| given.is_none()));
+            assert_eq!(pool.opening.get(), 0);
+
+            let began = Instant::now();
+            assert!(pool.given_back().await.is_none());
+            assert!(began.elapsed() >= PATIENCE);
+        });
     }
 }
