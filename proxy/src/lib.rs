@@ -20,6 +20,7 @@ pub mod identity;
 pub mod inbound;
 pub mod inbound_ports;
 pub mod io;
+pub mod memory;
 pub mod metrics;
 pub mod original;
 pub mod outbound;

@@ -6,7 +6,7 @@
 pub mod expose;
 mod totals;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -212,16 +212,23 @@ pub struct WorkerMetrics {
     metrics: Arc<Metrics>,
     worker: usize,
     known: RefCell<HashMap<SeriesKey, Arc<Series>, foldhash::fast::FixedState>>,
+    recorded: Cell<bool>,
 }
 
 impl WorkerMetrics {
     pub fn new(metrics: Arc<Metrics>, worker: usize) -> Self {
-        Self { metrics, worker, known: RefCell::default() }
+        Self { metrics, worker, known: RefCell::default(), recorded: Cell::new(false) }
     }
 
     /// Counts one request or connection that has ended.
     pub fn record(&self, key: SeriesKey, count: CountKey, latency: Duration) {
         self.series(key).record(count, latency);
+        self.recorded.set(true);
+    }
+
+    /// Whether anything has ended since the last time.
+    pub fn take_recorded(&self) -> bool {
+        self.recorded.take()
     }
 
     fn series(&self, key: SeriesKey) -> Arc<Series> {

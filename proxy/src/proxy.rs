@@ -6,12 +6,14 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 
 use arc_swap::ArcSwap;
 use outrigger_core::config::MeshSettings;
-use tokio::sync::watch;
+use outrigger_core::name::Authority;
+use tokio::sync::{mpsc, watch};
 
 use crate::access_log::AccessLog;
 use crate::cache::Cache;
 use crate::correlation::Correlation;
 use crate::experiments::Experiments;
+use crate::experiments::report::Stop;
 use crate::http::limits::known::Limits;
 use crate::identity::Identity;
 use crate::inbound_ports::InboundPorts;
@@ -38,7 +40,43 @@ pub struct Proxy {
     pub lifecycle: Lifecycle,
 }
 
+/// What a new proxy leaves to others in the process.
+pub struct Errands<W> {
+    /// What the app has dialled, for [`crate::discovery`].
+    pub dialled: mpsc::UnboundedReceiver<Authority>,
+    /// For [`crate::experiments::report`].
+    pub stops: mpsc::UnboundedReceiver<Stop>,
+    /// Writes the access log.
+    pub write_log: W,
+}
+
 impl Proxy {
+    pub fn new(
+        settings: Settings,
+        identity: Option<Arc<Identity>>,
+    ) -> (Arc<Self>, Errands<impl Future<Output = ()> + Send>) {
+        let metrics = Arc::new(Metrics::new(settings.workers()));
+        let (access_log, write_log) = AccessLog::new(settings.access_log, Arc::clone(&metrics));
+        let (wanted, dialled) = mpsc::unbounded_channel();
+        let (experiments, stops) = Experiments::new();
+        let proxy = Self {
+            correlation: Correlation::new(Arc::clone(&metrics)),
+            cache: Cache::new(settings.cache_bytes),
+            store: Store::new(wanted, settings.zone.clone()),
+            inbound: ArcSwap::from_pointee(InboundPorts::registered(&settings, identity.is_some())),
+            limits: Limits::default(),
+            identity,
+            mesh: ArcSwap::from_pointee(MeshSettings::default()),
+            access_log,
+            experiments,
+            server_first: ServerFirst::default(),
+            lifecycle: Lifecycle::default(),
+            metrics,
+            settings,
+        };
+        (Arc::new(proxy), Errands { dialled, stops, write_log })
+    }
+
     /// Why the proxy is not ready, if it is not.
     pub fn not_ready(&self) -> Option<Cow<'static, str>> {
         if let Some(why) = self.lifecycle.draining() {

@@ -6,33 +6,23 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwap;
-use outrigger_core::config::MeshSettings;
 use outrigger_core::name::Authority;
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::{mpsc, oneshot};
 use tracing::{info, warn};
 
 use crate::accept::{self, Accepted, Seat, Via};
-use crate::access_log::AccessLog;
 use crate::admin::{self, LogHandle};
-use crate::cache::Cache;
 use crate::control_plane::ControlPlane;
-use crate::correlation::Correlation;
 use crate::discovery::Discovery;
-use crate::experiments::Experiments;
 use crate::experiments::report::{self, Stop};
 use crate::health;
-use crate::http::limits::known::Limits;
 use crate::identity::{self, Identity};
-use crate::inbound_ports::InboundPorts;
-use crate::metrics::Metrics;
-use crate::proxy::{Lifecycle, Phase, Proxy};
+use crate::memory;
+use crate::proxy::{Errands, Phase, Proxy};
 use crate::registration;
 use crate::settings::Settings;
 use crate::state::StateDir;
-use crate::store::Store;
-use crate::stream::server_first::ServerFirst;
 use crate::worker::{Load, Worker};
 
 /// How often the end of the last connection is looked for while draining.
@@ -43,30 +33,13 @@ const POLLS_BETWEEN_EVENTS: u32 = 256;
 
 /// Runs the proxy until it is told to stop and has drained.
 pub fn run(settings: Settings, log: LogHandle) -> io::Result<()> {
+    memory::keep_while_busy();
     let state = settings.state_dir.as_deref().map(StateDir::open).transpose()?;
     let identity = Identity::from_settings(&settings)?;
     let listeners = accept::bind(&settings)?;
     let admin = accept::listen(settings.admin)?;
     let workers = settings.workers();
-    let metrics = Arc::new(Metrics::new(workers));
-    let (access_log, write_log) = AccessLog::new(settings.access_log, Arc::clone(&metrics));
-    let (wanted, dialled) = mpsc::unbounded_channel();
-    let (experiments, stops) = Experiments::new();
-    let proxy = Arc::new(Proxy {
-        correlation: Correlation::new(Arc::clone(&metrics)),
-        cache: Cache::new(settings.cache_bytes),
-        store: Store::new(wanted, settings.zone.clone()),
-        inbound: ArcSwap::from_pointee(InboundPorts::registered(&settings, identity.is_some())),
-        limits: Limits::default(),
-        identity,
-        mesh: ArcSwap::from_pointee(MeshSettings::default()),
-        access_log,
-        experiments,
-        server_first: ServerFirst::default(),
-        lifecycle: Lifecycle::default(),
-        metrics,
-        settings,
-    });
+    let (proxy, Errands { dialled, stops, write_log }) = Proxy::new(settings, identity);
     let seats = start_workers(&proxy, workers, listeners)?;
     info!(
         uid = proxy.settings.uid(),

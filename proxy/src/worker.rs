@@ -23,6 +23,7 @@ use crate::accept::Accepted;
 use crate::http::respond::Refusal;
 use crate::http::server::Builders;
 use crate::inbound_ports::InboundPorts;
+use crate::memory::Spare;
 use crate::metrics::{CountKey, Direction, Label, SeriesKey, Status, WorkerMetrics};
 use crate::pool::Pools;
 use crate::pool::connect::{ConnectError, Opened, connect};
@@ -50,6 +51,7 @@ pub struct Worker {
     pub connections: Rc<Connections>,
     pub pools: Pools,
     pub pace: Rc<Pace>,
+    spare: Spare,
     /// [`crate::identity::Identity::generation`] at the last review of open connections.
     reviewed: Cell<u64>,
     /// The ports that open connections were last judged by.
@@ -82,6 +84,7 @@ impl Worker {
             connections: Rc::default(),
             pools: Pools::new(&proxy, Rc::clone(&pace)),
             pace,
+            spare: Spare::default(),
             reviewed: Cell::new(0),
             reviewed_ports: RefCell::new(proxy.inbound.load_full()),
             http: Builders::new(&proxy.settings),
@@ -143,7 +146,7 @@ impl Worker {
         self.connections.sweep(limit.max(1));
         self.pools.sweep(Instant::now());
         self.review();
-        give_back_memory();
+        self.spare.sweep(self.metrics.take_recorded());
     }
 
     /// Judges every open connection by the certificates, roots and ports of now. What may stay no
@@ -179,6 +182,11 @@ impl Worker {
     /// Seconds since the worker began.
     pub fn tick(&self) -> u32 {
         self.tick.get()
+    }
+
+    /// Makes [`Self::random`] repeat itself.
+    pub fn seed(&self, seed: u64) {
+        self.random.set(seed);
     }
 
     /// A number that nobody needs to be unable to guess (splitmix64).
@@ -319,11 +327,4 @@ impl Load {
     pub fn total(&self) -> usize {
         self.connections.load(Relaxed) + self.streams.load(Relaxed)
     }
-}
-
-/// Lets the allocator return to the system what it has had to spare for a while. It looks when a large
-/// block is freed, which may never happen again after a burst of connections.
-fn give_back_memory() {
-    const LARGE: usize = 2 * 1024 * 1024;
-    drop(std::hint::black_box(Vec::<u8>::with_capacity(LARGE)));
 }
