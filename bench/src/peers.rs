@@ -285,18 +285,6 @@ pub fn outrigger(
     outbound: &str,
     more: &[&str],
 ) -> Result<(), Failure> {
-    outrigger_under(running, places, name, outbound, more, &[])
-}
-
-/// The same, run by another program.
-pub fn outrigger_under(
-    running: &mut Running,
-    places: &Places,
-    name: &str,
-    outbound: &str,
-    more: &[&str],
-    under: &[&str],
-) -> Result<(), Failure> {
     let port: u16 = outbound.rsplit(':').next().unwrap_or_default().parse()?;
     let (inbound, admin) = (format!("127.0.0.1:{}", port + 1), format!("127.0.0.1:{}", port + 2));
     let mut args =
@@ -313,12 +301,7 @@ pub fn outrigger_under(
     }
     args.extend(more);
     let proxy = places.bin.join("outrigger-proxy");
-    let Some((program, before)) = under.split_first() else {
-        return running.start(places, name, SUBJECT_CPU, port, &proxy, &args);
-    };
-    let proxy = proxy.display().to_string();
-    let args = [before, &[proxy.as_str()], &args].concat();
-    running.start(places, name, SUBJECT_CPU, port, Path::new(program), &args)
+    running.start(places, name, SUBJECT_CPU, port, &proxy, &args)
 }
 
 pub fn envoy(

@@ -56,6 +56,21 @@ pub struct Slot {
     direction: Direction,
 }
 
+impl Slot {
+    /// None: there are as many connections as `--max-connections` allows.
+    pub fn take(proxy: &Arc<Proxy>, load: &Arc<Load>, direction: Direction) -> Option<Self> {
+        let gauges = &proxy.metrics.gauges;
+        if !proxy.lifecycle.try_open(proxy.settings.max_connections, direction) {
+            add(&gauges.connections_refused, 1);
+            return None;
+        }
+        load.connections.fetch_add(1, Relaxed);
+        add(&gauges.connections_total, 1);
+        gauges.connections_open.fetch_add(1, Relaxed);
+        Some(Self { proxy: Arc::clone(proxy), load: Arc::clone(load), direction })
+    }
+}
+
 impl Drop for Slot {
     fn drop(&mut self) {
         self.load.connections.fetch_sub(1, Relaxed);
@@ -134,17 +149,8 @@ fn hand_over(
     via: &Via,
     seats: &[Seat],
 ) {
-    let gauges = &proxy.metrics.gauges;
-    let direction = via.direction();
-    if !proxy.lifecycle.try_open(proxy.settings.max_connections, direction) {
-        add(&gauges.connections_refused, 1);
-        return;
-    }
     let Some(seat) = seats.iter().min_by_key(|seat| seat.load.total()) else { return };
-    seat.load.connections.fetch_add(1, Relaxed);
-    add(&gauges.connections_total, 1);
-    gauges.connections_open.fetch_add(1, Relaxed);
-    let slot = Slot { proxy: Arc::clone(proxy), load: Arc::clone(&seat.load), direction };
+    let Some(slot) = Slot::take(proxy, &seat.load, via.direction()) else { return };
     // Small answers must not wait for the peer's acknowledgement.
     let _ = stream.set_nodelay(true);
     match stream.into_std() {

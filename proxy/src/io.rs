@@ -11,7 +11,7 @@ use std::task::{Context, Poll};
 use bytes::{Buf, Bytes};
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
 use tokio::net::TcpStream;
 
 use crate::watch::ConnectionWatch;
@@ -23,6 +23,8 @@ pub enum Transport {
     Tls(Box<tokio_rustls::server::TlsStream<TcpStream>>),
     /// The inside of a CONNECT or an upgrade.
     Tunnel(Box<TokioIo<Upgraded>>),
+    /// Without a socket, for who measures or tests this proxy inside of a process.
+    Memory(DuplexStream),
 }
 
 /// A transport with what detection has already taken from it.
@@ -73,6 +75,7 @@ impl AsyncRead for Io {
             Transport::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
             Transport::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
             Transport::Tunnel(stream) => Pin::new(stream).poll_read(cx, buf),
+            Transport::Memory(stream) => Pin::new(stream).poll_read(cx, buf),
         };
         if let Some(watch) = &self.watch
             && buf.filled().len() > before
@@ -93,6 +96,7 @@ impl AsyncWrite for Io {
             Transport::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
             Transport::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
             Transport::Tunnel(stream) => Pin::new(stream).poll_write(cx, buf),
+            Transport::Memory(stream) => Pin::new(stream).poll_write(cx, buf),
         }
     }
 
@@ -105,6 +109,7 @@ impl AsyncWrite for Io {
             Transport::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
             Transport::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
             Transport::Tunnel(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            Transport::Memory(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
         }
     }
 
@@ -113,6 +118,7 @@ impl AsyncWrite for Io {
             Transport::Tcp(stream) => stream.is_write_vectored(),
             Transport::Tls(stream) => stream.is_write_vectored(),
             Transport::Tunnel(stream) => stream.is_write_vectored(),
+            Transport::Memory(stream) => stream.is_write_vectored(),
         }
     }
 
@@ -121,6 +127,7 @@ impl AsyncWrite for Io {
             Transport::Tcp(stream) => Pin::new(stream).poll_flush(cx),
             Transport::Tls(stream) => Pin::new(stream).poll_flush(cx),
             Transport::Tunnel(stream) => Pin::new(stream).poll_flush(cx),
+            Transport::Memory(stream) => Pin::new(stream).poll_flush(cx),
         }
     }
 
@@ -129,6 +136,7 @@ impl AsyncWrite for Io {
             Transport::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
             Transport::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
             Transport::Tunnel(stream) => Pin::new(stream).poll_shutdown(cx),
+            Transport::Memory(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }
 }

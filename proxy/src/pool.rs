@@ -8,7 +8,7 @@ pub mod h1;
 pub mod h2;
 pub mod stream;
 
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hyper::rt::Executor;
+use tokio::io::DuplexStream;
 
 use crate::identity::Identity;
 use crate::metrics::Metrics;
@@ -68,7 +69,12 @@ pub struct Opening {
     pub metrics: Arc<Metrics>,
     pub identity: Option<Arc<Identity>>,
     pub pace: Rc<Pace>,
+    /// In place of the network, for who measures or tests this proxy inside of a process.
+    pub memory: OnceCell<Network>,
 }
+
+/// What answers at an address; only for connections in plaintext.
+pub type Network = Box<dyn Fn(SocketAddr) -> DuplexStream>;
 
 /// What opening a connection depends on.
 #[derive(Clone, Debug)]
@@ -92,7 +98,7 @@ impl Pools {
         Self {
             h1: Map::default(),
             h2: Map::default(),
-            opening: Rc::new(Opening { config, metrics, identity, pace }),
+            opening: Rc::new(Opening { config, metrics, identity, pace, memory: OnceCell::new() }),
         }
     }
 

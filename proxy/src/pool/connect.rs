@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use outrigger_core::reason::Reason;
 use socket2::{SockRef, TcpKeepalive};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::client;
 
@@ -43,6 +43,7 @@ pub struct Opened {
 enum Stream {
     Tcp(TcpStream),
     Tls(Box<client::TlsStream<TcpStream>>),
+    Memory(DuplexStream),
 }
 
 struct Count(Arc<Metrics>);
@@ -55,8 +56,11 @@ impl Drop for Count {
 
 /// In plaintext: to an app, or to a proxy in a mesh without identities.
 pub async fn connect(address: SocketAddr, opening: &Opening) -> Result<Opened, ConnectError> {
-    let stream = dial(address, opening.config.connect_timeout).await?;
-    Ok(Opened::new(Stream::Tcp(stream), None, &opening.metrics))
+    let stream = match opening.memory.get() {
+        None => Stream::Tcp(dial(address, opening.config.connect_timeout).await?),
+        Some(network) => Stream::Memory(network(address)),
+    };
+    Ok(Opened::new(stream, None, &opening.metrics))
 }
 
 /// To what `key` says, no other proxy: with TLS to what lies outside and asks for it.
@@ -158,6 +162,7 @@ impl AsyncRead for Opened {
         match &mut self.stream {
             Stream::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
             Stream::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
+            Stream::Memory(stream) => Pin::new(stream).poll_read(cx, buf),
         }
     }
 }
@@ -171,6 +176,7 @@ impl AsyncWrite for Opened {
         match &mut self.stream {
             Stream::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
             Stream::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
+            Stream::Memory(stream) => Pin::new(stream).poll_write(cx, buf),
         }
     }
 
@@ -182,6 +188,7 @@ impl AsyncWrite for Opened {
         match &mut self.stream {
             Stream::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
             Stream::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            Stream::Memory(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
         }
     }
 
@@ -189,6 +196,7 @@ impl AsyncWrite for Opened {
         match &self.stream {
             Stream::Tcp(stream) => stream.is_write_vectored(),
             Stream::Tls(stream) => stream.is_write_vectored(),
+            Stream::Memory(stream) => stream.is_write_vectored(),
         }
     }
 
@@ -196,6 +204,7 @@ impl AsyncWrite for Opened {
         match &mut self.stream {
             Stream::Tcp(stream) => Pin::new(stream).poll_flush(cx),
             Stream::Tls(stream) => Pin::new(stream).poll_flush(cx),
+            Stream::Memory(stream) => Pin::new(stream).poll_flush(cx),
         }
     }
 
@@ -203,6 +212,7 @@ impl AsyncWrite for Opened {
         match &mut self.stream {
             Stream::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
             Stream::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+            Stream::Memory(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }
 }

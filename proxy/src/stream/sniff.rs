@@ -91,6 +91,7 @@ impl Sniffer {
             Transport::Tcp(stream) => stream.read_buf(&mut self.read).await,
             Transport::Tls(stream) => stream.read_buf(&mut self.read).await,
             Transport::Tunnel(stream) => stream.read_buf(&mut self.read).await,
+            Transport::Memory(stream) => stream.read_buf(&mut self.read).await,
         }
     }
 

@@ -1,0 +1,169 @@
+//! Requests through a pair of proxies, with the caller, both proxies and the app in one thread of this process
+//! and joined in memory: no socket, no control plane, a fixed seed. What it executes repeats itself, so
+//! that callgrind can count it. What the proxies know is what a real pair has kept in its state
+//! directories.
+//!
+//! `counted direct|plain|policies REQUESTS STATE`
+
+use std::error::Error;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use clap::{Parser, ValueEnum};
+use mimalloc::MiMalloc;
+use outrigger_core::config::Protocol;
+use outrigger_core::name::Authority;
+use outrigger_proxy::accept::Slot;
+use outrigger_proxy::discovery::holdings::Holdings;
+use outrigger_proxy::http::server::Connection;
+use outrigger_proxy::io::{Io, Transport};
+use outrigger_proxy::metrics::Direction;
+use outrigger_proxy::peer::{Fixed, Origin, Peer};
+use outrigger_proxy::proxy::Proxy;
+use outrigger_proxy::settings::Settings;
+use outrigger_proxy::state::StateDir;
+use outrigger_proxy::worker::{Load, Worker};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+use tokio::runtime::{Builder, LocalOptions};
+use tokio::task::spawn_local;
+
+/// As in the proxy.
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
+
+const SEED: u64 = 7;
+/// Bytes that one side may be ahead of the other.
+const AHEAD: usize = 64 * 1024;
+const LOCALHOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-length: 2\r\n\r\nok";
+
+type Failure = Box<dyn Error + Send + Sync>;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Way {
+    /// From the caller to the app: what the others have in common.
+    Direct,
+    Plain,
+    Policies,
+}
+
+/// Sends requests through a pair of proxies in memory, for callgrind to count.
+#[derive(Debug, Parser)]
+struct Options {
+    way: Way,
+    requests: u32,
+    /// Folder with the state directories `in` and `out` of the pair
+    state: PathBuf,
+}
+
+fn main() -> Result<(), Failure> {
+    let options = Options::parse();
+    let runtime = Builder::new_current_thread().enable_all().build_local(LocalOptions::default())?;
+    runtime.block_on(run(options))
+}
+
+async fn run(options: Options) -> Result<(), Failure> {
+    let (caller, called) = duplex(AHEAD);
+    let host = match options.way {
+        Way::Direct => {
+            spawn_local(app(called));
+            "app.bench"
+        }
+        Way::Plain => pair(called, "pair-h1.bench", &options)?,
+        Way::Policies => pair(called, "policies.bench", &options)?,
+    };
+    requests(caller, host, options.requests).await
+}
+
+/// Puts two proxies between `called` and the app; returns the host that requests name.
+fn pair(
+    called: DuplexStream,
+    host: &'static str,
+    options: &Options,
+) -> Result<&'static str, Failure> {
+    let ports = "19001=h1:http,19005=h1:guarded";
+    let inbound = worker(&options.state, "in", &["--workload", "pair-1", "--app-port", ports])?;
+    join(&inbound, |theirs| {
+        spawn_local(app(theirs));
+    })?;
+    let outbound = worker(&options.state, "out", &["--workload", "caller"])?;
+    let dialed = outbound.dial_authority(&Authority::parse(host, Some(80))?);
+    join(&outbound, move |theirs| {
+        serve(&inbound, theirs, Direction::Inbound, Fixed::Nothing);
+    })?;
+    serve(&outbound, called, Direction::Outbound, Fixed::Destination(dialed));
+    Ok(host)
+}
+
+/// The only worker of a proxy of its own, which knows what `name` in `state` holds.
+fn worker(state: &Path, name: &str, flags: &[&str]) -> Result<Rc<Worker>, Failure> {
+    let settings = ["outrigger-proxy", "--namespace", "bench", "--workers", "1"];
+    let settings = Settings::parse_from(settings.iter().chain(flags));
+    let (proxy, _) = Proxy::new(settings, None);
+    let saved = StateDir::open(&state.join(name))?.load().ok_or("it holds no configuration")?;
+    Holdings::new(Arc::clone(&proxy)).restore(&saved);
+    let worker = Worker::new(proxy, 0, Arc::new(Load::default()));
+    worker.seed(SEED);
+    Ok(worker)
+}
+
+/// Whatever `worker` connects to is answered by `at`, in memory.
+fn join(worker: &Worker, at: impl Fn(DuplexStream) + 'static) -> Result<(), Failure> {
+    let network = move |_| {
+        let (ours, theirs) = duplex(AHEAD);
+        at(theirs);
+        ours
+    };
+    let set = worker.pools.opening().memory.set(Box::new(network));
+    set.map_err(|_| "the proxy has a network already".into())
+}
+
+/// Lets `worker` serve a connection that somebody has opened to it.
+fn serve(worker: &Rc<Worker>, stream: DuplexStream, direction: Direction, fixed: Fixed) {
+    let Some(slot) = Slot::take(&worker.proxy, &worker.load, direction) else { return };
+    let (peer, protocol) = match direction {
+        Direction::Outbound => (Peer::App, Protocol::Http1),
+        Direction::Inbound => (Peer::Outside, Protocol::Http2),
+    };
+    let remote = SocketAddr::new(LOCALHOST, 1);
+    let slot = Rc::new(slot);
+    let origin = Origin { direction, peer, caller: None, remote, fixed, tunnel: None, slot };
+    let io = Io::new(Transport::Memory(stream), Bytes::new());
+    let worker = Rc::clone(worker);
+    spawn_local(async move { Connection::serve(worker, io, protocol, origin).await });
+}
+
+/// One request after the other, each answered with 200.
+async fn requests(mut caller: DuplexStream, host: &str, requests: u32) -> Result<(), Failure> {
+    let request = format!("GET /bench HTTP/1.1\r\nhost: {host}\r\naccept: */*\r\n\r\n");
+    let mut read = Vec::new();
+    for _ in 0..requests {
+        caller.write_all(request.as_bytes()).await?;
+        read.clear();
+        while !read.ends_with(b"\r\n\r\nok") {
+            if caller.read_buf(&mut read).await? == 0 {
+                return Err("the connection closed before the answer".into());
+            }
+        }
+        if !read.starts_with(b"HTTP/1.1 200") {
+            return Err(String::from_utf8_lossy(&read).into_owned().into());
+        }
+    }
+    Ok(())
+}
+
+/// Answers every request with the same bytes.
+async fn app(mut stream: DuplexStream) {
+    let mut read = Vec::new();
+    while stream.read_buf(&mut read).await.is_ok_and(|n| n > 0) {
+        if read.ends_with(b"\r\n\r\n") {
+            read.clear();
+            if stream.write_all(ANSWER).await.is_err() {
+                return;
+            }
+        }
+    }
+}
