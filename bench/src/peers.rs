@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 
 use crate::Failure;
 use crate::case::{Case, Peer};
-use crate::measure::{BODY, grpc_message, on_path};
 
 /// How long a program may take to listen.
 const START: Duration = Duration::from_secs(20);
@@ -107,10 +106,6 @@ pub fn start_common(running: &mut Running, places: &Places) -> Result<(), Failur
     for (kind, port) in kinds {
         let listen = format!("127.0.0.1:{port}");
         let name = format!("backend-{kind}-{port}");
-        if matches!(kind, "h2" | "grpc") && on_path("nghttpd") {
-            light_backend(running, places, &name, kind, port)?;
-            continue;
-        }
         running.start(places, &name, OTHER_CPU, port, &backend, &[kind, &listen])?;
     }
     let manifests = places.work.join("manifests");
@@ -135,29 +130,6 @@ pub fn start_common(running: &mut Running, places: &Places) -> Result<(), Failur
             "off",
         ],
     )
-}
-
-/// nghttpd costs half of our own backend, which leaves the subject busier.
-fn light_backend(
-    running: &mut Running,
-    places: &Places,
-    name: &str,
-    kind: &str,
-    port: u16,
-) -> Result<(), Failure> {
-    let pages = places.work.join(format!("pages-{kind}"));
-    fs::create_dir_all(pages.join("bench.Bench"))?;
-    let page = if kind == "grpc" { grpc_message() } else { vec![b'x'; BODY] };
-    for path in ["bench", "bench.Bench/Call"] {
-        fs::write(pages.join(path), &page)?;
-    }
-    let (pages, port_text) = (pages.display().to_string(), port.to_string());
-    let mut args = vec!["--no-tls", "-n1", "--address=127.0.0.1", "-d", &pages];
-    if kind == "grpc" {
-        args.push("--trailer=grpc-status: 0");
-    }
-    args.push(&port_text);
-    running.start(places, name, OTHER_CPU, port, Path::new("nghttpd"), &args)
 }
 
 /// Starts a subject for the single-proxy cases.

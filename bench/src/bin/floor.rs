@@ -5,13 +5,20 @@
 
 use std::cell::RefCell;
 use std::error::Error;
+use std::future::poll_fn;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::rc::Rc;
+use std::task::{Context, Poll, ready};
 
+use bytes::Bytes;
+use h2::RecvStream;
+use h2::client::SendRequest;
 use http::uri::{Authority, Scheme};
 use http::{Request, Response, Uri};
-use hyper::body::Incoming;
-use hyper::client::conn::{http1 as client1, http2 as client2};
+use http_body_util::BodyExt;
+use hyper::body::{Body, Frame, Incoming};
+use hyper::client::conn::http1 as client1;
 use hyper::rt::Executor;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
@@ -104,7 +111,7 @@ async fn forward1(
     Ok(response)
 }
 
-type Shared = Rc<RefCell<Option<client2::SendRequest<Incoming>>>>;
+type Shared = Rc<RefCell<Option<SendRequest<Bytes>>>>;
 
 async fn serve2(stream: TcpStream, upstream: SocketAddr, shared: Shared) {
     let service = service_fn(|request| forward2(request, upstream, Rc::clone(&shared)));
@@ -116,34 +123,77 @@ async fn serve2(stream: TcpStream, upstream: SocketAddr, shared: Shared) {
         .await;
 }
 
+/// With h2 itself: hyper's client costs a channel and a task for each request.
 async fn forward2(
-    mut request: Request<Incoming>,
+    request: Request<Incoming>,
     upstream: SocketAddr,
     shared: Shared,
-) -> Result<Response<Incoming>, Failure> {
-    if request.uri().authority().is_none() {
-        let mut parts = request.uri().clone().into_parts();
+) -> Result<Response<Answer>, Failure> {
+    let (mut head, mut body) = request.into_parts();
+    if head.uri.authority().is_none() {
+        let mut parts = head.uri.into_parts();
         parts.scheme = Some(Scheme::HTTP);
         parts.authority = Some(Authority::from_static("upstream"));
-        *request.uri_mut() = Uri::from_parts(parts)?;
+        head.uri = Uri::from_parts(parts)?;
     }
-    let open = shared.borrow().as_ref().is_some_and(|sender| !sender.is_closed());
-    if !open {
-        let stream = TcpStream::connect(upstream).await?;
-        stream.set_nodelay(true)?;
-        let (sender, connection) = client2::Builder::new(Local)
-            .initial_stream_window_size(256 * 1024)
-            .initial_connection_window_size(64 * 1024 * 1024)
-            .handshake(TokioIo::new(stream))
-            .await?;
-        tokio::task::spawn_local(connection);
-        *shared.borrow_mut() = Some(sender);
-    }
-    let answer = {
-        let mut shared = shared.borrow_mut();
-        shared.as_mut().ok_or("no connection")?.send_request(request)
+    let open = shared.borrow().clone();
+    let mut sender = match open {
+        Some(sender) => sender,
+        None => {
+            let stream = TcpStream::connect(upstream).await?;
+            stream.set_nodelay(true)?;
+            let (sender, connection) = h2::client::Builder::new()
+                .initial_window_size(256 * 1024)
+                .initial_connection_window_size(64 * 1024 * 1024)
+                .handshake(stream)
+                .await?;
+            let ending = Rc::clone(&shared);
+            tokio::task::spawn_local(async move {
+                let _ = connection.await;
+                ending.borrow_mut().take();
+            });
+            shared.borrow_mut().insert(sender).clone()
+        }
     };
-    Ok(answer.await?)
+    poll_fn(|cx| sender.poll_ready(cx)).await?;
+    let mut ends = body.is_end_stream();
+    let (response, mut sending) = sender.send_request(Request::from_parts(head, ()), ends)?;
+    while !ends {
+        let frame = body.frame().await.transpose()?;
+        ends = frame.is_none() || body.is_end_stream();
+        let data = frame.and_then(|frame| frame.into_data().ok()).unwrap_or_default();
+        sending.send_data(data, ends)?;
+    }
+    Ok(response.await?.map(Answer))
+}
+
+/// The upstream's answer, as it comes.
+struct Answer(RecvStream);
+
+impl Body for Answer {
+    type Data = Bytes;
+    type Error = h2::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
+        match ready!(self.0.poll_data(cx)) {
+            Some(Ok(data)) => {
+                let _ = self.0.flow_control().release_capacity(data.len());
+                Poll::Ready(Some(Ok(Frame::data(data))))
+            }
+            Some(Err(error)) => Poll::Ready(Some(Err(error))),
+            None => {
+                let trailers = ready!(self.0.poll_trailers(cx))?;
+                Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers))))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_end_stream()
+    }
 }
 
 async fn relay(mut caller: TcpStream, upstream: SocketAddr) {
