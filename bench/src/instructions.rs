@@ -14,8 +14,8 @@ use crate::peers::{OTHER_CPU, Places, Running, outrigger, pair_in, token};
 /// Requests of the two runs whose difference counts: what is done only once is in both.
 const FEW: u32 = 500;
 const MANY: u32 = 2_500;
-/// Runs of each, of which the least counts: by where the allocator's own chance puts things, one in five takes 1 %
-/// more.
+/// Runs of each, of which the least counts: three in ten take 1 % more, by where the allocator's own chance
+/// puts things.
 const RUNS: usize = 3;
 /// Instructions of a request with policies above those without, in percent.
 const MOST: f64 = 10.0;

@@ -45,3 +45,28 @@ impl Spare {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_option_is_the_one_that_is_meant() {
+        // Its default tells it from its neighbours, should a release of mimalloc renumber them.
+        #[expect(unsafe_code, reason = "the allocator's options are read in C")]
+        // SAFETY: reads a number from the same table.
+        let before = unsafe { libmimalloc_sys::mi_option_get(PURGE_DELAY) };
+        assert_eq!(before, 1_000);
+    }
+
+    #[test]
+    fn a_worker_gives_back_while_it_begins_to_rest_and_starts_anew_when_it_was_busy() {
+        let spare = Spare::default();
+        for _ in 0..RESTS + 3 {
+            spare.sweep(false);
+        }
+        assert_eq!(spare.idle.get(), RESTS + 3);
+        spare.sweep(true);
+        assert_eq!(spare.idle.get(), 0);
+    }
+}
