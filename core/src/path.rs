@@ -55,17 +55,39 @@ pub fn canonical(path: &str) -> Result<Cow<'_, str>, Ambiguous> {
     Ok(if resolved == path { Cow::Borrowed(path) } else { Cow::Owned(resolved) })
 }
 
+/// What a byte of a path may mean.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Plain,
+    Slash,
+    /// May be part of a segment that means something.
+    Dot,
+    Suspicious,
+}
+
+/// Looked up, since every request's path is looked at.
+const KINDS: [Kind; 256] = {
+    let mut kinds = [Kind::Plain; 256];
+    let mut byte = 0;
+    while byte < kinds.len() {
+        kinds[byte] = match byte as u8 {
+            b'/' => Kind::Slash,
+            b'.' => Kind::Dot,
+            b'%' | b'\\' | 0..=0x20 | 0x7f..=0xff => Kind::Suspicious,
+            _ => Kind::Plain,
+        };
+        byte += 1;
+    }
+    kinds
+};
+
 /// Nothing in it asks for a second look.
 fn is_plain(path: &[u8]) -> bool {
-    let mut before = 0;
+    let mut before = Kind::Plain;
     path.iter().all(|&byte| {
-        let plain = match byte {
-            b'%' | b'\\' | 0..=0x20 | 0x7f..=0xff => false,
-            b'/' | b'.' => before != b'/',
-            _ => true,
-        };
-        before = byte;
-        plain
+        let kind = KINDS[usize::from(byte)];
+        let begins_a_segment = std::mem::replace(&mut before, kind) == Kind::Slash;
+        kind == Kind::Plain || kind != Kind::Suspicious && !begins_a_segment
     })
 }
 

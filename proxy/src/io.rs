@@ -9,8 +9,6 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::{Buf, Bytes};
-use hyper::upgrade::Upgraded;
-use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
 use tokio::net::TcpStream;
 
@@ -22,10 +20,15 @@ pub enum Transport {
     /// From a caller that has proved who it is.
     Tls(Box<tokio_rustls::server::TlsStream<TcpStream>>),
     /// The inside of a CONNECT or an upgrade.
-    Tunnel(Box<TokioIo<Upgraded>>),
+    Tunnel(Box<dyn Duplex>),
     /// Without a socket, for who measures or tests this proxy inside of a process.
     Memory(DuplexStream),
 }
+
+/// Bytes both ways.
+pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
 
 /// A transport with what detection has already taken from it.
 pub struct Io {

@@ -33,6 +33,7 @@ pub mod settings;
 pub mod state;
 pub mod store;
 pub mod stream;
+pub mod streams;
 pub mod tls;
 pub mod watch;
 pub mod worker;

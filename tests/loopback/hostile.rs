@@ -3,9 +3,10 @@
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use outrigger_tests::app::Echo;
+use outrigger_tests::app::{Echo, tcp};
 use outrigger_tests::client::{Curl, Load, raw};
 use outrigger_tests::eventually;
 use outrigger_tests::process::{ControlPlane, Proxy, free_port, local};
@@ -161,16 +162,24 @@ fn h2(port: u16) -> TcpStream {
     let mut stream = TcpStream::connect(local(port)).expect("a connection");
     stream.set_read_timeout(Some(SOON)).expect("a limit");
     stream.set_write_timeout(Some(SOON)).expect("a limit");
-    stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").expect("written");
-    stream.write_all(&frame(4, 0, 0, &[])).expect("written");
+    stream.write_all(PREFACE).expect("written");
+    stream.write_all(&frame(SETTINGS, 0, 0, &[])).expect("written");
     stream
 }
 
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+const DATA: u8 = 0;
 const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
+const SETTINGS: u8 = 4;
 const CONTINUATION: u8 = 9;
 const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
+const NO_ERROR: u32 = 0;
+const INTERNAL_ERROR: u32 = 2;
+const CANCEL: u32 = 8;
+/// HPACK: `:method: POST`.
+const POST: u8 = 0x83;
 
 fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let mut bytes = (payload.len() as u32).to_be_bytes()[1..].to_vec();
@@ -310,6 +319,64 @@ fn an_http2_frame_that_makes_no_sense_ends_only_its_connection() {
     }
     siege.counted(&siege.caller, "protocol_error", 3.0);
     siege.end();
+}
+
+/// A body that its caller gives up is never taken for a whole one.
+#[test]
+fn an_upload_that_is_reset_does_not_end_as_if_it_were_whole() {
+    for protocol in ["http", "h2"] {
+        let (bytes, got) = mpsc::channel();
+        let port = tcp(move |mut stream| {
+            if protocol == "h2" {
+                stream.write_all(&frame(SETTINGS, 0, 0, &[])).expect("written");
+            }
+            let mut read = Vec::new();
+            while !read.windows(HALF.len()).any(|bytes| bytes == HALF) {
+                let mut buffer = [0; 4096];
+                let n = stream.read(&mut buffer).unwrap_or(0);
+                assert_ne!(n, 0, "it ended too early");
+                read.extend(&buffer[..n]);
+            }
+            bytes.send(read.clone()).expect("somebody waits");
+            stream.set_read_timeout(Some(Duration::from_millis(300))).expect("a limit");
+            let _ = stream.read_to_end(&mut read);
+            bytes.send(read).expect("somebody waits");
+        });
+        let plane = ControlPlane::start(&[("app.yaml", &unmeshed("app", protocol, port))]);
+        let caller = Proxy::caller(&plane, &[]);
+        for reason in [NO_ERROR, CANCEL, INTERNAL_ERROR] {
+            let mut stream = h2(caller.outbound);
+            let mut block = request_block("app.bank");
+            block[0] = POST;
+            stream.write_all(&frame(HEADERS, END_HEADERS, 1, &block)).expect("written");
+            stream.write_all(&frame(DATA, 0, 1, HALF)).expect("written");
+            got.recv_timeout(SOON).expect("it arrives");
+            stream.write_all(&frame(RST_STREAM, 0, 1, &reason.to_be_bytes())).expect("written");
+            let all = got.recv_timeout(SOON).expect("it has waited");
+            let ended = if protocol == "h2" { ended_in_http2(&all) } else { ended_in_http1(&all) };
+            assert!(!ended, "{protocol}, reset with {reason}: {}", all.escape_ascii());
+        }
+    }
+}
+
+const HALF: &[u8] = b"the first half";
+
+/// The last chunk has come.
+fn ended_in_http1(bytes: &[u8]) -> bool {
+    bytes.ends_with(b"\r\n0\r\n\r\n")
+}
+
+/// A DATA frame has come that is the last.
+fn ended_in_http2(mut bytes: &[u8]) -> bool {
+    bytes = bytes.strip_prefix(PREFACE).expect("the preface");
+    while let Some((head, rest)) = bytes.split_at_checked(9) {
+        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
+        if head[3] == DATA && head[4] & END_STREAM != 0 {
+            return true;
+        }
+        bytes = rest.split_at_checked(length).map_or(&[], |(_, next)| next);
+    }
+    false
 }
 
 #[test]

@@ -26,6 +26,7 @@ use hyper_util::rt::TokioIo;
 use mimalloc::MiMalloc;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::{Builder, LocalOptions};
+use tokio::sync::OnceCell;
 
 /// As in the proxy: the floor is what we could reach with no features at all.
 #[global_allocator]
@@ -57,7 +58,7 @@ fn main() -> Result<(), Failure> {
     runtime.block_on(async {
         let listener = TcpListener::bind(listen).await?;
         let idle = Rc::new(RefCell::new(Vec::new()));
-        let shared = Rc::new(RefCell::new(None));
+        let shared = Shared::default();
         loop {
             let (stream, _) = listener.accept().await?;
             stream.set_nodelay(true)?;
@@ -111,7 +112,8 @@ async fn forward1(
     Ok(response)
 }
 
-type Shared = Rc<RefCell<Option<SendRequest<Bytes>>>>;
+/// One connection for all, as long as the floor runs.
+type Shared = Rc<OnceCell<SendRequest<Bytes>>>;
 
 async fn serve2(stream: TcpStream, upstream: SocketAddr, shared: Shared) {
     let service = service_fn(|request| forward2(request, upstream, Rc::clone(&shared)));
@@ -136,35 +138,36 @@ async fn forward2(
         parts.authority = Some(Authority::from_static("upstream"));
         head.uri = Uri::from_parts(parts)?;
     }
-    let open = shared.borrow().clone();
-    let mut sender = match open {
-        Some(sender) => sender,
-        None => {
-            let stream = TcpStream::connect(upstream).await?;
-            stream.set_nodelay(true)?;
-            let (sender, connection) = h2::client::Builder::new()
-                .initial_window_size(256 * 1024)
-                .initial_connection_window_size(64 * 1024 * 1024)
-                .handshake(stream)
-                .await?;
-            let ending = Rc::clone(&shared);
-            tokio::task::spawn_local(async move {
-                let _ = connection.await;
-                ending.borrow_mut().take();
-            });
-            shared.borrow_mut().insert(sender).clone()
-        }
-    };
+    let mut sender = shared.get_or_try_init(|| open2(upstream)).await?.clone();
     poll_fn(|cx| sender.poll_ready(cx)).await?;
     let mut ends = body.is_end_stream();
     let (response, mut sending) = sender.send_request(Request::from_parts(head, ()), ends)?;
     while !ends {
         let frame = body.frame().await.transpose()?;
-        ends = frame.is_none() || body.is_end_stream();
+        ends = body.is_end_stream();
+        if frame.is_none() && !ends {
+            return Err("the caller gave up".into());
+        }
         let data = frame.and_then(|frame| frame.into_data().ok()).unwrap_or_default();
         sending.send_data(data, ends)?;
     }
     Ok(response.await?.map(Answer))
+}
+
+async fn open2(upstream: SocketAddr) -> Result<SendRequest<Bytes>, Failure> {
+    let stream = TcpStream::connect(upstream).await?;
+    stream.set_nodelay(true)?;
+    let (sender, connection) = h2::client::Builder::new()
+        .initial_window_size(256 * 1024)
+        .initial_connection_window_size(64 * 1024 * 1024)
+        .handshake(stream)
+        .await?;
+    tokio::task::spawn_local(async {
+        let ended = connection.await;
+        eprintln!("the upstream's connection ended: {ended:?}");
+        std::process::exit(1);
+    });
+    Ok(sender)
 }
 
 /// The upstream's answer, as it comes.

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use http::StatusCode;
 use http::header::{HeaderMap, HeaderName};
 use outrigger_core::policy::pace::{self, Pace, Tight, Turn};
 use outrigger_core::policy::priority::Priority;
@@ -15,6 +16,7 @@ use serde_json::{Value, json};
 
 use crate::endpoint::Endpoints;
 use crate::http::exchange::Exchange;
+use crate::http::headers::GRPC_STATUS;
 use crate::http::respond::Refusal;
 
 pub const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
@@ -76,7 +78,7 @@ async fn wait(pacing: &Pacing, endpoints: &Endpoints, exchange: &Exchange) -> Re
 
 impl Endpoints {
     /// What the head of an answer says about the service's limits; `says`: whether it says anything.
-    pub fn limits_said(&self, says: bool, refused: bool, headers: &HeaderMap) {
+    pub fn limits_said(&self, says: bool, status: StatusCode, headers: &HeaderMap) {
         let pacing = &self.guard.pacing;
         let on = pacing.on.load(Relaxed);
         // An app without a sidecar may say what it likes: it may speak of one user of many.
@@ -85,6 +87,7 @@ impl Endpoints {
         }
         let text = |name| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or("");
         let (limit, rule) = (text(RATE_LIMIT), text(RATE_LIMIT_POLICY));
+        let refused = status == StatusCode::TOO_MANY_REQUESTS || text(GRPC_STATUS) == "8";
         let now = Instant::now();
         let mut kept = pacing.lock();
         if let Some(Kept { name, pace }) = &mut *kept {

@@ -29,9 +29,9 @@ use super::server::Connection;
 use crate::endpoint::{Choice, EndpointState, Endpoints, NoChoice, coarse_ms};
 use crate::guard::{Attempt, Trials};
 use crate::metrics::add;
-use crate::pool::stream::UpstreamBody;
 use crate::pool::{PoolKey, Wire, h2};
 use crate::store::{Dialed, Live};
+use crate::streams::WireBody;
 use crate::tls::Expected;
 use crate::worker::Worker;
 
@@ -225,7 +225,7 @@ pub async fn send(
     (head, keep): (&mut Option<Head>, bool),
     body: RequestBody,
     repeatable: bool,
-) -> Result<Response<UpstreamBody>, Failed> {
+) -> Result<Response<WireBody>, Failed> {
     let began = if exchange.attempts == 1 { exchange.began } else { Instant::now() };
     let limits = &call.timeouts;
     let end = limits.attempt.and_then(|limit| began.checked_add(limit));
@@ -255,7 +255,8 @@ pub async fn send(
             let leased = poll_fn(|cx| poll_within(leasing.as_mut(), &mut clock, cx)).await;
             leased.ok_or_else(|| timed_out(hop, Waited::Connection))??
         };
-        let mut sending = pin!(lease.send(write(head, keep, hop, body)?));
+        // Boxed: it is far larger than all else, and the future of every request would carry its size.
+        let mut sending = Box::pin(lease.send(write(head, keep, hop, body)?));
         exchange.lease = Some(Lease::H1(lease));
         first_byte(&mut clock, end, first_byte_limit);
         poll_fn(|cx| poll_within(sending.as_mut(), &mut clock, cx)).await
@@ -319,7 +320,7 @@ fn write(
     hop: &Hop,
     body: RequestBody,
 ) -> Result<Request<RequestBody>, Refusal> {
-    let head = if keep { head.clone() } else { head.take() };
+    let head = if keep { head.as_mut().map(Head::lend) } else { head.take() };
     let head = head.ok_or_else(|| Refusal::new(Reason::InternalError, "the request is gone"))?;
     head.into_request(hop, body)
 }
@@ -333,7 +334,7 @@ async fn upgradable(worker: &Worker, hop: &Hop, lease: &h2::Lease) -> Result<(),
 }
 
 /// Why the far proxy says that nobody processed the request, if it says so.
-pub fn unprocessed(hop: &Hop, response: &Response<UpstreamBody>) -> Option<Reason> {
+pub fn unprocessed(hop: &Hop, response: &Response<WireBody>) -> Option<Reason> {
     if !hop.wire.is_hop() {
         return None;
     }

@@ -25,7 +25,8 @@ use super::respond::Refusal;
 use super::server::Connection;
 use crate::guard::{take_seat, take_turn};
 use crate::metrics::add;
-use crate::pool::stream::UpstreamBody;
+use crate::streams::WireBody;
+use crate::worker::Worker;
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 /// A `Retry-After` that asks for longer is not waited for, even without a deadline: the caller can wait
@@ -40,7 +41,7 @@ pub async fn run(
     call: &CallPolicy,
     head: &mut Option<Head>,
     body: &RequestBody,
-) -> Result<Response<UpstreamBody>, Refusal> {
+) -> Result<Response<WireBody>, Refusal> {
     let worker = &connection.worker;
     let policy = &call.retries;
     if let Some(endpoints) = way.endpoints() {
@@ -50,12 +51,13 @@ pub async fn run(
     }
     let may_repeat = policy.max_attempts > 1 || call.sends_elsewhere();
     body.keep_at_most(if may_repeat { policy.max_replay_bytes } else { 0 });
-    let mut tried = Vec::new();
-    let mut pause = Duration::ZERO;
+    let (tried, pause) = (Vec::new(), Duration::ZERO);
+    let mut tries = Tries { worker, way, call, body, tried, pause };
     loop {
         let current = head.as_ref().ok_or_else(lost)?;
         exchange.attempts += 1;
-        let mut hop = attempt::choose(worker, exchange, way, current.upgrade.is_some(), &tried)?;
+        let mut hop =
+            attempt::choose(worker, exchange, way, current.upgrade.is_some(), &tries.tried)?;
         let keep = exchange.attempts < policy.max_attempts;
         // Whether a connection that is just being closed may be found out by using it.
         let repeatable =
@@ -71,49 +73,10 @@ pub async fn run(
                 Box::pin(hedging.send(exchange, &mut hop, head)).await
             }
         };
-        let failure = match &sent {
-            Ok(response) => answered(exchange, &hop, response),
-            Err(_) if body.is_broken() => {
-                // The upstream failed only because there was no more to send to it.
-                let why = "the request broke off before its end";
-                return Err(Refusal::new(Reason::DownstreamReset, why));
-            }
-            Err(failed) => failed.kind(),
+        let wait = match tries.next(exchange, &hop, head, sent) {
+            Next::Again(wait) => wait,
+            Next::Done(sent) => return sent,
         };
-        let Some(failure) = failure else { return end(exchange, &hop, (call, body), sent) };
-        // The last try has taken the head, and is not made again whatever it was.
-        let idempotent = head.as_ref().is_some_and(is_idempotent);
-        let replay = Replay { idempotent, kept: body.is_whole() };
-        let again =
-            retry::judge(policy, failure, exchange.attempts, replay, exhausted(&hop, &sent))
-                .map_err(|skip| match skip {
-                    Skip::BodyTooLarge if body.found_no_memory() => Skip::NoMemory,
-                    skip => skip,
-                })
-                .and_then(|()| {
-                    let random = worker.random();
-                    pause = retry::pause(policy, exchange.attempts, pause, random);
-                    wait(exchange, pause, sent.as_ref().ok())
-                })
-                .and_then(|wait| match way.endpoints() {
-                    Some(endpoints) if !endpoints.guard.may_retry() => Err(Skip::NoBudget),
-                    _ => Ok(wait),
-                });
-        let wait = match again {
-            Ok(wait) => wait,
-            Err(skip) => {
-                if refused(&hop, &sent) {
-                    // Or it would stay as popular as it was: refusing is quick.
-                    hop.note_failure(&mut tried);
-                }
-                give_up(exchange, skip);
-                let sent = sent.map_err(|failed| failed.because(skip));
-                return end(exchange, &hop, (call, body), sent);
-            }
-        };
-        hop.note_failure(&mut tried);
-        note_again(exchange, &hop, failure, &sent);
-        drop(sent);
         if !wait.is_zero() {
             // Boxed: rare, and the future of every request would carry its size.
             Box::pin(tokio::time::sleep(wait)).await;
@@ -121,8 +84,88 @@ pub async fn run(
     }
 }
 
+/// What becomes of a request after a try.
+enum Next {
+    Again(Duration),
+    Done(Result<Response<WireBody>, Refusal>),
+}
+
+/// What all tries of a request have in common.
+struct Tries<'a> {
+    worker: &'a Worker,
+    way: &'a Way<'a>,
+    call: &'a CallPolicy,
+    body: &'a RequestBody,
+    /// The endpoints that have failed.
+    tried: Vec<u64>,
+    /// The last one.
+    pause: Duration,
+}
+
+impl Tries<'_> {
+    /// Whether there is a further try, and after which pause. Takes what came of this one: the future of
+    /// every request would carry its size.
+    fn next(
+        &mut self,
+        exchange: &mut Exchange,
+        hop: &Hop,
+        head: &mut Option<Head>,
+        sent: Result<Response<WireBody>, Failed>,
+    ) -> Next {
+        let (policy, body) = (&self.call.retries, self.body);
+        let failure = match &sent {
+            Ok(response) => answered(exchange, hop, response),
+            Err(_) if body.is_broken() => {
+                // The upstream failed only because there was no more to send to it.
+                let why = "the request broke off before its end";
+                return Next::Done(Err(Refusal::new(Reason::DownstreamReset, why)));
+            }
+            Err(failed) => failed.kind(),
+        };
+        let Some(failure) = failure else {
+            return Next::Done(end(exchange, hop, (self.call, body), sent));
+        };
+        if let Some(head) = head {
+            head.restore();
+        }
+        // The last try has taken the head, and is not made again whatever it was.
+        let idempotent = head.as_ref().is_some_and(is_idempotent);
+        let replay = Replay { idempotent, kept: body.is_whole() };
+        let again = retry::judge(policy, failure, exchange.attempts, replay, exhausted(hop, &sent))
+            .map_err(|skip| match skip {
+                Skip::BodyTooLarge if body.found_no_memory() => Skip::NoMemory,
+                skip => skip,
+            })
+            .and_then(|()| {
+                let random = self.worker.random();
+                self.pause = retry::pause(policy, exchange.attempts, self.pause, random);
+                wait(exchange, self.pause, sent.as_ref().ok())
+            })
+            .and_then(|wait| match self.way.endpoints() {
+                Some(endpoints) if !endpoints.guard.may_retry() => Err(Skip::NoBudget),
+                _ => Ok(wait),
+            });
+        match again {
+            Ok(wait) => {
+                hop.note_failure(&mut self.tried);
+                note_again(exchange, hop, failure, &sent);
+                Next::Again(wait)
+            }
+            Err(skip) => {
+                if refused(hop, &sent) {
+                    // Or it would stay as popular as it was: refusing is quick.
+                    hop.note_failure(&mut self.tried);
+                }
+                give_up(exchange, skip);
+                let sent = sent.map_err(|failed| failed.because(skip));
+                Next::Done(end(exchange, hop, (self.call, body), sent))
+            }
+        }
+    }
+}
+
 /// The endpoint, or the proxy before it, did not even take the request.
-fn refused(hop: &Hop, sent: &Result<Response<UpstreamBody>, Failed>) -> bool {
+fn refused(hop: &Hop, sent: &Result<Response<WireBody>, Failed>) -> bool {
     match sent {
         Ok(response) => attempt::unprocessed(hop, response).is_some(),
         Err(failed) => !failed.is_answer(),
@@ -137,7 +180,7 @@ pub(super) fn is_idempotent(head: &Head) -> bool {
 pub(super) fn answered(
     exchange: &Exchange,
     hop: &Hop,
-    response: &Response<UpstreamBody>,
+    response: &Response<WireBody>,
 ) -> Option<Failure> {
     if attempt::unprocessed(hop, response).is_some() {
         return Some(Failure::Unprocessed);
@@ -153,7 +196,7 @@ pub(super) fn answered(
 }
 
 /// Whether a proxy further on has tried as often as it may.
-fn exhausted(hop: &Hop, sent: &Result<Response<UpstreamBody>, Failed>) -> bool {
+fn exhausted(hop: &Hop, sent: &Result<Response<WireBody>, Failed>) -> bool {
     let response = sent.as_ref().ok().filter(|_| hop.wire.is_hop());
     response.is_some_and(|response| response.headers().contains_key(EXHAUSTED))
 }
@@ -162,7 +205,7 @@ fn exhausted(hop: &Hop, sent: &Result<Response<UpstreamBody>, Failed>) -> bool {
 fn wait(
     exchange: &Exchange,
     pause: Duration,
-    response: Option<&Response<UpstreamBody>>,
+    response: Option<&Response<WireBody>>,
 ) -> Result<Duration, Skip> {
     let asked = response
         .and_then(|response| response.headers().get(header::RETRY_AFTER)?.to_str().ok())
@@ -193,7 +236,7 @@ fn note_again(
     exchange: &mut Exchange,
     hop: &Hop,
     failure: Failure,
-    sent: &Result<Response<UpstreamBody>, Failed>,
+    sent: &Result<Response<WireBody>, Failed>,
 ) {
     let (detail, blame) = match sent {
         // A proxy that drains is not ill.
@@ -215,8 +258,8 @@ fn end(
     exchange: &mut Exchange,
     hop: &Hop,
     (call, body): (&CallPolicy, &RequestBody),
-    sent: Result<Response<UpstreamBody>, Failed>,
-) -> Result<Response<UpstreamBody>, Refusal> {
+    sent: Result<Response<WireBody>, Failed>,
+) -> Result<Response<WireBody>, Refusal> {
     // A fallback may still send it.
     if !call.sends_elsewhere() {
         body.commit();
@@ -231,7 +274,7 @@ fn end(
     Ok(response)
 }
 
-fn is_late(response: &Response<UpstreamBody>) -> bool {
+fn is_late(response: &Response<WireBody>) -> bool {
     response.status() == StatusCode::GATEWAY_TIMEOUT
         || response.headers().get(GRPC_STATUS).is_some_and(|code| code == "4")
 }

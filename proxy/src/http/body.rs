@@ -3,18 +3,17 @@
 use std::cell::RefCell;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 use outrigger_core::policy::retry::DEFAULT_REPLAY_BYTES;
 use tokio::sync::mpsc;
 
-use crate::metrics::Metrics;
+use crate::streams::WireBody;
+use crate::worker::Worker;
 
 /// Frames that a mirrored request may lag behind before it is given up.
 pub const MIRROR_LAG: usize = 64;
@@ -56,10 +55,38 @@ pub enum Piece {
     End,
 }
 
+/// What was read of a body. Of most it is one piece, which needs no further memory.
+#[derive(Default)]
+struct Pieces {
+    first: Option<Piece>,
+    more: Vec<Piece>,
+}
+
+impl Pieces {
+    fn len(&self) -> usize {
+        usize::from(self.first.is_some()) + self.more.len()
+    }
+
+    fn get(&self, at: usize) -> Option<&Piece> {
+        match at {
+            0 => self.first.as_ref(),
+            at => self.more.get(at - 1),
+        }
+    }
+
+    fn push(&mut self, piece: Piece) {
+        if self.first.is_none() {
+            self.first = Some(piece);
+        } else {
+            self.more.push(piece);
+        }
+    }
+}
+
 /// The caller's body, with what was read of it while it may have to be sent again.
 pub struct Source {
-    incoming: Incoming,
-    kept: Vec<Piece>,
+    incoming: WireBody,
+    kept: Pieces,
     kept_bytes: usize,
     /// Everything read so far is in `kept`.
     whole: bool,
@@ -68,8 +95,7 @@ pub struct Source {
     broken: bool,
     read_bytes: u64,
     mirrors: Vec<mpsc::Sender<Piece>>,
-    metrics: Arc<Metrics>,
-    budget: u64,
+    worker: Rc<Worker>,
     /// Bytes of this body that may be kept.
     limit: usize,
     /// Why it is not whole, if it is the memory of all.
@@ -77,22 +103,20 @@ pub struct Source {
 }
 
 impl RequestBody {
-    /// `budget`: bytes that all requests of the process may keep.
-    pub fn new(incoming: Incoming, metrics: &Arc<Metrics>, budget: usize) -> Self {
+    pub fn new(incoming: WireBody, worker: &Rc<Worker>) -> Self {
         if incoming.is_end_stream() {
             return Self::Empty;
         }
         let source = Source {
             incoming,
-            kept: Vec::new(),
+            kept: Pieces::default(),
             kept_bytes: 0,
             whole: true,
             ended: false,
             broken: false,
             read_bytes: 0,
             mirrors: Vec::new(),
-            metrics: Arc::clone(metrics),
-            budget: budget as u64,
+            worker: Rc::clone(worker),
             limit: DEFAULT_REPLAY_BYTES as usize,
             no_memory: false,
         };
@@ -188,7 +212,7 @@ impl Source {
                 self.whole = false;
                 self.broken = true;
                 self.mirrors.clear();
-                return Poll::Ready(Some(Err(error.into())));
+                return Poll::Ready(Some(Err(error)));
             }
         };
         let Some(piece) = frame.and_then(into_piece) else {
@@ -214,26 +238,31 @@ impl Source {
         if !self.whole {
             return;
         }
-        let buffered = self.metrics.gauges.buffered_bytes.load(Relaxed);
-        self.no_memory = buffered + len as u64 > self.budget;
+        let proxy = &self.worker.proxy;
+        let buffered = &proxy.metrics.gauges.buffered_bytes;
+        let budget = proxy.settings.max_buffered_bytes as u64;
+        self.no_memory = buffered.load(Relaxed) + len as u64 > budget;
         if self.kept_bytes + len > self.limit || self.no_memory {
             self.forget();
             return;
         }
-        self.metrics.gauges.buffered_bytes.fetch_add(len as u64, Relaxed);
+        buffered.fetch_add(len as u64, Relaxed);
         self.kept_bytes += len;
         self.kept.push(piece.clone());
     }
 
     fn forget(&mut self) {
         self.whole = false;
-        self.kept = Vec::new();
-        self.metrics.gauges.buffered_bytes.fetch_sub(self.kept_bytes as u64, Relaxed);
-        self.kept_bytes = 0;
+        self.kept = Pieces::default();
+        if self.kept_bytes > 0 {
+            let gauges = &self.worker.proxy.metrics.gauges;
+            gauges.buffered_bytes.fetch_sub(self.kept_bytes as u64, Relaxed);
+            self.kept_bytes = 0;
+        }
     }
 
     fn tell_mirrors(&mut self, piece: &Piece) {
-        let metrics = &self.metrics;
+        let metrics = &self.worker.proxy.metrics;
         self.mirrors.retain(|mirror| {
             let sent = mirror.try_send(piece.clone()).is_ok();
             if !sent {
@@ -279,8 +308,8 @@ impl Body for RequestBody {
             Self::Empty => Poll::Ready(None),
             Self::Shared { source, next } => {
                 let mut source = source.borrow_mut();
-                if *next < source.kept.len() {
-                    let piece = source.kept[*next].clone();
+                if let Some(piece) = source.kept.get(*next) {
+                    let piece = piece.clone();
                     *next += 1;
                     return Poll::Ready(Option::from(piece).map(Ok));
                 }

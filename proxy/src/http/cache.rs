@@ -16,7 +16,7 @@ use outrigger_core::policy::cache::{Asked, CacheConfig, Kept, asked, may_store, 
 use super::attempt::Way;
 use super::head::Head;
 use crate::cache::{Cache, Entry};
-use crate::pool::stream::UpstreamBody;
+use crate::streams::WireBody;
 
 /// What belongs to the moment in which an answer came, not to the answer.
 const PASSING: [HeaderName; 3] = [
@@ -81,7 +81,7 @@ impl Caching {
     pub fn answered(
         self,
         cache: &Cache,
-        response: &Response<UpstreamBody>,
+        response: &Response<WireBody>,
         framed: bool,
     ) -> Option<Box<Keeping>> {
         let Some(asked) = self.asked else {
@@ -126,7 +126,7 @@ impl Caching {
 }
 
 /// Whether the end of an answer's body can be told from a connection that broke.
-pub fn is_framed(response: &Response<UpstreamBody>) -> bool {
+pub fn is_framed(response: &Response<WireBody>) -> bool {
     response.version() == Version::HTTP_2
         || response.body().size_hint().exact().is_some()
         || response.headers().contains_key(header::TRANSFER_ENCODING)

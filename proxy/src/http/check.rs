@@ -28,8 +28,8 @@ use super::headers::GRPC_STATUS;
 use super::respond::Refusal;
 use crate::guard::Check;
 use crate::pool::Wire;
-use crate::pool::stream::UpstreamBody;
 use crate::stream::dial;
+use crate::streams::WireBody;
 use crate::worker::Worker;
 
 /// Bytes of an answer that are read: what follows is not waited for.
@@ -197,10 +197,9 @@ fn head(
     };
     let authority = Authority::try_from(name);
     let authority = authority.map_err(|e| Refusal::new(Reason::InternalError, e.to_string()))?;
-    let mut headers = HeaderMap::new();
-    headers.insert(header::USER_AGENT, USER_AGENT);
-    let (authority, upgrade, deadline_by_policy) = (Some(authority), None, false);
-    Ok(Head { method, path, authority, headers, upgrade, deadline_by_policy })
+    let mut head = Head::own(method, path, authority);
+    head.headers.insert(header::USER_AGENT, USER_AGENT);
+    Ok(head)
 }
 
 /// The connection of a check, held while its answer is read.
@@ -218,7 +217,7 @@ async fn ask(
     (protocol, callers): (Protocol, Protocol),
     head: Head,
     body: &dyn Fn() -> RequestBody,
-) -> Result<(Response<UpstreamBody>, Held), Failed> {
+) -> Result<(Response<WireBody>, Held), Failed> {
     let hop = Hop::to(Arc::clone(&check.endpoint), protocol, callers, false);
     let (key, is_hop) = (hop.key(), hop.wire.is_hop());
     let mut again = true;
@@ -253,7 +252,7 @@ fn is_busy(reason: Reason) -> bool {
 }
 
 /// The beginning of an answer's body, and its trailers if they follow.
-async fn read(mut body: UpstreamBody) -> Result<(Bytes, Option<HeaderMap>), Failed> {
+async fn read(mut body: WireBody) -> Result<(Bytes, Option<HeaderMap>), Failed> {
     let mut read = BytesMut::new();
     while let Some(frame) = body.frame().await {
         let broken = |error: BodyError| {

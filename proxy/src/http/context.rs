@@ -179,7 +179,7 @@ fn identify(
     says: Says,
 ) -> Trace {
     let worker = &connection.worker;
-    let (id, trace) = headers::identify(&mut head.headers, says.trace, || worker.random());
+    let (id, trace) = headers::identify(&mut head.headers, says, || worker.random());
     exchange.request_id = Some(id);
     exchange.trace_id = trace.id;
     trace

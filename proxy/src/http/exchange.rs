@@ -7,9 +7,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
+use http::request::Parts;
 use http::uri::PathAndQuery;
-use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, header};
-use hyper::body::Incoming;
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use outrigger_core::config::Protocol;
 use outrigger_core::outcome::{Outcome, classify_grpc, classify_http};
 use outrigger_core::policy::correlation::Inflight;
@@ -101,9 +101,9 @@ impl Lease {
 }
 
 impl Exchange {
-    pub fn begin(connection: Rc<Connection>, request: &Request<Incoming>) -> Self {
+    pub fn begin(connection: Rc<Connection>, head: &Parts) -> Self {
         connection.request_began();
-        let grpc = is_grpc(request.headers());
+        let grpc = is_grpc(&head.headers);
         let protocol = if grpc { Protocol::Grpc } else { connection.protocol };
         Self {
             began: Instant::now(),
@@ -111,8 +111,8 @@ impl Exchange {
             route: Label::NONE,
             peer: connection.caller_label(),
             protocol,
-            method: request.method().clone(),
-            path: request.uri().path_and_query().cloned(),
+            method: head.method.clone(),
+            path: head.uri.path_and_query().cloned(),
             request_id: None,
             trace_id: 0,
             attempts: 0,
@@ -200,7 +200,7 @@ impl Exchange {
     }
 
     /// The response was passed on to its end.
-    pub fn complete(mut self) {
+    pub fn complete(&mut self) {
         let now = Instant::now();
         if let Some(lease) = self.lease.take() {
             lease.release(now);
@@ -224,7 +224,7 @@ impl Exchange {
     }
 
     /// The response broke off in the middle.
-    pub fn truncated(mut self, reason: Reason) {
+    pub fn truncated(&mut self, reason: Reason) {
         self.reason = Some(reason);
         self.record(Outcome::Failure, Instant::now());
     }

@@ -31,14 +31,14 @@ use super::respond::Refusal;
 use super::server::Connection;
 use crate::guard::{Attempt, take_seat};
 use crate::metrics::Label;
-use crate::pool::stream::UpstreamBody;
+use crate::streams::WireBody;
 
 /// Tells the caller that the answer is less than what it asked for, and in which way.
 pub const DEGRADED: HeaderName = HeaderName::from_static("x-outrigger-degraded");
 
 /// What a caller gets.
 pub enum Given {
-    Upstream(Response<UpstreamBody>),
+    Upstream(Response<WireBody>),
     Own(Box<Response<Bytes>>),
 }
 
@@ -76,7 +76,7 @@ impl Fallen<'_> {
         mut self,
         exchange: &mut Exchange,
         spare: Box<Spare>,
-        answered: Result<Response<UpstreamBody>, Refusal>,
+        answered: Result<Response<WireBody>, Refusal>,
     ) -> Result<Given, Refusal> {
         let given = match class_of(exchange, &answered) {
             None => answered.map(Given::Upstream),
@@ -90,7 +90,7 @@ impl Fallen<'_> {
         &mut self,
         exchange: &mut Exchange,
         spare: Spare,
-        failed: Result<Response<UpstreamBody>, Refusal>,
+        failed: Result<Response<WireBody>, Refusal>,
         class: Class,
     ) -> Result<Given, Refusal> {
         let idempotent = spare.head.as_ref().is_some_and(is_idempotent);
@@ -136,7 +136,7 @@ impl Fallen<'_> {
         target: &BackendTarget,
         head: &Head,
         notes: &mut String,
-    ) -> Option<Response<UpstreamBody>> {
+    ) -> Option<Response<WireBody>> {
         let Way::Service { live, dialed, .. } = self.way else { return None };
         let name = match target {
             BackendTarget::Service(name) => name,
@@ -157,7 +157,7 @@ impl Fallen<'_> {
         path: &PathAndQuery,
         head: &Head,
         notes: &mut String,
-    ) -> Option<Response<UpstreamBody>> {
+    ) -> Option<Response<WireBody>> {
         if !matches!(head.method, Method::GET | Method::HEAD) {
             return None;
         }
@@ -176,7 +176,7 @@ impl Fallen<'_> {
         way: &Way<'_>,
         head: Head,
         notes: &mut String,
-    ) -> Option<Response<UpstreamBody>> {
+    ) -> Option<Response<WireBody>> {
         exchange.time_left("").ok()?;
         let sent = {
             let mut sending =
@@ -205,7 +205,7 @@ async fn send(
     call: &CallPolicy,
     body: &RequestBody,
     head: Head,
-) -> Result<Response<UpstreamBody>, String> {
+) -> Result<Response<WireBody>, String> {
     let worker = &connection.worker;
     let refused = |refusal: Refusal| refusal.detail.into_owned();
     exchange.seat = None;
@@ -236,7 +236,7 @@ async fn send(
 
 /// A failed answer and what belongs to it, while something better is looked for.
 struct Aside {
-    failed: Result<Response<UpstreamBody>, Refusal>,
+    failed: Result<Response<WireBody>, Refusal>,
     service: Label,
     peer: Label,
     endpoint: Option<std::net::SocketAddr>,
@@ -248,7 +248,7 @@ struct Aside {
 
 impl Aside {
     /// Tells the machines what the failure was, so that nothing that follows can hide it.
-    fn put(exchange: &mut Exchange, failed: Result<Response<UpstreamBody>, Refusal>) -> Self {
+    fn put(exchange: &mut Exchange, failed: Result<Response<WireBody>, Refusal>) -> Self {
         match &failed {
             Ok(response) => {
                 exchange.head(response.status(), response.headers());
@@ -288,7 +288,7 @@ impl Aside {
     }
 
     /// There was nothing better.
-    fn take(self, exchange: &mut Exchange, notes: &str) -> Result<Response<UpstreamBody>, Refusal> {
+    fn take(self, exchange: &mut Exchange, notes: &str) -> Result<Response<WireBody>, Refusal> {
         exchange.service = self.service;
         exchange.peer = self.peer;
         exchange.endpoint = self.endpoint;
@@ -304,10 +304,7 @@ impl Aside {
 }
 
 /// None: it is no failure, or one that is not replaced.
-fn class_of(
-    exchange: &Exchange,
-    answered: &Result<Response<UpstreamBody>, Refusal>,
-) -> Option<Class> {
+fn class_of(exchange: &Exchange, answered: &Result<Response<WireBody>, Refusal>) -> Option<Class> {
     let response = match answered {
         Err(refusal) => {
             return match &refusal.injected {

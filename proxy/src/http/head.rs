@@ -1,6 +1,6 @@
 //! The head of a request between the wire that it came on and the one that it leaves on.
 
-use http::header::{self, HeaderMap, HeaderValue};
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::request::Parts;
 use http::uri::{Authority, InvalidUri, PathAndQuery, Scheme};
 use http::{Method, Request, Uri, Version};
@@ -29,6 +29,8 @@ pub struct Head {
     pub upgrade: Option<HeaderValue>,
     /// Between proxies: a policy started its deadline, so that it ends with the head of what streams.
     pub deadline_by_policy: bool,
+    /// The headers, while they are lent.
+    lent: Vec<u8>,
 }
 
 impl Head {
@@ -41,7 +43,15 @@ impl Head {
             headers: parts.headers,
             upgrade: switch.and_then(|switch| switch.token.clone()),
             deadline_by_policy: false,
+            lent: Vec::new(),
         }
+    }
+
+    /// Of a request that this proxy makes itself.
+    pub fn own(method: Method, path: PathAndQuery, authority: Authority) -> Self {
+        let (headers, lent) = (HeaderMap::new(), Vec::new());
+        let authority = Some(authority);
+        Self { method, path, authority, headers, upgrade: None, deadline_by_policy: false, lent }
     }
 
     /// The host that the request names: its target's authority, else its Host header.
@@ -60,11 +70,29 @@ impl Head {
         }
     }
 
+    /// This head with the headers in it, to be sent; what stays can be made whole again. Most requests are
+    /// sent once: a second HeaderMap would cost them more than all that is done with the first.
+    pub fn lend(&mut self) -> Self {
+        let headers = std::mem::take(&mut self.headers);
+        self.lent = pack(&headers);
+        let (method, path) = (self.method.clone(), self.path.clone());
+        let (authority, upgrade) = (self.authority.clone(), self.upgrade.clone());
+        let deadline_by_policy = self.deadline_by_policy;
+        Self { method, path, authority, headers, upgrade, deadline_by_policy, lent: Vec::new() }
+    }
+
+    /// Gets back what [`Self::lend`] took.
+    pub fn restore(&mut self) {
+        for (name, value) in unpack(&std::mem::take(&mut self.lent)) {
+            self.headers.append(name, value);
+        }
+    }
+
     /// Applies what a rule or a backend changes about requests.
     pub fn apply(&mut self, filters: &Filters, prefix: Option<&str>) -> Result<(), Refusal> {
         for modifier in &filters.request_headers {
             modify_headers(modifier, &mut self.headers);
-            headers::keep_connection_out(&mut self.headers);
+            headers::keep_connection_out(&mut self.headers, true);
         }
         let Some(rewrite) = &filters.rewrite else { return Ok(()) };
         let broken = |why: String| Refusal::new(Reason::BadRequest, why);
@@ -139,6 +167,40 @@ fn bad_authority() -> Refusal {
     Refusal::new(Reason::BadRequest, "the request's host is not a valid authority")
 }
 
+/// Bytes of a head that needs no second allocation.
+const USUAL: usize = 512;
+/// Of a packed length: the value is not for HPACK's tables.
+const SENSITIVE: u32 = 1 << 31;
+
+/// Headers one after the other, each as the lengths of its name and its value and what they are.
+fn pack(headers: &HeaderMap) -> Vec<u8> {
+    let mut packed = Vec::with_capacity(USUAL);
+    for (name, value) in headers {
+        let (name, text) = (name.as_str().as_bytes(), value.as_bytes());
+        // Heads are far smaller than 2 GiB.
+        let sensitive = if value.is_sensitive() { SENSITIVE } else { 0 };
+        packed.extend_from_slice(&(name.len() as u32).to_ne_bytes());
+        packed.extend_from_slice(&(text.len() as u32 | sensitive).to_ne_bytes());
+        packed.extend_from_slice(name);
+        packed.extend_from_slice(text);
+    }
+    packed
+}
+
+fn unpack(mut packed: &[u8]) -> impl Iterator<Item = (HeaderName, HeaderValue)> {
+    std::iter::from_fn(move || {
+        let (name, rest) = packed.split_first_chunk()?;
+        let (value, rest) = rest.split_first_chunk()?;
+        let (name, value) = (u32::from_ne_bytes(*name), u32::from_ne_bytes(*value));
+        let (name, rest) = rest.split_at_checked(name as usize)?;
+        let (text, rest) = rest.split_at_checked((value & !SENSITIVE) as usize)?;
+        packed = rest;
+        let mut field = HeaderValue::from_bytes(text).ok()?;
+        field.set_sensitive(value & SENSITIVE != 0);
+        Some((HeaderName::from_bytes(name).ok()?, field))
+    })
+}
+
 /// HTTP/2 may split cookies; HTTP/1.1 wants one header (RFC 9113 section 8.2.3).
 fn join_cookies(headers: &mut HeaderMap) {
     let mut cookies = headers.get_all(header::COOKIE).iter();
@@ -150,5 +212,35 @@ fn join_cookies(headers: &mut HeaderMap) {
     }
     if let Ok(joined) = HeaderValue::from_bytes(&joined) {
         headers.insert(header::COOKIE, joined);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_head_that_was_lent_is_whole_again() {
+        let mut request = Request::get("http://web.bank/x?y=1");
+        for (name, value) in
+            [("cookie", "a=1"), ("x-b", ""), ("cookie", "b=2"), ("x-\u{63}", "\t~")]
+        {
+            request = request.header(name, value);
+        }
+        let mut secret = HeaderValue::from_bytes(b"\xff\x80").unwrap();
+        secret.set_sensitive(true);
+        let request = request.header("authorization", secret).body(()).unwrap();
+        let mut head = Head::new(request.into_parts().0, None);
+        let whole = head.clone();
+        let lent = head.lend();
+        assert_eq!(lent.headers, whole.headers);
+        assert!(head.headers.is_empty());
+        head.restore();
+        assert_eq!(head.headers, whole.headers);
+        assert!(head.headers["authorization"].is_sensitive());
+        assert!(!head.headers["x-c"].is_sensitive());
+        let (path, method) = (head.path.as_str(), head.method);
+        assert_eq!((path, method, head.authority), ("/x?y=1", Method::GET, whole.authority));
+        assert!(head.lent.is_empty());
     }
 }

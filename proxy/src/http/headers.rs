@@ -5,10 +5,8 @@ use bytes::Bytes;
 use http::header::{self, HeaderName, HeaderValue};
 use http::request::Parts;
 use http::{HeaderMap, Method, Version};
-use outrigger_core::reason::Reason;
 
 use super::deadline::{DEADLINE, ENVOY};
-use super::respond::Refusal;
 use crate::peer::Peer;
 
 pub const HOP: HeaderName = HeaderName::from_static("x-outrigger-hop");
@@ -50,6 +48,8 @@ struct Seen {
     trace: bool,
     /// What is left of a rate limit.
     quota: bool,
+    /// A request id.
+    id: bool,
 }
 
 fn look(headers: &HeaderMap) -> Seen {
@@ -66,6 +66,7 @@ fn look(headers: &HeaderMap) -> Seen {
             b"x-forwarded-client-cert" => seen.client_cert = true,
             b"grpc-timeout" | b"x-deadline" | b"x-envoy-expected-rq-timeout-ms" => seen.time = true,
             b"ratelimit" => seen.quota = true,
+            b"x-request-id" => seen.id = true,
             b"traceparent" | b"b3" | b"x-b3-traceid" => seen.trace = true,
             _ => {}
         }
@@ -77,7 +78,7 @@ fn look(headers: &HeaderMap) -> Seen {
 /// CONNECT (RFC 8441).
 pub fn upgrade_of(head: &Parts) -> Option<HeaderValue> {
     if head.version == Version::HTTP_2 {
-        let protocol = head.extensions.get::<hyper::ext::Protocol>()?;
+        let protocol = head.extensions.get::<h2::ext::Protocol>()?;
         return HeaderValue::from_str(protocol.as_str()).ok();
     }
     let token = head.headers.get(header::UPGRADE)?;
@@ -104,6 +105,8 @@ pub struct Says {
     pub internal: bool,
     /// It has a place in a trace.
     pub trace: bool,
+    /// It has an id.
+    pub id: bool,
 }
 
 /// Removes what belongs to the connection it came on and what this peer may not say.
@@ -117,7 +120,7 @@ pub fn clean_request(headers: &mut HeaderMap, peer: Peer) -> Says {
     if seen.client_cert && peer != Peer::App {
         headers.remove(CLIENT_CERT);
     }
-    Says { time: seen.time, internal: seen.internal, trace: seen.trace }
+    Says { time: seen.time, internal: seen.internal, trace: seen.trace, id: seen.id }
 }
 
 /// The same for a response. What one proxy tells another has been read by now. Returns whether it says
@@ -133,9 +136,9 @@ pub fn clean_response(headers: &mut HeaderMap) -> bool {
 
 /// Removes what a rule has said about the connection, which is not a rule's to say: no HTTP/2 peer
 /// would take it (RFC 9113 section 8.2.2).
-pub fn keep_connection_out(headers: &mut HeaderMap) {
+pub fn keep_connection_out(headers: &mut HeaderMap, request: bool) {
     let seen = look(headers);
-    clean(headers, seen, true);
+    clean(headers, seen, request);
 }
 
 fn clean(headers: &mut HeaderMap, seen: Seen, request: bool) {
@@ -215,15 +218,15 @@ pub fn keep_inside(headers: &mut HeaderMap) {
 }
 
 /// Refuses heads that parse but that no proxy should pass on.
-pub fn check(head: &Parts) -> Result<(), Refusal> {
+pub fn check(head: &Parts) -> Result<(), &'static str> {
     if head.version < Version::HTTP_2 && head.method != Method::CONNECT {
         let mut hosts = head.headers.get_all(header::HOST).iter();
         let first = hosts.next();
         if hosts.next().is_some() {
-            return Err(Refusal::new(Reason::BadRequest, "more than one Host header"));
+            return Err("more than one Host header");
         }
         if first.is_none() && head.version == Version::HTTP_11 {
-            return Err(Refusal::new(Reason::BadRequest, "no Host header"));
+            return Err("no Host header");
         }
     }
     Ok(())
@@ -243,11 +246,11 @@ pub struct Trace {
 /// parent id, or begins one. `says`: whether it has any.
 pub fn identify(
     headers: &mut HeaderMap,
-    says: bool,
+    says: Says,
     random: impl Fn() -> u64,
 ) -> (HeaderValue, Trace) {
     let mut received = None;
-    if says {
+    if says.trace {
         let given = headers.get(TRACEPARENT);
         received = given.and_then(|value| parse_traceparent(value.as_bytes()));
         received = received.or_else(|| b3(headers));
@@ -263,7 +266,8 @@ pub fn identify(
     hex(&mut parent[3..35], &trace.to_be_bytes());
     hex(&mut parent[36..52], &sent.to_be_bytes());
     hex(&mut parent[53..], &[flags]);
-    let given = headers.get(REQUEST_ID).filter(|id| !id.is_empty()).cloned();
+    let given = if says.id { headers.get(REQUEST_ID) } else { None };
+    let given = given.filter(|id| !id.is_empty()).cloned();
     if given.is_none() {
         hex(&mut text[..16], &random().to_be_bytes());
         hex(&mut text[16..ID_BYTES], &random().to_be_bytes());
@@ -339,7 +343,8 @@ fn hex(out: &mut [u8], bytes: &[u8]) {
 }
 
 /// A value that occurs once. Marked so that HPACK neither indexes it nor throws out for it what
-/// does come back (RFC 7541 section 7.1.3).
+/// does come back (RFC 7541 section 7.1.3). To index a few, so that peers know the names, costs more than
+/// it saves: every further one is compared with them all.
 fn unique(text: Bytes) -> HeaderValue {
     let value = HeaderValue::from_maybe_shared(text);
     let mut value = value.unwrap_or_else(|_| HeaderValue::from_static(""));
@@ -350,6 +355,8 @@ fn unique(text: Bytes) -> HeaderValue {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const SAYS: Says = Says { time: false, internal: false, trace: true, id: true };
 
     fn map(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
         let mut headers = HeaderMap::new();
@@ -417,7 +424,7 @@ mod tests {
     fn trace_context_is_continued_when_valid_and_begun_otherwise() {
         let given = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
         let mut headers = map(&[("traceparent", given)]);
-        identify(&mut headers, true, || 7);
+        identify(&mut headers, SAYS, || 7);
         let sent = headers[TRACEPARENT].to_str().unwrap().to_owned();
         assert_eq!(sent, "00-0af7651916cd43dd8448eb211c80319c-0000000000000007-01");
         for bad in [
@@ -432,7 +439,7 @@ mod tests {
             assert_eq!(parse_traceparent(bad.as_bytes()), None, "{bad}");
             let mut headers = HeaderMap::new();
             headers.insert(TRACEPARENT, HeaderValue::from_str(bad).unwrap());
-            identify(&mut headers, true, || 8);
+            identify(&mut headers, SAYS, || 8);
             let sent = headers[TRACEPARENT].to_str().unwrap();
             assert!(parse_traceparent(sent.as_bytes()).is_some(), "{sent}");
         }
@@ -446,7 +453,7 @@ mod tests {
         let several =
             map(&[("x-b3-traceid", "64fe8b2a57d3eff7"), ("x-b3-spanid", "e457b5a2e4d86bd1")]);
         for (mut headers, id) in [(one, wide), (several, &wide[16..])] {
-            let (_, trace) = identify(&mut headers, true, || 7);
+            let (_, trace) = identify(&mut headers, SAYS, || 7);
             assert_eq!(trace.id, u128::from_str_radix(id, 16).unwrap());
             assert_eq!(trace.received, 0xe457_b5a2_e4d8_6bd1);
             assert_eq!(headers[TRACEPARENT], format!("00-{id:0>32}-0000000000000007-00"));
@@ -459,9 +466,9 @@ mod tests {
     #[test]
     fn request_ids_are_kept_or_made() {
         let mut headers = map(&[("x-request-id", "abc")]);
-        assert_eq!(identify(&mut headers, false, || 1).0, "abc");
+        assert_eq!(identify(&mut headers, Says { trace: false, ..SAYS }, || 1).0, "abc");
         let mut headers = map(&[("x-request-id", "")]);
-        let (id, _) = identify(&mut headers, false, || 0x1f);
+        let (id, _) = identify(&mut headers, Says { trace: false, ..SAYS }, || 0x1f);
         assert_eq!(id, "000000000000001f000000000000001f");
         assert_eq!(headers[REQUEST_ID], id);
     }

@@ -30,7 +30,7 @@ use crate::endpoint::coarse_ms;
 use crate::guard::Attempt;
 use crate::metrics::add;
 use crate::pool::Wire;
-use crate::pool::stream::UpstreamBody;
+use crate::streams::WireBody;
 use crate::worker::Worker;
 
 /// How long the first try has for itself. None: there is no second one.
@@ -71,12 +71,12 @@ struct Second {
     hop: Hop,
     lease: Option<Lease>,
     attempt: Option<Attempt>,
-    sent: Result<Response<UpstreamBody>, Failed>,
+    sent: Result<Response<WireBody>, Failed>,
 }
 
 /// Which try the answer is from.
 enum Raced {
-    First(Result<Response<UpstreamBody>, Failed>),
+    First(Result<Response<WireBody>, Failed>),
     /// `failed`: the first one had failed by then.
     Second {
         second: Box<Second>,
@@ -92,7 +92,7 @@ impl Hedging<'_> {
         exchange: &mut Exchange,
         hop: &mut Hop,
         head: &mut Option<Head>,
-    ) -> Result<Response<UpstreamBody>, Failed> {
+    ) -> Result<Response<WireBody>, Failed> {
         let began = Instant::now();
         let sending = self.body.again().ok_or_else(lost)?;
         let spare = self.spare(exchange, hop, head);
@@ -222,7 +222,7 @@ impl Hedging<'_> {
         body: RequestBody,
         began: Instant,
         held: &mut Option<Lease>,
-    ) -> Result<Response<UpstreamBody>, Failed> {
+    ) -> Result<Response<WireBody>, Failed> {
         let (pools, limits) = (&self.worker.pools, &self.call.timeouts);
         let end = limits.attempt.and_then(|limit| began.checked_add(limit));
         let mut clock = Clock::at(earlier(end, began, limits.connect));
@@ -261,7 +261,7 @@ async fn race<A, B>(
     grpc: bool,
 ) -> Raced
 where
-    A: Future<Output = Result<Response<UpstreamBody>, Failed>>,
+    A: Future<Output = Result<Response<WireBody>, Failed>>,
     B: Future<Output = Box<Second>>,
 {
     let (mut failed, mut lost) = (None, false);
@@ -288,7 +288,7 @@ where
     .await
 }
 
-fn is_good(sent: &Result<Response<UpstreamBody>, Failed>, grpc: bool) -> bool {
+fn is_good(sent: &Result<Response<WireBody>, Failed>, grpc: bool) -> bool {
     let Ok(response) = sent else { return false };
     let status = response.status();
     let refused = grpc && response.headers().get(GRPC_STATUS).is_some_and(|code| code != "0");

@@ -12,10 +12,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{self, HeaderValue};
+use http::request::Parts;
 use http::uri::PathAndQuery;
-use http::{HeaderMap, Request, Response, StatusCode, Version};
+use http::{HeaderMap, Response, StatusCode, Version};
 use http_body::Body;
-use hyper::body::Incoming;
 use outrigger_core::compile::{self, Filters, HttpRouting, Matched};
 use outrigger_core::filter::{modify_headers, redirect_location};
 use outrigger_core::path::canonical;
@@ -38,12 +38,12 @@ use super::{attempts, context, headers, mirror, respond, upgrade};
 use crate::correlation::Remembered;
 use crate::metrics::Direction;
 use crate::peer::Peer;
-use crate::pool::stream::UpstreamBody;
 use crate::store::Live;
+use crate::streams::WireBody;
 
 /// What a request leads to, when it is not refused.
 enum Answer {
-    Upstream(Response<UpstreamBody>),
+    Upstream(Response<WireBody>),
     /// Given instead of a failure.
     Own(Box<Response<Bytes>>),
     Redirect(StatusCode, HeaderValue),
@@ -51,27 +51,29 @@ enum Answer {
     Switched(Response<()>),
 }
 
-/// Serves one request. Dropping the future means that the caller went away.
+/// Serves one request. Dropping the future means that the caller went away. `caller`: where its side comes
+/// from if the request stops being HTTP.
 ///
 /// Every HTTP/2 stream allocates this future and every HTTP/1.1 connection keeps room for one, so large
 /// values live here once and are lent down the path.
 pub fn handle(
     connection: Rc<Connection>,
-    request: Request<Incoming>,
+    parts: Parts,
+    body: Option<WireBody>,
+    caller: Option<upgrade::Caller>,
 ) -> impl Future<Output = Response<ResponseBody>> {
-    let version = request.version();
+    let version = parts.version;
     // Boxed: it travels with the request and its response through many hands.
-    let mut exchange = Box::new(Exchange::begin(Rc::clone(&connection), &request));
-    let (mut parts, body) = request.into_parts();
-    let mut switch = upgrade::wanted(&mut parts);
+    let mut exchange = Box::new(Exchange::begin(Rc::clone(&connection), &parts));
+    let mut switch = upgrade::wanted(&parts, caller);
     let checked = headers::check(&parts);
     let tunnel = upgrade::is_tunnel(&parts);
-    let proxy = &connection.worker.proxy;
-    let mut body = RequestBody::new(body, &proxy.metrics, proxy.settings.max_buffered_bytes);
-    let mut head = Some(Head::new(parts, switch.as_ref()));
+    let mut body =
+        body.map_or(RequestBody::Empty, |body| RequestBody::new(body, &connection.worker));
+    let mut head = Some(Head::new(parts, switch.as_deref()));
     async move {
         let served = match checked {
-            Err(refusal) => Err(refusal),
+            Err(why) => Err(Refusal::new(Reason::BadRequest, why)),
             Ok(()) if tunnel => {
                 let tunnel = upgrade::tunnel(&connection, &mut exchange, &head, switch.take());
                 Box::pin(tunnel).await.map(Answer::Switched)
@@ -93,7 +95,7 @@ async fn serve(
     exchange: &mut Exchange,
     slot: &mut Option<Head>,
     body: &mut RequestBody,
-    switch: &mut Option<upgrade::Switch>,
+    switch: &mut Option<Box<upgrade::Switch>>,
 ) -> Result<Answer, Refusal> {
     let head = slot.as_mut().ok_or_else(lost)?;
     let target = match connection.direction {
@@ -180,12 +182,10 @@ async fn serve(
 }
 
 /// Takes out of the head of an answer what is for this proxy, and obeys it.
-fn clean(exchange: &Exchange, way: &Way<'_>, response: &mut Response<UpstreamBody>) {
+fn clean(exchange: &Exchange, way: &Way<'_>, response: &mut Response<WireBody>) {
     let has_quota = headers::clean_response(response.headers_mut());
     if let Some(endpoints) = way.endpoints().filter(|_| exchange.degraded.is_none()) {
-        let refused = response.status() == StatusCode::TOO_MANY_REQUESTS
-            || response.headers().get(headers::GRPC_STATUS).is_some_and(|code| code == "8");
-        endpoints.limits_said(has_quota, refused, response.headers());
+        endpoints.limits_said(has_quota, response.status(), response.headers());
     }
 }
 
@@ -206,6 +206,7 @@ fn finish(
     }
     for modifier in routed.filters().flat_map(|filters| &filters.response_headers) {
         modify_headers(modifier, headers);
+        headers::keep_connection_out(headers, false);
     }
 }
 
@@ -225,7 +226,7 @@ fn bounds(
     call: &CallPolicy,
     mut clock: Clock,
     switches: bool,
-    response: &Response<UpstreamBody>,
+    response: &Response<WireBody>,
 ) -> Option<Box<Bounds>> {
     let none = exchange.deadline.is_none() && call.timeouts.idle.is_none();
     if none || response.body().is_end_stream() {
@@ -355,7 +356,8 @@ fn route<'a>(
 }
 
 fn split_port(authority: &str) -> (&str, Option<u16>) {
-    match authority.rsplit_once(':') {
+    let colon = authority.bytes().rposition(|byte| byte == b':');
+    match colon.map(|at| (&authority[..at], &authority[at + 1..])) {
         Some((host, port)) if !host.ends_with(':') && !port.contains(']') => {
             (host, port.parse().ok())
         }
@@ -366,8 +368,8 @@ fn split_port(authority: &str) -> (&str, Option<u16>) {
 fn answer(
     connection: &Rc<Connection>,
     exchange: &Exchange,
-    response: Response<UpstreamBody>,
-    switch: Option<upgrade::Switch>,
+    response: Response<WireBody>,
+    switch: Option<Box<upgrade::Switch>>,
     idle: Option<Duration>,
 ) -> Answer {
     let Some(switch) = switch else { return Answer::Upstream(response) };
@@ -376,7 +378,7 @@ fn answer(
         _ => response.status() == StatusCode::SWITCHING_PROTOCOLS,
     };
     if switched {
-        Answer::Switched(upgrade::join(connection, exchange, switch, response, idle))
+        Answer::Switched(upgrade::join(connection, exchange, *switch, response, idle))
     } else {
         Answer::Upstream(response)
     }
@@ -386,7 +388,7 @@ fn answer(
 mod tests {
     use super::*;
 
-    fn size<A, B, F: Future>(_: fn(A, B) -> F) -> usize {
+    fn size<A, B, C, D, F: Future>(_: fn(A, B, C, D) -> F) -> usize {
         size_of::<F>()
     }
 

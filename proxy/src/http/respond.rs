@@ -18,7 +18,7 @@ use super::response_body::ResponseBody;
 use crate::metrics::Direction;
 use crate::peer::Peer;
 use crate::pool::connect::ConnectError;
-use crate::pool::stream::UpstreamBody;
+use crate::streams::WireBody;
 
 /// Why a request is not served. It knows its side and status through its reason.
 #[derive(Debug)]
@@ -57,7 +57,7 @@ pub fn late_trailers(reason: Reason, detail: &dyn std::fmt::Display) -> HeaderMa
 
 /// Passes the upstream's answer on.
 pub fn upstream(
-    mut response: Response<UpstreamBody>,
+    mut response: Response<WireBody>,
     mut exchange: Box<Exchange>,
     version: Version,
 ) -> Response<ResponseBody> {

@@ -11,7 +11,7 @@ use super::body::BodyError;
 use super::deadline::Ended;
 use super::exchange::Exchange;
 use super::respond;
-use crate::pool::stream::UpstreamBody;
+use crate::streams::WireBody;
 
 /// The body of a response on its way to the caller. When it ends, breaks or is dropped, the
 /// exchange is over and is counted.
@@ -22,12 +22,12 @@ pub struct ResponseBody {
 }
 
 enum Content {
-    Upstream(UpstreamBody),
+    Upstream(WireBody),
     Own(Option<Bytes>),
 }
 
 impl ResponseBody {
-    pub fn upstream(body: UpstreamBody, exchange: Box<Exchange>) -> Self {
+    pub fn upstream(body: WireBody, exchange: Box<Exchange>) -> Self {
         Self { content: Content::Upstream(body), exchange: Some(exchange) }
     }
 
@@ -38,7 +38,7 @@ impl ResponseBody {
     }
 
     fn complete(&mut self) {
-        if let Some(exchange) = self.exchange.take() {
+        if let Some(mut exchange) = self.exchange.take() {
             exchange.complete();
         }
     }
@@ -110,7 +110,7 @@ impl Body for ResponseBody {
                 Poll::Ready(None)
             }
             Poll::Ready(Some(Err(error))) => {
-                if let Some(exchange) = this.exchange.take() {
+                if let Some(mut exchange) = this.exchange.take() {
                     exchange.truncated(Reason::ResponseTruncated);
                 }
                 Poll::Ready(Some(Err(error)))

@@ -1,4 +1,5 @@
-//! From an accepted connection to requests: hyper's server with our limits, drain and watch.
+//! From an accepted connection to requests, with our limits, drain and watch: hyper's server of HTTP/1.1,
+//! and [`super::http2`].
 
 use std::cell::Cell;
 use std::convert::Infallible;
@@ -11,22 +12,26 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::task::Poll;
 
 use futures::FutureExt;
+use h2::server;
 use http::{HeaderMap, Request};
 use hyper::body::Incoming;
-use hyper::server::conn::{http1, http2};
+use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
 use outrigger_core::config::Protocol;
 use outrigger_core::reason::Reason;
 
 use super::headers::CLIENT_CERT;
+use super::http2::Serving;
 use super::request;
+use super::upgrade::Caller as Side;
 use crate::accept::Slot;
 use crate::io::Io;
 use crate::metrics::{Direction, Label, add};
 use crate::peer::{Caller, Fixed, Origin, Peer};
-use crate::pool::LocalExec;
 use crate::settings::Settings;
+use crate::streams::WireBody;
 use crate::watch::{ConnectionWatch, Registered, Standing};
 use crate::worker::Worker;
 
@@ -57,11 +62,11 @@ pub struct Connection {
     watch: Arc<ConnectionWatch>,
 }
 
-/// The builders of hyper's servers, made once per worker.
+/// The builders of servers, made once per worker.
 pub struct Builders {
     h1: http1::Builder,
-    h2: http2::Builder<LocalExec>,
-    h2_hop: http2::Builder<LocalExec>,
+    h2: server::Builder,
+    h2_hop: server::Builder,
 }
 
 impl Builders {
@@ -76,14 +81,13 @@ impl Builders {
     }
 }
 
-fn h2_builder(settings: &Settings, streams: u32) -> http2::Builder<LocalExec> {
-    let mut h2 = http2::Builder::new(LocalExec);
-    h2.timer(TokioTimer::new())
-        .initial_stream_window_size(STREAM_WINDOW)
+fn h2_builder(settings: &Settings, streams: u32) -> server::Builder {
+    let mut h2 = server::Builder::new();
+    h2.initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(streams.saturating_mul(STREAM_WINDOW).min(1 << 30))
         .max_concurrent_streams(streams)
         .max_header_list_size(settings.max_header_bytes)
-        .max_send_buf_size(STREAM_WINDOW as usize)
+        .max_send_buffer_size(STREAM_WINDOW as usize)
         .enable_connect_protocol();
     h2
 }
@@ -94,7 +98,7 @@ impl Connection {
         let standing = Standing::of(&origin);
         let Origin { direction, peer, caller, remote, fixed, tunnel: _, slot } = origin;
         let watch = ConnectionWatch::new(protocol == Protocol::Http2);
-        let io = TokioIo::new(io.watched(Arc::clone(&watch)));
+        let io = io.watched(Arc::clone(&watch));
         let registered = worker.connections.enter(direction, Arc::clone(&watch), standing);
         let connection = Rc::new(Self {
             worker: Rc::clone(&worker),
@@ -107,31 +111,35 @@ impl Connection {
             protocol,
             watch: Arc::clone(&watch),
         });
-        let service = service_fn(|request: Request<Incoming>| {
-            // Not an async block around it: that would hold the future twice.
-            request::handle(Rc::clone(&connection), request).map(Ok::<_, Infallible>)
-        });
         let ended = if protocol == Protocol::Http2 {
             let builder = match direction {
                 Direction::Inbound => &worker.http.h2_hop,
                 Direction::Outbound => &worker.http.h2,
             };
             // Boxed: an HTTP/1.1 connection should not carry its size.
-            let mut serving = Box::pin(builder.serve_connection(io, service));
+            let mut serving = Box::new(Serving::begin(builder, io));
             drive(&registered, &watch, |cx, shutdown| {
                 if shutdown {
-                    serving.as_mut().graceful_shutdown();
+                    serving.leave();
                 }
-                serving.as_mut().poll(cx)
+                serving.poll(&connection, cx).map_err(|error| reason_of_http2(&error))
             })
             .await
         } else {
-            let mut serving = pin!(worker.http.h1.serve_connection(io, service).with_upgrades());
+            let service = service_fn(|request: Request<Incoming>| {
+                let (mut head, body) = request.into_parts();
+                let caller = head.extensions.remove::<OnUpgrade>().map(Side::Http1);
+                let body = Some(WireBody::Hyper(body));
+                // Not an async block around it: that would hold the future twice.
+                request::handle(Rc::clone(&connection), head, body, caller).map(Ok::<_, Infallible>)
+            });
+            let serving = worker.http.h1.serve_connection(TokioIo::new(io), service);
+            let mut serving = pin!(serving.with_upgrades());
             drive(&registered, &watch, |cx, shutdown| {
                 if shutdown {
                     serving.as_mut().graceful_shutdown();
                 }
-                serving.as_mut().poll(cx)
+                serving.as_mut().poll(cx).map_err(|error| reason_of(&error))
             })
             .await
         };
@@ -181,7 +189,7 @@ impl Connection {
 async fn drive(
     registered: &Registered,
     watch: &ConnectionWatch,
-    mut poll: impl FnMut(&mut std::task::Context<'_>, bool) -> Poll<hyper::Result<()>>,
+    mut poll: impl FnMut(&mut std::task::Context<'_>, bool) -> Poll<Result<(), Option<Reason>>>,
 ) -> Result<(), Reason> {
     let mut told = false;
     poll_fn(|cx| {
@@ -194,7 +202,7 @@ async fn drive(
         }
         let shutdown = !told && registered.draining();
         told |= shutdown;
-        poll(cx, shutdown).map(|ended| ended.or_else(|error| reason_of(&error).map_or(Ok(()), Err)))
+        poll(cx, shutdown).map(|ended| ended.or_else(|reason| reason.map_or(Ok(()), Err)))
     })
     .await
 }
@@ -207,8 +215,11 @@ fn reason_of(error: &hyper::Error) -> Option<Reason> {
     } else if error.is_timeout() {
         Some(Reason::HeaderTimeout)
     } else {
-        let h2 = std::error::Error::source(error)?.downcast_ref::<h2::Error>()?;
-        let reason = h2.reason()?;
-        (h2.is_library() && reason != h2::Reason::NO_ERROR).then_some(Reason::ProtocolError)
+        None
     }
+}
+
+fn reason_of_http2(error: &h2::Error) -> Option<Reason> {
+    let reason = error.reason()?;
+    (error.is_library() && reason != h2::Reason::NO_ERROR).then_some(Reason::ProtocolError)
 }

@@ -12,6 +12,7 @@ use hyper_util::rt::TokioIo;
 use outrigger_core::config::Protocol;
 use outrigger_core::name::Authority;
 use outrigger_core::reason::Reason;
+use tokio::sync::oneshot;
 
 use super::deadline::told;
 use super::destination::{self, Target};
@@ -20,12 +21,13 @@ use super::head::Head;
 use super::headers;
 use super::respond::Refusal;
 use super::server::Connection;
-use crate::io::Transport;
+use crate::io::{Duplex, Transport};
 use crate::metrics::{Direction, Label};
-use crate::peer::{Fixed, Origin, Peer, Tunnel};
-use crate::pool::stream::UpstreamBody;
+use crate::peer::{self, Fixed, Origin, Peer};
 use crate::stream;
 use crate::stream::relay::{self, Early, Limits};
+use crate::streams::WireBody;
+use crate::streams::tunnel::Tunnel;
 use crate::watch::{ConnectionWatch, Standing};
 
 const SEC_WEBSOCKET_ACCEPT: HeaderName = header::SEC_WEBSOCKET_ACCEPT;
@@ -34,23 +36,38 @@ const SEC_WEBSOCKET_ACCEPT: HeaderName = header::SEC_WEBSOCKET_ACCEPT;
 pub struct Switch {
     /// What `Upgrade` or `:protocol` names; none for a plain CONNECT.
     pub token: Option<HeaderValue>,
-    caller: OnUpgrade,
+    caller: Caller,
     version: Version,
 }
 
-/// Takes the caller's side from a request that wants to change protocols.
-pub fn wanted(head: &mut Parts) -> Option<Switch> {
-    let token = headers::upgrade_of(head);
-    if token.is_none() && head.method != Method::CONNECT {
-        return None;
+/// Where the caller's side of a request comes from, once the request has stopped being HTTP.
+pub enum Caller {
+    Http1(OnUpgrade),
+    Http2(oneshot::Receiver<Tunnel>),
+}
+
+impl Caller {
+    /// None: the caller has gone.
+    async fn bytes(self) -> Option<Box<dyn Duplex>> {
+        match self {
+            Self::Http1(caller) => Some(Box::new(TokioIo::new(caller.await.ok()?))),
+            Self::Http2(caller) => Some(Box::new(caller.await.ok()?)),
+        }
     }
-    let caller = head.extensions.remove::<OnUpgrade>()?;
-    Some(Switch { token, caller, version: head.version })
+}
+
+/// Takes the caller's side from a request that wants to change protocols.
+pub fn wanted(head: &Parts, caller: Option<Caller>) -> Option<Box<Switch>> {
+    let caller = caller?;
+    let token = headers::upgrade_of(head);
+    let wants = token.is_some() || head.method == Method::CONNECT;
+    // Boxed: rare, and the future of every request would carry its size.
+    wants.then(|| Box::new(Switch { token, caller, version: head.version }))
 }
 
 /// A CONNECT that names a destination, not a protocol.
 pub fn is_tunnel(head: &Parts) -> bool {
-    head.method == Method::CONNECT && head.extensions.get::<hyper::ext::Protocol>().is_none()
+    head.method == Method::CONNECT && head.extensions.get::<h2::ext::Protocol>().is_none()
 }
 
 /// Joins the two sides of a change that the upstream has accepted, and makes the caller's answer.
@@ -58,20 +75,23 @@ pub fn join(
     connection: &Rc<Connection>,
     exchange: &Exchange,
     switch: Switch,
-    response: Response<UpstreamBody>,
+    response: Response<WireBody>,
     idle: Option<Duration>,
 ) -> Response<()> {
     let (mut head, body) = response.into_parts();
     let upstream = hyper::upgrade::on(Response::from_parts(head.clone(), body));
     let direction = connection.direction;
+    let Switch { token, caller, version } = switch;
     let connection = Rc::clone(connection);
     let (protocol, service) = (exchange.protocol, exchange.service);
     // A deadline that a policy started has ended with the head.
     let deadline = exchange.deadline.filter(|deadline| deadline.outlives_head(true));
     let limits = Limits { idle, until: deadline.map(|deadline| deadline.at) };
     tokio::task::spawn_local(async move {
-        let (Ok(caller), Ok(upstream)) = futures::join!(switch.caller, upstream) else { return };
-        let ended = relay::relay(TokioIo::new(caller), TokioIo::new(upstream), limits).await;
+        let (Some(caller), Ok(upstream)) = futures::join!(caller.bytes(), upstream) else {
+            return;
+        };
+        let ended = relay::relay(caller, TokioIo::new(upstream), limits).await;
         let worker = &connection.worker;
         worker.proxy.metrics.count_bytes(ended.received, ended.sent);
         if let Some(Early::Over(reason)) = ended.early {
@@ -79,7 +99,7 @@ pub fn join(
             worker.refuse_stream(direction, protocol, service, &refusal, connection.remote);
         }
     });
-    if switch.version == Version::HTTP_2 {
+    if version == Version::HTTP_2 {
         head.status = StatusCode::OK;
         // Callers on HTTP/2 know no such header; the one at the far end of a hop may need it.
         if direction == Direction::Outbound {
@@ -88,7 +108,7 @@ pub fn join(
     } else {
         head.status = StatusCode::SWITCHING_PROTOCOLS;
         head.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
-        if let Some(token) = switch.token {
+        if let Some(token) = token {
             head.headers.insert(header::UPGRADE, token);
         }
     }
@@ -104,7 +124,7 @@ pub async fn tunnel(
     connection: &Rc<Connection>,
     exchange: &mut Exchange,
     head: &Option<Head>,
-    switch: Option<Switch>,
+    switch: Option<Box<Switch>>,
 ) -> Result<Response<()>, Refusal> {
     let (Some(head), Some(switch)) = (head, switch) else {
         return Err(Refusal::new(Reason::BadRequest, "this CONNECT cannot become a tunnel"));
@@ -120,7 +140,7 @@ async fn outbound_tunnel(
     connection: &Rc<Connection>,
     exchange: &mut Exchange,
     head: &Head,
-    switch: Switch,
+    switch: Box<Switch>,
 ) -> Result<Response<()>, Refusal> {
     let worker = &connection.worker;
     let text = head.authority.as_ref().map(|a| a.as_str()).unwrap_or_default();
@@ -133,13 +153,13 @@ async fn outbound_tunnel(
         exchange.service = live.label;
     }
     let left = told(&head.headers).nearest();
-    let tunnel = Tunnel { until: left.and_then(|left| exchange.began.checked_add(left)) };
+    let tunnel = peer::Tunnel { until: left.and_then(|left| exchange.began.checked_add(left)) };
     let caller = switch.caller;
     let (worker, remote, slot) =
         (Rc::clone(worker), connection.remote, Rc::clone(&connection.slot));
     tokio::task::spawn_local(async move {
-        let Ok(caller) = caller.await else { return };
-        let transport = Transport::Tunnel(Box::new(TokioIo::new(caller)));
+        let Some(caller) = caller.bytes().await else { return };
+        let transport = Transport::Tunnel(caller);
         let fixed = Fixed::Destination(dialed);
         let (direction, peer) = (Direction::Outbound, Peer::App);
         let tunnel = Some(tunnel);
@@ -155,7 +175,7 @@ async fn inbound_tunnel(
     connection: &Rc<Connection>,
     exchange: &mut Exchange,
     head: &Head,
-    switch: Switch,
+    switch: Box<Switch>,
 ) -> Result<Response<()>, Refusal> {
     let worker = &connection.worker;
     connection.claims_to_be_mesh();
@@ -174,7 +194,7 @@ async fn inbound_tunnel(
     let (connection, service) = (Rc::clone(connection), served.service);
     tokio::task::spawn_local(async move {
         let worker = &connection.worker;
-        let Ok(caller) = caller.await else { return };
+        let Some(caller) = caller.bytes().await else { return };
         let labels =
             stream::Labels { service, route: Label::NONE, peer: connection.caller_label() };
         let began = std::time::Instant::now();
@@ -188,7 +208,7 @@ async fn inbound_tunnel(
         let watch = ConnectionWatch::new(true);
         let registered = worker.connections.enter(Direction::Inbound, watch, standing);
         tokio::select! {
-            ended = relay::relay(TokioIo::new(caller), app, Limits::default()) => {
+            ended = relay::relay(caller, app, Limits::default()) => {
                 let from = (Direction::Inbound, connection.remote);
                 stream::record(worker, from, Protocol::Tcp, labels, began, &ended);
             }

@@ -13,9 +13,10 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use super::connect::{ConnectError, connect_to};
-use super::stream::{SendError, UpstreamBody};
+use super::stream::SendError;
 use super::{PoolKey, Pools};
 use crate::http::body::RequestBody;
+use crate::streams::WireBody;
 
 /// Idle connections kept for one address.
 const MAX_IDLE: usize = 128;
@@ -200,9 +201,9 @@ impl Lease {
     pub fn send(
         &mut self,
         request: Request<RequestBody>,
-    ) -> impl Future<Output = Result<Response<UpstreamBody>, SendError>> + use<> {
+    ) -> impl Future<Output = Result<Response<WireBody>, SendError>> + use<> {
         let sent = self.sender.try_send_request(request);
-        sent.map(|sent| Ok(sent?.map(UpstreamBody::Hyper)))
+        sent.map(|sent| Ok(sent?.map(WireBody::Hyper)))
     }
 
     /// The response has been read whole: the next request may use the connection.

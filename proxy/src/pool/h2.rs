@@ -22,9 +22,10 @@ use outrigger_core::reason::Reason;
 use tokio::sync::Notify;
 
 use super::connect::{ConnectError, Opened, connect_hop, connect_to};
-use super::stream::{SendError, Sending, UpstreamBody};
+use super::stream::{SendError, Sending};
 use super::{LocalExec, Opening, PoolKey, Pools, Wire};
 use crate::http::body::RequestBody;
+use crate::streams::WireBody;
 use crate::tls::handshake::Proof;
 use crate::tls::verify::Trust;
 
@@ -349,7 +350,7 @@ impl Lease {
     pub fn send(
         &self,
         request: Request<RequestBody>,
-    ) -> impl Future<Output = Result<Response<UpstreamBody>, SendError>> + use<> {
+    ) -> impl Future<Output = Result<Response<WireBody>, SendError>> + use<> {
         match &mut *self.connection.sender.borrow_mut() {
             // A copy: the sender itself would take no further request while this one waits for the
             // peer to allow its stream.
@@ -359,7 +360,7 @@ impl Lease {
             },
             Sender::Tunnels(sender) => {
                 let sent = sender.try_send_request(request);
-                Either::Right(sent.map(|sent| Ok(sent?.map(UpstreamBody::Hyper))).boxed_local())
+                Either::Right(sent.map(|sent| Ok(sent?.map(WireBody::Hyper))).boxed_local())
             }
         }
     }

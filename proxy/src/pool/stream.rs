@@ -1,4 +1,4 @@
-//! One request on an HTTP/2 connection: its head and body out, its answer in.
+//! One request on an HTTP/2 connection: its head and body out, the head of its answer in.
 //!
 //! The task that asks does all of it. hyper's client would run a task for each stream and hand request
 //! and answer through channels, which costs about a tenth of a request.
@@ -7,29 +7,14 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
+use h2::Reason;
 use h2::client::{ResponseFuture, SendRequest};
-use h2::{Reason, RecvStream, SendStream};
 use http::{Request, Response};
-use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
+use http_body::Body;
 use hyper::client::conn::TrySendError;
-use tokio::task::AbortHandle;
 
 use crate::http::body::{BodyError, RequestBody};
-
-/// The body of an upstream's answer.
-pub enum UpstreamBody {
-    /// On HTTP/1.1, or where the connection stopped being HTTP.
-    Hyper(Incoming),
-    Stream(Received),
-}
-
-/// The body of an answer on HTTP/2.
-pub struct Received {
-    stream: RecvStream,
-    data_done: bool,
-    _pumping: Option<Pumping>,
-}
+use crate::streams::{Pump, WireBody};
 
 /// A request brought no answer.
 #[derive(Debug)]
@@ -42,19 +27,8 @@ pub struct SendError {
 /// A request that is on its way, until the head of its answer has come. Dropping it cancels the stream.
 pub struct Sending {
     response: ResponseFuture,
-    pump: Option<Pump>,
+    pump: Option<Pump<RequestBody>>,
 }
-
-/// Writes the body of a request.
-struct Pump {
-    body: RequestBody,
-    stream: SendStream<Bytes>,
-    /// Read, and waiting for room in the peer's window; whether it is the last.
-    waiting: Option<(Bytes, bool)>,
-}
-
-/// A body that is still being written after the head of the answer has come.
-struct Pumping(AbortHandle);
 
 impl Sending {
     /// Queues the head at once.
@@ -67,13 +41,14 @@ impl Sending {
         let (response, stream) = sender
             .send_request(Request::from_parts(head, ()), ends)
             .map_err(|error| SendError { error: error.into(), unsent: true })?;
-        let pump = (!ends).then_some(Pump { body, stream, waiting: None });
+        // A body breaks off when its caller goes away.
+        let pump = (!ends).then(|| Pump::new(body, stream, |_| Reason::CANCEL));
         Ok(Self { response, pump })
     }
 }
 
 impl Future for Sending {
-    type Output = Result<Response<UpstreamBody>, SendError>;
+    type Output = Result<Response<WireBody>, SendError>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.get_mut();
@@ -86,77 +61,8 @@ impl Future for Sending {
         let response =
             answered.map_err(|error| SendError { error: error.into(), unsent: false })?;
         // On its own from here on: the caller may send on without reading.
-        let pumping =
-            this.pump.take().map(|pump| Pumping(tokio::task::spawn_local(pump).abort_handle()));
-        Poll::Ready(Ok(response.map(|stream| {
-            UpstreamBody::Stream(Received { stream, data_done: false, _pumping: pumping })
-        })))
-    }
-}
-
-impl Drop for Pumping {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
-
-impl Future for Pump {
-    type Output = ();
-
-    /// Ready when everything is written or nothing more can be: why, the answer will say.
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let this = self.get_mut();
-        loop {
-            if let Poll::Ready(_reset) = this.stream.poll_reset(cx) {
-                return Poll::Ready(());
-            }
-            if this.waiting.is_some() {
-                while this.stream.capacity() == 0 {
-                    match ready!(this.stream.poll_capacity(cx)) {
-                        Some(Ok(_)) => {}
-                        Some(Err(_)) | None => return Poll::Ready(()),
-                    }
-                }
-            }
-            if let Some((data, last)) = this.waiting.take() {
-                if this.stream.send_data(data, last).is_err() || last {
-                    return Poll::Ready(());
-                }
-                continue;
-            }
-            let Some(frame) = ready!(Pin::new(&mut this.body).poll_frame(cx)) else {
-                let _ended = this.stream.send_data(Bytes::new(), true);
-                return Poll::Ready(());
-            };
-            match frame.map(Frame::into_data) {
-                Ok(Ok(data)) => {
-                    // h2 asks for the whole once the data is its own: to ask before would keep room
-                    // from the connection's other streams.
-                    let wants = usize::from(!data.is_empty());
-                    this.stream.reserve_capacity(wants);
-                    let last = this.body.is_end_stream();
-                    if wants == 0 {
-                        if this.stream.send_data(data, last).is_err() || last {
-                            return Poll::Ready(());
-                        }
-                    } else {
-                        this.waiting = Some((data, last));
-                    }
-                }
-                Ok(Err(frame)) => {
-                    if let Ok(trailers) = frame.into_trailers() {
-                        this.stream.reserve_capacity(0);
-                        let _ended = this.stream.send_trailers(trailers);
-                        return Poll::Ready(());
-                    }
-                }
-                // The caller went away in the middle.
-                Err(_) => {
-                    this.stream.send_reset(Reason::CANCEL);
-                    return Poll::Ready(());
-                }
-            }
-        }
+        let pumping = this.pump.take().map(Pump::detach);
+        Poll::Ready(Ok(response.map(|stream| WireBody::answered(stream, pumping))))
     }
 }
 
@@ -165,66 +71,6 @@ impl From<TrySendError<Request<RequestBody>>> for SendError {
         let unsent = error.take_message().is_some();
         Self { error: error.into_error().into(), unsent }
     }
-}
-
-impl Body for UpstreamBody {
-    type Data = Bytes;
-    type Error = BodyError;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        match self.get_mut() {
-            Self::Hyper(body) => {
-                Pin::new(body).poll_frame(cx).map(|frame| Some(frame?.map_err(BodyError::from)))
-            }
-            Self::Stream(received) => received.poll_frame(cx),
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        match self {
-            Self::Hyper(body) => body.is_end_stream(),
-            Self::Stream(received) => received.stream.is_end_stream(),
-        }
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        match self {
-            Self::Hyper(body) => body.size_hint(),
-            // The content-length header, which is passed on, says it.
-            Self::Stream(_) => SizeHint::default(),
-        }
-    }
-}
-
-impl Received {
-    fn poll_frame(
-        &mut self,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        if !self.data_done {
-            match ready!(self.stream.poll_data(cx)) {
-                Some(Ok(data)) => {
-                    let _closed = self.stream.flow_control().release_capacity(data.len());
-                    return Poll::Ready(Some(Ok(Frame::data(data))));
-                }
-                Some(Err(error)) => return Poll::Ready(ended_by(error)),
-                None => self.data_done = true,
-            }
-        }
-        match ready!(self.stream.poll_trailers(cx)) {
-            Ok(trailers) => Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers)))),
-            Err(error) => Poll::Ready(ended_by(error)),
-        }
-    }
-}
-
-/// A reset without an error says that the request was not needed whole (RFC 9113 section 8.1): what
-/// has come is the answer.
-fn ended_by(error: h2::Error) -> Option<Result<Frame<Bytes>, BodyError>> {
-    (error.reason() != Some(Reason::NO_ERROR)).then(|| Err(error.into()))
 }
 
 #[cfg(test)]

@@ -1,0 +1,186 @@
+//! The server's side of HTTP/2: each stream is a task, which answers its request.
+//!
+//! With h2 itself, as [`crate::pool::stream`]: see [`crate::streams`].
+
+use std::cell::RefCell;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use h2::server::{self, Handshake, SendResponse};
+use h2::{Reason, RecvStream};
+use http::header::{CONTENT_LENGTH, DATE, HeaderValue};
+use http::{Method, Request, Response};
+use http_body::Body;
+use tokio::sync::oneshot;
+
+use super::body::BodyError;
+use super::request;
+use super::response_body::ResponseBody;
+use super::server::Connection;
+use super::upgrade::Caller;
+use crate::io::Io;
+use crate::streams::tunnel::Tunnel;
+use crate::streams::{Pump, WireBody};
+
+/// A connection, from its first byte.
+pub enum Serving {
+    Begins { handshake: Handshake<Io, Bytes>, leaves: bool },
+    Open(server::Connection<Io, Bytes>),
+}
+
+impl Serving {
+    pub fn begin(builder: &server::Builder, io: Io) -> Self {
+        Self::Begins { handshake: builder.handshake(io), leaves: false }
+    }
+
+    /// Takes no new stream, and ends when those that it has are over.
+    pub fn leave(&mut self) {
+        match self {
+            Self::Begins { leaves, .. } => *leaves = true,
+            Self::Open(connection) => connection.graceful_shutdown(),
+        }
+    }
+
+    /// Ready when the connection is over. Serves each of its streams in a task.
+    pub fn poll(
+        &mut self,
+        connection: &Rc<Connection>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), h2::Error>> {
+        loop {
+            match self {
+                Self::Begins { handshake, leaves } => {
+                    let mut open = ready!(Pin::new(handshake).poll(cx))?;
+                    if *leaves {
+                        open.graceful_shutdown();
+                    }
+                    *self = Self::Open(open);
+                }
+                Self::Open(open) => match ready!(open.poll_accept(cx)) {
+                    Some(accepted) => {
+                        let (request, respond) = accepted?;
+                        serve(connection, request, respond);
+                    }
+                    None => return Poll::Ready(Ok(())),
+                },
+            }
+        }
+    }
+}
+
+fn serve(connection: &Rc<Connection>, request: Request<RecvStream>, respond: SendResponse<Bytes>) {
+    let (head, body) = request.into_parts();
+    let (mut caller, mut switching) = (None, None);
+    let body = if head.method == Method::CONNECT {
+        let (sender, receiver) = oneshot::channel();
+        caller = Some(Caller::Http2(receiver));
+        switching = Some(Box::new(Switching { caller: sender, receive: body }));
+        None
+    } else {
+        Some(WireBody::asked(body))
+    };
+    // Into memory that is there already, so that it is not copied: most of it is for later.
+    let room = Box::new_uninit();
+    let handling = Box::write(room, request::handle(Rc::clone(connection), head, body, caller));
+    let handling = Box::into_pin(handling);
+    tokio::task::spawn_local(Stream { respond, switching, state: State::Handling(handling) });
+}
+
+/// What becomes of a CONNECT that is accepted.
+struct Switching {
+    caller: oneshot::Sender<Tunnel>,
+    receive: RecvStream,
+}
+
+/// One request and its answer.
+struct Stream<F> {
+    respond: SendResponse<Bytes>,
+    switching: Option<Box<Switching>>,
+    state: State<F>,
+}
+
+enum State<F> {
+    Handling(Pin<Box<F>>),
+    Answering(Pump<ResponseBody>),
+}
+
+impl<F: Future<Output = Response<ResponseBody>>> Future for Stream<F> {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = self.get_mut();
+        if let State::Handling(handling) = &mut this.state {
+            let Poll::Ready(response) = handling.as_mut().poll(cx) else {
+                // A caller that goes away wants no answer.
+                return this.respond.poll_reset(cx).map(drop);
+            };
+            match begin_answer(&mut this.respond, this.switching.take(), response) {
+                Some(pump) => this.state = State::Answering(pump),
+                None => return Poll::Ready(()),
+            }
+        }
+        match &mut this.state {
+            State::Answering(pump) => Pin::new(pump).poll(cx),
+            State::Handling(_) => Poll::Ready(()),
+        }
+    }
+}
+
+/// Sends the head; what is left to send, if anything.
+fn begin_answer(
+    respond: &mut SendResponse<Bytes>,
+    switching: Option<Box<Switching>>,
+    response: Response<ResponseBody>,
+) -> Option<Pump<ResponseBody>> {
+    let (mut head, body) = response.into_parts();
+    head.headers.entry(DATE).or_insert_with(now);
+    let switching = switching.filter(|_| head.status.is_success());
+    let ends = body.is_end_stream() && switching.is_none();
+    if !ends
+        && switching.is_none()
+        && let Some(length) = body.size_hint().exact()
+    {
+        head.headers.entry(CONTENT_LENGTH).or_insert_with(|| HeaderValue::from(length));
+    }
+    let Ok(send) = respond.send_response(Response::from_parts(head, ()), ends) else {
+        respond.send_reset(Reason::INTERNAL_ERROR);
+        return None;
+    };
+    if let Some(switching) = switching {
+        let Switching { caller, receive } = *switching;
+        // Nobody there to take it: dropping it resets the stream.
+        let _gone = caller.send(Tunnel::new(send, receive));
+        return None;
+    }
+    (!ends).then(|| Pump::new(body, send, breaks_with))
+}
+
+/// Why the answer breaks off, in the upstream's own words if it had any.
+fn breaks_with(error: &BodyError) -> Reason {
+    let said = match error {
+        BodyError::Http2(error) => error.reason(),
+        _ => None,
+    };
+    said.unwrap_or(Reason::INTERNAL_ERROR)
+}
+
+/// The answer's time, where its origin says none (RFC 9110 section 6.6.1).
+fn now() -> HeaderValue {
+    thread_local! {
+        static LAST: RefCell<(u64, HeaderValue)> =
+            const { RefCell::new((0, HeaderValue::from_static(""))) };
+    }
+    let now = SystemTime::now();
+    let second = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    LAST.with_borrow_mut(|(last, text)| {
+        if *last != second
+            && let Ok(new) = HeaderValue::try_from(httpdate::fmt_http_date(now))
+        {
+            (*last, *text) = (second, new);
+        }
+        text.clone()
+    })
+}

@@ -1,0 +1,80 @@
+//! Bytes on an HTTP/2 stream that has stopped being HTTP (RFC 9113 section 8.5, RFC 8441).
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf, Bytes};
+use h2::{RecvStream, SendStream};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// Most bytes that one write takes.
+const WRITE: usize = 16 * 1024;
+
+/// The two halves of a stream as one. Dropping it before both have ended resets the stream.
+pub struct Tunnel {
+    send: SendStream<Bytes>,
+    receive: RecvStream,
+    /// Received, and not read yet.
+    read: Bytes,
+}
+
+impl Tunnel {
+    pub fn new(send: SendStream<Bytes>, receive: RecvStream) -> Self {
+        Self { send, receive, read: Bytes::new() }
+    }
+}
+
+impl AsyncRead for Tunnel {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        while self.read.is_empty() {
+            match ready!(self.receive.poll_data(cx)) {
+                Some(data) => self.read = data.map_err(io::Error::other)?,
+                None => return Poll::Ready(Ok(())),
+            }
+        }
+        let n = self.read.len().min(buf.remaining());
+        buf.put_slice(&self.read[..n]);
+        self.read.advance(n);
+        // Fails only where nothing more comes anyway.
+        let _ended = self.receive.flow_control().release_capacity(n);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Tunnel {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        if buf.is_empty() {
+            return Poll::Ready(Ok(0));
+        }
+        self.send.reserve_capacity(buf.len().min(WRITE));
+        while self.send.capacity() == 0 {
+            match ready!(self.send.poll_capacity(cx)) {
+                Some(room) => drop(room.map_err(io::Error::other)?),
+                None => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
+            }
+        }
+        let n = buf.len().min(self.send.capacity()).min(WRITE);
+        let data = Bytes::copy_from_slice(&buf[..n]);
+        self.send.send_data(data, false).map_err(io::Error::other)?;
+        Poll::Ready(Ok(n))
+    }
+
+    /// The connection's own task writes.
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.send.reserve_capacity(0);
+        Poll::Ready(self.send.send_data(Bytes::new(), true).map_err(io::Error::other))
+    }
+}
