@@ -38,7 +38,7 @@ pub struct Received {
 
 /// Writes a body, which is all when the future is ready. Dropping it resets the stream.
 pub struct Pump<B> {
-    pub body: B,
+    body: B,
     stream: SendStream<Bytes>,
     /// Read, and waiting for room in the peer's window; whether it is the last.
     waiting: Option<(Bytes, bool)>,
