@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use outrigger_tests::app::Echo;
 use outrigger_tests::client::{Curl, Load, Seen};
-use outrigger_tests::process::{ControlPlane, Proxy, free_port};
+use outrigger_tests::process::{ControlPlane, Proxy, free_port, local};
 use outrigger_tests::{eventually, within};
 
 use crate::{service, unmeshed};
@@ -172,7 +172,7 @@ fn filters_do_what_they_say() {
     filters:
     - {type: URLRewrite, urlRewrite: {hostname: inner.example, path: {type: ReplacePrefixMatch, replacePrefixMatch: /v2}}}
     - {type: RequestHeaderModifier, requestHeaderModifier: {set: [{name: x-set, value: new}], add: [{name: x-add, value: more}], remove: [x-gone]}}
-    - {type: ResponseHeaderModifier, responseHeaderModifier: {set: [{name: x-answer, value: "yes"}], remove: [x-app]}}
+    - {type: ResponseHeaderModifier, responseHeaderModifier: {set: [{name: x-answer, value: "yes"}, {name: connection, value: close}], remove: [x-app]}}
     backendRefs: [{name: front, port: 80}]
   - matches: [{path: {type: PathPrefix, value: /copied}}]
     filters: [{type: RequestMirror, requestMirror: {backendRef: {name: shadow, port: 80}}}]
@@ -207,6 +207,13 @@ fn filters_do_what_they_say() {
     // The echo keeps the last of equal names.
     assert_eq!(headers["x-add"], "more");
     assert!(answer.head.contains("x-answer: yes") && !answer.head.contains("x-app:"), "{answer:?}");
+    // What a rule says about the connection is not a rule's to say, and HTTP/2 would not take it.
+    assert!(!answer.head.contains("connection: close"), "{answer:?}");
+    let to = format!("front.bank:80:{}", local(caller.outbound));
+    let answer = Curl::direct()
+        .args(&["--http2-prior-knowledge", "--connect-to", &to])
+        .get("http://front.bank/api/things");
+    assert!(answer.status == 200 && answer.head.contains("x-answer: yes"), "{answer:?}");
 
     let answer = get("/copied");
     assert!(answer.status == 200 && answer.head.contains("x-app: front"), "{answer:?}");
