@@ -193,7 +193,7 @@ pub struct Options {
     )]
     pub default_access: DefaultAccess,
 
-    /// What is logged: error, warn, info, debug, trace, or per module as in
+    /// What is logged: error, warn, info, debug, trace (not in a release build), or per module as in
     /// `info,outrigger_control_plane::discovery=debug`.
     #[arg(long, env = "OUTRIGGER_LOG", value_name = "FILTER", default_value = "info")]
     pub log: String,

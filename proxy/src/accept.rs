@@ -4,13 +4,14 @@
 //! would tie a few long-lived HTTP/2 connections to one worker for life.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use outrigger_core::name::Authority;
-use tokio::net::TcpListener;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 
@@ -26,7 +27,7 @@ const PAUSE: Duration = Duration::from_millis(50);
 
 /// A connection on its way to a worker.
 pub struct Accepted {
-    pub stream: std::net::TcpStream,
+    pub stream: TcpStream,
     pub remote: SocketAddr,
     pub via: Via,
     pub slot: Slot,
@@ -87,7 +88,7 @@ pub struct Seat {
 }
 
 /// Opens every listener of `settings`.
-pub fn bind(settings: &Settings) -> io::Result<Vec<(std::net::TcpListener, Via)>> {
+pub fn bind(settings: &Settings) -> io::Result<Vec<(TcpListener, Via)>> {
     let mut all = vec![(settings.outbound, Via::Outbound), (settings.inbound, Via::Inbound)];
     for listener in &settings.listeners {
         all.push((listener.listen, Via::Static(listener.destination.clone())));
@@ -96,7 +97,7 @@ pub fn bind(settings: &Settings) -> io::Result<Vec<(std::net::TcpListener, Via)>
 }
 
 /// A non-blocking listener on `address`; the error names it.
-pub fn listen(address: SocketAddr) -> io::Result<std::net::TcpListener> {
+pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     let open = || {
         let domain = socket2::Domain::for_address(address);
         let socket = socket2::Socket::new(domain, socket2::Type::STREAM, None)?;
@@ -104,7 +105,7 @@ pub fn listen(address: SocketAddr) -> io::Result<std::net::TcpListener> {
         socket.set_nonblocking(true)?;
         socket.bind(&address.into())?;
         socket.listen(BACKLOG)?;
-        Ok(std::net::TcpListener::from(socket))
+        Ok(TcpListener::from(socket))
     };
     open().map_err(|e: io::Error| {
         io::Error::new(e.kind(), format!("cannot listen on {address}: {e}"))
@@ -112,13 +113,12 @@ pub fn listen(address: SocketAddr) -> io::Result<std::net::TcpListener> {
 }
 
 /// Accepts until the proxy closes.
-pub async fn accept(
-    proxy: Arc<Proxy>,
-    listener: std::net::TcpListener,
-    via: Via,
-    seats: Vec<Seat>,
-) {
-    let listener = match TcpListener::from_std(listener) {
+pub async fn accept(proxy: Arc<Proxy>, listener: TcpListener, via: Via, seats: Vec<Seat>) {
+    // tokio's own listener would register each socket with this thread too, only to forget it at once.
+    #[expect(unsafe_code, reason = "so says tokio of descriptors")]
+    // SAFETY: the listener is its descriptor's only owner and has the same one until it is dropped.
+    let registered = unsafe { AsyncFd::register_with_interest(listener, Interest::READABLE) };
+    let listener = match registered {
         Ok(listener) => listener,
         Err(error) => {
             warn!(%error, "a listener is lost");
@@ -127,7 +127,7 @@ pub async fn accept(
     };
     loop {
         tokio::select! {
-            accepted = listener.accept() => match accepted {
+            accepted = listener.async_io(Interest::READABLE, TcpListener::accept) => match accepted {
                 Ok((stream, remote)) => hand_over(&proxy, stream, remote, &via, &seats),
                 Err(error) => {
                     warn!(%error, "cannot accept a connection");
@@ -142,20 +142,15 @@ pub async fn accept(
     }
 }
 
-fn hand_over(
-    proxy: &Arc<Proxy>,
-    stream: tokio::net::TcpStream,
-    remote: SocketAddr,
-    via: &Via,
-    seats: &[Seat],
-) {
+fn hand_over(proxy: &Arc<Proxy>, stream: TcpStream, remote: SocketAddr, via: &Via, seats: &[Seat]) {
     let Some(seat) = seats.iter().min_by_key(|seat| seat.load.total()) else { return };
     let Some(slot) = Slot::take(proxy, &seat.load, via.direction()) else { return };
+    if let Err(error) = stream.set_nonblocking(true) {
+        warn!(%error, "a connection is lost");
+        return;
+    }
     // Small answers must not wait for the peer's acknowledgement.
     let _ = stream.set_nodelay(true);
-    match stream.into_std() {
-        // Fails only when the worker has ended, at exit.
-        Ok(stream) => drop(seat.queue.send(Accepted { stream, remote, via: via.clone(), slot })),
-        Err(error) => warn!(%error, "a connection is lost between threads"),
-    }
+    // Fails only when the worker has ended, at exit.
+    let _ = seat.queue.send(Accepted { stream, remote, via: via.clone(), slot });
 }

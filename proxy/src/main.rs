@@ -3,17 +3,15 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use mimalloc::MiMalloc;
+use outrigger_proxy::memory::Allocator;
 use outrigger_proxy::run;
 use outrigger_proxy::settings::Settings;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, fmt, reload};
 
-/// A request makes some dozens of short-lived allocations of up to 3 KB, most of which glibc's
-/// per-thread cache does not take: it costs 10 to 14 % more per HTTP/2 request (bench/README.md).
 #[global_allocator]
-static ALLOCATOR: MiMalloc = MiMalloc;
+static ALLOCATOR: Allocator = Allocator;
 
 fn main() -> ExitCode {
     let settings = Settings::parse();

@@ -164,7 +164,7 @@ pub struct Settings {
     #[arg(long, env = "OUTRIGGER_ACCESS_LOG", default_value = "errors", value_parser = parse_access_log)]
     pub access_log: AccessLogSetting,
 
-    /// Log filter, as in info or outrigger_proxy=debug
+    /// Log filter, as in info or outrigger_proxy=debug; a release build has no trace
     #[arg(long, env = "OUTRIGGER_LOG", default_value = "info")]
     pub log: String,
 

@@ -57,7 +57,7 @@ pub struct Live {
     /// Same order as `compiled.backends`.
     pub backends: Vec<Arc<Endpoints>>,
     /// Labels of the routes, by the address of their name.
-    routes: HashMap<usize, Label>,
+    routes: HashMap<usize, Label, foldhash::fast::FixedState>,
 }
 
 impl Store {
@@ -220,9 +220,13 @@ impl Dialed {
     /// `<hostname>.<service>...`: the hostname, where the authority names one instance of `service`.
     pub fn instance_of(&self, service: &str) -> Option<&str> {
         let Host::Name(name) = &self.authority.host else { return None };
+        let names = |rest: &str| rest.is_empty() || rest.starts_with('.');
+        // Nearly all requests: the service itself.
+        if name.strip_prefix(service).is_some_and(names) {
+            return None;
+        }
         let (first, rest) = name.split_once('.')?;
-        let second = rest.split('.').next()?;
-        (first != service && second == service).then_some(first)
+        rest.strip_prefix(service).is_some_and(names).then_some(first)
     }
 }
 

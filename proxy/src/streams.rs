@@ -3,12 +3,13 @@
 //! A stream is read and written by the task of its request. hyper would hand bodies through types of its
 //! own, and take a stream that the peer gives up for one that has ended.
 
+pub mod opening;
 pub mod tunnel;
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use h2::{Reason, RecvStream, SendStream};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
@@ -36,10 +37,16 @@ pub struct Received {
     answers: bool,
 }
 
+/// A piece of a body on its way to an upstream. h2 is generic over it: with a type for each side the
+/// compiler builds the two apart, each into one piece, where a frame is moved once instead of from hand to
+/// hand.
+#[derive(Default)]
+pub struct Upward(Bytes);
+
 /// Writes a body, which is all when the future is ready. Dropping it resets the stream.
-pub struct Pump<B> {
+pub struct Pump<B, D: Buf> {
     body: B,
-    stream: SendStream<Bytes>,
+    stream: SendStream<D>,
     /// Read, and waiting for room in the peer's window; whether it is the last.
     waiting: Option<(Bytes, bool)>,
     /// Something was written already.
@@ -134,13 +141,37 @@ impl Received {
     }
 }
 
-impl<B> Pump<B> {
-    pub fn new(body: B, stream: SendStream<Bytes>, breaks_with: fn(&BodyError) -> Reason) -> Self {
+impl From<Bytes> for Upward {
+    fn from(bytes: Bytes) -> Self {
+        Self(bytes)
+    }
+}
+
+impl Buf for Upward {
+    fn remaining(&self) -> usize {
+        self.0.remaining()
+    }
+
+    fn chunk(&self) -> &[u8] {
+        self.0.chunk()
+    }
+
+    fn advance(&mut self, count: usize) {
+        self.0.advance(count);
+    }
+}
+
+impl<B, D: Buf> Pump<B, D> {
+    pub fn new(body: B, stream: SendStream<D>, breaks_with: fn(&BodyError) -> Reason) -> Self {
         Self { body, stream, waiting: None, begun: false, breaks_with }
     }
 }
 
-impl<B: Body<Data = Bytes, Error = BodyError> + Unpin + 'static> Pump<B> {
+impl<B, D> Pump<B, D>
+where
+    B: Body<Data = Bytes, Error = BodyError> + Unpin + 'static,
+    D: Buf + From<Bytes> + Unpin + 'static,
+{
     /// Writes on in a task of its own.
     pub fn detach(self) -> Pumping {
         Pumping(tokio::task::spawn_local(self).abort_handle())
@@ -167,14 +198,14 @@ impl<B: Body<Data = Bytes, Error = BodyError> + Unpin + 'static> Pump<B> {
                         return Poll::Pending;
                     }
                     Poll::Ready(room) => {
-                        if !room || self.stream.send_data(data, last).is_err() || last {
+                        if !room || self.stream.send_data(data.into(), last).is_err() || last {
                             return Poll::Ready(());
                         }
                     }
                 }
             }
             let Some(frame) = ready!(Pin::new(&mut self.body).poll_frame(cx)) else {
-                let _ended = self.stream.send_data(Bytes::new(), true);
+                let _ended = self.stream.send_data(Bytes::new().into(), true);
                 return Poll::Ready(());
             };
             match frame.map(Frame::into_data) {
@@ -183,7 +214,7 @@ impl<B: Body<Data = Bytes, Error = BodyError> + Unpin + 'static> Pump<B> {
                     // What comes first need not wait for room: h2 keeps it until there is some, as it
                     // does with what is left of a piece for which there was only a little.
                     if data.is_empty() || !std::mem::replace(&mut self.begun, true) {
-                        if self.stream.send_data(data, last).is_err() || last {
+                        if self.stream.send_data(data.into(), last).is_err() || last {
                             return Poll::Ready(());
                         }
                         continue;
@@ -208,7 +239,11 @@ impl<B: Body<Data = Bytes, Error = BodyError> + Unpin + 'static> Pump<B> {
     }
 }
 
-impl<B: Body<Data = Bytes, Error = BodyError> + Unpin + 'static> Future for Pump<B> {
+impl<B, D> Future for Pump<B, D>
+where
+    B: Body<Data = Bytes, Error = BodyError> + Unpin + 'static,
+    D: Buf + From<Bytes> + Unpin + 'static,
+{
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {

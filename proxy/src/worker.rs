@@ -123,6 +123,7 @@ impl Worker {
     }
 
     fn serve(self: &Rc<Self>, accepted: Accepted) {
+        self.spare.connected();
         let worker = Rc::clone(self);
         tokio::task::spawn_local(async move {
             let Accepted { stream, remote, via, slot } = accepted;

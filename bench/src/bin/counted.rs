@@ -13,13 +13,13 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use clap::{Parser, ValueEnum};
-use mimalloc::MiMalloc;
 use outrigger_core::config::Protocol;
 use outrigger_core::name::Authority;
 use outrigger_proxy::accept::Slot;
 use outrigger_proxy::discovery::holdings::Holdings;
 use outrigger_proxy::http::server::Connection;
 use outrigger_proxy::io::{Io, Transport};
+use outrigger_proxy::memory::Allocator;
 use outrigger_proxy::metrics::Direction;
 use outrigger_proxy::peer::{Fixed, Origin, Peer};
 use outrigger_proxy::proxy::Proxy;
@@ -32,7 +32,7 @@ use tokio::task::spawn_local;
 
 /// As in the proxy.
 #[global_allocator]
-static ALLOCATOR: MiMalloc = MiMalloc;
+static ALLOCATOR: Allocator = Allocator;
 
 const SEED: u64 = 7;
 /// Bytes that one side may be ahead of the other.

@@ -22,18 +22,19 @@ use super::response_body::ResponseBody;
 use super::server::Connection;
 use super::upgrade::Caller;
 use crate::io::Io;
+use crate::streams::opening::Opening;
 use crate::streams::tunnel::Tunnel;
 use crate::streams::{Pump, WireBody};
 
 /// A connection, from its first byte.
 pub enum Serving {
-    Begins { handshake: Handshake<Io, Bytes>, leaves: bool },
-    Open(server::Connection<Io, Bytes>),
+    Begins { handshake: Handshake<Opening<Io>, Bytes>, leaves: bool },
+    Open(server::Connection<Opening<Io>, Bytes>),
 }
 
 impl Serving {
     pub fn begin(builder: &server::Builder, io: Io) -> Self {
-        Self::Begins { handshake: builder.handshake(io), leaves: false }
+        Self::Begins { handshake: builder.handshake(Opening::new(io)), leaves: false }
     }
 
     /// Takes no new stream, and ends when those that it has are over.
@@ -104,7 +105,7 @@ struct Stream<F> {
 
 enum State<F> {
     Handling(Pin<Box<F>>),
-    Answering(Pump<ResponseBody>),
+    Answering(Pump<ResponseBody, Bytes>),
 }
 
 impl<F: Future<Output = Response<ResponseBody>>> Future for Stream<F> {
@@ -134,7 +135,7 @@ fn begin_answer(
     respond: &mut SendResponse<Bytes>,
     switching: Option<Box<Switching>>,
     response: Response<ResponseBody>,
-) -> Option<Pump<ResponseBody>> {
+) -> Option<Pump<ResponseBody, Bytes>> {
     let (mut head, body) = response.into_parts();
     head.headers.entry(DATE).or_insert_with(now);
     let switching = switching.filter(|_| head.status.is_success());

@@ -12,7 +12,6 @@ use std::rc::Weak;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::{Either, LocalBoxFuture, Shared, ready};
 use http::{Request, Response};
@@ -25,7 +24,7 @@ use super::connect::{ConnectError, Opened, connect_hop, connect_to};
 use super::stream::{SendError, Sending};
 use super::{LocalExec, Opening, PoolKey, Pools, Wire};
 use crate::http::body::RequestBody;
-use crate::streams::WireBody;
+use crate::streams::{Upward, WireBody};
 use crate::tls::handshake::Proof;
 use crate::tls::verify::Trust;
 
@@ -59,13 +58,13 @@ pub struct Pool {
 
 /// What runs a connection until it ends.
 enum Driven {
-    Requests(Box<h2::client::Connection<Opened, Bytes>>),
+    Requests(Box<h2::client::Connection<Opened, Upward>>),
     Tunnels(http2::Connection<TokioIo<Opened>, RequestBody, LocalExec>),
 }
 
 /// Where the connection takes requests.
 enum Sender {
-    Requests(h2::client::SendRequest<Bytes>),
+    Requests(h2::client::SendRequest<Upward>),
     Tunnels(http2::SendRequest<RequestBody>),
 }
 

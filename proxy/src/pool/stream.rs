@@ -6,7 +6,6 @@
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use bytes::Bytes;
 use h2::Reason;
 use h2::client::{ResponseFuture, SendRequest};
 use http::{Request, Response};
@@ -14,7 +13,7 @@ use http_body::Body;
 use hyper::client::conn::TrySendError;
 
 use crate::http::body::{BodyError, RequestBody};
-use crate::streams::{Pump, WireBody};
+use crate::streams::{Pump, Upward, WireBody};
 
 /// A request brought no answer.
 #[derive(Debug)]
@@ -27,13 +26,13 @@ pub struct SendError {
 /// A request that is on its way, until the head of its answer has come. Dropping it cancels the stream.
 pub struct Sending {
     response: ResponseFuture,
-    pump: Option<Pump<RequestBody>>,
+    pump: Option<Pump<RequestBody, Upward>>,
 }
 
 impl Sending {
     /// Queues the head at once.
     pub fn begin(
-        sender: &mut SendRequest<Bytes>,
+        sender: &mut SendRequest<Upward>,
         request: Request<RequestBody>,
     ) -> Result<Self, SendError> {
         let (head, body) = request.into_parts();
@@ -75,6 +74,7 @@ impl From<TrySendError<Request<RequestBody>>> for SendError {
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
     use http_body_util::BodyExt;
     use tokio::io::duplex;
     use tokio::sync::mpsc;
@@ -88,7 +88,7 @@ mod tests {
     /// A connection, and the server's end of it.
     async fn connection(
         max_streams: u32,
-    ) -> (SendRequest<Bytes>, h2::server::Connection<tokio::io::DuplexStream, Bytes>) {
+    ) -> (SendRequest<Upward>, h2::server::Connection<tokio::io::DuplexStream, Bytes>) {
         let (ours, theirs) = duplex(64 * 1024);
         let mut server = h2::server::Builder::new();
         server.max_concurrent_streams(max_streams);
