@@ -1,7 +1,7 @@
 //! The allocator, and when freed memory goes back to the system.
 //!
 //! A request makes some dozens of short-lived allocations of up to 3 KB, most of which glibc's per-thread
-//! cache does not take: it costs 10 to 14 % more per HTTP/2 request (bench/README.md). Hence mimalloc.
+//! cache does not take. Hence mimalloc.
 //!
 //! To return a page and to touch it again costs 25 to 40 microseconds each time under nested
 //! virtualization, and a busy worker touches hundreds of them again at once: requests then wait for
@@ -15,8 +15,8 @@ use std::ffi::{c_int, c_long, c_void};
 const KEEP_MS: c_long = 30_000;
 /// `mi_option_purge_delay` in mimalloc's mimalloc.h, in milliseconds; the crate does not name it.
 const PURGE_DELAY: c_int = 15;
-/// Seconds without a request after which a worker has nothing more to give: until then the connections that
-/// a burst needed have been closed (`--app-idle-timeout`).
+/// Seconds without a request or a new connection after which a worker has nothing more to give: until then
+/// the connections that a burst needed have been closed (`--app-idle-timeout`).
 const RESTS: u32 = 8;
 
 /// What every block of mimalloc is aligned to that is as large (`MI_MAX_ALIGN_SIZE`).

@@ -40,7 +40,6 @@ pub struct Received {
 /// A piece of a body on its way to an upstream. h2 is generic over it: with a type for each side the
 /// compiler builds the two apart, each into one piece, where a frame is moved once instead of from hand to
 /// hand.
-#[derive(Default)]
 pub struct Upward(Bytes);
 
 /// Writes a body, which is all when the future is ready. Dropping it resets the stream.
