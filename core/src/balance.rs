@@ -42,6 +42,10 @@ pub mod ewma {
     /// Cost per request in flight of an endpoint that has never answered, once it has one: it is
     /// tried, and nobody queues up at it before the answer is there.
     const FRESH_BUSY_US: f32 = 1_000_000.0;
+    /// What a failed answer counts as at least.
+    const FAILURE_US: f32 = 1_000_000.0;
+    /// What the past counts after a failure, however soon it follows.
+    const MOST_WEIGHT: f32 = 0.99;
     /// No cost is below this, so that a state is never mistaken for a fresh one.
     const LEAST_US: f32 = 1.0;
 
@@ -58,6 +62,21 @@ pub mod ewma {
             (cost * weight + latency * (1.0 - weight), newer(stamp, now_ms))
         };
         pack(cost.max(LEAST_US), stamp)
+    }
+
+    /// The state after an answer that was a failure and took `latency_us`. It counts like a slow one that
+    /// is repeated at the end of the average, whatever time it took: so that quick failures attract
+    /// nobody, and an endpoint that fails now and then gets less by as much as it fails.
+    pub fn observe_failure(packed: u64, now_ms: u32, latency_us: u32) -> u64 {
+        let penalty = FAILURE_US.max(latency_us as f32);
+        if packed == 0 {
+            return pack(penalty, now_ms);
+        }
+        let (cost, stamp) = unpack(packed);
+        let penalty = penalty.max(cost * 2.0);
+        // Even failures of one millisecond add up.
+        let weight = weight(stamp, now_ms).min(MOST_WEIGHT);
+        pack((cost * weight + penalty * (1.0 - weight)).max(LEAST_US), newer(stamp, now_ms))
     }
 
     /// The cost in microseconds by now: what has not been heard of for long is worth a new try.

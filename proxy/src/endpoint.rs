@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use http::HeaderValue;
@@ -46,6 +46,8 @@ pub struct Endpoints {
     turn: AtomicU64,
     /// Some endpoint has a sidecar.
     has_mesh: AtomicBool,
+    /// Coarse milliseconds until which some endpoint asks for fewer requests.
+    full_until_ms: AtomicU32,
 }
 
 /// One immutable state of the collection.
@@ -85,6 +87,8 @@ pub struct EndpointLoad {
     latency: AtomicU64,
     in_flight: AtomicU32,
     sent: AtomicU64,
+    /// Coarse milliseconds until which it has asked for fewer requests.
+    full_until_ms: AtomicU32,
 }
 
 /// What the choice of an endpoint may depend on.
@@ -115,8 +119,26 @@ impl Endpoints {
         let label = metrics.label(&name.to_string());
         let guard = Guard::new(name.clone());
         let is_outside = name.is_external();
-        let (watches, preference, current, turn, has_mesh) = Default::default();
-        Self { name, label, is_outside, guard, watches, preference, zone, current, turn, has_mesh }
+        Self {
+            name,
+            label,
+            is_outside,
+            guard,
+            watches: Watches::default(),
+            preference: Preference::default(),
+            zone,
+            current: ArcSwap::default(),
+            turn: AtomicU64::default(),
+            has_mesh: AtomicBool::default(),
+            full_until_ms: AtomicU32::default(),
+        }
+    }
+
+    /// An endpoint asks for fewer requests for so long.
+    pub fn set_full(&self, endpoint: &EndpointState, now_ms: u32, time: Duration) {
+        let until = now_ms.saturating_add(u32::try_from(time.as_millis()).unwrap_or(u32::MAX));
+        endpoint.load.set_full(until);
+        self.full_until_ms.fetch_max(until, Relaxed);
     }
 
     pub fn load(&self) -> arc_swap::Guard<Arc<EndpointSet>> {
@@ -179,7 +201,9 @@ impl Endpoints {
     pub fn choose(&self, choice: &Choice<'_>) -> Result<Arc<EndpointState>, NoChoice> {
         let set = self.current.load();
         let all = &set.endpoints;
-        let choosy = self.guard.is_choosy() || self.preference.is_choosy(choice.now_ms);
+        let choosy = self.guard.is_choosy()
+            || self.preference.is_choosy(choice.now_ms)
+            || choice.now_ms < self.full_until_ms.load(Relaxed);
         if choice.tried.is_empty() && !choosy {
             return set.pick(choice, &self.turn).map(|i| Arc::clone(&all[i])).ok_or(NoChoice::None);
         }
@@ -271,8 +295,34 @@ impl EndpointLoad {
         self.latency.store(ewma::observe(old, now_ms, latency_us), Relaxed);
     }
 
+    /// Learns that an attempt from `began` on has brought no answer yet, by which it was given up. Never
+    /// makes the endpoint look quicker.
+    pub fn observe_at_least(&self, began: Instant, now: Instant) {
+        let (now_ms, waited) = (coarse_ms(now), now.saturating_duration_since(began).as_micros());
+        let waited = u32::try_from(waited).unwrap_or(u32::MAX);
+        if waited as f32 > ewma::cost(self.latency.load(Relaxed), now_ms) {
+            self.observe(now_ms, waited);
+        }
+    }
+
+    /// Learns that nothing could be sent to the endpoint.
     pub fn observe_failure(&self, now_ms: u32) {
         self.observe(now_ms, FAILURE_PENALTY_US);
+    }
+
+    /// Learns that the endpoint's answer was a failure.
+    pub fn observe_failed_answer(&self, now_ms: u32, latency_us: u32) {
+        let old = self.latency.load(Relaxed);
+        self.latency.store(ewma::observe_failure(old, now_ms, latency_us), Relaxed);
+    }
+
+    /// The endpoint asks for fewer requests until then.
+    fn set_full(&self, until_ms: u32) {
+        self.full_until_ms.fetch_max(until_ms, Relaxed);
+    }
+
+    pub(crate) fn is_full(&self, now_ms: u32) -> bool {
+        now_ms < self.full_until_ms.load(Relaxed)
     }
 
     /// Nothing is known of it any more.

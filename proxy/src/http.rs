@@ -28,3 +28,4 @@ pub mod response_body;
 pub mod server;
 pub mod token;
 pub mod upgrade;
+mod verdict;

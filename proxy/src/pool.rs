@@ -15,7 +15,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hyper::rt::Executor;
 use tokio::io::DuplexStream;
 
 use crate::identity::Identity;
@@ -35,8 +34,7 @@ pub enum Wire {
     Http2,
     /// HTTP/2 to another proxy, carrying requests.
     Hop,
-    /// HTTP/2 to another proxy, carrying opaque streams and what was upgraded to one; never shared with
-    /// requests.
+    /// HTTP/2 to another proxy, carrying opaque streams; never shared with requests.
     HopTunnel,
 }
 
@@ -116,10 +114,13 @@ impl Pools {
 
     /// Closes what has been idle too long and forgets pools that hold nothing.
     pub fn sweep(&self, now: Instant) {
-        self.h1.borrow_mut().retain(|_, pool| pool.sweep(now, self.opening.config.app_idle));
+        self.h1.borrow_mut().retain(|_, pool| {
+            // A pool whose connections are all in use is no empty one.
+            pool.sweep(now, self.opening.config.app_idle) || Rc::strong_count(pool) > 1
+        });
         self.h2.borrow_mut().retain(|key, pool| {
             let idle = if key.wire.is_hop() { HOP_IDLE } else { self.opening.config.app_idle };
-            pool.sweep(now, idle)
+            pool.sweep(now, idle) || Rc::strong_count(pool) > 1
         });
     }
 }
@@ -140,18 +141,4 @@ fn pool<T: Default>(map: &Map<T>, key: PoolKey) -> Rc<T> {
         return Rc::clone(pool);
     }
     Rc::clone(map.borrow_mut().entry(key).or_default())
-}
-
-/// Runs hyper's background work on the worker's own thread.
-#[derive(Clone, Copy, Debug)]
-pub struct LocalExec;
-
-impl<F> Executor<F> for LocalExec
-where
-    F: Future + 'static,
-    F::Output: 'static,
-{
-    fn execute(&self, future: F) {
-        tokio::task::spawn_local(future);
-    }
 }

@@ -4,6 +4,7 @@
 //! own, and take a stream that the peer gives up for one that has ended.
 
 pub mod opening;
+pub mod prelude;
 pub mod tunnel;
 
 use std::pin::Pin;
@@ -11,9 +12,13 @@ use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes};
 use h2::{Reason, RecvStream, SendStream};
+use http::HeaderValue;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::task::AbortHandle;
+
+use self::prelude::Prelude;
+use self::tunnel::Tunnel;
 
 use crate::http::body::BodyError;
 
@@ -22,6 +27,17 @@ pub enum WireBody {
     /// On HTTP/1.1, or where the connection stopped being HTTP.
     Hyper(Incoming),
     Stream(Received),
+    /// Of a request that may stop being HTTP.
+    Prelude(Prelude),
+    /// No body: the stream has stopped being HTTP.
+    Switched(Box<Switched>),
+}
+
+/// The upstream's side of what has stopped being HTTP.
+pub struct Switched {
+    pub tunnel: Tunnel<Upward>,
+    /// The protocol that it speaks from now on; none for a CONNECT.
+    pub token: Option<HeaderValue>,
 }
 
 /// A body that comes in on HTTP/2.
@@ -50,6 +66,8 @@ pub struct Pump<B, D: Buf> {
     waiting: Option<(Bytes, bool)>,
     /// Something was written already.
     begun: bool,
+    /// The stream ends with the body.
+    ends: bool,
     /// What a body that breaks off resets the stream with.
     breaks_with: fn(&BodyError) -> Reason,
 }
@@ -82,6 +100,10 @@ impl Body for WireBody {
                 Pin::new(body).poll_frame(cx).map(|frame| Some(frame?.map_err(BodyError::from)))
             }
             Self::Stream(received) => received.poll_frame(cx),
+            Self::Prelude(prelude) => {
+                prelude.poll_data(cx).map(|data| Some(data?.map(Frame::data)))
+            }
+            Self::Switched(_) => Poll::Ready(None),
         }
     }
 
@@ -89,6 +111,8 @@ impl Body for WireBody {
         match self {
             Self::Hyper(body) => body.is_end_stream(),
             Self::Stream(received) => received.ended,
+            Self::Prelude(prelude) => prelude.is_ended(),
+            Self::Switched(_) => true,
         }
     }
 
@@ -96,7 +120,8 @@ impl Body for WireBody {
         match self {
             Self::Hyper(body) => body.size_hint(),
             // The content-length header, which is passed on, says it.
-            Self::Stream(_) => SizeHint::default(),
+            Self::Stream(_) | Self::Prelude(_) => SizeHint::default(),
+            Self::Switched(_) => SizeHint::with_exact(0),
         }
     }
 }
@@ -162,7 +187,17 @@ impl Buf for Upward {
 
 impl<B, D: Buf> Pump<B, D> {
     pub fn new(body: B, stream: SendStream<D>, breaks_with: fn(&BodyError) -> Reason) -> Self {
-        Self { body, stream, waiting: None, begun: false, breaks_with }
+        Self { body, stream, waiting: None, begun: false, ends: true, breaks_with }
+    }
+
+    /// The stream stays open behind the body, or ends with it after all.
+    pub fn set_ends(&mut self, ends: bool) {
+        self.ends = ends;
+    }
+
+    /// The stream, once the body is written.
+    pub fn into_stream(self) -> SendStream<D> {
+        self.stream
     }
 }
 
@@ -204,12 +239,14 @@ where
                 }
             }
             let Some(frame) = ready!(Pin::new(&mut self.body).poll_frame(cx)) else {
-                let _ended = self.stream.send_data(Bytes::new().into(), true);
+                if self.ends {
+                    let _ended = self.stream.send_data(Bytes::new().into(), true);
+                }
                 return Poll::Ready(());
             };
             match frame.map(Frame::into_data) {
                 Ok(Ok(data)) => {
-                    let last = self.body.is_end_stream();
+                    let last = self.ends && self.body.is_end_stream();
                     // What comes first need not wait for room: h2 keeps it until there is some, as it
                     // does with what is left of a piece for which there was only a little.
                     if data.is_empty() || !std::mem::replace(&mut self.begun, true) {
@@ -317,8 +354,8 @@ mod tests {
         let whole = async {
             let (answer, body, (request, mut respond)) = stream().await;
             let send = respond.send_response(Response::new(()), false).unwrap();
-            let mut far = Tunnel::new(send, request.into_body());
-            let mut near = Tunnel::new(body, answer.await.unwrap().into_body());
+            let mut far = Tunnel::new(send, request.into_body(), Bytes::new());
+            let mut near = Tunnel::new(body, answer.await.unwrap().into_body(), Bytes::new());
             // More than any window.
             let sent = vec![b'x'; 1_000_000];
             let writing = async {
@@ -342,7 +379,7 @@ mod tests {
         let whole = async {
             let (_answer, mut body, (request, mut respond)) = stream().await;
             let send = respond.send_response(Response::new(()), false).unwrap();
-            let mut far = Tunnel::new(send, request.into_body());
+            let mut far = Tunnel::new(send, request.into_body(), Bytes::new());
             body.send_reset(Reason::CANCEL);
             let mut read = [0; 8];
             assert!(far.read(&mut read).await.is_err());

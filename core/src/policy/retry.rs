@@ -185,7 +185,8 @@ pub fn judge(
 }
 
 impl RetryOn {
-    fn includes(&self, failure: Failure) -> bool {
+    /// Whether a policy asks to try again after such a failure.
+    pub fn includes(&self, failure: Failure) -> bool {
         match failure {
             Failure::Unprocessed => true,
             Failure::Reset => self.reset,

@@ -11,7 +11,7 @@ use std::sync::atomic::{
 use std::time::Duration;
 
 use outrigger_core::balance;
-use outrigger_core::policy::preference::{PreferenceConfig, is_within, own_share, warmth};
+use outrigger_core::policy::preference::{PreferenceConfig, WHOLE, is_within, own_share, warmth};
 
 use super::{Choice, EndpointSet, EndpointState, NoChoice};
 use crate::guard::Guard;
@@ -111,6 +111,7 @@ pub(super) fn choose(
     }
     left = preference.of_zone(all, left, other(choice.random, 1));
     let untried: Vec<_> = left.iter().filter(|e| !choice.tried.contains(&e.key)).copied().collect();
+    let untried = spare_full(untried, choice);
     // All were tried: the least loaded deserves another chance more than the caller an error.
     let mut left = if untried.is_empty() { left } else { untried };
     let least_loaded = |left: &[&Arc<EndpointState>], random: u64| {
@@ -132,6 +133,22 @@ pub(super) fn choose(
     // What a new one does not get yet, the others share.
     left.swap_remove(at);
     Ok(Arc::clone(left[least_loaded(&left, other(choice.random, 3))]))
+}
+
+/// Of requests that could go elsewhere, those that an endpoint that asks for fewer still gets: so that it
+/// is seen when it has room again.
+const SHARE_OF_FULL: u16 = WHOLE / 16;
+
+/// Without the endpoints that ask for fewer requests, where there are others.
+fn spare_full<'a>(
+    left: Vec<&'a Arc<EndpointState>>,
+    choice: &Choice<'_>,
+) -> Vec<&'a Arc<EndpointState>> {
+    let full = |endpoint: &&Arc<EndpointState>| endpoint.load.is_full(choice.now_ms);
+    if is_within(SHARE_OF_FULL, other(choice.random, 4)) || left.iter().all(full) {
+        return left;
+    }
+    left.into_iter().filter(|endpoint| !full(endpoint)).collect()
 }
 
 /// A further random number of the same draw (SplitMix64).

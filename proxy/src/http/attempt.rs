@@ -13,6 +13,7 @@ use http::{Request, Response};
 use outrigger_core::balance;
 use outrigger_core::config::{Balancer, HashKey, Protocol};
 use outrigger_core::name::Host;
+use outrigger_core::outcome::Outcome;
 use outrigger_core::policy::CallPolicy;
 use outrigger_core::reason::Reason;
 
@@ -26,10 +27,12 @@ use super::head::Head;
 use super::headers::UNPROCESSED;
 use super::respond::Refusal;
 use super::server::Connection;
+use super::verdict::Verdict;
 use crate::endpoint::{Choice, EndpointState, Endpoints, NoChoice, coarse_ms};
 use crate::guard::{Attempt, Trials};
 use crate::metrics::add;
-use crate::pool::{PoolKey, Wire, h2};
+use crate::pool::h1::Reuse;
+use crate::pool::{PoolKey, Wire};
 use crate::store::{Dialed, Live};
 use crate::streams::WireBody;
 use crate::tls::Expected;
@@ -224,7 +227,7 @@ pub async fn send(
     call: &CallPolicy,
     (head, keep): (&mut Option<Head>, bool),
     body: RequestBody,
-    repeatable: bool,
+    reuse: Reuse,
 ) -> Result<Response<WireBody>, Failed> {
     let began = if exchange.attempts == 1 { exchange.began } else { Instant::now() };
     let limits = &call.timeouts;
@@ -251,7 +254,7 @@ pub async fn send(
     let key = hop.key();
     let sent = if hop.wire == Wire::Http1 {
         let mut lease = {
-            let mut leasing = pin!(worker.pools.lease_h1(key, repeatable, began));
+            let mut leasing = pin!(worker.pools.lease_h1(key, reuse, began));
             let leased = poll_fn(|cx| poll_within(leasing.as_mut(), &mut clock, cx)).await;
             leased.ok_or_else(|| timed_out(hop, Waited::Connection))??
         };
@@ -262,30 +265,19 @@ pub async fn send(
         poll_fn(|cx| poll_within(sending.as_mut(), &mut clock, cx)).await
     } else {
         let lease = {
-            let key = if head.as_ref().is_some_and(|head| head.upgrade.is_some()) {
-                PoolKey { wire: Wire::HopTunnel, ..key }
-            } else {
-                key
-            };
             let mut leasing = pin!(worker.pools.lease_h2(key, began));
             let leased = poll_fn(|cx| poll_within(leasing.as_mut(), &mut clock, cx)).await;
             leased.ok_or_else(|| timed_out(hop, Waited::Connection))??
         };
-        if head.as_ref().is_some_and(|head| head.upgrade.is_some()) {
-            Box::pin(upgradable(worker, hop, &lease)).await?;
-        }
-        let mut sending = pin!(lease.send(write(head, keep, hop, body)?));
+        let switches = head.as_ref().is_some_and(|head| head.upgrade.is_some());
+        let mut sending = pin!(lease.send(write(head, keep, hop, body)?, switches));
         exchange.lease = Some(Lease::H2(lease));
         first_byte(&mut clock, end, first_byte_limit);
         poll_fn(|cx| poll_within(sending.as_mut(), &mut clock, cx)).await
     };
     let sent = sent.ok_or_else(|| timed_out(hop, waited(began, end)))?;
     let response = sent.map_err(|error| failure(hop, error))?;
-    if let Some(endpoint) = &hop.endpoint {
-        let now = Instant::now();
-        let latency = now.saturating_duration_since(began).as_micros();
-        endpoint.load.observe(coarse_ms(now), u32::try_from(latency).unwrap_or(u32::MAX));
-    }
+    hop.learn(exchange.is_grpc(), way, exchange.attempt.as_mut(), began, &response);
     Ok(response)
 }
 
@@ -325,14 +317,6 @@ fn write(
     head.into_request(hop, body)
 }
 
-async fn upgradable(worker: &Worker, hop: &Hop, lease: &h2::Lease) -> Result<(), Failed> {
-    if lease.takes_upgrades(worker.proxy.settings.connect_timeout).await {
-        return Ok(());
-    }
-    let detail = format!("{}: takes no extended CONNECT", hop.address);
-    Err(Failed::unprocessed(Reason::UpgradeRefused, detail))
-}
-
 /// Why the far proxy says that nobody processed the request, if it says so.
 pub fn unprocessed(hop: &Hop, response: &Response<WireBody>) -> Option<Reason> {
     if !hop.wire.is_hop() {
@@ -343,6 +327,33 @@ pub fn unprocessed(hop: &Hop, response: &Response<WireBody>) -> Option<Reason> {
 }
 
 impl Hop {
+    /// Learns from the head of an answer how quick and how fit the endpoint is.
+    pub(super) fn learn(
+        &self,
+        grpc: bool,
+        way: &Way<'_>,
+        attempt: Option<&mut Attempt>,
+        began: Instant,
+        response: &Response<WireBody>,
+    ) {
+        let Some(endpoint) = &self.endpoint else { return };
+        let now = Instant::now();
+        let latency = now.saturating_duration_since(began).as_micros();
+        let (latency, now_ms) = (u32::try_from(latency).unwrap_or(u32::MAX), coarse_ms(now));
+        match Verdict::of(response, grpc, self.wire.is_hop()) {
+            Verdict::Healthy => endpoint.load.observe(now_ms, latency),
+            Verdict::Failed => endpoint.load.observe_failed_answer(now_ms, latency),
+            verdict => {
+                if let (Verdict::Full(time), Some(endpoints)) = (verdict, way.endpoints()) {
+                    endpoints.set_full(endpoint, now_ms, time);
+                }
+                if let Some(attempt) = attempt {
+                    attempt.judge(Outcome::Refused, || 0);
+                }
+            }
+        }
+    }
+
     /// Through the endpoint's proxy, or straight to its app when it has none.
     pub(super) fn to(
         endpoint: Arc<EndpointState>,
@@ -422,9 +433,12 @@ impl Hop {
     }
 
     /// So that the next try, and the next request, turn elsewhere.
-    pub fn note_failure(&self, tried: &mut Vec<u64>) {
+    /// `unreachable`: nothing could be sent to it, which its latency does not show.
+    pub fn note_failure(&self, tried: &mut Vec<u64>, unreachable: bool) {
         if let Some(endpoint) = &self.endpoint {
-            endpoint.load.observe_failure(coarse_ms(Instant::now()));
+            if unreachable {
+                endpoint.load.observe_failure(coarse_ms(Instant::now()));
+            }
             tried.push(endpoint.key);
         }
     }

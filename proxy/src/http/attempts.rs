@@ -9,7 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 use http::header::{self, HeaderName};
 use http::{Response, StatusCode};
 use outrigger_core::policy::CallPolicy;
-use outrigger_core::policy::retry::{self, Failure, Replay, Skip};
+use outrigger_core::policy::retry::{self, Failure, Replay, RetryConfig, Skip};
 use outrigger_core::reason::{Reason, Side};
 
 use super::attempt::{self, Hop, Way};
@@ -23,8 +23,10 @@ use super::hedge::{self, Hedging};
 use super::request::lost;
 use super::respond::Refusal;
 use super::server::Connection;
+use super::verdict::{self, Verdict};
 use crate::guard::{take_seat, take_turn};
 use crate::metrics::add;
+use crate::pool::h1::Reuse;
 use crate::streams::WireBody;
 use crate::worker::Worker;
 
@@ -52,24 +54,25 @@ pub async fn run(
     let may_repeat = policy.max_attempts > 1 || call.sends_elsewhere();
     body.keep_at_most(if may_repeat { policy.max_replay_bytes } else { 0 });
     let (tried, pause) = (Vec::new(), Duration::ZERO);
-    let mut tries = Tries { worker, way, call, body, tried, pause };
+    let mut tries = Tries { worker, way, call, body, tried, pause, refresh: false };
     loop {
         let current = head.as_ref().ok_or_else(lost)?;
         exchange.attempts += 1;
         let mut hop =
             attempt::choose(worker, exchange, way, current.upgrade.is_some(), &tries.tried)?;
-        let keep = exchange.attempts < policy.max_attempts;
-        // Whether a connection that is just being closed may be found out by using it.
-        let repeatable =
-            keep && policy.on.reset && (policy.non_idempotent || is_idempotent(current));
+        let reuse = match tries.refresh {
+            true => Reuse::Never,
+            false if is_idempotent(current) => Reuse::Any,
+            false => Reuse::Safe,
+        };
+        let keep = exchange.attempts < policy.max_attempts || reuse == Reuse::Any;
         let sent = match hedge::delay(call, way, current, exchange.attempts) {
             None => {
                 let (sending, kept) = (body.again().ok_or_else(lost)?, (&mut *head, keep));
-                attempt::send(worker, exchange, way, &mut hop, call, kept, sending, repeatable)
-                    .await
+                attempt::send(worker, exchange, way, &mut hop, call, kept, sending, reuse).await
             }
             Some(delay) => {
-                let hedging = Hedging { worker, way, call, body, repeatable, delay };
+                let hedging = Hedging { worker, way, call, body, reuse, delay };
                 Box::pin(hedging.send(exchange, &mut hop, head)).await
             }
         };
@@ -100,9 +103,19 @@ struct Tries<'a> {
     tried: Vec<u64>,
     /// The last one.
     pause: Duration,
+    /// An attempt has met a connection that was just ending, and the next one has to open its own.
+    refresh: bool,
 }
 
 impl Tries<'_> {
+    /// Whether the attempt met a connection that the upstream was just closing, and the request can be sent
+    /// once more on a fresh one, as RFC 9110 section 9.2.2 lets every client do. It is no retry: no policy
+    /// speaks of it and no budget pays for it, since the connection was this proxy's choice.
+    fn may_refresh(&self, sent: &Result<Response<WireBody>, Failed>, replay: Replay) -> bool {
+        let stale = sent.as_ref().is_err_and(|failed| failed.stale);
+        stale && replay.idempotent && replay.kept && !self.refresh
+    }
+
     /// Whether there is a further try, and after which pause. Takes what came of this one: the future of
     /// every request would carry its size.
     fn next(
@@ -114,7 +127,7 @@ impl Tries<'_> {
     ) -> Next {
         let (policy, body) = (&self.call.retries, self.body);
         let failure = match &sent {
-            Ok(response) => answered(exchange, hop, response),
+            Ok(response) => answered(exchange, hop, policy, response),
             Err(_) if body.is_broken() => {
                 // The upstream failed only because there was no more to send to it.
                 let why = "the request broke off before its end";
@@ -131,6 +144,11 @@ impl Tries<'_> {
         // The last try has taken the head, and is not made again whatever it was.
         let idempotent = head.as_ref().is_some_and(is_idempotent);
         let replay = Replay { idempotent, kept: body.is_whole() };
+        if self.may_refresh(&sent, replay) {
+            self.refresh = true;
+            note_again(exchange, hop, failure, &sent);
+            return Next::Again(Duration::ZERO);
+        }
         let again = retry::judge(policy, failure, exchange.attempts, replay, exhausted(hop, &sent))
             .map_err(|skip| match skip {
                 Skip::BodyTooLarge if body.found_no_memory() => Skip::NoMemory,
@@ -147,14 +165,14 @@ impl Tries<'_> {
             });
         match again {
             Ok(wait) => {
-                hop.note_failure(&mut self.tried);
+                hop.note_failure(&mut self.tried, is_unreachable(hop, &sent));
                 note_again(exchange, hop, failure, &sent);
                 Next::Again(wait)
             }
             Err(skip) => {
-                if refused(hop, &sent) {
+                if is_unreachable(hop, &sent) {
                     // Or it would stay as popular as it was: refusing is quick.
-                    hop.note_failure(&mut self.tried);
+                    hop.note_failure(&mut self.tried, true);
                 }
                 give_up(exchange, skip);
                 let sent = sent.map_err(|failed| failed.because(skip));
@@ -165,10 +183,10 @@ impl Tries<'_> {
 }
 
 /// The endpoint, or the proxy before it, did not even take the request.
-fn refused(hop: &Hop, sent: &Result<Response<WireBody>, Failed>) -> bool {
+fn is_unreachable(hop: &Hop, sent: &Result<Response<WireBody>, Failed>) -> bool {
     match sent {
         Ok(response) => attempt::unprocessed(hop, response).is_some(),
-        Err(failed) => !failed.is_answer(),
+        Err(failed) => !failed.is_answer() && failed.blames_upstream(),
     }
 }
 
@@ -180,19 +198,24 @@ pub(super) fn is_idempotent(head: &Head) -> bool {
 pub(super) fn answered(
     exchange: &Exchange,
     hop: &Hop,
+    policy: &RetryConfig,
     response: &Response<WireBody>,
 ) -> Option<Failure> {
     if attempt::unprocessed(hop, response).is_some() {
         return Some(Failure::Unprocessed);
     }
-    if exchange.is_grpc() {
-        // Without messages the status stands in the head; with some, nothing can be taken back.
-        let code = response.headers().get(GRPC_STATUS)?.to_str().ok()?.parse().ok()?;
-        return (code != 0).then_some(Failure::Grpc(code));
-    }
     let status = response.status();
-    let failed = status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS;
-    failed.then_some(Failure::Status(status))
+    let failure = if exchange.is_grpc() {
+        // Without messages the status stands in the head; with some, nothing can be taken back.
+        Failure::Grpc(verdict::grpc_code(response.headers()).filter(|code| *code != 0)?)
+    } else if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS {
+        Failure::Status(status)
+    } else {
+        return None;
+    };
+    let named = verdict::named(response.headers()).filter(|_| hop.wire.is_hop());
+    // A policy that names the status has it so, too.
+    Some(named.filter(|named| policy.on.includes(*named)).unwrap_or(failure))
 }
 
 /// Whether a proxy further on has tried as often as it may.
@@ -242,9 +265,15 @@ fn note_again(
         // A proxy that drains is not ill.
         Ok(response) => match attempt::unprocessed(hop, response) {
             Some(reason) => (format!("{}: {reason}", hop.address), reason.side() == Side::Upstream),
-            None => (format!("{}: status {}", hop.address, response.status()), true),
+            None => {
+                let verdict = Verdict::of(response, exchange.is_grpc(), hop.wire.is_hop());
+                (
+                    format!("{}: status {}", hop.address, response.status()),
+                    verdict == Verdict::Failed,
+                )
+            }
         },
-        Err(failed) => (failed.detail.clone(), true),
+        Err(failed) => (failed.detail.clone(), failed.blames_upstream()),
     };
     exchange.end_attempt(blame);
     let unprocessed = failure == Failure::Unprocessed;

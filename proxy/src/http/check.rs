@@ -229,7 +229,7 @@ async fn ask(
             (lease.send(request).await, Lease::H1(lease))
         } else {
             let lease = worker.pools.lease_h2(key, std::time::Instant::now()).await?;
-            (lease.send(request).await, Lease::H2(lease))
+            (lease.send(request, false).await, Lease::H2(lease))
         };
         match sent.map_err(|error| failure(&hop, error)) {
             Ok(response) => return Ok((response, Held { is_hop, lease })),

@@ -100,7 +100,31 @@ impl Lease {
     }
 }
 
+/// What a request that has become a tunnel goes on holding: its stream or connection, its place at the
+/// endpoint and among those in flight to the service, and its place at its port's limit.
+#[expect(dead_code, reason = "held until dropped")]
+pub struct Held {
+    lease: Option<Lease>,
+    attempt: Option<Attempt>,
+    seat: Option<Seat>,
+    limited: Option<Box<Limited>>,
+}
+
 impl Exchange {
+    /// The upstream has changed protocols: what is held is the tunnel's from now on.
+    pub fn hold(&mut self, status: StatusCode, headers: &mut HeaderMap) -> Held {
+        self.judge(Outcome::Success);
+        if let Some(limited) = &mut self.limited {
+            limited.answered(status, headers);
+        }
+        Held {
+            lease: self.lease.take(),
+            attempt: self.attempt.take(),
+            seat: self.seat.take(),
+            limited: self.limited.take(),
+        }
+    }
+
     pub fn begin(connection: Rc<Connection>, head: &Parts) -> Self {
         connection.request_began();
         let grpc = is_grpc(&head.headers);

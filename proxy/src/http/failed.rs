@@ -16,6 +16,8 @@ pub struct Failed {
     pub detail: String,
     /// Somebody may have acted on the request.
     pub processed: bool,
+    /// The connection was an idle one that ended, which says nothing about the upstream.
+    pub stale: bool,
     /// An experiment did it.
     pub injected: Option<Box<Injected>>,
 }
@@ -30,19 +32,24 @@ pub(super) enum Waited {
 
 impl Failed {
     pub fn unprocessed(reason: Reason, detail: String) -> Self {
-        Self { reason, detail, processed: false, injected: None }
+        Self { reason, detail, processed: false, stale: false, injected: None }
     }
 
     pub fn injected(detail: String, injected: Injected) -> Self {
         let processed = injected.answer.failure != Some(Failure::Unprocessed);
         let (reason, injected) = (Reason::FaultInjected, Some(Box::new(injected)));
-        Self { reason, detail, processed, injected }
+        Self { reason, detail, processed, stale: false, injected }
     }
 
     /// What stands for an answer of the service's.
     pub fn is_answer(&self) -> bool {
         let broken = |failure| matches!(failure, Some(Failure::Unprocessed | Failure::Reset));
         self.injected.as_ref().is_some_and(|injected| !broken(injected.answer.failure))
+    }
+
+    /// Whether the upstream or the way to it is at fault.
+    pub fn blames_upstream(&self) -> bool {
+        self.reason.side() == Side::Upstream && !self.stale
     }
 
     /// None: it is the caller's own fault.
@@ -101,13 +108,14 @@ pub(super) fn timed_out(hop: &Hop, waited: Waited) -> Failed {
         reason,
         detail: format!("{}: {what} within the policy's timeout", hop.address),
         processed,
+        stale: false,
         injected: None,
     }
 }
 
 /// What an error says about whether the request was processed.
 pub(super) fn failure(hop: &Hop, failed: SendError) -> Failed {
-    let SendError { error, unsent } = failed;
+    let SendError { error, unsent, reused } = failed;
     let (h2, why) = match &error {
         BodyError::Http2(error) => (Some(error), chain(error)),
         BodyError::Hyper(error) => {
@@ -127,9 +135,11 @@ pub(super) fn failure(hop: &Hop, failed: SendError) -> Failed {
     }
     let reason = match &error {
         BodyError::Hyper(error) if error.is_parse() => Reason::UpstreamProtocolError,
+        BodyError::TransferCoding | BodyError::EarlySwitch => Reason::UpstreamProtocolError,
         _ => Reason::UpstreamResetAmbiguous,
     };
-    Failed { reason, detail, processed: true, injected: None }
+    let stale = reused && reason == Reason::UpstreamResetAmbiguous;
+    Failed { reason, detail, processed: true, stale, injected: None }
 }
 
 fn chain(error: &dyn std::error::Error) -> String {

@@ -31,6 +31,7 @@ use super::respond::Refusal;
 use super::server::Connection;
 use crate::guard::{Attempt, take_seat};
 use crate::metrics::Label;
+use crate::pool::h1::Reuse;
 use crate::streams::WireBody;
 
 /// Tells the caller that the answer is less than what it asked for, and in which way.
@@ -218,17 +219,20 @@ async fn send(
     let body = body.again().ok_or_else(|| refused(lost()))?;
     let mut slot = Some(head);
     let sent =
-        attempt::send(worker, exchange, way, &mut hop, call, (&mut slot, false), body, false).await;
+        attempt::send(worker, exchange, way, &mut hop, call, (&mut slot, false), body, Reuse::Safe)
+            .await;
     match sent {
-        Ok(response) if answered(exchange, &hop, &response).is_none() => Ok(response),
+        Ok(response) if answered(exchange, &hop, &call.retries, &response).is_none() => {
+            Ok(response)
+        }
         Ok(response) => {
             exchange.head(response.status(), response.headers());
             exchange.answered();
             Err(format!("{}: status {}", hop.address, response.status()))
         }
         Err(failed) => {
-            hop.note_failure(&mut Vec::new());
-            exchange.end_attempt(true);
+            hop.note_failure(&mut Vec::new(), failed.blames_upstream());
+            exchange.end_attempt(failed.blames_upstream());
             Err(failed.detail)
         }
     }

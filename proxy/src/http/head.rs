@@ -4,13 +4,14 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::request::Parts;
 use http::uri::{Authority, InvalidUri, PathAndQuery, Scheme};
 use http::{Method, Request, Uri, Version};
+use http_body::Body;
 use outrigger_core::compile::Filters;
 use outrigger_core::filter::{modify_headers, rewrite_path};
 use outrigger_core::reason::Reason;
 
 use super::attempt::Hop;
 use super::body::RequestBody;
-use super::headers::{self, HOP, keep_inside};
+use super::headers::{self, HOP, UPGRADE, UPGRADE_BODY, keep_inside};
 use super::respond::Refusal;
 use super::upgrade::Switch;
 use crate::pool::Wire;
@@ -36,12 +37,21 @@ pub struct Head {
 impl Head {
     pub fn new(parts: Parts, switch: Option<&Switch>) -> Self {
         let uri = parts.uri.into_parts();
+        let upgrade = switch.and_then(|switch| switch.token.clone());
+        let mut headers = parts.headers;
+        if upgrade.is_some() {
+            headers.remove(UPGRADE);
+        }
         Self {
-            method: parts.method,
+            // An extended CONNECT is the GET that HTTP/1.1 would have sent (RFC 8441 section 5).
+            method: match parts.method {
+                Method::CONNECT if upgrade.is_some() => Method::GET,
+                method => method,
+            },
             path: uri.path_and_query.unwrap_or_else(|| PathAndQuery::from_static("/")),
             authority: uri.authority,
-            headers: parts.headers,
-            upgrade: switch.and_then(|switch| switch.token.clone()),
+            headers,
+            upgrade,
             deadline_by_policy: false,
             lent: Vec::new(),
         }
@@ -114,6 +124,7 @@ impl Head {
         hop: &Hop,
         body: RequestBody,
     ) -> Result<Request<RequestBody>, Refusal> {
+        let ends = body.is_end_stream();
         let mut request = Request::new(body);
         *request.method_mut() = self.method;
         *request.headers_mut() = self.headers;
@@ -127,12 +138,17 @@ impl Head {
                 headers.insert(header::HOST, host.map_err(|_| bad_authority())?);
             }
             join_cookies(headers);
+            // hyper would leave out the body of a GET whose length is not known.
+            if !ends && !headers.contains_key(header::CONTENT_LENGTH) {
+                headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+            }
             if let Some(token) = self.upgrade {
                 headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
-                headers.insert(header::UPGRADE, token);
                 // A caller on HTTP/2 sends none (RFC 8441); it proves only that the app understood.
-                headers.entry("sec-websocket-key").or_insert(WEBSOCKET_KEY);
-                *request.method_mut() = Method::GET;
+                if token.as_bytes().eq_ignore_ascii_case(b"websocket") {
+                    headers.entry("sec-websocket-key").or_insert(WEBSOCKET_KEY);
+                }
+                headers.insert(header::UPGRADE, token);
             }
             *request.uri_mut() = Uri::from(self.path);
             return Ok(request);
@@ -149,9 +165,13 @@ impl Head {
             headers.insert(HOP, hop.header(self.deadline_by_policy));
         }
         if let Some(token) = self.upgrade {
-            let token = token.to_str().map_err(|_| bad_authority())?;
-            *request.method_mut() = Method::CONNECT;
-            request.extensions_mut().insert(hyper::ext::Protocol::from(token));
+            // Of the stream it would not be true: more follows.
+            let length = headers.remove(header::CONTENT_LENGTH);
+            if !ends || length.is_some() {
+                let length = length.unwrap_or_else(|| HeaderValue::from_static("chunked"));
+                headers.insert(UPGRADE_BODY, length);
+            }
+            headers.insert(UPGRADE, token);
         }
         let mut uri = http::uri::Parts::default();
         uri.scheme = Some(if hop.begins_tls() { Scheme::HTTPS } else { Scheme::HTTP });

@@ -14,6 +14,13 @@ pub const HOP: HeaderName = HeaderName::from_static("x-outrigger-hop");
 pub const UNPROCESSED: HeaderName = HeaderName::from_static("x-outrigger-unprocessed");
 /// On a response between proxies: it was tried again as often as it may be, further down.
 pub const EXHAUSTED: HeaderName = HeaderName::from_static("x-outrigger-exhausted");
+/// Between proxies, on a request: the protocol that its caller wants to change to; on the answer: that the
+/// upstream has changed to. What HTTP/2 knows for that (RFC 8441) has no room for a method, for a body, or
+/// for an answer that is none.
+pub const UPGRADE: HeaderName = HeaderName::from_static("x-outrigger-upgrade");
+/// Between proxies, on such a request that has a body ([`crate::streams::prelude`]): its `content-length`,
+/// or `chunked`.
+pub const UPGRADE_BODY: HeaderName = HeaderName::from_static("x-outrigger-upgrade-body");
 pub const PRIORITY: HeaderName = HeaderName::from_static("x-outrigger-priority");
 /// The services that a request has come through ([`outrigger_core::policy::visits`]).
 pub const VIA: HeaderName = HeaderName::from_static("x-outrigger-via");
@@ -50,6 +57,8 @@ struct Seen {
     quota: bool,
     /// A request id.
     id: bool,
+    transfer_coding: bool,
+    length: bool,
 }
 
 fn look(headers: &HeaderMap) -> Seen {
@@ -58,9 +67,9 @@ fn look(headers: &HeaderMap) -> Seen {
         let text = name.as_str();
         match text.as_bytes() {
             b"connection" => seen.connection = true,
-            b"keep-alive" | b"proxy-connection" | b"transfer-encoding" | b"upgrade" => {
-                seen.hop_by_hop = true;
-            }
+            b"keep-alive" | b"proxy-connection" | b"upgrade" => seen.hop_by_hop = true,
+            b"transfer-encoding" => (seen.hop_by_hop, seen.transfer_coding) = (true, true),
+            b"content-length" => seen.length = true,
             b"te" => seen.te = true,
             [b'x', b'-', b'o', ..] if text.starts_with(INTERNAL) => seen.internal = true,
             b"x-forwarded-client-cert" => seen.client_cert = true,
@@ -74,12 +83,14 @@ fn look(headers: &HeaderMap) -> Seen {
     seen
 }
 
-/// The token of an `Upgrade` that the request asks for (RFC 9110 section 7.8), or of an extended
-/// CONNECT (RFC 8441).
+/// The token of an `Upgrade` that the request asks for (RFC 9110 section 7.8), of an extended CONNECT
+/// (RFC 8441), or of an upgrade that another proxy passes on.
 pub fn upgrade_of(head: &Parts) -> Option<HeaderValue> {
     if head.version == Version::HTTP_2 {
-        let protocol = head.extensions.get::<h2::ext::Protocol>()?;
-        return HeaderValue::from_str(protocol.as_str()).ok();
+        return match head.extensions.get::<h2::ext::Protocol>() {
+            Some(protocol) => HeaderValue::from_str(protocol.as_str()).ok(),
+            None => head.headers.get(UPGRADE).cloned(),
+        };
     }
     let token = head.headers.get(header::UPGRADE)?;
     // h2c by upgrade is gone (RFC 9113 section 3.1): such a request is served as it is.
@@ -142,6 +153,9 @@ pub fn keep_connection_out(headers: &mut HeaderMap, request: bool) {
 }
 
 fn clean(headers: &mut HeaderMap, seen: Seen, request: bool) {
+    if seen.length {
+        clean_length(headers, seen.transfer_coding);
+    }
     if seen.connection {
         remove_named_by_connection(headers);
     }
@@ -159,6 +173,24 @@ fn clean(headers: &mut HeaderMap, seen: Seen, request: bool) {
         if trailers {
             headers.insert(header::TE, HeaderValue::from_static("trailers"));
         }
+    }
+}
+
+/// One length, and none beside a transfer coding, which is what frames the body (RFC 9112 section 6.3).
+/// Values that differ have been refused by whoever read the message.
+fn clean_length(headers: &mut HeaderMap, coded: bool) {
+    if coded {
+        headers.remove(header::CONTENT_LENGTH);
+        return;
+    }
+    let mut values = headers.get_all(header::CONTENT_LENGTH).iter();
+    let (first, more) = (values.next(), values.next().is_some());
+    let Some(first) = first.filter(|first| more || first.as_bytes().contains(&b',')) else {
+        return;
+    };
+    let one = first.as_bytes().split(|byte| *byte == b',').next().unwrap_or_default();
+    if let Ok(one) = HeaderValue::from_bytes(one.trim_ascii()) {
+        headers.insert(header::CONTENT_LENGTH, one);
     }
 }
 
@@ -227,6 +259,11 @@ pub fn check(head: &Parts) -> Result<(), &'static str> {
         }
         if first.is_none() && head.version == Version::HTTP_11 {
             return Err("no Host header");
+        }
+        if let Some(coding) = head.headers.get(header::TRANSFER_ENCODING)
+            && !coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked")
+        {
+            return Err("a transfer coding other than chunked");
         }
     }
     Ok(())

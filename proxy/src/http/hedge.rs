@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use http::{Response, StatusCode};
 use outrigger_core::config::Protocol;
+use outrigger_core::outcome::Outcome;
 use outrigger_core::policy::CallPolicy;
 use outrigger_core::policy::hedge::{HedgeConfig, Hedged};
 
@@ -26,10 +27,11 @@ use super::fault;
 use super::head::Head;
 use super::headers::GRPC_STATUS;
 use super::request::lost;
-use crate::endpoint::coarse_ms;
+use super::verdict::Verdict;
 use crate::guard::Attempt;
 use crate::metrics::add;
 use crate::pool::Wire;
+use crate::pool::h1::Reuse;
 use crate::streams::WireBody;
 use crate::worker::Worker;
 
@@ -62,8 +64,24 @@ pub(super) struct Hedging<'a> {
     pub way: &'a Way<'a>,
     pub call: &'a CallPolicy,
     pub body: &'a RequestBody,
-    pub repeatable: bool,
+    pub reuse: Reuse,
     pub delay: Duration,
+}
+
+/// An attempt that has brought no answer yet. If it is given up because the other one was quicker, the time
+/// that it took so far is the least that its endpoint needs.
+struct Running<'a> {
+    hop: &'a Hop,
+    began: Instant,
+    done: bool,
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        if let Some(endpoint) = self.hop.endpoint().filter(|_| !self.done) {
+            endpoint.load.observe_at_least(self.began, Instant::now());
+        }
+    }
 }
 
 /// A second try and what became of it.
@@ -101,17 +119,11 @@ impl Hedging<'_> {
         let mut tries = 1;
         let raced = {
             let mark = hop.mark();
-            let Hedging { worker, way, call, repeatable, .. } = self;
-            let mut first = pin!(attempt::send(
-                worker,
-                exchange,
-                way,
-                hop,
-                call,
-                (head, true),
-                sending,
-                repeatable,
-            ));
+            let Hedging { worker, way, call, reuse, .. } = self;
+            let mut first =
+                pin!(
+                    attempt::send(worker, exchange, way, hop, call, (head, true), sending, reuse,)
+                );
             let mut clock = Clock::at(began.checked_add(self.delay));
             match poll_fn(|cx| poll_within(first.as_mut(), &mut clock, cx)).await {
                 Some(sent) => Raced::First(sent),
@@ -143,6 +155,9 @@ impl Hedging<'_> {
             Raced::Second { second, failed } => {
                 self.count(Hedged::Won);
                 let Second { hop: other, lease, attempt, sent } = *second;
+                if let Some(endpoint) = hop.endpoint().filter(|_| !failed) {
+                    endpoint.load.observe_at_least(began, Instant::now());
+                }
                 exchange.detail = Some(format!("a second try won over {}", hop.address).into());
                 exchange.end_attempt(failed);
                 (exchange.lease, exchange.attempt) = (lease, attempt);
@@ -204,14 +219,24 @@ impl Hedging<'_> {
             let left = deadline.saturating_duration_since(began).max(Duration::from_millis(1));
             tell(&mut head.headers, left, grpc);
         }
-        let attempt = hop.begin(self.way);
+        let mut attempt = hop.begin(self.way);
         let mut lease = None;
+        let mut running = Running { hop: &hop, began, done: false };
         let sent = self.exchange(&hop, head, body, began, &mut lease).await;
-        if let (Ok(_), Some(endpoint)) = (&sent, hop.endpoint()) {
-            let now = Instant::now();
-            let latency = now.saturating_duration_since(began).as_micros();
-            endpoint.load.observe(coarse_ms(now), u32::try_from(latency).unwrap_or(u32::MAX));
+        running.done = true;
+        if let Ok(response) = &sent {
+            hop.learn(grpc, self.way, attempt.as_mut(), began, response);
         }
+        if let Some(attempt) = attempt.as_mut().filter(|_| !is_good(&sent, grpc)) {
+            // It may lose against a first one that fails as well, and is told of by nobody then.
+            let blamed = match &sent {
+                Ok(response) => Verdict::of(response, grpc, hop.wire.is_hop()) == Verdict::Failed,
+                Err(failed) => failed.blames_upstream(),
+            };
+            let outcome = if blamed { Outcome::Failure } else { Outcome::Refused };
+            attempt.judge(outcome, || self.worker.random());
+        }
+        drop(running);
         Box::new(Second { hop, lease, attempt, sent })
     }
 
@@ -229,7 +254,7 @@ impl Hedging<'_> {
         let connecting = || timed_out(hop, Waited::Connection);
         let request = head.into_request(hop, body)?;
         let sent = if hop.wire == Wire::Http1 {
-            let mut leasing = pin!(pools.lease_h1(hop.key(), false, began));
+            let mut leasing = pin!(pools.lease_h1(hop.key(), Reuse::Safe, began));
             let leased = poll_fn(|cx| poll_within(leasing.as_mut(), &mut clock, cx)).await;
             let mut lease = leased.ok_or_else(connecting)??;
             let mut sending = pin!(lease.send(request));
@@ -240,7 +265,7 @@ impl Hedging<'_> {
             let mut leasing = pin!(pools.lease_h2(hop.key(), began));
             let leased = poll_fn(|cx| poll_within(leasing.as_mut(), &mut clock, cx)).await;
             let lease = leased.ok_or_else(connecting)??;
-            let mut sending = pin!(lease.send(request));
+            let mut sending = pin!(lease.send(request, false));
             *held = Some(Lease::H2(lease));
             clock.set(earlier(end, Instant::now(), limits.first_byte));
             poll_fn(|cx| poll_within(sending.as_mut(), &mut clock, cx)).await

@@ -17,12 +17,14 @@ use http_body::Body;
 use tokio::sync::oneshot;
 
 use super::body::BodyError;
+use super::headers::{UPGRADE, UPGRADE_BODY};
 use super::request;
 use super::response_body::ResponseBody;
 use super::server::Connection;
 use super::upgrade::Caller;
 use crate::io::Io;
 use crate::streams::opening::Opening;
+use crate::streams::prelude::Prelude;
 use crate::streams::tunnel::Tunnel;
 use crate::streams::{Pump, WireBody};
 
@@ -73,13 +75,25 @@ impl Serving {
 }
 
 fn serve(connection: &Rc<Connection>, request: Request<RecvStream>, respond: SendResponse<Bytes>) {
-    let (head, body) = request.into_parts();
+    let (mut head, body) = request.into_parts();
     let (mut caller, mut switching) = (None, None);
-    let body = if head.method == Method::CONNECT {
+    let connect = head.method == Method::CONNECT;
+    let body = if connect || (connection.takes_hop_upgrades() && head.headers.contains_key(UPGRADE))
+    {
         let (sender, receiver) = oneshot::channel();
         caller = Some(Caller::Http2(receiver));
-        switching = Some(Box::new(Switching { caller: sender, receive: body }));
-        None
+        let (receive, body) = match head.headers.remove(UPGRADE_BODY) {
+            Some(length) if !connect => {
+                if length != "chunked" {
+                    head.headers.insert(CONTENT_LENGTH, length);
+                }
+                let prelude = Prelude::new(body);
+                (Receive::Behind(prelude.clone()), Some(WireBody::Prelude(prelude)))
+            }
+            _ => (Receive::AtOnce(body), None),
+        };
+        switching = Some(Box::new(Switching { caller: sender, receive, connect }));
+        body
     } else {
         Some(WireBody::asked(body))
     };
@@ -90,10 +104,19 @@ fn serve(connection: &Rc<Connection>, request: Request<RecvStream>, respond: Sen
     tokio::task::spawn_local(Stream { respond, switching, state: State::Handling(handling) });
 }
 
-/// What becomes of a CONNECT that is accepted.
+/// What becomes of a request that wants to change protocols, if it is accepted.
 struct Switching {
-    caller: oneshot::Sender<Tunnel>,
-    receive: RecvStream,
+    caller: oneshot::Sender<Tunnel<Bytes>>,
+    receive: Receive,
+    /// Accepted by any success; else by a word between proxies.
+    connect: bool,
+}
+
+/// Where the caller's side of the tunnel begins.
+enum Receive {
+    AtOnce(RecvStream),
+    /// Behind the body of the request.
+    Behind(Prelude),
 }
 
 /// One request and its answer.
@@ -138,7 +161,10 @@ fn begin_answer(
 ) -> Option<Pump<ResponseBody, Bytes>> {
     let (mut head, body) = response.into_parts();
     head.headers.entry(DATE).or_insert_with(now);
-    let switching = switching.filter(|_| head.status.is_success());
+    let switching = switching.filter(|switching| match switching.connect {
+        true => head.status.is_success(),
+        false => head.headers.contains_key(UPGRADE),
+    });
     let ends = body.is_end_stream() && switching.is_none();
     if !ends
         && switching.is_none()
@@ -151,9 +177,12 @@ fn begin_answer(
         return None;
     };
     if let Some(switching) = switching {
-        let Switching { caller, receive } = *switching;
+        let (receive, read) = match switching.receive {
+            Receive::AtOnce(receive) => (receive, Bytes::new()),
+            Receive::Behind(prelude) => prelude.into_rest()?,
+        };
         // Nobody there to take it: dropping it resets the stream.
-        let _gone = caller.send(Tunnel::new(send, receive));
+        let _gone = switching.caller.send(Tunnel::new(send, receive, read));
         return None;
     }
     (!ends).then(|| Pump::new(body, send, breaks_with))

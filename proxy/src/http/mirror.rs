@@ -17,6 +17,7 @@ use super::server::Connection;
 use crate::endpoint::{Choice, coarse_ms};
 use crate::metrics::add;
 use crate::pool::Wire;
+use crate::pool::h1::Reuse;
 use crate::store::Live;
 use crate::worker::Worker;
 
@@ -69,11 +70,11 @@ async fn deliver(
     let now = Instant::now();
     let request = head.into_request(&hop, body).ok()?;
     let (response, lease) = if hop.wire == Wire::Http1 {
-        let mut lease = worker.pools.lease_h1(key, false, now).await.ok()?;
+        let mut lease = worker.pools.lease_h1(key, Reuse::Safe, now).await.ok()?;
         (lease.send(request).await.ok()?, Lease::H1(lease))
     } else {
         let lease = worker.pools.lease_h2(key, now).await.ok()?;
-        (lease.send(request).await.ok()?, Lease::H2(lease))
+        (lease.send(request, false).await.ok()?, Lease::H2(lease))
     };
     let mut answer = response.into_body();
     while let Some(frame) = answer.frame().await {

@@ -8,13 +8,12 @@ use std::future::poll_fn;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{self, HeaderValue};
 use http::request::Parts;
 use http::uri::PathAndQuery;
-use http::{HeaderMap, Response, StatusCode, Version};
+use http::{HeaderMap, Response, StatusCode};
 use http_body::Body;
 use outrigger_core::compile::{self, Filters, HttpRouting, Matched};
 use outrigger_core::filter::{modify_headers, redirect_location};
@@ -171,14 +170,27 @@ async fn serve(
             }
         }
     };
-    exchange.bounds = bounds(exchange, call, clock, switch.is_some(), &response);
+    let accepted = switch.as_deref().and_then(|switch| upgrade::accepted(switch, &response));
+    exchange.bounds = bounds(exchange, call, clock, accepted.is_some(), &response);
     let framed = caching.is_some() && is_framed(&response);
     clean(exchange, &way, &mut response);
     if let Some(caching) = caching.filter(|_| exchange.degraded.is_none()) {
         exchange.keeping = caching.answered(cache, &response, framed);
     }
     finish(connection, exchange, &routed, response.headers_mut());
-    Ok(answer(connection, exchange, response, switch.take(), call.timeouts.idle))
+    match (switch.take(), accepted) {
+        (None, _) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
+            let why = "the upstream changes protocols and nobody asked for that";
+            Err(Refusal { processed: true, ..Refusal::new(Reason::UpstreamProtocolError, why) })
+        }
+        (None, _) => Ok(Answer::Upstream(response)),
+        (Some(switch), None) => upgrade::declined(&switch, response).map(Answer::Upstream),
+        (Some(switch), Some(token)) => {
+            let idle = call.timeouts.idle;
+            let joined = upgrade::join(connection, exchange, *switch, token, response, idle);
+            Ok(Answer::Switched(joined))
+        }
+    }
 }
 
 /// Takes out of the head of an answer what is for this proxy, and obeys it.
@@ -362,25 +374,6 @@ fn split_port(authority: &str) -> (&str, Option<u16>) {
             (host, port.parse().ok())
         }
         _ => (authority, None),
-    }
-}
-
-fn answer(
-    connection: &Rc<Connection>,
-    exchange: &Exchange,
-    response: Response<WireBody>,
-    switch: Option<Box<upgrade::Switch>>,
-    idle: Option<Duration>,
-) -> Answer {
-    let Some(switch) = switch else { return Answer::Upstream(response) };
-    let switched = match response.version() {
-        Version::HTTP_2 => response.status() == StatusCode::OK,
-        _ => response.status() == StatusCode::SWITCHING_PROTOCOLS,
-    };
-    if switched {
-        Answer::Switched(upgrade::join(connection, exchange, *switch, response, idle))
-    } else {
-        Answer::Upstream(response)
     }
 }
 

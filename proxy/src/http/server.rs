@@ -159,6 +159,12 @@ impl Connection {
         }
     }
 
+    /// Whether the other end is a proxy that passes upgrades on in the mesh's own words.
+    pub fn takes_hop_upgrades(&self) -> bool {
+        let trusted = self.peer.get() == Peer::Mesh || self.worker.proxy.identity.is_none();
+        self.direction == Direction::Inbound && trusted
+    }
+
     /// The `peer` label of what the other end asks for.
     pub fn caller_label(&self) -> Label {
         self.caller.as_ref().map_or(Label::UNKNOWN, |caller| caller.label)

@@ -4,6 +4,7 @@
 use std::rc::Rc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::header::{self, HeaderName, HeaderValue};
 use http::request::Parts;
 use http::{Method, Response, StatusCode, Version};
@@ -12,11 +13,12 @@ use hyper_util::rt::TokioIo;
 use outrigger_core::config::Protocol;
 use outrigger_core::name::Authority;
 use outrigger_core::reason::Reason;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::oneshot;
 
 use super::deadline::told;
 use super::destination::{self, Target};
-use super::exchange::Exchange;
+use super::exchange::{Exchange, Held};
 use super::head::Head;
 use super::headers;
 use super::respond::Refusal;
@@ -37,13 +39,24 @@ pub struct Switch {
     /// What `Upgrade` or `:protocol` names; none for a plain CONNECT.
     pub token: Option<HeaderValue>,
     caller: Caller,
-    version: Version,
+    asked: Asked,
+}
+
+/// How the change was asked for, and is therefore granted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Asked {
+    /// By `Upgrade` on HTTP/1.1: 101.
+    Upgrade,
+    /// By CONNECT, plain or extended: any success, so that no other answer may be one.
+    Connect,
+    /// By another proxy in the mesh's own words, [`headers::UPGRADE`].
+    Hop,
 }
 
 /// Where the caller's side of a request comes from, once the request has stopped being HTTP.
 pub enum Caller {
     Http1(OnUpgrade),
-    Http2(oneshot::Receiver<Tunnel>),
+    Http2(oneshot::Receiver<Tunnel<Bytes>>),
 }
 
 impl Caller {
@@ -62,7 +75,12 @@ pub fn wanted(head: &Parts, caller: Option<Caller>) -> Option<Box<Switch>> {
     let token = headers::upgrade_of(head);
     let wants = token.is_some() || head.method == Method::CONNECT;
     // Boxed: rare, and the future of every request would carry its size.
-    wants.then(|| Box::new(Switch { token, caller, version: head.version }))
+    let asked = match (head.version, &head.method) {
+        (Version::HTTP_2, &Method::CONNECT) => Asked::Connect,
+        (Version::HTTP_2, _) => Asked::Hop,
+        _ => Asked::Upgrade,
+    };
+    wants.then(|| Box::new(Switch { token, caller, asked }))
 }
 
 /// A CONNECT that names a destination, not a protocol.
@@ -70,53 +88,107 @@ pub fn is_tunnel(head: &Parts) -> bool {
     head.method == Method::CONNECT && head.extensions.get::<h2::ext::Protocol>().is_none()
 }
 
-/// Joins the two sides of a change that the upstream has accepted, and makes the caller's answer.
+/// The protocol that the upstream has changed to, if it has.
+pub fn accepted(switch: &Switch, response: &Response<WireBody>) -> Option<HeaderValue> {
+    let token = match response.body() {
+        WireBody::Switched(switched) => switched.token.clone(),
+        _ if response.status() != StatusCode::SWITCHING_PROTOCOLS => return None,
+        _ => response.headers().get(header::UPGRADE).cloned(),
+    };
+    token.or_else(|| switch.token.clone())
+}
+
+/// An answer of an upstream that goes on as it was. Over CONNECT no success may say so.
+pub fn declined(
+    switch: &Switch,
+    response: Response<WireBody>,
+) -> Result<Response<WireBody>, Refusal> {
+    if switch.asked == Asked::Connect && response.status().is_success() {
+        let why = format!("the upstream answered {} and stays at HTTP", response.status());
+        return Err(Refusal::new(Reason::UpgradeRefused, why));
+    }
+    Ok(response)
+}
+
+/// Joins the two sides of a change that the upstream has accepted, and makes the caller's answer. What the
+/// request holds of the upstream and of limits stays held until the last byte.
 pub fn join(
     connection: &Rc<Connection>,
-    exchange: &Exchange,
+    exchange: &mut Exchange,
     switch: Switch,
+    token: HeaderValue,
     response: Response<WireBody>,
     idle: Option<Duration>,
 ) -> Response<()> {
     let (mut head, body) = response.into_parts();
-    let upstream = hyper::upgrade::on(Response::from_parts(head.clone(), body));
-    let direction = connection.direction;
-    let Switch { token, caller, version } = switch;
-    let connection = Rc::clone(connection);
-    let (protocol, service) = (exchange.protocol, exchange.service);
-    // A deadline that a policy started has ended with the head.
-    let deadline = exchange.deadline.filter(|deadline| deadline.outlives_head(true));
-    let limits = Limits { idle, until: deadline.map(|deadline| deadline.at) };
-    tokio::task::spawn_local(async move {
-        let (Some(caller), Ok(upstream)) = futures::join!(caller.bytes(), upstream) else {
+    let held = exchange.hold(head.status, &mut head.headers);
+    let Switch { caller, asked, .. } = switch;
+    let limits = {
+        // A deadline that a policy started has ended with the head.
+        let deadline = exchange.deadline.filter(|deadline| deadline.outlives_head(true));
+        Limits { idle, until: deadline.map(|deadline| deadline.at) }
+    };
+    let mut answer = Response::new(());
+    let headers = &mut head.headers;
+    headers.remove(header::CONTENT_LENGTH);
+    match asked {
+        Asked::Upgrade => {
+            *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+            headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+            headers.insert(header::UPGRADE, token);
+        }
+        // Callers on HTTP/2 know no such header.
+        Asked::Connect => drop(headers.remove(SEC_WEBSOCKET_ACCEPT)),
+        Asked::Hop => drop(headers.insert(headers::UPGRADE, token)),
+    }
+    *answer.headers_mut() = std::mem::take(headers);
+    let joining = Joining {
+        connection: Rc::clone(connection),
+        protocol: exchange.protocol,
+        service: exchange.service,
+        limits,
+        held,
+    };
+    match body {
+        WireBody::Switched(switched) => {
+            tokio::task::spawn_local(joining.run(caller, async { Some(switched.tunnel) }));
+        }
+        body => {
+            let upstream = hyper::upgrade::on(Response::from_parts(head, body));
+            let upstream = async { upstream.await.ok().map(TokioIo::new) };
+            tokio::task::spawn_local(joining.run(caller, upstream));
+        }
+    }
+    answer
+}
+
+/// Two sides that speak something else than HTTP from now on.
+struct Joining {
+    connection: Rc<Connection>,
+    protocol: Protocol,
+    service: Label,
+    limits: Limits,
+    held: Held,
+}
+
+impl Joining {
+    async fn run<U: AsyncRead + AsyncWrite + Unpin>(
+        self,
+        caller: Caller,
+        upstream: impl Future<Output = Option<U>>,
+    ) {
+        let (Some(caller), Some(upstream)) = futures::join!(caller.bytes(), upstream) else {
             return;
         };
-        let ended = relay::relay(caller, TokioIo::new(upstream), limits).await;
-        let worker = &connection.worker;
+        let ended = relay::relay(caller, upstream, self.limits).await;
+        drop(self.held);
+        let Connection { worker, direction, remote, .. } = &*self.connection;
         worker.proxy.metrics.count_bytes(ended.received, ended.sent);
         if let Some(Early::Over(reason)) = ended.early {
             let refusal = Refusal::new(reason, "it was open for as long as it may be");
-            worker.refuse_stream(direction, protocol, service, &refusal, connection.remote);
-        }
-    });
-    if version == Version::HTTP_2 {
-        head.status = StatusCode::OK;
-        // Callers on HTTP/2 know no such header; the one at the far end of a hop may need it.
-        if direction == Direction::Outbound {
-            head.headers.remove(SEC_WEBSOCKET_ACCEPT);
-        }
-    } else {
-        head.status = StatusCode::SWITCHING_PROTOCOLS;
-        head.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
-        if let Some(token) = token {
-            head.headers.insert(header::UPGRADE, token);
+            worker.refuse_stream(*direction, self.protocol, self.service, &refusal, *remote);
         }
     }
-    head.headers.remove(header::CONTENT_LENGTH);
-    let mut answer = Response::new(());
-    *answer.status_mut() = head.status;
-    *answer.headers_mut() = head.headers;
-    answer
 }
 
 /// CONNECT, from the app or from another proxy.

@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use futures::FutureExt;
+use http::header::{HeaderMap, TRANSFER_ENCODING};
 use http::{Request, Response};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
@@ -15,16 +16,18 @@ use tokio::time::timeout;
 use super::connect::{ConnectError, connect_to};
 use super::stream::SendError;
 use super::{PoolKey, Pools};
-use crate::http::body::RequestBody;
+use crate::http::body::{BodyError, RequestBody};
 use crate::streams::WireBody;
 
 /// Idle connections kept for one address.
 const MAX_IDLE: usize = 128;
-/// A request that cannot be sent again takes no connection that was idle longer from a server that
-/// closes idle ones itself: it may be doing so at this moment.
+/// A request that cannot be sent again takes no connection that was idle for longer, unless it is known
+/// that this server leaves them open for longer still: it may be closing it at this moment. Servers'
+/// own limits are 2 s (gunicorn) and more.
 const FRESH_ENOUGH: Duration = Duration::from_secs(1);
-/// For how long a server counts as one that does, after it has.
-const WARY: Duration = Duration::from_secs(60);
+/// How far such a request stays below an idle time that connections are known to survive. As long as the
+/// sweep by which that is found out.
+const MARGIN: Duration = Duration::from_secs(1);
 /// Connections that are opened to one address at once while others are in use. After a pause of ours or
 /// of the app many requests are due together: most are served by what is open before their own
 /// connection would be, and each of those costs the app more than the request does.
@@ -34,6 +37,16 @@ const PATIENCE: Duration = Duration::from_millis(2);
 
 type Sender = http1::SendRequest<RequestBody>;
 
+/// Which idle connections a request may take. The server may be closing one at the same moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reuse {
+    /// The request can be sent once more.
+    Any,
+    /// Only those that the server surely leaves open.
+    Safe,
+    Never,
+}
+
 #[derive(Default)]
 pub struct Pool {
     /// The most recently used last.
@@ -42,8 +55,10 @@ pub struct Pool {
     opening: Cell<usize>,
     /// Requests that wait: for a connection, or with none for their turn to open one.
     waiting: RefCell<VecDeque<oneshot::Sender<Option<Sender>>>>,
-    /// Until when [`FRESH_ENOUGH`] holds.
-    wary: Cell<Option<Instant>>,
+    /// The longest idle time after which a connection was still open.
+    survived: Cell<Duration>,
+    /// The shortest one after which the server had closed one.
+    closes_after: Cell<Option<Duration>>,
 }
 
 struct Idle {
@@ -56,24 +71,27 @@ struct Idle {
 pub struct Lease {
     sender: Sender,
     pool: Rc<Pool>,
-    /// Whether it has carried a request before.
-    pub reused: bool,
+    /// For how long it was idle before; none: it is new.
+    idle: Option<Duration>,
 }
 
 /// One of the connections that are being opened. Its end lets the next request try.
 struct Dialing<'a>(&'a Pool);
 
 impl Pools {
-    /// An idle connection, or a new one. `repeatable`: the request could be sent again.
+    /// An idle connection, or a new one.
     pub async fn lease_h1(
         &self,
         key: PoolKey,
-        repeatable: bool,
+        reuse: Reuse,
         now: Instant,
     ) -> Result<Lease, ConnectError> {
         let pool = self.h1(key);
-        if let Some(sender) = pool.take(repeatable, now) {
-            return Ok(Lease { sender, pool, reused: true });
+        if reuse == Reuse::Never {
+            return Box::pin(self.open_h1(key, pool)).await;
+        }
+        if let Some((sender, idle)) = pool.take(reuse == Reuse::Any, now) {
+            return Ok(Lease { sender, pool, idle: Some(idle) });
         }
         // Boxed: rare, and the future of every request would carry its size.
         Box::pin(self.await_or_open_h1(key, pool)).await
@@ -88,7 +106,7 @@ impl Pools {
         if pool.opening.get() >= OPENING_AT_ONCE
             && let Some(sender) = pool.given_back().await
         {
-            return Ok(Lease { sender, pool, reused: true });
+            return Ok(Lease { sender, pool, idle: Some(Duration::ZERO) });
         }
         self.open_h1(key, pool).await
     }
@@ -110,31 +128,45 @@ impl Pools {
             tokio::task::spawn_local(async move { drop(connection.with_upgrades().await) });
             sender
         };
-        Ok(Lease { sender, pool, reused: false })
+        Ok(Lease { sender, pool, idle: None })
     }
 }
 
 impl Pool {
     /// The most recently used one that is ready: those just given back may still be finishing their
     /// last response.
-    fn take(&self, repeatable: bool, now: Instant) -> Option<Sender> {
+    fn take(&self, repeatable: bool, now: Instant) -> Option<(Sender, Duration)> {
         let mut idle = self.idle.borrow_mut();
         for at in (0..idle.len()).rev() {
             let one = &idle[at];
+            let age = now.saturating_duration_since(one.since);
             if one.sender.is_closed() {
                 idle.remove(at);
-                self.wary.set(now.checked_add(WARY));
+                self.closed_after(age);
                 continue;
             }
-            let wary = !repeatable && self.wary.get().is_some_and(|until| now < until);
-            if wary && now.saturating_duration_since(one.since) >= FRESH_ENOUGH {
+            if !repeatable && !self.is_open_after(age) {
                 return None;
             }
             if one.sender.is_ready() {
-                return idle.remove(at).map(|one| one.sender);
+                return idle.remove(at).map(|one| (one.sender, age));
             }
         }
         None
+    }
+
+    /// Whether the server surely leaves a connection open that has been idle for so long.
+    fn is_open_after(&self, idle: Duration) -> bool {
+        if self.closes_after.get().is_some_and(|limit| idle >= limit / 2) {
+            return false;
+        }
+        idle < FRESH_ENOUGH || idle.saturating_add(MARGIN) <= self.survived.get()
+    }
+
+    /// The server has closed a connection that had been idle for so long, or a little less.
+    fn closed_after(&self, idle: Duration) {
+        self.closes_after.set(Some(self.closes_after.get().map_or(idle, |limit| limit.min(idle))));
+        self.survived.set(self.survived.get().min(idle));
     }
 
     /// A connection that another request has done with; none: it is time to open one.
@@ -167,13 +199,15 @@ impl Pool {
         self.waiting.borrow_mut().retain(|waiting| !waiting.is_closed());
         let mut idle = self.idle.borrow_mut();
         idle.retain(|one| {
+            let age = now.saturating_duration_since(one.since);
             if one.sender.is_closed() {
-                self.wary.set(now.checked_add(WARY));
+                self.closed_after(age);
+                return false;
             }
-            !one.sender.is_closed() && now.saturating_duration_since(one.since) < limit
+            self.survived.set(self.survived.get().max(age));
+            age < limit
         });
-        let wary = self.wary.get().is_some_and(|until| now < until);
-        wary || self.opening.get() > 0 || !idle.is_empty()
+        self.opening.get() > 0 || !idle.is_empty()
     }
 }
 
@@ -203,7 +237,21 @@ impl Lease {
         request: Request<RequestBody>,
     ) -> impl Future<Output = Result<Response<WireBody>, SendError>> + use<> {
         let sent = self.sender.try_send_request(request);
-        sent.map(|sent| Ok(sent?.map(WireBody::Hyper)))
+        let (pool, idle) = (Rc::clone(&self.pool), self.idle);
+        sent.map(move |sent| match sent {
+            Ok(response) if is_chunked_at_most(response.headers()) => {
+                Ok(response.map(WireBody::Hyper))
+            }
+            Ok(_) => {
+                Err(SendError { error: BodyError::TransferCoding, unsent: false, reused: false })
+            }
+            Err(error) => {
+                if let Some(idle) = idle {
+                    pool.closed_after(idle);
+                }
+                Err(SendError { reused: idle.is_some(), ..SendError::from(error) })
+            }
+        })
     }
 
     /// The response has been read whole: the next request may use the connection.
@@ -218,6 +266,14 @@ impl Lease {
         }
         idle.push_back(Idle { sender, since: now });
     }
+}
+
+/// Whether a body is framed by what this proxy can undo (RFC 9112 section 6.1): it asks for nothing else.
+fn is_chunked_at_most(headers: &HeaderMap) -> bool {
+    headers.get(TRANSFER_ENCODING).is_none_or(|coding| {
+        coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked")
+            && headers.get_all(TRANSFER_ENCODING).iter().nth(1).is_none()
+    })
 }
 
 #[cfg(test)]
@@ -239,7 +295,7 @@ mod tests {
     }
 
     fn release(pool: &Rc<Pool>, sender: Sender, now: Instant) {
-        Lease { sender, pool: Rc::clone(pool), reused: true }.release(now);
+        Lease { sender, pool: Rc::clone(pool), idle: None }.release(now);
     }
 
     fn run(test: impl Future<Output = ()>) {
@@ -249,21 +305,48 @@ mod tests {
     }
 
     #[test]
-    fn an_old_connection_is_trusted_until_the_server_has_closed_one() {
+    fn what_cannot_be_repeated_stays_below_the_idle_limit_of_the_server() {
         run(async {
             let (pool, now) = (Rc::new(Pool::default()), Instant::now());
-            let later = now + Duration::from_secs(3);
-            let (old, _server) = connection().await;
-            release(&pool, old, now);
-            let old = pool.take(false, later).unwrap();
+            let after = |millis| now + Duration::from_millis(millis);
+            let (sender, _server) = connection().await;
+            release(&pool, sender, now);
+            assert!(pool.take(false, after(1_500)).is_none(), "nobody knows this server yet");
+            pool.sweep(after(3_000), Duration::from_secs(60));
+            let (sender, _) = pool.take(false, after(1_500)).expect("it was open for 3 s");
+            release(&pool, sender, now);
+            assert!(pool.take(false, after(2_500)).is_none(), "too near to what is known");
 
             let (closed, server) = connection().await;
-            release(&pool, old, now);
             release(&pool, closed, now);
             drop(server);
             tokio::task::yield_now().await;
-            assert!(pool.take(false, later).is_none(), "it may be closing the other one too");
-            assert!(pool.take(true, later).is_some(), "what can be repeated may find that out");
+            assert!(
+                pool.take(false, after(1_500)).is_none(),
+                "it may be closing the other one too"
+            );
+            assert!(
+                pool.take(true, after(1_500)).is_some(),
+                "what can be repeated may find that out"
+            );
+        });
+    }
+
+    #[test]
+    fn a_request_that_fails_teaches_the_idle_limit() {
+        run(async {
+            let (pool, now) = (Rc::new(Pool::default()), Instant::now());
+            pool.survived.set(Duration::from_secs(9));
+            let (sender, server) = connection().await;
+            let (idle, pool_) = (Some(Duration::from_millis(800)), Rc::clone(&pool));
+            let mut lease = Lease { sender, pool: pool_, idle };
+            let sending = lease.send(Request::new(RequestBody::Empty));
+            drop(server);
+            assert!(sending.await.is_err_and(|error| error.reused));
+            let (sender, _server) = connection().await;
+            release(&pool, sender, now);
+            assert!(pool.take(false, now + Duration::from_millis(500)).is_none());
+            assert!(pool.take(false, now + Duration::from_millis(300)).is_some());
         });
     }
 

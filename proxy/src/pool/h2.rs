@@ -1,8 +1,8 @@
 //! HTTP/2 connections, lent by the stream.
 //!
-//! Requests go out as [`super::stream`] says. Tunnels and what is upgraded to one have connections of
-//! their own, which hyper runs, since it joins a stream's two halves to one. Neither looks at the peer's
-//! stream limit, so streams are counted here.
+//! Requests go out as [`super::stream`] says, and so do CONNECT and what is upgraded: a tunnel keeps its
+//! stream until it ends. h2 does not refuse what is beyond the peer's stream limit, so streams are counted
+//! here.
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
@@ -14,15 +14,14 @@ use std::time::{Duration, Instant};
 
 use futures::FutureExt;
 use futures::future::{Either, LocalBoxFuture, Shared, ready};
+use h2::client::{self, SendRequest};
 use http::{Request, Response};
-use hyper::client::conn::http2;
-use hyper_util::rt::TokioIo;
 use outrigger_core::reason::Reason;
 use tokio::sync::Notify;
 
 use super::connect::{ConnectError, Opened, connect_hop, connect_to};
 use super::stream::{SendError, Sending};
-use super::{LocalExec, Opening, PoolKey, Pools, Wire};
+use super::{Opening, PoolKey, Pools};
 use crate::http::body::RequestBody;
 use crate::streams::{Upward, WireBody};
 use crate::tls::handshake::Proof;
@@ -31,8 +30,12 @@ use crate::tls::verify::Trust;
 /// Streams in flight on a connection from which on another is opened. Up to there one connection is
 /// filled: the more streams share it, the fewer system calls each costs.
 const BUSY_STREAMS: u32 = 128;
-/// Connections of one worker to one address.
+/// Connections of one worker to one address while each has room for more streams.
 const MAX_CONNECTIONS: usize = 4;
+/// The same when every stream of all of them is taken, as long-lived ones may do.
+const MAX_FULL_CONNECTIONS: usize = 64;
+/// Connections that a request opens in vain, because the peer takes no stream on them.
+const MAX_OPENED: usize = 3;
 /// Streams on one connection, whatever the peer allows.
 const MAX_STREAMS: u32 = 256;
 /// The same before it has said what it allows.
@@ -46,6 +49,7 @@ const CONNECTION_WINDOW: u32 = MAX_STREAMS * STREAM_WINDOW;
 /// the called side, whose clock may be ahead, never has to turn one away.
 const LEAVE_EARLY: u64 = 2;
 
+type Driven = client::Connection<Opened, Upward>;
 type Connecting = Shared<LocalBoxFuture<'static, Result<Rc<Connection>, ConnectError>>>;
 
 #[derive(Default)]
@@ -56,35 +60,24 @@ pub struct Pool {
     room: Notify,
 }
 
-/// What runs a connection until it ends.
-enum Driven {
-    Requests(Box<h2::client::Connection<Opened, Upward>>),
-    Tunnels(http2::Connection<TokioIo<Opened>, RequestBody, LocalExec>),
-}
-
-/// Where the connection takes requests.
-enum Sender {
-    Requests(h2::client::SendRequest<Upward>),
-    Tunnels(http2::SendRequest<RequestBody>),
-}
-
 /// What the peer allows.
 struct PeerSettings {
     max_streams: Cell<usize>,
-    takes_upgrades: Cell<bool>,
     /// It has ended or is about to: it takes no new stream.
     closed: Cell<bool>,
     /// The peer is believed no longer, and what was in flight has had its time.
     cut: Cell<bool>,
-    /// Of the task that reads them: hyper reads frames in another one, which does not wake it.
+    /// Of the task that runs the connection.
     reader: RefCell<Option<Waker>>,
 }
 
 pub struct Connection {
-    sender: RefCell<Sender>,
+    sender: RefCell<SendRequest<Upward>>,
     peer: Rc<PeerSettings>,
     streams: Cell<u32>,
     used: Cell<Instant>,
+    /// It has carried a request.
+    reused: Cell<bool>,
     proof: Option<Proof>,
 }
 
@@ -113,38 +106,45 @@ impl Pools {
         pool: Rc<Pool>,
         now: Instant,
     ) -> Result<Lease, ConnectError> {
+        let failed = |reason, why| {
+            Err(ConnectError { reason, detail: format!("{}: {why}", key.address).into() })
+        };
+        let mut opened = 0;
         loop {
             if let Some(lease) = pool.try_lease(now) {
                 if lease.connection.streams.get() > BUSY_STREAMS {
-                    self.grow(&pool, key);
+                    self.grow(&pool, key, MAX_CONNECTIONS);
                 }
                 return Ok(lease);
             }
-            match self.grow(&pool, key) {
-                Some(connecting) => drop(connecting.await?),
+            if opened == MAX_OPENED {
+                let why = "the peer closes each HTTP/2 connection before it takes a request";
+                return failed(Reason::ConnectFailed, why);
+            }
+            match self.grow(&pool, key, MAX_FULL_CONNECTIONS) {
+                Some(connecting) => {
+                    drop(connecting.await?);
+                    opened += 1;
+                }
                 // Every connection is full: wait for a stream to end.
                 None => {
                     let waited = pool.room.notified();
-                    if tokio::time::timeout(self.opening.config.connect_timeout, waited)
-                        .await
-                        .is_err()
-                    {
-                        return Err(ConnectError {
-                            reason: Reason::ConnectTimeout,
-                            detail: format!("{}: no free HTTP/2 stream", key.address).into(),
-                        });
+                    let limit = self.opening.config.connect_timeout;
+                    if tokio::time::timeout(limit, waited).await.is_err() {
+                        // Of what this proxy may have in flight there.
+                        return failed(Reason::TooManyInFlight, "no free HTTP/2 stream");
                     }
                 }
             }
         }
     }
 
-    /// Starts opening one more connection, or joins the opening under way. `None`: at the limit.
-    fn grow(&self, pool: &Rc<Pool>, key: PoolKey) -> Option<Connecting> {
+    /// Starts opening one more connection, or joins the opening under way. `None`: there are `most`.
+    fn grow(&self, pool: &Rc<Pool>, key: PoolKey, most: usize) -> Option<Connecting> {
         if let Some(connecting) = &*pool.connecting.borrow() {
             return Some(connecting.clone());
         }
-        if pool.connections.borrow().len() >= MAX_CONNECTIONS {
+        if pool.connections.borrow().len() >= most {
             return None;
         }
         let pool_ = Rc::clone(pool);
@@ -175,7 +175,7 @@ async fn open(key: PoolKey, opening: &Opening) -> Result<Rc<Connection>, Connect
         connect_to(key, opening).await?
     };
     let proof = stream.proof.take();
-    let handshake = handshake(key.wire, stream, config.max_header_bytes);
+    let handshake = handshake(stream, config.max_header_bytes);
     let failed = |reason, why: String| ConnectError {
         reason,
         detail: format!("{}: {why}", key.address).into(),
@@ -183,10 +183,9 @@ async fn open(key: PoolKey, opening: &Opening) -> Result<Rc<Connection>, Connect
     let (sender, driven) = tokio::time::timeout(config.connect_timeout, handshake)
         .await
         .map_err(|_| failed(Reason::ConnectTimeout, "no HTTP/2 handshake".to_owned()))?
-        .map_err(|why| failed(Reason::ConnectFailed, why))?;
+        .map_err(|error| failed(Reason::ConnectFailed, error.to_string()))?;
     let peer = Rc::new(PeerSettings {
-        max_streams: Cell::new(driven.max_streams()),
-        takes_upgrades: Cell::new(false),
+        max_streams: Cell::new(driven.max_concurrent_send_streams()),
         closed: Cell::new(false),
         cut: Cell::new(false),
         reader: RefCell::new(None),
@@ -196,6 +195,7 @@ async fn open(key: PoolKey, opening: &Opening) -> Result<Rc<Connection>, Connect
         peer: Rc::clone(&peer),
         streams: Cell::new(0),
         used: Cell::new(Instant::now()),
+        reused: Cell::new(false),
         proof,
     });
     tokio::task::spawn_local(drive(driven, peer, Rc::downgrade(&connection)));
@@ -203,22 +203,10 @@ async fn open(key: PoolKey, opening: &Opening) -> Result<Rc<Connection>, Connect
 }
 
 async fn handshake(
-    wire: Wire,
     stream: Opened,
     max_header_bytes: u32,
-) -> Result<(Sender, Driven), String> {
-    if wire == Wire::HopTunnel {
-        let (sender, connection) = http2::Builder::new(LocalExec)
-            .initial_stream_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW)
-            .max_header_list_size(max_header_bytes)
-            .max_send_buf_size(STREAM_WINDOW as usize)
-            .handshake(TokioIo::new(stream))
-            .await
-            .map_err(|error| error.to_string())?;
-        return Ok((Sender::Tunnels(sender), Driven::Tunnels(connection)));
-    }
-    let (sender, connection) = h2::client::Builder::new()
+) -> Result<(SendRequest<Upward>, Box<Driven>), h2::Error> {
+    let (sender, connection) = client::Builder::new()
         .enable_push(false)
         .initial_max_send_streams(STREAMS_AT_FIRST)
         .initial_window_size(STREAM_WINDOW)
@@ -226,40 +214,20 @@ async fn handshake(
         .max_header_list_size(max_header_bytes)
         .max_send_buffer_size(STREAM_WINDOW as usize)
         .handshake(stream)
-        .await
-        .map_err(|error| error.to_string())?;
-    Ok((Sender::Requests(sender), Driven::Requests(Box::new(connection))))
-}
-
-impl Driven {
-    fn max_streams(&self) -> usize {
-        match self {
-            Self::Requests(connection) => connection.max_concurrent_send_streams(),
-            Self::Tunnels(connection) => connection.current_max_send_streams(),
-        }
-    }
-
-    /// Ready when it has ended; its errors reach whoever uses the sender.
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        match self {
-            Self::Requests(connection) => Pin::new(connection).poll(cx).map(drop),
-            Self::Tunnels(connection) => Pin::new(connection).poll(cx).map(drop),
-        }
-    }
+        .await?;
+    Ok((sender, Box::new(connection)))
 }
 
 /// Runs the connection to its end, noting what the peer's SETTINGS say and when it goes away.
-async fn drive(mut driven: Driven, peer: Rc<PeerSettings>, connection: Weak<Connection>) {
+async fn drive(mut driven: Box<Driven>, peer: Rc<PeerSettings>, connection: Weak<Connection>) {
     poll_fn(|cx| {
         peer.reader.borrow_mut().get_or_insert_with(|| cx.waker().clone());
         if peer.cut.get() {
             return Poll::Ready(());
         }
-        let polled = driven.poll(cx);
-        peer.max_streams.set(driven.max_streams());
-        if let Driven::Tunnels(driven) = &driven {
-            peer.takes_upgrades.set(driven.is_extended_connect_protocol_enabled());
-        }
+        // Its errors reach whoever uses the sender.
+        let polled = Pin::new(&mut driven).poll(cx).map(drop);
+        peer.max_streams.set(driven.max_concurrent_send_streams());
         if let Some(connection) = connection.upgrade() {
             peer.closed.set(polled.is_ready() || connection.is_closing());
         }
@@ -323,19 +291,13 @@ impl Connection {
 
     fn is_closed(&self) -> bool {
         self.peer.closed.get()
-            || matches!(&*self.sender.borrow(), Sender::Tunnels(sender) if sender.is_closed())
     }
 
     /// Whether a GOAWAY or an error has come. Of the sender that is only copied from nothing waits, so
     /// that this is never pending.
     fn is_closing(&self) -> bool {
-        match &mut *self.sender.borrow_mut() {
-            Sender::Requests(sender) => {
-                let mut cx = Context::from_waker(Waker::noop());
-                matches!(sender.poll_ready(&mut cx), Poll::Ready(Err(_)))
-            }
-            Sender::Tunnels(_) => false,
-        }
+        let mut cx = Context::from_waker(Waker::noop());
+        matches!(self.sender.borrow_mut().poll_ready(&mut cx), Poll::Ready(Err(_)))
     }
 
     fn has_room(&self) -> bool {
@@ -345,39 +307,24 @@ impl Connection {
 }
 
 impl Lease {
-    /// Queues the request at once; the future is its answer.
+    /// Queues the request at once; the future is its answer. `switches`: its stream may stop being HTTP.
     pub fn send(
         &self,
         request: Request<RequestBody>,
+        switches: bool,
     ) -> impl Future<Output = Result<Response<WireBody>, SendError>> + use<> {
-        match &mut *self.connection.sender.borrow_mut() {
-            // A copy: the sender itself would take no further request while this one waits for the
-            // peer to allow its stream.
-            Sender::Requests(sender) => match Sending::begin(&mut sender.clone(), request) {
-                Ok(sending) => Either::Left(sending),
-                Err(error) => Either::Right(ready(Err(error)).boxed_local()),
-            },
-            Sender::Tunnels(sender) => {
-                let sent = sender.try_send_request(request);
-                Either::Right(sent.map(|sent| Ok(sent?.map(WireBody::Hyper))).boxed_local())
-            }
-        }
-    }
-
-    /// Whether the peer takes extended CONNECT; it says so in its first frame, so this waits for
-    /// that, at most for `limit`.
-    pub async fn takes_upgrades(&self, limit: Duration) -> bool {
-        let peer = &self.connection.peer;
-        let enabled = || peer.takes_upgrades.get();
-        let wait = async {
-            while !enabled() {
-                if let Some(reader) = &*peer.reader.borrow() {
-                    reader.wake_by_ref();
-                }
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
+        let reused = self.connection.reused.replace(true);
+        // A copy: the sender itself would take no further request while this one waits for the peer to
+        // allow its stream.
+        let mut sender = self.connection.sender.borrow().clone();
+        let begun = match switches {
+            false => Sending::begin(&mut sender, request, reused),
+            true => Sending::begin_switch(&mut sender, request, reused),
         };
-        enabled() || tokio::time::timeout(limit, wait).await.is_ok()
+        match begun {
+            Ok(sending) => Either::Left(sending),
+            Err(error) => Either::Right(ready(Err(error))),
+        }
     }
 }
 

@@ -6,14 +6,18 @@
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use h2::Reason;
+use bytes::Bytes;
 use h2::client::{ResponseFuture, SendRequest};
-use http::{Request, Response};
+use h2::{Reason, RecvStream, SendStream};
+use http::{Method, Request, Response};
 use http_body::Body;
 use hyper::client::conn::TrySendError;
 
 use crate::http::body::{BodyError, RequestBody};
-use crate::streams::{Pump, Upward, WireBody};
+use crate::http::headers::{UPGRADE, UPGRADE_BODY};
+use crate::streams::prelude::Framed;
+use crate::streams::tunnel::Tunnel;
+use crate::streams::{Pump, Switched, Upward, WireBody};
 
 /// A request brought no answer.
 #[derive(Debug)]
@@ -21,28 +25,59 @@ pub struct SendError {
     pub error: BodyError,
     /// Nothing of it was written.
     pub unsent: bool,
+    /// The connection ended, and had carried another request before.
+    pub reused: bool,
 }
 
 /// A request that is on its way, until the head of its answer has come. Dropping it cancels the stream.
 pub struct Sending {
     response: ResponseFuture,
     pump: Option<Pump<RequestBody, Upward>>,
+    /// The request asks for a change of protocols.
+    switching: Option<Box<Switching>>,
+    /// The connection has carried another request before.
+    reused: bool,
 }
 
 impl Sending {
-    /// Queues the head at once.
+    /// Queues the head at once. `reused`: the connection has carried another request before.
     pub fn begin(
         sender: &mut SendRequest<Upward>,
         request: Request<RequestBody>,
+        reused: bool,
     ) -> Result<Self, SendError> {
         let (head, body) = request.into_parts();
         let ends = body.is_end_stream();
         let (response, stream) = sender
             .send_request(Request::from_parts(head, ()), ends)
-            .map_err(|error| SendError { error: error.into(), unsent: true })?;
+            .map_err(|error| SendError { error: error.into(), unsent: true, reused: false })?;
         // A body breaks off when its caller goes away.
         let pump = (!ends).then(|| Pump::new(body, stream, |_| Reason::CANCEL));
-        Ok(Self { response, pump })
+        Ok(Self { response, pump, switching: None, reused })
+    }
+
+    /// The same for a request that wants its stream to stop being HTTP: CONNECT, or one with
+    /// [`UPGRADE`].
+    pub fn begin_switch(
+        sender: &mut SendRequest<Upward>,
+        request: Request<RequestBody>,
+        reused: bool,
+    ) -> Result<Self, SendError> {
+        let (head, body) = request.into_parts();
+        let has_body = head.headers.contains_key(&UPGRADE_BODY);
+        let connect = head.method == Method::CONNECT;
+        let (response, stream) = sender
+            .send_request(Request::from_parts(head, ()), false)
+            .map_err(|error| SendError { error: error.into(), unsent: true, reused: false })?;
+        let before = if has_body {
+            let mut pump = Pump::new(Framed::new(body), stream, cancel as fn(&BodyError) -> Reason);
+            pump.set_ends(false);
+            Before::Body(pump)
+        } else {
+            Before::Nothing(stream)
+        };
+        let switching = Some(Box::new(Switching { connect, before: Some(before) }));
+        Ok(Self { response, pump: None, switching, reused })
     }
 }
 
@@ -56,25 +91,88 @@ impl Future for Sending {
         {
             this.pump = None;
         }
+        if let Some(switching) = &mut this.switching {
+            switching.write(cx);
+        }
         let answered = ready!(Pin::new(&mut this.response).poll(cx));
-        let response =
-            answered.map_err(|error| SendError { error: error.into(), unsent: false })?;
+        let response = answered.map_err(|error| {
+            let reused = this.reused && !error.is_reset();
+            SendError { error: error.into(), unsent: false, reused }
+        })?;
+        if let Some(switching) = this.switching.take() {
+            return Poll::Ready(switching.answered(response));
+        }
         // On its own from here on: the caller may send on without reading.
         let pumping = this.pump.take().map(Pump::detach);
         Poll::Ready(Ok(response.map(|stream| WireBody::answered(stream, pumping))))
     }
 }
 
+/// The caller's half of a stream that may become a tunnel.
+struct Switching {
+    /// Plain CONNECT, which a success accepts.
+    connect: bool,
+    before: Option<Before>,
+}
+
+/// What has to be written before the tunnel begins.
+enum Before {
+    Nothing(SendStream<Upward>),
+    Body(Pump<Framed<RequestBody>, Upward>),
+}
+
+fn cancel(_: &BodyError) -> Reason {
+    Reason::CANCEL
+}
+
+impl Switching {
+    fn write(&mut self, cx: &mut Context<'_>) {
+        if let Some(Before::Body(pump)) = &mut self.before
+            && Pin::new(pump).poll(cx).is_ready()
+            && let Some(Before::Body(pump)) = self.before.take()
+        {
+            self.before = Some(Before::Nothing(pump.into_stream()));
+        }
+    }
+
+    fn answered(self, mut response: Response<RecvStream>) -> Result<Response<WireBody>, SendError> {
+        let token = response.headers_mut().remove(&UPGRADE);
+        let switched = match self.connect {
+            true => response.status().is_success(),
+            false => token.is_some(),
+        };
+        match self.before {
+            Some(Before::Nothing(send)) if switched => Ok(response.map(|receive| {
+                let tunnel = Tunnel::new(send, receive, Bytes::new());
+                WireBody::Switched(Box::new(Switched { tunnel, token }))
+            })),
+            // It stays HTTP: the request ends with its body.
+            Some(Before::Nothing(mut send)) => {
+                let _ended = send.send_data(Bytes::new().into(), true);
+                Ok(response.map(|stream| WireBody::answered(stream, None)))
+            }
+            Some(Before::Body(mut pump)) if !switched => {
+                pump.set_ends(true);
+                let pumping = Some(pump.detach());
+                Ok(response.map(|stream| WireBody::answered(stream, pumping)))
+            }
+            // Protocols change after the request only (RFC 9110 section 7.8).
+            Some(Before::Body(_)) | None => {
+                Err(SendError { error: BodyError::EarlySwitch, unsent: false, reused: false })
+            }
+        }
+    }
+}
+
 impl From<TrySendError<Request<RequestBody>>> for SendError {
     fn from(mut error: TrySendError<Request<RequestBody>>) -> Self {
         let unsent = error.take_message().is_some();
-        Self { error: error.into_error().into(), unsent }
+        Self { error: error.into_error().into(), unsent, reused: false }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use bytes::Bytes;
     use http_body_util::BodyExt;
     use tokio::io::duplex;
     use tokio::sync::mpsc;
@@ -117,7 +215,8 @@ mod tests {
                 pieces.try_send(Piece::Data(Bytes::from(vec![b'x'; 16 * 1024]))).unwrap();
             }
             pieces.try_send(Piece::End).unwrap();
-            let sending = Sending::begin(&mut sender, request(RequestBody::Mirror(body))).unwrap();
+            let sending =
+                Sending::begin(&mut sender, request(RequestBody::Mirror(body)), false).unwrap();
             let serving = async move {
                 let (request, mut respond) = server.accept().await.unwrap().unwrap();
                 let driver =
@@ -154,8 +253,9 @@ mod tests {
                     respond.send_response(Response::new(()), true).unwrap();
                 }
             });
-            let all = (0..16)
-                .map(|_| Sending::begin(&mut sender.clone(), request(RequestBody::Empty)).unwrap());
+            let all = (0..16).map(|_| {
+                Sending::begin(&mut sender.clone(), request(RequestBody::Empty), false).unwrap()
+            });
             for answer in futures::future::join_all(all).await {
                 assert_eq!(answer.unwrap().status(), 200);
             }
@@ -168,7 +268,8 @@ mod tests {
         let whole = async {
             let (mut sender, mut server) = connection(8).await;
             let (_open, body) = mpsc::channel(1);
-            let sending = Sending::begin(&mut sender, request(RequestBody::Mirror(body))).unwrap();
+            let sending =
+                Sending::begin(&mut sender, request(RequestBody::Mirror(body)), false).unwrap();
             tokio::task::spawn_local(async move {
                 let (request, mut respond) = server.accept().await.unwrap().unwrap();
                 let mut answer = respond.send_response(Response::new(()), false).unwrap();
@@ -191,7 +292,7 @@ mod tests {
                 let (open, body) = mpsc::channel(1);
                 open.try_send(Piece::Data(Bytes::from_static(b"x"))).unwrap();
                 let request = request(RequestBody::Mirror(body));
-                let mut sending = Sending::begin(&mut sender, request).unwrap();
+                let mut sending = Sending::begin(&mut sender, request, false).unwrap();
                 let early = futures::poll!(&mut sending);
                 assert!(early.is_pending());
                 let (_request, mut respond) = server.accept().await.unwrap().unwrap();

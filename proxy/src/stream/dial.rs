@@ -10,14 +10,12 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes, BytesMut};
-use http::{Method, Request, StatusCode, Uri};
-use hyper::upgrade::Upgraded;
-use hyper_util::rt::TokioIo;
+use http::{Method, Request, Uri};
 use outrigger_core::balance;
 use outrigger_core::compile::{StreamRouting, Target as Backend};
 use outrigger_core::config::{Balancer, HashKey, MeshAddress};
 use outrigger_core::outcome::Outcome;
-use outrigger_core::reason::Reason;
+use outrigger_core::reason::{Reason, Side};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 
 use super::Labels;
@@ -32,6 +30,7 @@ use crate::http::respond::Refusal;
 use crate::metrics::{Label, add};
 use crate::pool::{PoolKey, Wire, connect, h2};
 use crate::store::{Dialed, Live};
+use crate::streams::{Switched, WireBody};
 use crate::worker::Worker;
 
 /// Endpoints tried before the connection is given up: nothing was sent to any of them.
@@ -55,7 +54,7 @@ pub struct UpstreamIo {
 enum Kind {
     Direct(connect::Opened),
     /// Holds its stream's place on the connection.
-    Hop(TokioIo<Upgraded>, #[expect(dead_code, reason = "counted until dropped")] h2::Lease),
+    Hop(Box<Switched>, #[expect(dead_code, reason = "counted until dropped")] h2::Lease),
 }
 
 /// Opens the upstream. `tls` is set when the client began TLS, with the server name it gave.
@@ -99,8 +98,10 @@ pub async fn dial(
                 return Ok(Opened { io, labels, attempt: Some(attempt), idle });
             }
             Err(refusal) => {
-                attempt.judge(Outcome::Failure, || worker.random());
-                endpoint.load.observe_failure(coarse_ms(Instant::now()));
+                if refusal.reason.side() == Side::Upstream {
+                    attempt.judge(Outcome::Failure, || worker.random());
+                    endpoint.load.observe_failure(coarse_ms(Instant::now()));
+                }
                 tried.push(endpoint.key);
                 if tried.len() >= MAX_ATTEMPTS {
                     return Err(refusal);
@@ -194,13 +195,13 @@ pub async fn tunnel(
     let authority = endpoint.endpoint.address.to_string();
     *request.uri_mut() =
         Uri::builder().authority(authority).build().map_err(|e| failed(e.to_string()))?;
-    let response = lease.send(request).await.map_err(|e| failed(e.error.to_string()))?;
-    if response.status() != StatusCode::OK {
-        let why = explained(response.headers()).map_or("no reason given", Reason::as_str);
-        return Err(failed(format!("the far proxy answered {}: {why}", response.status())));
-    }
-    let upgraded = hyper::upgrade::on(response).await.map_err(|e| failed(e.to_string()))?;
-    Ok(UpstreamIo { read_ahead: Bytes::new(), kind: Kind::Hop(TokioIo::new(upgraded), lease) })
+    let response = lease.send(request, true).await.map_err(|e| failed(e.error.to_string()))?;
+    let (head, body) = response.into_parts();
+    let WireBody::Switched(switched) = body else {
+        let why = explained(&head.headers).map_or("no reason given", Reason::as_str);
+        return Err(failed(format!("the far proxy answered {}: {why}", head.status)));
+    };
+    Ok(UpstreamIo { read_ahead: Bytes::new(), kind: Kind::Hop(switched, lease) })
 }
 
 impl Opened {
@@ -209,7 +210,7 @@ impl Opened {
         let mut first = BytesMut::with_capacity(1024);
         let read = match &mut self.io.kind {
             Kind::Direct(stream) => stream.read_buf(&mut first).await,
-            Kind::Hop(stream, _) => stream.read_buf(&mut first).await,
+            Kind::Hop(hop, _) => hop.tunnel.read_buf(&mut first).await,
         };
         self.io.read_ahead = first.freeze();
         read.is_ok_and(|n| n > 0)
@@ -236,7 +237,7 @@ impl AsyncRead for UpstreamIo {
         }
         match &mut self.kind {
             Kind::Direct(stream) => Pin::new(stream).poll_read(cx, buf),
-            Kind::Hop(stream, _) => Pin::new(stream).poll_read(cx, buf),
+            Kind::Hop(hop, _) => Pin::new(&mut hop.tunnel).poll_read(cx, buf),
         }
     }
 }
@@ -249,21 +250,21 @@ impl AsyncWrite for UpstreamIo {
     ) -> Poll<io::Result<usize>> {
         match &mut self.kind {
             Kind::Direct(stream) => Pin::new(stream).poll_write(cx, buf),
-            Kind::Hop(stream, _) => Pin::new(stream).poll_write(cx, buf),
+            Kind::Hop(hop, _) => Pin::new(&mut hop.tunnel).poll_write(cx, buf),
         }
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut self.kind {
             Kind::Direct(stream) => Pin::new(stream).poll_flush(cx),
-            Kind::Hop(stream, _) => Pin::new(stream).poll_flush(cx),
+            Kind::Hop(hop, _) => Pin::new(&mut hop.tunnel).poll_flush(cx),
         }
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut self.kind {
             Kind::Direct(stream) => Pin::new(stream).poll_shutdown(cx),
-            Kind::Hop(stream, _) => Pin::new(stream).poll_shutdown(cx),
+            Kind::Hop(hop, _) => Pin::new(&mut hop.tunnel).poll_shutdown(cx),
         }
     }
 }

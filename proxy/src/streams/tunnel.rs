@@ -12,20 +12,21 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 const WRITE: usize = 16 * 1024;
 
 /// The two halves of a stream as one. Dropping it before both have ended resets the stream.
-pub struct Tunnel {
-    send: SendStream<Bytes>,
+pub struct Tunnel<D: Buf> {
+    send: SendStream<D>,
     receive: RecvStream,
     /// Received, and not read yet.
     read: Bytes,
 }
 
-impl Tunnel {
-    pub fn new(send: SendStream<Bytes>, receive: RecvStream) -> Self {
-        Self { send, receive, read: Bytes::new() }
+impl<D: Buf> Tunnel<D> {
+    /// `read`: what has been received of it already.
+    pub fn new(send: SendStream<D>, receive: RecvStream, read: Bytes) -> Self {
+        Self { send, receive, read }
     }
 }
 
-impl AsyncRead for Tunnel {
+impl<D: Buf + Unpin> AsyncRead for Tunnel<D> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -46,7 +47,7 @@ impl AsyncRead for Tunnel {
     }
 }
 
-impl AsyncWrite for Tunnel {
+impl<D: Buf + From<Bytes> + Unpin> AsyncWrite for Tunnel<D> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -64,7 +65,7 @@ impl AsyncWrite for Tunnel {
         }
         let n = buf.len().min(self.send.capacity()).min(WRITE);
         let data = Bytes::copy_from_slice(&buf[..n]);
-        self.send.send_data(data, false).map_err(io::Error::other)?;
+        self.send.send_data(data.into(), false).map_err(io::Error::other)?;
         Poll::Ready(Ok(n))
     }
 
@@ -75,6 +76,6 @@ impl AsyncWrite for Tunnel {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.send.reserve_capacity(0);
-        Poll::Ready(self.send.send_data(Bytes::new(), true).map_err(io::Error::other))
+        Poll::Ready(self.send.send_data(Bytes::new().into(), true).map_err(io::Error::other))
     }
 }
