@@ -182,7 +182,9 @@ impl Authority {
     /// A user-info part (`user@`) is refused.
     pub fn parse(text: &str, default_port: Option<u16>) -> Result<Self, FieldError> {
         let wrong = |why: &str| FieldError::here(format!("{text:?} is not an authority: {why}"));
-        let (host, port) = split_port(text).ok_or_else(|| wrong("bad port"))?;
+        // An empty port is the default one (RFC 3986 section 3.2.3).
+        let given = text.strip_suffix(':').filter(|_| default_port.is_some()).unwrap_or(text);
+        let (host, port) = split_port(given).ok_or_else(|| wrong("bad port"))?;
         let port = port.or(default_port).ok_or_else(|| wrong("it has no port"))?;
         let host = if let Some(v6) = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')) {
             Host::Ip(IpAddr::V6(v6.parse().map_err(|_| wrong("bad IPv6 address"))?))
@@ -284,6 +286,8 @@ mod tests {
             ("market-data", "market-data:80"),
             ("a.b.", "a.b:80"),
             ("10.0.0.1", "10.0.0.1:80"),
+            ("a.b:", "a.b:80"),
+            ("[::1]:", "[::1]:80"),
             ("10.0.0.1:9", "10.0.0.1:9"),
             ("[::1]:9", "[::1]:9"),
             ("[2001:db8::1]", "[2001:db8::1]:80"),
@@ -291,7 +295,9 @@ mod tests {
         for (text, want) in ok {
             assert_eq!(Authority::parse(text, Some(80)).unwrap().to_string(), want, "{text}");
         }
-        for text in ["", ":80", "a:0", "a:65536", "a:+80", "a b", "u@h:80", "[::1", "a:b", "a/b"] {
+        for text in
+            ["", ":", ":80", "a:0", "a:65536", "a:+80", "a b", "u@h:80", "[::1", "a:b", "a/b"]
+        {
             assert!(Authority::parse(text, Some(80)).is_err(), "{text:?} must be refused");
         }
         assert!(Authority::parse("a.b", None).is_err());

@@ -85,7 +85,9 @@ pub fn grpc_code_for(reason: Reason) -> i32 {
         | Reason::DeadlineExceededAfterHead
         | Reason::AttemptTimeout
         | Reason::FirstByteTimeout
-        | Reason::IdleTimeout => DEADLINE_EXCEEDED,
+        | Reason::IdleTimeout
+        | Reason::WriteTimeout
+        | Reason::RequestBodyTimeout => DEADLINE_EXCEEDED,
         Reason::NotForUs
         | Reason::MtlsRequired
         | Reason::TlsHandshakeFailed

@@ -181,9 +181,15 @@ reasons! {
     /// No head of a response came within the policy's time.
     FirstByteTimeout = "first_byte_timeout", Upstream, 504, "http_response_timeout",
         "the instance did not begin to answer within timeouts.firstByte";
-    /// Nothing of the response came for longer than the policy lets it.
+    /// Nothing of the response came for longer than the policy or the proxy lets it.
     IdleTimeout = "idle_timeout", Upstream, 504, "http_response_incomplete",
-        "the response fell silent for longer than timeouts.idle";
+        "the response fell silent for longer than timeouts.idle or --stream-idle-timeout";
+    /// The caller took none of the response for too long.
+    WriteTimeout = "write_timeout", Downstream, 408, "connection_write_timeout",
+        "the caller stopped reading its response; look at the caller, or raise --write-timeout";
+    /// The caller sent nothing more of its request for too long.
+    RequestBodyTimeout = "request_body_timeout", Downstream, 408, "connection_read_timeout",
+        "the caller stopped in the middle of its request; look at the caller, or raise --stream-idle-timeout";
     /// It came through more services than any request should.
     HopLimit = "hop_limit", Us, 508, "proxy_loop_detected",
         "services call each other without end; the detail names the way";

@@ -19,6 +19,7 @@ pub mod fault;
 pub mod head;
 pub mod headers;
 mod hedge;
+mod http1;
 mod http2;
 pub mod limits;
 pub mod mirror;

@@ -46,6 +46,23 @@ impl Io {
         Self::new(Transport::Tcp(stream), Bytes::new())
     }
 
+    /// How many bytes there are to read, at most one, without taking them; 0: the peer has closed its half.
+    /// Pending for ever where a transport does not tell.
+    pub fn poll_peek(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        match &mut self.transport {
+            _ if !self.read_ahead.is_empty() => Poll::Ready(Ok(1)),
+            Transport::Tcp(stream) => stream.poll_peek(cx, &mut ReadBuf::new(&mut [0])),
+            Transport::Tls(_) | Transport::Tunnel(_) | Transport::Memory(_) => Poll::Pending,
+        }
+    }
+
+    fn wrote<T>(&self, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if let Some(watch) = &self.watch {
+            watch.wrote(polled.is_ready());
+        }
+        polled
+    }
+
     /// Lets `watch` see when bytes arrive.
     #[must_use]
     pub fn watched(mut self, watch: Arc<ConnectionWatch>) -> Self {
@@ -95,12 +112,13 @@ impl AsyncWrite for Io {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        match &mut self.transport {
+        let polled = match &mut self.transport {
             Transport::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
             Transport::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
             Transport::Tunnel(stream) => Pin::new(stream).poll_write(cx, buf),
             Transport::Memory(stream) => Pin::new(stream).poll_write(cx, buf),
-        }
+        };
+        self.wrote(polled)
     }
 
     fn poll_write_vectored(
@@ -108,12 +126,13 @@ impl AsyncWrite for Io {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        match &mut self.transport {
+        let polled = match &mut self.transport {
             Transport::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
             Transport::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
             Transport::Tunnel(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
             Transport::Memory(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
-        }
+        };
+        self.wrote(polled)
     }
 
     fn is_write_vectored(&self) -> bool {

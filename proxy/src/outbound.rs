@@ -75,6 +75,8 @@ async fn explicit(worker: Rc<Worker>, stream: TcpStream, origin: Origin) {
     let protocol = match worker.listen(&mut sniffer, None, Direction::Outbound).await {
         Spoke::Client(Detected::Http1) => Protocol::Http1,
         Spoke::Client(Detected::Http2) => Protocol::Http2,
+        // To be told what is wrong with it.
+        Spoke::Client(Detected::Opaque) if sniffer.resembles_request() => Protocol::Http1,
         Spoke::Gone | Spoke::Nobody => return,
         Spoke::TooSlow => {
             return worker.refused(

@@ -144,6 +144,16 @@ pub struct Settings {
     #[arg(long, env = "OUTRIGGER_APP_IDLE_TIMEOUT", default_value = "4s", value_parser = parse_duration)]
     pub app_idle_timeout: Duration,
 
+    /// Time after which a request is ended of which nothing moves in either direction, in whole seconds;
+    /// 0s: never. A policy's timeouts.idle stands for it; upgraded connections and tunnels have no limit
+    #[arg(long, env = "OUTRIGGER_STREAM_IDLE_TIMEOUT", default_value = "5m", value_parser = parse_duration)]
+    pub stream_idle_timeout: Duration,
+
+    /// Time after which a request is ended whose caller does not take its response, in whole seconds; 0s:
+    /// never
+    #[arg(long, env = "OUTRIGGER_WRITE_TIMEOUT", default_value = "5m", value_parser = parse_duration)]
+    pub write_timeout: Duration,
+
     /// Request bytes kept at one time so that requests can be sent again, in bytes for the process
     #[arg(long, env = "OUTRIGGER_MAX_BUFFERED_BYTES", default_value_t = 64 * 1024 * 1024)]
     pub max_buffered_bytes: usize,

@@ -119,6 +119,13 @@ async fn decide(
             serve_http(worker, sniffer.into_io(), Protocol::Http1, origin).await;
             Ok(())
         }
+        // To be told what is wrong with it.
+        Spoke::Client(Detected::Opaque)
+            if declared == Protocol::Http1 && sniffer.resembles_request() =>
+        {
+            serve_http(worker, sniffer.into_io(), Protocol::Http1, origin).await;
+            Ok(())
+        }
         Spoke::Client(Detected::Http2) if !tls => {
             serve_http(worker, sniffer.into_io(), Protocol::Http2, origin).await;
             Ok(())

@@ -195,6 +195,16 @@ impl<B, D: Buf> Pump<B, D> {
         self.ends = ends;
     }
 
+    /// Whether it waits for the peer to take what has been read already.
+    pub fn is_blocked(&self) -> bool {
+        self.waiting.is_some()
+    }
+
+    /// Gives the stream up.
+    pub fn reset(&mut self, reason: Reason) {
+        self.stream.send_reset(reason);
+    }
+
     /// The stream, once the body is written.
     pub fn into_stream(self) -> SendStream<D> {
         self.stream

@@ -31,6 +31,14 @@ pub struct ConnectionWatch {
     multiplexed: bool,
     seen_request: AtomicBool,
     expired: AtomicBool,
+    /// Bytes have gone in either direction since somebody asked.
+    moved: AtomicBool,
+    /// The peer takes no more bytes.
+    blocked: AtomicBool,
+    /// Sweeps since then.
+    blocked_age: AtomicU32,
+    /// It has taken none for too long.
+    stuck: AtomicBool,
 }
 
 impl ConnectionWatch {
@@ -41,17 +49,46 @@ impl ConnectionWatch {
             multiplexed,
             seen_request: AtomicBool::new(false),
             expired: AtomicBool::new(false),
+            moved: AtomicBool::new(false),
+            blocked: AtomicBool::new(false),
+            blocked_age: AtomicU32::new(0),
+            stuck: AtomicBool::new(false),
         })
     }
 
     /// Bytes were read: with no request in flight they begin a head.
     pub fn bytes_arrived(&self) {
+        self.moved.store(true, Relaxed);
         if self.in_flight.load(Relaxed) == 0
             && self.head_age.load(Relaxed) == IDLE
             && !(self.multiplexed && self.seen_request.load(Relaxed))
         {
             self.head_age.store(0, Relaxed);
         }
+    }
+
+    /// The peer was offered bytes, and took some or not.
+    pub fn wrote(&self, took: bool) {
+        self.blocked.store(!took, Relaxed);
+        if took {
+            self.moved.store(true, Relaxed);
+            self.blocked_age.store(0, Relaxed);
+        }
+    }
+
+    /// Whether bytes have gone in either direction since the last call.
+    pub fn take_moved(&self) -> bool {
+        self.moved.swap(false, Relaxed)
+    }
+
+    /// Whether the peer takes no bytes at the moment.
+    pub fn is_blocked(&self) -> bool {
+        self.blocked.load(Relaxed)
+    }
+
+    /// Whether the peer has taken no bytes for too long: the connection must be dropped.
+    pub fn is_stuck(&self) -> bool {
+        self.stuck.load(Relaxed)
     }
 
     /// A head is complete.
@@ -70,7 +107,16 @@ impl ConnectionWatch {
         self.expired.load(Relaxed)
     }
 
-    fn sweep(&self, limit: u32) -> bool {
+    fn sweep(&self, limit: u32, write_limit: Option<u32>) -> bool {
+        if self.blocked.load(Relaxed) {
+            let age = self.blocked_age.load(Relaxed).saturating_add(1);
+            self.blocked_age.store(age, Relaxed);
+            // Exchanges that end for the same reason go first, and are told of one by one.
+            if write_limit.is_some_and(|limit| age > limit.saturating_add(1)) {
+                self.stuck.store(true, Relaxed);
+                return true;
+            }
+        }
         match self.head_age.load(Relaxed) {
             IDLE => false,
             age if age >= limit => {
@@ -206,10 +252,11 @@ impl Connections {
         }
     }
 
-    /// Ages every head that is being read by one and ends those older than `limit` sweeps.
-    pub fn sweep(&self, limit: u32) {
+    /// Ages every head that is being read by one and ends those older than `limit` sweeps; likewise peers
+    /// that take no bytes for more than `write_limit`.
+    pub fn sweep(&self, limit: u32, write_limit: Option<u32>) {
         for entry in self.entries.borrow().iter().flatten() {
-            if entry.watch.sweep(limit) {
+            if entry.watch.sweep(limit, write_limit) {
                 entry.wake();
             }
         }
@@ -305,21 +352,21 @@ mod tests {
         };
         let _entered = connections.enter(Direction::Inbound, Arc::clone(&watch), standing);
         for _ in 0..9 {
-            connections.sweep(2);
+            connections.sweep(2, None);
         }
         assert!(!watch.expired(), "an idle connection is no slow head");
         watch.bytes_arrived();
-        connections.sweep(2);
+        connections.sweep(2, None);
         watch.request_began();
-        connections.sweep(2);
+        connections.sweep(2, None);
         watch.bytes_arrived();
-        connections.sweep(2);
-        connections.sweep(2);
+        connections.sweep(2, None);
+        connections.sweep(2, None);
         assert!(!watch.expired(), "body bytes are no head");
         watch.request_ended();
         watch.bytes_arrived();
         for _ in 0..3 {
-            connections.sweep(2);
+            connections.sweep(2, None);
         }
         assert!(watch.expired());
     }

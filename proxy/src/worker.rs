@@ -27,6 +27,7 @@ use crate::memory::Spare;
 use crate::metrics::{CountKey, Direction, Label, SeriesKey, Status, WorkerMetrics};
 use crate::pool::Pools;
 use crate::pool::connect::{ConnectError, Opened, connect};
+use crate::progress::{Exchanges, StallLimits};
 use crate::proxy::{Phase, Proxy};
 use crate::store::Dialed;
 use crate::stream::sniff::{Sniffer, Spoke};
@@ -49,6 +50,8 @@ pub struct Worker {
     pub metrics: WorkerMetrics,
     pub load: Arc<Load>,
     pub connections: Rc<Connections>,
+    pub exchanges: Rc<Exchanges>,
+    stall_limits: StallLimits,
     pub pools: Pools,
     pub pace: Rc<Pace>,
     spare: Spare,
@@ -82,6 +85,11 @@ impl Worker {
             metrics: WorkerMetrics::new(Arc::clone(&proxy.metrics), index),
             load,
             connections: Rc::default(),
+            exchanges: Rc::default(),
+            stall_limits: StallLimits::new(
+                proxy.settings.stream_idle_timeout,
+                proxy.settings.write_timeout,
+            ),
             pools: Pools::new(&proxy, Rc::clone(&pace)),
             pace,
             spare: Spare::default(),
@@ -144,7 +152,8 @@ impl Worker {
     fn sweep(&self) {
         self.tick.set(self.tick.get() + 1);
         let limit = u32::try_from(self.proxy.settings.header_timeout.as_secs()).unwrap_or(u32::MAX);
-        self.connections.sweep(limit.max(1));
+        self.connections.sweep(limit.max(1), self.stall_limits.write);
+        self.exchanges.sweep(Instant::now(), self.stall_limits);
         self.pools.sweep(Instant::now());
         self.review();
         self.spare.sweep(self.metrics.take_recorded());

@@ -165,6 +165,8 @@ impl Class {
             Reason::BadRequest
             | Reason::HeadersTooLarge
             | Reason::HeaderTimeout
+            | Reason::WriteTimeout
+            | Reason::RequestBodyTimeout
             | Reason::DownstreamReset
             | Reason::ProtocolError
             | Reason::NoSuchService

@@ -259,7 +259,8 @@ pub async fn send(
             leased.ok_or_else(|| timed_out(hop, Waited::Connection))??
         };
         // Boxed: it is far larger than all else, and the future of every request would carry its size.
-        let mut sending = Box::pin(lease.send(write(head, keep, hop, body)?));
+        let mut sending =
+            Box::pin(lease.send(write(head, keep, hop, body)?, Some(exchange.tracked.progress())));
         exchange.lease = Some(Lease::H1(lease));
         first_byte(&mut clock, end, first_byte_limit);
         poll_fn(|cx| poll_within(sending.as_mut(), &mut clock, cx)).await
@@ -270,7 +271,11 @@ pub async fn send(
             leased.ok_or_else(|| timed_out(hop, Waited::Connection))??
         };
         let switches = head.as_ref().is_some_and(|head| head.upgrade.is_some());
-        let mut sending = pin!(lease.send(write(head, keep, hop, body)?, switches));
+        let mut sending = pin!(lease.send(
+            write(head, keep, hop, body)?,
+            switches,
+            Some(exchange.tracked.progress())
+        ));
         exchange.lease = Some(Lease::H2(lease));
         first_byte(&mut clock, end, first_byte_limit);
         poll_fn(|cx| poll_within(sending.as_mut(), &mut clock, cx)).await

@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll};
 
@@ -12,6 +13,7 @@ use http_body::{Body, Frame, SizeHint};
 use outrigger_core::policy::retry::DEFAULT_REPLAY_BYTES;
 use tokio::sync::mpsc;
 
+use crate::progress::Progress;
 use crate::streams::WireBody;
 use crate::worker::Worker;
 
@@ -126,6 +128,7 @@ pub struct Source {
     positions: [Option<usize>; MAX_READERS],
     mirrors: Vec<mpsc::Sender<Piece>>,
     worker: Rc<Worker>,
+    progress: Arc<Progress>,
     /// Bytes of this body that may be kept.
     limit: usize,
     /// Why it is not whole, if it is the memory of all.
@@ -133,10 +136,11 @@ pub struct Source {
 }
 
 impl RequestBody {
-    pub fn new(incoming: WireBody, worker: &Rc<Worker>) -> Self {
+    pub fn new(incoming: WireBody, worker: &Rc<Worker>, progress: &Arc<Progress>) -> Self {
         if incoming.is_end_stream() {
             return Self::Empty;
         }
+        progress.set_uploading(true);
         let source = Source {
             incoming,
             kept: Pieces::default(),
@@ -150,6 +154,7 @@ impl RequestBody {
             positions: [None; MAX_READERS],
             mirrors: Vec::new(),
             worker: Rc::clone(worker),
+            progress: Arc::clone(progress),
             limit: DEFAULT_REPLAY_BYTES as usize,
             no_memory: false,
         };
@@ -286,13 +291,16 @@ impl Source {
         };
         let Some(piece) = frame.and_then(into_piece) else {
             self.ended = true;
+            self.progress.set_uploading(false);
             self.tell_mirrors(&Piece::End);
             return Poll::Ready(None);
         };
         self.keep(&piece);
         self.tell_mirrors(&piece);
+        self.progress.touch();
         self.ended = self.incoming.is_end_stream();
         if self.ended {
+            self.progress.set_uploading(false);
             self.tell_mirrors(&Piece::End);
         }
         Poll::Ready(Some(Ok(piece)))

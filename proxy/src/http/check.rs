@@ -226,10 +226,10 @@ async fn ask(
         let (sent, lease) = if hop.wire == Wire::Http1 {
             // A connection of its own: an idle one may just be closed by the app, which is no illness.
             let mut lease = worker.pools.fresh_h1(key).await?;
-            (lease.send(request).await, Lease::H1(lease))
+            (lease.send(request, None).await, Lease::H1(lease))
         } else {
             let lease = worker.pools.lease_h2(key, std::time::Instant::now()).await?;
-            (lease.send(request, false).await, Lease::H2(lease))
+            (lease.send(request, false, None).await, Lease::H2(lease))
         };
         match sent.map_err(|error| failure(&hop, error)) {
             Ok(response) => return Ok((response, Held { is_hop, lease })),

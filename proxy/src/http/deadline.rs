@@ -62,6 +62,11 @@ impl Clock {
         Self { at, sleep: None }
     }
 
+    /// The time that it waits for.
+    pub fn until(&self) -> Option<Instant> {
+        self.at
+    }
+
     /// Moves the time; none: there is none.
     pub fn set(&mut self, at: Option<Instant>) {
         if self.at != at {

@@ -30,9 +30,11 @@ use crate::endpoint::coarse_ms;
 use crate::guard::{Attempt, Seat};
 use crate::metrics::{CountKey, Label, SeriesKey, Status, add};
 use crate::pool;
+use crate::progress::Tracked;
 
 pub struct Exchange {
     pub connection: Rc<Connection>,
+    pub tracked: Tracked,
     pub began: Instant,
     pub service: Label,
     pub route: Label,
@@ -125,7 +127,7 @@ impl Exchange {
         }
     }
 
-    pub fn begin(connection: Rc<Connection>, head: &Parts) -> Self {
+    pub fn begin(connection: Rc<Connection>, head: &Parts, tracked: Tracked) -> Self {
         connection.request_began();
         let grpc = is_grpc(&head.headers);
         let protocol = if grpc { Protocol::Grpc } else { connection.protocol };
@@ -163,6 +165,7 @@ impl Exchange {
             attempt: None,
             seat: None,
             endpoint: None,
+            tracked,
             connection,
         }
     }
@@ -319,8 +322,14 @@ impl Exchange {
 impl Drop for Exchange {
     fn drop(&mut self) {
         if !self.over {
-            self.reason = Some(Reason::DownstreamReset);
-            self.record(Outcome::Canceled, Instant::now());
+            // Nobody polled it to its end: the caller went away, or the sweep has ended it.
+            let reason = self.tracked.progress().ended().unwrap_or(Reason::DownstreamReset);
+            self.reason = Some(reason);
+            let outcome = match reason.side() {
+                Side::Upstream => Outcome::Failure,
+                Side::Downstream | Side::Us => Outcome::Canceled,
+            };
+            self.record(outcome, Instant::now());
         }
     }
 }

@@ -3,7 +3,7 @@
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::request::Parts;
 use http::uri::{Authority, InvalidUri, PathAndQuery, Scheme};
-use http::{Method, Request, Uri, Version};
+use http::{Extensions, Method, Request, Uri, Version};
 use http_body::Body;
 use outrigger_core::compile::Filters;
 use outrigger_core::filter::{modify_headers, rewrite_path};
@@ -30,6 +30,9 @@ pub struct Head {
     pub upgrade: Option<HeaderValue>,
     /// Between proxies: a policy started its deadline, so that it ends with the head of what streams.
     pub deadline_by_policy: bool,
+    /// How header names were written, for an upstream on HTTP/1.1 of a caller on HTTP/1.1. Of the first
+    /// attempt alone.
+    written: Extensions,
     /// The headers, while they are lent.
     lent: Vec<u8>,
 }
@@ -53,15 +56,19 @@ impl Head {
             headers,
             upgrade,
             deadline_by_policy: false,
+            written: match parts.version {
+                Version::HTTP_11 => parts.extensions,
+                _ => Extensions::new(),
+            },
             lent: Vec::new(),
         }
     }
 
     /// Of a request that this proxy makes itself.
     pub fn own(method: Method, path: PathAndQuery, authority: Authority) -> Self {
-        let (headers, lent) = (HeaderMap::new(), Vec::new());
-        let authority = Some(authority);
-        Self { method, path, authority, headers, upgrade: None, deadline_by_policy: false, lent }
+        let (headers, written, lent) = Default::default();
+        let (authority, upgrade, deadline_by_policy) = (Some(authority), None, false);
+        Self { method, path, authority, headers, upgrade, deadline_by_policy, written, lent }
     }
 
     /// The host that the request names: its target's authority, else its Host header.
@@ -88,7 +95,8 @@ impl Head {
         let (method, path) = (self.method.clone(), self.path.clone());
         let (authority, upgrade) = (self.authority.clone(), self.upgrade.clone());
         let deadline_by_policy = self.deadline_by_policy;
-        Self { method, path, authority, headers, upgrade, deadline_by_policy, lent: Vec::new() }
+        let (written, lent) = (std::mem::take(&mut self.written), Vec::new());
+        Self { method, path, authority, headers, upgrade, deadline_by_policy, written, lent }
     }
 
     /// Gets back what [`Self::lend`] took.
@@ -151,6 +159,7 @@ impl Head {
                 headers.insert(header::UPGRADE, token);
             }
             *request.uri_mut() = Uri::from(self.path);
+            *request.extensions_mut() = self.written;
             return Ok(request);
         }
         let host = headers.remove(header::HOST);

@@ -249,6 +249,13 @@ pub fn keep_inside(headers: &mut HeaderMap) {
     }
 }
 
+/// Whether the caller holds its body back until it is told to go on (RFC 9110 section 10.1.1).
+pub fn expects_continue(headers: &HeaderMap) -> bool {
+    headers
+        .get(header::EXPECT)
+        .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
+}
+
 /// Refuses heads that parse but that no proxy should pass on.
 pub fn check(head: &Parts) -> Result<(), &'static str> {
     if head.version < Version::HTTP_2 && head.method != Method::CONNECT {

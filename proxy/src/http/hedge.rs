@@ -257,7 +257,7 @@ impl Hedging<'_> {
             let mut leasing = pin!(pools.lease_h1(hop.key(), Reuse::Safe, began));
             let leased = poll_fn(|cx| poll_within(leasing.as_mut(), &mut clock, cx)).await;
             let mut lease = leased.ok_or_else(connecting)??;
-            let mut sending = pin!(lease.send(request));
+            let mut sending = pin!(lease.send(request, None));
             *held = Some(Lease::H1(lease));
             clock.set(earlier(end, Instant::now(), limits.first_byte));
             poll_fn(|cx| poll_within(sending.as_mut(), &mut clock, cx)).await
@@ -265,7 +265,7 @@ impl Hedging<'_> {
             let mut leasing = pin!(pools.lease_h2(hop.key(), began));
             let leased = poll_fn(|cx| poll_within(leasing.as_mut(), &mut clock, cx)).await;
             let lease = leased.ok_or_else(connecting)??;
-            let mut sending = pin!(lease.send(request, false));
+            let mut sending = pin!(lease.send(request, false, None));
             *held = Some(Lease::H2(lease));
             clock.set(earlier(end, Instant::now(), limits.first_byte));
             poll_fn(|cx| poll_within(sending.as_mut(), &mut clock, cx)).await

@@ -5,6 +5,7 @@
 use std::cell::RefCell;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -23,6 +24,7 @@ use super::response_body::ResponseBody;
 use super::server::Connection;
 use super::upgrade::Caller;
 use crate::io::Io;
+use crate::progress::Progress;
 use crate::streams::opening::Opening;
 use crate::streams::prelude::Prelude;
 use crate::streams::tunnel::Tunnel;
@@ -99,9 +101,12 @@ fn serve(connection: &Rc<Connection>, request: Request<RecvStream>, respond: Sen
     };
     // Into memory that is there already, so that it is not copied: most of it is for later.
     let room = Box::new_uninit();
-    let handling = Box::write(room, request::handle(Rc::clone(connection), head, body, caller));
-    let handling = Box::into_pin(handling);
-    tokio::task::spawn_local(Stream { respond, switching, state: State::Handling(handling) });
+    let tracked = connection.worker.exchanges.begin(None);
+    let progress = Arc::clone(tracked.progress());
+    let handling = request::handle(Rc::clone(connection), head, body, caller, tracked);
+    let handling = Box::into_pin(Box::write(room, handling));
+    let state = State::Handling(handling);
+    tokio::task::spawn_local(Stream { respond, switching, progress, state });
 }
 
 /// What becomes of a request that wants to change protocols, if it is accepted.
@@ -123,6 +128,7 @@ enum Receive {
 struct Stream<F> {
     respond: SendResponse<Bytes>,
     switching: Option<Box<Switching>>,
+    progress: Arc<Progress>,
     state: State<F>,
 }
 
@@ -138,16 +144,33 @@ impl<F: Future<Output = Response<ResponseBody>>> Future for Stream<F> {
         let this = self.get_mut();
         if let State::Handling(handling) = &mut this.state {
             let Poll::Ready(response) = handling.as_mut().poll(cx) else {
+                for response in this.progress.take_informational() {
+                    // Fails only where nobody is there to be told.
+                    let _gone = this.respond.send_informational(response);
+                }
                 // A caller that goes away wants no answer.
                 return this.respond.poll_reset(cx).map(drop);
             };
+            this.progress.set_head_sent();
             match begin_answer(&mut this.respond, this.switching.take(), response) {
                 Some(pump) => this.state = State::Answering(pump),
                 None => return Poll::Ready(()),
             }
         }
         match &mut this.state {
-            State::Answering(pump) => Pin::new(pump).poll(cx),
+            State::Answering(pump) => {
+                if this.progress.ended().is_some() {
+                    // The exchange says why when it is dropped.
+                    pump.reset(Reason::CANCEL);
+                    return Poll::Ready(());
+                }
+                let polled = Pin::new(&mut *pump).poll(cx);
+                if polled.is_pending() {
+                    this.progress.set_blocked(pump.is_blocked());
+                    this.progress.set_waker(cx.waker());
+                }
+                polled
+            }
             State::Handling(_) => Poll::Ready(()),
         }
     }

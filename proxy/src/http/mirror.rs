@@ -71,10 +71,10 @@ async fn deliver(
     let request = head.into_request(&hop, body).ok()?;
     let (response, lease) = if hop.wire == Wire::Http1 {
         let mut lease = worker.pools.lease_h1(key, Reuse::Safe, now).await.ok()?;
-        (lease.send(request).await.ok()?, Lease::H1(lease))
+        (lease.send(request, None).await.ok()?, Lease::H1(lease))
     } else {
         let lease = worker.pools.lease_h2(key, now).await.ok()?;
-        (lease.send(request, false).await.ok()?, Lease::H2(lease))
+        (lease.send(request, false, None).await.ok()?, Lease::H2(lease))
     };
     let mut answer = response.into_body();
     while let Some(frame) = answer.frame().await {

@@ -8,6 +8,7 @@ use std::future::poll_fn;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::Poll;
 
 use bytes::Bytes;
 use http::header::{self, HeaderValue};
@@ -37,6 +38,7 @@ use super::{attempts, context, headers, mirror, respond, upgrade};
 use crate::correlation::Remembered;
 use crate::metrics::Direction;
 use crate::peer::Peer;
+use crate::progress::Tracked;
 use crate::store::Live;
 use crate::streams::WireBody;
 
@@ -60,15 +62,17 @@ pub fn handle(
     parts: Parts,
     body: Option<WireBody>,
     caller: Option<upgrade::Caller>,
+    tracked: Tracked,
 ) -> impl Future<Output = Response<ResponseBody>> {
     let version = parts.version;
     // Boxed: it travels with the request and its response through many hands.
-    let mut exchange = Box::new(Exchange::begin(Rc::clone(&connection), &parts));
+    let mut exchange = Box::new(Exchange::begin(Rc::clone(&connection), &parts, tracked));
     let mut switch = upgrade::wanted(&parts, caller);
     let checked = headers::check(&parts);
     let tunnel = upgrade::is_tunnel(&parts);
-    let mut body =
-        body.map_or(RequestBody::Empty, |body| RequestBody::new(body, &connection.worker));
+    let mut body = body.map_or(RequestBody::Empty, |body| {
+        RequestBody::new(body, &connection.worker, exchange.tracked.progress())
+    });
     let mut head = Some(Head::new(parts, switch.as_deref()));
     async move {
         let served = match checked {
@@ -151,8 +155,19 @@ async fn serve(
     }
     let spare = fallback::spare(call, slot.as_ref());
     let answered = {
+        let progress = Arc::clone(exchange.tracked.progress());
         let mut tries = pin!(attempts::run(connection, exchange, &way, call, slot, body));
-        poll_fn(|cx| poll_within(tries.as_mut(), &mut clock, cx)).await
+        poll_fn(|cx| {
+            let polled = poll_within(tries.as_mut(), &mut clock, cx);
+            if polled.is_pending() {
+                if progress.ended().is_some() {
+                    return Poll::Ready(None);
+                }
+                progress.set_waker(cx.waker());
+            }
+            polled
+        })
+        .await
     };
     let answered = answered.unwrap_or_else(|| Err(late(exchange)));
     let mut response = match spare {
@@ -171,6 +186,7 @@ async fn serve(
         }
     };
     let accepted = switch.as_deref().and_then(|switch| upgrade::accepted(switch, &response));
+    exchange.tracked.progress().touch();
     exchange.bounds = bounds(exchange, call, clock, accepted.is_some(), &response);
     let framed = caching.is_some() && is_framed(&response);
     clean(exchange, &way, &mut response);
@@ -228,6 +244,12 @@ pub(super) fn lost() -> Refusal {
 
 /// The deadline has passed in the middle of an attempt or of the pause before one.
 fn late(exchange: &Exchange) -> Refusal {
+    if let Some(reason) = exchange.tracked.progress().ended() {
+        return Refusal {
+            processed: true,
+            ..Refusal::new(reason, "nothing has moved for too long")
+        };
+    }
     exchange.time_left("no response had come when it passed").err().unwrap_or_else(lost)
 }
 
@@ -256,6 +278,9 @@ fn bounds(
             remembered.end_deadline();
         }
     }
+    let progress = exchange.tracked.progress();
+    progress.set_deadline(clock.until());
+    progress.set_idle(call.timeouts.idle);
     Bounds::new(clock, call.timeouts.idle, exchange.is_grpc())
 }
 
@@ -381,7 +406,7 @@ fn split_port(authority: &str) -> (&str, Option<u16>) {
 mod tests {
     use super::*;
 
-    fn size<A, B, C, D, F: Future>(_: fn(A, B, C, D) -> F) -> usize {
+    fn size<A, B, C, D, E, F: Future>(_: fn(A, B, C, D, E) -> F) -> usize {
         size_of::<F>()
     }
 

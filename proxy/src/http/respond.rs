@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 use std::fmt::Write;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http::header::{self, HeaderValue};
@@ -160,6 +160,28 @@ pub fn refuse(refusal: Refusal, mut exchange: Box<Exchange>) -> Response<Respons
         response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds_up(after)));
     }
     response
+}
+
+/// A whole answer on HTTP/1.1 to what could not be read as a request. The connection ends with it.
+pub fn bare(reason: Reason, detail: &str) -> Vec<u8> {
+    let body = format!("outrigger: {reason}: {detail}\n{}\n", reason.hint());
+    let status = reason.status();
+    let mut out = format!(
+        "HTTP/1.1 {} {}\r\ncontent-type: text/plain; charset=utf-8\r\ncontent-length: {}\r\ndate: {}\r\nconnection: close\r\n",
+        status.as_str(),
+        status.canonical_reason().unwrap_or_default(),
+        body.len(),
+        httpdate::fmt_http_date(SystemTime::now()),
+    )
+    .into_bytes();
+    if let Some(value) = proxy_status(reason, detail) {
+        out.extend_from_slice(b"proxy-status: ");
+        out.extend_from_slice(value.as_bytes());
+        out.extend_from_slice(b"\r\n");
+    }
+    out.extend_from_slice(b"\r\n");
+    out.extend_from_slice(body.as_bytes());
+    out
 }
 
 /// Reasons for which nothing of the request reached the app, so that the caller's proxy may try

@@ -4,6 +4,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
+use http::Method;
 use http_body::{Body, Frame, SizeHint};
 use outrigger_core::reason::Reason;
 
@@ -33,7 +34,8 @@ impl ResponseBody {
 
     /// A body that the proxy makes itself; may be empty.
     pub fn own(body: Bytes, exchange: Box<Exchange>) -> Self {
-        let body = (!body.is_empty()).then_some(body);
+        // An answer to HEAD has none, whoever makes it (RFC 9110 section 9.3.2).
+        let body = (!body.is_empty() && exchange.method != Method::HEAD).then_some(body);
         Self { content: Content::Own(body), exchange: Some(exchange) }
     }
 
@@ -87,6 +89,7 @@ impl Body for ResponseBody {
             Poll::Pending => this.poll_bounds(cx),
             Poll::Ready(Some(Ok(frame))) => {
                 if let Some(exchange) = &mut this.exchange {
+                    exchange.tracked.progress().touch();
                     if let Some(bounds) = &mut exchange.bounds {
                         bounds.frame(frame.data_ref());
                     }

@@ -13,7 +13,7 @@ use std::task::Poll;
 
 use futures::FutureExt;
 use h2::server;
-use http::{HeaderMap, Request};
+use http::{HeaderMap, Method, Request, StatusCode, Version};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -22,7 +22,8 @@ use hyper_util::rt::TokioIo;
 use outrigger_core::config::Protocol;
 use outrigger_core::reason::Reason;
 
-use super::headers::CLIENT_CERT;
+use super::headers::{self, CLIENT_CERT};
+use super::http1::{Link, Wire};
 use super::http2::Serving;
 use super::request;
 use super::upgrade::Caller as Side;
@@ -60,6 +61,8 @@ pub struct Connection {
     /// `Http1` or `Http2`.
     pub protocol: Protocol,
     watch: Arc<ConnectionWatch>,
+    /// Of HTTP/1.1, where one exchange follows the other.
+    link: Option<Link>,
 }
 
 /// The builders of servers, made once per worker.
@@ -72,7 +75,10 @@ pub struct Builders {
 impl Builders {
     pub fn new(settings: &Settings) -> Self {
         let mut h1 = http1::Builder::new();
-        h1.max_headers(settings.max_headers)
+        // A caller that closes its half has asked all that it wants to; `Wire` finds out who has gone.
+        h1.half_close(true)
+            .preserve_header_case(true)
+            .max_headers(settings.max_headers)
             .max_header_size(settings.max_header_bytes as usize)
             .max_buf_size((settings.max_header_bytes as usize).max(H1_BUFFER) + H1_BUFFER);
         let mut h2_hop = h2_builder(settings, HOP_STREAMS);
@@ -110,6 +116,7 @@ impl Connection {
             slot,
             protocol,
             watch: Arc::clone(&watch),
+            link: (protocol == Protocol::Http1).then(Link::default),
         });
         let ended = if protocol == Protocol::Http2 {
             let builder = match direction {
@@ -126,18 +133,40 @@ impl Connection {
             })
             .await
         } else {
+            let link = connection.link.clone().unwrap_or_default();
             let service = service_fn(|request: Request<Incoming>| {
                 let (mut head, body) = request.into_parts();
                 let caller = head.extensions.remove::<OnUpgrade>().map(Side::Http1);
                 let body = Some(WireBody::Hyper(body));
+                let tracked = worker.exchanges.begin(Some(Arc::clone(&watch)));
+                let informs = head.version == Version::HTTP_11;
+                let holds_back = informs && headers::expects_continue(&head.headers);
+                link.asked(Arc::clone(tracked.progress()), holds_back, informs);
+                let (link, connects) = (&link, head.method == Method::CONNECT);
                 // Not an async block around it: that would hold the future twice.
-                request::handle(Rc::clone(&connection), head, body, caller).map(Ok::<_, Infallible>)
+                request::handle(Rc::clone(&connection), head, body, caller, tracked).map(
+                    move |response| {
+                        let status = response.status();
+                        match status == StatusCode::SWITCHING_PROTOCOLS
+                            || (connects && status.is_success())
+                        {
+                            true => link.switched(),
+                            false => link.answering(),
+                        }
+                        Ok::<_, Infallible>(response)
+                    },
+                )
             });
-            let serving = worker.http.h1.serve_connection(TokioIo::new(io), service);
+            let wire = TokioIo::new(Wire::new(io, link.clone()));
+            let serving = worker.http.h1.serve_connection(wire, service);
             let mut serving = pin!(serving.with_upgrades());
             drive(&registered, &watch, |cx, shutdown| {
                 if shutdown {
                     serving.as_mut().graceful_shutdown();
+                }
+                if link.cut().is_some() {
+                    // The exchange says why when it is dropped.
+                    return Poll::Ready(Ok(()));
                 }
                 serving.as_mut().poll(cx).map_err(|error| reason_of(&error))
             })
@@ -185,6 +214,9 @@ impl Connection {
     }
 
     pub fn request_ended(&self) {
+        if let Some(link) = &self.link {
+            link.over();
+        }
         self.watch.request_ended();
         self.worker.load.streams.fetch_sub(1, Relaxed);
     }
@@ -202,6 +234,9 @@ async fn drive(
         registered.set_waker(cx.waker());
         if watch.expired() {
             return Poll::Ready(Err(Reason::HeaderTimeout));
+        }
+        if watch.is_stuck() {
+            return Poll::Ready(Err(Reason::WriteTimeout));
         }
         if let Some(reason) = registered.cut() {
             return Poll::Ready(Err(reason));

@@ -3,12 +3,14 @@
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::FutureExt;
 use http::header::{HeaderMap, TRANSFER_ENCODING};
 use http::{Request, Response};
 use hyper::client::conn::http1;
+use hyper::ext::on_informational;
 use hyper_util::rt::TokioIo;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
@@ -17,6 +19,8 @@ use super::connect::{ConnectError, connect_to};
 use super::stream::SendError;
 use super::{PoolKey, Pools};
 use crate::http::body::{BodyError, RequestBody};
+use crate::http::headers::clean_response;
+use crate::progress::Progress;
 use crate::streams::WireBody;
 
 /// Idle connections kept for one address.
@@ -116,6 +120,7 @@ impl Pools {
             let _dialing = Dialing::begin(&pool);
             let stream = connect_to(key, &self.opening).await?;
             let (sender, connection) = http1::Builder::new()
+                .preserve_header_case(true)
                 .max_headers(self.opening.config.max_headers)
                 .max_buf_size((self.opening.config.max_header_bytes as usize).max(8_192))
                 .handshake(TokioIo::new(stream))
@@ -231,11 +236,23 @@ impl Drop for Dialing<'_> {
 }
 
 impl Lease {
-    /// Queues the request at once; the future is its answer.
+    /// Queues the request at once; the future is its answer. `progress`: who is told of informational
+    /// responses.
     pub fn send(
         &mut self,
-        request: Request<RequestBody>,
+        mut request: Request<RequestBody>,
+        progress: Option<&Arc<Progress>>,
     ) -> impl Future<Output = Result<Response<WireBody>, SendError>> + use<> {
+        if let Some(progress) = progress.map(Arc::clone) {
+            on_informational(&mut request, move |response| {
+                let mut told = Response::new(());
+                *told.status_mut() = response.status();
+                told.headers_mut().clone_from(response.headers());
+                clean_response(told.headers_mut());
+                progress.touch();
+                progress.inform(told);
+            });
+        }
         let sent = self.sender.try_send_request(request);
         let (pool, idle) = (Rc::clone(&self.pool), self.idle);
         sent.map(move |sent| match sent {
@@ -340,7 +357,7 @@ mod tests {
             let (sender, server) = connection().await;
             let (idle, pool_) = (Some(Duration::from_millis(800)), Rc::clone(&pool));
             let mut lease = Lease { sender, pool: pool_, idle };
-            let sending = lease.send(Request::new(RequestBody::Empty));
+            let sending = lease.send(Request::new(RequestBody::Empty), None);
             drop(server);
             assert!(sending.await.is_err_and(|error| error.reused));
             let (sender, _server) = connection().await;

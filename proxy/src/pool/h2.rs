@@ -9,6 +9,7 @@ use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::rc::Weak;
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
@@ -23,6 +24,7 @@ use super::connect::{ConnectError, Opened, connect_hop, connect_to};
 use super::stream::{SendError, Sending};
 use super::{Opening, PoolKey, Pools};
 use crate::http::body::RequestBody;
+use crate::progress::Progress;
 use crate::streams::{Upward, WireBody};
 use crate::tls::handshake::Proof;
 use crate::tls::verify::Trust;
@@ -308,10 +310,12 @@ impl Connection {
 
 impl Lease {
     /// Queues the request at once; the future is its answer. `switches`: its stream may stop being HTTP.
+    /// `progress`: who is told of informational responses.
     pub fn send(
         &self,
         request: Request<RequestBody>,
         switches: bool,
+        progress: Option<&Arc<Progress>>,
     ) -> impl Future<Output = Result<Response<WireBody>, SendError>> + use<> {
         let reused = self.connection.reused.replace(true);
         // A copy: the sender itself would take no further request while this one waits for the peer to
@@ -322,7 +326,7 @@ impl Lease {
             true => Sending::begin_switch(&mut sender, request, reused),
         };
         match begun {
-            Ok(sending) => Either::Left(sending),
+            Ok(sending) => Either::Left(sending.informing(progress)),
             Err(error) => Either::Right(ready(Err(error))),
         }
     }

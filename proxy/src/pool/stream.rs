@@ -4,6 +4,7 @@
 //! and answer through channels, which costs about a tenth of a request.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -15,6 +16,7 @@ use hyper::client::conn::TrySendError;
 
 use crate::http::body::{BodyError, RequestBody};
 use crate::http::headers::{UPGRADE, UPGRADE_BODY};
+use crate::progress::Progress;
 use crate::streams::prelude::Framed;
 use crate::streams::tunnel::Tunnel;
 use crate::streams::{Pump, Switched, Upward, WireBody};
@@ -37,6 +39,8 @@ pub struct Sending {
     switching: Option<Box<Switching>>,
     /// The connection has carried another request before.
     reused: bool,
+    /// Who is told of informational responses.
+    progress: Option<Arc<Progress>>,
 }
 
 impl Sending {
@@ -53,7 +57,14 @@ impl Sending {
             .map_err(|error| SendError { error: error.into(), unsent: true, reused: false })?;
         // A body breaks off when its caller goes away.
         let pump = (!ends).then(|| Pump::new(body, stream, |_| Reason::CANCEL));
-        Ok(Self { response, pump, switching: None, reused })
+        Ok(Self { response, pump, switching: None, reused, progress: None })
+    }
+
+    /// Passes informational responses on.
+    #[must_use]
+    pub fn informing(mut self, progress: Option<&Arc<Progress>>) -> Self {
+        self.progress = progress.cloned();
+        self
     }
 
     /// The same for a request that wants its stream to stop being HTTP: CONNECT, or one with
@@ -77,7 +88,7 @@ impl Sending {
             Before::Nothing(stream)
         };
         let switching = Some(Box::new(Switching { connect, before: Some(before) }));
-        Ok(Self { response, pump: None, switching, reused })
+        Ok(Self { response, pump: None, switching, reused, progress: None })
     }
 }
 
@@ -93,6 +104,12 @@ impl Future for Sending {
         }
         if let Some(switching) = &mut this.switching {
             switching.write(cx);
+        }
+        if let Some(progress) = &this.progress {
+            while let Poll::Ready(Some(Ok(response))) = this.response.poll_informational(cx) {
+                progress.touch();
+                progress.inform(response);
+            }
         }
         let answered = ready!(Pin::new(&mut this.response).poll(cx));
         let response = answered.map_err(|error| {

@@ -195,7 +195,8 @@ pub async fn tunnel(
     let authority = endpoint.endpoint.address.to_string();
     *request.uri_mut() =
         Uri::builder().authority(authority).build().map_err(|e| failed(e.to_string()))?;
-    let response = lease.send(request, true).await.map_err(|e| failed(e.error.to_string()))?;
+    let response =
+        lease.send(request, true, None).await.map_err(|e| failed(e.error.to_string()))?;
     let (head, body) = response.into_parts();
     let WireBody::Switched(switched) = body else {
         let why = explained(&head.headers).map_or("no reason given", Reason::as_str);

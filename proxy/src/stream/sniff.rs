@@ -12,6 +12,8 @@ use crate::io::{Io, Transport};
 
 /// First bytes looked at: a ClientHello may fill a TLS record.
 const MAX_FIRST_BYTES: usize = 17 * 1024;
+/// The longest method known to IANA has 17 characters.
+const MAX_METHOD: usize = 17;
 /// Enough for most first reads.
 const FIRST_READ: usize = 1024;
 
@@ -71,6 +73,13 @@ impl Sniffer {
                 Err(_) => return Spoke::Gone,
             }
         }
+    }
+
+    /// Whether the first bytes are meant to be a request of HTTP/1.1, if not a valid one: a method as the
+    /// registered ones are written, and a space. Where HTTP is expected, that deserves an answer.
+    pub fn resembles_request(&self) -> bool {
+        let method = self.read.iter().take_while(|byte| byte.is_ascii_uppercase()).count();
+        (3..=MAX_METHOD).contains(&method) && self.read.get(method) == Some(&b' ')
     }
 
     /// Waits until the client has said something or gone.
