@@ -42,10 +42,6 @@ pub mod ewma {
     /// Cost per request in flight of an endpoint that has never answered, once it has one: it is
     /// tried, and nobody queues up at it before the answer is there.
     const FRESH_BUSY_US: f32 = 1_000_000.0;
-    /// What a failed answer counts as at least.
-    const FAILURE_US: f32 = 1_000_000.0;
-    /// What the past counts after a failure, however soon it follows.
-    const MOST_WEIGHT: f32 = 0.99;
     /// No cost is below this, so that a state is never mistaken for a fresh one.
     const LEAST_US: f32 = 1.0;
 
@@ -62,21 +58,6 @@ pub mod ewma {
             (cost * weight + latency * (1.0 - weight), newer(stamp, now_ms))
         };
         pack(cost.max(LEAST_US), stamp)
-    }
-
-    /// The state after an answer that was a failure and took `latency_us`. It counts like a slow one that
-    /// is repeated at the end of the average, whatever time it took: so that quick failures attract
-    /// nobody, and an endpoint that fails now and then gets less by as much as it fails.
-    pub fn observe_failure(packed: u64, now_ms: u32, latency_us: u32) -> u64 {
-        let penalty = FAILURE_US.max(latency_us as f32);
-        if packed == 0 {
-            return pack(penalty, now_ms);
-        }
-        let (cost, stamp) = unpack(packed);
-        let penalty = penalty.max(cost * 2.0);
-        // Even failures of one millisecond add up.
-        let weight = weight(stamp, now_ms).min(MOST_WEIGHT);
-        pack((cost * weight + penalty * (1.0 - weight)).max(LEAST_US), newer(stamp, now_ms))
     }
 
     /// The cost in microseconds by now: what has not been heard of for long is worth a new try.
@@ -96,11 +77,11 @@ pub mod ewma {
         cost(packed, now_ms) * (in_flight as f32 + 1.0)
     }
 
-    fn pack(cost: f32, stamp: u32) -> u64 {
+    pub(super) fn pack(cost: f32, stamp: u32) -> u64 {
         u64::from(cost.to_bits()) << 32 | u64::from(stamp)
     }
 
-    fn unpack(packed: u64) -> (f32, u32) {
+    pub(super) fn unpack(packed: u64) -> (f32, u32) {
         (f32::from_bits((packed >> 32) as u32), packed as u32)
     }
 
@@ -111,12 +92,54 @@ pub mod ewma {
         if elapsed > u32::MAX / 2 { 0 } else { elapsed }
     }
 
-    fn newer(stamp: u32, now_ms: u32) -> u32 {
+    pub(super) fn newer(stamp: u32, now_ms: u32) -> u32 {
         stamp.wrapping_add(elapsed(stamp, now_ms))
     }
 
-    fn weight(stamp: u32, now_ms: u32) -> f32 {
+    pub(super) fn weight(stamp: u32, now_ms: u32) -> f32 {
         (-(elapsed(stamp, now_ms) as f32) / DECAY_MS).exp()
+    }
+}
+
+/// How much of what an endpoint answers is failures, and what it shall get for that.
+///
+/// A failure is often quicker than an answer, so that latency and requests in flight make who fails look
+/// good. The state is one number, as in [`ewma`]: the share of failures as the bits of an `f32`, then the time
+/// of the last change. 0 is an endpoint that has never failed.
+pub mod failures {
+    use super::ewma::{newer, pack, unpack, weight};
+
+    /// What one answer changes.
+    const STEP: f32 = 0.1;
+    /// After a failure of an endpoint that has never answered well.
+    const FIRST: f32 = 0.5;
+    /// What one that only fails still gets, so that its recovery is seen.
+    pub const LEAST_SHARE: f32 = 1.0 / 16.0;
+
+    /// The state after an answer. `known`: the endpoint has answered well before.
+    pub fn observe(packed: u64, now_ms: u32, failed: bool, known: bool) -> u64 {
+        if packed == 0 && !failed {
+            return 0;
+        }
+        let (rate, stamp) = if packed == 0 { (0.0, now_ms) } else { unpack(packed) };
+        let rate = rate * weight(stamp, now_ms) * (1.0 - STEP) + if failed { STEP } else { 0.0 };
+        let rate = if failed && !known { rate.max(FIRST) } else { rate };
+        pack(rate, newer(stamp, now_ms))
+    }
+
+    /// The share of failures by now, 0 to 1.
+    pub fn rate(packed: u64, now_ms: u32) -> f32 {
+        if packed == 0 {
+            return 0.0;
+        }
+        let (rate, stamp) = unpack(packed);
+        rate * weight(stamp, now_ms)
+    }
+
+    /// Of what it would get otherwise, 0 to 1.
+    pub fn share(packed: u64, now_ms: u32) -> f32 {
+        let well = 1.0 - rate(packed, now_ms);
+        (well * well).max(LEAST_SHARE)
     }
 }
 
@@ -204,6 +227,25 @@ pub fn subset(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_fails_gets_less_by_as_much_as_it_fails_and_recovers() {
+        let (mut always, mut sometimes) = (0, 0);
+        for ms in 0..2_000 {
+            always = failures::observe(always, ms, true, true);
+            sometimes = failures::observe(sometimes, ms, ms % 100 == 99, true);
+        }
+        assert!((failures::share(always, 2_000) - failures::LEAST_SHARE).abs() < 0.01);
+        assert!(failures::share(sometimes, 2_000) > 0.75);
+        assert!(
+            failures::share(failures::observe(0, 0, true, false), 0) < 0.3,
+            "it knows nothing better"
+        );
+        assert!(failures::share(always, 32_000) > 0.9, "what was long ago counts no more");
+        let recovered = (0..50).fold(always, |f, n| failures::observe(f, 2_000 + n, false, true));
+        assert!(failures::share(recovered, 2_050) > 0.95);
+        assert_eq!(failures::share(0, 0), 1.0);
+    }
 
     #[test]
     fn two_different_endpoints_are_compared() {

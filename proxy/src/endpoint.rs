@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use http::HeaderValue;
-use outrigger_core::balance::{self, Ring, ewma};
+use outrigger_core::balance::{self, Ring, ewma, failures};
 use outrigger_core::config::{Balancer, Endpoint, Protocol};
 use outrigger_core::name::{DestinationName, EndpointId};
 use outrigger_core::policy::preference::WHOLE;
@@ -27,6 +27,11 @@ use crate::tls::Expected;
 /// Latency that a failed connection counts as, so that the balancer turns away from it until
 /// the estimate has decayed.
 const FAILURE_PENALTY_US: u32 = 5_000_000;
+
+/// Share of failures from which on an endpoint gets less than others, and for how long that is remembered:
+/// until it counts no more. Below, every choice would cost more than it is worth.
+const NOTABLE: f32 = 0.2;
+const NOTABLE_FOR_MS: u32 = 30_000;
 
 /// Every endpoint of one service port.
 pub struct Endpoints {
@@ -46,8 +51,8 @@ pub struct Endpoints {
     turn: AtomicU64,
     /// Some endpoint has a sidecar.
     has_mesh: AtomicBool,
-    /// Coarse milliseconds until which some endpoint asks for fewer requests.
-    full_until_ms: AtomicU32,
+    /// Coarse milliseconds until which some endpoint shall get fewer requests than others.
+    uneven_until_ms: AtomicU32,
 }
 
 /// One immutable state of the collection.
@@ -87,6 +92,8 @@ pub struct EndpointLoad {
     latency: AtomicU64,
     in_flight: AtomicU32,
     sent: AtomicU64,
+    /// [`failures`].
+    failures: AtomicU64,
     /// Coarse milliseconds until which it has asked for fewer requests.
     full_until_ms: AtomicU32,
 }
@@ -130,7 +137,7 @@ impl Endpoints {
             current: ArcSwap::default(),
             turn: AtomicU64::default(),
             has_mesh: AtomicBool::default(),
-            full_until_ms: AtomicU32::default(),
+            uneven_until_ms: AtomicU32::default(),
         }
     }
 
@@ -138,7 +145,19 @@ impl Endpoints {
     pub fn set_full(&self, endpoint: &EndpointState, now_ms: u32, time: Duration) {
         let until = now_ms.saturating_add(u32::try_from(time.as_millis()).unwrap_or(u32::MAX));
         endpoint.load.set_full(until);
-        self.full_until_ms.fetch_max(until, Relaxed);
+        self.uneven_until_ms.fetch_max(until, Relaxed);
+    }
+
+    /// An endpoint's answer was a failure. How long it took teaches nothing, unless it is long.
+    pub fn failed(&self, endpoint: &EndpointState, began: Instant, now: Instant) {
+        let (load, now_ms) = (&endpoint.load, coarse_ms(now));
+        load.observe_failed(now_ms, true);
+        if load.latency.load(Relaxed) > 0 {
+            load.observe_at_least(began, now);
+        }
+        if failures::rate(load.failures.load(Relaxed), now_ms) >= NOTABLE {
+            self.uneven_until_ms.fetch_max(now_ms.saturating_add(NOTABLE_FOR_MS), Relaxed);
+        }
     }
 
     pub fn load(&self) -> arc_swap::Guard<Arc<EndpointSet>> {
@@ -203,7 +222,7 @@ impl Endpoints {
         let all = &set.endpoints;
         let choosy = self.guard.is_choosy()
             || self.preference.is_choosy(choice.now_ms)
-            || choice.now_ms < self.full_until_ms.load(Relaxed);
+            || choice.now_ms < self.uneven_until_ms.load(Relaxed);
         if choice.tried.is_empty() && !choosy {
             return set.pick(choice, &self.turn).map(|i| Arc::clone(&all[i])).ok_or(NoChoice::None);
         }
@@ -295,6 +314,12 @@ impl EndpointLoad {
         self.latency.store(ewma::observe(old, now_ms, latency_us), Relaxed);
     }
 
+    /// Learns from an answer that was no failure.
+    pub fn observe_answer(&self, now_ms: u32, latency_us: u32) {
+        self.observe(now_ms, latency_us);
+        self.observe_failed(now_ms, false);
+    }
+
     /// Learns that an attempt from `began` on has brought no answer yet, by which it was given up. Never
     /// makes the endpoint look quicker.
     pub fn observe_at_least(&self, began: Instant, now: Instant) {
@@ -310,10 +335,18 @@ impl EndpointLoad {
         self.observe(now_ms, FAILURE_PENALTY_US);
     }
 
-    /// Learns that the endpoint's answer was a failure.
-    pub fn observe_failed_answer(&self, now_ms: u32, latency_us: u32) {
-        let old = self.latency.load(Relaxed);
-        self.latency.store(ewma::observe_failure(old, now_ms, latency_us), Relaxed);
+    /// Learns whether an answer was a failure.
+    fn observe_failed(&self, now_ms: u32, failed: bool) {
+        let old = self.failures.load(Relaxed);
+        if failed || old > 0 {
+            let known = self.latency.load(Relaxed) > 0;
+            self.failures.store(failures::observe(old, now_ms, failed, known), Relaxed);
+        }
+    }
+
+    /// Of what it would get if it did not fail, in parts of [`WHOLE`].
+    fn share(&self, now_ms: u32) -> u16 {
+        (failures::share(self.failures.load(Relaxed), now_ms) * f32::from(WHOLE)) as u16
     }
 
     /// The endpoint asks for fewer requests until then.
@@ -327,6 +360,7 @@ impl EndpointLoad {
 
     /// Nothing is known of it any more.
     pub fn forget(&self) {
+        self.failures.store(0, Relaxed);
         self.latency.store(0, Relaxed);
     }
 

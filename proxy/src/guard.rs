@@ -101,6 +101,8 @@ pub struct Attempt {
     endpoint: Arc<EndpointState>,
     trials: Trials,
     judged: bool,
+    /// When it was sent; none: an answer has come, and taught how long it took.
+    unanswered_since: Option<Instant>,
 }
 
 impl Attempt {
@@ -108,10 +110,16 @@ impl Attempt {
         endpoints: &Arc<Endpoints>,
         endpoint: &Arc<EndpointState>,
         trials: Trials,
+        now: Instant,
     ) -> Self {
         endpoint.load.began();
         let (endpoints, endpoint) = (Arc::clone(endpoints), Arc::clone(endpoint));
-        Self { endpoints, endpoint, trials, judged: false }
+        Self { endpoints, endpoint, trials, judged: false, unanswered_since: Some(now) }
+    }
+
+    /// An answer has come.
+    pub fn answered(&mut self) {
+        self.unanswered_since = None;
     }
 
     pub fn judge(&mut self, outcome: Outcome, random: impl FnOnce() -> u64) {
@@ -135,6 +143,10 @@ impl Attempt {
 impl Drop for Attempt {
     fn drop(&mut self) {
         self.endpoint.load.ended();
+        if let Some(began) = self.unanswered_since {
+            // Given up, for a deadline or because another attempt was quicker.
+            self.endpoint.load.observe_at_least(began, Instant::now());
+        }
         self.judge(Outcome::Canceled, || 0);
     }
 }

@@ -317,7 +317,7 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
     use tokio::task::LocalSet;
 
-    use super::tunnel::Tunnel;
+    use super::tunnel::{Inlet, Tunnel};
     use super::*;
 
     type Accepted = (Request<RecvStream>, SendResponse<Bytes>);
@@ -364,8 +364,8 @@ mod tests {
         let whole = async {
             let (answer, body, (request, mut respond)) = stream().await;
             let send = respond.send_response(Response::new(()), false).unwrap();
-            let mut far = Tunnel::new(send, request.into_body(), Bytes::new());
-            let mut near = Tunnel::new(body, answer.await.unwrap().into_body(), Bytes::new());
+            let mut far = Tunnel::new(send, Inlet::Stream(request.into_body()));
+            let mut near = Tunnel::new(body, Inlet::Stream(answer.await.unwrap().into_body()));
             // More than any window.
             let sent = vec![b'x'; 1_000_000];
             let writing = async {
@@ -389,7 +389,7 @@ mod tests {
         let whole = async {
             let (_answer, mut body, (request, mut respond)) = stream().await;
             let send = respond.send_response(Response::new(()), false).unwrap();
-            let mut far = Tunnel::new(send, request.into_body(), Bytes::new());
+            let mut far = Tunnel::new(send, Inlet::Stream(request.into_body()));
             body.send_reset(Reason::CANCEL);
             let mut read = [0; 8];
             assert!(far.read(&mut read).await.is_err());

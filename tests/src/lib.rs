@@ -4,6 +4,7 @@
 pub mod app;
 pub mod capture;
 pub mod client;
+pub mod manifests;
 pub mod outside;
 pub mod process;
 

@@ -11,6 +11,7 @@ use std::sync::atomic::{
 use std::time::Duration;
 
 use outrigger_core::balance;
+use outrigger_core::config::Balancer;
 use outrigger_core::policy::preference::{PreferenceConfig, WHOLE, is_within, own_share, warmth};
 
 use super::{Choice, EndpointSet, EndpointState, NoChoice};
@@ -126,7 +127,16 @@ pub(super) fn choose(
         least_loaded(&left, choice.random)
     };
     let chosen = left[at];
-    let warmth = preference.warmth(chosen, choice.now_ms);
+    let by_load = match choice.balancer {
+        Balancer::PowerOfTwo => true,
+        Balancer::RingHash(_) => choice.hash.is_none(),
+        Balancer::RoundRobin => false,
+    };
+    let mut warmth = preference.warmth(chosen, choice.now_ms);
+    if by_load {
+        // Who fails looks less loaded than it is.
+        warmth = warmth.min(chosen.load.share(choice.now_ms));
+    }
     if left.len() == 1 || is_within(warmth, other(choice.random, 2)) {
         return Ok(Arc::clone(chosen));
     }

@@ -236,12 +236,7 @@ pub async fn send(
         let streams = (call, head.upgrade.is_some());
         context::send_along(exchange, live, hop, head, streams, end, began);
     }
-    exchange.attempt = match (way.endpoints(), &hop.endpoint) {
-        (Some(endpoints), Some(endpoint)) => {
-            Some(Attempt::begin(endpoints, endpoint, std::mem::take(&mut hop.trials)))
-        }
-        _ => None,
-    };
+    exchange.attempt = hop.begin(way, began);
     let mut held = Duration::ZERO;
     if fault::is_possible(way, call) {
         let until = earlier(end, began, limits.first_byte);
@@ -341,20 +336,23 @@ impl Hop {
         began: Instant,
         response: &Response<WireBody>,
     ) {
-        let Some(endpoint) = &self.endpoint else { return };
+        let (Some(endpoint), Some(attempt)) = (&self.endpoint, attempt) else { return };
+        attempt.answered();
         let now = Instant::now();
         let latency = now.saturating_duration_since(began).as_micros();
         let (latency, now_ms) = (u32::try_from(latency).unwrap_or(u32::MAX), coarse_ms(now));
         match Verdict::of(response, grpc, self.wire.is_hop()) {
-            Verdict::Healthy => endpoint.load.observe(now_ms, latency),
-            Verdict::Failed => endpoint.load.observe_failed_answer(now_ms, latency),
+            Verdict::Healthy => endpoint.load.observe_answer(now_ms, latency),
+            Verdict::Failed => {
+                if let Some(endpoints) = way.endpoints() {
+                    endpoints.failed(endpoint, began, now);
+                }
+            }
             verdict => {
                 if let (Verdict::Full(time), Some(endpoints)) = (verdict, way.endpoints()) {
                     endpoints.set_full(endpoint, now_ms, time);
                 }
-                if let Some(attempt) = attempt {
-                    attempt.judge(Outcome::Refused, || 0);
-                }
+                attempt.judge(Outcome::Refused, || 0);
             }
         }
     }
@@ -428,9 +426,9 @@ impl Hop {
     }
 
     /// The try as its endpoint and its service's breaker count it.
-    pub(super) fn begin(&mut self, way: &Way<'_>) -> Option<Attempt> {
+    pub(super) fn begin(&mut self, way: &Way<'_>, now: Instant) -> Option<Attempt> {
         let (endpoints, endpoint) = (way.endpoints()?, self.endpoint.as_ref()?);
-        Some(Attempt::begin(endpoints, endpoint, std::mem::take(&mut self.trials)))
+        Some(Attempt::begin(endpoints, endpoint, std::mem::take(&mut self.trials), now))
     }
 
     pub(super) fn endpoint(&self) -> Option<&Arc<EndpointState>> {

@@ -65,7 +65,7 @@ pub async fn run(
             false if is_idempotent(current) => Reuse::Any,
             false => Reuse::Safe,
         };
-        let keep = exchange.attempts < policy.max_attempts || reuse == Reuse::Any;
+        let keep = tries.made(exchange) < policy.max_attempts || reuse == Reuse::Any;
         let sent = match hedge::delay(call, way, current, exchange.attempts) {
             None => {
                 let (sending, kept) = (body.again().ok_or_else(lost)?, (&mut *head, keep));
@@ -108,6 +108,11 @@ struct Tries<'a> {
 }
 
 impl Tries<'_> {
+    /// Attempts so far, as policies count them.
+    fn made(&self, exchange: &Exchange) -> u8 {
+        exchange.attempts.saturating_sub(u8::from(self.refresh))
+    }
+
     /// Whether the attempt met a connection that the upstream was just closing, and the request can be sent
     /// once more on a fresh one, as RFC 9110 section 9.2.2 lets every client do. It is no retry: no policy
     /// speaks of it and no budget pays for it, since the connection was this proxy's choice.
@@ -149,14 +154,15 @@ impl Tries<'_> {
             note_again(exchange, hop, failure, &sent);
             return Next::Again(Duration::ZERO);
         }
-        let again = retry::judge(policy, failure, exchange.attempts, replay, exhausted(hop, &sent))
+        let made = self.made(exchange);
+        let again = retry::judge(policy, failure, made, replay, exhausted(hop, &sent))
             .map_err(|skip| match skip {
                 Skip::BodyTooLarge if body.found_no_memory() => Skip::NoMemory,
                 skip => skip,
             })
             .and_then(|()| {
                 let random = self.worker.random();
-                self.pause = retry::pause(policy, exchange.attempts, self.pause, random);
+                self.pause = retry::pause(policy, made, self.pause, random);
                 wait(exchange, self.pause, sent.as_ref().ok())
             })
             .and_then(|wait| match self.way.endpoints() {

@@ -68,22 +68,6 @@ pub(super) struct Hedging<'a> {
     pub delay: Duration,
 }
 
-/// An attempt that has brought no answer yet. If it is given up because the other one was quicker, the time
-/// that it took so far is the least that its endpoint needs.
-struct Running<'a> {
-    hop: &'a Hop,
-    began: Instant,
-    done: bool,
-}
-
-impl Drop for Running<'_> {
-    fn drop(&mut self) {
-        if let Some(endpoint) = self.hop.endpoint().filter(|_| !self.done) {
-            endpoint.load.observe_at_least(self.began, Instant::now());
-        }
-    }
-}
-
 /// A second try and what became of it.
 struct Second {
     hop: Hop,
@@ -155,9 +139,6 @@ impl Hedging<'_> {
             Raced::Second { second, failed } => {
                 self.count(Hedged::Won);
                 let Second { hop: other, lease, attempt, sent } = *second;
-                if let Some(endpoint) = hop.endpoint().filter(|_| !failed) {
-                    endpoint.load.observe_at_least(began, Instant::now());
-                }
                 exchange.detail = Some(format!("a second try won over {}", hop.address).into());
                 exchange.end_attempt(failed);
                 (exchange.lease, exchange.attempt) = (lease, attempt);
@@ -219,11 +200,9 @@ impl Hedging<'_> {
             let left = deadline.saturating_duration_since(began).max(Duration::from_millis(1));
             tell(&mut head.headers, left, grpc);
         }
-        let mut attempt = hop.begin(self.way);
+        let mut attempt = hop.begin(self.way, began);
         let mut lease = None;
-        let mut running = Running { hop: &hop, began, done: false };
         let sent = self.exchange(&hop, head, body, began, &mut lease).await;
-        running.done = true;
         if let Ok(response) = &sent {
             hop.learn(grpc, self.way, attempt.as_mut(), began, response);
         }
@@ -236,7 +215,6 @@ impl Hedging<'_> {
             let outcome = if blamed { Outcome::Failure } else { Outcome::Refused };
             attempt.judge(outcome, || self.worker.random());
         }
-        drop(running);
         Box::new(Second { hop, lease, attempt, sent })
     }
 

@@ -27,7 +27,7 @@ use crate::io::Io;
 use crate::progress::Progress;
 use crate::streams::opening::Opening;
 use crate::streams::prelude::Prelude;
-use crate::streams::tunnel::Tunnel;
+use crate::streams::tunnel::{Inlet, Tunnel};
 use crate::streams::{Pump, WireBody};
 
 /// A connection, from its first byte.
@@ -200,12 +200,12 @@ fn begin_answer(
         return None;
     };
     if let Some(switching) = switching {
-        let (receive, read) = match switching.receive {
-            Receive::AtOnce(receive) => (receive, Bytes::new()),
-            Receive::Behind(prelude) => prelude.into_rest()?,
+        let receive = match switching.receive {
+            Receive::AtOnce(receive) => Inlet::Stream(receive),
+            Receive::Behind(prelude) => Inlet::Behind(prelude.into_rest()),
         };
         // Nobody there to take it: dropping it resets the stream.
-        let _gone = switching.caller.send(Tunnel::new(send, receive, read));
+        let _gone = switching.caller.send(Tunnel::new(send, receive));
         return None;
     }
     (!ends).then(|| Pump::new(body, send, breaks_with))

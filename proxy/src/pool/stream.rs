@@ -18,7 +18,7 @@ use crate::http::body::{BodyError, RequestBody};
 use crate::http::headers::{UPGRADE, UPGRADE_BODY};
 use crate::progress::Progress;
 use crate::streams::prelude::Framed;
-use crate::streams::tunnel::Tunnel;
+use crate::streams::tunnel::{Inlet, Tunnel};
 use crate::streams::{Pump, Switched, Upward, WireBody};
 
 /// A request brought no answer.
@@ -160,7 +160,7 @@ impl Switching {
         };
         match self.before {
             Some(Before::Nothing(send)) if switched => Ok(response.map(|receive| {
-                let tunnel = Tunnel::new(send, receive, Bytes::new());
+                let tunnel = Tunnel::new(send, Inlet::Stream(receive));
                 WireBody::Switched(Box::new(Switched { tunnel, token }))
             })),
             // It stays HTTP: the request ends with its body.

@@ -83,7 +83,8 @@ pub async fn dial(
     let mut tried = Vec::new();
     loop {
         let (endpoint, trials) = choose(worker, live, dialed, backend, remote, &tried)?;
-        let mut attempt = Attempt::begin(&live.backends[backend], &endpoint, trials);
+        let now = Instant::now();
+        let mut attempt = Attempt::begin(&live.backends[backend], &endpoint, trials, now);
         let labels = Labels { service: live.backends[backend].label, route, peer: endpoint.peer };
         let faults = &live.compiled.backends[backend].policy.faults;
         let opened = match refuse_connection(worker, faults) {
@@ -93,6 +94,7 @@ pub async fn dial(
         match opened {
             Ok(io) => {
                 // What is said on it is not looked into: it stands.
+                attempt.answered();
                 attempt.judge(Outcome::Success, || worker.random());
                 let idle = live.compiled.call.timeouts.idle;
                 return Ok(Opened { io, labels, attempt: Some(attempt), idle });

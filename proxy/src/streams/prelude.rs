@@ -64,7 +64,8 @@ impl<B: Body<Data = Bytes, Error = BodyError> + Unpin> Body for Framed<B> {
 #[derive(Clone)]
 pub struct Prelude(Rc<RefCell<Reading>>);
 
-struct Reading {
+/// Where the reading of it stands.
+pub struct Reading {
     /// None: taken for what follows.
     stream: Option<RecvStream>,
     buffer: BytesMut,
@@ -87,18 +88,26 @@ impl Prelude {
         self.0.borrow_mut().poll_data(cx)
     }
 
-    /// What follows the body, and what has been read of it. None: the body has not ended.
-    pub fn into_rest(self) -> Option<(RecvStream, Bytes)> {
-        let mut reading = self.0.borrow_mut();
-        if !reading.ended {
-            return None;
-        }
-        let read = reading.buffer.split().freeze();
-        reading.stream.take().map(|stream| (stream, read))
+    /// The stream, once the request has been sent on: who knew the body's length has not read its end.
+    pub fn into_rest(self) -> Reading {
+        let gone = Reading { stream: None, buffer: BytesMut::new(), left: 0, ended: true };
+        self.0.replace(gone)
     }
 }
 
 impl Reading {
+    /// Ready when the body has ended, with what follows it and what has been read of that.
+    pub fn poll_rest(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(RecvStream, Bytes), BodyError>> {
+        while let Some(unread) = ready!(self.poll_data(cx)) {
+            unread?;
+        }
+        let read = self.buffer.split().freeze();
+        Poll::Ready(self.stream.take().map(|stream| (stream, read)).ok_or(BodyError::Gone))
+    }
+
     fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, BodyError>>> {
         while !self.ended {
             if self.left > 0 && !self.buffer.is_empty() {

@@ -8,21 +8,29 @@ use bytes::{Buf, Bytes};
 use h2::{RecvStream, SendStream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::prelude::Reading;
+
 /// Most bytes that one write takes.
 const WRITE: usize = 16 * 1024;
 
 /// The two halves of a stream as one. Dropping it before both have ended resets the stream.
 pub struct Tunnel<D: Buf> {
     send: SendStream<D>,
-    receive: RecvStream,
+    receive: Inlet,
     /// Received, and not read yet.
     read: Bytes,
 }
 
+/// Where the bytes of a tunnel come from.
+pub enum Inlet {
+    Stream(RecvStream),
+    /// They follow the body of a request.
+    Behind(Reading),
+}
+
 impl<D: Buf> Tunnel<D> {
-    /// `read`: what has been received of it already.
-    pub fn new(send: SendStream<D>, receive: RecvStream, read: Bytes) -> Self {
-        Self { send, receive, read }
+    pub fn new(send: SendStream<D>, receive: Inlet) -> Self {
+        Self { send, receive, read: Bytes::new() }
     }
 }
 
@@ -32,17 +40,34 @@ impl<D: Buf + Unpin> AsyncRead for Tunnel<D> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        while self.read.is_empty() {
-            match ready!(self.receive.poll_data(cx)) {
-                Some(data) => self.read = data.map_err(io::Error::other)?,
-                None => return Poll::Ready(Ok(())),
+        if let Inlet::Behind(reading) = &mut self.receive {
+            let (stream, read) = ready!(reading.poll_rest(cx)).map_err(io::Error::other)?;
+            (self.receive, self.read) = (Inlet::Stream(stream), read);
+            // It was given back as it came.
+            if !self.read.is_empty() {
+                let n = self.read.len().min(buf.remaining());
+                buf.put_slice(&self.read.split_to(n));
+                return Poll::Ready(Ok(()));
             }
         }
-        let n = self.read.len().min(buf.remaining());
-        buf.put_slice(&self.read[..n]);
-        self.read.advance(n);
-        // Fails only where nothing more comes anyway.
-        let _ended = self.receive.flow_control().release_capacity(n);
+        let this = &mut *self;
+        let Inlet::Stream(stream) = &mut this.receive else { return Poll::Pending };
+        if this.read.is_empty() {
+            loop {
+                match ready!(stream.poll_data(cx)) {
+                    Some(data) => this.read = data.map_err(io::Error::other)?,
+                    None => return Poll::Ready(Ok(())),
+                }
+                if !this.read.is_empty() {
+                    break;
+                }
+            }
+            // One piece at a time is taken: the rest of the window says how many may come.
+            let _ended = stream.flow_control().release_capacity(this.read.len());
+        }
+        let n = this.read.len().min(buf.remaining());
+        buf.put_slice(&this.read[..n]);
+        this.read.advance(n);
         Poll::Ready(Ok(()))
     }
 }
