@@ -170,12 +170,12 @@ impl Parts<'_> {
         first: DeltaDiscoveryRequest,
         requests: &mut Streaming<DeltaDiscoveryRequest>,
     ) -> Result<(), Status> {
-        self.receive(first)?;
+        self.receive(first);
         loop {
             self.push().await?;
             tokio::select! {
                 request = requests.message() => match request {
-                    Ok(Some(request)) => self.receive(request)?,
+                    Ok(Some(request)) => self.receive(request),
                     // Whether the proxy closed the stream or vanished makes no difference here.
                     Ok(None) | Err(_) => return Ok(()),
                 },
@@ -185,11 +185,11 @@ impl Parts<'_> {
         }
     }
 
-    fn receive(&self, request: DeltaDiscoveryRequest) -> Result<(), Status> {
+    fn receive(&self, request: DeltaDiscoveryRequest) {
         let mut session = self.handle.session();
         let refused = session.counts.nacks;
         let about_trust = request.type_url == wire::TRUST_BUNDLE;
-        session.receive(request)?;
+        session.receive(request);
         if session.counts.nacks > refused
             && let Some(nack) = session.nacks.back()
         {
@@ -205,7 +205,6 @@ impl Parts<'_> {
             self.caller.note_trust(&session);
         }
         self.handle.acknowledge(session.acknowledged_generation());
-        Ok(())
     }
 
     /// Sends whatever the proxy lacks.
@@ -237,8 +236,8 @@ fn pump(publisher: &Publisher, handle: &Handle, dirty: &Dirty) -> Vec<DeltaDisco
     }
     let nanos = dirty.newest.unwrap_or(view.commit).nanos;
     let responses = session.pump(&mut view, nanos);
-    let (old, new) = session.update_interests();
-    view.change_interests(handle, &old, new);
+    let (begun, ended) = session.interest_changes();
+    view.change_interests(handle, &begun, &ended);
     handle.acknowledge(session.acknowledged_generation());
     responses
 }

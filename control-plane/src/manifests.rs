@@ -2,8 +2,8 @@
 //!
 //! [`Folder`] knows what each file defines and turns changed files into one commit to the index;
 //! [`mod@watch`] notices the changes. What was good stays in force: an object whose document is wrong
-//! keeps its last good version, and a file that cannot be read takes nothing away. Only deleting
-//! the file, or the document, does.
+//! keeps its last good version, and a file that cannot be read, is empty or is still being written takes
+//! nothing away. Only deleting the file, or the document from what remains, does.
 
 mod locate;
 mod parse;
@@ -16,7 +16,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 pub use watch::{Watching, watch};
 
@@ -28,6 +28,10 @@ use crate::publish::Publisher;
 
 /// Bytes of one file; a file of ten thousand services has about five million.
 const MAX_FILE: u64 = 256 * 1024 * 1024;
+/// Why what a file defined stays although the file no longer says so.
+const EMPTY: &str =
+    "is empty: what it defined stays until the file is removed or has content again";
+const OPEN: &str = "is still being written: what it defined before stays until it is closed";
 /// Symbolic links to folders may form a cycle.
 const MAX_DEPTH: usize = 16;
 
@@ -49,6 +53,8 @@ struct File {
     stamp: Option<Stamp>,
     /// Hash of the text last read; none: to be read again whatever it is.
     content: Option<u64>,
+    /// It was read while somebody wrote it.
+    open: bool,
     /// Objects that it defines.
     objects: BTreeSet<ObjectId>,
 }
@@ -60,6 +66,19 @@ struct Stamp {
     size: u64,
     modified: (i64, i64),
     changed: (i64, i64),
+}
+
+impl Stamp {
+    /// Whether it was written less than `age` ago.
+    fn is_younger_than(&self, age: Duration) -> bool {
+        let (seconds, nanos) = self.modified;
+        let seconds = u64::try_from(seconds).unwrap_or(0);
+        let nanos = u32::try_from(nanos).unwrap_or(0).min(999_999_999);
+        let written = UNIX_EPOCH.checked_add(Duration::new(seconds, nanos));
+        // What comes from the future is as old as anything.
+        let since = written.and_then(|written| SystemTime::now().duration_since(written).ok());
+        since.is_some_and(|since| since < age)
+    }
 }
 
 impl From<&Metadata> for Stamp {
@@ -90,25 +109,51 @@ impl Folder {
     }
 
     /// Looks at the whole folder and takes over whatever changed.
-    pub fn scan(&mut self, publisher: &Publisher) -> io::Result<Listing> {
-        let listing = Listing::of(&self.root)?;
-        let gone = self.files.keys().filter(|path| !listing.files.contains_key(*path));
-        let changed = listing.files.iter().filter(|(path, stamp)| {
-            self.files.get(*path).is_none_or(|file| file.stamp != Some(**stamp))
-        });
-        let touched = gone.chain(changed.map(|(path, _)| path)).cloned().collect();
-        self.load(touched, publisher);
-        Ok(listing)
+    pub fn scan(&mut self, publisher: &Publisher) -> io::Result<()> {
+        self.look(&BTreeSet::new(), Duration::ZERO, publisher).map(drop)
     }
 
-    /// Reads `touched` files again (a missing one takes its objects away) and commits what that
-    /// changes as a whole.
-    pub fn load(&mut self, touched: BTreeSet<PathBuf>, publisher: &Publisher) {
+    /// The same without the files that are `open` for writing, and without those that were changed in
+    /// place less than `quiet` ago. Gives whether none of the latter was left for later.
+    pub fn look(
+        &mut self,
+        open: &BTreeSet<PathBuf>,
+        quiet: Duration,
+        publisher: &Publisher,
+    ) -> io::Result<bool> {
+        let listing = Listing::of(&self.root)?;
+        let gone = self.files.keys().filter(|path| !listing.files.contains_key(*path));
+        let mut touched: BTreeSet<PathBuf> = gone.cloned().collect();
+        let mut all = true;
+        for (path, stamp) in &listing.files {
+            let old = self.files.get(path).and_then(|file| file.stamp);
+            if old == Some(*stamp) || open.contains(path) {
+                continue;
+            }
+            // Another file in its place is whole: that is how careful programs write.
+            if old.is_some_and(|old| old.inode == stamp.inode) && stamp.is_younger_than(quiet) {
+                all = false;
+            } else {
+                touched.insert(path.clone());
+            }
+        }
+        self.load(touched, BTreeSet::new(), publisher);
+        Ok(all)
+    }
+
+    /// Reads files again (a missing one takes its objects away) and commits what that changes as a
+    /// whole. Those that are `open` for writing take nothing away.
+    pub fn load(
+        &mut self,
+        whole: BTreeSet<PathBuf>,
+        open: BTreeSet<PathBuf>,
+        publisher: &Publisher,
+    ) {
         let started = Instant::now();
         let mut changes = Changes::default();
-        let mut queue = touched;
+        let mut queue: BTreeSet<PathBuf> = whole.into_iter().chain(open.iter().cloned()).collect();
         while let Some(path) = queue.pop_first() {
-            self.read(&path, &mut changes, &mut queue);
+            self.read(&path, open.contains(&path), &mut changes, &mut queue);
         }
         let problems = i64::try_from(self.problems.count()).unwrap_or(i64::MAX);
         self.metrics.problems.set(problems);
@@ -135,7 +180,13 @@ impl Folder {
     }
 
     /// Reads one file. Other files whose part in this changes are added to `queue`.
-    fn read(&mut self, path: &Path, changes: &mut Changes, queue: &mut BTreeSet<PathBuf>) {
+    fn read(
+        &mut self,
+        path: &Path,
+        open: bool,
+        changes: &mut Changes,
+        queue: &mut BTreeSet<PathBuf>,
+    ) {
         let (stamp, text) = match read_file(path) {
             Ok(found) => found,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -155,12 +206,14 @@ impl Folder {
         let content = hash(&text);
         let file = self.files.entry(path.to_owned()).or_default();
         file.stamp = Some(stamp);
-        if file.content == Some(content) {
+        // The same content says more once it is known to be all.
+        if file.content == Some(content) && (open || !file.open) {
             return;
         }
-        file.content = Some(content);
+        (file.content, file.open) = (Some(content), open);
         let old = std::mem::take(&mut file.objects);
         let parsed = parse::parse(path, &text);
+        let empty = parsed.is_empty();
         let mut problems = parsed.problems;
         for (api_version, kind) in parsed.ignored {
             if self.ignored.insert((api_version.clone(), kind.clone())) {
@@ -180,15 +233,22 @@ impl Folder {
                 changes.0.insert(id, Some(object));
             }
         }
+        let keep = (empty || open).then_some(if empty { EMPTY } else { OPEN });
+        let mut kept = false;
         for id in old {
             if objects.contains(&id) {
                 continue;
             }
             if parsed.unreadable || parsed.wrong.contains(&id) {
                 objects.insert(id);
+            } else if keep.is_some() {
+                kept |= objects.insert(id);
             } else {
                 self.release(&id, path, changes, queue);
             }
+        }
+        if let Some(why) = keep.filter(|_| kept) {
+            problems.push(problem(path, 1, None, why.to_owned()));
         }
         if let Some(file) = self.files.get_mut(path) {
             file.objects = objects;

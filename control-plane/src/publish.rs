@@ -5,17 +5,21 @@
 //! grows nothing. A woken stream comes back with [`Publisher::view`] and takes the newest state.
 //! See [`crate::discovery`] for the streams.
 
+mod collection;
+mod fit;
+
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use outrigger_core::balance::subset;
-use outrigger_core::config::Endpoint;
-use outrigger_core::name::{DestinationName, EndpointId};
+use outrigger_core::name::DestinationName;
 use outrigger_proto::{convert, wire};
 use prost::Message;
 use tokio::sync::{Notify, watch};
+
+pub use collection::{Collection, Member};
+pub use fit::{LeftOut, MAX_RESOURCE, Part};
 
 use crate::discovery::Session;
 use crate::index::{Dep, Index, PortId};
@@ -31,9 +35,8 @@ pub struct Encoded {
 }
 
 impl Encoded {
-    fn new(name: String, message: &impl Message) -> Self {
-        let body = Bytes::from(message.encode_to_vec());
-        Self { name, version: convert::version(&body), body }
+    fn new(name: String, body: Vec<u8>) -> Self {
+        Self { name, version: convert::version(&body), body: body.into() }
     }
 }
 
@@ -42,59 +45,14 @@ pub struct EncodedDestination {
     pub resource: Encoded,
     /// Whose endpoints it needs: its own and its backends'.
     pub endpoints: Vec<PortId>,
-}
-
-/// The endpoints of one port.
-#[derive(Debug, Default)]
-pub struct Collection {
-    pub members: BTreeMap<EndpointId, Arc<Member>>,
+    /// What proxies would not take of it.
+    pub left_out: Vec<LeftOut>,
 }
 
 #[derive(Debug)]
-pub struct Member {
-    endpoint: Endpoint,
-    pub resource: Encoded,
-}
-
-impl Collection {
-    /// Encodes what changed since `old` and shares the rest with it.
-    fn update(endpoints: Vec<Endpoint>, old: Option<&Self>) -> Self {
-        let members = endpoints.into_iter().map(|endpoint| {
-            let id = endpoint.id.clone();
-            let same = old.and_then(|old| old.members.get(&id)).filter(|m| m.endpoint == endpoint);
-            let member = same.cloned().unwrap_or_else(|| {
-                let name = convert::endpoint::name(&endpoint);
-                let resource = Encoded::new(name, &convert::endpoint::to_wire(&endpoint));
-                Arc::new(Member { endpoint, resource })
-            });
-            (id, member)
-        });
-        Self { members: members.collect() }
-    }
-
-    /// The share of one proxy: at most `max`, and `pins` whatever happens.
-    pub fn share<'a>(
-        &'a self,
-        proxy: &str,
-        zone: Option<&str>,
-        max: usize,
-        pins: &'a HashSet<EndpointId>,
-    ) -> Vec<&'a Arc<Member>> {
-        if self.members.len() <= max {
-            return self.members.values().collect();
-        }
-        let ids: Vec<String> = self.members.keys().map(EndpointId::to_string).collect();
-        let members: Vec<_> = self.members.values().collect();
-        let zones = members.iter().map(|member| member.endpoint.zone.as_deref());
-        let candidates: Vec<_> = ids.iter().map(String::as_str).zip(zones).collect();
-        let mut share: Vec<_> = subset(proxy, zone, &candidates, max)
-            .into_iter()
-            .map(|i| members[i])
-            .filter(|member| !pins.contains(&member.endpoint.id))
-            .collect();
-        share.extend(pins.iter().filter_map(|id| self.members.get(id)));
-        share
-    }
+struct EncodedInbound {
+    resource: Arc<Encoded>,
+    left_out: Vec<LeftOut>,
 }
 
 /// One change of the index.
@@ -159,7 +117,7 @@ pub struct View {
     /// By Service, so that a change of one forgets all its ports and consumers at once.
     destinations: HashMap<ServiceId, HashMap<DestinationName, Arc<EncodedDestination>>>,
     collections: HashMap<PortId, CachedCollection>,
-    inbounds: HashMap<String, Arc<Encoded>>,
+    inbounds: HashMap<String, EncodedInbound>,
     settings: Option<Arc<Encoded>>,
     trust: Option<Arc<Encoded>>,
     streams: BTreeMap<u64, Arc<Handle>>,
@@ -247,7 +205,7 @@ impl Publisher {
     pub fn disconnect(&self, handle: &Handle) {
         let mut view = self.view();
         let interests = handle.session().take_interests();
-        view.change_interests(handle, &interests, &HashSet::new());
+        view.change_interests(handle, &[], &interests);
         view.streams.remove(&handle.id);
         drop(view);
         // Whoever waits for this stream waits in vain.
@@ -276,7 +234,7 @@ impl View {
         self.streams.values()
     }
 
-    /// `None` when there is no such Service or port.
+    /// `None` when there is no such Service or port, or nothing of it can be sent.
     pub fn destination(&mut self, name: &DestinationName) -> Option<Arc<EncodedDestination>> {
         let port = PortId::from(name);
         if let Some(known) = self.destinations.get(&port.service).and_then(|d| d.get(name)) {
@@ -285,9 +243,10 @@ impl View {
         let value = destination::build(&self.index, name)?;
         let backends = value.backends.iter().map(|backend| PortId::from(&backend.name));
         let endpoints = std::iter::once(port.clone()).chain(backends).collect();
-        let wire = convert::destination::to_wire(&value);
-        let resource = Encoded::new(name.to_string(), &wire);
-        let encoded = Arc::new(EncodedDestination { resource, endpoints });
+        let fit::Fitted { body, left_out } = fit::destination(&value);
+        warn(name, &left_out);
+        let resource = Encoded::new(name.to_string(), body?);
+        let encoded = Arc::new(EncodedDestination { resource, endpoints, left_out });
         self.destinations.entry(port.service).or_default().insert(name.clone(), encoded.clone());
         Some(encoded)
     }
@@ -315,25 +274,29 @@ impl View {
         match type_url {
             wire::INBOUND => {
                 if let Some(known) = self.inbounds.get(name) {
-                    return Some(known.clone());
+                    return Some(known.resource.clone());
                 }
-                let value = convert::inbound::to_wire(&inbound::build(&self.index, name)?);
-                let encoded = Arc::new(Encoded::new(name.to_owned(), &value));
-                self.inbounds.insert(name.to_owned(), encoded.clone());
-                Some(encoded)
+                let fit::Fitted { body, left_out } =
+                    fit::inbound(&inbound::build(&self.index, name)?);
+                warn(&name, &left_out);
+                let resource = Arc::new(Encoded::new(name.to_owned(), body?));
+                let encoded = EncodedInbound { resource: resource.clone(), left_out };
+                self.inbounds.insert(name.to_owned(), encoded);
+                Some(resource)
             }
             wire::MESH_SETTINGS if name == wire::MESH_SETTINGS_NAME => {
                 let index = &self.index;
                 let encoded = self.settings.get_or_insert_with(|| {
                     let value = convert::settings::to_wire(&index.settings());
-                    Arc::new(Encoded::new(name.to_owned(), &value))
+                    Arc::new(Encoded::new(name.to_owned(), value.encode_to_vec()))
                 });
                 Some(encoded.clone())
             }
             wire::TRUST_BUNDLE if name == wire::TRUST_BUNDLE_NAME => {
                 if self.trust.is_none() {
                     let value = convert::trust::to_wire(self.index.trust()?);
-                    self.trust = Some(Arc::new(Encoded::new(name.to_owned(), &value)));
+                    let value = value.encode_to_vec();
+                    self.trust = Some(Arc::new(Encoded::new(name.to_owned(), value)));
                 }
                 self.trust.clone()
             }
@@ -341,9 +304,21 @@ impl View {
         }
     }
 
-    /// Moves a stream from one set of dependencies to another.
-    pub fn change_interests(&mut self, handle: &Handle, old: &HashSet<Dep>, new: &HashSet<Dep>) {
-        for dep in old.difference(new) {
+    /// What proxies would not take of the destinations that somebody has, by its Service and port.
+    pub fn left_out(&self) -> impl Iterator<Item = (&DestinationName, &LeftOut)> {
+        let all = self.destinations.values().flatten();
+        all.flat_map(|(name, encoded)| encoded.left_out.iter().map(move |what| (name, what)))
+    }
+
+    /// The same of workloads' own ports, by the workload's uid.
+    pub fn left_out_inbound(&self) -> impl Iterator<Item = (&str, &LeftOut)> {
+        let all = self.inbounds.iter();
+        all.flat_map(|(uid, encoded)| encoded.left_out.iter().map(move |what| (&**uid, what)))
+    }
+
+    /// Notes what a stream has begun to depend on and what it no longer depends on.
+    pub fn change_interests(&mut self, handle: &Handle, begun: &[Dep], ended: &[Dep]) {
+        for dep in ended {
             if let Some(ids) = self.interests.get_mut(dep) {
                 ids.remove(&handle.id);
                 if ids.is_empty() {
@@ -353,7 +328,7 @@ impl View {
                 }
             }
         }
-        for dep in new.difference(old) {
+        for dep in begun {
             self.interests.entry(dep.clone()).or_default().insert(handle.id);
         }
     }
@@ -385,6 +360,12 @@ impl View {
 /// answers is better than one that doesn't.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn warn(resource: &dyn std::fmt::Display, left_out: &[LeftOut]) {
+    for LeftOut { part, problem } in left_out {
+        tracing::warn!(%resource, ?part, %problem, "a part that proxies would refuse is left out");
+    }
 }
 
 fn unix_nanos() -> u128 {

@@ -1,6 +1,7 @@
 //! What has become of each object: accepted, references resolved, programmed on how many proxies.
 
 mod external;
+mod left_out;
 mod policy;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -76,7 +77,7 @@ pub fn objects(view: &View, problems: &[Problem]) -> Vec<Status> {
         }
         let status = Status {
             object: route.id.clone(),
-            accepted: detached_parents(&view.index, route).into(),
+            accepted: not_in_force(&view.index, route).into(),
             resolved_refs: unresolved_backends(&view.index, route).into(),
             programmed: total,
             overridden: Vec::new(),
@@ -86,10 +87,12 @@ pub fn objects(view: &View, problems: &[Problem]) -> Vec<Status> {
     }
     statuses.extend(policy::policies(view, &programmed).map(|s| (s.object.clone(), s)));
     statuses.extend(external::externals(view, &programmed).map(|s| (s.object.clone(), s)));
-    for problem in problems.iter().filter(|problem| problem.severity == Severity::Error) {
-        let Some(object) = &problem.object else { continue };
+    let written = problems.iter().filter(|problem| problem.severity == Severity::Error);
+    let written =
+        written.filter_map(|problem| Some((problem.object.clone()?, problem.to_string())));
+    for (object, problem) in written.chain(left_out::objects(view)) {
         let status = statuses.entry(object.clone()).or_insert_with(|| Status {
-            object: object.clone(),
+            object,
             accepted: Vec::new().into(),
             resolved_refs: Vec::new().into(),
             programmed: Programmed::default(),
@@ -97,7 +100,7 @@ pub fn objects(view: &View, problems: &[Problem]) -> Vec<Status> {
             stopped: None,
         });
         status.accepted.status = false;
-        status.accepted.problems.push(problem.to_string());
+        status.accepted.problems.push(problem);
     }
     statuses.into_values().collect()
 }
@@ -127,7 +130,7 @@ pub fn programmed(view: &View) -> BTreeMap<ServiceId, Programmed> {
 /// Every reference that does not resolve, as lines for `check`.
 pub fn unresolved(index: &Index) -> Vec<String> {
     let problems = index.routes().flat_map(|route| {
-        let problems = detached_parents(index, route).into_iter();
+        let problems = not_in_force(index, route).into_iter();
         problems
             .chain(unresolved_backends(index, route))
             .map(|problem| format!("{}: {problem}", route.id))
@@ -153,6 +156,22 @@ fn unmatched_ports(index: &Index, slice: &crate::object::EndpointSlice) -> Vec<S
             format!("{id}: ports[{i}].name: Service {service} has no port named {name:?}")
         })
         .collect()
+}
+
+/// Why a route is not in force at some of its parents: it is not attached there, or another kind of route
+/// is (`Conflicted`, GEP-1294).
+fn not_in_force(index: &Index, route: &Route) -> Vec<String> {
+    let mut problems = detached_parents(index, route);
+    for (position, port, by) in destination::conflicts(index, route) {
+        let parent = route.parents.iter().find(|parent| parent.position == position);
+        let service = parent.map(|parent| parent.service.to_string()).unwrap_or_default();
+        problems.push(format!(
+            "spec.parentRefs[{position}]: Conflicted: {} is more specific and is in force instead at \
+             Service {service} port {port}",
+            by.id
+        ));
+    }
+    problems
 }
 
 fn detached_parents(index: &Index, route: &Route) -> Vec<String> {

@@ -355,12 +355,6 @@ fn compile_share(
     targets: &Targets,
 ) -> Result<Share, FieldError> {
     let filters = compile_filters(&backend.filters, targets)?;
-    if filters.redirect.is_some() {
-        return Err(FieldError::at(
-            "filters",
-            "a redirect answers before a backend is chosen: put it on the rule",
-        ));
-    }
     if filters.replaces_prefix() {
         require_prefix_matches(rule)?;
     }

@@ -5,7 +5,7 @@
 
 use std::borrow::Cow;
 
-use http::{HeaderMap, HeaderName, Method};
+use http::{HeaderMap, HeaderName, Method, header};
 use regex::bytes::{Regex, RegexBuilder};
 
 use crate::config::{HttpMatch, PathMatch, QueryMatch, ValueMatch};
@@ -68,7 +68,7 @@ impl Match {
 
     pub(crate) fn holds(&self, view: &RequestView<'_>) -> bool {
         self.method.as_ref().is_none_or(|method| method == view.method)
-            && self.headers.iter().all(|(name, test)| test.header(view.headers, name))
+            && self.headers.iter().all(|(name, test)| test.named(view, name))
             && self.query.iter().all(|(name, test)| test.query(view.query, name))
             && self.path.as_ref().is_none_or(|path| path.is_match(view.path.as_bytes()))
     }
@@ -112,6 +112,17 @@ impl ValueTest {
             ValueMatch::Exact(value) => Self::Exact(value.as_str().into()),
             ValueMatch::Regex(pattern) => Self::Regex(whole(pattern)?),
         })
+    }
+
+    /// `Host` is the authority, which HTTP/2 has in the place of that header.
+    fn named(&self, view: &RequestView<'_>, name: &HeaderName) -> bool {
+        if *name != header::HOST {
+            return self.header(view.headers, name);
+        }
+        match self {
+            Self::Exact(want) => view.authority.eq_ignore_ascii_case(want),
+            Self::Regex(regex) => regex.is_match(view.authority.as_bytes()),
+        }
     }
 
     /// A repeated header is one value, joined by commas (RFC 9110 section 5.3).

@@ -13,6 +13,7 @@ use http::{HeaderName, HeaderValue, Method, StatusCode};
 use crate::identity::{SpiffeId, TrustDomain};
 use crate::name::{DestinationName, EndpointId};
 use crate::policy::access::Access;
+use crate::policy::cors::CorsConfig;
 use crate::policy::{BackendPolicy, CallPolicy, ServerPolicy};
 
 /// Features of the wire format that this build understands. A resource that lists another one in
@@ -21,6 +22,7 @@ pub const FEATURES: &[&str] = &[
     "access.v1",
     "balancer.ring-hash",
     "cache.v1",
+    "cors.v1",
     "external-tls.v1",
     "fallbacks.v1",
     "faults.v1",
@@ -211,6 +213,7 @@ pub enum Filter {
     Redirect(Redirect),
     Rewrite(Rewrite),
     Mirror(Mirror),
+    Cors(CorsConfig),
 }
 
 /// Applied in the order set, add, remove.

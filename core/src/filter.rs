@@ -6,22 +6,83 @@
 use std::fmt::Write;
 
 use http::uri::PathAndQuery;
-use http::{HeaderMap, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue, header};
 
 use crate::config::{HeaderModifier, PathModifier, Redirect};
 use crate::error::FieldError;
 use crate::route::without_final_slash;
 
-/// Sets, adds, then removes headers.
+/// Sets, adds, then removes headers; not those that are no modifier's to say ([`check_modified`]), and
+/// not `Host`, which is the authority of a request ([`host_of`]).
 pub fn modify_headers(modifier: &HeaderModifier, headers: &mut HeaderMap) {
-    for (name, value) in &modifier.set {
+    for (name, value) in modifier.set.iter().filter(|(name, _)| is_free(name)) {
         headers.insert(name, value.clone());
     }
-    for (name, value) in &modifier.add {
+    for (name, value) in modifier.add.iter().filter(|(name, _)| is_free(name)) {
         headers.append(name, value.clone());
     }
-    for name in &modifier.remove {
+    for name in modifier.remove.iter().filter(|name| is_free(name)) {
         headers.remove(name);
+    }
+}
+
+/// The authority that a modifier gives to requests, if it sets one.
+pub fn host_of(modifier: &HeaderModifier) -> Option<&HeaderValue> {
+    modifier.set.iter().find(|(name, _)| *name == header::HOST).map(|(_, value)| value)
+}
+
+/// Whether a modifier may name a header: what frames a message or belongs to one connection is said by
+/// whoever writes the message (RFC 9110 section 7.6.1, RFC 9112 section 6), and what the proxies tell
+/// one another by nobody else.
+pub fn check_modified(name: &HeaderName) -> Result<(), FieldError> {
+    if is_framing(name) {
+        let problem = format!("{name} says how a message is sent, which no modifier can change");
+        return Err(FieldError::here(problem));
+    }
+    if is_internal(name) {
+        return Err(FieldError::here(format!("{name} is a header of the mesh itself")));
+    }
+    Ok(())
+}
+
+fn is_free(name: &HeaderName) -> bool {
+    !is_framing(name) && !is_internal(name) && *name != header::HOST
+}
+
+fn is_framing(name: &HeaderName) -> bool {
+    matches!(
+        name.as_str(),
+        "content-length"
+            | "transfer-encoding"
+            | "connection"
+            | "keep-alive"
+            | "proxy-connection"
+            | "te"
+            | "trailer"
+            | "upgrade"
+            | "http2-settings"
+    )
+}
+
+/// All but the one that apps use, too.
+fn is_internal(name: &HeaderName) -> bool {
+    name.as_str().starts_with("x-outrigger-") && name.as_str() != "x-outrigger-priority"
+}
+
+/// Whether what a modifier puts in the place of a path is one: it begins with a slash, and has neither a
+/// query nor a fragment.
+pub fn check_path_modifier(modifier: &PathModifier) -> Result<(), FieldError> {
+    let path = match modifier {
+        // Nothing in place of the prefix: the rest of the path remains.
+        PathModifier::Prefix(path) if path.is_empty() => return Ok(()),
+        PathModifier::Prefix(path) | PathModifier::Full(path) => path,
+    };
+    if !path.starts_with('/') {
+        return Err(FieldError::here(format!("{path:?} must begin with \"/\"")));
+    }
+    match path.parse::<PathAndQuery>() {
+        Ok(parsed) if parsed.as_str() == path && parsed.query().is_none() => Ok(()),
+        _ => Err(FieldError::here(format!("{path:?} is not a valid path"))),
     }
 }
 

@@ -21,6 +21,8 @@ use crate::error::FieldError;
 /// The parts of a request that routes look at, borrowed.
 #[derive(Clone, Copy, Debug)]
 pub struct RequestView<'a> {
+    /// As the request names it, with its port if it names one; empty: it has none.
+    pub authority: &'a str,
     /// Without port; case does not matter.
     pub host: &'a str,
     pub path: &'a str,

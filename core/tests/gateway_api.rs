@@ -15,7 +15,9 @@ use outrigger_core::config::{
     HttpMatch, HttpRoute, HttpRule, Mirror, PathMatch, PathModifier, Protocol, QueryMatch,
     Redirect, Rewrite, TcpBackend, TcpRoute, TlsRoute, ValueMatch, WeightedBackend,
 };
-use outrigger_core::filter::{modify_headers, redirect_location, rewrite_path};
+use outrigger_core::filter::{
+    check_modified, modify_headers, redirect_location, rewrite_path,
+};
 use outrigger_core::name::DestinationName;
 use outrigger_core::policy::{BackendPolicy, CallPolicy};
 use outrigger_core::route::RequestView;
@@ -97,6 +99,17 @@ fn every_kind_of_match() {
         // Several conditions must all hold; of one header only the first counts.
         (&["h:a=1 h:b=2"], &[("GET x/ h:a=1 h:b=2", "r#0 /"), ("GET x/ h:a=1", "404")]),
         (&["h:a=1 h:A=2"], &[("GET x/ h:a=1", "r#0 /"), ("GET x/ h:a=2", "404")]),
+        // `Host` is the authority, whichever wire it came on.
+        (
+            &["h:Host=web.bank:81", "h:host~(a|b)\\.bank"],
+            &[
+                ("GET web.bank:81/", "r#0 /"),
+                ("GET WEB.bank:81/ h:host=other", "r#0 /"),
+                ("GET web.bank/ h:host=web.bank:81", "404"),
+                ("GET a.bank/", "r#1 /"),
+                ("GET a.bank:80/", "404"),
+            ],
+        ),
         // Query: exact value, decoded, first of several.
         (
             &["q:user=a b"],
@@ -298,6 +311,24 @@ fn header_modifiers_set_add_and_remove() {
 }
 
 /// The table in Gateway API's documentation of `ReplacePrefixMatch`, and its neighbours.
+#[test]
+fn no_modifier_changes_how_a_message_is_sent() {
+    for name in ["content-length", "transfer-encoding", "connection", "te", "x-outrigger-hop", "host"] {
+        let name: HeaderName = name.parse().unwrap();
+        let value = HeaderValue::from_static("7");
+        let modifier = HeaderModifier {
+            set: vec![(name.clone(), value.clone())],
+            add: vec![(name.clone(), value)],
+            remove: vec![name.clone()],
+        };
+        let mut headers = HeaderMap::new();
+        headers.insert(&name, HeaderValue::from_static("5"));
+        modify_headers(&modifier, &mut headers);
+        assert_eq!(headers.get_all(&name).iter().collect::<Vec<_>>(), ["5"], "{name}");
+        assert_eq!(check_modified(&name).is_ok(), name == http::header::HOST, "{name}");
+    }
+}
+
 #[test]
 fn rewrites_of_the_path() {
     let prefix = |text: &str| PathModifier::Prefix(text.to_owned());
@@ -586,8 +617,16 @@ fn what_makes_no_sense_is_refused_with_its_path() {
             "filters[1].redirect: there is already a redirect",
         ),
         (
-            |r| r.backends[0].filters = vec![redirect(|_| ())],
-            "backends[0].filters: a redirect answers before a backend is chosen: put it on the rule",
+            |r| r.backends[0].filters = vec![redirect(|_| ()), redirect(|_| ())],
+            "backends[0].filters[1].redirect: there is already a redirect",
+        ),
+        (
+            |r| {
+                let set = vec![(http::header::HOST, HeaderValue::from_static("a b"))];
+                let modifier = HeaderModifier { set, ..Default::default() };
+                r.filters = vec![Filter::RequestHeaders(modifier)];
+            },
+            "filters[0].request_headers.set: \"a b\" is not a host with or without a port",
         ),
     ];
     for (change, want) in cases {
@@ -627,6 +666,7 @@ fn stream(routing: &StreamRouting<'_>) -> String {
 }
 
 struct Request {
+    authority: String,
     host: String,
     path: String,
     query: Option<String>,
@@ -639,7 +679,8 @@ impl Request {
         let mut words = text.split(' ');
         let method = words.next().unwrap().parse().unwrap();
         let target = words.next().unwrap();
-        let (host, rest) = target.split_at(target.find(['/', '*']).unwrap());
+        let (authority, rest) = target.split_at(target.find(['/', '*']).unwrap());
+        let host = authority.split(':').next().unwrap().to_owned();
         let (path, query) = match rest.split_once('?') {
             Some((path, query)) => (path, Some(query.to_owned())),
             None => (rest, None),
@@ -649,11 +690,13 @@ impl Request {
             let (name, value) = word.strip_prefix("h:").unwrap().split_once('=').unwrap();
             headers.append(name.parse::<HeaderName>().unwrap(), value.parse().unwrap());
         }
-        Self { host: host.to_owned(), path: path.to_owned(), query, method, headers }
+        let authority = authority.to_owned();
+        Self { authority, host, path: path.to_owned(), query, method, headers }
     }
 
     fn view(&self) -> RequestView<'_> {
         RequestView {
+            authority: &self.authority,
             host: &self.host,
             path: &self.path,
             query: self.query.as_deref(),

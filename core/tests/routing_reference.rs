@@ -41,6 +41,7 @@ proptest! {
         let compiled = compile(&destination).unwrap();
         for request in &requests {
             let view = RequestView {
+                authority: request.host,
                 host: request.host,
                 path: request.path,
                 query: None,

@@ -18,6 +18,7 @@ use outrigger_core::config::{
     WeightedBackend,
 };
 use outrigger_core::identity::SpiffeId;
+use outrigger_core::policy::cors::CorsConfig;
 use outrigger_core::name::{DestinationName, EndpointId};
 use outrigger_core::policy::access::{
     Access, Action, Caller, ClaimMatch, HeaderRule, Operation, Rule, TokenIssuer,
@@ -421,12 +422,19 @@ fn any_filter() -> impl Strategy<Value = Filter> {
         (any_target(), any::<u32>(), any::<u32>()).prop_map(|(target, numerator, denominator)| {
             Filter::Mirror(Mirror { target, numerator, denominator })
         });
+    let texts = || vec("[a-z*]{0,5}", 0..3);
+    let cors = (texts(), any::<bool>(), texts(), texts(), texts(), any::<u32>()).prop_map(
+        |(origins, credentials, methods, headers, expose, max_age)| {
+            Filter::Cors(CorsConfig { origins, credentials, methods, headers, expose, max_age })
+        },
+    );
     prop_oneof![
         modifier().prop_map(Filter::RequestHeaders),
         modifier().prop_map(Filter::ResponseHeaders),
         redirect,
         rewrite,
         mirror,
+        cors,
     ]
 }
 

@@ -26,6 +26,7 @@ pub mod mirror;
 pub mod request;
 pub mod respond;
 pub mod response_body;
+mod route_answer;
 pub mod server;
 pub mod token;
 pub mod upgrade;

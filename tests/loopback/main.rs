@@ -8,6 +8,7 @@ mod endpoints;
 mod external;
 mod fallbacks;
 mod faults;
+mod gateway_api;
 mod health;
 mod hostile;
 mod identity;

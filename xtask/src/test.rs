@@ -19,6 +19,9 @@ const SOAK: &str = "OUTRIGGER_SOAK";
 /// Shorter than this, memory has not come to rest when it is compared.
 const SHORTEST_SOAK: Duration = Duration::from_secs(120);
 
+/// Properties that are shown by many cases, by the module that their tests are in.
+const SUITES: [(&str, &str); 1] = [("accepted implies compiled", "accepted::")];
+
 #[derive(Debug, Default, Args)]
 pub(crate) struct Options {
     /// Run the long form of the soak test alone, for this long (10m): certificates of one minute,
@@ -39,6 +42,8 @@ fn parse_soak(text: &str) -> Result<Duration, String> {
 struct Count {
     passed: u64,
     failed: u64,
+    /// Passed and failed tests of each of [`SUITES`].
+    suites: [(u64, u64); SUITES.len()],
 }
 
 pub(crate) fn run(options: &Options) -> ExitCode {
@@ -56,6 +61,9 @@ pub(crate) fn run(options: &Options) -> ExitCode {
     let skipped = skipped(&log);
     for line in &skipped {
         eprintln!("{line}");
+    }
+    for ((name, _), (passed, failed)) in SUITES.iter().zip(count.suites) {
+        eprintln!("suite {name}: {passed} passed, {failed} failed");
     }
     // To standard output, where a script looks for it; everything before went to standard error.
     let _ = writeln!(io::stdout(), "{}", last_line(count, skipped.len(), succeeded));
@@ -114,6 +122,12 @@ fn copy(from: impl io::Read, mut each: impl FnMut(&str)) {
 impl Count {
     /// `Summary [ 1.2s] 16 tests run: 13 passed (1 slow), 2 failed, 1 timed out, 4 skipped`
     fn add_nextest(&mut self, line: &str) {
+        // `PASS [   0.004s] (1/9) package::binary module::test`
+        match line.trim_start().split(' ').next() {
+            Some("PASS") => self.add_to_suite(line, true),
+            Some("FAIL" | "TIMEOUT" | "SIGABRT" | "SIGSEGV") => self.add_to_suite(line, false),
+            _ => {}
+        }
         let Some((head, results)) = line.split_once(" run: ") else { return };
         if !head.contains("Summary [") {
             return;
@@ -132,6 +146,10 @@ impl Count {
 
     /// `test result: FAILED. 15 passed; 1 failed; 0 ignored; ...`
     fn add_libtest(&mut self, line: &str) {
+        // `test module::test ... ok`
+        if line.starts_with("test ") && !line.starts_with("test result") {
+            self.add_to_suite(line.split(" ... ").next().unwrap_or(line), line.ends_with("ok"));
+        }
         let Some(results) = line.strip_prefix("test result: ") else { return };
         let number = |word: &str| {
             let before = results.split(word).next()?;
@@ -139,6 +157,17 @@ impl Count {
         };
         self.passed += number(" passed").unwrap_or(0);
         self.failed += number(" failed").unwrap_or(0);
+    }
+}
+
+impl Count {
+    fn add_to_suite(&mut self, line: &str, passed: bool) {
+        let test = line.rsplit(' ').next().unwrap_or_default();
+        let suites = SUITES.iter().zip(&mut self.suites);
+        for (_, (good, bad)) in suites.filter(|((_, module), _)| test.starts_with(module)) {
+            *good += u64::from(passed);
+            *bad += u64::from(!passed);
+        }
     }
 }
 
@@ -172,19 +201,24 @@ mod tests {
         let mut count = Count::default();
         count.add_nextest("     Summary [   1.204s] 16 tests run: 13 passed (1 slow), 2 failed, 1 timed out, 4 skipped");
         count.add_nextest("        PASS [   0.004s] x tests::run: 1 passed");
-        assert_eq!(count, Count { passed: 13, failed: 3 });
+        assert_eq!(count, Count { passed: 13, failed: 3, ..Count::default() });
+        count.add_nextest("        PASS [  40.004s] (3/9) x::it accepted::whatever");
+        count.add_nextest("        FAIL [  40.004s] (4/9) x::it accepted::other");
+        assert_eq!(count.suites, [(1, 1)]);
         let mut count = Count::default();
         count.add_libtest(
             "test result: ok. 15 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out",
         );
         count.add_libtest("test result: FAILED. 2 passed; 1 failed; 0 ignored");
         count.add_libtest("running 2 tests");
-        assert_eq!(count, Count { passed: 17, failed: 1 });
+        assert_eq!(count, Count { passed: 17, failed: 1, ..Count::default() });
+        count.add_libtest("test accepted::whatever ... ok");
+        assert_eq!(count.suites, [(1, 0)]);
     }
 
     #[test]
     fn the_last_line_counts_what_was_shown() {
-        let count = Count { passed: 10, failed: 0 };
+        let count = Count { passed: 10, ..Count::default() };
         assert_eq!(last_line(count, 0, true), "10 passed, 0 failed");
         let log = "SKIPPED b: no root\nnoise\nSKIPPED a: no wrk\nSKIPPED b: no root\n";
         assert_eq!(skipped(log), ["SKIPPED a: no wrk", "SKIPPED b: no root"]);

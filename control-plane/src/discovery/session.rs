@@ -10,14 +10,16 @@
 //! routes to them, and endpoints that are no longer needed are withdrawn only when the destination
 //! that let go of them is acknowledged.
 
+mod counted;
 mod receive;
 mod refresh;
 mod show;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
+use counted::Counted;
 use outrigger_core::identity::SpiffeId;
-use outrigger_core::name::DestinationName;
+use outrigger_core::name::{DestinationName, EndpointId};
 use outrigger_proto::convert;
 use outrigger_proto::wire::{self, DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node};
 use tonic::Status;
@@ -44,8 +46,16 @@ pub struct Session {
     pub proxy: Proxy,
     /// By dialled name.
     names: BTreeMap<String, Name>,
+    /// Names by what their resolution depends on.
+    names_by: HashMap<Dep, BTreeSet<String>>,
+    /// Endpoints that are dialled by names of their own, with how many names each has.
+    pins: HashMap<PortId, HashMap<EndpointId, usize>>,
     destinations: BTreeMap<DestinationName, Held>,
+    /// Destinations that no name leads to any more, kept until what names were moved to is acknowledged.
+    retiring: BTreeMap<DestinationName, BTreeSet<DestinationName>>,
     collections: BTreeMap<PortId, Endpoints>,
+    /// Collections that a destination, sent or in force, or a subscription of its own needs.
+    needed: Counted<PortId>,
     /// Collections asked for by name.
     explicit: BTreeSet<PortId>,
     /// By type and name.
@@ -53,7 +63,9 @@ pub struct Session {
     /// Versions that the proxy kept from an earlier stream and that nothing has asked for yet.
     kept: HashMap<&'static str, HashMap<String, String>>,
     work: Work,
-    interests: HashSet<Dep>,
+    interests: Counted<Dep>,
+    /// It has been said that there are too many subscriptions.
+    full: bool,
     in_flight: BTreeMap<u64, InFlight>,
     last_nonce: u64,
     /// The commit up to which everything has been sent.
@@ -88,8 +100,10 @@ struct Name {
 struct Held {
     /// What the proxy dials it by.
     names: BTreeSet<String>,
-    /// Send it although its version is known: a name was added, or the proxy asked again.
+    /// Send it although its version is known: the proxy asked again, or does not know it by a name.
     announce: bool,
+    /// Names that the proxy does not know it by.
+    unannounced: BTreeSet<String>,
     sent: Option<String>,
     sent_endpoints: Vec<PortId>,
     acknowledged: Option<String>,
@@ -125,21 +139,8 @@ struct Work {
     destinations: BTreeSet<DestinationName>,
     collections: BTreeSet<PortId>,
     singles: BTreeSet<(String, String)>,
-    /// Which collections are needed has to be worked out again.
-    needs: bool,
     /// Of types or names that are nothing here.
     unknown: Vec<(String, Vec<String>)>,
-}
-
-impl Work {
-    fn is_empty(&self) -> bool {
-        self.names.is_empty()
-            && self.destinations.is_empty()
-            && self.collections.is_empty()
-            && self.singles.is_empty()
-            && self.unknown.is_empty()
-            && !self.needs
-    }
 }
 
 #[derive(Debug)]
@@ -178,13 +179,18 @@ impl Session {
         Self {
             proxy,
             names: BTreeMap::new(),
+            names_by: HashMap::new(),
+            pins: HashMap::new(),
             destinations: BTreeMap::new(),
+            retiring: BTreeMap::new(),
             collections: BTreeMap::new(),
+            needed: Counted::default(),
             explicit: BTreeSet::new(),
             singles: BTreeMap::new(),
             kept: HashMap::new(),
             work: Work::default(),
-            interests: HashSet::new(),
+            interests: Counted::default(),
+            full: false,
             in_flight: BTreeMap::new(),
             last_nonce: 0,
             sent_generation: 0,
@@ -193,22 +199,9 @@ impl Session {
         }
     }
 
-    /// Takes one request: an acknowledgement, subscriptions, or both. An error ends the stream.
-    pub fn receive(&mut self, request: DeltaDiscoveryRequest) -> Result<(), Status> {
-        let subscribe = &request.resource_names_subscribe;
-        let long = subscribe.iter().chain(request.initial_resource_versions.keys());
-        if let Some(name) = long.into_iter().find(|name| name.len() > MAX_NAME) {
-            return Err(Status::invalid_argument(format!(
-                "a resource name has {} bytes, at most {MAX_NAME} are allowed",
-                name.len()
-            )));
-        }
-        let held = self.names.len() + self.explicit.len() + self.singles.len();
-        if held + subscribe.len() > MAX_SUBSCRIPTIONS {
-            return Err(Status::resource_exhausted(format!(
-                "a proxy may subscribe to at most {MAX_SUBSCRIPTIONS} names: drop unused ones"
-            )));
-        }
+    /// Takes one request: an acknowledgement, subscriptions, or both.
+    pub fn receive(&mut self, mut request: DeltaDiscoveryRequest) {
+        request.initial_resource_versions.retain(|name, _| name.len() <= MAX_NAME);
         self.settle(&request);
         match request.type_url.as_str() {
             wire::DESTINATION => {
@@ -217,31 +210,23 @@ impl Session {
                 let known = !request.initial_resource_versions.is_empty();
                 self.keep(wire::DESTINATION, request.initial_resource_versions);
                 self.unsubscribe_names(&request.resource_names_unsubscribe);
-                self.subscribe_names(request.resource_names_subscribe, known)
+                self.subscribe_names(request.resource_names_subscribe, known);
             }
             wire::ENDPOINT => {
                 self.keep(wire::ENDPOINT, request.initial_resource_versions);
                 self.unsubscribe_collections(&request.resource_names_unsubscribe);
                 self.subscribe_collections(request.resource_names_subscribe);
-                Ok(())
             }
             wire::INBOUND | wire::MESH_SETTINGS | wire::TRUST_BUNDLE => {
                 self.subscribe_singles(request);
-                Ok(())
             }
             _ => {
                 // A newer proxy may know types that this build does not: none of them exists.
                 if !request.resource_names_subscribe.is_empty() {
                     self.work.unknown.push((request.type_url, request.resource_names_subscribe));
                 }
-                Ok(())
             }
         }
-    }
-
-    /// Whether a pump would find something to do, and may.
-    pub fn has_work(&self) -> bool {
-        !self.work.is_empty() && !self.is_paused()
     }
 
     /// A proxy that acknowledges nothing is sent nothing more.
@@ -254,18 +239,17 @@ impl Session {
         if dirty.deps.is_empty() {
             return;
         }
-        for (name, state) in &self.names {
-            if state.resolution.deps.iter().any(|dep| dirty.deps.contains(dep)) {
-                self.work.names.insert(name.clone());
-            }
-        }
-        for name in self.destinations.keys() {
-            if dirty.deps.contains(&Dep::Service(PortId::from(name).service)) {
-                self.work.destinations.insert(name.clone());
-            }
-        }
         for dep in &dirty.deps {
+            self.work.names.extend(self.names_by.get(dep).into_iter().flatten().cloned());
             match dep {
+                Dep::Service(id) => {
+                    let from = PortId::new(id, 0).destination();
+                    let of_service = self.destinations.range(from..).map(|(name, _)| name);
+                    let of_service = of_service.take_while(|name| {
+                        name.namespace == id.namespace && name.service == id.name
+                    });
+                    self.work.destinations.extend(of_service.cloned());
+                }
                 Dep::Endpoints(port) if self.collections.contains_key(port) => {
                     self.work.collections.insert(port.clone());
                 }
@@ -305,20 +289,14 @@ impl Session {
         responses
     }
 
-    /// What the stream depends on now, and what it did when last asked.
-    pub fn update_interests(&mut self) -> (HashSet<Dep>, &HashSet<Dep>) {
-        let names = self.names.values().flat_map(|name| name.resolution.deps.iter().cloned());
-        let mut interests: HashSet<Dep> = names.collect();
-        let destinations = self.destinations.keys();
-        interests.extend(destinations.map(|name| Dep::Service(PortId::from(name).service)));
-        interests.extend(self.collections.keys().cloned().map(Dep::Endpoints));
-        interests.extend(self.singles.keys().map(single_dep));
-        let old = std::mem::replace(&mut self.interests, interests);
-        (old, &self.interests)
+    /// What the stream has begun to depend on, and what it no longer depends on, since last asked.
+    pub fn interest_changes(&mut self) -> (Vec<Dep>, Vec<Dep>) {
+        self.interests.changes()
     }
 
-    pub fn take_interests(&mut self) -> HashSet<Dep> {
-        std::mem::take(&mut self.interests)
+    /// Everything that the stream depends on; it is over.
+    pub fn take_interests(&mut self) -> Vec<Dep> {
+        self.interests.take()
     }
 
     /// The version of the trust bundle that the proxy has in force, as far as it has said.

@@ -7,22 +7,18 @@ use super::Index;
 use crate::object::{ObjectId, Route, ServiceId};
 
 impl Index {
-    /// Whether a backend that a route names can be sent to, and why not.
+    /// Whether a backend that a route names can be sent to, and why not. A route of a Service may name
+    /// those of any namespace without a ReferenceGrant (GEP-1294): its callers could call them anyway, and
+    /// an AccessPolicy says who may.
     pub fn resolve_backend(&self, route: &Route, to: &DestinationName) -> Result<(), FieldError> {
-        let id = ServiceId::new(to.namespace.clone(), to.service.clone());
-        if route.parents.iter().any(|parent| parent.service == id) {
-            return self.exists(to);
-        }
-        self.check_reference(&route.id, to)
+        check_external(&route.id, to)?;
+        self.exists(to)
     }
 
-    /// The same for any object that names a Service.
+    /// The same for a policy that names a Service; in another namespace a ReferenceGrant has to let it.
     pub fn check_reference(&self, by: &ObjectId, to: &DestinationName) -> Result<(), FieldError> {
         let id = ServiceId::new(to.namespace.clone(), to.service.clone());
-        if to.namespace != by.namespace && to.is_external() {
-            let problem = "an ExternalService is for its own namespace alone";
-            return Err(FieldError::at("namespace", problem));
-        }
+        check_external(by, to)?;
         if to.namespace != by.namespace && !self.granted(by, &id) {
             let (kind, from) = (by.kind.as_str(), &by.namespace);
             let article = if kind.starts_with('H') { "an" } else { "a" };
@@ -61,4 +57,12 @@ impl Index {
                 && grant.to.iter().any(|name| name.as_ref().is_none_or(|name| *name == to.name))
         })
     }
+}
+
+fn check_external(by: &ObjectId, to: &DestinationName) -> Result<(), FieldError> {
+    if to.namespace != by.namespace && to.is_external() {
+        let problem = "an ExternalService is for its own namespace alone";
+        return Err(FieldError::at("namespace", problem));
+    }
+    Ok(())
 }

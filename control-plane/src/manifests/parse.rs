@@ -19,6 +19,7 @@ use crate::kinds::{
 };
 use crate::object::{Kind, Object, ObjectId};
 use crate::problems::{Problem, Severity};
+use crate::publish::MAX_RESOURCE;
 use crate::translate::{self, DEFAULT_NAMESPACE, Report};
 
 /// What one reading of a file found.
@@ -34,6 +35,16 @@ pub(super) struct Parsed {
     pub(super) problems: Vec<Problem>,
     /// `apiVersion` and `kind` of documents that are nothing here.
     pub(super) ignored: Vec<(String, String)>,
+}
+
+impl Parsed {
+    /// Nothing is there at all.
+    pub(super) fn is_empty(&self) -> bool {
+        self.objects.is_empty()
+            && self.wrong.is_empty()
+            && self.ignored.is_empty()
+            && !self.unreadable
+    }
 }
 
 pub(super) fn parse(file: &Path, text: &str) -> Parsed {
@@ -213,6 +224,21 @@ impl Parser<'_> {
         kind: Kind,
         translate: impl FnOnce(&R, &mut Report) -> Option<Object>,
     ) {
+        // An EndpointSlice becomes many resources, anything else one or a part of one.
+        if kind != Kind::EndpointSlice && place.text.len() > MAX_RESOURCE {
+            let len = place.value["spec"].to_string().len();
+            if len > MAX_RESOURCE {
+                let problem =
+                    format!("has {len} bytes, at most {MAX_RESOURCE} can be sent to proxies");
+                let error = ReadError::from(FieldError::at("spec", problem));
+                let Some(id) = identity(place, kind) else {
+                    return self.unreadable(place, error);
+                };
+                self.problem(place, Some(&id), Severity::Error, error);
+                self.parsed.wrong.push(id);
+                return;
+            }
+        }
         let raw = match read::<R>(place.value) {
             Ok(raw) => raw,
             Err(error) => {
@@ -231,7 +257,7 @@ impl Parser<'_> {
             self.problem(place, id.as_ref(), Severity::Warning, warning.into());
         }
         let accepted = report.errors.is_empty();
-        for error in report.errors {
+        for error in report.errors.into_iter().chain(report.refused) {
             self.problem(place, id.as_ref(), Severity::Error, error.into());
         }
         match (object, id) {

@@ -1,6 +1,7 @@
 //! Notices changes in the folder of manifests, soon but not in the middle of a write.
 //!
-//! A file is read a moment after it was closed or renamed into place, or when writing has paused.
+//! A file is read a moment after it was closed or renamed into place: while somebody has it open and
+//! writes, what it said before is in force.
 //! Kubernetes mounts a ConfigMap as links through a folder `..data` that is replaced whole, so any
 //! change that is not plainly one file's makes for a look at everything, and so does the clock.
 
@@ -20,10 +21,13 @@ use crate::publish::Publisher;
 
 /// After a file was closed or renamed: other files of the same edit come along.
 const SETTLED: Duration = Duration::from_millis(5);
-/// After a write: the writer may not be done.
-const WRITING: Duration = Duration::from_millis(50);
-/// However busy a writer is, its file is read this long after the first change.
-const AT_LAST: Duration = Duration::from_millis(500);
+/// After other changes that no close follows, such as a new link.
+const CHANGED: Duration = Duration::from_millis(50);
+/// After a write that no close has followed: a writer that keeps its file open is not waited for longer.
+/// Slower than any program that writes in pieces, and still soon for whoever edits by hand.
+const UNCLOSED: Duration = Duration::from_secs(10);
+/// A file that was changed in place without an event is read once it has been quiet for so long.
+const QUIET: Duration = Duration::from_secs(2);
 /// Some file systems tell of no change at all.
 const LOOK_AGAIN: Duration = Duration::from_secs(10);
 
@@ -75,24 +79,41 @@ pub fn watch(folder: Folder, publisher: Arc<Publisher>) -> io::Result<Watching> 
     Ok(Watching { sender, thread: Some(thread) })
 }
 
+/// A file to be read.
+#[derive(Clone, Copy)]
+struct Pending {
+    due: Instant,
+    /// Somebody has written to it and not closed it yet.
+    open: bool,
+}
+
 struct Watch {
     folder: Folder,
     publisher: Arc<Publisher>,
     watcher: RecommendedWatcher,
     /// Watched folders and the path by which their files are known.
     folders: BTreeMap<PathBuf, Option<PathBuf>>,
-    /// Files to be read, when, and when at last.
-    pending: BTreeMap<PathBuf, (Instant, Instant)>,
+    /// Files to be read.
+    pending: BTreeMap<PathBuf, Pending>,
     /// When to look at everything.
     rescan: Option<Instant>,
     unreadable: bool,
+}
+
+/// What has happened to a file.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Change {
+    /// It was closed after a write, put in place, or taken away.
+    Done,
+    Write,
+    Other,
 }
 
 impl Watch {
     fn run(mut self, receiver: &Receiver<Message>) {
         let mut look_again = Instant::now() + LOOK_AGAIN;
         loop {
-            let due = self.pending.values().map(|(due, last)| *due.min(last));
+            let due = self.pending.values().map(|pending| pending.due);
             let due = due.chain(self.rescan).chain([look_again]).min().unwrap_or(look_again);
             match receiver.recv_timeout(due.saturating_duration_since(Instant::now())) {
                 Ok(Message::Event(event)) => self.note(event),
@@ -104,13 +125,17 @@ impl Watch {
                 self.scan();
                 look_again = Instant::now() + LOOK_AGAIN;
             }
-            let due: BTreeSet<PathBuf> = self
-                .pending
-                .extract_if(.., |_, (due, last)| *due <= now || *last <= now)
-                .map(|(path, _)| path)
-                .collect();
-            if !due.is_empty() {
-                self.folder.load(due, &self.publisher);
+            let due = self.pending.extract_if(.., |_, pending| pending.due <= now);
+            let (mut whole, mut open) = (BTreeSet::new(), BTreeSet::new());
+            for (path, pending) in due {
+                if pending.open {
+                    open.insert(path)
+                } else {
+                    whole.insert(path)
+                };
+            }
+            if !whole.is_empty() || !open.is_empty() {
+                self.folder.load(whole, open, &self.publisher);
             }
         }
     }
@@ -123,32 +148,38 @@ impl Watch {
         if event.need_rescan() {
             self.rescan_in(SETTLED);
         }
-        let delay = match event.kind {
+        let change = match event.kind {
             EventKind::Access(AccessKind::Close(AccessMode::Write))
             | EventKind::Remove(_)
-            | EventKind::Modify(ModifyKind::Name(_)) => SETTLED,
+            | EventKind::Modify(ModifyKind::Name(_)) => Change::Done,
             // Reading is none of our business, least of all our own.
             EventKind::Access(_) => return,
-            _ => WRITING,
+            EventKind::Modify(ModifyKind::Data(_) | ModifyKind::Any) => Change::Write,
+            _ => Change::Other,
         };
         for path in event.paths {
-            if delay == SETTLED {
+            if change == Change::Done {
                 // A folder that went away takes its watch along, also when another comes in its
                 // place.
                 self.folders.remove(&path);
             }
-            self.note_path(&path, delay);
+            self.note_path(&path, change);
         }
     }
 
-    fn note_path(&mut self, path: &Path, delay: Duration) {
+    fn note_path(&mut self, path: &Path, change: Change) {
+        let delay = match change {
+            Change::Done => SETTLED,
+            Change::Write | Change::Other => CHANGED,
+        };
         let known_as = path.parent().and_then(|parent| self.folders.get(parent));
         match (known_as, path.file_name()) {
             (Some(Some(folder)), Some(name)) if is_manifest(path) => {
                 let path = folder.join(name);
-                let now = Instant::now();
-                let last = self.pending.get(&path).map_or(now + AT_LAST, |(_, last)| *last);
-                self.pending.insert(path, (now + delay, last));
+                let before = self.pending.get(&path).is_some_and(|pending| pending.open);
+                let open = change == Change::Write || (change == Change::Other && before);
+                let due = Instant::now() + if open { UNCLOSED } else { delay };
+                self.pending.insert(path, Pending { due, open });
             }
             // A folder, a link, or the target of one; not an editor's temporary file.
             _ if !path.is_file() || known_as == Some(&None) => self.rescan_in(delay),
@@ -186,8 +217,12 @@ impl Watch {
             }
         }
         self.folders = listing.folders;
-        if let Err(error) = self.folder.scan(&self.publisher) {
-            tracing::warn!(%error, "the folder could not be read again");
+        let open = self.pending.iter().filter(|(_, pending)| pending.open);
+        let open: BTreeSet<PathBuf> = open.map(|(path, _)| path.clone()).collect();
+        match self.folder.look(&open, QUIET, &self.publisher) {
+            Ok(true) => {}
+            Ok(false) => self.rescan_in(QUIET),
+            Err(error) => tracing::warn!(%error, "the folder could not be read again"),
         }
     }
 }

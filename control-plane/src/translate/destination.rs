@@ -11,7 +11,7 @@ use outrigger_core::policy::CallPolicy;
 use outrigger_core::policy::fallback::Give;
 
 use crate::index::{Index, PortId};
-use crate::object::{Route, RouteBody};
+use crate::object::{Kind, Route, RouteBody, ServiceId, ServicePort};
 use crate::translate::effective;
 
 /// The destination of that name; `None` when there is no such Service or port.
@@ -19,12 +19,7 @@ pub fn build(index: &Index, name: &DestinationName) -> Option<Destination> {
     let id = PortId::from(name);
     let service = index.service(&id.service)?;
     let port = service.port(name.port)?;
-    let attached: Vec<&Route> = index
-        .routes_of(&id.service)
-        .filter(|route| {
-            route.parents.iter().any(|p| p.service == id.service && p.attaches_to(port))
-        })
-        .collect();
+    let attached = attached(index, &id.service, port);
     let namespace = name.consumer.as_ref().unwrap_or(&name.namespace);
     let mut resolver = Resolver { index, itself: id.destination(), backends: BTreeSet::new() };
     let mut http_routes = Vec::new();
@@ -88,6 +83,48 @@ impl Class {
     }
 }
 
+/// The routes of a namespace that are in force at a port: of several kinds the most specific one (GEP-1294).
+fn in_force<'a>(attached: &[&'a Route], namespace: &str) -> Vec<&'a Route> {
+    let of_namespace = || attached.iter().filter(|route| route.id.namespace == namespace);
+    let first = of_namespace().map(|route| specificity(route.id.kind)).min();
+    of_namespace().filter(|route| Some(specificity(route.id.kind)) == first).copied().collect()
+}
+
+/// Less is more specific.
+fn specificity(kind: Kind) -> u8 {
+    match kind {
+        Kind::GrpcRoute => 0,
+        Kind::HttpRoute => 1,
+        Kind::TlsRoute => 2,
+        _ => 3,
+    }
+}
+
+/// The routes that keep a route from being in force where it is attached, each with the position of the
+/// parent and the port.
+pub fn conflicts<'a>(index: &'a Index, route: &Route) -> Vec<(usize, u16, &'a Route)> {
+    let mut found = Vec::new();
+    for parent in &route.parents {
+        let Some(service) = index.service(&parent.service) else { continue };
+        for port in service.ports.iter().filter(|port| parent.attaches_to(port)) {
+            let attached: Vec<&Route> = attached(index, &parent.service, port);
+            let winner = in_force(&attached, &route.id.namespace).first().copied();
+            found.extend(
+                winner
+                    .filter(|by| specificity(by.id.kind) < specificity(route.id.kind))
+                    .map(|by| (parent.position, port.port, by)),
+            );
+        }
+    }
+    found
+}
+
+fn attached<'a>(index: &'a Index, service: &ServiceId, port: &ServicePort) -> Vec<&'a Route> {
+    let is =
+        |route: &&Route| route.parents.iter().any(|p| p.service == *service && p.attaches_to(port));
+    index.routes_of(service).filter(is).collect()
+}
+
 /// Routes of one class in force for callers of `namespace`: their own ones if there are any, else
 /// the producer's. Each class by itself, so that a consumer's TCPRoute leaves HTTP as it was.
 fn of_class<'a>(
@@ -97,8 +134,9 @@ fn of_class<'a>(
     class: Class,
 ) -> Vec<&'a Route> {
     let of = |namespace: &str| {
-        let routes = attached.iter().filter(|r| r.id.namespace == namespace);
-        routes.filter(|r| Class::of(r) == class).copied().collect::<Vec<_>>()
+        let mut routes = in_force(attached, namespace);
+        routes.retain(|route| Class::of(route) == class);
+        routes
     };
     let own = of(namespace);
     if own.is_empty() { of(producer) } else { own }

@@ -1,11 +1,17 @@
 //! Filters of HTTPRoute and GRPCRoute rules and of their backends.
 //!
-//! A filter that is not known is an error of the whole route (Gateway API: never skip a filter).
+//! A filter that is not known is never skipped: what it stands on answers 500 (Gateway API).
 
-use http::{HeaderName, HeaderValue, StatusCode};
-use outrigger_core::config::{Filter, HeaderModifier, Mirror, PathModifier, Redirect, Rewrite};
+use http::{HeaderName, HeaderValue, StatusCode, header};
+use outrigger_core::config::{
+    BackendTarget, Filter, HeaderModifier, HttpRule, Mirror, PathModifier, Redirect, Rewrite,
+    WeightedBackend,
+};
+use outrigger_core::error::FieldError;
+use outrigger_core::filter::{check_modified, check_path_modifier};
 use serde::{Deserialize, Serialize};
 
+use super::cors::{CorsSpec, cors};
 use super::route::{Ref, same_shape, target};
 use super::{Report, check_subdomain};
 
@@ -29,6 +35,8 @@ struct Spec {
     request_redirect: Option<RedirectSpec>,
     #[serde(default)]
     url_rewrite: Option<RewriteSpec>,
+    #[serde(default)]
+    cors: Option<CorsSpec>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -105,20 +113,77 @@ pub(super) struct Context<'a> {
     pub(super) by_prefix: bool,
 }
 
+/// The filters of a rule or a backend.
+#[derive(Debug, Default)]
+pub(super) struct Filters {
+    filters: Vec<Filter>,
+    /// One that is not known, and what is wrong with it.
+    unknown: Option<String>,
+}
+
+impl Filters {
+    /// Puts the filters on a backend.
+    pub(super) fn on_backend(self, target: BackendTarget, weight: u32) -> WeightedBackend {
+        match self.unknown {
+            None => WeightedBackend { target, weight, filters: self.filters },
+            Some(why) => {
+                let target = BackendTarget::Invalid(why);
+                WeightedBackend { target, weight, filters: Vec::new() }
+            }
+        }
+    }
+
+    /// Puts the filters on a rule.
+    pub(super) fn on_rule(self, rule: HttpRule) -> HttpRule {
+        match self.unknown {
+            None => HttpRule { filters: self.filters, ..rule },
+            Some(why) => {
+                let target = BackendTarget::Invalid(why);
+                let backends = vec![WeightedBackend { target, weight: 1, filters: Vec::new() }];
+                HttpRule { backends, ..rule }
+            }
+        }
+    }
+}
+
 pub(super) fn filters(
     path: &str,
     raw: Option<&Vec<impl Serialize>>,
     context: &Context<'_>,
     report: &mut Report,
-) -> Vec<Filter> {
-    let Some(raw) = raw else { return Vec::new() };
+) -> Filters {
+    let Some(raw) = raw else { return Filters::default() };
     let path = format!("{path}.filters");
     report.at_most(&path, raw.len(), MAX_FILTERS);
-    let Some(specs) = same_shape::<Vec<Spec>>(&path, raw, report) else { return Vec::new() };
+    let Some(specs) = same_shape::<Vec<Spec>>(&path, raw, report) else {
+        return Filters::default();
+    };
     check_combination(&path, &specs, report);
-    let specs = specs.into_iter().enumerate();
-    specs.filter_map(|(i, spec)| filter(&format!("{path}[{i}]"), spec, context, report)).collect()
+    let mut found = Filters::default();
+    for (i, spec) in specs.into_iter().enumerate() {
+        let path = format!("{path}[{i}]");
+        if FIELDS.iter().all(|(name, _)| *name != spec.r#type) {
+            let problem =
+                format!("{} is not supported, and a filter is never skipped", spec.r#type);
+            let error = FieldError::at(format!("{path}.type"), problem);
+            found.unknown.get_or_insert_with(|| error.to_string());
+            report.refused.push(error);
+        } else {
+            found.filters.extend(filter(&path, spec, context, report));
+        }
+    }
+    found
 }
+
+/// Types of filters, and the field that belongs to each.
+const FIELDS: [(&str, &str); 6] = [
+    ("RequestHeaderModifier", "requestHeaderModifier"),
+    ("ResponseHeaderModifier", "responseHeaderModifier"),
+    ("RequestMirror", "requestMirror"),
+    ("RequestRedirect", "requestRedirect"),
+    ("URLRewrite", "urlRewrite"),
+    ("CORS", "cors"),
+];
 
 /// Each type once, mirrors excepted, and either a redirect or a rewrite.
 fn check_combination(path: &str, specs: &[Spec], report: &mut Report) {
@@ -135,31 +200,26 @@ fn check_combination(path: &str, specs: &[Spec], report: &mut Report) {
 }
 
 fn filter(path: &str, spec: Spec, context: &Context<'_>, report: &mut Report) -> Option<Filter> {
-    let fields = [
-        ("RequestHeaderModifier", "requestHeaderModifier", spec.request_header_modifier.is_some()),
-        (
-            "ResponseHeaderModifier",
-            "responseHeaderModifier",
-            spec.response_header_modifier.is_some(),
-        ),
-        ("RequestMirror", "requestMirror", spec.request_mirror.is_some()),
-        ("RequestRedirect", "requestRedirect", spec.request_redirect.is_some()),
-        ("URLRewrite", "urlRewrite", spec.url_rewrite.is_some()),
+    let own = FIELDS.iter().position(|(name, _)| *name == spec.r#type)?;
+    let present = [
+        spec.request_header_modifier.is_some(),
+        spec.response_header_modifier.is_some(),
+        spec.request_mirror.is_some(),
+        spec.request_redirect.is_some(),
+        spec.url_rewrite.is_some(),
+        spec.cors.is_some(),
     ];
-    let Some((_, own, _)) = fields.iter().find(|(name, ..)| *name == spec.r#type) else {
-        report.error(
-            format!("{path}.type"),
-            format!("{} is not supported, and a filter is never skipped", spec.r#type),
-        );
-        return None;
-    };
-    for (_, field, present) in fields.iter().filter(|(_, field, _)| field != own) {
-        if *present {
+    for (i, (_, field)) in FIELDS.iter().enumerate() {
+        if present[i] && i != own {
             let problem = format!("must not be set when the type is {}", spec.r#type);
             report.error(format!("{path}.{field}"), problem);
         }
     }
-    let path = format!("{path}.{own}");
+    let path = format!("{path}.{}", FIELDS[own].1);
+    if !present[own] {
+        report.error(path, format!("must be set when the type is {}", spec.r#type));
+        return None;
+    }
     let filter = match spec {
         Spec { request_header_modifier: Some(headers), .. } => {
             Filter::RequestHeaders(headers_modifier(&path, headers, report))
@@ -178,10 +238,9 @@ fn filter(path: &str, spec: Spec, context: &Context<'_>, report: &mut Report) ->
             let modifier = path_modifier(&path, spec.path, context, report);
             Filter::Rewrite(Rewrite { host, path: modifier })
         }
-        Spec { r#type, .. } => {
-            report.error(path, format!("must be set when the type is {type}"));
-            return None;
-        }
+        Spec { cors: Some(spec), .. } => Filter::Cors(cors(&path, spec, report)?),
+        // What is present has been looked at above.
+        Spec { .. } => return None,
     };
     Some(filter)
 }
@@ -193,9 +252,16 @@ fn headers_modifier(path: &str, spec: HeadersSpec, report: &mut Report) -> Heade
     let set = headers(&format!("{path}.set"), spec.set, report);
     let add = headers(&format!("{path}.add"), spec.add, report);
     let remove = spec.remove.iter().enumerate();
-    let remove = remove
-        .filter_map(|(i, name)| header_name(&format!("{path}.remove[{i}]"), name, report))
+    let remove: Vec<HeaderName> = remove
+        .filter_map(|(i, name)| modified(&format!("{path}.remove[{i}]"), name, report))
         .collect();
+    // The host of a request is its authority: there is exactly one.
+    if let Some(i) = add.iter().position(|(name, _)| *name == header::HOST) {
+        report.error(format!("{path}.add[{i}].name"), "host can only be set");
+    }
+    if let Some(i) = remove.iter().position(|name| *name == header::HOST) {
+        report.error(format!("{path}.remove[{i}]"), "host can only be set");
+    }
     HeaderModifier { set, add, remove }
 }
 
@@ -207,7 +273,7 @@ fn headers(
     let mut headers: Vec<(HeaderName, HeaderValue)> = Vec::with_capacity(specs.len());
     for (i, spec) in specs.into_iter().enumerate() {
         let path = format!("{path}[{i}]");
-        let name = header_name(&format!("{path}.name"), &spec.name, report);
+        let name = modified(&format!("{path}.name"), &spec.name, report);
         let Ok(value) = HeaderValue::from_str(&spec.value) else {
             report.error(format!("{path}.value"), "is not a valid header value");
             continue;
@@ -219,6 +285,12 @@ fn headers(
         headers.push((name, value));
     }
     headers
+}
+
+/// A header that a modifier may name.
+fn modified(path: &str, name: &str, report: &mut Report) -> Option<HeaderName> {
+    let name = header_name(path, name, report)?;
+    report.check(path, check_modified(&name)).map(|()| name)
 }
 
 pub(super) fn header_name(path: &str, name: &str, report: &mut Report) -> Option<HeaderName> {
@@ -301,14 +373,10 @@ fn path_modifier(
     if value.len() > MAX_PATH {
         report.error(&path, format!("has {} bytes, at most {MAX_PATH} are allowed", value.len()));
     }
-    if field == "replaceFullPath" {
-        if !value.starts_with('/') {
-            report.error(&path, format!("{value:?} must begin with \"/\""));
-        }
-        return Some(PathModifier::Full(value));
+    let full = field == "replaceFullPath";
+    if !full && !context.by_prefix {
+        report.error(&path, "needs every match of the rule to be a PathPrefix");
     }
-    if !context.by_prefix {
-        report.error(path, "needs every match of the rule to be a PathPrefix");
-    }
-    Some(PathModifier::Prefix(value))
+    let modifier = if full { PathModifier::Full(value) } else { PathModifier::Prefix(value) };
+    report.check(&path, check_path_modifier(&modifier)).map(|()| modifier)
 }

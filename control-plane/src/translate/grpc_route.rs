@@ -2,17 +2,19 @@
 //! gRPC method is the path `/<service>/<method>`.
 
 use gateway_api::experimental::grpcroutes as api;
-use outrigger_core::config::{HttpMatch, HttpRule, PathMatch, ValueMatch, WeightedBackend};
+use outrigger_core::config::{HttpMatch, HttpRule, PathMatch, ValueMatch};
 
-use super::Report;
 use super::filter::{Context, filters};
 use super::matching::{MAX_CONDITIONS, MAX_MATCHES, check_expressions, header};
 use super::route::{
     MAX_RULES, at_most_backends, route, same_shape, target, warn_hostnames, warn_unsupported,
     weight,
 };
+use super::{Report, vet};
 use crate::object::{Kind, Route, RouteBody};
 
+/// What holds a match's path.
+const PATH_FIELD: &str = "method";
 /// Bytes of a service or method name (Gateway API schema).
 const MAX_NAME: usize = 1024;
 
@@ -35,6 +37,7 @@ fn rule(
     report: &mut Report,
 ) -> HttpRule {
     let path = format!("spec.rules[{i}]");
+    let before = report.errors.len();
     let sticky = raw.session_persistence.is_some();
     warn_unsupported(&format!("{path}.sessionPersistence"), sticky, report);
     let raw_matches = raw.matches.as_deref().unwrap_or_default();
@@ -53,11 +56,17 @@ fn rule(
         let Some(reference) = same_shape(&path, raw, report) else { continue };
         let weight = weight(&path, &reference, report);
         if let Some(target) = target(&path, &reference, namespace, report) {
-            backends.push(WeightedBackend { target, weight, filters });
+            backends.push(filters.on_backend(target, weight));
         }
     }
     let filters = filters(&path, raw.filters.as_ref(), &context, report);
-    HttpRule { name: raw.name.clone(), matches, filters, call: None, backends }
+    let name = raw.name.clone();
+    let rule = HttpRule { name, matches, filters: Vec::new(), call: None, backends };
+    let rule = filters.on_rule(rule);
+    if report.errors.len() == before {
+        vet::rule(&path, &rule, PATH_FIELD, report);
+    }
+    rule
 }
 
 fn grpc_match(path: &str, raw: &api::GrpcRouteRulesMatches, report: &mut Report) -> HttpMatch {
@@ -76,7 +85,7 @@ fn grpc_match(path: &str, raw: &api::GrpcRouteRulesMatches, report: &mut Report)
     let method = raw.method.as_ref();
     let path_match = method.and_then(|raw| method_path(&format!("{path}.method"), raw, report));
     let value = HttpMatch { path: path_match, method: None, headers, query: Vec::new() };
-    check_expressions(path, &value, "method", report);
+    check_expressions(path, &value, PATH_FIELD, report);
     value
 }
 

@@ -3,11 +3,8 @@
 
 use gateway_api::experimental::httproutes as api;
 use http::Method;
-use outrigger_core::config::{
-    HttpMatch, HttpRule, PathMatch, QueryMatch, ValueMatch, WeightedBackend,
-};
+use outrigger_core::config::{HttpMatch, HttpRule, PathMatch, QueryMatch, ValueMatch};
 
-use super::Report;
 use super::filter::{Context, filters};
 use super::matching::{MAX_CONDITIONS, MAX_MATCHES, check_expressions, check_value, header};
 use super::route::{
@@ -15,8 +12,11 @@ use super::route::{
     weight,
 };
 use super::rule_call::rule_call;
+use super::{Report, vet};
 use crate::object::{Kind, Route, RouteBody};
 
+/// What holds a match's path.
+const PATH_FIELD: &str = "path.value";
 /// Bytes of a path (Gateway API schema).
 const MAX_PATH: usize = 1024;
 
@@ -54,6 +54,7 @@ fn rule(
     report: &mut Report,
 ) -> HttpRule {
     let path = format!("spec.rules[{i}]");
+    let before = report.errors.len();
     let sticky = raw.session_persistence.is_some();
     warn_unsupported(&format!("{path}.sessionPersistence"), sticky, report);
     let raw_matches = raw.matches.as_deref().unwrap_or_default();
@@ -75,11 +76,17 @@ fn rule(
         let Some(reference) = same_shape(&path, raw, report) else { continue };
         let weight = weight(&path, &reference, report);
         if let Some(target) = target(&path, &reference, namespace, report) {
-            backends.push(WeightedBackend { target, weight, filters });
+            backends.push(filters.on_backend(target, weight));
         }
     }
     let filters = filters(&path, raw.filters.as_ref(), &context, report);
-    HttpRule { name: raw.name.clone(), matches, filters, call: None, backends }
+    let name = raw.name.clone();
+    let rule = HttpRule { name, matches, filters: Vec::new(), call: None, backends };
+    let rule = filters.on_rule(rule);
+    if report.errors.len() == before {
+        vet::rule(&path, &rule, PATH_FIELD, report);
+    }
+    rule
 }
 
 fn http_match(path: &str, raw: &api::HttpRouteRulesMatches, report: &mut Report) -> HttpMatch {
@@ -109,7 +116,7 @@ fn http_match(path: &str, raw: &api::HttpRouteRulesMatches, report: &mut Report)
     let value = HttpMatch { path: path_match, method, headers, query };
     // A header without a valid name is left out, and positions would no longer be right.
     if value.headers.len() == raw.headers.as_ref().map_or(0, Vec::len) {
-        check_expressions(path, &value, "path.value", report);
+        check_expressions(path, &value, PATH_FIELD, report);
     }
     value
 }

@@ -1,15 +1,9 @@
 //! Matches of HTTPRoute and GRPCRoute: what they share, and the check of regular expressions.
 
-use outrigger_core::compile::compile;
-use outrigger_core::config::{
-    Balancer, Destination, HeaderMatch, HttpMatch, HttpRoute, HttpRule, PathMatch, Protocol,
-    ValueMatch,
-};
-use outrigger_core::name::DestinationName;
-use outrigger_core::policy::{BackendPolicy, CallPolicy};
+use outrigger_core::config::{HeaderMatch, HttpMatch, HttpRule, PathMatch, ValueMatch};
 
-use super::Report;
 use super::filter::header_name;
+use super::{Report, vet};
 
 /// Bounds of the Gateway API's own schema.
 pub(super) const MAX_MATCHES: usize = 64;
@@ -56,25 +50,7 @@ pub(super) fn check_expressions(
         call: None,
         backends: Vec::new(),
     };
-    let route =
-        HttpRoute { name: String::new(), created: 0, hostnames: Vec::new(), rules: vec![rule] };
-    let probe = Destination {
-        name: DestinationName {
-            namespace: String::new(),
-            service: String::new(),
-            port: 1,
-            consumer: None,
-        },
-        protocol: Protocol::Detect,
-        balancer: Balancer::default(),
-        call: CallPolicy::default(),
-        policy: BackendPolicy::default(),
-        backends: Vec::new(),
-        http_routes: vec![route],
-        tls_routes: Vec::new(),
-        tcp_route: None,
-    };
-    if let Err(error) = compile(&probe) {
+    if let Err(error) = vet::check(&rule) {
         let field = error.path.rsplit_once("matches[0].").map_or("", |(_, field)| field);
         let field = match field {
             "path" => path_field.to_owned(),

@@ -5,6 +5,7 @@
 //! together with [`destination`], [`endpoints`] and [`inbound`].
 
 pub mod access_policy;
+mod cors;
 pub mod destination;
 mod duration;
 pub mod effective;
@@ -28,6 +29,7 @@ mod target_ref;
 pub mod tcp_route;
 pub mod tls_route;
 pub mod traffic_policy;
+mod vet;
 pub mod workload;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -35,10 +37,12 @@ use outrigger_core::error::FieldError;
 use outrigger_core::name::{check_label, check_subdomain};
 
 /// What translation finds in one object. An object with an error is not accepted as a whole: the
-/// last good version stays in force. A warning changes nothing.
+/// last good version stays in force. What is refused is a part of an object that fails closed where
+/// the rest of the object is in force. A warning changes nothing.
 #[derive(Debug, Default)]
 pub struct Report {
     pub errors: Vec<FieldError>,
+    pub refused: Vec<FieldError>,
     pub warnings: Vec<FieldError>,
 }
 

@@ -41,18 +41,16 @@ fn retries(path: &str, raw: &api::HttpRouteRulesRetry, report: &mut Report) -> R
     let plain = RetryConfig::default();
     let most = bounds::ATTEMPTS.end() - 1;
     let retries = raw.attempts.map_or(Some(RETRIES), |attempts| {
-        // A number that does not fit is far out of bounds either way.
-        let attempts = u32::try_from(attempts).unwrap_or(u32::MAX);
         report.check(&format!("{path}.attempts"), bounds::number(attempts, &(0..=most)))
     });
     let attempts = retries.and_then(|retries| u8::try_from(retries + 1).ok());
     let codes = raw.codes.as_deref().unwrap_or_default();
     let too_many = bounds::at_most(codes.len(), bounds::MAX_STATUSES);
     report.check(&format!("{path}.codes"), too_many);
-    let statuses = codes.iter().enumerate().filter_map(|(i, code)| {
-        let code = u32::try_from(*code).unwrap_or(u32::MAX);
-        report.check(&format!("{path}.codes[{i}]"), bounds::status(code))
-    });
+    let statuses = codes
+        .iter()
+        .enumerate()
+        .filter_map(|(i, code)| report.check(&format!("{path}.codes[{i}]"), bounds::status(*code)));
     let on = RetryOn { statuses: statuses.collect(), reset: true, timeout: true, ..plain.on };
     let backoff = raw.backoff.as_ref().and_then(|text| {
         let base = duration::parse(text).and_then(|time| bounds::duration(time, &bounds::BACKOFF));

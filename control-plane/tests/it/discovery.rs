@@ -318,14 +318,26 @@ async fn hostile_requests_are_refused_by_name_and_others_are_unharmed() {
     let long = "x".repeat(600);
     let many: Vec<String> = (0..10_001).map(|i| format!("s{i}.bank:80")).collect();
     let many: Vec<&str> = many.iter().map(String::as_str).collect();
-    for (names, want) in [
-        (&[long.as_str()][..], tonic::Code::InvalidArgument),
-        (&["*"], tonic::Code::InvalidArgument),
-        (&many[..], tonic::Code::ResourceExhausted),
-    ] {
+    // Each is refused by itself, and the stream goes on: what is held stays known.
+    for (names, refused) in
+        [(&[long.as_str()][..], long.as_str()), (&["*"], "*"), (&many[..], "s10000.bank:80")]
+    {
         let mut proxy = mesh.proxy("bank.hostile", "bank").await;
+        proxy.dial(&["orders.bank:80"]).await;
+        proxy.until("known", |p| p.has("Destination", ORDERS)).await;
         proxy.dial(names).await;
-        assert_eq!(proxy.next().await.unwrap_err().code(), want);
+        proxy.until("refused", |p| p.removed.contains(refused)).await;
+        // Neither is a name that is subscribed to already one too many, nor one after others went.
+        proxy.dial(&["orders.bank:80"]).await;
+        proxy.unsubscribe(wire::DESTINATION, &["s1.bank:80", "s2.bank:80"]).await;
+        proxy.dial(&["orders.bank.svc:80"]).await;
+        let alias = "orders.bank.svc:80".to_owned();
+        let held = ("Destination".to_owned(), ORDERS.to_owned());
+        proxy.until("known by another name", |p| p.held[&held].aliases.contains(&alias)).await;
+        mesh.write("slice.yaml", &slice("orders", &["10.0.0.1"]));
+        proxy.until("told", |p| p.endpoints(ORDERS) == ["10.0.0.1:9000"]).await;
+        mesh.write("slice.yaml", &slice("orders", &[]));
+        proxy.until("told", |p| p.endpoints(ORDERS).is_empty()).await;
     }
     // Names that mean nothing are names that nothing has.
     let mut proxy = mesh.proxy("bank.caller", "bank").await;
@@ -334,6 +346,78 @@ async fn hostile_requests_are_refused_by_name_and_others_are_unharmed() {
     proxy.until("refused", |p| p.removed.contains("::::")).await;
     proxy.subscribe("type.googleapis.com/some.newer.Type", &["a"]).await;
     proxy.until("refused", |p| p.removed.contains("a")).await;
+}
+
+#[tokio::test]
+async fn what_a_consumer_route_replaces_is_withdrawn_once_the_replacement_is_in_force() {
+    let mesh = Mesh::start(&[
+        ("orders.yaml", &service("orders")),
+        ("old.yaml", &service("old")),
+        ("slice.yaml", &slice("old", &["10.0.0.7"])),
+        ("producer.yaml", &route("bank", "producer", "backendRefs: [{name: old, port: 80}]")),
+    ])
+    .await;
+    let own = "bank/orders:80@shop";
+    let mut proxy = mesh.proxy("shop.caller", "shop").await;
+    proxy.dial(&["orders.bank:80"]).await;
+    proxy.until("known", |p| p.has("Destination", ORDERS)).await;
+    proxy.refuse = Some(own.to_owned());
+    let rule = "backendRefs: [{name: orders, namespace: bank, port: 80}]";
+    mesh.write("consumer.yaml", &route("shop", "consumer", rule));
+    proxy.until("offered", |p| p.log.iter().any(|line| line.contains(own))).await;
+    // What it has goes on, with endpoints that only the old one needs.
+    mesh.write("slice.yaml", &slice("old", &["10.0.0.7", "10.0.0.8"]));
+    proxy.until("told", |p| p.endpoints("bank/old:80").len() == 2).await;
+    assert!(!proxy.removed.contains(ORDERS), "{:?}", proxy.log);
+    proxy.refuse = None;
+    mesh.write("consumer.yaml", &route("shop", "consumer", &format!("name: x\n    {rule}")));
+    proxy.until("withdrawn", |p| p.removed.contains(ORDERS)).await;
+    proxy.until("withdrawn too", |p| p.endpoints("bank/old:80").is_empty()).await;
+    assert!(proxy.has("Destination", own), "{:?}", proxy.log);
+}
+
+#[tokio::test]
+async fn a_destination_that_is_too_large_is_cut_by_itself_and_says_so() {
+    // Sixteen headers of 4,000 bytes in each of four matches: a quarter of a MiB.
+    let value = "x".repeat(4_000);
+    let headers: Vec<_> = (0..16).map(|i| format!("{{name: h{i}, value: {value}}}")).collect();
+    let one = format!("{{headers: [{}]}}", headers.join(", "));
+    let rule = format!("matches: [{}]", [one.as_str(); 4].join(", "));
+    let mut files = vec![
+        ("orders.yaml".to_owned(), service("orders")),
+        ("other.yaml".to_owned(), service("other")),
+    ];
+    for name in ["a", "b", "c", "d"] {
+        files.push((format!("{name}.yaml"), route("bank", name, &rule)));
+    }
+    let files: Vec<_> = files.iter().map(|(name, text)| (name.as_str(), text.as_str())).collect();
+    let mesh = Mesh::start(&files).await;
+    let mut proxy = mesh.proxy("bank.caller", "bank").await;
+    proxy.dial(&["orders.bank:80", "other.bank:80"]).await;
+    proxy.until("known", |p| p.has("Destination", ORDERS)).await;
+    proxy.until("known", |p| p.has("Destination", "bank/other:80")).await;
+    let held = destination(&proxy, ORDERS);
+    assert!(held.encoded_len() < wire::MAX_RESPONSE);
+    // The oldest stay; what is left out answers 500.
+    let invalid = |route: &mesh::HttpRoute| match &route.rules[0].backends[..] {
+        [one] => matches!(
+            one.target.as_ref().and_then(|target| target.kind.as_ref()),
+            Some(mesh::target::Kind::Invalid(why)) if why.contains("are sent")
+        ),
+        _ => false,
+    };
+    let left_out: Vec<_> = held.http_routes.iter().map(invalid).collect();
+    assert_eq!(left_out, [false, false, true, true]);
+    let status = |page: &serde_json::Value, object: &str| {
+        let all = page["status"].as_array().unwrap().iter();
+        all.clone().find(|status| status["object"] == object).unwrap()["accepted"].clone()
+    };
+    let page = mesh.admin_json("/index").await;
+    assert_eq!(status(&page, "HTTPRoute bank/a")["status"], true);
+    let refused = status(&page, "HTTPRoute bank/d");
+    assert_eq!(refused["status"], false);
+    let problem = refused["problems"][0].as_str().unwrap();
+    assert!(problem.starts_with("left out at bank/orders:80: would make"), "{problem}");
 }
 
 #[tokio::test]

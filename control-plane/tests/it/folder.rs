@@ -1,6 +1,7 @@
 //! The folder of manifests: every way in which a file changes.
 
 use std::fs;
+use std::io::Write as _;
 use std::os::unix::fs::symlink;
 
 use serde_json::Value;
@@ -92,6 +93,40 @@ async fn broken_manifests_keep_the_last_good_version_and_say_where() {
     mesh.admin_until("/index", |page| texts(page).is_empty()).await;
     mesh.remove("a.yaml");
     mesh.admin_until("/index", |page| services(page).is_empty()).await;
+}
+
+#[tokio::test]
+async fn a_file_that_is_empty_or_half_written_takes_nothing_away() {
+    let two = format!("{}---\n{}", service("a"), service("b"));
+    let mesh = Mesh::start(&[("a.yaml", &two), ("z.yaml", &service("z"))]).await;
+    let both = ["bank/a", "bank/b", "bank/z"];
+    // Emptied and closed: a problem, and nothing is gone.
+    fs::write(mesh.path("a.yaml"), "").unwrap();
+    let page = mesh.admin_until("/index", |page| !texts(page).is_empty()).await;
+    assert!(texts(&page)[0].contains("a.yaml:1: is empty: what it defined stays"), "{page:#}");
+    assert_eq!(services(&page), both);
+    fs::write(mesh.path("a.yaml"), &two).unwrap();
+    mesh.admin_until("/index", |page| texts(page).is_empty() && services(page) == both).await;
+    // Half of it, ending where a document does, while the writer has it open: other files are read.
+    let mut writer = fs::File::create(mesh.path("a.yaml")).unwrap();
+    writer.write_all(service("a").as_bytes()).unwrap();
+    writer.flush().unwrap();
+    fs::write(mesh.path("new.yaml"), service("new")).unwrap();
+    fs::create_dir(mesh.path("below")).unwrap();
+    fs::write(mesh.path("below/more.yaml"), service("more")).unwrap();
+    let more = |page: &Value| services(page).contains(&"bank/more".to_owned());
+    let page = mesh.admin_until("/index", more).await;
+    assert_eq!(services(&page), ["bank/a", "bank/b", "bank/more", "bank/new", "bank/z"]);
+    // Once it is closed, what is not there is gone.
+    drop(writer);
+    let without = ["bank/a", "bank/more", "bank/new", "bank/z"];
+    mesh.admin_until("/index", |page| services(page) == without).await;
+    // A file that is removed takes along what an empty one has kept.
+    fs::write(mesh.path("a.yaml"), "# nothing\n").unwrap();
+    mesh.admin_until("/index", |page| !texts(page).is_empty() && services(page) == without).await;
+    mesh.remove("a.yaml");
+    let rest = ["bank/more", "bank/new", "bank/z"];
+    mesh.admin_until("/index", |page| texts(page).is_empty() && services(page) == rest).await;
 }
 
 #[tokio::test]

@@ -2,11 +2,13 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod accepted;
 mod discovery;
 mod external;
 mod folder;
 mod identity;
 mod index;
+mod manifests;
 mod policies;
 mod registration;
 mod render;

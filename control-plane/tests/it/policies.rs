@@ -658,7 +658,40 @@ fn every_bound_of_a_rule_of_an_http_route() {
             "timeouts.backendRequest: 2s is more than request, which is 1s",
         ),
         ("retry: {attempts: 10}", "retry.attempts: 10 must be between 0 and 9"),
-        ("retry: {attempts: -1}", "retry.attempts: 4294967295 must be between 0 and 9"),
+        (
+            "filters: [{type: ResponseHeaderModifier, responseHeaderModifier: {add: [{name: Content-Length, value: '1'}]}}]",
+            "filters[0].responseHeaderModifier.add[0].name: content-length says how a message is sent",
+        ),
+        (
+            "filters: [{type: RequestHeaderModifier, requestHeaderModifier: {remove: [Transfer-Encoding]}}]",
+            "filters[0].requestHeaderModifier.remove[0]: transfer-encoding says how a message is sent",
+        ),
+        (
+            "filters: [{type: RequestHeaderModifier, requestHeaderModifier: {set: [{name: x-outrigger-hop, value: '1'}]}}]",
+            "filters[0].requestHeaderModifier.set[0].name: x-outrigger-hop is a header of the mesh itself",
+        ),
+        (
+            "filters: [{type: RequestHeaderModifier, requestHeaderModifier: {set: [{name: Host, value: 'a b'}]}}]",
+            "filters[0].requestHeaderModifier.set: \"a b\" is not a host",
+        ),
+        (
+            "filters: [{type: RequestHeaderModifier, requestHeaderModifier: {add: [{name: Host, value: a}]}}]",
+            "filters[0].requestHeaderModifier.add[0].name: host can only be set",
+        ),
+        (
+            "filters: [{type: URLRewrite, urlRewrite: {path: {type: ReplaceFullPath, replaceFullPath: '/a?b'}}}]",
+            "filters[0].urlRewrite.path.replaceFullPath: \"/a?b\" is not a valid path",
+        ),
+        (
+            "filters: [{type: URLRewrite, urlRewrite: {path: {type: ReplacePrefixMatch, replacePrefixMatch: 'a'}}}]",
+            "filters[0].urlRewrite.path.replacePrefixMatch: \"a\" must begin with \"/\"",
+        ),
+        (
+            "filters: [{type: CORS, cors: {allowOrigins: ['https://a', 'a']}}]",
+            "filters[0].cors.allowOrigins[1]: \"a\" is not an origin",
+        ),
+        ("retry: {codes: [-36]}", "retry.codes[0]: -36 is not 429 or between 500 and 599"),
+        ("retry: {attempts: -1}", "retry.attempts: -1 must be between 0 and 9"),
         ("retry: {codes: [503, 404]}", "retry.codes[1]: 404 is not 429 or between 500 and 599"),
         ("retry: {backoff: 0s}", "retry.backoff: 0ns must be between 1ms and 60s"),
     ] {

@@ -213,6 +213,10 @@ fn render_filter(filter: &Filter) -> String {
             mirror.denominator,
             target(&mirror.target)
         ),
+        Filter::Cors(cors) => format!(
+            "cors origins {:?} credentials {} methods {:?} headers {:?} expose {:?} for {} s",
+            cors.origins, cors.credentials, cors.methods, cors.headers, cors.expose, cors.max_age
+        ),
     }
 }
 

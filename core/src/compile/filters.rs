@@ -3,21 +3,24 @@
 //! [`crate::filter`] is what applies them to a request.
 
 use http::StatusCode;
-use http::uri::PathAndQuery;
+use http::uri::Authority;
 
 use super::{Target, Targets};
 use crate::config::{Filter, HeaderModifier, Mirror, PathModifier, Redirect, Rewrite};
 use crate::error::FieldError;
+use crate::filter::{check_path_modifier, host_of};
+use crate::policy::cors::Cors;
 
 /// The filters of a rule or a backend, by what they touch.
 #[derive(Debug, Default)]
 pub struct Filters {
     pub request_headers: Vec<HeaderModifier>,
     pub response_headers: Vec<HeaderModifier>,
-    /// Answers in place of any backend; never set on a backend's own filters.
+    /// Answers in place of any backend, or of the one that was chosen.
     pub redirect: Option<Redirect>,
     pub rewrite: Option<Rewrite>,
     pub mirrors: Vec<CompiledMirror>,
+    pub cors: Option<Box<Cors>>,
 }
 
 #[derive(Debug)]
@@ -35,6 +38,7 @@ impl Filters {
             && self.redirect.is_none()
             && self.rewrite.is_none()
             && self.mirrors.is_empty()
+            && self.cors.is_none()
     }
 
     pub fn rewrites_path(&self) -> bool {
@@ -69,7 +73,10 @@ fn add_filter(
     targets: &Targets,
 ) -> Result<(), FieldError> {
     match filter {
-        Filter::RequestHeaders(modifier) => compiled.request_headers.push(modifier.clone()),
+        Filter::RequestHeaders(modifier) => {
+            check_set_host(modifier).map_err(|e| e.under("request_headers"))?;
+            compiled.request_headers.push(modifier.clone());
+        }
         Filter::ResponseHeaders(modifier) => compiled.response_headers.push(modifier.clone()),
         Filter::Redirect(redirect) => {
             check_redirect(redirect).map_err(|e| e.under("redirect"))?;
@@ -79,7 +86,7 @@ fn add_filter(
         }
         Filter::Rewrite(rewrite) => {
             check_host(rewrite.host.as_deref()).map_err(|e| e.under("rewrite"))?;
-            check_path_modifier(rewrite.path.as_ref()).map_err(|e| e.under("rewrite"))?;
+            check_path(rewrite.path.as_ref()).map_err(|e| e.under("rewrite"))?;
             if compiled.rewrite.replace(rewrite.clone()).is_some() {
                 return Err(FieldError::at("rewrite", "there is already a rewrite"));
             }
@@ -88,8 +95,23 @@ fn add_filter(
             let mirror = compile_mirror(mirror, targets).map_err(|e| e.under("mirror"))?;
             compiled.mirrors.push(mirror);
         }
+        Filter::Cors(cors) => {
+            let cors = Cors::new(cors).map_err(|e| e.under("cors"))?;
+            if compiled.cors.replace(Box::new(cors)).is_some() {
+                return Err(FieldError::at("cors", "there is already a CORS filter"));
+            }
+        }
     }
     Ok(())
+}
+
+/// `Host` is the authority of a request, so its value has to be one.
+fn check_set_host(modifier: &HeaderModifier) -> Result<(), FieldError> {
+    let Some(host) = host_of(modifier) else { return Ok(()) };
+    match Authority::try_from(host.as_bytes()) {
+        Ok(authority) if !authority.as_str().contains('@') => Ok(()),
+        _ => Err(FieldError::at("set", format!("{host:?} is not a host with or without a port"))),
+    }
 }
 
 fn compile_mirror(mirror: &Mirror, targets: &Targets) -> Result<CompiledMirror, FieldError> {
@@ -131,7 +153,7 @@ fn check_redirect(redirect: &Redirect) -> Result<(), FieldError> {
         ));
     }
     check_host(redirect.host.as_deref())?;
-    check_path_modifier(redirect.path.as_ref())
+    check_path(redirect.path.as_ref())
 }
 
 fn check_host(host: Option<&str>) -> Result<(), FieldError> {
@@ -142,18 +164,6 @@ fn check_host(host: Option<&str>) -> Result<(), FieldError> {
     }
 }
 
-fn check_path_modifier(modifier: Option<&PathModifier>) -> Result<(), FieldError> {
-    let path = match modifier {
-        None => return Ok(()),
-        // Nothing in place of the prefix: the rest of the path remains.
-        Some(PathModifier::Prefix(path)) if path.is_empty() => return Ok(()),
-        Some(PathModifier::Prefix(path) | PathModifier::Full(path)) => path,
-    };
-    if !path.starts_with('/') {
-        return Err(FieldError::at("path", format!("{path:?} must begin with \"/\"")));
-    }
-    match path.parse::<PathAndQuery>() {
-        Ok(parsed) if parsed.as_str() == path && parsed.query().is_none() => Ok(()),
-        _ => Err(FieldError::at("path", format!("{path:?} is not a valid path"))),
-    }
+fn check_path(modifier: Option<&PathModifier>) -> Result<(), FieldError> {
+    modifier.map_or(Ok(()), check_path_modifier).map_err(|e| e.under("path"))
 }

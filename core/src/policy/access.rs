@@ -121,6 +121,8 @@ pub struct Facts<'a> {
 
 #[derive(Clone, Copy, Debug)]
 pub struct RequestFacts<'a> {
+    /// As the request names it: what rules about the header `Host` ask.
+    pub authority: &'a str,
     /// Lower case, without the port.
     pub host: &'a str,
     pub method: &'a Method,

@@ -120,9 +120,13 @@ pub const ROOTS_BYTES: usize = 16 * 1024;
 /// Of the latency that an adaptive limit keeps to.
 pub const LATENCY: Durations = Duration::from_millis(1)..=MINUTE;
 
-pub fn number<T: TryFrom<u32>>(value: u32, bounds: &Numbers) -> Result<T, FieldError> {
-    let inside = bounds.contains(&value).then(|| T::try_from(value).ok()).flatten();
-    inside.ok_or_else(|| outside(&value, bounds))
+/// `value` comes as it was written, whatever its sign and width: that is how it is reported.
+pub fn number<T: TryFrom<u32>>(
+    value: impl TryInto<u32> + Copy + Debug,
+    bounds: &Numbers,
+) -> Result<T, FieldError> {
+    let inside = value.try_into().ok().filter(|value| bounds.contains(value));
+    inside.and_then(|value| T::try_from(value).ok()).ok_or_else(|| outside(&value, bounds))
 }
 
 pub fn duration(value: Duration, bounds: &Durations) -> Result<Duration, FieldError> {
@@ -138,10 +142,10 @@ pub fn window(value: Duration) -> Result<Duration, FieldError> {
 }
 
 /// A status that may be tried again: what says that the server, not the request, is the trouble.
-pub fn status(value: u32) -> Result<StatusCode, FieldError> {
-    let code = u16::try_from(value).ok().filter(|code| matches!(code, 429 | 500..=599));
+pub fn status(value: impl TryInto<u16> + Copy + Debug) -> Result<StatusCode, FieldError> {
+    let code = value.try_into().ok().filter(|code| matches!(code, 429 | 500..=599));
     code.and_then(|code| StatusCode::from_u16(code).ok())
-        .ok_or_else(|| FieldError::here(format!("{value} is not 429 or between 500 and 599")))
+        .ok_or_else(|| FieldError::here(format!("{value:?} is not 429 or between 500 and 599")))
 }
 
 /// Of a static answer.
@@ -195,7 +199,7 @@ pub fn at_most(len: usize, most: usize) -> Result<(), FieldError> {
     Err(FieldError::here(format!("has {len} items, at most {most} are allowed")))
 }
 
-fn outside<T: Debug>(value: &T, bounds: &RangeInclusive<T>) -> FieldError {
+fn outside<T: Debug>(value: &impl Debug, bounds: &RangeInclusive<T>) -> FieldError {
     let (least, most) = (bounds.start(), bounds.end());
     FieldError::here(format!("{value:?} must be between {least:?} and {most:?}"))
 }
@@ -335,5 +339,10 @@ mod tests {
             assert_eq!(status(code).is_ok(), allowed, "{code}");
         }
         assert!(status(66_036).is_err());
+        assert!(status(-36).unwrap_err().problem.starts_with("-36 is not"));
+        let error = number::<u8>(-1i64, &ATTEMPTS).unwrap_err();
+        assert_eq!(error.to_string(), "-1 must be between 1 and 10");
+        let error = number::<u32>(1u64 << 40, &FAILURES).unwrap_err();
+        assert_eq!(error.to_string(), "1099511627776 must be between 1 and 1000000");
     }
 }

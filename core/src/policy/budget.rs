@@ -1,7 +1,7 @@
 //! How many retries a service gets: a share of its requests, so that they can't multiply a failure.
 //!
-//! The share follows Finagle's `RetryBudget`: a few retries per second for services with little
-//! traffic, and beside them a share of what was lately requested.
+//! The share follows Finagle's and Linkerd's `RetryBudget`: a few retries per second for services with
+//! little traffic, which are saved up over [`WINDOW`], and beside them a share of what was lately requested.
 
 use std::time::{Duration, Instant};
 
@@ -20,6 +20,19 @@ pub struct BudgetConfig {
     pub min_per_second: u16,
 }
 
+/// Retries that may be saved up at most, unless a second brings more: what the default brings in a window.
+pub const MOST_SAVED: u32 = 100;
+
+impl BudgetConfig {
+    /// Retries that a service without traffic has saved up: those of a window, so that a burst of first
+    /// failures on a quiet service is retried.
+    pub fn saved(self) -> u32 {
+        let each = u32::from(self.min_per_second);
+        // A window is ten seconds.
+        each.max((each * 10).min(MOST_SAVED))
+    }
+}
+
 impl Default for BudgetConfig {
     fn default() -> Self {
         // A fifth more load is what a service that is planned sensibly can bear.
@@ -30,8 +43,8 @@ impl Default for BudgetConfig {
 /// Retries of one service by one process.
 ///
 /// Over any interval of length T, the retries taken are at most `percent` of the requests in this
-/// interval and in [`WINDOW`] before it, plus `min_per_second * (T + 1 s)`. With a reconfiguration, by
-/// the higher of the numbers. It holds exactly, however often `tick` is called: each retry of the share
+/// interval and in [`WINDOW`] before it, plus `min_per_second * T` and what was saved up before
+/// ([`BudgetConfig::saved`]). With a reconfiguration, by the higher of the numbers. It holds exactly, however often `tick` is called: each retry of the share
 /// is paid for by requests of the window before it that no other retry has used.
 #[derive(Clone, Debug)]
 pub struct Budget {
@@ -90,7 +103,8 @@ impl Budget {
 /// None: only the share counts.
 fn rate(config: BudgetConfig) -> Option<Rate> {
     let tokens = u32::from(config.min_per_second);
-    (tokens > 0).then_some(Rate { tokens, period: Duration::from_secs(1), burst: tokens })
+    let burst = config.saved();
+    (tokens > 0).then_some(Rate { tokens, period: Duration::from_secs(1), burst })
 }
 
 #[cfg(test)]
@@ -110,13 +124,13 @@ mod tests {
     fn a_share_of_the_requests_and_a_few_more() {
         let now = Instant::now();
         let mut budget = Budget::new(BudgetConfig::default(), now, 0);
-        assert_eq!(taken(&mut budget, now, 0), 10);
+        assert_eq!(taken(&mut budget, now, 0), 100, "the few of a whole window are there");
         assert_eq!(taken(&mut budget, now, 104), 20);
         assert_eq!(taken(&mut budget, now + SECOND, 104), 10, "the few come back every second");
         assert_eq!(taken(&mut budget, now + SECOND, 105), 1);
         // The first second leaves the window, with its 104 requests and 20 retries.
         let later = now + WINDOW;
-        assert_eq!(taken(&mut budget, later, 205), 20 - 1 + 10);
+        assert_eq!(taken(&mut budget, later, 205), 20 - 1 + 90, "nine seconds have passed");
         assert_eq!(taken(&mut budget, later, 305), 20);
     }
 

@@ -8,7 +8,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 
 use super::retry::Failure;
 use crate::outcome::{Outcome, classify_grpc, classify_http};
@@ -95,6 +95,8 @@ pub struct Schedule {
 #[derive(Clone, Copy, Debug)]
 pub struct Request<'a> {
     pub method: &'a Method,
+    /// As the request names its host: what `Host` is compared with.
+    pub authority: &'a str,
     /// In its canonical form.
     pub path: &'a str,
     pub headers: &'a HeaderMap,
@@ -156,6 +158,9 @@ impl Caller {
 impl RequestMatch {
     fn holds(&self, request: &Request<'_>) -> bool {
         let header = |(name, value): &(HeaderName, HeaderValue)| {
+            if *name == header::HOST {
+                return request.authority.as_bytes().eq_ignore_ascii_case(value.as_bytes());
+            }
             request.headers.get_all(name).iter().any(|has| has == value)
         };
         self.method.as_ref().is_none_or(|method| method == request.method)
@@ -285,7 +290,7 @@ mod tests {
     }
 
     fn request(path: &str, headers: &HeaderMap, grpc: bool, fault: &Fault) -> bool {
-        let request = Request { method: &Method::GET, path, headers, grpc };
+        let request = Request { method: &Method::GET, authority: "web.bank", path, headers, grpc };
         fault.hits(&request, at(1), 0)
     }
 

@@ -13,6 +13,7 @@ pub mod budget;
 pub mod cache;
 pub mod concurrency;
 pub mod correlation;
+pub mod cors;
 pub mod deadline;
 pub mod fallback;
 pub mod fault;

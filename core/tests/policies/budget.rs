@@ -116,6 +116,7 @@ impl Log {
         let second = SECOND.as_nanos() as i128;
         let percent = i128::from(config.percent) * second;
         let least = i128::from(config.min_per_second) * 100;
+        let saved = i128::from(config.saved()) * 100;
         let requests_until = |at: Duration| self.requests.partition_point(|of| *of <= at) as i128;
         let requests_before = |at: Duration| self.requests.partition_point(|of| *of < at) as i128;
         // The tightest of all intervals that end here begins where this is least.
@@ -127,7 +128,7 @@ impl Log {
             };
             let elapsed = at.as_nanos() as i128 * least;
             lowest = lowest.min(before * 100 * second - begin * percent - elapsed);
-            let paid = requests_until(*at) * percent + elapsed + least * second;
+            let paid = requests_until(*at) * percent + elapsed + saved * second;
             let taken = (before + 1) * 100 * second;
             assert!(taken - paid <= lowest, "too many retries in an interval until {at:?}");
         }

@@ -1,7 +1,7 @@
 //! [`Destination`]: a port of a service, its routes and backends.
 
 use outrigger_core::config::{
-    Backend, Balancer, Destination, HashKey, HttpRule, TcpBackend, TcpRoute, TlsRoute,
+    Backend, Balancer, Destination, Filter, HashKey, HttpRule, TcpBackend, TcpRoute, TlsRoute,
 };
 use outrigger_core::error::FieldError;
 use outrigger_core::policy::{BackendPolicy, CallPolicy};
@@ -53,10 +53,17 @@ fn requires(destination: &Destination) -> Vec<String> {
     let has_filters = |rule: &HttpRule| {
         !rule.filters.is_empty() || rule.backends.iter().any(|b| !b.filters.is_empty())
     };
-    let filters = destination.http_routes.iter().flat_map(|route| &route.rules).any(has_filters);
+    let rules = || destination.http_routes.iter().flat_map(|route| &route.rules);
+    let filters = rules().any(has_filters);
+    let is_cors = |filter: &Filter| matches!(filter, Filter::Cors(_));
+    let cors = rules().any(|rule| {
+        let of_backends = rule.backends.iter().flat_map(|backend| &backend.filters);
+        rule.filters.iter().chain(of_backends).any(is_cors)
+    });
     [
         (ring_hash, "balancer.ring-hash"),
         (calls(destination).any(|call| call.cache.is_some()), fallback::CACHE_FEATURE),
+        (cors, "cors.v1"),
         (calls(destination).any(|call| !call.fallbacks.is_empty()), fallback::FEATURE),
         (has_faults(destination), fault::FEATURE),
         (has_health(destination), "health.v1"),

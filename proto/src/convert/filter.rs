@@ -4,6 +4,7 @@ use bytes::Bytes;
 use http::{HeaderName, HeaderValue, StatusCode};
 use outrigger_core::config::{Filter, HeaderModifier, Mirror, PathModifier, Redirect, Rewrite};
 use outrigger_core::error::FieldError;
+use outrigger_core::policy::cors::CorsConfig;
 
 use super::{each, optional, parsed, port, set, target_from_wire, target_to_wire};
 use crate::mesh;
@@ -28,6 +29,14 @@ pub(super) fn to_wire(filter: &Filter) -> mesh::Filter {
             target: Some(target_to_wire(&mirror.target)),
             numerator: mirror.numerator,
             denominator: mirror.denominator,
+        }),
+        Filter::Cors(cors) => Kind::Cors(mesh::Cors {
+            origins: cors.origins.clone(),
+            credentials: cors.credentials,
+            methods: cors.methods.clone(),
+            headers: cors.headers.clone(),
+            expose: cors.expose.clone(),
+            max_age: cors.max_age,
         }),
     };
     mesh::Filter { kind: Some(kind) }
@@ -56,6 +65,14 @@ pub(super) fn from_wire(wire: &mesh::Filter) -> Result<Filter, FieldError> {
             target: target_from_wire(wire.target.as_ref()).map_err(|e| e.under("mirror"))?,
             numerator: wire.numerator,
             denominator: wire.denominator,
+        })),
+        Kind::Cors(wire) => Ok(Filter::Cors(CorsConfig {
+            origins: wire.origins.clone(),
+            credentials: wire.credentials,
+            methods: wire.methods.clone(),
+            headers: wire.headers.clone(),
+            expose: wire.expose.clone(),
+            max_age: wire.max_age,
         })),
     }
 }

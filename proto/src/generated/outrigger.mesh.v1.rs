@@ -176,7 +176,7 @@ pub struct WeightedBackend {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Filter {
-    #[prost(oneof = "filter::Kind", tags = "1, 2, 3, 4, 5")]
+    #[prost(oneof = "filter::Kind", tags = "1, 2, 3, 4, 5, 6")]
     pub kind: ::core::option::Option<filter::Kind>,
 }
 /// Nested message and enum types in `Filter`.
@@ -193,7 +193,26 @@ pub mod filter {
         Rewrite(super::Rewrite),
         #[prost(message, tag = "5")]
         Mirror(super::Mirror),
+        #[prost(message, tag = "6")]
+        Cors(super::Cors),
     }
+}
+/// Needs the feature `cors.v1`. In each list `*` stands for everything.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Cors {
+    #[prost(string, repeated, tag = "1")]
+    pub origins: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(bool, tag = "2")]
+    pub credentials: bool,
+    #[prost(string, repeated, tag = "3")]
+    pub methods: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(string, repeated, tag = "4")]
+    pub headers: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(string, repeated, tag = "5")]
+    pub expose: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Seconds.
+    #[prost(uint32, tag = "6")]
+    pub max_age: u32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Header {

@@ -1,7 +1,10 @@
 //! Everything received from the control plane, and putting it in force.
 //!
 //! Synchronous and without I/O: a response goes in, problems come out, and `store` has changed. A
-//! resource that is not understood leaves its last good version in force.
+//! resource that is not understood leaves its last good version in force, and what it was to replace.
+
+mod names;
+mod refused;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -15,6 +18,9 @@ use outrigger_proto::convert::{self, is_unsupported};
 use outrigger_proto::{mesh, wire};
 use prost::Message;
 
+use names::Names;
+use refused::Refused;
+
 use crate::experiments;
 use crate::inbound_ports::InboundPorts;
 use crate::proxy::Proxy;
@@ -26,8 +32,9 @@ pub struct Holdings {
     /// What the app has dialled.
     wanted: BTreeSet<Authority>,
     /// Dialled name to canonical name.
-    resolved: BTreeMap<Authority, String>,
+    resolved: Names,
     destinations: BTreeMap<String, HeldDestination>,
+    refused: Refused,
     endpoints: HashMap<DestinationName, Collection>,
     inbound: Option<Held>,
     settings: Option<Held>,
@@ -59,8 +66,9 @@ impl Holdings {
         Self {
             proxy,
             wanted: BTreeSet::new(),
-            resolved: BTreeMap::new(),
+            resolved: Names::default(),
             destinations: BTreeMap::new(),
+            refused: Refused::default(),
             endpoints: HashMap::new(),
             inbound: None,
             settings: None,
@@ -97,10 +105,14 @@ impl Holdings {
                 problems.push(format!("{}: {error}", resource.name));
             }
         }
+        let needed = match type_url {
+            wire::ENDPOINT => self.still_needed(removed),
+            _ => BTreeSet::new(),
+        };
         for name in removed {
             match type_url {
                 wire::DESTINATION => self.remove_destination(name),
-                wire::ENDPOINT => self.remove_endpoint(name, &mut touched),
+                wire::ENDPOINT => self.remove_endpoint(name, &needed, &mut touched),
                 // A workload or mesh without them keeps what it has.
                 _ => {}
             }
@@ -140,36 +152,23 @@ impl Holdings {
                         self.proxy.store.resolve(alias, unsupported);
                     }
                 }
+                self.refused.add(&resource.name, aliases);
                 return Err(error);
             }
         };
         let live = Arc::new(self.proxy.store.live(compiled, &self.proxy.metrics));
         let held = HeldDestination { held, live: Arc::clone(&live) };
         let old = self.destinations.insert(resource.name.clone(), held);
+        self.refused.taken(&resource.name);
         for alias in aliases {
-            self.resolved.insert(alias, resource.name.clone());
+            self.resolved.insert(alias, &resource.name);
         }
-        for (authority, _) in self.resolved.iter().filter(|(_, name)| **name == resource.name) {
+        self.drop_replaced();
+        for authority in self.resolved.of(&resource.name) {
             self.proxy.store.resolve(authority, Resolution::Found(Arc::clone(&live)));
         }
         drop(old);
         Ok(())
-    }
-
-    /// `name`: a dialled name that nobody knows, or a destination that is gone.
-    fn remove_destination(&mut self, name: &str) {
-        self.destinations.remove(name);
-        let gone: Vec<Authority> = self
-            .resolved
-            .iter()
-            .filter(|(authority, canonical)| *canonical == name || authority.to_string() == name)
-            .map(|(authority, _)| authority.clone())
-            .chain(Authority::parse(name, None).ok())
-            .collect();
-        for authority in gone {
-            self.resolved.remove(&authority);
-            self.proxy.store.resolve(&authority, Resolution::Unknown);
-        }
     }
 
     fn endpoint(
@@ -193,8 +192,16 @@ impl Holdings {
         Ok(())
     }
 
-    fn remove_endpoint(&mut self, name: &str, touched: &mut BTreeSet<DestinationName>) {
+    fn remove_endpoint(
+        &mut self,
+        name: &str,
+        needed: &BTreeSet<DestinationName>,
+        touched: &mut BTreeSet<DestinationName>,
+    ) {
         let Ok((destination, id)) = convert::endpoint::parse_name(name) else { return };
+        if needed.contains(&destination) {
+            return;
+        }
         match id {
             None => drop(self.endpoints.remove(&destination)),
             Some(id) => {
@@ -270,9 +277,11 @@ impl Holdings {
         for authority in &retired {
             self.wanted.remove(authority);
             self.resolved.remove(authority);
+            self.refused.forget(authority);
         }
-        let used: BTreeSet<&String> = self.resolved.values().collect();
-        self.destinations.retain(|name, _| used.contains(name));
+        self.drop_replaced();
+        let resolved = &self.resolved;
+        self.destinations.retain(|name, _| resolved.has(name));
         for name in self.proxy.store.drop_unused_endpoints() {
             self.endpoints.remove(&name);
         }
@@ -288,11 +297,11 @@ impl Holdings {
     }
 
     pub fn resolved_names(&self) -> Vec<String> {
-        self.resolved.keys().map(ToString::to_string).collect()
+        self.resolved.authorities().map(ToString::to_string).collect()
     }
 
     pub fn unresolved_names(&self) -> Vec<String> {
-        let unresolved = self.wanted.iter().filter(|name| !self.resolved.contains_key(name));
+        let unresolved = self.wanted.iter().filter(|name| !self.resolved.contains(name));
         unresolved.map(ToString::to_string).collect()
     }
 
@@ -336,12 +345,7 @@ impl Holdings {
             each.chain(marker)
         });
         let destinations = self.destinations.iter().map(move |(name, destination)| {
-            let aliases = self
-                .resolved
-                .iter()
-                .filter(|(_, canonical)| *canonical == name)
-                .map(|(authority, _)| authority.to_string())
-                .collect();
+            let aliases = self.resolved.of(name).map(ToString::to_string).collect();
             saved(wire::DESTINATION, name.clone(), &destination.held, aliases)
         });
         settings.chain(trust).chain(inbound).chain(endpoints).chain(destinations)
@@ -383,3 +387,6 @@ fn held(resource: &wire::Resource) -> Result<Held, FieldError> {
     let body = resource.resource.as_ref().ok_or_else(|| FieldError::here("it has no body"))?;
     Ok(Held { version: resource.version.clone(), bytes: body.value.clone() })
 }
+
+#[cfg(test)]
+mod tests;

@@ -93,7 +93,7 @@ impl<'a> Way<'a> {
 fn hash_of(key: &HashKey, connection: &Connection, head: &Head) -> Option<u64> {
     match key {
         HashKey::Source => Some(balance::hash(connection.remote.ip().to_string().as_bytes())),
-        HashKey::Header(name) => Some(balance::hash(head.headers.get(name)?.as_bytes())),
+        HashKey::Header(name) => Some(balance::hash(head.value(name)?)),
         HashKey::Cookie(name) => head
             .headers
             .get_all(header::COOKIE)

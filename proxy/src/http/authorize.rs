@@ -78,6 +78,7 @@ impl PortRules {
         let caller = connection.caller.as_deref();
         let facts = Facts {
             request: Some(RequestFacts {
+                authority: head.authority().unwrap_or_default(),
                 host: &host,
                 method: &head.method,
                 path: head.path.path(),

@@ -75,6 +75,7 @@ fn first_hit<'a>(
     let path = head.path.path();
     let request = Request {
         method: &head.method,
+        authority: head.authority().unwrap_or_default(),
         path: &canonical(path).unwrap_or(Cow::Borrowed(path)),
         headers: &head.headers,
         grpc: exchange.is_grpc(),

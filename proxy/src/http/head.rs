@@ -6,7 +6,7 @@ use http::uri::{Authority, InvalidUri, PathAndQuery, Scheme};
 use http::{Extensions, Method, Request, Uri, Version};
 use http_body::Body;
 use outrigger_core::compile::Filters;
-use outrigger_core::filter::{modify_headers, rewrite_path};
+use outrigger_core::filter::{host_of, modify_headers, rewrite_path};
 use outrigger_core::reason::Reason;
 
 use super::attempt::Hop;
@@ -79,6 +79,14 @@ impl Head {
         }
     }
 
+    /// The first value of a header; of `Host` the authority, which HTTP/2 has in its place.
+    pub fn value(&self, name: &HeaderName) -> Option<&[u8]> {
+        match *name == header::HOST {
+            true => self.authority().map(str::as_bytes),
+            false => self.headers.get(name).map(HeaderValue::as_bytes),
+        }
+    }
+
     /// Another path with the query that came.
     pub fn path_as(&self, path: &str) -> Result<PathAndQuery, InvalidUri> {
         match self.path.query() {
@@ -111,6 +119,10 @@ impl Head {
         for modifier in &filters.request_headers {
             modify_headers(modifier, &mut self.headers);
             headers::keep_connection_out(&mut self.headers, true);
+            if let Some(host) = host_of(modifier) {
+                let host = Authority::try_from(host.as_bytes()).map_err(|_| bad_authority())?;
+                self.authority = Some(host);
+            }
         }
         let Some(rewrite) = &filters.rewrite else { return Ok(()) };
         let broken = |why: String| Refusal::new(Reason::BadRequest, why);

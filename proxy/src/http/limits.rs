@@ -195,9 +195,7 @@ impl Rate {
                 None => self.hasher.hash_one(connection.remote.ip()),
             },
             // Requests without the header share one key.
-            Key::Header(name) => {
-                self.hasher.hash_one(head.headers.get(name).map(HeaderValue::as_bytes))
-            }
+            Key::Header(name) => self.hasher.hash_one(head.value(name)),
             Key::Path => {
                 let path = head.path.path();
                 // One that servers read differently counts as it came.

@@ -17,9 +17,10 @@ use http::uri::PathAndQuery;
 use http::{HeaderMap, Response, StatusCode};
 use http_body::Body;
 use outrigger_core::compile::{self, Filters, HttpRouting, Matched};
-use outrigger_core::filter::{modify_headers, redirect_location};
+use outrigger_core::filter::modify_headers;
 use outrigger_core::path::canonical;
 use outrigger_core::policy::CallPolicy;
+use outrigger_core::policy::cors::Grant;
 use outrigger_core::reason::Reason;
 use outrigger_core::route::RequestView;
 
@@ -33,6 +34,7 @@ use super::fallback::{self, DEGRADED, Fallen, Given};
 use super::head::Head;
 use super::respond::Refusal;
 use super::response_body::ResponseBody;
+use super::route_answer::{self, RouteAnswer};
 use super::server::Connection;
 use super::{attempts, context, headers, mirror, respond, upgrade};
 use crate::correlation::Remembered;
@@ -47,7 +49,8 @@ enum Answer {
     Upstream(Response<WireBody>),
     /// Given instead of a failure.
     Own(Box<Response<Bytes>>),
-    Redirect(StatusCode, HeaderValue),
+    /// Without a body, and no backend was asked for it: a redirect, or the answer to a preflight.
+    Routes(StatusCode, HeaderMap),
     /// The connection or stream stops being HTTP.
     Switched(Response<()>),
 }
@@ -86,7 +89,7 @@ pub fn handle(
         match served {
             Ok(Answer::Upstream(response)) => respond::upstream(response, exchange, version),
             Ok(Answer::Own(response)) => respond::instead(*response, exchange),
-            Ok(Answer::Redirect(status, location)) => respond::redirect(status, location, exchange),
+            Ok(Answer::Routes(status, headers)) => respond::routes(status, headers, exchange),
             Ok(Answer::Switched(response)) => respond::switched(response, exchange),
             Err(refusal) => respond::refuse(refusal, exchange),
         }
@@ -121,7 +124,7 @@ async fn serve(
         Target::Service { live, dialed } => {
             routed = match route(connection, exchange, live, head)? {
                 Ok(routed) => routed,
-                Err((status, location)) => return Ok(Answer::Redirect(status, location)),
+                Err((status, headers)) => return Ok(Answer::Routes(status, headers)),
             };
             call = routed.apply(connection, exchange, live, head, body)?;
             Way::service(connection, live, dialed, routed.backend, head)
@@ -232,6 +235,9 @@ fn finish(
     if let Some(degraded) = exchange.degraded {
         headers.insert(DEGRADED, HeaderValue::from_static(degraded.as_str()));
     }
+    if let Some(grant) = &routed.cors {
+        grant.write(headers);
+    }
     for modifier in routed.filters().flat_map(|filters| &filters.response_headers) {
         modify_headers(modifier, headers);
         headers::keep_connection_out(headers, false);
@@ -294,6 +300,8 @@ struct Routed<'a> {
     matched: Option<Matched<'a>>,
     /// The chosen backend's own filters.
     share: Option<&'a Filters>,
+    /// What its answer says to a browser.
+    cors: Option<Box<Grant>>,
 }
 
 impl<'a> Routed<'a> {
@@ -332,15 +340,12 @@ impl<'a> Routed<'a> {
     }
 }
 
-/// Status and location of a redirect.
-type Elsewhere = (StatusCode, HeaderValue);
-
 fn route<'a>(
     connection: &Connection,
     exchange: &mut Exchange,
     live: &'a Live,
     head: &Head,
-) -> Result<Result<Routed<'a>, Elsewhere>, Refusal> {
+) -> Result<Result<Routed<'a>, RouteAnswer>, Refusal> {
     exchange.service = live.label;
     let (host, port) = split_port(head.authority().unwrap_or_default());
     // One that servers read differently is matched as it came: only access rules must be sure.
@@ -349,12 +354,16 @@ fn route<'a>(
         false => Cow::Borrowed(head.path.path()),
     };
     let view = RequestView {
+        authority: head.authority().unwrap_or_default(),
         host,
         path: &path,
         query: head.path.query(),
         method: &head.method,
         headers: &head.headers,
     };
+    if let Some(answer) = route_answer::preflight(&live.compiled, &view) {
+        return Ok(Err(answer));
+    }
     let matched = match live.compiled.route_http(&view) {
         HttpRouting::Direct => return Ok(Ok(Routed::default())),
         HttpRouting::Rule(matched) => matched,
@@ -364,29 +373,27 @@ fn route<'a>(
         }
     };
     exchange.route = live.route_label(matched.rule);
-    if let Some(redirect) = &matched.rule.filters.redirect {
-        let location = redirect_location(
-            redirect,
-            matched.prefix,
-            "http",
-            host,
-            port,
-            &path,
-            head.path.query(),
-        )
-        .map_err(|e| Refusal::new(Reason::BadRequest, e.to_string()))?;
-        return Ok(Err((redirect.status, location)));
+    let of_rule = &matched.rule.filters;
+    if let Some(answer) = route_answer::of(of_rule, matched.prefix, &view, port)? {
+        return Ok(Err(answer));
     }
     let share = matched.rule.split.pick(connection.worker.random());
     let share = share.ok_or_else(|| Refusal::new(Reason::NoBackend, "the rule has no backends"))?;
     match &share.target {
         compile::Target::Backend(backend) => {
             let filters = (!share.filters.is_empty()).then_some(&share.filters);
+            if let Some(own) = filters
+                && let Some(answer) = route_answer::of(own, matched.prefix, &view, port)?
+            {
+                return Ok(Err(answer));
+            }
+            let cors = filters.and_then(|own| route_answer::grant(own, &view));
+            let cors = cors.or_else(|| route_answer::grant(of_rule, &view)).map(Box::new);
             let path = match path {
                 Cow::Borrowed(_) => None,
                 Cow::Owned(path) => head.path_as(&path).ok(),
             };
-            Ok(Ok(Routed { backend: *backend, path, matched: Some(matched), share: filters }))
+            Ok(Ok(Routed { backend: *backend, path, matched: Some(matched), share: filters, cors }))
         }
         compile::Target::Invalid(why) => Err(Refusal::new(Reason::NoBackend, why.to_string())),
     }

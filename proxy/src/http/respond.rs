@@ -78,17 +78,17 @@ pub fn instead(response: Response<Bytes>, mut exchange: Box<Exchange>) -> Respon
     response.map(|body| ResponseBody::own(body, exchange))
 }
 
-/// An answer without a body that the routes ask for, such as a redirect.
-pub fn redirect(
+/// An answer without a body that the routes themselves give, such as a redirect.
+pub fn routes(
     status: StatusCode,
-    location: HeaderValue,
+    headers: HeaderMap,
     exchange: Box<Exchange>,
 ) -> Response<ResponseBody> {
     let mut exchange = exchange;
     exchange.status = status;
     let mut response = Response::new(ResponseBody::own(Bytes::new(), exchange));
     *response.status_mut() = status;
-    response.headers_mut().insert(header::LOCATION, location);
+    *response.headers_mut() = headers;
     response
 }
 

@@ -2,13 +2,16 @@
 
 use std::collections::BTreeMap;
 
+use outrigger_core::name::DestinationName;
 use outrigger_proto::convert;
 use outrigger_proto::wire::{self, DeltaDiscoveryRequest};
-use tonic::Status;
 
-use super::{Endpoints, InFlight, MAX_NACKS, MAX_REASON, Nack, Name, Session};
+use super::{
+    Endpoints, InFlight, MAX_NACKS, MAX_NAME, MAX_REASON, MAX_SUBSCRIPTIONS, Nack, Session,
+    single_dep,
+};
 use crate::discovery::outbox::SentDestination;
-use crate::index::PortId;
+use crate::index::{PortId, Resolution};
 
 impl Session {
     /// Takes an acknowledgement or refusal of an earlier response.
@@ -24,7 +27,15 @@ impl Session {
                 self.nacks.pop_front();
             }
             let reason: String = detail.message.chars().take(MAX_REASON).collect();
-            for SentDestination { name, version, .. } in sent.destinations {
+            // Who names what was refused has taken the rest.
+            let named = |name: &str| reason.contains(&format!("{name}: "));
+            let some = sent.names.iter().any(|name| named(name));
+            for one in sent.destinations {
+                if some && !named(&one.name.to_string()) {
+                    self.acknowledge(one);
+                    continue;
+                }
+                let SentDestination { name, version, .. } = one;
                 let held = self.destinations.get_mut(&name);
                 if let Some(held) = held.filter(|held| held.sent.as_ref() == Some(&version)) {
                     held.refused = Some(reason.clone());
@@ -41,17 +52,31 @@ impl Session {
             return;
         }
         self.counts.acks += 1;
-        for SentDestination { name, version, endpoints } in sent.destinations {
-            if let Some(held) = self.destinations.get_mut(&name) {
-                held.acknowledged = Some(version);
-                // What the old version needed may be let go now.
-                self.work.needs |= held.acknowledged_endpoints != endpoints;
-                held.acknowledged_endpoints = endpoints;
-            }
+        for one in sent.destinations {
+            self.acknowledge(one);
         }
         for (key, version) in sent.singles {
             if let Some(single) = self.singles.get_mut(&key) {
                 single.acknowledged = Some(version);
+            }
+        }
+    }
+
+    fn acknowledge(&mut self, sent: SentDestination) {
+        let SentDestination { name, version, endpoints } = sent;
+        let Some(held) = self.destinations.get_mut(&name) else { return };
+        held.acknowledged = Some(version);
+        // What the old version needed may be let go now.
+        self.needed.replace(&held.acknowledged_endpoints, &endpoints);
+        held.acknowledged_endpoints = endpoints;
+        self.retire_after(&name);
+    }
+
+    /// `name` is in force at the proxy, or nothing that anybody waits for: what it has replaced may go.
+    pub(super) fn retire_after(&mut self, name: &DestinationName) {
+        for (old, successors) in &mut self.retiring {
+            if successors.remove(name) && successors.is_empty() {
+                self.work.destinations.insert(old.clone());
             }
         }
     }
@@ -72,16 +97,11 @@ impl Session {
         self.kept.entry(type_url).or_default().extend(versions);
     }
 
-    pub(super) fn subscribe_names(
-        &mut self,
-        names: Vec<String>,
-        known: bool,
-    ) -> Result<(), Status> {
+    pub(super) fn subscribe_names(&mut self, names: Vec<String>, known: bool) {
         for name in names {
-            if name == "*" {
-                return Err(Status::invalid_argument(
-                    "there is no wildcard subscription: subscribe to the names that the app dials",
-                ));
+            if !self.names.contains_key(&name) && !self.has_room(&name) {
+                self.work.unknown.push((wire::DESTINATION.to_owned(), vec![name]));
+                continue;
             }
             let state = self.names.entry(name.clone()).or_default();
             // Asking again means not having it.
@@ -91,43 +111,74 @@ impl Session {
                 && let Some(held) = self.destinations.get_mut(&target.name)
             {
                 held.announce = true;
+                held.unannounced.insert(name.clone());
                 self.work.destinations.insert(target.name.clone());
             }
             self.work.names.insert(name);
         }
-        Ok(())
+    }
+
+    /// Whether one more name may be subscribed to. One that may not is answered as what nobody knows,
+    /// and disturbs no other.
+    fn has_room(&mut self, name: &str) -> bool {
+        let proxy = &self.proxy.id;
+        if name == "*" {
+            tracing::warn!(proxy, "there is no wildcard subscription: it is answered as unknown");
+            return false;
+        }
+        if name.len() > MAX_NAME {
+            let bytes = name.len();
+            tracing::warn!(proxy, bytes, "a name has more than {MAX_NAME} bytes: it is unknown");
+            return false;
+        }
+        let held = self.names.len() + self.explicit.len() + self.singles.len();
+        let room = held < MAX_SUBSCRIPTIONS;
+        if !room && !std::mem::replace(&mut self.full, true) {
+            tracing::warn!(
+                proxy,
+                "the proxy is subscribed to {MAX_SUBSCRIPTIONS} names: others are unknown to it"
+            );
+        }
+        room
     }
 
     pub(super) fn unsubscribe_names(&mut self, names: &[String]) {
         for name in names {
-            let Some(Name { resolution, .. }) = self.names.remove(name) else { continue };
-            self.work.names.remove(name);
-            let Some(target) = resolution.target else { continue };
-            if let Some(held) = self.destinations.get_mut(&target.name) {
-                held.names.remove(name);
-                if held.names.is_empty() {
-                    // The proxy has let go of it itself: nothing to say.
-                    self.destinations.remove(&target.name);
-                    self.work.destinations.remove(&target.name);
-                }
+            if !self.names.contains_key(name) {
+                continue;
             }
-            self.work.needs = true;
+            let Resolution { target, .. } = self.set_resolution(name, Resolution::default());
+            self.names.remove(name);
+            self.work.names.remove(name);
+            let Some(target) = target else { continue };
+            let Some(held) = self.destinations.get_mut(&target.name) else { continue };
+            held.names.remove(name);
+            held.unannounced.remove(name);
+            if held.names.is_empty() {
+                // The proxy has let go of it itself: nothing to say.
+                self.drop_destination(&target.name);
+                self.work.destinations.remove(&target.name);
+            }
         }
     }
 
     pub(super) fn subscribe_collections(&mut self, names: Vec<String>) {
         for name in names {
-            match convert::endpoint::parse_name(&name) {
-                Ok((destination, None)) => {
-                    let port = PortId::from(&destination);
-                    if let Some(endpoints) = self.collections.get_mut(&port) {
-                        *endpoints = Endpoints::default();
-                        self.work.collections.insert(port.clone());
-                    }
-                    self.explicit.insert(port);
-                    self.work.needs = true;
-                }
-                _ => self.work.unknown.push((wire::ENDPOINT.to_owned(), vec![name])),
+            let port = match convert::endpoint::parse_name(&name) {
+                Ok((destination, None)) => Some(PortId::from(&destination)),
+                _ => None,
+            };
+            let port = port.filter(|port| self.explicit.contains(port) || self.has_room(&name));
+            let Some(port) = port else {
+                self.work.unknown.push((wire::ENDPOINT.to_owned(), vec![name]));
+                continue;
+            };
+            if let Some(endpoints) = self.collections.get_mut(&port) {
+                *endpoints = Endpoints::default();
+                self.work.collections.insert(port.clone());
+            }
+            if self.explicit.insert(port.clone()) {
+                self.needed.add(&port);
             }
         }
     }
@@ -135,25 +186,33 @@ impl Session {
     pub(super) fn unsubscribe_collections(&mut self, names: &[String]) {
         for name in names {
             if let Ok((destination, None)) = convert::endpoint::parse_name(name) {
-                self.explicit.remove(&PortId::from(&destination));
-                self.work.needs = true;
+                let port = PortId::from(&destination);
+                if self.explicit.remove(&port) {
+                    self.needed.remove(&port);
+                }
             }
         }
     }
 
     pub(super) fn subscribe_singles(&mut self, mut request: DeltaDiscoveryRequest) {
         for name in &request.resource_names_unsubscribe {
-            self.singles.remove(&(request.type_url.clone(), name.clone()));
+            let key = (request.type_url.clone(), name.clone());
+            if self.singles.remove(&key).is_some() {
+                self.interests.remove(&single_dep(&key));
+            }
         }
         for name in request.resource_names_subscribe {
             let own = request.type_url != wire::INBOUND || name == self.proxy.id;
-            if !own {
-                // Another workload's ports are nobody else's business.
-                self.work.unknown.push((request.type_url.clone(), vec![name]));
+            let key = (request.type_url.clone(), name);
+            // Another workload's ports are nobody else's business.
+            if !own || !(self.singles.contains_key(&key) || self.has_room(&key.1)) {
+                self.work.unknown.push((key.0, vec![key.1]));
                 continue;
             }
-            let key = (request.type_url.clone(), name);
             let known = request.initial_resource_versions.remove(&key.1);
+            if !self.singles.contains_key(&key) {
+                self.interests.add(&single_dep(&key));
+            }
             let single = self.singles.entry(key.clone()).or_default();
             single.announce |= known.is_none();
             single.refused = false;

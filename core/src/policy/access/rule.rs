@@ -1,6 +1,6 @@
 //! Whether one rule speaks of one call.
 
-use http::{HeaderName, Method};
+use http::{HeaderName, Method, header};
 use regex::bytes::Regex;
 
 use super::{Action, Caller, ClaimMatch, Claims, Facts, Operation, RequestFacts, Rule};
@@ -139,7 +139,11 @@ impl CompiledOperation {
             && (self.methods.is_empty() || self.methods.contains(request.method))
             && (self.paths.is_empty() || self.paths.iter().any(|path| path.is(request.path)))
             && self.headers.iter().all(|(name, test)| {
-                let mut values = request.headers.get_all(name).iter().map(|v| v.as_bytes());
+                // HTTP/2 names the host elsewhere.
+                let host = (*name == header::HOST).then_some(request.authority.as_bytes());
+                let headers = request.headers.get_all(name).iter().map(|v| v.as_bytes());
+                let headers = headers.filter(|_| host.is_none());
+                let mut values = host.into_iter().filter(|host| !host.is_empty()).chain(headers);
                 let Some(test) = test else { return values.next().is_some() };
                 match action {
                     // A second value must not hide the first from a rule that denies,

@@ -34,6 +34,7 @@ impl Call {
     fn facts(&self) -> Facts<'_> {
         Facts {
             request: Some(RequestFacts {
+                authority: self.host,
                 host: self.host,
                 method: &self.method,
                 path: self.path,

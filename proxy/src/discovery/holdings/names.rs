@@ -1,0 +1,51 @@
+//! Dialled names and the destinations that they lead to, from both sides.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use outrigger_core::name::Authority;
+
+#[derive(Default)]
+pub(super) struct Names {
+    canonical: BTreeMap<Authority, String>,
+    /// The same by destination; none is empty.
+    of: BTreeMap<String, BTreeSet<Authority>>,
+}
+
+impl Names {
+    pub(super) fn insert(&mut self, authority: Authority, canonical: &str) {
+        if self.canonical.get(&authority).is_some_and(|old| old == canonical) {
+            return;
+        }
+        self.remove(&authority);
+        self.of.entry(canonical.to_owned()).or_default().insert(authority.clone());
+        self.canonical.insert(authority, canonical.to_owned());
+    }
+
+    pub(super) fn remove(&mut self, authority: &Authority) {
+        let Some(canonical) = self.canonical.remove(authority) else { return };
+        if let Some(names) = self.of.get_mut(&canonical) {
+            names.remove(authority);
+            if names.is_empty() {
+                self.of.remove(&canonical);
+            }
+        }
+    }
+
+    /// The names of a destination.
+    pub(super) fn of(&self, canonical: &str) -> impl Iterator<Item = &Authority> {
+        self.of.get(canonical).into_iter().flatten()
+    }
+
+    /// Whether any name leads to a destination.
+    pub(super) fn has(&self, canonical: &str) -> bool {
+        self.of.contains_key(canonical)
+    }
+
+    pub(super) fn contains(&self, authority: &Authority) -> bool {
+        self.canonical.contains_key(authority)
+    }
+
+    pub(super) fn authorities(&self) -> impl Iterator<Item = &Authority> {
+        self.canonical.keys()
+    }
+}
