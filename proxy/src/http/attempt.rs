@@ -247,9 +247,10 @@ pub async fn send(
     let mut clock = Clock::at(earlier(end, began + held, limits.connect));
     let first_byte_limit = limits.first_byte.map(|limit| limit.saturating_sub(held));
     let key = hop.key();
+    let keeps_case = exchange.connection.protocol == Protocol::Http1;
     let sent = if hop.wire == Wire::Http1 {
         let mut lease = {
-            let mut leasing = pin!(worker.pools.lease_h1(key, reuse, began));
+            let mut leasing = pin!(worker.pools.lease_h1(key, reuse, keeps_case, began));
             let leased = poll_fn(|cx| poll_within(leasing.as_mut(), &mut clock, cx)).await;
             leased.ok_or_else(|| timed_out(hop, Waited::Connection))??
         };

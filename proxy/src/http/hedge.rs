@@ -232,7 +232,7 @@ impl Hedging<'_> {
         let connecting = || timed_out(hop, Waited::Connection);
         let request = head.into_request(hop, body)?;
         let sent = if hop.wire == Wire::Http1 {
-            let mut leasing = pin!(pools.lease_h1(hop.key(), Reuse::Safe, began));
+            let mut leasing = pin!(pools.lease_h1(hop.key(), Reuse::Safe, false, began));
             let leased = poll_fn(|cx| poll_within(leasing.as_mut(), &mut clock, cx)).await;
             let mut lease = leased.ok_or_else(connecting)??;
             let mut sending = pin!(lease.send(request, None));

@@ -70,7 +70,7 @@ async fn deliver(
     let now = Instant::now();
     let request = head.into_request(&hop, body).ok()?;
     let (response, lease) = if hop.wire == Wire::Http1 {
-        let mut lease = worker.pools.lease_h1(key, Reuse::Safe, now).await.ok()?;
+        let mut lease = worker.pools.lease_h1(key, Reuse::Safe, false, now).await.ok()?;
         (lease.send(request, None).await.ok()?, Lease::H1(lease))
     } else {
         let lease = worker.pools.lease_h2(key, now).await.ok()?;

@@ -83,44 +83,56 @@ pub struct Lease {
 struct Dialing<'a>(&'a Pool);
 
 impl Pools {
-    /// An idle connection, or a new one.
+    /// An idle connection, or a new one. `keeps_case`: on a new one the case of header names is kept, of
+    /// use to callers on HTTP/1.1 alone and not free.
     pub async fn lease_h1(
         &self,
         key: PoolKey,
         reuse: Reuse,
+        keeps_case: bool,
         now: Instant,
     ) -> Result<Lease, ConnectError> {
         let pool = self.h1(key);
         if reuse == Reuse::Never {
-            return Box::pin(self.open_h1(key, pool)).await;
+            return Box::pin(self.open_h1(key, keeps_case, pool)).await;
         }
         if let Some((sender, idle)) = pool.take(reuse == Reuse::Any, now) {
             return Ok(Lease { sender, pool, idle: Some(idle) });
         }
         // Boxed: rare, and the future of every request would carry its size.
-        Box::pin(self.await_or_open_h1(key, pool)).await
+        Box::pin(self.await_or_open_h1(key, keeps_case, pool)).await
     }
 
     /// A new connection, whatever is idle.
     pub async fn fresh_h1(&self, key: PoolKey) -> Result<Lease, ConnectError> {
-        self.open_h1(key, self.h1(key)).await
+        self.open_h1(key, false, self.h1(key)).await
     }
 
-    async fn await_or_open_h1(&self, key: PoolKey, pool: Rc<Pool>) -> Result<Lease, ConnectError> {
+    async fn await_or_open_h1(
+        &self,
+        key: PoolKey,
+        keeps_case: bool,
+        pool: Rc<Pool>,
+    ) -> Result<Lease, ConnectError> {
         if pool.opening.get() >= OPENING_AT_ONCE
             && let Some(sender) = pool.given_back().await
         {
             return Ok(Lease { sender, pool, idle: Some(Duration::ZERO) });
         }
-        self.open_h1(key, pool).await
+        self.open_h1(key, keeps_case, pool).await
     }
 
-    async fn open_h1(&self, key: PoolKey, pool: Rc<Pool>) -> Result<Lease, ConnectError> {
+    async fn open_h1(
+        &self,
+        key: PoolKey,
+        keeps_case: bool,
+        pool: Rc<Pool>,
+    ) -> Result<Lease, ConnectError> {
         let sender = {
             let _dialing = Dialing::begin(&pool);
             let stream = connect_to(key, &self.opening).await?;
             let (sender, connection) = http1::Builder::new()
-                .preserve_header_case(true)
+                .preserve_header_case(keeps_case)
                 .max_headers(self.opening.config.max_headers)
                 .max_buf_size((self.opening.config.max_header_bytes as usize).max(8_192))
                 .handshake(TokioIo::new(stream))
