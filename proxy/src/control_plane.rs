@@ -14,6 +14,7 @@ use tonic::metadata::{Ascii, MetadataMap, MetadataValue};
 use tonic::transport::{Channel, Endpoint, Uri};
 use tower::service_fn;
 
+use crate::disk;
 use crate::identity::Identity;
 use crate::tls::credentials::{Caller, Credentials};
 use crate::tls::handshake::describe;
@@ -60,7 +61,7 @@ impl ControlPlane {
         };
         let own = identity.current().ok();
         let mut metadata = MetadataMap::new();
-        match (self.authorize(&mut metadata), &own) {
+        match (self.authorize(&mut metadata).await, &own) {
             (Err(why), None) => return Err(why),
             (Err(_), Some(_)) | (Ok(()), _) => {}
         }
@@ -78,7 +79,7 @@ impl ControlPlane {
         identity: &Identity,
         own: Option<&Credentials>,
     ) -> Result<Channel, String> {
-        let caller = identity.control_plane(own)?;
+        let caller = identity.control_plane(own).await?;
         // The connector below speaks TLS; to tonic the inside of it is plain HTTP/2.
         let mut parts = self.uri.clone().into_parts();
         parts.scheme = Some(http::uri::Scheme::HTTP);
@@ -110,9 +111,11 @@ impl ControlPlane {
     }
 
     /// Adds the join token, read anew so that a renewed one is used.
-    pub fn authorize(&self, metadata: &mut MetadataMap) -> Result<(), String> {
+    pub async fn authorize(&self, metadata: &mut MetadataMap) -> Result<(), String> {
         let Some(file) = &self.token_file else { return Ok(()) };
-        let token = std::fs::read_to_string(file)
+        let token = disk::read(file)
+            .await
+            .and_then(|bytes| String::from_utf8(bytes).map_err(io::Error::other))
             .map_err(|e| format!("cannot read the join token {}: {e}", file.display()))?;
         let value: MetadataValue<Ascii> = format!("Bearer {}", token.trim())
             .parse()

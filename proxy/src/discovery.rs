@@ -7,6 +7,7 @@
 pub mod holdings;
 
 use std::collections::BTreeMap;
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
@@ -23,15 +24,18 @@ use tonic::Streaming;
 use tracing::{debug, info, warn};
 
 use crate::control_plane::{Backoff, ControlPlane};
+use crate::disk::LatestWriter;
 use crate::metrics::add;
 use crate::proxy::{Phase, Proxy};
-use crate::state::StateDir;
+use crate::state::{Saved, StateDir};
 use holdings::Holdings;
 
 /// How often idle destinations are looked for, and the disk copy brought up to date.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
 /// A destination that the app has not used for this long is dropped, in seconds.
 const IDLE_SECONDS: u32 = 600;
+/// At the end of the process, how long the disk copy may take.
+const LAST_SAVE: Duration = Duration::from_secs(1);
 /// Requests that may wait for the stream: subscriptions and acknowledgements are small.
 const QUEUE: usize = 64;
 /// gRPC code INVALID_ARGUMENT, which goes with a refused response.
@@ -43,7 +47,7 @@ pub struct Discovery {
     proxy: Arc<Proxy>,
     wanted: mpsc::UnboundedReceiver<Authority>,
     holdings: Holdings,
-    state: Option<StateDir>,
+    copy: Option<LatestWriter<Saved>>,
     /// Seconds since the process began, as destinations count their idleness.
     tick: u32,
     housekeeping: tokio::time::Interval,
@@ -63,16 +67,24 @@ impl Discovery {
         proxy: Arc<Proxy>,
         wanted: mpsc::UnboundedReceiver<Authority>,
         state: Option<StateDir>,
-    ) -> Self {
+    ) -> io::Result<Self> {
         let mut holdings = Holdings::new(Arc::clone(&proxy));
         if let Some(saved) = state.as_ref().and_then(StateDir::load) {
             let (destinations, endpoints) = holdings.restore(&saved);
             info!(destinations, endpoints, "restored the last good configuration from disk");
             proxy.lifecycle.set_configured();
         }
+        let copy = state.map(|state| {
+            LatestWriter::new("state", move |saved| {
+                if let Err(error) = state.store(&saved) {
+                    warn!(%error, "cannot write the disk copy of the configuration");
+                }
+            })
+        });
+        let copy = copy.transpose()?;
         let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
         housekeeping.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        Self { proxy, wanted, holdings, state, tick: 1, housekeeping }
+        Ok(Self { proxy, wanted, holdings, copy, tick: 1, housekeeping })
     }
 
     /// Runs until the process closes. `control_plane`: none serves the disk copy alone.
@@ -105,6 +117,11 @@ impl Discovery {
             }
         }
         self.save();
+        if let Some(copy) = &self.copy
+            && !copy.finish(LAST_SAVE).await
+        {
+            warn!("the disk copy of the configuration is not written in time");
+        }
     }
 
     async fn stream(&mut self, control_plane: &ControlPlane, backoff: &mut Backoff) -> Ended {
@@ -183,7 +200,7 @@ impl Discovery {
         let mut client =
             AggregatedDiscoveryServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
         let mut request = tonic::Request::new(ReceiverStream::new(queue));
-        control_plane.authorize(request.metadata_mut())?;
+        control_plane.authorize(request.metadata_mut()).await?;
         let response = client.delta_aggregated_resources(request).await;
         response
             .map(tonic::Response::into_inner)
@@ -267,13 +284,11 @@ impl Discovery {
         self.save();
     }
 
-    /// Writes the disk copy if anything has changed since.
+    /// Has the disk copy written if anything has changed since.
     fn save(&mut self) {
-        let Some(state) = &self.state else { return };
-        if let Some(saved) = self.holdings.changed()
-            && let Err(error) = state.store(&saved)
-        {
-            warn!(%error, "cannot write the disk copy of the configuration");
+        let Some(copy) = &self.copy else { return };
+        if let Some(saved) = self.holdings.changed() {
+            copy.put(saved);
         }
     }
 }

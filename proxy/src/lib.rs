@@ -11,6 +11,7 @@ pub mod cache;
 pub mod control_plane;
 pub mod correlation;
 pub mod discovery;
+pub mod disk;
 pub mod endpoint;
 pub mod experiments;
 pub mod guard;

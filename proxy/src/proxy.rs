@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use arc_swap::ArcSwap;
 use outrigger_core::config::MeshSettings;
 use outrigger_core::name::Authority;
+use outrigger_logging::Log;
 use tokio::sync::{mpsc, watch};
 
 use crate::access_log::AccessLog;
@@ -33,6 +34,8 @@ pub struct Proxy {
     pub mesh: ArcSwap<MeshSettings>,
     pub metrics: Arc<Metrics>,
     pub access_log: AccessLog,
+    /// What the process says, access log included.
+    pub log: Log,
     pub correlation: Correlation,
     pub cache: Cache,
     pub experiments: Experiments,
@@ -41,22 +44,21 @@ pub struct Proxy {
 }
 
 /// What a new proxy leaves to others in the process.
-pub struct Errands<W> {
+pub struct Errands {
     /// What the app has dialled, for [`crate::discovery`].
     pub dialled: mpsc::UnboundedReceiver<Authority>,
     /// For [`crate::experiments::report`].
     pub stops: mpsc::UnboundedReceiver<Stop>,
-    /// Writes the access log.
-    pub write_log: W,
 }
 
 impl Proxy {
     pub fn new(
         settings: Settings,
         identity: Option<Arc<Identity>>,
-    ) -> (Arc<Self>, Errands<impl Future<Output = ()> + Send>) {
+        log: Log,
+    ) -> (Arc<Self>, Errands) {
         let metrics = Arc::new(Metrics::new(settings.workers()));
-        let (access_log, write_log) = AccessLog::new(settings.access_log, Arc::clone(&metrics));
+        let access_log = AccessLog::new(settings.access_log, log.clone(), Arc::clone(&metrics));
         let (wanted, dialled) = mpsc::unbounded_channel();
         let (experiments, stops) = Experiments::new();
         let proxy = Self {
@@ -68,13 +70,14 @@ impl Proxy {
             identity,
             mesh: ArcSwap::from_pointee(MeshSettings::default()),
             access_log,
+            log,
             experiments,
             server_first: ServerFirst::default(),
             lifecycle: Lifecycle::default(),
             metrics,
             settings,
         };
-        (Arc::new(proxy), Errands { dialled, stops, write_log })
+        (Arc::new(proxy), Errands { dialled, stops })
     }
 
     /// Why the proxy is not ready, if it is not.

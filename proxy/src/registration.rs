@@ -122,7 +122,7 @@ async fn stream(
     let now = *health.borrow_and_update();
     send(&requests, health_message(now)).await?;
     let mut request = tonic::Request::new(ReceiverStream::new(queue));
-    control_plane.authorize(request.metadata_mut())?;
+    control_plane.authorize(request.metadata_mut()).await?;
     let mut responses = WorkloadClient::new(channel)
         .register(request)
         .await

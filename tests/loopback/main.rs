@@ -13,6 +13,7 @@ mod hostile;
 mod identity;
 mod life;
 mod once;
+mod outputs;
 mod protocols;
 mod resilience;
 mod server_policy;

@@ -112,6 +112,7 @@ pub fn expose(proxy: &Proxy) -> String {
     let mut out = String::with_capacity(16 * 1024);
     // Writing to a String cannot fail.
     let _ = write_all(&mut out, &proxy.metrics);
+    let _ = write_log_dropped(&mut out, proxy.log.dropped());
     let _ = guard::write_metrics(&mut out, &proxy.store.all_endpoints());
     let _ = proxy.limits.expose(&mut out);
     let _ = proxy.cache.expose(&mut out);
@@ -279,6 +280,12 @@ fn write_gauges(out: &mut String, metrics: &Metrics) -> fmt::Result {
         writeln!(out, "{name} {}", of(&metrics.gauges).load(Relaxed))?;
     }
     Ok(())
+}
+
+fn write_log_dropped(out: &mut String, dropped: u64) -> fmt::Result {
+    let name = "outrigger_log_dropped_total";
+    header(out, name, "counter", "lines of any kind dropped because nobody read the log")?;
+    writeln!(out, "{name} {dropped}")
 }
 
 fn write_identity(out: &mut String, counts: &identity::Counts) -> fmt::Result {
