@@ -26,6 +26,8 @@ const KEEP_ALIVE: Duration = Duration::from_secs(10);
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// Soon enough that a restarted control plane is used at once, rare enough not to disturb one.
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// A stream that lasts for so long was no failure.
+const PROVEN: Duration = Duration::from_secs(30);
 /// Port of an address that names none.
 const DEFAULT_PORT: u16 = 4780;
 
@@ -167,10 +169,18 @@ pub struct Backoff {
 impl Backoff {
     pub fn pause(&mut self) -> Duration {
         let pause = FIRST_PAUSE * 2u32.saturating_pow(self.failures.min(10));
-        self.failures += 1;
+        self.failures = self.failures.saturating_add(1);
         let pause = pause.min(LONGEST_PAUSE);
         let jitter = RandomState::new().hash_one(self.failures) as f64 / u64::MAX as f64;
         pause.mul_f64(0.5 + jitter / 2.0)
+    }
+
+    /// What was built up has lasted for so long. Only what has proven to last forgives earlier failures:
+    /// a stream that is taken and refused at once would come back without a pause.
+    pub fn lasted(&mut self, time: Duration) {
+        if time >= PROVEN {
+            self.failures = 0;
+        }
     }
 
     pub fn reset(&mut self) {

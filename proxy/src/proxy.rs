@@ -6,7 +6,6 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 
 use arc_swap::ArcSwap;
 use outrigger_core::config::MeshSettings;
-use outrigger_core::name::Authority;
 use outrigger_logging::Log;
 use tokio::sync::{mpsc, watch};
 
@@ -45,8 +44,6 @@ pub struct Proxy {
 
 /// What a new proxy leaves to others in the process.
 pub struct Errands {
-    /// What the app has dialled, for [`crate::discovery`].
-    pub dialled: mpsc::UnboundedReceiver<Authority>,
     /// For [`crate::experiments::report`].
     pub stops: mpsc::UnboundedReceiver<Stop>,
 }
@@ -59,12 +56,11 @@ impl Proxy {
     ) -> (Arc<Self>, Errands) {
         let metrics = Arc::new(Metrics::new(settings.workers()));
         let access_log = AccessLog::new(settings.access_log, log.clone(), Arc::clone(&metrics));
-        let (wanted, dialled) = mpsc::unbounded_channel();
         let (experiments, stops) = Experiments::new();
         let proxy = Self {
             correlation: Correlation::new(Arc::clone(&metrics)),
             cache: Cache::new(settings.cache_bytes),
-            store: Store::new(wanted, settings.zone.clone()),
+            store: Store::new(settings.zone.clone()),
             inbound: ArcSwap::from_pointee(InboundPorts::registered(&settings, identity.is_some())),
             limits: Limits::default(),
             identity,
@@ -77,7 +73,7 @@ impl Proxy {
             metrics,
             settings,
         };
-        (Arc::new(proxy), Errands { dialled, stops })
+        (Arc::new(proxy), Errands { stops })
     }
 
     /// Why the proxy is not ready, if it is not.

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use outrigger_core::name::Authority;
 use outrigger_logging::Log;
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::{mpsc, oneshot};
@@ -44,7 +43,7 @@ pub fn run(settings: Settings, log: Log, filter: LogHandle) -> io::Result<()> {
     let listeners = accept::bind(&settings)?;
     let admin = accept::listen(settings.admin)?;
     let workers = settings.workers();
-    let (proxy, Errands { dialled, stops }) = Proxy::new(settings, identity, log);
+    let (proxy, Errands { stops }) = Proxy::new(settings, identity, log);
     let seats = start_workers(&proxy, workers, listeners)?;
     info!(
         uid = proxy.settings.uid(),
@@ -60,7 +59,7 @@ pub fn run(settings: Settings, log: Log, filter: LogHandle) -> io::Result<()> {
     let ended = runtime.block_on(async {
         tokio::spawn(tick(Arc::clone(&proxy)));
         tokio::spawn(admin::serve(Arc::clone(&proxy), admin, filter));
-        control(proxy, dialled, stops, state).await
+        control(proxy, stops, state).await
     });
     runtime.shutdown_timeout(BLOCKED);
     ended
@@ -162,7 +161,6 @@ fn work_nothing_but_accept(
 /// Discovery, registration, signals; returns when the process may end.
 async fn control(
     proxy: Arc<Proxy>,
-    dialled: mpsc::UnboundedReceiver<Authority>,
     stops: mpsc::UnboundedReceiver<Stop>,
     state: Option<StateDir>,
 ) -> io::Result<()> {
@@ -177,7 +175,7 @@ async fn control(
     if let Some(control_plane) = control_plane.clone() {
         tokio::spawn(report::run(Arc::clone(&proxy), control_plane, stops));
     }
-    let discovery = Discovery::new(Arc::clone(&proxy), dialled, state)?;
+    let discovery = Discovery::new(Arc::clone(&proxy), state)?;
     let discovery = tokio::spawn(discovery.run(control_plane.clone()));
     let mut removed = None;
     if let Some(control_plane) = control_plane

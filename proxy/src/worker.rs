@@ -12,7 +12,6 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use outrigger_core::config::Protocol;
-use outrigger_core::error::FieldError;
 use outrigger_core::name::{Authority, Host};
 use outrigger_core::outcome::Outcome;
 use outrigger_core::policy::CallPolicy;
@@ -28,7 +27,7 @@ use crate::metrics::{CountKey, Direction, Label, SeriesKey, Status, WorkerMetric
 use crate::pool::Pools;
 use crate::pool::connect::{ConnectError, Opened, connect};
 use crate::proxy::{Phase, Proxy};
-use crate::store::Dialed;
+use crate::store::{Dialed, Full, MAX_NAMES};
 use crate::stream::sniff::{Sniffer, Spoke};
 use crate::tls::pace::Pace;
 use crate::tls::unix_now;
@@ -200,14 +199,16 @@ impl Worker {
     }
 
     /// The handle of an authority as a request spells it.
-    pub fn dial(&self, text: &str) -> Result<Arc<Dialed>, FieldError> {
+    pub fn dial(&self, text: &str) -> Result<Arc<Dialed>, Refusal> {
         if let Some(dialed) = self.spellings.borrow().get(text)
             && !dialed.retired()
         {
             return Ok(Arc::clone(dialed));
         }
-        let authority = Authority::parse(text, Some(DEFAULT_PORT))?;
-        let dialed = self.dial_authority(&authority.in_namespace(&self.proxy.settings.namespace));
+        let authority = Authority::parse(text, Some(DEFAULT_PORT))
+            .map_err(|e| Refusal::new(Reason::BadRequest, e.to_string()))?;
+        let dialed =
+            self.dial_authority(&authority.in_namespace(&self.proxy.settings.namespace))?;
         let mut spellings = self.spellings.borrow_mut();
         if spellings.len() >= MAX_SPELLINGS {
             spellings.clear();
@@ -216,10 +217,14 @@ impl Worker {
         Ok(dialed)
     }
 
-    pub fn dial_authority(&self, authority: &Authority) -> Arc<Dialed> {
-        let dialed = self.proxy.store.dial(authority);
+    /// Refused as `too_many_names` while as many as a proxy holds are in use.
+    pub fn dial_authority(&self, authority: &Authority) -> Result<Arc<Dialed>, Refusal> {
+        let dialed = self.proxy.store.dial(authority, self.tick()).map_err(|Full| {
+            let why = format!("{authority} would be one more than {MAX_NAMES} names in use");
+            Refusal::new(Reason::TooManyNames, why)
+        })?;
         dialed.touch(self.tick());
-        dialed
+        Ok(dialed)
     }
 
     /// The address of a destination outside the mesh.

@@ -67,7 +67,8 @@ fn a_control_plane_whose_log_nobody_reads_goes_on() {
         assert_eq!(promptly(plane.admin, "/live"), 200);
         let metrics = http_get(plane.admin, "/metrics").map(|answer| answer.1).unwrap_or_default();
         let mut lines = metrics.lines();
-        let count = lines.find_map(|l| l.strip_prefix("outrigger_control_plane_log_dropped_total "));
+        let count =
+            lines.find_map(|l| l.strip_prefix("outrigger_control_plane_log_dropped_total "));
         count.is_some_and(|n| n != "0")
     });
     plane.write("web.yaml", &service("web", "http"));

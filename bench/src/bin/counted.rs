@@ -91,7 +91,9 @@ fn pair(
         spawn_local(app(theirs));
     })?;
     let outbound = worker(&options.state, "out", &["--workload", "caller"])?;
-    let dialed = outbound.dial_authority(&Authority::parse(host, Some(80))?);
+    let dialed = outbound
+        .dial_authority(&Authority::parse(host, Some(80))?)
+        .map_err(|refusal| refusal.detail.into_owned())?;
     join(&outbound, move |theirs| {
         serve(&inbound, theirs, Direction::Inbound, Fixed::Nothing);
     })?;

@@ -310,7 +310,9 @@ async fn what_cannot_work_does_not_start_and_says_why() {
     let start = async |more: &[&str]| {
         let mut args = vec!["outrigger-control-plane", "--manifests", &manifests];
         args.extend(["--listen=127.0.0.1:0", "--admin=127.0.0.1:0"].iter().chain(more));
-        server::start(Cli::parse_from(args).options, Log::unread()).await.map_err(|error| error.to_string())
+        server::start(Cli::parse_from(args).options, Log::unread())
+            .await
+            .map_err(|error| error.to_string())
     };
     let refused = |result: Result<server::Server, String>, want: &str| {
         let error = result.err().unwrap();

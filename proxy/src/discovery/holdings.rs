@@ -45,6 +45,8 @@ struct Held {
 struct HeldDestination {
     held: Held,
     live: Arc<Live>,
+    /// What it is dialled by: those in `resolved` that lead here.
+    names: BTreeSet<Authority>,
 }
 
 #[derive(Default)]
@@ -125,10 +127,12 @@ impl Holdings {
                 experiments::keep_own(&mut config, &self.proxy.settings);
                 compile(&config)
             });
+        // A name may have been dropped since it was asked for.
         let aliases: Vec<Authority> = resource
             .aliases
             .iter()
             .filter_map(|alias| Authority::parse(alias, None).ok())
+            .filter(|alias| self.wanted.contains(alias))
             .collect();
         let compiled = match compiled {
             Ok(compiled) => compiled,
@@ -143,31 +147,43 @@ impl Holdings {
                 return Err(error);
             }
         };
-        let live = Arc::new(self.proxy.store.live(compiled, &self.proxy.metrics));
-        let held = HeldDestination { held, live: Arc::clone(&live) };
-        let old = self.destinations.insert(resource.name.clone(), held);
-        for alias in aliases {
-            self.resolved.insert(alias, resource.name.clone());
+        let old = self.destinations.remove(&resource.name);
+        let mut names = old.as_ref().map(|old| old.names.clone()).unwrap_or_default();
+        names.extend(aliases);
+        if names.is_empty() {
+            return Ok(());
         }
-        for (authority, _) in self.resolved.iter().filter(|(_, name)| **name == resource.name) {
+        let live = Arc::new(self.proxy.store.live(compiled, &self.proxy.metrics));
+        for authority in &names {
+            let before = self.resolved.insert(authority.clone(), resource.name.clone());
+            if let Some(before) = before.filter(|before| *before != resource.name) {
+                self.unname(&before, authority);
+            }
             self.proxy.store.resolve(authority, Resolution::Found(Arc::clone(&live)));
         }
+        self.destinations.insert(resource.name.clone(), HeldDestination { held, live, names });
         drop(old);
         Ok(())
     }
 
+    /// `authority` leads to the destination no more, which goes when nothing does.
+    fn unname(&mut self, destination: &str, authority: &Authority) {
+        if let Some(held) = self.destinations.get_mut(destination) {
+            held.names.remove(authority);
+            if held.names.is_empty() {
+                self.destinations.remove(destination);
+            }
+        }
+    }
+
     /// `name`: a dialled name that nobody knows, or a destination that is gone.
     fn remove_destination(&mut self, name: &str) {
-        self.destinations.remove(name);
-        let gone: Vec<Authority> = self
-            .resolved
-            .iter()
-            .filter(|(authority, canonical)| *canonical == name || authority.to_string() == name)
-            .map(|(authority, _)| authority.clone())
-            .chain(Authority::parse(name, None).ok())
-            .collect();
+        let mut gone = self.destinations.remove(name).map(|held| held.names).unwrap_or_default();
+        gone.extend(Authority::parse(name, None).ok());
         for authority in gone {
-            self.resolved.remove(&authority);
+            if let Some(destination) = self.resolved.remove(&authority) {
+                self.unname(&destination, &authority);
+            }
             self.proxy.store.resolve(&authority, Resolution::Unknown);
         }
     }
@@ -260,23 +276,21 @@ impl Holdings {
         Ok(())
     }
 
-    /// Forgets what has not been used; returns the names to unsubscribe from.
-    pub fn retire(&mut self, tick: u32, idle: u32) -> Vec<String> {
-        let retired = self.proxy.store.retire(tick, idle);
-        if retired.is_empty() {
-            return Vec::new();
+    /// Forgets names that the store holds no more, and what only they led to.
+    pub fn forget(&mut self, dropped: &[Authority]) {
+        if dropped.is_empty() {
+            return;
         }
         self.changed = true;
-        for authority in &retired {
+        for authority in dropped {
             self.wanted.remove(authority);
-            self.resolved.remove(authority);
+            if let Some(destination) = self.resolved.remove(authority) {
+                self.unname(&destination, authority);
+            }
         }
-        let used: BTreeSet<&String> = self.resolved.values().collect();
-        self.destinations.retain(|name, _| used.contains(name));
         for name in self.proxy.store.drop_unused_endpoints() {
             self.endpoints.remove(&name);
         }
-        retired.iter().map(ToString::to_string).collect()
     }
 
     /// Name to version of everything held of a type.
@@ -287,8 +301,17 @@ impl Holdings {
             .collect()
     }
 
-    pub fn resolved_names(&self) -> Vec<String> {
-        self.resolved.keys().map(ToString::to_string).collect()
+    /// Dialled names that lead somewhere, and the versions of where they lead, in pieces of at most
+    /// `most` names.
+    pub fn resolved_names(&self, most: usize) -> Vec<(Vec<String>, BTreeMap<String, String>)> {
+        let resolved: Vec<(&Authority, &String)> = self.resolved.iter().collect();
+        let piece = |piece: &[(&Authority, &String)]| {
+            let version = |name: &String| Some(self.destinations.get(name)?.held.version.clone());
+            let versions =
+                piece.iter().filter_map(|(_, name)| Some(((*name).clone(), version(name)?)));
+            (piece.iter().map(|(name, _)| name.to_string()).collect(), versions.collect())
+        };
+        resolved.chunks(most).map(piece).collect()
     }
 
     pub fn unresolved_names(&self) -> Vec<String> {
@@ -336,12 +359,7 @@ impl Holdings {
             each.chain(marker)
         });
         let destinations = self.destinations.iter().map(move |(name, destination)| {
-            let aliases = self
-                .resolved
-                .iter()
-                .filter(|(_, canonical)| *canonical == name)
-                .map(|(authority, _)| authority.to_string())
-                .collect();
+            let aliases = destination.names.iter().map(ToString::to_string).collect();
             saved(wire::DESTINATION, name.clone(), &destination.held, aliases)
         });
         settings.chain(trust).chain(inbound).chain(endpoints).chain(destinations)
@@ -351,10 +369,13 @@ impl Holdings {
     pub fn restore(&mut self, saved: &Saved) -> (usize, usize) {
         for name in &saved.wanted {
             if let Ok(authority) = Authority::parse(name, None) {
-                self.proxy.store.dial(&authority);
-                self.want(authority);
+                // A copy of more names than are held is cut: the rest is dialled anew.
+                if self.proxy.store.dial(&authority, 0).is_ok() {
+                    self.want(authority);
+                }
             }
         }
+        drop(self.proxy.store.changes());
         for resource in &saved.resources {
             let any =
                 wire::Any { type_url: resource.type_url.clone(), value: resource.value.clone() };

@@ -59,8 +59,13 @@ pub async fn run(identity: Arc<Identity>, control_plane: ControlPlane) {
         match renew(&identity, &control_plane).await {
             Ok(()) => {
                 add(&identity.counts.renewals_succeeded, 1);
-                backoff.reset();
-                (retry, share) = (None, jittered(SHARE));
+                share = jittered(SHARE);
+                // One that is due again already, by a clock that goes wrong, is no success to build on.
+                let lasts = identity.due(share).is_some_and(|due| due > unix_now());
+                if lasts {
+                    backoff.reset();
+                }
+                retry = (!lasts).then(|| Instant::now() + backoff.pause());
                 follow = identity.outdated().then(|| Instant::now() + STILL_OTHER);
             }
             Err(why) => {

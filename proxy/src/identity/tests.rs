@@ -84,19 +84,22 @@ async fn the_disk_copy_is_its_owners_alone_and_comes_back_whole() {
     let dir = std::env::temp_dir().join(format!("outrigger-identity-{}", std::process::id()));
     std::fs::create_dir_all(&dir).unwrap();
     let path = dir.join("identity");
-    let keeping = Identity { copy: DiskCopy::new(path.clone()).ok(), ..Identity::testing("bank", "shop") };
+    let keeping =
+        Identity { copy: DiskCopy::new(path.clone()).ok(), ..Identity::testing("bank", "shop") };
     let (key, chain) = ca.issue(Leaf::of(id("shop").as_str()));
     keeping.install(key, chain, bundle(&[&ca]), unix_now()).unwrap();
     assert!(keeping.persisted(LIMIT).await);
     assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
 
-    let restored = Identity { copy: DiskCopy::new(path.clone()).ok(), ..Identity::testing("bank", "shop") };
+    let restored =
+        Identity { copy: DiskCopy::new(path.clone()).ok(), ..Identity::testing("bank", "shop") };
     restored.restore();
     assert!(restored.persisted(LIMIT).await);
     assert_eq!(restored.current().unwrap().leaf, keeping.current().unwrap().leaf);
     assert!(restored.describe()["persisted"].as_bool().unwrap());
 
-    let other = Identity { copy: DiskCopy::new(path.clone()).ok(), ..Identity::testing("bank", "orders") };
+    let other =
+        Identity { copy: DiskCopy::new(path.clone()).ok(), ..Identity::testing("bank", "orders") };
     other.restore();
     assert!(other.current().is_err(), "another account's copy");
     let mut bytes = std::fs::read(&path).unwrap();
