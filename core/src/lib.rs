@@ -18,3 +18,4 @@ pub mod path;
 pub mod policy;
 pub mod reason;
 pub mod route;
+pub mod time;

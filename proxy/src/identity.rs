@@ -279,7 +279,8 @@ impl Identity {
     /// When the certificate in force should be renewed, as a share of its life. None: at once.
     fn due(&self, share: f64) -> Option<u64> {
         let current = self.current.load_full()?;
-        let since = lock(&self.held).since.clamp(current.not_before, current.not_after);
+        // Not `clamp`, which panics: what signed the certificate may have its end before its beginning.
+        let since = lock(&self.held).since.max(current.not_before).min(current.not_after);
         let life = current.not_after - since;
         Some(since + (life as f64 * share) as u64)
     }

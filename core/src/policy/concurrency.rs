@@ -123,9 +123,9 @@ impl Concurrency {
     pub fn reconfigure(&mut self, config: ConcurrencyConfig) {
         self.config = config;
         let (least, most) = bounds(config.limit);
-        self.limit = self.limit.clamp(f64::from(least), f64::from(most));
+        self.limit = self.limit.max(f64::from(least)).min(f64::from(most));
         if let Probe::On { limit, .. } = &mut self.gradient.probe {
-            *limit = limit.clamp(f64::from(least), f64::from(most));
+            *limit = limit.max(f64::from(least)).min(f64::from(most));
         }
     }
 
@@ -183,7 +183,7 @@ impl Concurrency {
                 self.gradient.unloaded = self.round.mean();
             }
             if complete || now >= since + PROBE_TIME {
-                self.limit = limit.clamp(min, max);
+                self.limit = limit.max(min).min(max);
                 self.gradient.probe = Probe::Next { at: now + PROBE_EVERY };
                 self.round = Round::new(now, self.in_flight);
             }
@@ -205,7 +205,7 @@ impl Concurrency {
         let is_used = f64::from(self.round.most_in_flight) * 2.0 >= self.limit;
         let target = self.limit * gradient + self.limit.sqrt();
         if target < self.limit || is_used {
-            self.limit = target.clamp(min, max);
+            self.limit = target.max(min).min(max);
         }
         self.round = Round::new(now, self.in_flight);
         if matches!(self.gradient.probe, Probe::Next { at } if now >= at) {
