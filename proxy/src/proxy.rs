@@ -15,6 +15,7 @@ use crate::correlation::Correlation;
 use crate::experiments::Experiments;
 use crate::experiments::report::Stop;
 use crate::http::limits::known::Limits;
+use crate::http::mirror::Mirrors;
 use crate::identity::Identity;
 use crate::inbound_ports::InboundPorts;
 use crate::metrics::{Direction, Metrics};
@@ -31,6 +32,7 @@ pub struct Proxy {
     /// Of this workload's own ports.
     pub limits: Limits,
     pub mesh: ArcSwap<MeshSettings>,
+    pub mirrors: Mirrors,
     pub metrics: Arc<Metrics>,
     pub access_log: AccessLog,
     /// What the process says, access log included.
@@ -65,6 +67,7 @@ impl Proxy {
             limits: Limits::default(),
             identity,
             mesh: ArcSwap::from_pointee(MeshSettings::default()),
+            mirrors: Mirrors::default(),
             access_log,
             log,
             experiments,
@@ -92,8 +95,9 @@ pub struct Lifecycle {
     phase: watch::Sender<Phase>,
     /// The first configuration has arrived, from the control plane or from disk.
     configured: AtomicBool,
-    open: AtomicUsize,
-    /// Those of them that other proxies opened.
+    /// Those of the app.
+    open_outbound: AtomicUsize,
+    /// Those that lead to it.
     open_inbound: AtomicUsize,
 }
 
@@ -125,7 +129,7 @@ impl Default for Lifecycle {
         Self {
             phase: watch::Sender::new(Phase::Running),
             configured: AtomicBool::new(false),
-            open: AtomicUsize::new(0),
+            open_outbound: AtomicUsize::new(0),
             open_inbound: AtomicUsize::new(0),
         }
     }
@@ -174,35 +178,27 @@ impl Lifecycle {
     }
 
     pub fn open_connections(&self) -> usize {
-        self.open.load(Relaxed)
+        self.open_outbound.load(Relaxed).saturating_add(self.open_inbound_connections())
     }
 
     pub fn open_inbound_connections(&self) -> usize {
         self.open_inbound.load(Relaxed)
     }
 
-    /// Counts an accepted connection, unless there are `limit` already.
+    /// Counts an accepted connection, unless there are `limit` of its direction already.
     pub fn try_open(&self, limit: usize, direction: Direction) -> bool {
-        let mut open = self.open.load(Relaxed);
-        loop {
-            if open >= limit {
-                return false;
-            }
-            match self.open.compare_exchange_weak(open, open + 1, Relaxed, Relaxed) {
-                Ok(_) => break,
-                Err(now) => open = now,
-            }
-        }
-        if direction == Direction::Inbound {
-            self.open_inbound.fetch_add(1, Relaxed);
-        }
-        true
+        let more = |open: usize| (open < limit).then(|| open.saturating_add(1));
+        self.open(direction).fetch_update(Relaxed, Relaxed, more).is_ok()
     }
 
     pub fn closed(&self, direction: Direction) {
-        self.open.fetch_sub(1, Relaxed);
-        if direction == Direction::Inbound {
-            self.open_inbound.fetch_sub(1, Relaxed);
+        self.open(direction).fetch_sub(1, Relaxed);
+    }
+
+    fn open(&self, direction: Direction) -> &AtomicUsize {
+        match direction {
+            Direction::Inbound => &self.open_inbound,
+            Direction::Outbound => &self.open_outbound,
         }
     }
 }

@@ -142,8 +142,10 @@ impl Worker {
 
     fn sweep(&self) {
         self.tick.set(self.tick.get() + 1);
-        let limit = u32::try_from(self.proxy.settings.header_timeout.as_secs()).unwrap_or(u32::MAX);
-        self.connections.sweep(limit.max(1));
+        let settings = &self.proxy.settings;
+        let sweeps = |limit: Duration| u32::try_from(limit.as_secs()).unwrap_or(u32::MAX).max(1);
+        self.connections
+            .sweep(sweeps(settings.header_timeout), sweeps(settings.client_idle_timeout));
         self.pools.sweep(Instant::now());
         self.review();
         self.spare.sweep(self.metrics.take_recorded());
@@ -261,8 +263,19 @@ impl Worker {
         silence: Option<Duration>,
         direction: Direction,
     ) -> Spoke {
+        self.listen_within(sniffer, silence, self.proxy.settings.header_timeout, direction).await
+    }
+
+    /// The same, with another `limit` from the first byte until the protocol is clear.
+    pub async fn listen_within(
+        &self,
+        sniffer: &mut Sniffer,
+        silence: Option<Duration>,
+        limit: Duration,
+        direction: Direction,
+    ) -> Spoke {
         tokio::select! {
-            spoke = sniffer.listen(silence, self.proxy.settings.header_timeout) => spoke,
+            spoke = sniffer.listen(silence, limit) => spoke,
             () = self.proxy.lifecycle.reached(Phase::ending(direction)) => Spoke::Gone,
         }
     }

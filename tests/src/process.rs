@@ -210,7 +210,8 @@ impl ControlPlane {
         Self::start_as(manifests, &[&["--identity", "off"], more].concat(), true)
     }
 
-    fn start_with(manifests: &[(&str, &str)], more: &[&str]) -> Self {
+    /// Starts one with further arguments.
+    pub fn start_with(manifests: &[(&str, &str)], more: &[&str]) -> Self {
         Self::start_as(manifests, more, false)
     }
 

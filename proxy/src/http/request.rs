@@ -289,7 +289,8 @@ impl<'a> Routed<'a> {
         }
         for filters in self.filters() {
             head.apply(filters, self.prefix())?;
-            mirror::send(connection, live, filters, head, body);
+            let filters = (filters, call.max_visits);
+            mirror::send(connection, exchange, live, filters, head, body);
         }
         Ok(call)
     }

@@ -87,7 +87,8 @@ const GAUGES: &[Gauge] = &[
         "access log lines dropped because the writer fell behind",
         |g| &g.access_log_dropped,
     ),
-    ("outrigger_mirrors_dropped_total", "counter", "mirrored requests given up", |g| {
+    ("outrigger_mirrors_total", "counter", "copies of requests sent to a shadow", |g| &g.mirrors),
+    ("outrigger_mirrors_dropped_total", "counter", "copies not sent, or given up", |g| {
         &g.mirrors_dropped
     }),
     ("outrigger_discovery_connected", "gauge", "1 while the control plane's stream is open", |g| {
