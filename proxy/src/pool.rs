@@ -69,6 +69,8 @@ pub struct Opening {
     pub metrics: Arc<Metrics>,
     pub identity: Option<Arc<Identity>>,
     pub pace: Rc<Pace>,
+    /// Connections that won a race and wait to be used.
+    pub raced: connect::Raced,
     /// In place of the network, for who measures or tests this proxy inside of a process.
     pub memory: OnceCell<Network>,
 }
@@ -98,7 +100,14 @@ impl Pools {
         Self {
             h1: Map::default(),
             h2: Map::default(),
-            opening: Rc::new(Opening { config, metrics, identity, pace, memory: OnceCell::new() }),
+            opening: Rc::new(Opening {
+                config,
+                metrics,
+                identity,
+                pace,
+                raced: connect::Raced::default(),
+                memory: OnceCell::new(),
+            }),
         }
     }
 
@@ -116,6 +125,7 @@ impl Pools {
 
     /// Closes what has been idle too long and forgets pools that hold nothing.
     pub fn sweep(&self, now: Instant) {
+        self.opening.raced.sweep(now);
         self.h1.borrow_mut().retain(|_, pool| pool.sweep(now, self.opening.config.app_idle));
         self.h2.borrow_mut().retain(|key, pool| {
             let idle = if key.wire.is_hop() { HOP_IDLE } else { self.opening.config.app_idle };

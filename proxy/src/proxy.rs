@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use arc_swap::ArcSwap;
 use outrigger_core::config::MeshSettings;
 use outrigger_logging::Log;
+use outrigger_resolver::Resolver;
 use tokio::sync::{mpsc, watch};
 
 use crate::access_log::AccessLog;
@@ -26,6 +27,8 @@ use crate::stream::server_first::ServerFirst;
 pub struct Proxy {
     pub settings: Settings,
     pub store: Store,
+    /// Of names outside the mesh.
+    pub resolver: Resolver,
     /// None: the mesh runs without identities.
     pub identity: Option<Arc<Identity>>,
     pub inbound: ArcSwap<InboundPorts>,
@@ -63,6 +66,7 @@ impl Proxy {
             correlation: Correlation::new(Arc::clone(&metrics)),
             cache: Cache::new(settings.cache_bytes),
             store: Store::new(settings.zone.clone()),
+            resolver: Resolver::default(),
             inbound: ArcSwap::from_pointee(InboundPorts::registered(&settings, identity.is_some())),
             limits: Limits::default(),
             identity,

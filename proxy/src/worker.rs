@@ -25,7 +25,7 @@ use crate::inbound_ports::InboundPorts;
 use crate::memory::Spare;
 use crate::metrics::{CountKey, Direction, Label, SeriesKey, Status, WorkerMetrics};
 use crate::pool::Pools;
-use crate::pool::connect::{ConnectError, Opened, connect};
+use crate::pool::connect::{ConnectError, Opened, connect, race};
 use crate::proxy::{Phase, Proxy};
 use crate::store::{Dialed, Full, MAX_NAMES};
 use crate::stream::sniff::{Sniffer, Spoke};
@@ -229,8 +229,13 @@ impl Worker {
         Ok(dialed)
     }
 
-    /// The address of a destination outside the mesh.
-    pub async fn lookup(&self, authority: &Authority) -> Result<SocketAddr, Refusal> {
+    /// The address of a destination outside the mesh: of several, one that answers. Waits until `until`
+    /// at most.
+    pub async fn lookup(
+        &self,
+        authority: &Authority,
+        until: Option<Instant>,
+    ) -> Result<SocketAddr, Refusal> {
         let name = match &authority.host {
             Host::Ip(ip) => return Ok(SocketAddr::new(*ip, authority.port)),
             Host::Name(name) => name,
@@ -240,14 +245,27 @@ impl Worker {
         {
             return Ok(*address);
         }
-        let failed = |why: String| Refusal::new(Reason::DnsError, format!("{name}: {why}"));
-        let mut found = tokio::net::lookup_host((name.as_str(), authority.port))
-            .await
-            .map_err(|e| failed(e.to_string()))?;
-        let address = found.next().ok_or_else(|| failed("no address".to_owned()))?;
-        if self.proxy.settings.is_own_listener(address) {
-            return Err(Refusal::new(Reason::Loop, format!("{authority} is this proxy itself")));
-        }
+        let looking = async {
+            let found = self.proxy.resolver.addresses(name).await;
+            let found =
+                found.map_err(|why| Refusal::new(Reason::DnsError, format!("{name}: {why}")))?;
+            let all = found.iter().map(|ip| SocketAddr::new(*ip, authority.port));
+            let all: Vec<_> = all.filter(|a| !self.proxy.settings.is_own_listener(*a)).collect();
+            match all[..] {
+                [] => Err(Refusal::new(Reason::Loop, format!("{authority} is this proxy itself"))),
+                [one] => Ok(one),
+                _ => Ok(race(&all, self.pools.opening()).await?),
+            }
+        };
+        let address = match until {
+            None => looking.await?,
+            Some(until) => {
+                tokio::time::timeout_at(until.into(), looking).await.map_err(|_| {
+                    let what = format!("{name} was still being looked up when it passed");
+                    Refusal::new(Reason::DeadlineExceeded, what)
+                })??
+            }
+        };
         let mut addresses = self.addresses.borrow_mut();
         if addresses.len() >= MAX_ADDRESSES {
             addresses.clear();

@@ -200,7 +200,9 @@ fn in_turn(addresses: Vec<IpAddr>) -> Vec<IpAddr> {
 
 /// Drops what is over, and if that is nothing, what is over first.
 fn make_room(names: &mut HashMap<Box<str>, Name>, now: Instant) {
-    names.retain(|_, name| matches!(name, Name::Known { until, .. } if now < *until) || matches!(name, Name::Asked(_)));
+    names.retain(|_, name| {
+        matches!(name, Name::Known { until, .. } if now < *until) || matches!(name, Name::Asked(_))
+    });
     if names.len() < MAX_NAMES {
         return;
     }

@@ -134,7 +134,8 @@ async fn serve(
             Way::App { address: *address, protocol: *protocol }
         }
         Target::Outside(authority) => {
-            let address = Box::pin(connection.worker.lookup(authority)).await?;
+            let until = exchange.deadline.map(|deadline| deadline.at);
+            let address = Box::pin(connection.worker.lookup(authority, until)).await?;
             Way::Outside { address, protocol: exchange.protocol }
         }
     };
