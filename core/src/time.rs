@@ -1,4 +1,4 @@
-//! Arithmetic on moments that cannot overflow: times come from strangers and from clocks.
+//! Arithmetic on times that cannot overflow: times come from strangers and from clocks.
 
 use std::time::{Duration, Instant, SystemTime};
 
@@ -20,6 +20,18 @@ impl Later for Instant {
 impl Later for SystemTime {
     fn later(self, by: Duration) -> Self {
         self.checked_add(by).or_else(|| self.checked_add(FAR)).unwrap_or(self)
+    }
+}
+
+/// A length of time that can be divided.
+pub trait Part {
+    /// One of so many equal parts; of none, nothing.
+    fn part(self, of: u32) -> Self;
+}
+
+impl Part for Duration {
+    fn part(self, of: u32) -> Self {
+        self.checked_div(of).unwrap_or_default()
     }
 }
 

@@ -168,7 +168,7 @@ pub struct Backoff {
 
 impl Backoff {
     pub fn pause(&mut self) -> Duration {
-        let pause = FIRST_PAUSE * 2u32.saturating_pow(self.failures.min(10));
+        let pause = FIRST_PAUSE.saturating_mul(2u32.saturating_pow(self.failures.min(10)));
         self.failures = self.failures.saturating_add(1);
         let pause = pause.min(LONGEST_PAUSE);
         let jitter = RandomState::new().hash_one(self.failures) as f64 / u64::MAX as f64;

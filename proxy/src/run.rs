@@ -6,6 +6,8 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use outrigger_core::time::Later;
+
 use outrigger_logging::Log;
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::{mpsc, oneshot};
@@ -44,6 +46,9 @@ pub fn run(settings: Settings, log: Log, filter: LogHandle) -> io::Result<()> {
     let admin = accept::listen(settings.admin)?;
     let workers = settings.workers();
     let (proxy, Errands { stops }) = Proxy::new(settings, identity, log);
+    // Everything that is not traffic shares this thread.
+    let runtime = Builder::new_current_thread().enable_all().build()?;
+    proxy.resolver.ask_on(runtime.handle().clone());
     let seats = start_workers(&proxy, workers, listeners)?;
     info!(
         uid = proxy.settings.uid(),
@@ -54,8 +59,6 @@ pub fn run(settings: Settings, log: Log, filter: LogHandle) -> io::Result<()> {
         "outrigger-proxy is up"
     );
     drop(seats);
-    // Everything that is not traffic shares this thread.
-    let runtime = Builder::new_current_thread().enable_all().build()?;
     let ended = runtime.block_on(async {
         tokio::spawn(tick(Arc::clone(&proxy)));
         tokio::spawn(admin::serve(Arc::clone(&proxy), admin, filter));
@@ -217,7 +220,7 @@ async fn drain(proxy: &Proxy, removed: Option<oneshot::Receiver<()>>) {
         None => delay.await,
     }
     let lifecycle = &proxy.lifecycle;
-    let end = Instant::now() + settings.drain_timeout;
+    let end = Instant::now().later(settings.drain_timeout);
     lifecycle.advance(Phase::Finishing);
     let mut drained = gone(end, || lifecycle.open_inbound_connections()).await;
     lifecycle.advance(Phase::Closing);

@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use super::priority::Priority;
+use crate::time::Later;
 
 /// A round gathers at least so many answers, so that chance does not rule.
 const ROUND_ANSWERS: u32 = 20;
@@ -108,7 +109,7 @@ pub enum Sample {
 impl Concurrency {
     /// An adaptive limit begins at its least.
     pub fn new(config: ConcurrencyConfig, now: Instant) -> Self {
-        let probe = Probe::Next { at: now + PROBE_EVERY };
+        let probe = Probe::Next { at: now.later(PROBE_EVERY) };
         Self {
             config,
             in_flight: 0,
@@ -182,9 +183,9 @@ impl Concurrency {
             if complete {
                 self.gradient.unloaded = self.round.mean();
             }
-            if complete || now >= since + PROBE_TIME {
+            if complete || now >= since.later(PROBE_TIME) {
                 self.limit = limit.max(min).min(max);
-                self.gradient.probe = Probe::Next { at: now + PROBE_EVERY };
+                self.gradient.probe = Probe::Next { at: now.later(PROBE_EVERY) };
                 self.round = Round::new(now, self.in_flight);
             }
             return;

@@ -15,6 +15,7 @@ use outrigger_core::config::{Balancer, HashKey, Protocol};
 use outrigger_core::name::Host;
 use outrigger_core::policy::CallPolicy;
 use outrigger_core::reason::Reason;
+use outrigger_core::time::Later;
 
 use super::body::RequestBody;
 use super::context;
@@ -246,7 +247,7 @@ pub async fn send(
         let injecting = Box::pin(fault::inject(worker, exchange, calls, head, until));
         held = injecting.await?.ok_or_else(|| timed_out(hop, waited(began, end)))?;
     }
-    let mut clock = Clock::at(earlier(end, began + held, limits.connect));
+    let mut clock = Clock::at(earlier(end, began.later(held), limits.connect));
     let first_byte_limit = limits.first_byte.map(|limit| limit.saturating_sub(held));
     let key = hop.key();
     let sent = if hop.wire == Wire::Http1 {
