@@ -109,7 +109,7 @@ fn proxy(control_plane: u16) -> u16 {
     ]);
     std::thread::spawn(move || {
         let (_, log) = reload::Layer::new(EnvFilter::new("off"));
-        outrigger_proxy::run::run(settings, log).unwrap();
+        outrigger_proxy::run::run(settings, outrigger_logging::Log::unread(), log).unwrap();
     });
     within(Duration::from_secs(20), "the proxy listens", || listens(outbound));
     outbound

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::SystemTime;
 
 use axum::Json;
@@ -11,6 +12,7 @@ use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
 use axum::routing::get;
 use outrigger_core::config::Endpoint;
+use outrigger_logging::Log;
 use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -39,6 +41,7 @@ pub struct Admin {
     pub authority: Option<Arc<Authority>>,
     pub problems: Arc<Problems>,
     pub metrics: Arc<Metrics>,
+    pub log: Log,
 }
 
 pub async fn serve(listener: TcpListener, admin: Admin) {
@@ -69,6 +72,7 @@ async fn contents() -> &'static str {
 }
 
 async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {
+    admin.metrics.log_dropped.inner().store(admin.log.dropped(), Relaxed);
     ([(CONTENT_TYPE, OPENMETRICS)], admin.metrics.encode())
 }
 

@@ -9,16 +9,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use outrigger_core::policy::bounds::MAX_OUTSIDE;
+use outrigger_resolver::Resolver;
 use tokio::task::JoinSet;
 
 use crate::publish::Publisher;
 
 /// How often new hosts are looked for.
 const LOOK: Duration = Duration::from_secs(1);
-/// Between two answers for a host. What the system caches is served from there.
+/// Between two answers for a host. What still holds by its own time is not asked for again.
 const AGAIN: Duration = Duration::from_secs(10);
-/// After this the system's resolver has given up itself.
-const LIMIT: Duration = Duration::from_secs(10);
 
 type Answer = Result<BTreeSet<IpAddr>, String>;
 
@@ -33,6 +32,7 @@ struct Known {
 /// Keeps the addresses of the index as the system's resolver has them, until dropped.
 pub async fn run(publisher: Arc<Publisher>) {
     let mut known: HashMap<String, Known> = HashMap::new();
+    let resolver = Resolver::default();
     let mut under_way: JoinSet<(String, Answer)> = JoinSet::new();
     let mut tick = tokio::time::interval(LOOK);
     loop {
@@ -45,7 +45,11 @@ pub async fn run(publisher: Arc<Publisher>) {
                     let due = known.get(&host).is_none_or(|k| k.next.is_some_and(|at| at <= now));
                     if due {
                         known.entry(host.clone()).or_default().next = None;
-                        under_way.spawn(async move { (host.clone(), look_up(&host).await) });
+                        let resolver = resolver.clone();
+                        under_way.spawn(async move {
+                            let answer = look_up(&resolver, &host).await;
+                            (host, answer)
+                        });
                     }
                 }
             }
@@ -75,13 +79,9 @@ impl Known {
     }
 }
 
-async fn look_up(host: &str) -> Answer {
-    let asking = tokio::time::timeout(LIMIT, tokio::net::lookup_host((host, 0)));
-    let found = asking.await.map_err(|_| format!("no answer in {LIMIT:?}"))?;
-    let found = found.map_err(|error| error.to_string())?;
-    let all: BTreeSet<IpAddr> = found.map(|address| address.ip().to_canonical()).collect();
-    if all.is_empty() {
-        return Err("it has no address".to_owned());
-    }
+async fn look_up(resolver: &Resolver, host: &str) -> Answer {
+    let found = resolver.addresses(host).await.map_err(|why| why.to_string())?;
+    // Sorted before it is cut: an answer in another order is no other answer.
+    let all: BTreeSet<IpAddr> = found.iter().copied().collect();
     Ok(all.into_iter().take(MAX_OUTSIDE).collect())
 }

@@ -16,6 +16,7 @@ use outrigger_control_plane::publish::Publisher;
 use outrigger_control_plane::server;
 use outrigger_control_plane::token::Tokens;
 use outrigger_core::identity;
+use outrigger_logging::{LAST_WORDS, Log, say_last};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
@@ -33,7 +34,7 @@ fn main() -> ExitCode {
     match result {
         Ok(code) => code,
         Err(error) => {
-            let _ = writeln!(std::io::stderr(), "outrigger-control-plane: {error}");
+            say_last(format!("outrigger-control-plane: {error}"));
             ExitCode::FAILURE
         }
     }
@@ -44,17 +45,28 @@ type Fatal = String;
 
 fn run(options: Options) -> Result<ExitCode, Fatal> {
     let filter = EnvFilter::try_new(&options.log).map_err(|error| format!("--log: {error}"))?;
-    tracing_subscriber::fmt().json().flatten_event(true).with_env_filter(filter).init();
+    let log = Log::stdout().map_err(|error| format!("standard output: {error}"))?;
+    // Its own errors would go to standard error, on whatever thread has them.
+    let events = tracing_subscriber::fmt().json().flatten_event(true).log_internal_errors(false);
+    events.with_env_filter(filter).with_writer(log.clone()).init();
+    let ended = serve(options, log.clone());
+    log.flush(LAST_WORDS);
+    ended
+}
+
+fn serve(options: Options, log: Log) -> Result<ExitCode, Fatal> {
     let parent = options.exit_with_parent.then(std::os::unix::process::parent_id);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.map_err(|error| format!("could not start: {error}"))?;
-    runtime.block_on(async {
-        let server = server::start(options).await.map_err(|error| error.to_string())?;
+    let ended = runtime.block_on(async {
+        let server = server::start(options, log).await.map_err(|error| error.to_string())?;
         let why = stop_signal(parent).await.map_err(|error| format!("signals: {error}"))?;
         tracing::info!(why, "stopping");
         server.stop().await;
         Ok(ExitCode::SUCCESS)
-    })
+    });
+    runtime.shutdown_timeout(LAST_WORDS);
+    ended
 }
 
 /// Waits for a reason to stop, and names it.

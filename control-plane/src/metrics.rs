@@ -40,6 +40,7 @@ pub struct Metrics {
     pub proxies: Gauge,
     pub workloads: Gauge,
     pub nacks: Counter,
+    pub log_dropped: Counter,
     pub publish_seconds: Histogram,
     pub load_seconds: Histogram,
     pub certificates_issued: Counter,
@@ -63,6 +64,7 @@ impl Metrics {
             proxies: Gauge::default(),
             workloads: Gauge::default(),
             nacks: Counter::default(),
+            log_dropped: Counter::default(),
             publish_seconds: latency(),
             load_seconds: latency(),
             certificates_issued: Counter::default(),
@@ -80,6 +82,11 @@ impl Metrics {
         registry.register("proxies", "Proxies with a discovery stream", metrics.proxies.clone());
         registry.register("workloads", "Registered workloads", metrics.workloads.clone());
         registry.register("nacks", "Responses that proxies refused", metrics.nacks.clone());
+        registry.register(
+            "log_dropped",
+            "Lines dropped because nobody read the log",
+            metrics.log_dropped.clone(),
+        );
         registry.register("pushes", "Responses sent, by type", metrics.pushes.clone());
         registry.register("resources", "Resources sent, by type", metrics.resources.clone());
         registry.register(

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use outrigger_logging::Log;
 use outrigger_proto::identity::identity_server::IdentityServer;
 use outrigger_proto::mesh::experiments_server::ExperimentsServer;
 use outrigger_proto::mesh::workload_server::WorkloadServer;
@@ -81,7 +82,8 @@ pub struct Server {
 }
 
 /// Loads the folder, then listens: nobody is told of half a mesh.
-pub async fn start(options: Options) -> Result<Server, StartError> {
+/// `log`: of everything that the process says, for its metrics.
+pub async fn start(options: Options, log: Log) -> Result<Server, StartError> {
     let root = options.manifests.clone().ok_or(StartError::NoManifests)?;
     let metrics = Arc::new(Metrics::new());
     let problems = Arc::new(Problems::default());
@@ -126,6 +128,7 @@ pub async fn start(options: Options) -> Result<Server, StartError> {
         authority: authority.clone(),
         problems,
         metrics: metrics.clone(),
+        log,
     };
     let mut background = vec![tokio::spawn(admin::serve(admin_listener, admin))];
     background.push(tokio::spawn(keys::run(publisher.clone(), root)));

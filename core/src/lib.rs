@@ -4,6 +4,8 @@
 //! global randomness, no `async`. Callers pass `now` and random numbers in. Start at [`config`]
 //! (what the control plane tells a proxy) and [`compile`] (what a proxy makes of it).
 
+#![cfg_attr(not(test), warn(clippy::arithmetic_side_effects, clippy::unchecked_time_subtraction))]
+
 pub mod balance;
 pub mod compile;
 mod condition;
@@ -18,3 +20,4 @@ pub mod path;
 pub mod policy;
 pub mod reason;
 pub mod route;
+pub mod time;

@@ -124,6 +124,7 @@ pub fn grpc_code_for(reason: Reason) -> i32 {
         | Reason::FaultInjected
         | Reason::BreakerOpen
         | Reason::TooManyInFlight
+        | Reason::TooManyNames
         | Reason::Overloaded
         | Reason::Draining => UNAVAILABLE,
     }

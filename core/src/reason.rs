@@ -204,6 +204,9 @@ reasons! {
     /// As many requests to the service or to each of its instances are in flight as may be.
     TooManyInFlight = "too_many_in_flight", Us, 503, "proxy_internal_response",
         "the service is slow or limits.maxInFlight too low";
+    /// As many destinations as a proxy holds are in use.
+    TooManyNames = "too_many_names", Us, 503, "proxy_internal_response",
+        "the app calls more destinations at a time than a proxy holds; call fewer, or from more instances";
     /// A rate limit of the called port is used up.
     RateLimited = "rate_limited", Downstream, 429, "http_request_denied",
         "wait as long as Retry-After says, or raise the limit that the detail names in its ServerPolicy";

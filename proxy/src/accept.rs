@@ -10,6 +10,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use outrigger_core::name::Authority;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
@@ -24,6 +25,11 @@ use crate::worker::Load;
 const BACKLOG: i32 = 4_096;
 /// Pause after an error such as "too many open files", which a new try at once would only repeat.
 const PAUSE: Duration = Duration::from_millis(50);
+
+/// After so long without a byte the kernel asks whether the other host is still there, and so often
+/// again; it gives up after nine questions without an answer (Linux's tcp_keepalive_probes).
+const SILENT: Duration = Duration::from_secs(60);
+const PROBE: Duration = Duration::from_secs(10);
 
 /// A connection on its way to a worker.
 pub struct Accepted {
@@ -58,10 +64,10 @@ pub struct Slot {
 }
 
 impl Slot {
-    /// None: there are as many connections as `--max-connections` allows.
+    /// None: there are as many connections of this direction as the settings allow.
     pub fn take(proxy: &Arc<Proxy>, load: &Arc<Load>, direction: Direction) -> Option<Self> {
         let gauges = &proxy.metrics.gauges;
-        if !proxy.lifecycle.try_open(proxy.settings.max_connections, direction) {
+        if !proxy.lifecycle.try_open(proxy.settings.connection_limit(direction), direction) {
             add(&gauges.connections_refused, 1);
             return None;
         }
@@ -151,6 +157,9 @@ fn hand_over(proxy: &Arc<Proxy>, stream: TcpStream, remote: SocketAddr, via: &Vi
     }
     // Small answers must not wait for the peer's acknowledgement.
     let _ = stream.set_nodelay(true);
+    // A host that vanished is noticed although nothing is sent; without, its place is held for ever.
+    let keepalive = TcpKeepalive::new().with_time(SILENT).with_interval(PROBE);
+    let _ = SockRef::from(&stream).set_tcp_keepalive(&keepalive);
     // Fails only when the worker has ended, at exit.
     let _ = seat.queue.send(Accepted { stream, remote, via: via.clone(), slot });
 }

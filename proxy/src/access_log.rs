@@ -1,6 +1,5 @@
-//! The access log: one JSON line per request, written off the request path.
+//! The access log: one JSON line per request, made and written off the request path.
 
-use std::io::Write;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -10,19 +9,16 @@ use http::{HeaderValue, Method};
 use outrigger_core::config::Protocol;
 use outrigger_core::outcome::Outcome;
 use outrigger_core::reason::Reason;
+use outrigger_logging::{Log, Record};
 use serde::Serialize;
-use tokio::sync::mpsc;
 
 use crate::metrics::{Direction, Metrics, Status, add};
 use crate::settings::AccessLogSetting;
 
-/// Lines that may wait for the writer; further ones are dropped and counted.
-const QUEUE: usize = 4_096;
-
 /// The request side: decides and enqueues.
 pub struct AccessLog {
     setting: AccessLogSetting,
-    queue: mpsc::Sender<Entry>,
+    log: Log,
     metrics: Arc<Metrics>,
 }
 
@@ -57,26 +53,8 @@ pub struct Entry {
 }
 
 impl AccessLog {
-    /// The log, and the future that writes it to standard output.
-    pub fn new(
-        setting: AccessLogSetting,
-        metrics: Arc<Metrics>,
-    ) -> (Self, impl Future<Output = ()> + Send) {
-        let (queue, mut entries) = mpsc::channel(QUEUE);
-        let write = async move {
-            let mut batch = Vec::new();
-            while entries.recv_many(&mut batch, 256).await > 0 {
-                let mut text = Vec::new();
-                for entry in batch.drain(..) {
-                    if serde_json::to_writer(&mut text, &Line::from(&entry)).is_ok() {
-                        text.push(b'\n');
-                    }
-                }
-                // Nobody reads standard output any more: there is nowhere to say so.
-                let _ = std::io::stdout().lock().write_all(&text);
-            }
-        };
-        (Self { setting, queue, metrics }, write)
+    pub fn new(setting: AccessLogSetting, log: Log, metrics: Arc<Metrics>) -> Self {
+        Self { setting, log, metrics }
     }
 
     pub fn wants(&self, outcome: Outcome, random: impl FnOnce() -> u64) -> bool {
@@ -88,9 +66,23 @@ impl AccessLog {
     }
 
     pub fn write(&self, entry: Entry) {
-        if self.queue.try_send(entry).is_err() {
+        if !self.log.write(entry) {
             add(&self.metrics.gauges.access_log_dropped, 1);
         }
+    }
+}
+
+impl Record for Entry {
+    fn size(&self) -> usize {
+        let detail = self.detail.as_ref().map_or(0, |detail| detail.len());
+        let path = self.path.as_ref().map_or(0, |path| path.as_str().len());
+        let request_id = self.request_id.as_ref().map_or(0, HeaderValue::len);
+        size_of::<Self>() + detail + path + request_id
+    }
+
+    fn render(&self, out: &mut Vec<u8>) {
+        // Writing text to memory cannot fail.
+        let _ = serde_json::to_writer(out, &Line::from(self));
     }
 }
 

@@ -42,11 +42,11 @@ impl Entry {
 
     /// Whether it may still be given instead of a failure.
     pub fn is_usable(&self, now: Instant) -> bool {
-        self.old(now) < self.fresh + self.stale
+        self.old(now) < self.fresh.saturating_add(self.stale)
     }
 
     pub fn age(&self, now: Instant) -> Duration {
-        self.age + self.old(now)
+        self.age.saturating_add(self.old(now))
     }
 
     fn old(&self, now: Instant) -> Duration {
@@ -227,6 +227,16 @@ mod tests {
     use http::header::{ACCEPT, HeaderValue};
 
     use super::*;
+
+    /// An answer that said `Age: 18446744073709551615` ended the process when it was given again.
+    #[test]
+    fn an_age_beyond_all_time_has_an_end() {
+        let mut entry = entry(1, None);
+        (entry.age, entry.fresh, entry.stale) = (Duration::MAX, Duration::MAX, Duration::MAX);
+        let later = entry.stored.checked_add(Duration::from_secs(3)).unwrap();
+        assert_eq!(entry.age(later), Duration::MAX);
+        assert!(entry.is_fresh(later) && entry.is_usable(later));
+    }
 
     fn entry(body: usize, accept: Option<&'static str>) -> Entry {
         let mut request = HeaderMap::new();

@@ -14,6 +14,7 @@ use tonic::metadata::{Ascii, MetadataMap, MetadataValue};
 use tonic::transport::{Channel, Endpoint, Uri};
 use tower::service_fn;
 
+use crate::disk;
 use crate::identity::Identity;
 use crate::tls::credentials::{Caller, Credentials};
 use crate::tls::handshake::describe;
@@ -25,6 +26,8 @@ const KEEP_ALIVE: Duration = Duration::from_secs(10);
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// Soon enough that a restarted control plane is used at once, rare enough not to disturb one.
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// A stream that lasts for so long was no failure.
+const PROVEN: Duration = Duration::from_secs(30);
 /// Port of an address that names none.
 const DEFAULT_PORT: u16 = 4780;
 
@@ -60,7 +63,7 @@ impl ControlPlane {
         };
         let own = identity.current().ok();
         let mut metadata = MetadataMap::new();
-        match (self.authorize(&mut metadata), &own) {
+        match (self.authorize(&mut metadata).await, &own) {
             (Err(why), None) => return Err(why),
             (Err(_), Some(_)) | (Ok(()), _) => {}
         }
@@ -78,7 +81,7 @@ impl ControlPlane {
         identity: &Identity,
         own: Option<&Credentials>,
     ) -> Result<Channel, String> {
-        let caller = identity.control_plane(own)?;
+        let caller = identity.control_plane(own).await?;
         // The connector below speaks TLS; to tonic the inside of it is plain HTTP/2.
         let mut parts = self.uri.clone().into_parts();
         parts.scheme = Some(http::uri::Scheme::HTTP);
@@ -110,9 +113,11 @@ impl ControlPlane {
     }
 
     /// Adds the join token, read anew so that a renewed one is used.
-    pub fn authorize(&self, metadata: &mut MetadataMap) -> Result<(), String> {
+    pub async fn authorize(&self, metadata: &mut MetadataMap) -> Result<(), String> {
         let Some(file) = &self.token_file else { return Ok(()) };
-        let token = std::fs::read_to_string(file)
+        let token = disk::read(file)
+            .await
+            .and_then(|bytes| String::from_utf8(bytes).map_err(io::Error::other))
             .map_err(|e| format!("cannot read the join token {}: {e}", file.display()))?;
         let value: MetadataValue<Ascii> = format!("Bearer {}", token.trim())
             .parse()
@@ -163,11 +168,19 @@ pub struct Backoff {
 
 impl Backoff {
     pub fn pause(&mut self) -> Duration {
-        let pause = FIRST_PAUSE * 2u32.saturating_pow(self.failures.min(10));
-        self.failures += 1;
+        let pause = FIRST_PAUSE.saturating_mul(2u32.saturating_pow(self.failures.min(10)));
+        self.failures = self.failures.saturating_add(1);
         let pause = pause.min(LONGEST_PAUSE);
         let jitter = RandomState::new().hash_one(self.failures) as f64 / u64::MAX as f64;
         pause.mul_f64(0.5 + jitter / 2.0)
+    }
+
+    /// What was built up has lasted for so long. Only what has proven to last forgives earlier failures:
+    /// a stream that is taken and refused at once would come back without a pause.
+    pub fn lasted(&mut self, time: Duration) {
+        if time >= PROVEN {
+            self.failures = 0;
+        }
     }
 
     pub fn reset(&mut self) {

@@ -69,7 +69,9 @@ impl Correlation {
         let inflight = Arc::new(inflight);
         let keys = inflight.keys;
         let one = || Arc::clone(&inflight);
-        shard(&self.traces, keys.trace as u64).insert(keys.trace, keys.span, one());
+        if keys.trace != 0 {
+            shard(&self.traces, keys.trace as u64).insert(keys.trace, keys.span, one());
+        }
         shard(&self.requests, keys.request).insert(keys.request.into(), 0, one());
         Some(Remembered(inflight))
     }
@@ -77,7 +79,9 @@ impl Correlation {
     pub fn forget(&self, remembered: &Remembered) {
         let Remembered(inflight) = remembered;
         let keys = inflight.keys;
-        shard(&self.traces, keys.trace as u64).remove(keys.trace, inflight);
+        if keys.trace != 0 {
+            shard(&self.traces, keys.trace as u64).remove(keys.trace, inflight);
+        }
         shard(&self.requests, keys.request).remove(keys.request.into(), inflight);
         self.entries().fetch_sub(1, Relaxed);
     }
@@ -144,6 +148,10 @@ mod tests {
         }
         assert_eq!(found(1, 1, Some("a")), None);
         assert!(table.is_empty());
+        let untraced = remember(0, 0, "d", 4);
+        assert_eq!(found(0, 0, Some("d")), Some((4, true)));
+        assert!(table.traces.iter().all(|shard| shard.lock().unwrap().is_empty()), "in no trace");
+        table.forget(&untraced);
         let empty = |shards: &[Shard]| shards.iter().all(|s| s.lock().unwrap().is_empty());
         assert!(empty(&table.traces) && empty(&table.requests));
     }

@@ -5,33 +5,36 @@
 //! [`holdings`].
 
 pub mod holdings;
+mod requests;
 
-use std::collections::BTreeMap;
+use std::collections::VecDeque;
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use outrigger_core::name::Authority;
 use outrigger_proto::wire::{
-    self, AggregatedDiscoveryServiceClient, DeltaDiscoveryRequest, DeltaDiscoveryResponse,
-    Locality, Node, Status,
+    self, AggregatedDiscoveryServiceClient, DeltaDiscoveryRequest, DeltaDiscoveryResponse, Status,
 };
-use prost_types::value::Kind;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 use tracing::{debug, info, warn};
 
 use crate::control_plane::{Backoff, ControlPlane};
+use crate::disk::LatestWriter;
 use crate::metrics::add;
 use crate::proxy::{Phase, Proxy};
-use crate::state::StateDir;
+use crate::state::{Saved, StateDir};
+use crate::store::Changes;
 use holdings::Holdings;
 
 /// How often idle destinations are looked for, and the disk copy brought up to date.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
 /// A destination that the app has not used for this long is dropped, in seconds.
 const IDLE_SECONDS: u32 = 600;
+/// At the end of the process, how long the disk copy may take.
+const LAST_SAVE: Duration = Duration::from_secs(1);
 /// Requests that may wait for the stream: subscriptions and acknowledgements are small.
 const QUEUE: usize = 64;
 /// gRPC code INVALID_ARGUMENT, which goes with a refused response.
@@ -41,9 +44,8 @@ const MAX_MESSAGE: usize = 8 * wire::MAX_RESPONSE;
 
 pub struct Discovery {
     proxy: Arc<Proxy>,
-    wanted: mpsc::UnboundedReceiver<Authority>,
     holdings: Holdings,
-    state: Option<StateDir>,
+    copy: Option<LatestWriter<Saved>>,
     /// Seconds since the process began, as destinations count their idleness.
     tick: u32,
     housekeeping: tokio::time::Interval,
@@ -59,20 +61,24 @@ enum Ended {
 
 impl Discovery {
     /// Starts from the disk copy, if there is one.
-    pub fn new(
-        proxy: Arc<Proxy>,
-        wanted: mpsc::UnboundedReceiver<Authority>,
-        state: Option<StateDir>,
-    ) -> Self {
+    pub fn new(proxy: Arc<Proxy>, state: Option<StateDir>) -> io::Result<Self> {
         let mut holdings = Holdings::new(Arc::clone(&proxy));
         if let Some(saved) = state.as_ref().and_then(StateDir::load) {
             let (destinations, endpoints) = holdings.restore(&saved);
             info!(destinations, endpoints, "restored the last good configuration from disk");
             proxy.lifecycle.set_configured();
         }
+        let copy = state.map(|state| {
+            LatestWriter::new("state", move |saved| {
+                if let Err(error) = state.store(&saved) {
+                    warn!(%error, "cannot write the disk copy of the configuration");
+                }
+            })
+        });
+        let copy = copy.transpose()?;
         let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
         housekeeping.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        Self { proxy, wanted, holdings, state, tick: 1, housekeeping }
+        Ok(Self { proxy, holdings, copy, tick: 1, housekeeping })
     }
 
     /// Runs until the process closes. `control_plane`: none serves the disk copy alone.
@@ -81,7 +87,12 @@ impl Discovery {
         let proxy = Arc::clone(&self.proxy);
         loop {
             let ended = match &control_plane {
-                Some(control_plane) => self.stream(control_plane, &mut backoff).await,
+                Some(control_plane) => {
+                    let began = Instant::now();
+                    let ended = self.stream(control_plane).await;
+                    backoff.lasted(began.elapsed());
+                    ended
+                }
                 None => Ended::ByPeer("no --control-plane".to_owned()),
             };
             self.proxy.metrics.gauges.discovery_connected.store(0, Relaxed);
@@ -96,7 +107,7 @@ impl Discovery {
                 tokio::select! {
                     () = &mut pause => break,
                     () = proxy.lifecycle.reached(Phase::Closing) => break,
-                    Some(authority) = self.wanted.recv() => self.holdings.want(authority),
+                    () = proxy.store.dialled() => drop(self.follow_names()),
                     _ = self.housekeeping.tick() => self.keep_house(),
                 }
             }
@@ -105,9 +116,14 @@ impl Discovery {
             }
         }
         self.save();
+        if let Some(copy) = &self.copy
+            && !copy.finish(LAST_SAVE).await
+        {
+            warn!("the disk copy of the configuration is not written in time");
+        }
     }
 
-    async fn stream(&mut self, control_plane: &ControlPlane, backoff: &mut Backoff) -> Ended {
+    async fn stream(&mut self, control_plane: &ControlPlane) -> Ended {
         let renewed = control_plane.renewed();
         tokio::pin!(renewed);
         let (requests, queue) = mpsc::channel(QUEUE);
@@ -120,23 +136,24 @@ impl Discovery {
             }
         };
         add(&self.proxy.metrics.gauges.discovery_reconnects, 1);
-        for request in self.first_requests() {
-            if requests.send(request).await.is_err() {
-                return Ended::ByPeer("the stream closed at once".to_owned());
-            }
-        }
+        drop(self.follow_names());
+        // What waits for the stream. Both sides must go on reading while they write, or each would wait
+        // for the other.
+        let mut outgoing = VecDeque::from(requests::first(&self.proxy, &self.holdings));
         let proxy = Arc::clone(&self.proxy);
         loop {
+            let may_ask = outgoing.len() < QUEUE;
             tokio::select! {
+                permit = requests.reserve(), if !outgoing.is_empty() => match (permit, outgoing.pop_front()) {
+                    (Ok(permit), Some(request)) => permit.send(request),
+                    _ => return Ended::ByPeer("the stream closed".to_owned()),
+                },
                 response = responses.message() => match response {
                     Ok(Some(response)) => {
                         if self.proxy.metrics.gauges.discovery_connected.swap(1, Relaxed) == 0 {
                             info!(control_plane = %control_plane.uri, "connected to the control plane");
-                            backoff.reset();
                         }
-                        if requests.send(self.apply(response)).await.is_err() {
-                            return Ended::ByPeer("the stream closed".to_owned());
-                        }
+                        outgoing.push_back(self.apply(response));
                     }
                     Ok(None) => return Ended::ByPeer("the control plane ended the stream".to_owned()),
                     Err(status) => {
@@ -145,26 +162,13 @@ impl Discovery {
                         return Ended::ByPeer(why);
                     }
                 },
-                Some(authority) = self.wanted.recv() => {
-                    let name = authority.to_string();
-                    self.holdings.want(authority);
-                    let request = subscribe(wire::DESTINATION, vec![name], BTreeMap::new());
-                    if requests.send(request).await.is_err() {
-                        return Ended::ByPeer("the stream closed".to_owned());
-                    }
-                }
+                () = proxy.store.dialled(), if may_ask => outgoing.extend(self.follow_names()),
                 _ = self.housekeeping.tick() => {
                     self.keep_house();
-                    let dropped = self.holdings.retire(self.tick, IDLE_SECONDS);
-                    if !dropped.is_empty() {
-                        let request = DeltaDiscoveryRequest {
-                            type_url: wire::DESTINATION.to_owned(),
-                            resource_names_unsubscribe: dropped,
-                            ..Default::default()
-                        };
-                        if requests.send(request).await.is_err() {
-                            return Ended::ByPeer("the stream closed".to_owned());
-                        }
+                    // Never while the control plane is away.
+                    proxy.store.retire(self.tick, IDLE_SECONDS);
+                    if may_ask {
+                        outgoing.extend(self.follow_names());
                     }
                 }
                 // What is held stays in force meanwhile.
@@ -172,6 +176,17 @@ impl Discovery {
                 () = proxy.lifecycle.reached(Phase::Closing) => return Ended::Closing,
             }
         }
+    }
+
+    /// Takes over which names are held; gives what the control plane has to be told of that, names that
+    /// are dropped before those that are new, so that there are never more than may be.
+    fn follow_names(&mut self) -> Vec<DeltaDiscoveryRequest> {
+        let Changes { dropped, added } = self.proxy.store.changes();
+        self.holdings.forget(&dropped);
+        for authority in &added {
+            self.holdings.want(authority.clone());
+        }
+        requests::dropped(&dropped).chain(requests::added(&added)).collect()
     }
 
     async fn open(
@@ -183,54 +198,11 @@ impl Discovery {
         let mut client =
             AggregatedDiscoveryServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
         let mut request = tonic::Request::new(ReceiverStream::new(queue));
-        control_plane.authorize(request.metadata_mut())?;
+        control_plane.authorize(request.metadata_mut()).await?;
         let response = client.delta_aggregated_resources(request).await;
         response
             .map(tonic::Response::into_inner)
             .map_err(|e| format!("{}: {}", e.code(), e.message()))
-    }
-
-    /// What a new stream begins with: what is held, and what is wanted. Endpoints go first, so that
-    /// the control plane knows what it need not send when it sees the destinations.
-    fn first_requests(&self) -> Vec<DeltaDiscoveryRequest> {
-        let held = &self.holdings;
-        let settings = vec![wire::MESH_SETTINGS_NAME.to_owned()];
-        let mut requests = vec![
-            subscribe(wire::MESH_SETTINGS, settings, held.versions(wire::MESH_SETTINGS)),
-            subscribe(wire::INBOUND, vec![self.proxy.settings.uid()], held.versions(wire::INBOUND)),
-            subscribe(wire::ENDPOINT, Vec::new(), held.versions(wire::ENDPOINT)),
-            subscribe(wire::DESTINATION, held.resolved_names(), held.versions(wire::DESTINATION)),
-        ];
-        // Apart: a name that is not resolved yet may belong to a destination that is held.
-        let unresolved = held.unresolved_names();
-        if !unresolved.is_empty() {
-            requests.push(subscribe(wire::DESTINATION, unresolved, BTreeMap::new()));
-        }
-        if self.proxy.identity.is_some() {
-            let trust = vec![wire::TRUST_BUNDLE_NAME.to_owned()];
-            requests.push(subscribe(wire::TRUST_BUNDLE, trust, held.versions(wire::TRUST_BUNDLE)));
-        }
-        requests[0].node = Some(self.node());
-        requests
-    }
-
-    fn node(&self) -> Node {
-        let settings = &self.proxy.settings;
-        let namespace =
-            prost_types::Value { kind: Some(Kind::StringValue(settings.namespace.clone())) };
-        let metadata =
-            prost_types::Struct { fields: [(wire::NODE_NAMESPACE.to_owned(), namespace)].into() };
-        Node {
-            id: settings.uid(),
-            cluster: format!("{}/{}", settings.namespace, settings.service_account),
-            metadata: Some(metadata),
-            locality: Some(Locality {
-                zone: settings.zone.clone().unwrap_or_default(),
-                ..Default::default()
-            }),
-            user_agent_name: "outrigger-proxy".to_owned(),
-            user_agent_version: env!("CARGO_PKG_VERSION").to_owned(),
-        }
     }
 
     /// Applies a response; the answer acknowledges it, or names what was refused.
@@ -267,26 +239,11 @@ impl Discovery {
         self.save();
     }
 
-    /// Writes the disk copy if anything has changed since.
+    /// Has the disk copy written if anything has changed since.
     fn save(&mut self) {
-        let Some(state) = &self.state else { return };
-        if let Some(saved) = self.holdings.changed()
-            && let Err(error) = state.store(&saved)
-        {
-            warn!(%error, "cannot write the disk copy of the configuration");
+        let Some(copy) = &self.copy else { return };
+        if let Some(saved) = self.holdings.changed() {
+            copy.put(saved);
         }
-    }
-}
-
-fn subscribe(
-    type_url: &str,
-    names: Vec<String>,
-    versions: BTreeMap<String, String>,
-) -> DeltaDiscoveryRequest {
-    DeltaDiscoveryRequest {
-        type_url: type_url.to_owned(),
-        resource_names_subscribe: names,
-        initial_resource_versions: versions,
-        ..Default::default()
     }
 }

@@ -23,11 +23,12 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
+use crate::disk::read;
 use crate::settings::Settings;
 use crate::tls::credentials::{Caller, Credentials, Unusable};
 use crate::tls::verify::{Demand, Trust};
 use crate::tls::{hex, lock, unix_now};
-use disk::Kept;
+use disk::{DiskCopy, Kept};
 
 /// Namespace, account, and where things are kept.
 pub struct Identity {
@@ -35,7 +36,7 @@ pub struct Identity {
     service_account: String,
     node: String,
     trust_bundle: PathBuf,
-    copy: Option<PathBuf>,
+    copy: Option<DiskCopy>,
     current: ArcSwapOption<Credentials>,
     trust: ArcSwapOption<Trust>,
     /// Counts changes of the certificate or of the bundle.
@@ -56,7 +57,6 @@ struct Held {
     /// When the certificate came, in seconds since 1970.
     since: u64,
     last_error: Option<String>,
-    persisted: bool,
 }
 
 /// For the metrics.
@@ -101,7 +101,7 @@ impl Identity {
         }
         let copy = match (settings.persist_identity, &settings.state_dir) {
             (false, _) => None,
-            (true, Some(dir)) => Some(dir.join("identity")),
+            (true, Some(dir)) => Some(DiskCopy::new(dir.join("identity"))?),
             (true, None) => {
                 return Err(wrong("--persist-identity needs --state-dir".to_owned()));
             }
@@ -118,7 +118,8 @@ impl Identity {
             held: Mutex::default(),
             counts: Counts::default(),
         };
-        identity.file_roots().map_err(wrong)?;
+        let roots = std::fs::read(&identity.trust_bundle);
+        parse_roots(&identity.trust_bundle, roots).map_err(wrong)?;
         identity.restore();
         Ok(Some(Arc::new(identity)))
     }
@@ -247,31 +248,28 @@ impl Identity {
         self.changed.send_modify(|generation| *generation += 1);
     }
 
-    fn persist(&self, held: &mut Held) {
-        let (Some(path), Some(bundle)) = (&self.copy, &held.bundle) else { return };
-        if held.chain.is_empty() {
-            return;
+    fn persist(&self, held: &Held) {
+        let (Some(copy), Some(bundle)) = (&self.copy, &held.bundle) else { return };
+        if !held.chain.is_empty() {
+            copy.store(Kept::new(&held.key, &held.chain, bundle, held.since));
         }
-        match disk::store(path, &Kept::new(&held.key, &held.chain, bundle, held.since)) {
-            Ok(()) => held.persisted = true,
-            Err(error) => {
-                held.persisted = false;
-                warn!(path = %path.display(), %error, "cannot keep the identity on disk");
-            }
+    }
+
+    /// Waits until the copy on disk, if any, is the newest, at most for `limit`; whether it is.
+    pub async fn persisted(&self, limit: Duration) -> bool {
+        match &self.copy {
+            Some(copy) => copy.finish(limit).await,
+            None => true,
         }
     }
 
     /// From the disk copy, if there is one that still holds.
     fn restore(&self) {
-        let Some(path) = &self.copy else { return };
-        let Some(kept) = disk::load(path) else { return };
+        let Some(kept) = self.copy.as_ref().and_then(DiskCopy::load) else { return };
         let ended = kept.since;
         match kept.parts() {
             Ok((key, chain, bundle)) => match self.install(key, chain, bundle, ended) {
-                Ok(()) => {
-                    lock(&self.held).persisted = true;
-                    info!("restored the identity from disk");
-                }
+                Ok(()) => info!("restored the identity from disk"),
                 Err(error) => warn!(%error, "cannot use the identity on disk, starting without"),
             },
             Err(error) => warn!(%error, "cannot use the identity on disk, starting without"),
@@ -281,7 +279,8 @@ impl Identity {
     /// When the certificate in force should be renewed, as a share of its life. None: at once.
     fn due(&self, share: f64) -> Option<u64> {
         let current = self.current.load_full()?;
-        let since = lock(&self.held).since.clamp(current.not_before, current.not_after);
+        // Not `clamp`, which panics: what signed the certificate may have its end before its beginning.
+        let since = lock(&self.held).since.max(current.not_before).min(current.not_after);
         let life = current.not_after - since;
         Some(since + (life as f64 * share) as u64)
     }
@@ -318,15 +317,15 @@ impl Identity {
         *warned = near;
     }
 
-    fn file_roots(&self) -> Result<Vec<CertificateDer<'static>>, String> {
-        read_roots(&self.trust_bundle)
+    async fn file_roots(&self) -> Result<Vec<CertificateDer<'static>>, String> {
+        parse_roots(&self.trust_bundle, read(&self.trust_bundle).await)
     }
 
     /// The configuration for calling the control plane: believed are the file's roots and those it
     /// has distributed since. `own`: as whom.
-    pub fn control_plane(&self, own: Option<&Credentials>) -> Result<Caller, String> {
+    pub async fn control_plane(&self, own: Option<&Credentials>) -> Result<Caller, String> {
         let mut roots: Vec<Vec<u8>> =
-            self.file_roots()?.into_iter().map(|root| root.to_vec()).collect();
+            self.file_roots().await?.into_iter().map(|root| root.to_vec()).collect();
         let mut domain = None;
         if let Some(bundle) = &lock(&self.held).bundle {
             roots.extend(bundle.roots.iter().cloned());
@@ -386,14 +385,17 @@ impl Identity {
             "renewals": self.counts.renewals_succeeded.load(Relaxed),
             "failedRenewals": self.counts.renewals_failed.load(Relaxed),
             "lastError": held.last_error,
-            "persisted": held.persisted,
+            "persisted": self.copy.as_ref().is_some_and(DiskCopy::is_good),
         })
     }
 }
 
-fn read_roots(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+fn parse_roots(
+    path: &Path,
+    read: io::Result<Vec<u8>>,
+) -> Result<Vec<CertificateDer<'static>>, String> {
     let named = |why: String| format!("--trust-bundle {}: {why}", path.display());
-    let pem = std::fs::read(path).map_err(|e| named(e.to_string()))?;
+    let pem = read.map_err(|e| named(e.to_string()))?;
     let roots: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
     let roots = roots.map_err(|e| named(e.to_string()))?;
     if roots.is_empty() {

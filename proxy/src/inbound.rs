@@ -10,6 +10,7 @@ use outrigger_core::config::Protocol;
 use outrigger_core::detect::Detected;
 use outrigger_core::reason::Reason;
 use tokio::net::TcpStream;
+use tokio::time::timeout;
 
 use crate::accept::Slot;
 use crate::http::destination::Target;
@@ -61,7 +62,12 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, remote: SocketAddr, sl
     let Some(identity) = worker.proxy.identity.clone() else {
         return plaintext(worker, stream, origin).await;
     };
-    match first_byte(&worker, &stream).await {
+    let limit = worker.proxy.settings.first_byte_timeout;
+    let first = match timeout(limit, first_byte(&worker, &stream)).await {
+        Ok(first) => first,
+        Err(_) => return silent(&worker, remote),
+    };
+    match first {
         Some(TLS_HANDSHAKE) => authenticated(worker, &identity, stream, origin).await,
         Some(_) => plaintext(worker, stream, origin).await,
         None => {}
@@ -90,7 +96,7 @@ async fn redirected(
     let spoke = match protocol {
         Protocol::Tcp => Spoke::Nobody,
         _ => {
-            let limit = worker.proxy.settings.header_timeout;
+            let limit = worker.proxy.settings.first_byte_timeout;
             worker.listen(&mut sniffer, Some(limit), Direction::Inbound).await
         }
     };
@@ -136,13 +142,15 @@ async fn authenticated(
 async fn plaintext(worker: Rc<Worker>, stream: TcpStream, origin: Origin) {
     let remote = origin.remote;
     let mut sniffer = Sniffer::new(Transport::Tcp(stream));
-    let spoke = worker.listen(&mut sniffer, None, Direction::Inbound).await;
+    let limit = worker.proxy.settings.first_byte_timeout;
+    let spoke = worker.listen(&mut sniffer, Some(limit), Direction::Inbound).await;
     // A proxy's hop is HTTP/2; HTTP/1.1 is let in only to be told so.
     if let Some(protocol) = http_of(&spoke) {
         return Box::pin(Connection::serve(worker, sniffer.into_io(), protocol, origin)).await;
     }
     let reason = match spoke {
-        Spoke::Gone | Spoke::Nobody => return,
+        Spoke::Gone => return,
+        Spoke::Nobody => return silent(&worker, remote),
         _ if worker.proxy.identity.is_some() && worker.proxy.inbound.load().all_strict() => {
             Reason::MtlsRequired
         }
@@ -150,6 +158,11 @@ async fn plaintext(worker: Rc<Worker>, stream: TcpStream, origin: Origin) {
         Spoke::Client(_) => Reason::ProtocolError,
     };
     worker.refused(Direction::Inbound, Protocol::Detect, reason, remote);
+}
+
+/// Nobody holds a place by saying nothing.
+fn silent(worker: &Worker, remote: SocketAddr) {
+    worker.refused(Direction::Inbound, Protocol::Detect, Reason::HeaderTimeout, remote);
 }
 
 fn http_of(spoke: &Spoke) -> Option<Protocol> {

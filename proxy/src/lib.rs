@@ -4,6 +4,8 @@
 //! [`http::attempt`] -> [`http::respond`]. A connection that is no HTTP: [`stream`]. A change of
 //! configuration: [`discovery`] -> [`store`]. Policies live in `outrigger_core`, never here.
 
+#![cfg_attr(not(test), warn(clippy::arithmetic_side_effects, clippy::unchecked_time_subtraction))]
+
 pub mod accept;
 pub mod access_log;
 pub mod admin;
@@ -11,6 +13,7 @@ pub mod cache;
 pub mod control_plane;
 pub mod correlation;
 pub mod discovery;
+pub mod disk;
 pub mod endpoint;
 pub mod experiments;
 pub mod guard;

@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Parser;
+use outrigger_logging::{LAST_WORDS, Log, say_last};
 use outrigger_proxy::memory::Allocator;
 use outrigger_proxy::run;
 use outrigger_proxy::settings::Settings;
@@ -18,19 +19,27 @@ fn main() -> ExitCode {
     let filter = match EnvFilter::try_new(&settings.log) {
         Ok(filter) => filter,
         Err(error) => {
-            eprintln!("error: --log {:?}: {error}", settings.log);
+            say_last(format!("error: --log {:?}: {error}", settings.log));
             return ExitCode::from(2);
         }
     };
-    let (filter, log) = reload::Layer::new(filter);
-    tracing_subscriber::registry()
-        .with(filter)
-        .with(fmt::layer().json().flatten_event(true))
-        .init();
-    match run::run(settings, log) {
+    let log = match Log::stdout() {
+        Ok(log) => log,
+        Err(error) => {
+            say_last(format!("error: standard output: {error}"));
+            return ExitCode::FAILURE;
+        }
+    };
+    let (filter, handle) = reload::Layer::new(filter);
+    // Its own errors would go to standard error, on whatever thread has them.
+    let events = fmt::layer().json().flatten_event(true).log_internal_errors(false);
+    tracing_subscriber::registry().with(filter).with(events.with_writer(log.clone())).init();
+    let ended = run::run(settings, log.clone(), handle);
+    log.flush(LAST_WORDS);
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error}");
+            say_last(format!("error: {error}"));
             ExitCode::FAILURE
         }
     }

@@ -120,6 +120,7 @@ pub struct Gauges {
     /// Requests and streams that a policy in audit mode would have refused.
     pub access_audited: AtomicU64,
     pub access_log_dropped: AtomicU64,
+    pub mirrors: AtomicU64,
     pub mirrors_dropped: AtomicU64,
     pub buffered_bytes: AtomicU64,
     /// Inbound requests in flight that outbound ones can inherit from.

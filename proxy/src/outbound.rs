@@ -48,7 +48,10 @@ pub async fn serve(
     }
     match listener.or(original.map(Authority::from)) {
         Some(authority) => {
-            let dialed = worker.dial_authority(&authority);
+            let dialed = match worker.dial_authority(&authority) {
+                Ok(dialed) => dialed,
+                Err(refusal) => return refuse(refusal.reason, refusal.detail.into_owned()),
+            };
             match resolve(&worker, Arc::clone(&dialed), worker.proxy.settings.config_timeout).await
             {
                 Ok(target) => {

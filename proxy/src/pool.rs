@@ -67,6 +67,8 @@ pub struct Opening {
     pub metrics: Arc<Metrics>,
     pub identity: Option<Arc<Identity>>,
     pub pace: Rc<Pace>,
+    /// Connections that won a race and wait to be used.
+    pub raced: connect::Raced,
     /// In place of the network, for who measures or tests this proxy inside of a process.
     pub memory: OnceCell<Network>,
 }
@@ -96,7 +98,14 @@ impl Pools {
         Self {
             h1: Map::default(),
             h2: Map::default(),
-            opening: Rc::new(Opening { config, metrics, identity, pace, memory: OnceCell::new() }),
+            opening: Rc::new(Opening {
+                config,
+                metrics,
+                identity,
+                pace,
+                raced: connect::Raced::default(),
+                memory: OnceCell::new(),
+            }),
         }
     }
 
@@ -114,6 +123,7 @@ impl Pools {
 
     /// Closes what has been idle too long and forgets pools that hold nothing.
     pub fn sweep(&self, now: Instant) {
+        self.opening.raced.sweep(now);
         self.h1.borrow_mut().retain(|_, pool| {
             // A pool whose connections are all in use is no empty one.
             pool.sweep(now, self.opening.config.app_idle) || Rc::strong_count(pool) > 1

@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 
 use arc_swap::ArcSwap;
 use outrigger_core::config::MeshSettings;
-use outrigger_core::name::Authority;
+use outrigger_logging::Log;
+use outrigger_resolver::Resolver;
 use tokio::sync::{mpsc, watch};
 
 use crate::access_log::AccessLog;
@@ -15,6 +16,7 @@ use crate::correlation::Correlation;
 use crate::experiments::Experiments;
 use crate::experiments::report::Stop;
 use crate::http::limits::known::Limits;
+use crate::http::mirror::Mirrors;
 use crate::identity::Identity;
 use crate::inbound_ports::InboundPorts;
 use crate::metrics::{Direction, Metrics};
@@ -25,14 +27,19 @@ use crate::stream::server_first::ServerFirst;
 pub struct Proxy {
     pub settings: Settings,
     pub store: Store,
+    /// Of names outside the mesh.
+    pub resolver: Resolver,
     /// None: the mesh runs without identities.
     pub identity: Option<Arc<Identity>>,
     pub inbound: ArcSwap<InboundPorts>,
     /// Of this workload's own ports.
     pub limits: Limits,
     pub mesh: ArcSwap<MeshSettings>,
+    pub mirrors: Mirrors,
     pub metrics: Arc<Metrics>,
     pub access_log: AccessLog,
+    /// What the process says, access log included.
+    pub log: Log,
     pub correlation: Correlation,
     pub cache: Cache,
     pub experiments: Experiments,
@@ -41,40 +48,39 @@ pub struct Proxy {
 }
 
 /// What a new proxy leaves to others in the process.
-pub struct Errands<W> {
-    /// What the app has dialled, for [`crate::discovery`].
-    pub dialled: mpsc::UnboundedReceiver<Authority>,
+pub struct Errands {
     /// For [`crate::experiments::report`].
     pub stops: mpsc::UnboundedReceiver<Stop>,
-    /// Writes the access log.
-    pub write_log: W,
 }
 
 impl Proxy {
     pub fn new(
         settings: Settings,
         identity: Option<Arc<Identity>>,
-    ) -> (Arc<Self>, Errands<impl Future<Output = ()> + Send>) {
+        log: Log,
+    ) -> (Arc<Self>, Errands) {
         let metrics = Arc::new(Metrics::new(settings.workers()));
-        let (access_log, write_log) = AccessLog::new(settings.access_log, Arc::clone(&metrics));
-        let (wanted, dialled) = mpsc::unbounded_channel();
+        let access_log = AccessLog::new(settings.access_log, log.clone(), Arc::clone(&metrics));
         let (experiments, stops) = Experiments::new();
         let proxy = Self {
             correlation: Correlation::new(Arc::clone(&metrics)),
             cache: Cache::new(settings.cache_bytes),
-            store: Store::new(wanted, settings.zone.clone()),
+            store: Store::new(settings.zone.clone()),
+            resolver: Resolver::default(),
             inbound: ArcSwap::from_pointee(InboundPorts::registered(&settings, identity.is_some())),
             limits: Limits::default(),
             identity,
             mesh: ArcSwap::from_pointee(MeshSettings::default()),
+            mirrors: Mirrors::default(),
             access_log,
+            log,
             experiments,
             server_first: ServerFirst::default(),
             lifecycle: Lifecycle::default(),
             metrics,
             settings,
         };
-        (Arc::new(proxy), Errands { dialled, stops, write_log })
+        (Arc::new(proxy), Errands { stops })
     }
 
     /// Why the proxy is not ready, if it is not.
@@ -93,8 +99,9 @@ pub struct Lifecycle {
     phase: watch::Sender<Phase>,
     /// The first configuration has arrived, from the control plane or from disk.
     configured: AtomicBool,
-    open: AtomicUsize,
-    /// Those of them that other proxies opened.
+    /// Those of the app.
+    open_outbound: AtomicUsize,
+    /// Those that lead to it.
     open_inbound: AtomicUsize,
 }
 
@@ -126,7 +133,7 @@ impl Default for Lifecycle {
         Self {
             phase: watch::Sender::new(Phase::Running),
             configured: AtomicBool::new(false),
-            open: AtomicUsize::new(0),
+            open_outbound: AtomicUsize::new(0),
             open_inbound: AtomicUsize::new(0),
         }
     }
@@ -175,35 +182,27 @@ impl Lifecycle {
     }
 
     pub fn open_connections(&self) -> usize {
-        self.open.load(Relaxed)
+        self.open_outbound.load(Relaxed).saturating_add(self.open_inbound_connections())
     }
 
     pub fn open_inbound_connections(&self) -> usize {
         self.open_inbound.load(Relaxed)
     }
 
-    /// Counts an accepted connection, unless there are `limit` already.
+    /// Counts an accepted connection, unless there are `limit` of its direction already.
     pub fn try_open(&self, limit: usize, direction: Direction) -> bool {
-        let mut open = self.open.load(Relaxed);
-        loop {
-            if open >= limit {
-                return false;
-            }
-            match self.open.compare_exchange_weak(open, open + 1, Relaxed, Relaxed) {
-                Ok(_) => break,
-                Err(now) => open = now,
-            }
-        }
-        if direction == Direction::Inbound {
-            self.open_inbound.fetch_add(1, Relaxed);
-        }
-        true
+        let more = |open: usize| (open < limit).then(|| open.saturating_add(1));
+        self.open(direction).fetch_update(Relaxed, Relaxed, more).is_ok()
     }
 
     pub fn closed(&self, direction: Direction) {
-        self.open.fetch_sub(1, Relaxed);
-        if direction == Direction::Inbound {
-            self.open_inbound.fetch_sub(1, Relaxed);
+        self.open(direction).fetch_sub(1, Relaxed);
+    }
+
+    fn open(&self, direction: Direction) -> &AtomicUsize {
+        match direction {
+            Direction::Inbound => &self.open_inbound,
+            Direction::Outbound => &self.open_outbound,
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use outrigger_proto::mesh::{
     Health, MeshAddress, RegisterRequest, RegisterResponse, Registration, register_request,
@@ -34,15 +34,11 @@ pub async fn run(proxy: Arc<Proxy>, control_plane: ControlPlane, removed: onesho
         let mut backoff = Backoff::default();
         loop {
             let mut watched = watched.clone();
-            let streaming = stream(
-                &proxy,
-                &control_plane,
-                &mut watched,
-                &mut removed,
-                &mut backoff,
-                &mut earlier,
-            );
-            match streaming.await {
+            let began = Instant::now();
+            let streaming =
+                stream(&proxy, &control_plane, &mut watched, &mut removed, &mut earlier).await;
+            backoff.lasted(began.elapsed());
+            match streaming {
                 Ok(Ended::Removed) => return,
                 Ok(Ended::Renewed) => continue,
                 Err(why) => warn!(why, "this workload is not registered, trying again"),
@@ -110,7 +106,6 @@ async fn stream(
     control_plane: &ControlPlane,
     health: &mut watch::Receiver<Health>,
     removed: &mut Option<oneshot::Sender<()>>,
-    backoff: &mut Backoff,
     earlier: &mut Option<Open>,
 ) -> Result<Ended, String> {
     let renewed = control_plane.renewed();
@@ -122,7 +117,7 @@ async fn stream(
     let now = *health.borrow_and_update();
     send(&requests, health_message(now)).await?;
     let mut request = tonic::Request::new(ReceiverStream::new(queue));
-    control_plane.authorize(request.metadata_mut())?;
+    control_plane.authorize(request.metadata_mut()).await?;
     let mut responses = WorkloadClient::new(channel)
         .register(request)
         .await
@@ -136,7 +131,6 @@ async fn stream(
                     .ok_or("the control plane ended the registration")?;
                 match response.message {
                     Some(register_response::Message::Accepted(accepted)) => {
-                        backoff.reset();
                         *earlier = None;
                         info!(uid = accepted.uid, "registered with the control plane");
                     }

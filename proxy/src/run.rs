@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use outrigger_core::name::Authority;
+use outrigger_core::time::Later;
+
+use outrigger_logging::Log;
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::{mpsc, oneshot};
 use tracing::{info, warn};
@@ -31,15 +33,22 @@ const DRAIN_POLL: Duration = Duration::from_millis(20);
 /// writing 6 answers at a time, this 11 (bench/README.md); an idle worker looks at once either way.
 const POLLS_BETWEEN_EVENTS: u32 = 256;
 
-/// Runs the proxy until it is told to stop and has drained.
-pub fn run(settings: Settings, log: LogHandle) -> io::Result<()> {
+/// How long the end of the process waits for work that blocks, on a disk that has stalled.
+const BLOCKED: Duration = Duration::from_secs(1);
+
+/// Runs the proxy until it is told to stop and has drained. `log`: of everything that it says;
+/// `filter`: what of it.
+pub fn run(settings: Settings, log: Log, filter: LogHandle) -> io::Result<()> {
     memory::keep_while_busy();
     let state = settings.state_dir.as_deref().map(StateDir::open).transpose()?;
     let identity = Identity::from_settings(&settings)?;
     let listeners = accept::bind(&settings)?;
     let admin = accept::listen(settings.admin)?;
     let workers = settings.workers();
-    let (proxy, Errands { dialled, stops, write_log }) = Proxy::new(settings, identity);
+    let (proxy, Errands { stops }) = Proxy::new(settings, identity, log);
+    // Everything that is not traffic shares this thread.
+    let runtime = Builder::new_current_thread().enable_all().build()?;
+    proxy.resolver.ask_on(runtime.handle().clone());
     let seats = start_workers(&proxy, workers, listeners)?;
     info!(
         uid = proxy.settings.uid(),
@@ -50,14 +59,13 @@ pub fn run(settings: Settings, log: LogHandle) -> io::Result<()> {
         "outrigger-proxy is up"
     );
     drop(seats);
-    // Everything that is not traffic shares this thread.
-    let runtime = Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(async {
-        tokio::spawn(write_log);
+    let ended = runtime.block_on(async {
         tokio::spawn(tick(Arc::clone(&proxy)));
-        tokio::spawn(admin::serve(Arc::clone(&proxy), admin, log));
-        control(proxy, dialled, stops, state).await
-    })
+        tokio::spawn(admin::serve(Arc::clone(&proxy), admin, filter));
+        control(proxy, stops, state).await
+    });
+    runtime.shutdown_timeout(BLOCKED);
+    ended
 }
 
 /// Lets time pass for what policies have learnt, about once a second.
@@ -156,7 +164,6 @@ fn work_nothing_but_accept(
 /// Discovery, registration, signals; returns when the process may end.
 async fn control(
     proxy: Arc<Proxy>,
-    dialled: mpsc::UnboundedReceiver<Authority>,
     stops: mpsc::UnboundedReceiver<Stop>,
     state: Option<StateDir>,
 ) -> io::Result<()> {
@@ -171,7 +178,7 @@ async fn control(
     if let Some(control_plane) = control_plane.clone() {
         tokio::spawn(report::run(Arc::clone(&proxy), control_plane, stops));
     }
-    let discovery = Discovery::new(Arc::clone(&proxy), dialled, state);
+    let discovery = Discovery::new(Arc::clone(&proxy), state)?;
     let discovery = tokio::spawn(discovery.run(control_plane.clone()));
     let mut removed = None;
     if let Some(control_plane) = control_plane
@@ -189,6 +196,9 @@ async fn control(
     drain(&proxy, removed).await;
     // It writes the disk copy at its end.
     let _ = discovery.await;
+    if let Some(identity) = &proxy.identity {
+        identity.persisted(BLOCKED).await;
+    }
     Ok(())
 }
 
@@ -210,7 +220,7 @@ async fn drain(proxy: &Proxy, removed: Option<oneshot::Receiver<()>>) {
         None => delay.await,
     }
     let lifecycle = &proxy.lifecycle;
-    let end = Instant::now() + settings.drain_timeout;
+    let end = Instant::now().later(settings.drain_timeout);
     lifecycle.advance(Phase::Finishing);
     let mut drained = gone(end, || lifecycle.open_inbound_connections()).await;
     lifecycle.advance(Phase::Closing);

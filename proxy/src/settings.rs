@@ -11,6 +11,8 @@ use clap::Parser;
 use outrigger_core::config::Protocol;
 use outrigger_core::name::{Authority, check_label};
 
+use crate::metrics::Direction;
+
 /// The sidecar of an Outrigger mesh: routes, balances and observes what its app sends and gets.
 ///
 /// Outbound: point the app's HTTP_PROXY at --outbound, or redirect its traffic there. Inbound:
@@ -112,9 +114,23 @@ pub struct Settings {
     #[arg(long, env = "OUTRIGGER_WORKERS", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub workers: Option<u16>,
 
-    /// Connections accepted at one time, in connections
+    /// Connections of the app accepted at one time, in connections
     #[arg(long, env = "OUTRIGGER_MAX_CONNECTIONS", default_value_t = 20_000)]
     pub max_connections: usize,
+
+    /// Connections to the app accepted at one time, in connections: callers take none of the app's own
+    /// [default: as many as --max-connections]
+    #[arg(long, env = "OUTRIGGER_MAX_INBOUND_CONNECTIONS")]
+    pub max_inbound_connections: Option<usize>,
+
+    /// Time from an inbound connection's accept to its first byte, where the caller speaks first
+    #[arg(long, env = "OUTRIGGER_FIRST_BYTE_TIMEOUT", default_value = "10s", value_parser = parse_duration)]
+    pub first_byte_timeout: Duration,
+
+    /// Idle time after which an inbound HTTP connection is closed, in whole seconds; above the 10 min
+    /// that load balancers keep theirs
+    #[arg(long, env = "OUTRIGGER_CLIENT_IDLE_TIMEOUT", default_value = "15m", value_parser = parse_duration)]
+    pub client_idle_timeout: Duration,
 
     /// Size of one request's or response's headers, in bytes
     #[arg(long, env = "OUTRIGGER_MAX_HEADER_BYTES", default_value_t = 65_536, value_parser = clap::value_parser!(u32).range(1_024..=1_048_576))]
@@ -232,6 +248,14 @@ impl Settings {
                     || (listener.ip().is_unspecified() && address.ip().is_loopback()))
         };
         own(self.outbound) || own(self.inbound) || self.listeners.iter().any(|l| own(l.listen))
+    }
+
+    /// Connections of one direction that may be open at one time.
+    pub fn connection_limit(&self, direction: Direction) -> usize {
+        match direction {
+            Direction::Outbound => self.max_connections,
+            Direction::Inbound => self.max_inbound_connections.unwrap_or(self.max_connections),
+        }
     }
 
     pub fn workers(&self) -> usize {

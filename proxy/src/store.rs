@@ -1,8 +1,9 @@
 //! What this process knows about destinations: dialled authority -> live destination.
 //!
-//! Workers read it without locks; `discovery` alone changes it. Nothing here talks to the network.
+//! Workers read it without locks but to dial a name for the first time; `discovery` alone changes what
+//! a name stands for. Nothing here talks to the network.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -10,21 +11,51 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use outrigger_core::compile::{Compiled, CompiledBackend, Rule};
 use outrigger_core::name::{Authority, DestinationName, Host};
-use tokio::sync::{Notify, futures::Notified, mpsc};
+use tokio::sync::{Notify, futures::Notified};
 
 use crate::endpoint::Endpoints;
 use crate::metrics::{Label, Metrics};
 
-/// Every destination that the app has dialled.
+/// Names held at one time, in names. Below the 10,000 that the control plane lets one proxy subscribe
+/// to, which count what every proxy asks for besides.
+pub const MAX_NAMES: usize = 9_900;
+/// Of those, how many of the least recently used make room at once: finding them is one look at all, so
+/// that a new name costs the same whatever is held.
+const EVICTED_AT_ONCE: usize = MAX_NAMES / 16;
+
+/// Every destination that the app has dialled, at most [`MAX_NAMES`].
 pub struct Store {
-    dialed: Mutex<HashMap<Authority, Arc<Dialed>>>,
+    names: Mutex<Names>,
     backends: Mutex<HashMap<DestinationName, Arc<Endpoints>>>,
     /// Wakes whoever waits for a first configuration.
     changed: Notify,
-    wanted: mpsc::UnboundedSender<Authority>,
+    /// There are [`Changes`].
+    dialled: Notify,
     /// One's own.
     zone: Option<String>,
 }
+
+/// What is held by name, and what discovery has not heard of yet: never more than twice the names.
+#[derive(Default)]
+struct Names {
+    held: HashMap<Authority, Arc<Dialed>>,
+    added: HashSet<Authority>,
+    dropped: HashSet<Authority>,
+    /// At this tick every name was in use.
+    full_at: Option<u32>,
+}
+
+/// What has happened to the names held since the last look: first what was dropped, then what was added,
+/// which may be the same name.
+#[derive(Default)]
+pub struct Changes {
+    pub dropped: Vec<Authority>,
+    pub added: Vec<Authority>,
+}
+
+/// [`MAX_NAMES`] names are in use now.
+#[derive(Debug)]
+pub struct Full;
 
 /// One authority that the app dials. The handle stays valid while the configuration behind it
 /// changes.
@@ -33,6 +64,8 @@ pub struct Dialed {
     resolution: ArcSwap<Resolution>,
     /// [`Store`] ticks; see [`Dialed::touch`].
     last_used: AtomicU32,
+    /// Requests that wait for its first configuration.
+    waiting: AtomicU32,
     /// No longer in the store: caches must look it up again.
     retired: AtomicBool,
 }
@@ -61,33 +94,49 @@ pub struct Live {
 }
 
 impl Store {
-    /// `wanted` gets each authority that is dialled for the first time.
-    pub fn new(wanted: mpsc::UnboundedSender<Authority>, zone: Option<String>) -> Self {
+    pub fn new(zone: Option<String>) -> Self {
         Self {
-            dialed: Mutex::default(),
+            names: Mutex::default(),
             backends: Mutex::default(),
             changed: Notify::new(),
-            wanted,
+            dialled: Notify::new(),
             zone,
         }
     }
 
-    /// The handle of an authority; the first call subscribes to it.
-    pub fn dial(&self, authority: &Authority) -> Arc<Dialed> {
-        let mut dialed = lock(&self.dialed);
-        if let Some(found) = dialed.get(authority) {
-            return Arc::clone(found);
+    /// The handle of an authority; the first call has it subscribed to. Where too many are held, those
+    /// that were used longest ago are dropped; names used at `tick` (seconds since start) never are.
+    pub fn dial(&self, authority: &Authority, tick: u32) -> Result<Arc<Dialed>, Full> {
+        let mut names = lock(&self.names);
+        if let Some(found) = names.held.get(authority) {
+            return Ok(Arc::clone(found));
+        }
+        if names.held.len() >= MAX_NAMES {
+            names.make_room(tick)?;
         }
         let new = Arc::new(Dialed {
             authority: authority.clone(),
             resolution: ArcSwap::default(),
-            last_used: AtomicU32::new(0),
+            last_used: AtomicU32::new(tick),
+            waiting: AtomicU32::new(0),
             retired: AtomicBool::new(false),
         });
-        dialed.insert(authority.clone(), Arc::clone(&new));
-        // Fails only when discovery has ended, at exit.
-        let _ = self.wanted.send(authority.clone());
-        new
+        names.held.insert(authority.clone(), Arc::clone(&new));
+        names.added.insert(authority.clone());
+        drop(names);
+        self.dialled.notify_one();
+        Ok(new)
+    }
+
+    /// Completes when [`Store::changes`] has something to tell.
+    pub async fn dialled(&self) {
+        self.dialled.notified().await;
+    }
+
+    /// Which names were added and dropped since the last call.
+    pub fn changes(&self) -> Changes {
+        let mut names = lock(&self.names);
+        Changes { dropped: names.dropped.drain().collect(), added: names.added.drain().collect() }
     }
 
     /// The endpoints of a service, shared by every destination that routes to it.
@@ -127,7 +176,7 @@ impl Store {
 
     /// Tells what the control plane said about `authority`.
     pub fn resolve(&self, authority: &Authority, resolution: Resolution) {
-        if let Some(dialed) = lock(&self.dialed).get(authority) {
+        if let Some(dialed) = lock(&self.names).held.get(authority) {
             dialed.resolution.store(Arc::new(resolution));
         }
     }
@@ -142,18 +191,16 @@ impl Store {
         self.changed.notified()
     }
 
-    /// Forgets authorities last used before `tick - idle`, and gives them back.
-    pub fn retire(&self, tick: u32, idle: u32) -> Vec<Authority> {
-        let mut retired = Vec::new();
-        lock(&self.dialed).retain(|authority, dialed| {
-            let keep = tick.saturating_sub(dialed.last_used.load(Relaxed)) < idle;
-            if !keep {
-                dialed.retired.store(true, Relaxed);
-                retired.push(authority.clone());
-            }
-            keep
-        });
-        retired
+    /// Drops authorities last used before `tick - idle`; [`Store::changes`] tells which.
+    pub fn retire(&self, tick: u32, idle: u32) {
+        let mut names = lock(&self.names);
+        let unused = |dialed: &&Arc<Dialed>| {
+            tick.saturating_sub(dialed.last_used.load(Relaxed)) >= idle && dialed.is_idle()
+        };
+        let retired: Vec<_> = names.held.values().filter(unused).cloned().collect();
+        for dialed in &retired {
+            names.drop_name(dialed);
+        }
     }
 
     /// Drops the endpoints of services that no destination uses, and gives the names back.
@@ -171,7 +218,7 @@ impl Store {
 
     /// Everything dialled, in name order, for the admin server.
     pub fn snapshot(&self) -> Vec<Arc<Dialed>> {
-        let mut all: Vec<_> = lock(&self.dialed).values().cloned().collect();
+        let mut all: Vec<_> = lock(&self.names).held.values().cloned().collect();
         all.sort_by(|a, b| a.authority.cmp(&b.authority));
         all
     }
@@ -187,7 +234,57 @@ impl Store {
                 changed.await;
             }
         };
+        let _waiting = Waiting::new(dialed);
         tokio::time::timeout(limit, decided).await.unwrap_or(Resolution::Pending)
+    }
+}
+
+impl Names {
+    fn make_room(&mut self, tick: u32) -> Result<(), Full> {
+        if self.full_at == Some(tick) {
+            return Err(Full);
+        }
+        let used = |dialed: &Arc<Dialed>| dialed.last_used.load(Relaxed);
+        let idle = |dialed: &&Arc<Dialed>| used(dialed) < tick && dialed.is_idle();
+        let mut idle: Vec<(u32, Arc<Dialed>)> =
+            self.held.values().filter(idle).map(|dialed| (used(dialed), dialed.clone())).collect();
+        if idle.is_empty() {
+            self.full_at = Some(tick);
+            return Err(Full);
+        }
+        if idle.len() > EVICTED_AT_ONCE {
+            idle.select_nth_unstable_by_key(EVICTED_AT_ONCE, |(used, _)| *used);
+            idle.truncate(EVICTED_AT_ONCE);
+        }
+        for (_, dialed) in &idle {
+            self.drop_name(dialed);
+        }
+        Ok(())
+    }
+
+    fn drop_name(&mut self, dialed: &Dialed) {
+        dialed.retired.store(true, Relaxed);
+        self.held.remove(&dialed.authority);
+        // What discovery has not heard of it need not drop.
+        if !self.added.remove(&dialed.authority) {
+            self.dropped.insert(dialed.authority.clone());
+        }
+    }
+}
+
+/// Counts a request that waits for a name's first configuration.
+struct Waiting<'a>(&'a Dialed);
+
+impl<'a> Waiting<'a> {
+    fn new(dialed: &'a Dialed) -> Self {
+        dialed.waiting.fetch_add(1, Relaxed);
+        Self(dialed)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Relaxed);
     }
 }
 
@@ -204,6 +301,11 @@ impl Dialed {
 
     pub fn resolution(&self) -> Resolution {
         (**self.resolution.load()).clone()
+    }
+
+    /// Nobody waits for it.
+    fn is_idle(&self) -> bool {
+        self.waiting.load(Relaxed) == 0
     }
 
     pub fn retired(&self) -> bool {
@@ -247,4 +349,57 @@ impl Live {
 /// A poisoned lock means that a thread panicked; the map itself is always whole.
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(n: usize) -> Authority {
+        Authority::parse(&format!("h{n}.example.com:80"), None).unwrap()
+    }
+
+    #[test]
+    fn names_are_bounded_and_the_least_recently_used_make_room() {
+        let store = Store::new(None);
+        for n in 0..MAX_NAMES {
+            store.dial(&name(n), 1).unwrap();
+        }
+        assert_eq!(store.changes().added.len(), MAX_NAMES);
+        let full = store.dial(&name(MAX_NAMES), 1);
+        assert!(full.is_err(), "all of them are in use this second");
+        // The first half is used again, and one request waits for a name of the other.
+        for n in 0..MAX_NAMES / 2 {
+            store.dial(&name(n), 2).unwrap().touch(2);
+        }
+        let awaited = store.dial(&name(MAX_NAMES - 1), 2).unwrap();
+        let waiting = Waiting::new(&awaited);
+        for n in 0..MAX_NAMES / 2 - 1 {
+            store.dial(&name(MAX_NAMES + n), 3).unwrap();
+        }
+        let changes = store.changes();
+        let first_half = (0..MAX_NAMES / 2).map(name).collect::<HashSet<_>>();
+        assert!(changes.dropped.iter().all(|dropped| !first_half.contains(dropped)));
+        assert!(!awaited.retired() && !changes.dropped.contains(&awaited.authority));
+        assert!(store.snapshot().len() <= MAX_NAMES);
+        drop(waiting);
+        // A name dropped and dialled again is told as both, in this order.
+        let again = changes.dropped[0].clone();
+        store.dial(&again, 4).unwrap();
+        assert_eq!(store.changes().added, [again]);
+    }
+
+    #[test]
+    fn what_was_never_told_need_not_be_dropped() {
+        let store = Store::new(None);
+        let dialed = store.dial(&name(1), 1).unwrap();
+        store.retire(700, 600);
+        assert!(dialed.retired());
+        let changes = store.changes();
+        assert!(changes.added.is_empty() && changes.dropped.is_empty());
+        store.dial(&name(1), 700).unwrap();
+        store.changes();
+        store.retire(1_400, 600);
+        assert_eq!(store.changes().dropped, [name(1)]);
+    }
 }

@@ -33,6 +33,10 @@ use sniff::{Sniffer, Spoke};
 /// A client that says nothing for this long may be waiting for the server to speak first.
 const SILENCE: Duration = Duration::from_millis(50);
 
+/// First bytes that no protocol's are after so long, or might still become anybody's, are passed on as
+/// they are: a short word without the end of a line may be all that a client says.
+const UNCLEAR: Duration = Duration::from_millis(200);
+
 /// The labels of a relayed connection.
 #[derive(Clone, Copy)]
 pub struct Labels {
@@ -65,8 +69,13 @@ async fn client_first(
     target: &Target,
     mut sniffer: Sniffer,
 ) -> Result<(), Refusal> {
-    let spoke = worker.listen(&mut sniffer, None, origin.direction).await;
-    decide(worker, origin, target, sniffer, spoke).await
+    // The app may open connections for later; nobody else holds a place by saying nothing.
+    let limit = worker.proxy.settings.first_byte_timeout;
+    let silence = (origin.direction == Direction::Inbound).then_some(limit);
+    match worker.listen(&mut sniffer, silence, origin.direction).await {
+        Spoke::Nobody => Err(Refusal::new(Reason::HeaderTimeout, "nothing was said in time")),
+        spoke => decide(worker, origin, target, sniffer, spoke).await,
+    }
 }
 
 /// Nothing is declared: whoever speaks first decides.
@@ -78,7 +87,10 @@ async fn detect(
 ) -> Result<(), Refusal> {
     let evidence = &worker.proxy.server_first;
     let silence = if evidence.expects(target.label()) { Duration::ZERO } else { SILENCE };
-    let mut spoke = worker.listen(&mut sniffer, Some(silence), origin.direction).await;
+    // Where routes want to look into HTTP, slow HTTP must not pass for something else.
+    let limit = if wants_http(target) { worker.proxy.settings.header_timeout } else { UNCLEAR };
+    let direction = origin.direction;
+    let mut spoke = worker.listen_within(&mut sniffer, Some(silence), limit, direction).await;
     if matches!(spoke, Spoke::Nobody) {
         // Silence alone is no verdict: ask the server too.
         let mut opened = dial_in_time(worker, target, &origin, None).await?;
@@ -93,8 +105,9 @@ async fn detect(
             return Ok(());
         }
         evidence.contradict(target.label());
-        spoke = worker.listen(&mut sniffer, None, origin.direction).await;
-        if let Spoke::Client(Detected::Opaque) = spoke {
+        spoke = worker.listen_within(&mut sniffer, None, limit, direction).await;
+        if matches!(spoke, Spoke::Client(Detected::Opaque) | Spoke::TooSlow) && !wants_http(target)
+        {
             check_opaque(worker, &origin, target)?;
             Box::pin(relay_to(worker, &origin, Protocol::Tcp, sniffer.into_io(), opened)).await;
             return Ok(());
@@ -136,6 +149,9 @@ async fn decide(
             let opened = dial_in_time(worker, target, &origin, name).await?;
             Box::pin(relay_to(worker, &origin, Protocol::Tls, sniffer.into_io(), opened)).await;
             Ok(())
+        }
+        Spoke::TooSlow if declared == Protocol::Detect && !wants_http(target) => {
+            Box::pin(opaque(worker, &origin, target, sniffer)).await
         }
         Spoke::Client(_) | Spoke::Nobody if declared == Protocol::Detect => {
             Box::pin(opaque(worker, &origin, target, sniffer)).await
@@ -184,13 +200,16 @@ async fn dial_in_time(
 /// Refuses to relay blindly what a route wants to look into, and whom a policy does not let in.
 fn check_opaque(worker: &Worker, origin: &Origin, target: &Target) -> Result<(), Refusal> {
     check_caller(worker, origin, target)?;
-    match target {
-        Target::Service { live, .. } if live.compiled.has_http_routes() => Err(Refusal::new(
-            Reason::ProtocolError,
-            "HTTP routes are attached to this service and the bytes are not HTTP",
-        )),
-        _ => Ok(()),
+    if wants_http(target) {
+        let why = "HTTP routes are attached to this service and the bytes are not HTTP";
+        return Err(Refusal::new(Reason::ProtocolError, why));
     }
+    Ok(())
+}
+
+/// Whether routes are attached that look into HTTP.
+fn wants_http(target: &Target) -> bool {
+    matches!(target, Target::Service { live, .. } if live.compiled.has_http_routes())
 }
 
 fn check_caller(worker: &Worker, origin: &Origin, target: &Target) -> Result<(), Refusal> {

@@ -27,6 +27,8 @@ pub struct ConnectionWatch {
     head_age: AtomicU32,
     /// Requests between their head and the end of their response.
     in_flight: AtomicU32,
+    /// Sweeps since a request last began or ended.
+    idle_age: AtomicU32,
     /// HTTP/2: heads cannot be told from other frames once a request has been seen.
     multiplexed: bool,
     seen_request: AtomicBool,
@@ -46,6 +48,7 @@ impl ConnectionWatch {
         Arc::new(Self {
             head_age: AtomicU32::new(IDLE),
             in_flight: AtomicU32::new(0),
+            idle_age: AtomicU32::new(0),
             multiplexed,
             seen_request: AtomicBool::new(false),
             expired: AtomicBool::new(false),
@@ -95,16 +98,28 @@ impl ConnectionWatch {
     pub fn request_began(&self) {
         self.head_age.store(IDLE, Relaxed);
         self.seen_request.store(true, Relaxed);
+        self.idle_age.store(0, Relaxed);
         self.in_flight.store(self.in_flight.load(Relaxed) + 1, Relaxed);
     }
 
     pub fn request_ended(&self) {
+        self.idle_age.store(0, Relaxed);
         self.in_flight.store(self.in_flight.load(Relaxed).saturating_sub(1), Relaxed);
     }
 
     /// Whether the head took longer than the limit: the connection must be dropped.
     pub fn expired(&self) -> bool {
         self.expired.load(Relaxed)
+    }
+
+    /// Whether nothing has been in flight for longer than `limit` sweeps, this one included.
+    fn has_idled(&self, limit: u32) -> bool {
+        let age = match self.in_flight.load(Relaxed) {
+            0 => self.idle_age.load(Relaxed).saturating_add(1),
+            _ => 0,
+        };
+        self.idle_age.store(age, Relaxed);
+        age > limit
     }
 
     fn sweep(&self, limit: u32, write_limit: Option<u32>) -> bool {
@@ -253,10 +268,20 @@ impl Connections {
     }
 
     /// Ages every head that is being read by one and ends those older than `limit` sweeps; likewise peers
-    /// that take no bytes for more than `write_limit`.
-    pub fn sweep(&self, limit: u32, write_limit: Option<u32>) {
-        for entry in self.entries.borrow().iter().flatten() {
-            if entry.watch.sweep(limit, write_limit) {
+    /// that take no bytes for more than `write_limit`. Inbound HTTP
+    /// connections without a request for longer than `idle` sweeps end as if drained; of bytes that
+    /// nobody looks into nobody knows what silence means.
+    pub fn sweep(&self, limit: u32, write_limit: Option<u32>, idle: u32) {
+        for entry in self.entries.borrow_mut().iter_mut().flatten() {
+            let late = entry.watch.sweep(limit, write_limit);
+            let leaves = entry.direction == Direction::Inbound
+                && !entry.standing.opaque
+                && entry.stage == Stage::Staying
+                && entry.watch.has_idled(idle);
+            if leaves {
+                entry.stage = Stage::Leaving;
+            }
+            if late || leaves {
                 entry.wake();
             }
         }
@@ -352,23 +377,54 @@ mod tests {
         };
         let _entered = connections.enter(Direction::Inbound, Arc::clone(&watch), standing);
         for _ in 0..9 {
-            connections.sweep(2, None);
+            connections.sweep(2, None, 9);
         }
         assert!(!watch.expired(), "an idle connection is no slow head");
         watch.bytes_arrived();
-        connections.sweep(2, None);
+        connections.sweep(2, None, 9);
         watch.request_began();
-        connections.sweep(2, None);
+        connections.sweep(2, None, 9);
         watch.bytes_arrived();
-        connections.sweep(2, None);
-        connections.sweep(2, None);
+        connections.sweep(2, None, 9);
+        connections.sweep(2, None, 9);
         assert!(!watch.expired(), "body bytes are no head");
         watch.request_ended();
         watch.bytes_arrived();
         for _ in 0..3 {
-            connections.sweep(2, None);
+            connections.sweep(2, None, 9);
         }
         assert!(watch.expired());
+    }
+
+    #[test]
+    fn an_inbound_connection_without_requests_ends_and_the_apps_own_stays() {
+        let connections = Rc::new(Connections::default());
+        let watch = ConnectionWatch::new(true);
+        let standing = || Standing {
+            peer: Peer::Outside,
+            caller: None,
+            remote: IpAddr::from([127, 0, 0, 1]),
+            port: None,
+            opaque: false,
+        };
+        let busy = connections.enter(Direction::Inbound, Arc::clone(&watch), standing());
+        let idle = enter(&connections, Direction::Inbound);
+        let own = enter(&connections, Direction::Outbound);
+        let stream = Standing { opaque: true, ..standing() };
+        let stream = connections.enter(Direction::Inbound, ConnectionWatch::new(true), stream);
+        watch.request_began();
+        for _ in 0..3 {
+            connections.sweep(9, None, 3);
+        }
+        assert!(!idle.draining(), "not yet");
+        connections.sweep(9, None, 3);
+        assert!(idle.draining() && idle.cut().is_none());
+        assert!(!busy.draining() && !own.draining() && !stream.draining());
+        watch.request_ended();
+        for _ in 0..4 {
+            connections.sweep(9, None, 3);
+        }
+        assert!(busy.draining());
     }
 
     #[test]

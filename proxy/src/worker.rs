@@ -12,7 +12,6 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use outrigger_core::config::Protocol;
-use outrigger_core::error::FieldError;
 use outrigger_core::name::{Authority, Host};
 use outrigger_core::outcome::Outcome;
 use outrigger_core::policy::CallPolicy;
@@ -26,10 +25,10 @@ use crate::inbound_ports::InboundPorts;
 use crate::memory::Spare;
 use crate::metrics::{CountKey, Direction, Label, SeriesKey, Status, WorkerMetrics};
 use crate::pool::Pools;
-use crate::pool::connect::{ConnectError, Opened, connect};
+use crate::pool::connect::{ConnectError, Opened, connect, race};
 use crate::progress::{Exchanges, StallLimits};
 use crate::proxy::{Phase, Proxy};
-use crate::store::Dialed;
+use crate::store::{Dialed, Full, MAX_NAMES};
 use crate::stream::sniff::{Sniffer, Spoke};
 use crate::tls::pace::Pace;
 use crate::tls::unix_now;
@@ -151,8 +150,10 @@ impl Worker {
 
     fn sweep(&self) {
         self.tick.set(self.tick.get() + 1);
-        let limit = u32::try_from(self.proxy.settings.header_timeout.as_secs()).unwrap_or(u32::MAX);
-        self.connections.sweep(limit.max(1), self.stall_limits.write);
+        let settings = &self.proxy.settings;
+        let sweeps = |limit: Duration| u32::try_from(limit.as_secs()).unwrap_or(u32::MAX).max(1);
+        let (head, idle) = (sweeps(settings.header_timeout), sweeps(settings.client_idle_timeout));
+        self.connections.sweep(head, self.stall_limits.write, idle);
         self.exchanges.sweep(Instant::now(), self.stall_limits);
         self.pools.sweep(Instant::now());
         self.review();
@@ -209,14 +210,16 @@ impl Worker {
     }
 
     /// The handle of an authority as a request spells it.
-    pub fn dial(&self, text: &str) -> Result<Arc<Dialed>, FieldError> {
+    pub fn dial(&self, text: &str) -> Result<Arc<Dialed>, Refusal> {
         if let Some(dialed) = self.spellings.borrow().get(text)
             && !dialed.retired()
         {
             return Ok(Arc::clone(dialed));
         }
-        let authority = Authority::parse(text, Some(DEFAULT_PORT))?;
-        let dialed = self.dial_authority(&authority.in_namespace(&self.proxy.settings.namespace));
+        let authority = Authority::parse(text, Some(DEFAULT_PORT))
+            .map_err(|e| Refusal::new(Reason::BadRequest, e.to_string()))?;
+        let dialed =
+            self.dial_authority(&authority.in_namespace(&self.proxy.settings.namespace))?;
         let mut spellings = self.spellings.borrow_mut();
         if spellings.len() >= MAX_SPELLINGS {
             spellings.clear();
@@ -225,14 +228,23 @@ impl Worker {
         Ok(dialed)
     }
 
-    pub fn dial_authority(&self, authority: &Authority) -> Arc<Dialed> {
-        let dialed = self.proxy.store.dial(authority);
+    /// Refused as `too_many_names` while as many as a proxy holds are in use.
+    pub fn dial_authority(&self, authority: &Authority) -> Result<Arc<Dialed>, Refusal> {
+        let dialed = self.proxy.store.dial(authority, self.tick()).map_err(|Full| {
+            let why = format!("{authority} would be one more than {MAX_NAMES} names in use");
+            Refusal::new(Reason::TooManyNames, why)
+        })?;
         dialed.touch(self.tick());
-        dialed
+        Ok(dialed)
     }
 
-    /// The address of a destination outside the mesh.
-    pub async fn lookup(&self, authority: &Authority) -> Result<SocketAddr, Refusal> {
+    /// The address of a destination outside the mesh: of several, one that answers. Waits until `until`
+    /// at most.
+    pub async fn lookup(
+        &self,
+        authority: &Authority,
+        until: Option<Instant>,
+    ) -> Result<SocketAddr, Refusal> {
         let name = match &authority.host {
             Host::Ip(ip) => return Ok(SocketAddr::new(*ip, authority.port)),
             Host::Name(name) => name,
@@ -242,14 +254,27 @@ impl Worker {
         {
             return Ok(*address);
         }
-        let failed = |why: String| Refusal::new(Reason::DnsError, format!("{name}: {why}"));
-        let mut found = tokio::net::lookup_host((name.as_str(), authority.port))
-            .await
-            .map_err(|e| failed(e.to_string()))?;
-        let address = found.next().ok_or_else(|| failed("no address".to_owned()))?;
-        if self.proxy.settings.is_own_listener(address) {
-            return Err(Refusal::new(Reason::Loop, format!("{authority} is this proxy itself")));
-        }
+        let looking = async {
+            let found = self.proxy.resolver.addresses(name).await;
+            let found =
+                found.map_err(|why| Refusal::new(Reason::DnsError, format!("{name}: {why}")))?;
+            let all = found.iter().map(|ip| SocketAddr::new(*ip, authority.port));
+            let all: Vec<_> = all.filter(|a| !self.proxy.settings.is_own_listener(*a)).collect();
+            match all[..] {
+                [] => Err(Refusal::new(Reason::Loop, format!("{authority} is this proxy itself"))),
+                [one] => Ok(one),
+                _ => Ok(race(&all, self.pools.opening()).await?),
+            }
+        };
+        let address = match until {
+            None => looking.await?,
+            Some(until) => {
+                tokio::time::timeout_at(until.into(), looking).await.map_err(|_| {
+                    let what = format!("{name} was still being looked up when it passed");
+                    Refusal::new(Reason::DeadlineExceeded, what)
+                })??
+            }
+        };
         let mut addresses = self.addresses.borrow_mut();
         if addresses.len() >= MAX_ADDRESSES {
             addresses.clear();
@@ -265,8 +290,19 @@ impl Worker {
         silence: Option<Duration>,
         direction: Direction,
     ) -> Spoke {
+        self.listen_within(sniffer, silence, self.proxy.settings.header_timeout, direction).await
+    }
+
+    /// The same, with another `limit` from the first byte until the protocol is clear.
+    pub async fn listen_within(
+        &self,
+        sniffer: &mut Sniffer,
+        silence: Option<Duration>,
+        limit: Duration,
+        direction: Direction,
+    ) -> Spoke {
         tokio::select! {
-            spoke = sniffer.listen(silence, self.proxy.settings.header_timeout) => spoke,
+            spoke = sniffer.listen(silence, limit) => spoke,
             () = self.proxy.lifecycle.reached(Phase::ending(direction)) => Spoke::Gone,
         }
     }

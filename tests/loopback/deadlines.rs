@@ -110,8 +110,9 @@ impl Chain {
 #[test]
 fn an_app_that_forwards_one_id_passes_the_deadline_on() {
     let w3c: &[&str] = &["traceparent"];
+    let trace = "traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
     let b3 = "b3: 80f198ee56343ba864fe8b2a57d3eff7-e457b5a2e4d86bd1-1";
-    for (forwards, sent) in [(w3c, None), (&["x-request-id"], None), (&["b3"], Some(b3))] {
+    for (forwards, sent) in [(w3c, Some(trace)), (&["x-request-id"], None), (&["b3"], Some(b3))] {
         let chain = Chain::start(forwards);
         let headers: Vec<_> = ["x-deadline: 8000"].into_iter().chain(sent).collect();
         let answer = get(&chain.caller, "http://middle.bank/", &headers);
@@ -142,7 +143,7 @@ fn an_app_that_forwards_nothing_passes_nothing_on() {
 
 #[test]
 fn a_deadline_repeated_as_it_was_told_is_not_made_longer() {
-    let chain = Chain::start(&["x-deadline", "traceparent"]);
+    let chain = Chain::start(&["x-deadline", "x-request-id"]);
     let answer = get(&chain.caller, "http://middle.bank/", &["x-deadline: 8000"]);
     assert!(got(&answer, "x-deadline").is_some(), "{answer:?}");
     let answer = get(&chain.caller, "http://middle.bank/sleep/20000", &["x-deadline: 400"]);
@@ -157,7 +158,7 @@ fn a_deadline_repeated_as_it_was_told_is_not_made_longer() {
 
 #[test]
 fn a_circle_of_calls_ends_at_the_second_visit() {
-    let relay = Relay::start("again.bank", &["traceparent"]);
+    let relay = Relay::start("again.bank", &["x-request-id"]);
     let plane = ControlPlane::start(&[("again.yaml", &service("again", ""))]);
     let again = Proxy::beside(&plane, "again", &[format!("{}=h1:main", relay.port)], &[]);
     relay.calls_through(again.outbound);
@@ -169,7 +170,7 @@ fn a_circle_of_calls_ends_at_the_second_visit() {
     assert_eq!(visits, 1.0, "the second one did not reach the app");
 }
 
-/// An app that calls the next one with nothing but the trace, and the last one that only waits.
+/// An app that calls the next one with nothing but the request id, and the last one that only waits.
 const GRPC_APP: &str = r#"
 import sys, threading, grpc
 from concurrent import futures
@@ -177,9 +178,9 @@ port, proxy, to = sys.argv[1:]
 channel = to and grpc.insecure_channel(proxy, options=[('grpc.default_authority', to), ('grpc.enable_http_proxy', 0)])
 
 def pass_on(request, context):
-    trace = [pair for pair in context.invocation_metadata() if pair[0] == 'traceparent']
+    ids = [pair for pair in context.invocation_metadata() if pair[0] == 'x-request-id']
     try:
-        return channel.unary_unary('/bank.Chain/Call')(request, metadata=trace)
+        return channel.unary_unary('/bank.Chain/Call')(request, metadata=ids)
     except grpc.RpcError as e:
         context.abort(e.code(), e.details())
 

@@ -30,7 +30,7 @@ fn http1_through_two_proxies() {
     assert_eq!(headers["host"], "web.bank");
     assert_eq!(headers["x-kept"], "1");
     assert_eq!(headers["x-request-id"].as_str().map(str::len), Some(32));
-    assert_eq!(headers["traceparent"].as_str().map(str::len), Some(55));
+    assert!(!headers.contains_key("traceparent"), "a trace that nobody records: {headers:?}");
     for gone in ["x-private", "connection", "proxy-connection", "x-outrigger-hop"] {
         assert!(!headers.contains_key(gone), "{gone} reached the app: {headers:?}");
     }

@@ -1,7 +1,7 @@
 //! Our own processes under test.
 
 use std::fs::{self, File};
-use std::io::Read;
+use std::io::{BufRead, BufReader, Read};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -83,6 +83,21 @@ impl Process {
             .spawn()
             .unwrap_or_else(|e| panic!("cannot start {name}: {e}"));
         Self { child, log }
+    }
+
+    /// Starts it with a standard output that is a pipe, which nobody empties before [`Process::read`].
+    pub fn start_unread(dir: &Path, name: &str, command: &mut Command) -> Self {
+        let log = dir.join(format!("{name}.log"));
+        let err = File::create(&log).expect("a log file");
+        let child = command.stdin(Stdio::piped()).stderr(err).stdout(Stdio::piped()).spawn();
+        Self { child: child.unwrap_or_else(|e| panic!("cannot start {name}: {e}")), log }
+    }
+
+    /// Reads the pipe until it has given a line with `word`.
+    pub fn read(&mut self, word: &str) {
+        let out = self.child.stdout.as_mut().expect("a pipe");
+        let found = BufReader::new(out).lines().map_while(Result::ok).any(|l| l.contains(word));
+        assert!(found, "the log ended without {word:?}");
     }
 
     pub fn log(&self) -> String {
@@ -175,6 +190,8 @@ pub struct ControlPlane {
     pub listen: u16,
     pub admin: u16,
     args: Vec<String>,
+    /// Its standard output is a pipe that nobody empties.
+    unread: bool,
 }
 
 impl ControlPlane {
@@ -188,11 +205,22 @@ impl ControlPlane {
         Self::start_with(manifests, &[&["--identity", "on"], more].concat())
     }
 
-    fn start_with(manifests: &[(&str, &str)], more: &[&str]) -> Self {
+    /// Starts one whose log nobody reads.
+    pub fn start_unread(manifests: &[(&str, &str)], more: &[&str]) -> Self {
+        Self::start_as(manifests, &[&["--identity", "off"], more].concat(), true)
+    }
+
+    /// Starts one with further arguments.
+    pub fn start_with(manifests: &[(&str, &str)], more: &[&str]) -> Self {
+        Self::start_as(manifests, more, false)
+    }
+
+    fn start_as(manifests: &[(&str, &str)], more: &[&str], unread: bool) -> Self {
         let dir = TempDir::new("control-plane");
         fs::create_dir(dir.path().join("manifests")).expect("a folder");
         let args = more.iter().map(|&arg| arg.to_owned()).collect();
-        let mut plane = Self { dir, listen: free_port(), admin: free_port(), args, process: None };
+        let (listen, admin) = (free_port(), free_port());
+        let mut plane = Self { dir, listen, admin, args, unread, process: None };
         for (name, text) in manifests {
             plane.write(name, text);
         }
@@ -212,7 +240,8 @@ impl ControlPlane {
             .args(["--listen", &local(self.listen).to_string()])
             .args(["--admin", &local(self.admin).to_string()])
             .args(&self.args);
-        self.process = Some(Process::start(dir, "control-plane", &mut command));
+        let start = if self.unread { Process::start_unread } else { Process::start };
+        self.process = Some(start(dir, "control-plane", &mut command));
         let admin = self.admin;
         eventually("the control plane is ready", || {
             http_get(admin, "/ready").is_some_and(|r| r.0 == 200)
@@ -239,6 +268,10 @@ impl ControlPlane {
 
     pub fn process(&self) -> &Process {
         self.process.as_ref().expect("it runs")
+    }
+
+    pub fn process_mut(&mut self) -> &mut Process {
+        self.process.as_mut().expect("it runs")
     }
 
     /// A step of `trust`: what it printed, or why it was refused.
@@ -290,6 +323,8 @@ pub struct Proxy {
     pub inbound: u16,
     pub admin: u16,
     args: Vec<String>,
+    /// Its standard output is a pipe that nobody empties.
+    unread: bool,
 }
 
 impl Proxy {
@@ -319,6 +354,15 @@ impl Proxy {
     }
 
     pub fn start(plane: &ControlPlane, name: &str, more: &[&str]) -> Self {
+        Self::start_as(plane, name, more, false)
+    }
+
+    /// A proxy whose log nobody reads.
+    pub fn start_unread(plane: &ControlPlane, name: &str, more: &[&str]) -> Self {
+        Self::start_as(plane, name, more, true)
+    }
+
+    fn start_as(plane: &ControlPlane, name: &str, more: &[&str], unread: bool) -> Self {
         let dir = TempDir::new("proxy");
         let [outbound, inbound, admin] = [free_port(), free_port(), free_port()];
         let scheme = if plane.has_identity() { "https" } else { "http" };
@@ -347,7 +391,7 @@ impl Proxy {
             args.extend(["--access-log".to_owned(), "all".to_owned()]);
         }
         args.extend(more.iter().map(|&arg| arg.to_owned()));
-        let mut proxy = Self { dir, outbound, inbound, admin, args, process: None };
+        let mut proxy = Self { dir, outbound, inbound, admin, args, unread, process: None };
         proxy.run();
         proxy.wait_ready();
         proxy
@@ -357,7 +401,8 @@ impl Proxy {
     pub fn run(&mut self) {
         let mut command = Command::new(binary("outrigger-proxy"));
         command.args(&self.args);
-        self.process = Some(Process::start(self.dir.path(), "proxy", &mut command));
+        let start = if self.unread { Process::start_unread } else { Process::start };
+        self.process = Some(start(self.dir.path(), "proxy", &mut command));
     }
 
     pub fn wait_ready(&self) {

@@ -15,6 +15,7 @@ use bytes::Bytes;
 use clap::{Parser, ValueEnum};
 use outrigger_core::config::Protocol;
 use outrigger_core::name::Authority;
+use outrigger_logging::Log;
 use outrigger_proxy::accept::Slot;
 use outrigger_proxy::discovery::holdings::Holdings;
 use outrigger_proxy::http::server::Connection;
@@ -90,7 +91,9 @@ fn pair(
         spawn_local(app(theirs));
     })?;
     let outbound = worker(&options.state, "out", &["--workload", "caller"])?;
-    let dialed = outbound.dial_authority(&Authority::parse(host, Some(80))?);
+    let dialed = outbound
+        .dial_authority(&Authority::parse(host, Some(80))?)
+        .map_err(|refusal| refusal.detail.into_owned())?;
     join(&outbound, move |theirs| {
         serve(&inbound, theirs, Direction::Inbound, Fixed::Nothing);
     })?;
@@ -102,7 +105,7 @@ fn pair(
 fn worker(state: &Path, name: &str, flags: &[&str]) -> Result<Rc<Worker>, Failure> {
     let settings = ["outrigger-proxy", "--namespace", "bench", "--workers", "1"];
     let settings = Settings::parse_from(settings.iter().chain(flags));
-    let (proxy, _) = Proxy::new(settings, None);
+    let (proxy, _) = Proxy::new(settings, None, Log::unread());
     let saved = StateDir::open(&state.join(name))?.load().ok_or("it holds no configuration")?;
     Holdings::new(Arc::clone(&proxy)).restore(&saved);
     let worker = Worker::new(proxy, 0, Arc::new(Load::default()));

@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::Parser;
 use outrigger_control_plane::options::{Cli, Command, StateDir, TrustStep};
 use outrigger_control_plane::{server, trust};
+use outrigger_logging::Log;
 use outrigger_proto::wire;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
 use sha2::{Digest, Sha256};
@@ -309,7 +310,9 @@ async fn what_cannot_work_does_not_start_and_says_why() {
     let start = async |more: &[&str]| {
         let mut args = vec!["outrigger-control-plane", "--manifests", &manifests];
         args.extend(["--listen=127.0.0.1:0", "--admin=127.0.0.1:0"].iter().chain(more));
-        server::start(Cli::parse_from(args).options).await.map_err(|error| error.to_string())
+        server::start(Cli::parse_from(args).options, Log::unread())
+            .await
+            .map_err(|error| error.to_string())
     };
     let refused = |result: Result<server::Server, String>, want: &str| {
         let error = result.err().unwrap();

@@ -10,6 +10,7 @@ use clap::Parser;
 use outrigger_control_plane::options::Cli;
 use outrigger_control_plane::server::{self, Server};
 use outrigger_control_plane::token::Tokens;
+use outrigger_logging::Log;
 use outrigger_proto::mesh::workload_client::WorkloadClient;
 use outrigger_proto::mesh::{
     Health, MeshAddress, Protocol, RegisterRequest, RegisterResponse, Registration,
@@ -75,7 +76,7 @@ impl Mesh {
         args.extend(self.flags.clone());
         let mut options = Cli::parse_from(args).options;
         options.certificate_lifetime = self.lifetime.unwrap_or(options.certificate_lifetime);
-        self.server = Some(server::start(options).await.unwrap());
+        self.server = Some(server::start(options, Log::unread()).await.unwrap());
     }
 
     pub(crate) async fn restart(&mut self) {

@@ -6,6 +6,7 @@
 use std::time::{Duration, Instant};
 
 use super::tally::{Tally, Thresholds, TooMany};
+use crate::time::{Later, Part};
 
 /// At least one of `consecutive_failures` and `failure_rate` is set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -121,7 +122,7 @@ impl Breaker {
                 OpenTime::Fixed(time) => time,
                 OpenTime::Backoff { max, .. } => max,
             };
-            *until = (*until).min(*since + longest);
+            *until = (*until).min(since.later(longest));
         }
     }
 
@@ -140,7 +141,7 @@ impl Breaker {
             State::HalfOpen { in_trial, .. } => {
                 if *in_trial < self.config.trials || now >= self.renew_at {
                     *in_trial += 1;
-                    self.renew_at = now + self.open_for;
+                    self.renew_at = now.later(self.open_for);
                     Admission::Trial(TrialId(self.period))
                 } else {
                     Admission::Refuse { retry_at: self.renew_at }
@@ -189,7 +190,7 @@ impl Breaker {
         };
         self.open_for = open_time(self.config.open, self.openings, random);
         self.openings = self.openings.saturating_add(1);
-        let until = now + self.open_for;
+        let until = now.later(self.open_for);
         Some(self.become_state(State::Open { since: now, until, cause }))
     }
 
@@ -256,8 +257,8 @@ fn open_time(open: OpenTime, openings: u32, random: u64) -> Duration {
         OpenTime::Fixed(time) => time,
         OpenTime::Backoff { base, max } => {
             let factor = 2u32.saturating_pow(openings);
-            let half = base.saturating_mul(factor).min(max) / 2;
-            half + super::retry::up_to(half, random)
+            let half = base.saturating_mul(factor).min(max).part(2);
+            half.saturating_add(super::retry::up_to(half, random))
         }
     }
 }

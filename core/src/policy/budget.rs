@@ -58,7 +58,7 @@ impl Budget {
     /// `total`: requests so far, here as everywhere below; retries are no requests.
     pub fn new(config: BudgetConfig, now: Instant, total: u64) -> Self {
         // The window also holds the running second.
-        let window = Window::new(WINDOW - Duration::from_secs(1), now, total);
+        let window = Window::new(WINDOW.saturating_sub(Duration::from_secs(1)), now, total);
         Self { config, window, least: Bucket::full(now) }
     }
 

@@ -21,6 +21,8 @@ pub struct CacheConfig {
     pub max_entry_bytes: u32,
 }
 
+/// More seconds than this are told as this many (RFC 9111 section 1.2.2).
+const MAX_SECONDS: u64 = 1 << 31;
 /// Bytes of one answer's body unless a policy says otherwise.
 pub const DEFAULT_ENTRY_BYTES: u32 = 64 * 1024;
 
@@ -85,7 +87,7 @@ pub fn may_store(
     if headers.get_all(VARY).iter().any(|value| list(value).any(|name| name == "*")) {
         return None;
     }
-    let age = headers.get(AGE).and_then(seconds).unwrap_or_default();
+    let age = age(headers);
     let said = says.s_maxage.or(says.max_age);
     let fresh = said.map_or(config.ttl, |said| said.min(config.ttl)).saturating_sub(age);
     let revalidates = says.must_revalidate || says.s_maxage.is_some();
@@ -143,7 +145,10 @@ impl Directives {
             // A time that does not parse is over (RFC 9111 section 4.2.1).
             let time = || {
                 let text = value.trim().trim_matches('"');
-                Some(text.parse().map_or(Duration::ZERO, Duration::from_secs))
+                Some(
+                    text.parse()
+                        .map_or(Duration::ZERO, |s: u64| Duration::from_secs(s.min(MAX_SECONDS))),
+                )
             };
             match name.trim().to_ascii_lowercase().as_str() {
                 "no-store" => says.no_store = true,
@@ -168,8 +173,14 @@ fn list(value: &HeaderValue) -> impl Iterator<Item = &str> {
     text.split(',').map(str::trim).filter(|member| !member.is_empty())
 }
 
-fn seconds(value: &HeaderValue) -> Option<Duration> {
-    value.to_str().ok()?.trim().parse().ok().map(Duration::from_secs)
+/// How old an answer says to be, at most 2^31 s, which stands for all beyond (RFC 9111 section 1.2.2). What
+/// says nothing that can be read is new.
+pub fn age(headers: &HeaderMap) -> Duration {
+    let text = headers.get(AGE).and_then(|value| value.to_str().ok()).unwrap_or_default().trim();
+    if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Duration::ZERO;
+    }
+    Duration::from_secs(text.parse().unwrap_or(MAX_SECONDS).min(MAX_SECONDS))
 }
 
 #[cfg(test)]
@@ -238,6 +249,23 @@ mod tests {
             let found = may_store(&CONFIG, asked, status, &headers(response));
             let found = found.map(|kept| (kept.fresh.as_secs(), kept.stale.as_secs()));
             assert_eq!(found, want, "{request} -> {status} {response}");
+        }
+    }
+
+    #[test]
+    fn ages_are_read_and_bounded() {
+        for (text, want) in [
+            ("", 0),
+            ("age: 0", 0),
+            ("age: 7 ", 7),
+            ("age: +7", 0),
+            ("age: -7", 0),
+            ("age: 1.5", 0),
+            ("age: 2147483649", MAX_SECONDS),
+            ("age: 18446744073709551615", MAX_SECONDS),
+            ("age: 99999999999999999999999999", MAX_SECONDS),
+        ] {
+            assert_eq!(age(&headers(text)).as_secs(), want, "{text}");
         }
     }
 

@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use super::priority::Priority;
+use crate::time::Later;
 
 /// A round gathers at least so many answers, so that chance does not rule.
 const ROUND_ANSWERS: u32 = 20;
@@ -108,7 +109,7 @@ pub enum Sample {
 impl Concurrency {
     /// An adaptive limit begins at its least.
     pub fn new(config: ConcurrencyConfig, now: Instant) -> Self {
-        let probe = Probe::Next { at: now + PROBE_EVERY };
+        let probe = Probe::Next { at: now.later(PROBE_EVERY) };
         Self {
             config,
             in_flight: 0,
@@ -123,9 +124,9 @@ impl Concurrency {
     pub fn reconfigure(&mut self, config: ConcurrencyConfig) {
         self.config = config;
         let (least, most) = bounds(config.limit);
-        self.limit = self.limit.clamp(f64::from(least), f64::from(most));
+        self.limit = self.limit.max(f64::from(least)).min(f64::from(most));
         if let Probe::On { limit, .. } = &mut self.gradient.probe {
-            *limit = limit.clamp(f64::from(least), f64::from(most));
+            *limit = limit.max(f64::from(least)).min(f64::from(most));
         }
     }
 
@@ -182,9 +183,9 @@ impl Concurrency {
             if complete {
                 self.gradient.unloaded = self.round.mean();
             }
-            if complete || now >= since + PROBE_TIME {
-                self.limit = limit.clamp(min, max);
-                self.gradient.probe = Probe::Next { at: now + PROBE_EVERY };
+            if complete || now >= since.later(PROBE_TIME) {
+                self.limit = limit.max(min).min(max);
+                self.gradient.probe = Probe::Next { at: now.later(PROBE_EVERY) };
                 self.round = Round::new(now, self.in_flight);
             }
             return;
@@ -205,7 +206,7 @@ impl Concurrency {
         let is_used = f64::from(self.round.most_in_flight) * 2.0 >= self.limit;
         let target = self.limit * gradient + self.limit.sqrt();
         if target < self.limit || is_used {
-            self.limit = target.clamp(min, max);
+            self.limit = target.max(min).min(max);
         }
         self.round = Round::new(now, self.in_flight);
         if matches!(self.gradient.probe, Probe::Next { at } if now >= at) {

@@ -159,6 +159,7 @@ impl Class {
             Reason::RateLimited
             | Reason::Overloaded
             | Reason::TooManyInFlight
+            | Reason::TooManyNames
             | Reason::ConnectionLimit => Some(Self::Overloaded),
             // What it is like is known where it is injected: [`Class::of_failure`].
             Reason::FaultInjected => Some(Self::ServerError),

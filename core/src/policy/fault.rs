@@ -209,7 +209,7 @@ impl Kind {
         let Self::Delay { fixed, jitter } = self else { return None };
         let jitter = u64::try_from(jitter.as_micros()).unwrap_or(u64::MAX);
         let drawn = (u128::from(random) * (u128::from(jitter) + 1)) >> 64;
-        Some(fixed + Duration::from_micros(drawn as u64))
+        Some(fixed.saturating_add(Duration::from_micros(drawn as u64)))
     }
 
     /// What stands for the answer; none for a delay.

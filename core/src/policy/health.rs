@@ -6,6 +6,7 @@
 
 use std::time::{Duration, Instant};
 
+use crate::time::{Later, Part};
 use http::uri::PathAndQuery;
 
 /// When less of a service's endpoints is well by its checks, the checks are ignored unless a policy names
@@ -77,7 +78,7 @@ pub struct Vitals {
 impl Vitals {
     /// Well until proven otherwise. Its first check comes at random within the first interval.
     pub fn new(config: &HealthConfig, now: Instant, random: u64) -> Self {
-        let next = now + share(config.interval, random);
+        let next = now.later(share(config.interval, random));
         Self { well: true, against: 0, since: now, next, under_way: false }
     }
 
@@ -97,8 +98,9 @@ impl Vitals {
     /// A check begins.
     pub fn begin(&mut self, config: &HealthConfig, now: Instant, random: u64) {
         self.under_way = true;
-        let jitter = config.interval * JITTER_PERCENT / 100;
-        self.next = now + config.interval - jitter + share(jitter * 2, random);
+        let jitter = config.interval.saturating_mul(JITTER_PERCENT).part(100);
+        let least = config.interval.saturating_sub(jitter);
+        self.next = now.later(least.saturating_add(share(jitter.saturating_mul(2), random)));
     }
 
     /// The check has ended. Returns what the endpoint is from now on, if that has changed.
@@ -126,7 +128,7 @@ impl Vitals {
     /// against it counts no more.
     pub fn reconfigure(&mut self, config: &HealthConfig, now: Instant, random: u64) {
         self.against = 0;
-        self.next = self.next.min(now + share(config.interval, random));
+        self.next = self.next.min(now.later(share(config.interval, random)));
     }
 }
 

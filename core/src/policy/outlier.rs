@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use super::breaker::FailureRate;
 use super::retry::up_to;
 use super::tally::{Tally, Thresholds, TooMany};
+use crate::time::{Later, Part};
 
 /// An endpoint that is gone may come back within this time and finds its ejection. As long as any
 /// unused state is kept.
@@ -113,7 +114,8 @@ impl Outlier {
         for record in self.records.values_mut() {
             record.tally.reconfigure(config.thresholds());
             if let Standing::Out { until, .. } = &mut record.standing {
-                *until = (*until).min(now + config.max_ejection + config.max_ejection / 4);
+                let longest = config.max_ejection.saturating_add(config.max_ejection.part(4));
+                *until = (*until).min(now.later(longest));
             }
         }
     }
@@ -157,7 +159,7 @@ impl Outlier {
                 if next.is_some_and(|next| now < next) {
                     return Turn::No;
                 }
-                *next = Some(now + again);
+                *next = Some(now.later(again));
                 record.trials += 1;
                 Turn::Trial(TrialId(record.trials))
             }
@@ -328,7 +330,8 @@ impl Record {
         let factor = 2u32.saturating_pow(self.ejections);
         let time = config.base_ejection.saturating_mul(factor).min(config.max_ejection);
         self.ejections = self.ejections.saturating_add(1);
-        self.standing = Standing::Out { until: now + time + up_to(time / 4, random), cause };
+        let until = now.later(time.saturating_add(up_to(time.part(4), random)));
+        self.standing = Standing::Out { until, cause };
         self.standing
     }
 

@@ -5,6 +5,7 @@
 //! refusals widen the gap and quota that is left narrows it, so that callers who share a limit find their
 //! part of it, and none keeps to a rule that is no longer there.
 
+use crate::time::{Later, Part};
 use std::time::{Duration, Instant};
 
 /// A request whose turn is further away is not sent: what it would wait for, others wait for already.
@@ -96,24 +97,30 @@ impl Pace {
     /// None: the limit is too slow to be kept to.
     pub fn new(limit: &Tight<'_>, now: Instant) -> Option<Self> {
         let Tight { gap, enough, .. } = *limit;
-        (gap <= SLOWEST).then_some(Self { gap, own: gap, enough, next: now + gap, widened: now })
+        (gap <= SLOWEST).then_some(Self {
+            gap,
+            own: gap,
+            enough,
+            next: now.later(gap),
+            widened: now,
+        })
     }
 
     /// Takes a turn, unless it would be after `until` or too late.
     pub fn turn(&mut self, now: Instant, until: Option<Instant>) -> Turn {
         let turn = self.next.max(now);
-        let wait = turn - now;
+        let wait = turn.saturating_duration_since(now);
         if wait > LONGEST_WAIT || until.is_some_and(|until| turn >= until) {
             return Turn::Never(wait);
         }
-        self.next = turn + self.gap;
+        self.next = turn.later(self.gap);
         if wait.is_zero() { Turn::Now } else { Turn::At(turn) }
     }
 
     /// A request was refused although it kept to the pace: others share the limit.
     pub fn refused(&mut self, now: Instant) {
-        if now >= self.widened + WIDEN_AFTER.max(self.gap * 2) {
-            self.gap = (self.gap * 2).min(SLOWEST);
+        if now >= self.widened.later(WIDEN_AFTER.max(self.gap.saturating_mul(2))) {
+            self.gap = self.gap.saturating_mul(2).min(SLOWEST);
             self.widened = now;
         }
     }
@@ -122,14 +129,14 @@ impl Pace {
     #[must_use]
     pub fn left(&mut self, left: u64) -> bool {
         if left >= self.enough {
-            self.gap -= self.gap / NARROWED;
+            self.gap = self.gap.saturating_sub(self.gap.part(NARROWED));
         }
-        self.gap >= self.own / NARROWEST
+        self.gap >= self.own.part(NARROWEST)
     }
 
     /// Nobody had to wait for as long as anybody may.
     pub fn is_idle(&self, now: Instant) -> bool {
-        now > self.next + LONGEST_WAIT
+        now > self.next.later(LONGEST_WAIT)
     }
 
     pub fn gap(&self) -> Duration {

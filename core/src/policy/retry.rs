@@ -5,6 +5,7 @@
 
 use std::time::{Duration, SystemTime};
 
+use crate::time::Part;
 use http::{Method, StatusCode};
 
 /// Tries of one request, the first included, while nobody has processed it and no policy says
@@ -220,10 +221,10 @@ pub fn pause(config: &RetryConfig, attempt: u8, last: Duration, random: u64) -> 
     let whole = base.saturating_mul(factor).min(max);
     match jitter {
         Jitter::Full => up_to(whole, random),
-        Jitter::Additive => whole + up_to(whole / 2, random),
+        Jitter::Additive => whole.saturating_add(up_to(whole.part(2), random)),
         Jitter::Decorrelated => {
             let most = last.max(base).saturating_mul(3).min(max);
-            base + up_to(most.saturating_sub(base), random)
+            base.saturating_add(up_to(most.saturating_sub(base), random))
         }
     }
 }

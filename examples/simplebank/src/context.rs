@@ -5,11 +5,13 @@ use http::{HeaderMap, HeaderName};
 /// The id of a sale: the same in every service that takes part in it.
 pub(crate) const OPERATION_ID: HeaderName = HeaderName::from_static("x-operation-id");
 
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
 /// Enough for a mesh to know which call belongs to which; nothing about deadlines or retries.
 const FORWARDED: [HeaderName; 4] = [
     HeaderName::from_static("traceparent"),
     HeaderName::from_static("tracestate"),
-    HeaderName::from_static("x-request-id"),
+    REQUEST_ID,
     OPERATION_ID,
 ];
 
@@ -27,11 +29,11 @@ impl Context {
         Self(kept)
     }
 
-    /// Of an app that knows of nothing but traces.
-    pub(crate) fn trace_of(inbound: &HeaderMap) -> Self {
+    /// Of an app that knows of nothing but the id of a request.
+    pub(crate) fn request_id_of(inbound: &HeaderMap) -> Self {
         let mut kept = HeaderMap::new();
-        if let Some(value) = inbound.get(&FORWARDED[0]) {
-            kept.insert(FORWARDED[0].clone(), value.clone());
+        if let Some(value) = inbound.get(&REQUEST_ID) {
+            kept.insert(REQUEST_ID, value.clone());
         }
         Self(kept)
     }

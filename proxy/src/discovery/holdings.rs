@@ -137,10 +137,12 @@ impl Holdings {
                 experiments::keep_own(&mut config, &self.proxy.settings);
                 compile(&config)
             });
+        // A name may have been dropped since it was asked for.
         let aliases: Vec<Authority> = resource
             .aliases
             .iter()
             .filter_map(|alias| Authority::parse(alias, None).ok())
+            .filter(|alias| self.wanted.contains(alias))
             .collect();
         let compiled = match compiled {
             Ok(compiled) => compiled,
@@ -156,13 +158,19 @@ impl Holdings {
                 return Err(error);
             }
         };
-        let live = Arc::new(self.proxy.store.live(compiled, &self.proxy.metrics));
-        let held = HeldDestination { held, live: Arc::clone(&live) };
-        let old = self.destinations.insert(resource.name.clone(), held);
-        self.refused.taken(&resource.name);
         for alias in aliases {
             self.resolved.insert(alias, &resource.name);
         }
+        self.refused.taken(&resource.name);
+        if !self.resolved.has(&resource.name) {
+            // Every name was dropped since it was asked for.
+            self.destinations.remove(&resource.name);
+            self.drop_replaced();
+            return Ok(());
+        }
+        let live = Arc::new(self.proxy.store.live(compiled, &self.proxy.metrics));
+        let held = HeldDestination { held, live: Arc::clone(&live) };
+        let old = self.destinations.insert(resource.name.clone(), held);
         self.drop_replaced();
         for authority in self.resolved.of(&resource.name) {
             self.proxy.store.resolve(authority, Resolution::Found(Arc::clone(&live)));
@@ -267,25 +275,25 @@ impl Holdings {
         Ok(())
     }
 
-    /// Forgets what has not been used; returns the names to unsubscribe from.
-    pub fn retire(&mut self, tick: u32, idle: u32) -> Vec<String> {
-        let retired = self.proxy.store.retire(tick, idle);
-        if retired.is_empty() {
-            return Vec::new();
+    /// Forgets names that the store holds no more, and what only they led to.
+    pub fn forget(&mut self, dropped: &[Authority]) {
+        if dropped.is_empty() {
+            return;
         }
         self.changed = true;
-        for authority in &retired {
+        for authority in dropped {
             self.wanted.remove(authority);
             self.resolved.remove(authority);
             self.refused.forget(authority);
         }
         self.drop_replaced();
-        let resolved = &self.resolved;
-        self.destinations.retain(|name, _| resolved.has(name));
+        if self.destinations.len() > self.resolved.destinations() {
+            let resolved = &self.resolved;
+            self.destinations.retain(|name, _| resolved.has(name));
+        }
         for name in self.proxy.store.drop_unused_endpoints() {
             self.endpoints.remove(&name);
         }
-        retired.iter().map(ToString::to_string).collect()
     }
 
     /// Name to version of everything held of a type.
@@ -296,8 +304,17 @@ impl Holdings {
             .collect()
     }
 
-    pub fn resolved_names(&self) -> Vec<String> {
-        self.resolved.authorities().map(ToString::to_string).collect()
+    /// Dialled names that lead somewhere, and the versions of where they lead, in pieces of at most
+    /// `most` names.
+    pub fn resolved_names(&self, most: usize) -> Vec<(Vec<String>, BTreeMap<String, String>)> {
+        let resolved: Vec<(&Authority, &String)> = self.resolved.iter().collect();
+        let piece = |piece: &[(&Authority, &String)]| {
+            let version = |name: &String| Some(self.destinations.get(name)?.held.version.clone());
+            let versions =
+                piece.iter().filter_map(|(_, name)| Some(((*name).clone(), version(name)?)));
+            (piece.iter().map(|(name, _)| name.to_string()).collect(), versions.collect())
+        };
+        resolved.chunks(most).map(piece).collect()
     }
 
     pub fn unresolved_names(&self) -> Vec<String> {
@@ -355,10 +372,13 @@ impl Holdings {
     pub fn restore(&mut self, saved: &Saved) -> (usize, usize) {
         for name in &saved.wanted {
             if let Ok(authority) = Authority::parse(name, None) {
-                self.proxy.store.dial(&authority);
-                self.want(authority);
+                // A copy of more names than are held is cut: the rest is dialled anew.
+                if self.proxy.store.dial(&authority, 0).is_ok() {
+                    self.want(authority);
+                }
             }
         }
+        drop(self.proxy.store.changes());
         for resource in &saved.resources {
             let any =
                 wire::Any { type_url: resource.type_url.clone(), value: resource.value.clone() };

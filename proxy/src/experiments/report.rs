@@ -55,7 +55,7 @@ async fn tell(proxy: &Proxy, control_plane: &ControlPlane, stop: &Stop) -> Resul
         caller: Some(caller),
     });
     if proxy.identity.is_none() {
-        control_plane.authorize(request.metadata_mut())?;
+        control_plane.authorize(request.metadata_mut()).await?;
     }
     let mut client = ExperimentsClient::new(channel);
     let telling = tokio::time::timeout(LIMIT, client.stop(request)).await;

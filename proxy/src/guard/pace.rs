@@ -12,6 +12,7 @@ use http::header::{HeaderMap, HeaderName};
 use outrigger_core::policy::pace::{self, Pace, Tight, Turn};
 use outrigger_core::policy::priority::Priority;
 use outrigger_core::reason::Reason;
+use outrigger_core::time::Part;
 use serde_json::{Value, json};
 
 use crate::endpoint::Endpoints;
@@ -104,7 +105,7 @@ impl Endpoints {
         let instances = u32::try_from(self.load().endpoints.len()).unwrap_or(u32::MAX).max(1);
         let Some(tight) = pace::tight(limit, rule) else { return };
         // Each instance counts for itself.
-        if let Some(pace) = Pace::new(&Tight { gap: tight.gap / instances, ..tight }, now) {
+        if let Some(pace) = Pace::new(&Tight { gap: tight.gap.part(instances), ..tight }, now) {
             tracing::info!(service = %self.name, limit = tight.name, "slowing down for a rate limit");
             *kept = Some(Kept { name: tight.name.into(), pace });
             pacing.on.store(true, Relaxed);

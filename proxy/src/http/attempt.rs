@@ -16,6 +16,7 @@ use outrigger_core::name::Host;
 use outrigger_core::outcome::Outcome;
 use outrigger_core::policy::CallPolicy;
 use outrigger_core::reason::Reason;
+use outrigger_core::time::Later;
 
 use super::body::RequestBody;
 use super::context;
@@ -244,7 +245,7 @@ pub async fn send(
         let injecting = Box::pin(fault::inject(worker, exchange, calls, head, until));
         held = injecting.await?.ok_or_else(|| timed_out(hop, waited(began, end)))?;
     }
-    let mut clock = Clock::at(earlier(end, began + held, limits.connect));
+    let mut clock = Clock::at(earlier(end, began.later(held), limits.connect));
     let first_byte_limit = limits.first_byte.map(|limit| limit.saturating_sub(held));
     let key = hop.key();
     let keeps_case = exchange.connection.protocol == Protocol::Http1;

@@ -11,7 +11,7 @@ use bytes::{Bytes, BytesMut};
 use http::header::{self, HeaderName, HeaderValue};
 use http::{HeaderMap, Response, StatusCode, Version};
 use http_body::Body;
-use outrigger_core::policy::cache::{Asked, CacheConfig, Kept, asked, may_store, varies};
+use outrigger_core::policy::cache::{Asked, CacheConfig, Kept, age, asked, may_store, varies};
 
 use super::attempt::Way;
 use super::head::Head;
@@ -96,7 +96,7 @@ impl Caching {
         if !framed || response.body().size_hint().lower() > most as u64 {
             return None;
         }
-        let age = headers.get(header::AGE).and_then(|age| age.to_str().ok()?.parse().ok());
+        let age = age(headers);
         let mut headers = headers.clone();
         for name in PASSING {
             headers.remove(name);
@@ -108,7 +108,6 @@ impl Caching {
                 request.append(name, value.clone());
             }
         }
-        let age = Duration::from_secs(age.unwrap_or_default());
         let body = BytesMut::new();
         let came = Instant::now();
         Some(Box::new(Keeping {

@@ -49,8 +49,10 @@ pub fn remember(
     }
     let proxy = &connection.worker.proxy;
     let id = exchange.request_id.as_ref().map_or(&[][..], HeaderValue::as_bytes);
+    // What an app repeats verbatim.
+    let span = if trace.sent == 0 { trace.received } else { trace.sent };
     let inflight = Inflight {
-        keys: Keys { trace: trace.id, span: trace.sent, request: proxy.correlation.hash(id) },
+        keys: Keys { trace: trace.id, span, request: proxy.correlation.hash(id) },
         deadline: exchange.deadline.map(|deadline| deadline.at),
         told_millis,
         priority: exchange.priority,
@@ -76,8 +78,7 @@ pub fn inherit(
         request = correlation.hash(id.as_bytes());
     }
     let trace = identify(connection, exchange, head, says);
-    let received = if trace.received == 0 { 0 } else { trace.id };
-    let found = correlation.find(Keys { trace: received, span: trace.received, request });
+    let found = correlation.find(Keys { trace: trace.id, span: trace.received, request });
     let told = if says.time { told(&head.headers) } else { Told::default() };
     let mut explicit = told.nearest();
     if let Some(Inherited { told_millis: Some(was), .. }) = &found

@@ -66,12 +66,15 @@ pub async fn outbound(
 ) -> Result<Target, Refusal> {
     let worker = &connection.worker;
     let dialed = match &connection.fixed {
+        Fixed::Destination(dialed) if dialed.retired() => {
+            worker.dial_authority(&dialed.authority)?
+        }
         Fixed::Destination(dialed) => Arc::clone(dialed),
         Fixed::Nothing | Fixed::App(_) => {
             let text = head
                 .authority()
                 .ok_or_else(|| Refusal::new(Reason::BadRequest, "the request names no host"))?;
-            worker.dial(text).map_err(|e| Refusal::new(Reason::BadRequest, e.to_string()))?
+            worker.dial(text)?
         }
     };
     let limit = worker.proxy.settings.config_timeout;

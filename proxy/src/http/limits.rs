@@ -17,6 +17,7 @@ use outrigger_core::path::canonical;
 use outrigger_core::policy::priority::Priority;
 use outrigger_core::policy::rate_limit::{Decision, Key, Quota, RateLimit, RateLimitConfig};
 use outrigger_core::reason::Reason;
+use outrigger_core::time::Later;
 
 use self::gate::{Gate, Permit};
 use super::exchange::Exchange;
@@ -153,7 +154,7 @@ fn refusal(config: &RateLimitConfig, wait: Duration) -> Refusal {
 impl Rate {
     fn new(config: RateLimitConfig, now: Instant) -> Self {
         Self {
-            limit: Mutex::new((RateLimit::new(config, now), now + FORGET_EVERY)),
+            limit: Mutex::new((RateLimit::new(config, now), now.later(FORGET_EVERY))),
             hasher: RandomState::new(),
             admitted: AtomicU64::new(0),
             refused: AtomicU64::new(0),
@@ -182,7 +183,7 @@ impl Rate {
         let (limit, forget_at) = &mut *locked;
         if now >= *forget_at {
             limit.tick(now);
-            *forget_at = now + FORGET_EVERY;
+            *forget_at = now.later(FORGET_EVERY);
         }
         act(limit)
     }

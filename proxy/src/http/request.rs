@@ -140,7 +140,8 @@ async fn serve(
             Way::App { address: *address, protocol: *protocol }
         }
         Target::Outside(authority) => {
-            let address = Box::pin(connection.worker.lookup(authority)).await?;
+            let until = exchange.deadline.map(|deadline| deadline.at);
+            let address = Box::pin(connection.worker.lookup(authority, until)).await?;
             Way::Outside { address, protocol: exchange.protocol }
         }
     };
@@ -334,7 +335,8 @@ impl<'a> Routed<'a> {
         }
         for filters in self.filters() {
             head.apply(filters, self.prefix())?;
-            mirror::send(connection, live, filters, head, body);
+            let filters = (filters, call.max_visits);
+            mirror::send(connection, exchange, live, filters, head, body);
         }
         Ok(call)
     }

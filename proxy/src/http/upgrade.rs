@@ -218,7 +218,8 @@ async fn outbound_tunnel(
     let text = head.authority.as_ref().map(|a| a.as_str()).unwrap_or_default();
     let authority = Authority::parse(text, None)
         .map_err(|e| Refusal::new(Reason::BadRequest, e.to_string()))?;
-    let dialed = worker.dial_authority(&authority.in_namespace(&worker.proxy.settings.namespace));
+    let dialed =
+        worker.dial_authority(&authority.in_namespace(&worker.proxy.settings.namespace))?;
     let limit = worker.proxy.settings.config_timeout;
     let target = destination::resolve(worker, std::sync::Arc::clone(&dialed), limit).await?;
     if let Target::Service { live, .. } = &target {

@@ -4,7 +4,10 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::Duration;
 
 use bytes::Bytes;
 use outrigger_core::config::TrustBundle;
@@ -14,6 +17,7 @@ use prost::Message;
 use rustls::pki_types::CertificateDer;
 use tracing::warn;
 
+use crate::disk::LatestWriter;
 use crate::state::{decode, encode};
 
 /// Nobody but the owner.
@@ -50,7 +54,48 @@ impl Kept {
     }
 }
 
-pub fn store(path: &Path, kept: &Kept) -> io::Result<()> {
+/// The file, and the thread that writes it.
+pub struct DiskCopy {
+    path: PathBuf,
+    writer: LatestWriter<Kept>,
+    /// The last copy was written, or was good when it was read.
+    good: Arc<AtomicBool>,
+}
+
+impl DiskCopy {
+    pub fn new(path: PathBuf) -> io::Result<Self> {
+        let good = Arc::new(AtomicBool::new(false));
+        let (file, is_good) = (path.clone(), Arc::clone(&good));
+        let writer = LatestWriter::new("identity", move |kept: Kept| {
+            let stored = store(&file, &kept);
+            is_good.store(stored.is_ok(), Relaxed);
+            if let Err(error) = stored {
+                warn!(path = %file.display(), %error, "cannot keep the identity on disk");
+            }
+        })?;
+        Ok(Self { path, writer, good })
+    }
+
+    pub fn store(&self, kept: Kept) {
+        self.writer.put(kept);
+    }
+
+    /// None when there is none or it is damaged, which is logged.
+    pub fn load(&self) -> Option<Kept> {
+        load(&self.path)
+    }
+
+    pub fn is_good(&self) -> bool {
+        self.good.load(Relaxed)
+    }
+
+    /// Waits until all is written, at most for `limit`; whether it is.
+    pub async fn finish(&self, limit: Duration) -> bool {
+        self.writer.finish(limit).await && self.is_good()
+    }
+}
+
+fn store(path: &Path, kept: &Kept) -> io::Result<()> {
     let new = path.with_extension("new");
     match fs::remove_file(&new) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -67,8 +112,7 @@ pub fn store(path: &Path, kept: &Kept) -> io::Result<()> {
     }
 }
 
-/// None when there is none or it is damaged, which is logged.
-pub fn load(path: &Path) -> Option<Kept> {
+fn load(path: &Path) -> Option<Kept> {
     let bytes = match fs::read(path) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return None,

@@ -5,6 +5,8 @@ use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::time::Duration;
 
+use outrigger_core::time::Later;
+
 use tokio::time::Instant;
 use tracing::{info, warn};
 
@@ -47,7 +49,7 @@ pub async fn run(identity: Arc<Identity>, control_plane: ControlPlane) {
         identity.alarm(&mut warned);
         let now = Instant::now();
         if identity.outdated() {
-            follow.get_or_insert_with(|| now + FOLLOW.mul_f64(random()));
+            follow.get_or_insert_with(|| later(now, FOLLOW.mul_f64(random())));
         } else {
             follow = None;
         }
@@ -59,16 +61,21 @@ pub async fn run(identity: Arc<Identity>, control_plane: ControlPlane) {
         match renew(&identity, &control_plane).await {
             Ok(()) => {
                 add(&identity.counts.renewals_succeeded, 1);
-                backoff.reset();
-                (retry, share) = (None, jittered(SHARE));
-                follow = identity.outdated().then(|| Instant::now() + STILL_OTHER);
+                share = jittered(SHARE);
+                // One that is due again already, by a clock that goes wrong, is no success to build on.
+                let lasts = identity.due(share).is_some_and(|due| due > unix_now());
+                if lasts {
+                    backoff.reset();
+                }
+                retry = (!lasts).then(|| later(Instant::now(), backoff.pause()));
+                follow = identity.outdated().then(|| later(Instant::now(), STILL_OTHER));
             }
             Err(why) => {
                 add(&identity.counts.renewals_failed, 1);
                 // The old one serves on: a warning, unless there is none.
                 warn!(why, "no new certificate, trying again");
                 identity.failed(&why);
-                retry = Some(Instant::now() + backoff.pause());
+                retry = Some(later(Instant::now(), backoff.pause()));
             }
         }
     }
@@ -91,6 +98,10 @@ async fn until(at: Option<Instant>) {
         Some(at) => tokio::time::sleep_until(at).await,
         None => std::future::pending().await,
     }
+}
+
+fn later(at: Instant, by: Duration) -> Instant {
+    at.into_std().later(by).into()
 }
 
 fn jittered(share: f64) -> f64 {

@@ -5,6 +5,9 @@ use std::os::unix::fs::PermissionsExt;
 use super::*;
 use crate::tls::testing::{Ca, Leaf, bundle, id};
 
+/// How long the disk may take.
+const LIMIT: Duration = Duration::from_secs(20);
+
 impl Identity {
     pub(crate) fn testing(namespace: &str, service_account: &str) -> Self {
         Self {
@@ -75,30 +78,35 @@ fn a_bundle_that_cannot_be_read_leaves_the_last_good_one() {
     assert_eq!(identity.trust().unwrap().roots.len(), 1);
 }
 
-#[test]
-fn the_disk_copy_is_its_owners_alone_and_comes_back_whole() {
+#[tokio::test]
+async fn the_disk_copy_is_its_owners_alone_and_comes_back_whole() {
     let ca = Ca::new("root");
     let dir = std::env::temp_dir().join(format!("outrigger-identity-{}", std::process::id()));
     std::fs::create_dir_all(&dir).unwrap();
     let path = dir.join("identity");
-    let keeping = Identity { copy: Some(path.clone()), ..Identity::testing("bank", "shop") };
+    let keeping =
+        Identity { copy: DiskCopy::new(path.clone()).ok(), ..Identity::testing("bank", "shop") };
     let (key, chain) = ca.issue(Leaf::of(id("shop").as_str()));
     keeping.install(key, chain, bundle(&[&ca]), unix_now()).unwrap();
+    assert!(keeping.persisted(LIMIT).await);
     assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
 
-    let restored = Identity { copy: Some(path.clone()), ..Identity::testing("bank", "shop") };
+    let restored =
+        Identity { copy: DiskCopy::new(path.clone()).ok(), ..Identity::testing("bank", "shop") };
     restored.restore();
+    assert!(restored.persisted(LIMIT).await);
     assert_eq!(restored.current().unwrap().leaf, keeping.current().unwrap().leaf);
     assert!(restored.describe()["persisted"].as_bool().unwrap());
 
-    let other = Identity { copy: Some(path.clone()), ..Identity::testing("bank", "orders") };
+    let other =
+        Identity { copy: DiskCopy::new(path.clone()).ok(), ..Identity::testing("bank", "orders") };
     other.restore();
     assert!(other.current().is_err(), "another account's copy");
     let mut bytes = std::fs::read(&path).unwrap();
     let last = bytes.len() - 1;
     bytes[last] ^= 1;
     std::fs::write(&path, bytes).unwrap();
-    let damaged = Identity { copy: Some(path), ..Identity::testing("bank", "shop") };
+    let damaged = Identity { copy: DiskCopy::new(path).ok(), ..Identity::testing("bank", "shop") };
     damaged.restore();
     assert!(damaged.current().is_err());
     std::fs::remove_dir_all(dir).unwrap();

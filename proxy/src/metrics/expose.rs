@@ -87,7 +87,8 @@ const GAUGES: &[Gauge] = &[
         "access log lines dropped because the writer fell behind",
         |g| &g.access_log_dropped,
     ),
-    ("outrigger_mirrors_dropped_total", "counter", "mirrored requests given up", |g| {
+    ("outrigger_mirrors_total", "counter", "copies of requests sent to a shadow", |g| &g.mirrors),
+    ("outrigger_mirrors_dropped_total", "counter", "copies not sent, or given up", |g| {
         &g.mirrors_dropped
     }),
     ("outrigger_discovery_connected", "gauge", "1 while the control plane's stream is open", |g| {
@@ -112,6 +113,7 @@ pub fn expose(proxy: &Proxy) -> String {
     let mut out = String::with_capacity(16 * 1024);
     // Writing to a String cannot fail.
     let _ = write_all(&mut out, &proxy.metrics);
+    let _ = write_log_dropped(&mut out, proxy.log.dropped());
     let _ = guard::write_metrics(&mut out, &proxy.store.all_endpoints());
     let _ = proxy.limits.expose(&mut out);
     let _ = proxy.cache.expose(&mut out);
@@ -279,6 +281,12 @@ fn write_gauges(out: &mut String, metrics: &Metrics) -> fmt::Result {
         writeln!(out, "{name} {}", of(&metrics.gauges).load(Relaxed))?;
     }
     Ok(())
+}
+
+fn write_log_dropped(out: &mut String, dropped: u64) -> fmt::Result {
+    let name = "outrigger_log_dropped_total";
+    header(out, name, "counter", "lines of any kind dropped because nobody read the log")?;
+    writeln!(out, "{name} {dropped}")
 }
 
 fn write_identity(out: &mut String, counts: &identity::Counts) -> fmt::Result {

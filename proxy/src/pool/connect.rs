@@ -1,14 +1,17 @@
 //! Opening a connection within a limit, with TLS where the other side must prove who it is, and
 //! saying why it failed.
 
+use std::cell::RefCell;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use outrigger_core::reason::Reason;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
@@ -24,6 +27,12 @@ use crate::tls::handshake::{self, Proof, Refused};
 /// acknowledged. Probing in HTTP/2 would cost a lock and a clock reading per frame.
 const PROBE: Duration = Duration::from_secs(10);
 const GONE: Duration = Duration::from_secs(20);
+
+/// How long an address has for itself before the next one is tried beside it (RFC 8305 section 8).
+const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
+/// Connections that won a race and wait at one time, and for how long: whoever raced comes at once.
+const MAX_RACED: usize = 16;
+const RACED_FOR: Duration = Duration::from_secs(1);
 
 /// Nothing was sent: another endpoint may be tried.
 #[derive(Clone, Debug)]
@@ -57,7 +66,7 @@ impl Drop for Count {
 /// In plaintext: to an app, or to a proxy in a mesh without identities.
 pub async fn connect(address: SocketAddr, opening: &Opening) -> Result<Opened, ConnectError> {
     let stream = match opening.memory.get() {
-        None => Stream::Tcp(dial(address, opening.config.connect_timeout).await?),
+        None => Stream::Tcp(dial(address, opening).await?),
         Some(network) => Stream::Memory(network(address)),
     };
     Ok(Opened::new(stream, None, &opening.metrics))
@@ -77,7 +86,7 @@ pub async fn connect_outside(
 ) -> Result<Opened, ConnectError> {
     let Some(outside) = expected.named_outside() else { return connect(address, opening).await };
     let limit = opening.config.connect_timeout;
-    let stream = dial(address, limit).await?;
+    let stream = dial(address, opening).await?;
     let connecting = tokio::time::timeout(limit, outside.connect(&opening.pace, stream, wire));
     let connected = connecting.await.unwrap_or_else(|_| Err("no handshake in time".to_owned()));
     let stream = connected.map_err(|why| {
@@ -111,7 +120,7 @@ pub async fn connect_hop(
     // Known before anything is dialled.
     identity.current().map_err(|why| refuse(Reason::IdentityUnavailable, &why))?;
     loop {
-        let stream = dial(address, limit).await?;
+        let stream = dial(address, opening).await?;
         let pace = &opening.pace;
         match handshake::connect(identity, pace, stream, address, &id, limit).await {
             Ok((stream, proof)) => {
@@ -124,7 +133,79 @@ pub async fn connect_hop(
     }
 }
 
-async fn dial(address: SocketAddr, limit: Duration) -> Result<TcpStream, ConnectError> {
+/// Connections that won a race and wait to be used, few and not for long.
+#[derive(Default)]
+pub struct Raced(RefCell<Vec<(Instant, SocketAddr, TcpStream)>>);
+
+impl Raced {
+    fn put(&self, address: SocketAddr, stream: TcpStream) {
+        let now = Instant::now();
+        self.sweep(now);
+        let mut all = self.0.borrow_mut();
+        if all.len() < MAX_RACED {
+            all.push((now, address, stream));
+        }
+    }
+
+    fn take(&self, address: SocketAddr) -> Option<TcpStream> {
+        let mut all = self.0.borrow_mut();
+        let at = all.iter().position(|(_, raced, _)| *raced == address)?;
+        Some(all.swap_remove(at).2)
+    }
+
+    /// Closes those that nobody came for.
+    pub fn sweep(&self, now: Instant) {
+        self.0.borrow_mut().retain(|(at, ..)| now.saturating_duration_since(*at) < RACED_FOR);
+    }
+}
+
+/// Of several addresses of one name the first that takes a connection, which the next dial of it gets.
+/// The error is that of the last one.
+pub async fn race(addresses: &[SocketAddr], opening: &Opening) -> Result<SocketAddr, ConnectError> {
+    let (address, stream) = first_of(addresses, |address| dial_new(address, opening)).await?;
+    opening.raced.put(address, stream);
+    Ok(address)
+}
+
+/// Tries each next address when the one before has failed, or has not answered for a moment (RFC 8305
+/// section 5).
+async fn first_of<T, F: Future<Output = Result<T, ConnectError>>>(
+    addresses: &[SocketAddr],
+    dial: impl Fn(SocketAddr) -> F,
+) -> Result<(SocketAddr, T), ConnectError> {
+    let mut left = addresses.iter().copied();
+    let mut tries = FuturesUnordered::new();
+    let mut last = ConnectError { reason: Reason::DnsError, detail: "no address".into() };
+    loop {
+        match left.next() {
+            Some(address) => {
+                let dialling = dial(address);
+                tries.push(async move { (address, dialling.await) });
+            }
+            None if tries.is_empty() => return Err(last),
+            None => {}
+        }
+        let ended = match left.len() {
+            0 => tries.next().await,
+            _ => tokio::time::timeout(ATTEMPT_DELAY, tries.next()).await.unwrap_or_default(),
+        };
+        match ended {
+            Some((address, Ok(stream))) => return Ok((address, stream)),
+            Some((_, Err(error))) => last = error,
+            None => {}
+        }
+    }
+}
+
+async fn dial(address: SocketAddr, opening: &Opening) -> Result<TcpStream, ConnectError> {
+    match opening.raced.take(address) {
+        Some(stream) => Ok(stream),
+        None => dial_new(address, opening).await,
+    }
+}
+
+async fn dial_new(address: SocketAddr, opening: &Opening) -> Result<TcpStream, ConnectError> {
+    let limit = opening.config.connect_timeout;
     let stream = match tokio::time::timeout(limit, TcpStream::connect(address)).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => {
@@ -214,5 +295,67 @@ impl AsyncWrite for Opened {
             Stream::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
             Stream::Memory(stream) => Pin::new(stream).poll_shutdown(cx),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+
+    use super::*;
+
+    fn address(port: u16) -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], port))
+    }
+
+    /// Which of some addresses wins, and after how long. Of a port below 10 nothing is ever heard, one
+    /// below 20 refuses, others take the connection.
+    async fn winner(ports: &[u16]) -> (Result<u16, Reason>, Duration) {
+        let addresses: Vec<_> = ports.iter().copied().map(address).collect();
+        let began = Instant::now();
+        let won = first_of(&addresses, |address| async move {
+            match address.port() {
+                ..10 => pending().await,
+                10..20 => {
+                    let detail = address.to_string().into();
+                    Err(ConnectError { reason: Reason::ConnectFailed, detail })
+                }
+                _ => Ok(()),
+            }
+        });
+        let won = won.await.map(|(address, ())| address.port()).map_err(|error| error.reason);
+        (won, began.elapsed())
+    }
+
+    #[tokio::test]
+    async fn of_several_addresses_one_that_works_is_used_soon() {
+        for (ports, want) in [
+            (&[80, 81][..], Ok(80)),
+            (&[10, 80], Ok(80)),
+            (&[10, 11, 12, 80], Ok(80)),
+            (&[10, 11], Err(Reason::ConnectFailed)),
+            (&[], Err(Reason::DnsError)),
+        ] {
+            let (won, took) = winner(ports).await;
+            assert_eq!(won, want, "{ports:?}");
+            assert!(took < ATTEMPT_DELAY, "{ports:?}: {took:?}");
+        }
+        let (won, took) = winner(&[1, 10, 80]).await;
+        assert_eq!(won, Ok(80), "the first one is silent");
+        assert!(took >= ATTEMPT_DELAY && took < ATTEMPT_DELAY * 4, "{took:?}");
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_won_is_used_once_and_closed_if_nobody_comes() {
+        let listener = tokio::net::TcpListener::bind(address(0)).await.unwrap();
+        let at = listener.local_addr().unwrap();
+        let raced = Raced::default();
+        raced.put(at, TcpStream::connect(at).await.unwrap());
+        assert!(raced.take(address(1)).is_none());
+        assert!(raced.take(at).is_some());
+        assert!(raced.take(at).is_none());
+        raced.put(at, TcpStream::connect(at).await.unwrap());
+        raced.sweep(Instant::now().checked_add(RACED_FOR).unwrap());
+        assert!(raced.take(at).is_none());
     }
 }

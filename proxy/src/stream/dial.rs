@@ -72,7 +72,7 @@ pub async fn dial(
             return Ok(Opened { io, labels, attempt: None, idle: None });
         }
         Target::Outside(authority) => {
-            let address = worker.lookup(authority).await?;
+            let address = worker.lookup(authority, None).await?;
             let io = UpstreamIo::direct(worker.connect(address).await?);
             let (service, peer) = (Label::UNKNOWN, Label::UNKNOWN);
             let labels = Labels { service, route: Label::NONE, peer };

@@ -131,7 +131,7 @@ fn a_loop(demo: &mut Demo, verdicts: &mut Verdicts) -> Result<(), Halt> {
     Ok(())
 }
 
-/// A deadline that the first hop starts, through apps that forward nothing but `traceparent`.
+/// A deadline that the first hop starts, through apps that forward nothing but `x-request-id`.
 fn deadline(demo: &mut Demo, verdicts: &mut Verdicts) -> Result<(), Halt> {
     demo.title(format!("a deadline of {DEADLINE:?}, three hops, and the last one takes {SLOW:?}"));
     fault(demo, "vault", "delay_ms", SLOW.as_secs() * 1_000)?;

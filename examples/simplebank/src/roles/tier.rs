@@ -1,5 +1,5 @@
 //! A service that calls others and answers what it is answered: what stories are built of. It forwards
-//! `traceparent` and nothing else, and tries again at once, as often as it is told.
+//! `x-request-id` and nothing else, and tries again at once, as often as it is told.
 
 use std::sync::Arc;
 
@@ -45,7 +45,7 @@ async fn work(tier: &Tier, control: &Arc<Control>, request: Request) -> Response
         let left = request.headers().get("x-deadline").and_then(|value| value.to_str().ok());
         return Json(json!({ "deadline_left_ms": left })).into_response();
     };
-    let context = Context::trace_of(request.headers());
+    let context = Context::request_id_of(request.headers());
     let mut retries = control.retries();
     loop {
         let answer = tier.caller.send(&context, Method::GET, callee, path, Bytes::new()).await;

@@ -45,7 +45,13 @@ impl Names {
         self.canonical.contains_key(authority)
     }
 
-    pub(super) fn authorities(&self) -> impl Iterator<Item = &Authority> {
-        self.canonical.keys()
+    /// Each name, and the destination that it leads to.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&Authority, &String)> {
+        self.canonical.iter()
+    }
+
+    /// How many destinations some name leads to.
+    pub(super) fn destinations(&self) -> usize {
+        self.of.len()
     }
 }

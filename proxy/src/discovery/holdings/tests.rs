@@ -6,6 +6,7 @@ use outrigger_core::config::{
 };
 use outrigger_core::config::{BackendTarget, Filter, WeightedBackend};
 use outrigger_core::policy::{BackendPolicy, CallPolicy};
+use outrigger_logging::Log;
 
 use super::*;
 use crate::settings::Settings;
@@ -16,11 +17,11 @@ const DIALLED: &str = "orders.bank:80";
 
 fn holdings() -> Holdings {
     let flags = ["outrigger-proxy", "--workload", "caller", "--namespace", "shop"];
-    let (proxy, _) = Proxy::new(Settings::parse_from(flags), None);
+    let (proxy, _) = Proxy::new(Settings::parse_from(flags), None, Log::unread());
     let mut holdings = Holdings::new(proxy);
     for name in [DIALLED, "other.bank:80"] {
         let authority = Authority::parse(name, None).unwrap();
-        holdings.proxy.store.dial(&authority);
+        holdings.proxy.store.dial(&authority, 0).expect("room for a name");
         holdings.want(authority);
     }
     holdings
@@ -81,7 +82,7 @@ fn marker(collection: &str) -> wire::Resource {
 /// The destination that a dialled name leads to, if any.
 fn leads_to(holdings: &Holdings, name: &str) -> Option<String> {
     let authority = Authority::parse(name, None).unwrap();
-    match holdings.proxy.store.dial(&authority).resolution() {
+    match holdings.proxy.store.dial(&authority, 0).expect("room for a name").resolution() {
         Resolution::Found(live) => Some(live.compiled.name.to_string()),
         _ => None,
     }

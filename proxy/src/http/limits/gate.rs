@@ -10,6 +10,7 @@ use outrigger_core::policy::concurrency::{
     Concurrency, ConcurrencyConfig, Full, Queue, Sample, Ticket,
 };
 use outrigger_core::policy::priority::Priority;
+use outrigger_core::time::Later;
 use tokio::sync::oneshot;
 
 use crate::metrics::add;
@@ -115,7 +116,7 @@ impl Gate {
         if max_queue == 0 || max_wait.is_zero() {
             return Err(format!("{limit} requests are at work, which is the limit").into());
         }
-        let longest = now + max_wait;
+        let longest = now.later(max_wait);
         let until = until.map_or(longest, |until| until.min(longest));
         let (sender, turn) = oneshot::channel();
         let (ticket, shed) = match state.queue.push(max_queue, priority, until, sender) {
