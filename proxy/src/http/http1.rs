@@ -7,7 +7,7 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use http::{Response, StatusCode};
@@ -91,10 +91,12 @@ impl Link {
         }
     }
 
-    /// Why the open exchange has to end although its answer has begun.
-    pub fn cut(&self) -> Option<Reason> {
+    /// Why the open exchange has to end although its answer has begun. `waker`: of the connection's task,
+    /// which is woken when it has to.
+    pub fn cut(&self, waker: &Waker) -> Option<Reason> {
         let state = self.lock();
         let progress = state.progress.as_ref().filter(|progress| progress.head_sent())?;
+        progress.set_waker(waker);
         progress.ended()
     }
 

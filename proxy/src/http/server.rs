@@ -164,7 +164,7 @@ impl Connection {
                 if shutdown {
                     serving.as_mut().graceful_shutdown();
                 }
-                if link.cut().is_some() {
+                if link.cut(cx.waker()).is_some() {
                     // The exchange says why when it is dropped.
                     return Poll::Ready(Ok(()));
                 }

@@ -338,3 +338,54 @@ impl Drop for Lease {
         self.pool.room.notify_one();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+    use outrigger_logging::Log;
+    use tokio::io::{AsyncWriteExt, duplex};
+    use tokio::task::LocalSet;
+
+    use super::*;
+    use crate::pool::Wire;
+    use crate::proxy::Proxy;
+    use crate::settings::Settings;
+    use crate::tls::Expected;
+
+    /// SETTINGS, and GOAWAY with nothing processed (RFC 9113 sections 6.5 and 6.8).
+    const GOAWAY: &[u8] =
+        &[0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_peer_that_closes_each_connection_is_given_up() {
+        let whole = async {
+            let (proxy, _) =
+                Proxy::new(Settings::parse_from(["outrigger-proxy"]), None, Log::unread());
+            let pools = Pools::new(&proxy, Rc::default());
+            let opened = Rc::new(Cell::new(0));
+            let count = Rc::clone(&opened);
+            let closing = move |_| {
+                count.set(count.get() + 1);
+                let (ours, mut theirs) = duplex(1024);
+                // There is room for it.
+                let _ = theirs.write_all(GOAWAY).now_or_never();
+                tokio::task::spawn_local(async move {
+                    let _open = theirs;
+                    std::future::pending::<()>().await;
+                });
+                ours
+            };
+            assert!(pools.opening.memory.set(Box::new(closing)).is_ok());
+            let address = std::net::SocketAddr::from(([127, 0, 0, 1], 9));
+            let key = PoolKey { address, wire: Wire::Http2, expected: Expected::NONE };
+            let leasing = pools.lease_h2(key, Instant::now());
+            let leased = tokio::time::timeout(Duration::from_secs(5), leasing).await;
+            // One that is leased before the frame is read will be refused by its peer: either is an end.
+            if let Err(error) = leased.expect("it ends").map(drop) {
+                assert_eq!(error.reason, Reason::ConnectFailed);
+            }
+            assert!(opened.get() <= MAX_OPENED, "{} connections", opened.get());
+        };
+        LocalSet::new().run_until(whole).await;
+    }
+}
