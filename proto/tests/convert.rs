@@ -18,12 +18,12 @@ use outrigger_core::config::{
     WeightedBackend,
 };
 use outrigger_core::identity::SpiffeId;
-use outrigger_core::policy::cors::CorsConfig;
 use outrigger_core::name::{DestinationName, EndpointId};
 use outrigger_core::policy::access::{
     Access, Action, Caller, ClaimMatch, HeaderRule, Operation, Rule, TokenIssuer,
 };
 use outrigger_core::policy::cache::CacheConfig;
+use outrigger_core::policy::cors::CorsConfig;
 use outrigger_core::policy::fallback::{Classes, Fallback, Give};
 use outrigger_core::policy::hedge::HedgeConfig;
 use outrigger_core::policy::{BackendPolicy, CallPolicy, ServerPolicy};

@@ -5,6 +5,7 @@
 //! [`holdings`].
 
 pub mod holdings;
+mod pieces;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -198,13 +199,16 @@ impl Discovery {
         let mut requests = vec![
             subscribe(wire::MESH_SETTINGS, settings, held.versions(wire::MESH_SETTINGS)),
             subscribe(wire::INBOUND, vec![self.proxy.settings.uid()], held.versions(wire::INBOUND)),
-            subscribe(wire::ENDPOINT, Vec::new(), held.versions(wire::ENDPOINT)),
-            subscribe(wire::DESTINATION, held.resolved_names(), held.versions(wire::DESTINATION)),
         ];
+        let endpoints = held.versions(wire::ENDPOINT);
+        requests.extend(pieces::subscriptions(wire::ENDPOINT, Vec::new(), endpoints));
+        let (names, destinations) = (held.resolved_names(), held.versions(wire::DESTINATION));
+        requests.extend(pieces::subscriptions(wire::DESTINATION, names, destinations));
         // Apart: a name that is not resolved yet may belong to a destination that is held.
         let unresolved = held.unresolved_names();
         if !unresolved.is_empty() {
-            requests.push(subscribe(wire::DESTINATION, unresolved, BTreeMap::new()));
+            let apart = pieces::subscriptions(wire::DESTINATION, unresolved, BTreeMap::new());
+            requests.extend(apart);
         }
         if self.proxy.identity.is_some() {
             let trust = vec![wire::TRUST_BUNDLE_NAME.to_owned()];
