@@ -129,6 +129,9 @@ fn check(folder: &Path) -> Result<ExitCode, Fatal> {
     let unresolved = outrigger_control_plane::status::unresolved(&publisher.view().index);
     wrong |= !unresolved.is_empty();
     lines.extend(unresolved);
+    let left_out = outrigger_control_plane::status::left_out_of_all(&mut publisher.view());
+    wrong |= !left_out.is_empty();
+    lines.extend(left_out);
     if !lines.is_empty() {
         print(&lines.join("\n"))?;
     }

@@ -257,12 +257,12 @@ pub enum RouteBody {
     Tcp { backends: Vec<TcpBackend> },
 }
 
-/// Lets routes of other namespaces send to Services of its own.
+/// Lets policies of other namespaces send to Services of its own.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ReferenceGrant {
     pub namespace: String,
     pub name: String,
-    /// Kind and namespace of the routes.
+    /// Kind and namespace of those that may.
     pub from: Vec<(Kind, String)>,
     /// The Services; `None` for all.
     pub to: Vec<Option<String>>,

@@ -105,6 +105,13 @@ pub fn objects(view: &View, problems: &[Problem]) -> Vec<Status> {
     statuses.into_values().collect()
 }
 
+/// Whatever proxies would not take, of everything that they may ask for, as lines for `check`.
+pub fn left_out_of_all(view: &mut View) -> Vec<String> {
+    left_out::ask_for_everything(view);
+    let lines = left_out::objects(view).into_iter();
+    lines.map(|(object, problem)| format!("{object}: {problem}")).collect()
+}
+
 /// How far the destinations of each Service have come.
 pub fn programmed(view: &View) -> BTreeMap<ServiceId, Programmed> {
     let mut services: BTreeMap<ServiceId, Programmed> = BTreeMap::new();

@@ -28,8 +28,9 @@ use super::outbox::{Outbox, Sent};
 use crate::index::{Dep, PortId, Resolution};
 use crate::publish::{Dirty, View};
 
-/// Names that one proxy may be subscribed to; an app calls dozens of destinations.
-pub const MAX_SUBSCRIPTIONS: usize = 10_000;
+/// Names that one proxy may be subscribed to; an app calls dozens of destinations. A proxy holds at most
+/// 10,000; the rest is for names that it is about to exchange for others.
+pub const MAX_SUBSCRIPTIONS: usize = 10_240;
 /// Bytes of one name: the longest host name and port, or a canonical name, fits twice.
 pub const MAX_NAME: usize = 512;
 /// Responses that may wait for their acknowledgement before the stream pauses.

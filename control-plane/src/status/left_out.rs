@@ -2,10 +2,36 @@
 
 use std::collections::BTreeSet;
 
+use outrigger_proto::wire;
+
 use crate::index::PortId;
 use crate::object::{Kind, ObjectId};
 use crate::publish::{LeftOut, Part, View};
 use crate::translate::effective;
+
+/// Puts together what every proxy of every namespace may ask for.
+pub(super) fn ask_for_everything(view: &mut View) {
+    let index = &view.index;
+    let mut names = Vec::new();
+    for service in index.services() {
+        let consumers: BTreeSet<&String> =
+            index.routes_of(&service.id).map(|route| &route.id.namespace).collect();
+        for port in &service.ports {
+            let own = PortId::new(&service.id, port.port).destination();
+            let others = consumers.iter().filter(|consumer| **consumer != &service.id.namespace);
+            names.extend(others.map(|consumer| own.clone().for_consumer(consumer.as_str())));
+            names.push(own);
+        }
+    }
+    let uids: Vec<_> = index.workloads().map(|workload| workload.uid()).collect();
+    for name in names {
+        // What is left out is noted there.
+        let _ = view.destination(&name);
+    }
+    for uid in uids {
+        let _ = view.single(wire::INBOUND, &uid);
+    }
+}
 
 /// Each object with what is wrong, as `destination or workload: field: problem`.
 pub(super) fn objects(view: &View) -> BTreeSet<(ObjectId, String)> {

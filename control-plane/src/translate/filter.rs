@@ -250,18 +250,22 @@ fn headers_modifier(path: &str, spec: HeadersSpec, report: &mut Report) -> Heade
     report.at_most(&format!("{path}.add"), spec.add.len(), MAX_HEADERS);
     report.at_most(&format!("{path}.remove"), spec.remove.len(), MAX_HEADERS);
     let set = headers(&format!("{path}.set"), spec.set, report);
-    let add = headers(&format!("{path}.add"), spec.add, report);
+    let mut add = headers(&format!("{path}.add"), spec.add, report);
     let remove = spec.remove.iter().enumerate();
-    let remove: Vec<HeaderName> = remove
+    let mut remove: Vec<HeaderName> = remove
         .filter_map(|(i, name)| modified(&format!("{path}.remove[{i}]"), name, report))
         .collect();
     // The host of a request is its authority: there is exactly one.
-    if let Some(i) = add.iter().position(|(name, _)| *name == header::HOST) {
-        report.error(format!("{path}.add[{i}].name"), "host can only be set");
+    let is_host = |name: &HeaderName| *name == header::HOST;
+    for (field, any) in
+        [("add", add.iter().any(|(name, _)| is_host(name))), ("remove", remove.iter().any(is_host))]
+    {
+        if any {
+            report.warn(format!("{path}.{field}"), "host can only be set: it is left out");
+        }
     }
-    if let Some(i) = remove.iter().position(|name| *name == header::HOST) {
-        report.error(format!("{path}.remove[{i}]"), "host can only be set");
-    }
+    add.retain(|(name, _)| !is_host(name));
+    remove.retain(|name| !is_host(name));
     HeaderModifier { set, add, remove }
 }
 
@@ -287,10 +291,17 @@ fn headers(
     headers
 }
 
-/// A header that a modifier may name.
+/// A header that a modifier may name. One that is no modifier's to say is left out with a warning: it is
+/// as if it were not there, and so is everything else that the route says.
 fn modified(path: &str, name: &str, report: &mut Report) -> Option<HeaderName> {
     let name = header_name(path, name, report)?;
-    report.check(path, check_modified(&name)).map(|()| name)
+    match check_modified(&name) {
+        Ok(()) => Some(name),
+        Err(problem) => {
+            report.warn(path, format!("{}: it is left out", problem.problem));
+            None
+        }
+    }
 }
 
 pub(super) fn header_name(path: &str, name: &str, report: &mut Report) -> Option<HeaderName> {

@@ -676,7 +676,7 @@ fn every_bound_of_a_rule_of_an_http_route() {
         ),
         (
             "filters: [{type: RequestHeaderModifier, requestHeaderModifier: {add: [{name: Host, value: a}]}}]",
-            "filters[0].requestHeaderModifier.add[0].name: host can only be set",
+            "filters[0].requestHeaderModifier.add: host can only be set",
         ),
         (
             "filters: [{type: URLRewrite, urlRewrite: {path: {type: ReplaceFullPath, replaceFullPath: '/a?b'}}}]",
