@@ -249,10 +249,14 @@ impl Worker {
             let found = self.proxy.resolver.addresses(name).await;
             let found =
                 found.map_err(|why| Refusal::new(Reason::DnsError, format!("{name}: {why}")))?;
-            let all = found.iter().map(|ip| SocketAddr::new(*ip, authority.port));
-            let all: Vec<_> = all.filter(|a| !self.proxy.settings.is_own_listener(*a)).collect();
+            let all: Vec<_> = found.iter().map(|ip| SocketAddr::new(*ip, authority.port)).collect();
+            if all.iter().any(|address| self.proxy.settings.is_own_listener(*address)) {
+                return Err(Refusal::new(
+                    Reason::Loop,
+                    format!("{authority} is this proxy itself"),
+                ));
+            }
             match all[..] {
-                [] => Err(Refusal::new(Reason::Loop, format!("{authority} is this proxy itself"))),
                 [one] => Ok(one),
                 _ => Ok(race(&all, self.pools.opening()).await?),
             }
