@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use clap::Parser;
+use outrigger_logging::Log;
 use outrigger_proxy::settings::Settings;
 use outrigger_tests::process::{ControlPlane, free_port, listens, local};
 use outrigger_tests::{eventually, within};
@@ -108,8 +109,8 @@ fn proxy(control_plane: u16) -> u16 {
         &local(admin).to_string(),
     ]);
     std::thread::spawn(move || {
-        let (_, log) = reload::Layer::new(EnvFilter::new("off"));
-        outrigger_proxy::run::run(settings, outrigger_logging::Log::unread(), log).unwrap();
+        let (_, filter) = reload::Layer::new(EnvFilter::new("off"));
+        outrigger_proxy::run::run(settings, Log::unread(), filter).unwrap();
     });
     within(Duration::from_secs(20), "the proxy listens", || listens(outbound));
     outbound

@@ -267,7 +267,7 @@ mod tests {
         let began = Instant::now();
         let mut kept = 0;
         while log.dropped() < 10 {
-            let mut event = &mut log.make_writer();
+            let event = &mut log.make_writer();
             event.write_all(&[b'x'; 1_000]).unwrap();
             kept += 1;
             assert!(kept < 100_000, "memory is bounded");

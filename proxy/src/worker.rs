@@ -15,6 +15,7 @@ use outrigger_core::config::Protocol;
 use outrigger_core::name::{Authority, Host};
 use outrigger_core::outcome::Outcome;
 use outrigger_core::policy::CallPolicy;
+use outrigger_core::policy::deadline::Deadline;
 use outrigger_core::reason::{Reason, Side};
 use tokio::sync::mpsc;
 
@@ -238,12 +239,12 @@ impl Worker {
         Ok(dialed)
     }
 
-    /// The address of a destination outside the mesh: of several, one that answers. Waits until `until`
-    /// at most.
+    /// The address of a destination outside the mesh: of several, one that answers. Waits no longer
+    /// than `deadline`.
     pub async fn lookup(
         &self,
         authority: &Authority,
-        until: Option<Instant>,
+        deadline: Option<Deadline>,
     ) -> Result<SocketAddr, Refusal> {
         let name = match &authority.host {
             Host::Ip(ip) => return Ok(SocketAddr::new(*ip, authority.port)),
@@ -258,15 +259,19 @@ impl Worker {
             let found = self.proxy.resolver.addresses(name).await;
             let found =
                 found.map_err(|why| Refusal::new(Reason::DnsError, format!("{name}: {why}")))?;
-            let all = found.iter().map(|ip| SocketAddr::new(*ip, authority.port));
-            let all: Vec<_> = all.filter(|a| !self.proxy.settings.is_own_listener(*a)).collect();
+            let all: Vec<_> = found.iter().map(|ip| SocketAddr::new(*ip, authority.port)).collect();
+            if all.iter().any(|address| self.proxy.settings.is_own_listener(*address)) {
+                return Err(Refusal::new(
+                    Reason::Loop,
+                    format!("{authority} is this proxy itself"),
+                ));
+            }
             match all[..] {
-                [] => Err(Refusal::new(Reason::Loop, format!("{authority} is this proxy itself"))),
                 [one] => Ok(one),
                 _ => Ok(race(&all, self.pools.opening()).await?),
             }
         };
-        let address = match until {
+        let address = match deadline.map(|deadline| deadline.at) {
             None => looking.await?,
             Some(until) => {
                 tokio::time::timeout_at(until.into(), looking).await.map_err(|_| {

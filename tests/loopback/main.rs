@@ -13,6 +13,7 @@ mod health;
 mod hostile;
 mod identity;
 mod life;
+mod lookups;
 mod mirrors;
 mod names;
 mod once;

@@ -325,6 +325,8 @@ pub struct Proxy {
     args: Vec<String>,
     /// Its standard output is a pipe that nobody empties.
     unread: bool,
+    /// What it finds at /etc/hosts, if that is not the system's.
+    hosts: Option<PathBuf>,
 }
 
 impl Proxy {
@@ -354,15 +356,28 @@ impl Proxy {
     }
 
     pub fn start(plane: &ControlPlane, name: &str, more: &[&str]) -> Self {
-        Self::start_as(plane, name, more, false)
+        Self::start_as(plane, name, more, false, None)
     }
 
     /// A proxy whose log nobody reads.
     pub fn start_unread(plane: &ControlPlane, name: &str, more: &[&str]) -> Self {
-        Self::start_as(plane, name, more, true)
+        Self::start_as(plane, name, more, true, None)
     }
 
-    fn start_as(plane: &ControlPlane, name: &str, more: &[&str], unread: bool) -> Self {
+    /// A proxy with an /etc/hosts of its own, in a mount namespace: for root alone.
+    pub fn start_with_hosts(plane: &ControlPlane, name: &str, hosts: &str) -> Self {
+        let file = plane.dir.path().join(format!("{name}.hosts"));
+        fs::write(&file, hosts).expect("a file");
+        Self::start_as(plane, name, &[], false, Some(file))
+    }
+
+    fn start_as(
+        plane: &ControlPlane,
+        name: &str,
+        more: &[&str],
+        unread: bool,
+        hosts: Option<PathBuf>,
+    ) -> Self {
         let dir = TempDir::new("proxy");
         let [outbound, inbound, admin] = [free_port(), free_port(), free_port()];
         let scheme = if plane.has_identity() { "https" } else { "http" };
@@ -391,7 +406,7 @@ impl Proxy {
             args.extend(["--access-log".to_owned(), "all".to_owned()]);
         }
         args.extend(more.iter().map(|&arg| arg.to_owned()));
-        let mut proxy = Self { dir, outbound, inbound, admin, args, unread, process: None };
+        let mut proxy = Self { dir, outbound, inbound, admin, args, unread, hosts, process: None };
         proxy.run();
         proxy.wait_ready();
         proxy
@@ -399,7 +414,16 @@ impl Proxy {
 
     /// Starts the process, again after it has ended.
     pub fn run(&mut self) {
-        let mut command = Command::new(binary("outrigger-proxy"));
+        let program = binary("outrigger-proxy");
+        let mut command = match &self.hosts {
+            None => Command::new(program),
+            Some(hosts) => {
+                let mut command = Command::new("unshare");
+                let script = format!("mount --bind {} /etc/hosts && exec \"$@\"", hosts.display());
+                command.args(["--mount", "sh", "-c", &script, "sh"]).arg(program);
+                command
+            }
+        };
         command.args(&self.args);
         let start = if self.unread { Process::start_unread } else { Process::start };
         self.process = Some(start(self.dir.path(), "proxy", &mut command));

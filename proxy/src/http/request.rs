@@ -140,8 +140,7 @@ async fn serve(
             Way::App { address: *address, protocol: *protocol }
         }
         Target::Outside(authority) => {
-            let until = exchange.deadline.map(|deadline| deadline.at);
-            let address = Box::pin(connection.worker.lookup(authority, until)).await?;
+            let address = Box::pin(connection.worker.lookup(authority, exchange.deadline)).await?;
             Way::Outside { address, protocol: exchange.protocol }
         }
     };

@@ -104,6 +104,10 @@ impl Connection {
         let standing = Standing::of(&origin);
         let Origin { direction, peer, caller, remote, fixed, tunnel: _, slot } = origin;
         let watch = ConnectionWatch::new(protocol == Protocol::Http2);
+        if direction == Direction::Inbound && protocol == Protocol::Http2 {
+            // Who has proved an identity says nothing for no longer than anybody else.
+            watch.bytes_arrived();
+        }
         let io = io.watched(Arc::clone(&watch));
         let registered = worker.connections.enter(direction, Arc::clone(&watch), standing);
         let connection = Rc::new(Self {
