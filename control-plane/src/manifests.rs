@@ -137,7 +137,7 @@ impl Folder {
                 touched.insert(path.clone());
             }
         }
-        self.load(touched, BTreeSet::new(), publisher);
+        self.load(touched, &BTreeSet::new(), publisher);
         Ok(all)
     }
 
@@ -146,7 +146,7 @@ impl Folder {
     pub fn load(
         &mut self,
         whole: BTreeSet<PathBuf>,
-        open: BTreeSet<PathBuf>,
+        open: &BTreeSet<PathBuf>,
         publisher: &Publisher,
     ) {
         let started = Instant::now();

@@ -27,6 +27,10 @@ use crate::tls::{Expected, unix_now};
 /// Idle time after which a connection to another proxy is closed.
 const HOP_IDLE: Duration = Duration::from_secs(60);
 
+/// How much longer than an exchange may stand still the kernel keeps the connection of an app that takes
+/// nothing.
+const APP_GRACE: Duration = Duration::from_secs(10);
+
 /// What is spoken on a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Wire {
@@ -83,6 +87,8 @@ pub struct Config {
     pub max_header_bytes: u32,
     pub max_headers: usize,
     pub app_idle: Duration,
+    /// How long an app may take none of what was sent, to the kernel; none: as it likes.
+    pub app_gone: Option<Duration>,
 }
 
 impl Pools {
@@ -93,6 +99,9 @@ impl Pools {
             max_header_bytes: settings.max_header_bytes,
             max_headers: settings.max_headers,
             app_idle: settings.app_idle_timeout,
+            // Exchanges that stand still go first, and say why.
+            app_gone: (!settings.stream_idle_timeout.is_zero())
+                .then(|| settings.stream_idle_timeout.saturating_add(APP_GRACE)),
         };
         let (metrics, identity) = (Arc::clone(&proxy.metrics), proxy.identity.clone());
         Self {

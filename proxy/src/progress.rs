@@ -9,7 +9,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::Waker;
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use http::Response;
@@ -120,6 +120,15 @@ impl Progress {
     /// Why it has to end now.
     pub fn ended(&self) -> Option<Reason> {
         usize::from(self.ended.load(Relaxed)).checked_sub(1).and_then(|at| ENDS.get(at).copied())
+    }
+
+    /// Ready when it has to end; until then the task is told when it has.
+    pub fn poll_ended(&self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.ended().is_some() {
+            return Poll::Ready(());
+        }
+        self.set_waker(cx.waker());
+        Poll::Pending
     }
 
     /// Of the task that serves the exchange, so that it can be told.

@@ -66,7 +66,8 @@ impl Bed {
     }
 
     fn status(&self, object: &str) -> serde_json::Value {
-        let index: serde_json::Value = serde_json::from_str(&self.plane.admin("/index")).unwrap();
+        let index: serde_json::Value =
+            serde_json::from_str(&self.plane.admin("/index")).expect("JSON");
         let all = index["status"].as_array().cloned().unwrap_or_default();
         all.into_iter().find(|status| status["object"] == object).unwrap_or_default()
     }
@@ -473,13 +474,16 @@ impl Flaky {
         use std::io::{BufRead, BufReader, Write};
         let seen = std::sync::Mutex::new(std::collections::HashSet::new());
         let port = outrigger_tests::app::tcp(move |stream| {
-            let mut writer = stream.try_clone().unwrap();
+            let mut writer = stream.try_clone().expect("a second handle");
             let mut lines = BufReader::new(stream).lines().map_while(Result::ok);
             while let Some(first) = lines.next() {
                 let path = first.split(' ').nth(1).unwrap_or_default().to_owned();
                 let _ = lines.find(|line| line.is_empty());
-                let status =
-                    if seen.lock().unwrap().insert(path) { "503 Not Yet" } else { "200 OK" };
+                let status = if seen.lock().expect("no panic").insert(path) {
+                    "503 Not Yet"
+                } else {
+                    "200 OK"
+                };
                 let answer = format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\n\r\n");
                 if writer.write_all(answer.as_bytes()).is_err() {
                     return;
@@ -492,11 +496,11 @@ impl Flaky {
 
 fn first_status(outbound: u16, path: &str) -> u16 {
     use std::io::{Read, Write};
-    let mut stream = std::net::TcpStream::connect(local(outbound)).unwrap();
-    stream.set_read_timeout(Some(std::time::Duration::from_secs(20))).unwrap();
+    let mut stream = std::net::TcpStream::connect(local(outbound)).expect("an answer");
+    stream.set_read_timeout(Some(std::time::Duration::from_secs(20))).expect("an answer");
     let request = format!("GET http://echo.bank{path} HTTP/1.1\r\nhost: echo.bank\r\n\r\n");
-    stream.write_all(request.as_bytes()).unwrap();
+    stream.write_all(request.as_bytes()).expect("an answer");
     let mut head = [0; 12];
-    stream.read_exact(&mut head).unwrap();
-    String::from_utf8_lossy(&head[9..]).parse().unwrap()
+    stream.read_exact(&mut head).expect("an answer");
+    String::from_utf8_lossy(&head[9..]).parse().expect("an answer")
 }

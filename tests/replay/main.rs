@@ -6,7 +6,7 @@
 mod upstream;
 
 use std::fmt::Write as _;
-use std::path::PathBuf;
+use std::path::Path;
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -137,7 +137,7 @@ fn an_upstream_gets_the_whole_body_or_a_reset() {
                 for round in 0..ROUNDS {
                     for scenario in SCENARIOS {
                         let file = dir.join(format!("{}.body", way.name));
-                        upload(way, scenario, round, &mut random, arrivals, file);
+                        upload(way, scenario, round, &mut random, arrivals, &file);
                     }
                 }
             });
@@ -152,7 +152,7 @@ fn upload(
     round: usize,
     random: &mut Random,
     arrivals: &Arrivals,
-    file: PathBuf,
+    file: &Path,
 ) {
     // Below and beyond every window and buffer on the way.
     let most = [1, 5_000, 70_000, 400_000, 900_000][(random.next() % 5) as usize];
@@ -164,7 +164,7 @@ fn upload(
             byte
         })
         .collect();
-    std::fs::write(&file, &body).expect("a body");
+    std::fs::write(file, &body).expect("a body");
     let path = format!("/{scenario}/{}/{round}", way.name);
     let mut args = vec![way.curl, "-H", "Expect:", "-T"];
     let name = file.display().to_string();

@@ -150,12 +150,10 @@ fn a_caller_that_has_gone_is_noticed_and_one_that_closed_its_half_is_answered() 
     let app = tcp(|mut stream| {
         while head(&mut stream) {
             stream.set_read_timeout(Some(Duration::from_secs(3))).expect("a limit");
-            match stream.read(&mut [0]) {
-                Ok(_) => return,
-                Err(_) => {
-                    drop(stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nlate"))
-                }
+            if stream.read_exact(&mut [0]).is_ok() {
+                return;
             }
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nlate");
         }
     });
     let plane = ControlPlane::start(&[("app.yaml", &unmeshed("app", "http", app))]);

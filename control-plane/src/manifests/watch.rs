@@ -135,7 +135,7 @@ impl Watch {
                 };
             }
             if !whole.is_empty() || !open.is_empty() {
-                self.folder.load(whole, open, &self.publisher);
+                self.folder.load(whole, &open, &self.publisher);
             }
         }
     }

@@ -73,7 +73,8 @@ pub(super) fn destination(value: &Destination) -> Fitted {
     routes.sort_by_key(|route| (route.created, &route.name));
     for route in routes {
         let add = |to: &mut Destination| to.http_routes.push(route.clone());
-        let instead = |to: &mut Destination, why| to.http_routes.push(refusing(route, why));
+        let instead =
+            |to: &mut Destination, why: String| to.http_routes.push(refusing(route, &why));
         fitting.add(Part::Route(route.name.clone()), add, instead);
     }
     for route in &value.tls_routes {
@@ -168,7 +169,7 @@ impl Fitting {
 }
 
 /// The route as one that answers 500 to whatever no other rule matches.
-fn refusing(route: &HttpRoute, why: String) -> HttpRoute {
+fn refusing(route: &HttpRoute, why: &str) -> HttpRoute {
     let target = BackendTarget::Invalid(format!("the route is left out: {why}"));
     let rule = HttpRule {
         name: None,

@@ -48,17 +48,17 @@ pub(crate) fn templates() -> Vec<Value> {
     all.extend(traffic_policies().into_iter().map(|spec| policy("TrafficPolicy", &spec)));
     all.extend(server_policies().into_iter().map(|spec| policy("ServerPolicy", &spec)));
     all.extend(faults().into_iter().map(|spec| policy("FaultInjection", &spec)));
-    all.push(object(OURS, "AccessPolicy", "bank", access_policy()));
+    all.push(object(OURS, "AccessPolicy", "bank", &access_policy()));
     all.push(object(
         OURS,
         "ExternalService",
         "bank",
-        json!({
+        &json!({
             "host": "api.example.com", "port": 443, "protocol": "HTTP2", "tls": {},
             "endpoints": [{"address": "192.0.2.1"}, {"address": "2001:db8::1", "port": 8443}],
         }),
     ));
-    all.push(object("v1", "Service", "bank", json!({
+    all.push(object("v1", "Service", "bank", &json!({
         "selector": {"app": "web"}, "clusterIP": "10.96.0.9", "sessionAffinity": "ClientIP",
         "ports": [
             {"port": 80, "name": "http", "targetPort": "http", "appProtocol": "kubernetes.io/h2c"},
@@ -68,7 +68,7 @@ pub(crate) fn templates() -> Vec<Value> {
     all
 }
 
-fn object(version: &str, kind: &str, namespace: &str, spec: Value) -> Value {
+fn object(version: &str, kind: &str, namespace: &str, spec: &Value) -> Value {
     json!({
         "apiVersion": version, "kind": kind,
         "metadata": {"name": "m", "namespace": namespace}, "spec": spec,
@@ -80,13 +80,13 @@ fn policy(kind: &str, sections: &Value) -> Value {
     if let (Some(spec), Some(sections)) = (spec.as_object_mut(), sections.as_object()) {
         spec.extend(sections.clone());
     }
-    object(OURS, kind, "bank", spec)
+    object(OURS, kind, "bank", &spec)
 }
 
 fn route(kind: &str, namespace: &str, rule: &Value) -> Value {
     let parent =
         json!({"group": "", "kind": "Service", "name": "web", "namespace": "bank", "port": 80});
-    object(GATEWAY, kind, namespace, json!({"parentRefs": [parent], "rules": [rule]}))
+    object(GATEWAY, kind, namespace, &json!({"parentRefs": [parent], "rules": [rule]}))
 }
 
 fn header_modifiers() -> Vec<Value> {

@@ -13,7 +13,7 @@ use std::time::Duration;
 use http::{Response, StatusCode};
 use outrigger_core::reason::Reason;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::{Sleep, sleep};
 
 use super::respond::bare;
 use crate::io::Io;
@@ -147,7 +147,7 @@ impl Wire {
     }
 
     fn start_timer(&mut self, after: Duration, repeats: bool) {
-        let sleep = Box::pin(sleep_until(Instant::now() + after));
+        let sleep = Box::pin(sleep(after));
         self.timer = Some(Timer { sleep, repeats });
     }
 
@@ -195,7 +195,7 @@ impl Wire {
                 self.own.extend_from_slice(CONTINUE);
             }
             if timer.repeats {
-                timer.sleep.as_mut().reset(Instant::now() + PROBE_EVERY);
+                timer.sleep = Box::pin(sleep(PROBE_EVERY));
                 // Registers it.
                 let _pending = timer.sleep.as_mut().poll(cx);
             } else {

@@ -9,6 +9,7 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{self, HeaderValue};
@@ -110,13 +111,7 @@ async fn serve(
             context::inherit(connection, exchange, head, says)?;
             destination::outbound(connection, exchange, head).await?
         }
-        Direction::Inbound => {
-            let target = destination::inbound(connection, head)?;
-            let says = headers::clean_request(&mut head.headers, connection.peer.get());
-            connection.forward_caller(&mut head.headers);
-            context::remember(connection, exchange, head, says)?;
-            target
-        }
+        Direction::Inbound => own_app(connection, exchange, head)?,
     };
     let mut routed = Routed::default();
     let mut call = &connection.worker.call;
@@ -160,15 +155,9 @@ async fn serve(
     let answered = {
         let progress = Arc::clone(exchange.tracked.progress());
         let mut tries = pin!(attempts::run(connection, exchange, &way, call, slot, body));
-        poll_fn(|cx| {
-            let polled = poll_within(tries.as_mut(), &mut clock, cx);
-            if polled.is_pending() {
-                if progress.ended().is_some() {
-                    return Poll::Ready(None);
-                }
-                progress.set_waker(cx.waker());
-            }
-            polled
+        poll_fn(|cx| match poll_within(tries.as_mut(), &mut clock, cx) {
+            Poll::Pending => progress.poll_ended(cx).map(|()| None),
+            ready => ready,
         })
         .await
     };
@@ -197,7 +186,31 @@ async fn serve(
         exchange.keeping = caching.answered(cache, &response, framed);
     }
     finish(connection, exchange, &routed, response.headers_mut());
-    match (switch.take(), accepted) {
+    answer(connection, exchange, (switch.take(), accepted), response, call.timeouts.idle)
+}
+
+/// The app beside this proxy, for a request of somebody else's.
+fn own_app(
+    connection: &Connection,
+    exchange: &mut Exchange,
+    head: &mut Head,
+) -> Result<Target, Refusal> {
+    let target = destination::inbound(connection, head)?;
+    let says = headers::clean_request(&mut head.headers, connection.peer.get());
+    connection.forward_caller(&mut head.headers);
+    context::remember(connection, exchange, head, says)?;
+    Ok(target)
+}
+
+/// What the caller gets of an upstream's answer. `accepted`: the protocol that it has changed to.
+fn answer(
+    connection: &Rc<Connection>,
+    exchange: &mut Exchange,
+    (switch, accepted): (Option<Box<upgrade::Switch>>, Option<HeaderValue>),
+    response: Response<WireBody>,
+    idle: Option<Duration>,
+) -> Result<Answer, Refusal> {
+    match (switch, accepted) {
         (None, _) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
             let why = "the upstream changes protocols and nobody asked for that";
             Err(Refusal { processed: true, ..Refusal::new(Reason::UpstreamProtocolError, why) })
@@ -205,7 +218,6 @@ async fn serve(
         (None, _) => Ok(Answer::Upstream(response)),
         (Some(switch), None) => upgrade::declined(&switch, response).map(Answer::Upstream),
         (Some(switch), Some(token)) => {
-            let idle = call.timeouts.idle;
             let joined = upgrade::join(connection, exchange, *switch, token, response, idle);
             Ok(Answer::Switched(joined))
         }

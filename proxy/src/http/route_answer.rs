@@ -1,6 +1,6 @@
 //! What routes answer themselves, before any backend is asked: redirects, and the preflights of browsers.
 
-use http::header::{self, HeaderValue};
+use http::header;
 use http::{HeaderMap, Method, StatusCode};
 use outrigger_core::compile::{Compiled, Filters, HttpRouting};
 use outrigger_core::filter::redirect_location;
@@ -49,7 +49,7 @@ pub(super) fn of(
     if let Some(grant) = grant(filters, view) {
         grant.write(&mut headers);
     }
-    headers.insert(header::LOCATION, HeaderValue::from(location));
+    headers.insert(header::LOCATION, location);
     Ok(Some((redirect.status, headers)))
 }
 

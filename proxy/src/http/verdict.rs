@@ -104,7 +104,8 @@ mod tests {
     fn an_answer_is_judged_by_what_it_stands_for() {
         let full = |seconds| Verdict::Full(Duration::from_secs(seconds));
         let says = |word: &str| format!("outrigger; error=x; details=\"{word}: y\"");
-        let table: [(u16, &[(&str, &str)], bool, Verdict); 16] = [
+        type Row<'a> = (u16, &'a [(&'a str, &'a str)], bool, Verdict);
+        let table: [Row<'_>; 16] = [
             (200, &[], false, Verdict::Healthy),
             (404, &[], false, Verdict::Healthy),
             (500, &[], false, Verdict::Failed),

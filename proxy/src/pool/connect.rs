@@ -23,9 +23,12 @@ use crate::metrics::{Metrics, add};
 use crate::tls::Expected;
 use crate::tls::handshake::{self, Proof, Refused};
 
-/// How often the kernel probes a silent connection, and how long it waits for what was sent to be
-/// acknowledged. Probing in HTTP/2 would cost a lock and a clock reading per frame.
+/// How often the kernel probes a silent connection. Probing in HTTP/2 would cost a lock and a clock reading
+/// per frame.
 const PROBE: Duration = Duration::from_secs(10);
+/// How long the kernel waits for another proxy to acknowledge what was sent: it reads whatever comes, so that
+/// one that does not has gone. Apps may pause for longer without being gone, and to the kernel a full buffer
+/// of a peer that pauses is the same.
 const GONE: Duration = Duration::from_secs(20);
 
 /// How long an address has for itself before the next one is tried beside it (RFC 8305 section 8).
@@ -66,7 +69,7 @@ impl Drop for Count {
 /// In plaintext: to an app, or to a proxy in a mesh without identities.
 pub async fn connect(address: SocketAddr, opening: &Opening) -> Result<Opened, ConnectError> {
     let stream = match opening.memory.get() {
-        None => Stream::Tcp(dial(address, opening).await?),
+        None => Stream::Tcp(dial(address, opening, opening.config.app_gone).await?),
         Some(network) => Stream::Memory(network(address)),
     };
     Ok(Opened::new(stream, None, &opening.metrics))
@@ -86,7 +89,7 @@ pub async fn connect_outside(
 ) -> Result<Opened, ConnectError> {
     let Some(outside) = expected.named_outside() else { return connect(address, opening).await };
     let limit = opening.config.connect_timeout;
-    let stream = dial(address, opening).await?;
+    let stream = dial(address, opening, opening.config.app_gone).await?;
     let connecting = tokio::time::timeout(limit, outside.connect(&opening.pace, stream, wire));
     let connected = connecting.await.unwrap_or_else(|_| Err("no handshake in time".to_owned()));
     let stream = connected.map_err(|why| {
@@ -120,7 +123,7 @@ pub async fn connect_hop(
     // Known before anything is dialled.
     identity.current().map_err(|why| refuse(Reason::IdentityUnavailable, &why))?;
     loop {
-        let stream = dial(address, opening).await?;
+        let stream = dial(address, opening, Some(GONE)).await?;
         let pace = &opening.pace;
         match handshake::connect(identity, pace, stream, address, &id, limit).await {
             Ok((stream, proof)) => {
@@ -162,7 +165,8 @@ impl Raced {
 /// Of several addresses of one name the first that takes a connection, which the next dial of it gets.
 /// The error is that of the last one.
 pub async fn race(addresses: &[SocketAddr], opening: &Opening) -> Result<SocketAddr, ConnectError> {
-    let (address, stream) = first_of(addresses, |address| dial_new(address, opening)).await?;
+    let (address, stream) =
+        first_of(addresses, |address| dial_new(address, opening, opening.config.app_gone)).await?;
     opening.raced.put(address, stream);
     Ok(address)
 }
@@ -197,14 +201,23 @@ async fn first_of<T, F: Future<Output = Result<T, ConnectError>>>(
     }
 }
 
-async fn dial(address: SocketAddr, opening: &Opening) -> Result<TcpStream, ConnectError> {
+/// `gone`: how long the kernel waits for what was sent to be acknowledged; none: as it likes.
+async fn dial(
+    address: SocketAddr,
+    opening: &Opening,
+    gone: Option<Duration>,
+) -> Result<TcpStream, ConnectError> {
     match opening.raced.take(address) {
         Some(stream) => Ok(stream),
-        None => dial_new(address, opening).await,
+        None => dial_new(address, opening, gone).await,
     }
 }
 
-async fn dial_new(address: SocketAddr, opening: &Opening) -> Result<TcpStream, ConnectError> {
+async fn dial_new(
+    address: SocketAddr,
+    opening: &Opening,
+    gone: Option<Duration>,
+) -> Result<TcpStream, ConnectError> {
     let limit = opening.config.connect_timeout;
     let stream = match tokio::time::timeout(limit, TcpStream::connect(address)).await {
         Ok(Ok(stream)) => stream,
@@ -222,7 +235,7 @@ async fn dial_new(address: SocketAddr, opening: &Opening) -> Result<TcpStream, C
     let _ = stream.set_nodelay(true);
     let socket = SockRef::from(&stream);
     let _ = socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(PROBE).with_interval(PROBE));
-    let _ = socket.set_tcp_user_timeout(Some(GONE));
+    let _ = socket.set_tcp_user_timeout(gone);
     Ok(stream)
 }
 

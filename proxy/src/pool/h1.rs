@@ -12,6 +12,7 @@ use http::{Request, Response};
 use hyper::client::conn::http1;
 use hyper::ext::on_informational;
 use hyper_util::rt::TokioIo;
+use outrigger_core::time::Part;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
@@ -174,7 +175,7 @@ impl Pool {
 
     /// Whether the server surely leaves a connection open that has been idle for so long.
     fn is_open_after(&self, idle: Duration) -> bool {
-        if self.closes_after.get().is_some_and(|limit| idle >= limit / 2) {
+        if self.closes_after.get().is_some_and(|limit| idle >= limit.part(2)) {
             return false;
         }
         idle < FRESH_ENOUGH || idle.saturating_add(MARGIN) <= self.survived.get()
