@@ -1,5 +1,3 @@
-//! Peers and outputs that stop: everybody else is served, nobody holds what is limited past its time, and
-//! every permit and connection comes back.
+//! The suite of [`stall`].
 
-mod callers;
-mod upstreams;
+mod stall;

@@ -20,7 +20,11 @@ const SOAK: &str = "OUTRIGGER_SOAK";
 const SHORTEST_SOAK: Duration = Duration::from_secs(120);
 
 /// Properties that are shown by many cases, by the module that their tests are in.
-const SUITES: [(&str, &str); 1] = [("accepted implies compiled", "accepted::")];
+const SUITES: [(&str, &str); 3] = [
+    ("accepted implies compiled", "accepted::"),
+    ("replay", "replay::"),
+    ("stall", "stall::"),
+];
 
 #[derive(Debug, Default, Args)]
 pub(crate) struct Options {
@@ -204,7 +208,7 @@ mod tests {
         assert_eq!(count, Count { passed: 13, failed: 3, ..Count::default() });
         count.add_nextest("        PASS [  40.004s] (3/9) x::it accepted::whatever");
         count.add_nextest("        FAIL [  40.004s] (4/9) x::it accepted::other");
-        assert_eq!(count.suites, [(1, 1)]);
+        assert_eq!(count.suites[0], (1, 1));
         let mut count = Count::default();
         count.add_libtest(
             "test result: ok. 15 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out",
@@ -213,7 +217,7 @@ mod tests {
         count.add_libtest("running 2 tests");
         assert_eq!(count, Count { passed: 17, failed: 1, ..Count::default() });
         count.add_libtest("test accepted::whatever ... ok");
-        assert_eq!(count.suites, [(1, 0)]);
+        assert_eq!(count.suites[0], (1, 0));
     }
 
     #[test]

@@ -182,9 +182,8 @@ async fn serve(
     exchange.bounds = bounds(exchange, call, clock, accepted.is_some(), &response);
     let framed = caching.is_some() && is_framed(&response);
     clean(exchange, &way, &mut response);
-    if let Some(caching) = caching.filter(|_| exchange.degraded.is_none()) {
-        exchange.keeping = caching.answered(cache, &response, framed);
-    }
+    let caching = caching.filter(|_| exchange.degraded.is_none());
+    exchange.keeping = caching.and_then(|caching| caching.answered(cache, &response, framed));
     finish(connection, exchange, &routed, response.headers_mut());
     answer(connection, exchange, (switch.take(), accepted), response, call.timeouts.idle)
 }

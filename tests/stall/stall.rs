@@ -1,0 +1,5 @@
+//! Peers and outputs that stop: everybody else is served, nobody holds what is limited past its time, and
+//! every permit and connection comes back.
+
+mod callers;
+mod upstreams;
