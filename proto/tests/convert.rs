@@ -134,6 +134,14 @@ fn only_used_features_are_required() {
     assert_eq!(requires(&config)[3], "faults.v1");
     config.call.hedge = Some(HedgeConfig::After(Duration::from_secs(1)));
     assert_eq!(requires(&config)[5], "hedge.v1");
+    config.http_routes[0].rules[0].filters.push(Filter::Cors(CorsConfig {
+        origins: Vec::new(),
+        credentials: false,
+        methods: Vec::new(),
+        headers: Vec::new(),
+        expose: Vec::new(),
+        max_age: 5,
+    }));
     let port = InboundPort {
         port: 80,
         protocol: Protocol::Http1,

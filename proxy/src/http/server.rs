@@ -32,6 +32,7 @@ use crate::io::Io;
 use crate::metrics::{Direction, Label, add};
 use crate::peer::{Caller, Fixed, Origin, Peer};
 use crate::settings::Settings;
+use crate::store::Resolution;
 use crate::streams::WireBody;
 use crate::watch::{ConnectionWatch, Registered, Standing};
 use crate::worker::Worker;
@@ -68,6 +69,8 @@ pub struct Connection {
 /// The builders of servers, made once per worker.
 pub struct Builders {
     h1: http1::Builder,
+    /// Keeps the case of header names, which costs some allocations for each request.
+    h1_cased: http1::Builder,
     h2: server::Builder,
     h2_hop: server::Builder,
 }
@@ -77,13 +80,14 @@ impl Builders {
         let mut h1 = http1::Builder::new();
         // A caller that closes its half has asked all that it wants to; `Wire` finds out who has gone.
         h1.half_close(true)
-            .preserve_header_case(true)
             .max_headers(settings.max_headers)
             .max_header_size(settings.max_header_bytes as usize)
             .max_buf_size((settings.max_header_bytes as usize).max(H1_BUFFER) + H1_BUFFER);
         let mut h2_hop = h2_builder(settings, HOP_STREAMS);
         h2_hop.max_pending_accept_reset_streams(HOP_RESETS);
-        Self { h1, h2: h2_builder(settings, settings.max_streams), h2_hop }
+        let mut h1_cased = h1.clone();
+        h1_cased.preserve_header_case(true);
+        Self { h1, h1_cased, h2: h2_builder(settings, settings.max_streams), h2_hop }
     }
 }
 
@@ -162,7 +166,11 @@ impl Connection {
                 )
             });
             let wire = TokioIo::new(Wire::new(io, link.clone()));
-            let serving = worker.http.h1.serve_connection(wire, service);
+            let builder = match connection.may_reach_http1() {
+                true => &worker.http.h1_cased,
+                false => &worker.http.h1,
+            };
+            let serving = builder.serve_connection(wire, service);
             let mut serving = pin!(serving.with_upgrades());
             drive(&registered, &watch, |cx, shutdown| {
                 if shutdown {
@@ -178,6 +186,16 @@ impl Connection {
         };
         if let Err(reason) = ended {
             worker.refused(direction, protocol, reason, remote);
+        }
+    }
+
+    /// Whether its requests may go to somebody who speaks HTTP/1.1, as far as that is known before they come:
+    /// between proxies header names have no case.
+    fn may_reach_http1(&self) -> bool {
+        let Fixed::Destination(dialed) = &self.fixed else { return true };
+        match dialed.decided() {
+            Some(Resolution::Found(live)) => !live.backends.iter().all(|one| one.has_mesh()),
+            _ => true,
         }
     }
 
