@@ -3,7 +3,7 @@
 //! An exchange is ended by a sweep, once a second, and never by whoever polls one of its bodies: a body that
 //! nobody polls is just what a stuck peer leads to. A request costs no timer. What happens to an exchange
 //! that is ended is up to the task that serves it ([`crate::http::request`] before the head of the answer,
-//! [`crate::http::http2`] and [`crate::http::server`] after it).
+//! `http/http2.rs` and [`crate::http::server`] after it).
 
 use std::cell::RefCell;
 use std::rc::Rc;
