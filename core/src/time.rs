@@ -1,4 +1,4 @@
-//! Arithmetic on times that cannot overflow: times come from strangers and from clocks.
+//! Arithmetic on times that cannot overflow: times come from untrusted input and from clocks.
 
 use std::time::{Duration, Instant, SystemTime};
 

@@ -185,7 +185,7 @@ fn clean(headers: &mut HeaderMap, seen: Seen, request: bool) {
 }
 
 /// One length, and none beside a transfer coding, which is what frames the body (RFC 9112 section 6.3).
-/// Values that differ have been refused by whoever read the message.
+/// Values that differ have been refused when the message was read.
 fn clean_length(headers: &mut HeaderMap, coded: bool) {
     if coded {
         headers.remove(header::CONTENT_LENGTH);
