@@ -1,0 +1,298 @@
+//! The caller's body, with what was read of it while it may have to be sent again.
+//!
+//! Each attempt reads every piece from the first on, or gets an error: a piece that was not kept, or whose
+//! turn has passed, is never left out in silence.
+
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::task::{Context, Poll};
+
+use http_body::{Body, SizeHint};
+use outrigger_core::policy::retry::DEFAULT_REPLAY_BYTES;
+use tokio::sync::mpsc;
+
+use super::{BodyError, MIRROR_LAG, Piece, into_piece};
+use crate::progress::Progress;
+use crate::streams::WireBody;
+use crate::worker::Worker;
+
+/// Attempts that read one body at a time: the first, one beside it, and one that is just ending.
+const MAX_READERS: usize = 3;
+
+/// The caller's body, with what was read of it while it may have to be sent again.
+pub struct Source {
+    incoming: WireBody,
+    /// The first pieces; those that nobody will read any more are emptied.
+    kept: Pieces,
+    kept_bytes: usize,
+    /// Pieces at the front of `kept` that are emptied.
+    emptied: usize,
+    /// Everything read so far is in `kept`.
+    whole: bool,
+    ended: bool,
+    /// The caller went away in the middle.
+    broken: bool,
+    /// Pieces that have been read from `incoming`.
+    read: usize,
+    read_bytes: u64,
+    /// The next piece of each reader.
+    positions: [Option<usize>; MAX_READERS],
+    mirrors: Vec<mpsc::Sender<Piece>>,
+    worker: Rc<Worker>,
+    progress: Arc<Progress>,
+    /// Bytes of this body that may be kept.
+    limit: usize,
+    /// Why it is not whole, if it is the memory of all.
+    no_memory: bool,
+}
+
+/// What was read of a body. Of most it is one piece, which needs no further memory.
+#[derive(Default)]
+struct Pieces {
+    first: Option<Piece>,
+    more: Vec<Piece>,
+}
+
+impl Pieces {
+    fn len(&self) -> usize {
+        usize::from(self.first.is_some()) + self.more.len()
+    }
+
+    fn get(&self, at: usize) -> Option<&Piece> {
+        match at {
+            0 => self.first.as_ref(),
+            at => self.more.get(at - 1),
+        }
+    }
+
+    fn get_mut(&mut self, at: usize) -> Option<&mut Piece> {
+        match at {
+            0 => self.first.as_mut(),
+            at => self.more.get_mut(at - 1),
+        }
+    }
+
+    fn push(&mut self, piece: Piece) {
+        if self.first.is_none() {
+            self.first = Some(piece);
+        } else {
+            self.more.push(piece);
+        }
+    }
+}
+
+impl Source {
+    pub(super) fn new(incoming: WireBody, worker: Rc<Worker>, progress: Arc<Progress>) -> Self {
+        Self {
+            incoming,
+            kept: Pieces::default(),
+            kept_bytes: 0,
+            emptied: 0,
+            whole: true,
+            ended: false,
+            broken: false,
+            read: 0,
+            read_bytes: 0,
+            positions: [None; MAX_READERS],
+            mirrors: Vec::new(),
+            worker,
+            progress,
+            limit: DEFAULT_REPLAY_BYTES as usize,
+            no_memory: false,
+        }
+    }
+
+    /// A place for one more reader; none: not all of it was kept.
+    pub(super) fn begin(&mut self) -> Option<usize> {
+        let free = self.positions.iter().position(Option::is_none);
+        let slot = free.filter(|_| self.whole)?;
+        self.positions[slot] = Some(0);
+        Some(slot)
+    }
+
+    /// A reader is gone.
+    pub(super) fn end(&mut self, slot: usize) {
+        self.positions[slot] = None;
+        self.release();
+    }
+
+    pub(super) fn is_whole(&self) -> bool {
+        self.whole
+    }
+
+    pub(super) fn is_read_and_kept(&self) -> bool {
+        self.whole && self.ended
+    }
+
+    pub(super) fn is_broken(&self) -> bool {
+        self.broken
+    }
+
+    pub(super) fn found_no_memory(&self) -> bool {
+        self.no_memory
+    }
+
+    pub(super) fn read_bytes(&self) -> u64 {
+        self.read_bytes
+    }
+
+    pub(super) fn keep_at_most(&mut self, bytes: usize) {
+        self.limit = bytes;
+    }
+
+    /// Gets each piece as it is read.
+    pub(super) fn mirror(&mut self) -> mpsc::Receiver<Piece> {
+        let (sender, receiver) = mpsc::channel(MIRROR_LAG);
+        self.mirrors.push(sender);
+        receiver
+    }
+
+    /// Whether a reader has had everything that there is.
+    pub(super) fn is_at_end(&self, slot: usize) -> bool {
+        self.positions[slot].unwrap_or(0) == self.read
+            && !self.broken
+            && (self.ended || self.incoming.is_end_stream())
+    }
+
+    pub(super) fn size_hint(&self) -> SizeHint {
+        match self.read {
+            0 => self.incoming.size_hint(),
+            // The content-length header, which is passed on, says it.
+            _ => SizeHint::default(),
+        }
+    }
+
+    /// The next piece for the reader at `slot`: a kept one, or one that just comes.
+    pub(super) fn poll_next(
+        &mut self,
+        slot: usize,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Piece, BodyError>>> {
+        let at = self.positions[slot].unwrap_or(0);
+        if at < self.kept.len() {
+            let piece = match self.kept.get(at) {
+                Some(piece) if at >= self.emptied => piece.clone(),
+                Some(_) | None => return Poll::Ready(Some(Err(BodyError::Gone))),
+            };
+            self.positions[slot] = Some(at + 1);
+            self.release();
+            return Poll::Ready(Some(Ok(piece)));
+        }
+        if at != self.read || self.broken {
+            return Poll::Ready(Some(Err(BodyError::Gone)));
+        }
+        let polled = self.poll_piece(cx);
+        if let Poll::Ready(Some(Ok(_))) = &polled {
+            self.read += 1;
+            self.positions[slot] = Some(at + 1);
+            self.release();
+        }
+        polled
+    }
+
+    fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Piece, BodyError>>> {
+        if self.ended {
+            return Poll::Ready(None);
+        }
+        let frame = match Pin::new(&mut self.incoming).poll_frame(cx) {
+            Poll::Pending => return Poll::Pending,
+            Poll::Ready(None) => None,
+            Poll::Ready(Some(Ok(frame))) => Some(frame),
+            Poll::Ready(Some(Err(error))) => {
+                self.whole = false;
+                self.broken = true;
+                self.mirrors.clear();
+                return Poll::Ready(Some(Err(error)));
+            }
+        };
+        let Some(piece) = frame.and_then(into_piece) else {
+            self.ended = true;
+            self.progress.set_uploading(false);
+            self.tell_mirrors(&Piece::End);
+            return Poll::Ready(None);
+        };
+        self.keep(&piece);
+        self.tell_mirrors(&piece);
+        self.progress.touch();
+        self.ended = self.incoming.is_end_stream();
+        if self.ended {
+            self.progress.set_uploading(false);
+            self.tell_mirrors(&Piece::End);
+        }
+        Poll::Ready(Some(Ok(piece)))
+    }
+
+    fn keep(&mut self, piece: &Piece) {
+        let len = match piece {
+            Piece::Data(data) => data.len(),
+            Piece::Trailers(_) | Piece::End => 0,
+        };
+        self.read_bytes += len as u64;
+        if !self.whole {
+            return;
+        }
+        let proxy = &self.worker.proxy;
+        let buffered = &proxy.metrics.gauges.buffered_bytes;
+        let budget = proxy.settings.max_buffered_bytes as u64;
+        self.no_memory = buffered.load(Relaxed) + len as u64 > budget;
+        if self.kept_bytes + len > self.limit || self.no_memory {
+            self.forget();
+            return;
+        }
+        buffered.fetch_add(len as u64, Relaxed);
+        self.kept_bytes += len;
+        self.kept.push(piece.clone());
+    }
+
+    /// Nobody will begin to read it any more.
+    pub(super) fn forget(&mut self) {
+        self.whole = false;
+        self.release();
+    }
+
+    /// Frees what no reader will read, once none can begin.
+    fn release(&mut self) {
+        if self.whole || self.kept_bytes == 0 {
+            return;
+        }
+        let kept = self.kept.len();
+        let unread = self.positions.iter().flatten().min().copied().unwrap_or(kept).min(kept);
+        let mut freed = 0;
+        while self.emptied < unread {
+            if let Some(piece) = self.kept.get_mut(self.emptied)
+                && let Piece::Data(data) = std::mem::replace(piece, Piece::End)
+            {
+                freed += data.len();
+            }
+            self.emptied += 1;
+        }
+        self.give_back(freed);
+    }
+
+    fn give_back(&mut self, bytes: usize) {
+        if bytes > 0 {
+            self.kept_bytes -= bytes;
+            let gauges = &self.worker.proxy.metrics.gauges;
+            gauges.buffered_bytes.fetch_sub(bytes as u64, Relaxed);
+        }
+    }
+
+    fn tell_mirrors(&mut self, piece: &Piece) {
+        let metrics = &self.worker.proxy.metrics;
+        self.mirrors.retain(|mirror| {
+            let sent = mirror.try_send(piece.clone()).is_ok();
+            if !sent {
+                crate::metrics::add(&metrics.gauges.mirrors_dropped, 1);
+            }
+            sent
+        });
+    }
+}
+
+impl Drop for Source {
+    fn drop(&mut self) {
+        self.give_back(self.kept_bytes);
+    }
+}
