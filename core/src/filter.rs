@@ -32,7 +32,7 @@ pub fn host_of(modifier: &HeaderModifier) -> Option<&HeaderValue> {
 }
 
 /// Whether a modifier may name a header: what frames a message or belongs to one connection is said by
-/// whoever writes the message (RFC 9110 section 7.6.1, RFC 9112 section 6), and what the proxies tell
+/// the writer of the message (RFC 9110 section 7.6.1, RFC 9112 section 6), and what the proxies tell
 /// one another by nobody else.
 pub fn check_modified(name: &HeaderName) -> Result<(), FieldError> {
     if is_framing(name) {

@@ -26,7 +26,7 @@ const BATCH: usize = 256;
 /// How long the end of a process waits for a reader.
 pub const LAST_WORDS: Duration = Duration::from_secs(1);
 
-/// A line that is made into text by the writing thread, off the path of whoever says it.
+/// A line that is made into text by the writing thread, off the path of its caller.
 pub trait Record: Send {
     /// What it holds in memory, in bytes, about.
     fn size(&self) -> usize;

@@ -1,6 +1,6 @@
 //! The exchanges in flight of one worker: which of them stand still, and which have had their time.
 //!
-//! An exchange is ended by a sweep, once a second, and never by whoever polls one of its bodies: a body that
+//! An exchange is ended by a sweep, once a second, and never by polling one of its bodies: a body that
 //! nobody polls is just what a stuck peer leads to. A request costs no timer. What happens to an exchange
 //! that is ended is up to the task that serves it ([`crate::http::request`] before the head of the answer,
 //! `http/http2.rs` and [`crate::http::server`] after it).

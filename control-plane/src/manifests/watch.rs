@@ -24,7 +24,7 @@ const SETTLED: Duration = Duration::from_millis(5);
 /// After other changes that no close follows, such as a new link.
 const CHANGED: Duration = Duration::from_millis(50);
 /// After a write that no close has followed: a writer that keeps its file open is not waited for longer.
-/// Slower than any program that writes in pieces, and still soon for whoever edits by hand.
+/// Slower than any program that writes in pieces, and still soon for somebody who edits by hand.
 const UNCLOSED: Duration = Duration::from_secs(10);
 /// A file that was changed in place without an event is read once it has been quiet for so long.
 const QUIET: Duration = Duration::from_secs(2);

@@ -299,7 +299,7 @@ pub struct Trace {
 struct Context {
     id: u128,
     span: u64,
-    /// None: that is left to whoever comes next, which only B3 can say.
+    /// None: that is left to the next service, which only B3 can say.
     flags: Option<u8>,
 }
 

@@ -34,7 +34,7 @@ impl ResponseBody {
 
     /// A body that the proxy makes itself; may be empty.
     pub fn own(body: Bytes, exchange: Box<Exchange>) -> Self {
-        // An answer to HEAD has none, whoever makes it (RFC 9110 section 9.3.2).
+        // An answer to HEAD has none, our own included (RFC 9110 section 9.3.2).
         let body = (!body.is_empty() && exchange.method != Method::HEAD).then_some(body);
         Self { content: Content::Own(body), exchange: Some(exchange) }
     }

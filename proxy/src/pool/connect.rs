@@ -33,7 +33,7 @@ const GONE: Duration = Duration::from_secs(20);
 
 /// How long an address has for itself before the next one is tried beside it (RFC 8305 section 8).
 const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
-/// Connections that won a race and wait at one time, and for how long: whoever raced comes at once.
+/// Connections that won a race and wait at one time, and for how long: the racing request comes at once.
 const MAX_RACED: usize = 16;
 const RACED_FOR: Duration = Duration::from_secs(1);
 

@@ -227,7 +227,7 @@ async fn drive(mut driven: Box<Driven>, peer: Rc<PeerSettings>, connection: Weak
         if peer.cut.get() {
             return Poll::Ready(());
         }
-        // Its errors reach whoever uses the sender.
+        // Its errors reach the users of the sender.
         let polled = Pin::new(&mut driven).poll(cx).map(drop);
         peer.max_streams.set(driven.max_concurrent_send_streams());
         if let Some(connection) = connection.upgrade() {
