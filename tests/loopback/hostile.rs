@@ -74,6 +74,27 @@ fn oversized_and_countless_headers_get_431() {
 }
 
 #[test]
+fn oversized_headers_of_http2_are_refused_like_any_other() {
+    let mesh = Mesh::start("h2");
+    let small = ["--max-header-bytes", "4096"];
+    let caller = Proxy::caller(&mesh.plane, &small);
+    let long = format!("x: {}", "y".repeat(5_000));
+    for url in ["http://web.bank/", &format!("http://web.bank/{}", "y".repeat(5_000))] {
+        let to = format!("web.bank:80:{}", local(caller.outbound));
+        let args = ["--http2-prior-knowledge", "--connect-to", &to, "-H", &long];
+        let answer = Curl::direct().args(&args[..if url.len() > 100 { 3 } else { 5 }]).get(url);
+        assert_eq!(answer.status, 431, "{answer:?}");
+        let words =
+            "proxy-status: outrigger; error=http_request_error; details=\"headers_too_large";
+        assert!(answer.head.contains(words), "{}", answer.head);
+        assert!(answer.body.starts_with("outrigger: headers_too_large: "), "{}", answer.body);
+    }
+    let label = "reason=\"headers_too_large\"";
+    assert_eq!(caller.count("outrigger_requests_total", &[label]), 2.0);
+    caller.wait_log(&["headers_too_large"]);
+}
+
+#[test]
 fn heads_that_take_too_long_end_the_connection() {
     let siege = Siege::begin();
     let slow: [&[u8]; 4] = [
@@ -85,7 +106,12 @@ fn heads_that_take_too_long_end_the_connection() {
     ];
     for bytes in slow {
         let began = Instant::now();
-        raw(siege.caller.outbound, bytes, Duration::from_secs(15));
+        let answer = raw(siege.caller.outbound, bytes, Duration::from_secs(15));
+        if bytes.starts_with(b"GET ") {
+            let words =
+                "proxy-status: outrigger; error=http_request_error; details=\"header_timeout";
+            assert!(answer.starts_with("HTTP/1.1 408") && answer.contains(words), "{answer}");
+        }
         let took = began.elapsed();
         assert!(took < Duration::from_secs(10), "{bytes:?} held a connection for {took:?}");
     }

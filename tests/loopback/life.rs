@@ -200,6 +200,34 @@ fn a_drained_replica_costs_no_request_at_all() {
     load.stop_unharmed();
 }
 
+#[test]
+fn the_longest_durations_are_served() {
+    let longest = format!("{}h", u64::MAX / 3_600);
+    let args = [
+        "--drain-timeout",
+        &longest,
+        "--header-timeout",
+        &longest,
+        "--write-timeout",
+        &longest,
+        "--stream-idle-timeout",
+        &longest,
+        "--client-idle-timeout",
+        &longest,
+        "--connect-timeout",
+        &longest,
+    ];
+    let mesh = Mesh::start("h1");
+    let mut caller = Proxy::caller(&mesh.plane, &args);
+    assert_eq!(Curl::through(&caller).get("http://web.bank/").status, 200);
+    let mut busy = begin(caller.outbound, "/sleep/1500");
+    eventually("the app has the request", || mesh.app.requests.load(Relaxed) == 2);
+    caller.process().terminate();
+    let answer = answer(&mut busy);
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    assert!(caller.process().wait(DRAINED).success(), "{}", caller.log());
+}
+
 /// One request with a method and a body to an admin server.
 fn admin(port: u16, method: &str, path: &str, body: &str) -> (u16, String) {
     let url = format!("http://{}{path}", local(port));

@@ -58,6 +58,27 @@ fn a_hung_shadow_gets_few_copies_and_each_ends_by_its_own_policy() {
 }
 
 #[test]
+fn a_share_of_requests_is_copied() {
+    let (app, shadow) = (Echo::start("app"), Echo::start("shadow"));
+    let route = ROUTE.replace("requestMirror: {", "requestMirror: {percent: 25, ");
+    let plane = ControlPlane::start(&[
+        ("app.yaml", &unmeshed("app", "http", app.port)),
+        ("shadow.yaml", &unmeshed("shadow", "http", shadow.port)),
+        ("route.yaml", &route),
+    ]);
+    let port = free_port();
+    let listen = format!("127.0.0.1:{port}=app.bank:80");
+    let caller = Proxy::caller(&plane, &["--listen", &listen]);
+    gets(port, 400);
+    let dropped = || caller.count("outrigger_mirrors_dropped_total", &[]);
+    let copies = || shadow.requests.load(Relaxed) as f64 + dropped();
+    // Six standard deviations around 100.
+    eventually("a quarter is copied", || copies() >= 48.0);
+    assert!(copies() <= 152.0, "{} of 400", copies());
+    assert_eq!(app.requests.load(Relaxed), 400);
+}
+
+#[test]
 fn copies_that_are_copied_in_turn_end() {
     let app = Echo::start("app");
     // The shadow of each is the other.

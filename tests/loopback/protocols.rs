@@ -98,6 +98,19 @@ fn http2_with_prior_knowledge() {
     assert!(answer.body.contains("HTTP/2.0"), "{answer:?}");
 }
 
+/// An answer to HEAD has no body (RFC 9110 section 9.3.2), whoever gives it.
+#[test]
+fn own_answers_to_head_have_no_body() {
+    let mesh = Mesh::start("h2");
+    let to = format!("nobody.bank:80:{}", local(mesh.caller.outbound));
+    for version in ["--http2-prior-knowledge", "--http1.1"] {
+        let args = [version, "--connect-to", &to, "--head"];
+        let answer = Curl::direct().args(&args).get("http://nobody.bank/");
+        assert_eq!((answer.status, answer.exit), (502, Some(0)), "{version}: {answer:?}");
+        assert!(answer.head.contains("no_such_service") && answer.body.is_empty(), "{answer:?}");
+    }
+}
+
 #[test]
 fn h2load_counts_every_answer() {
     if !has("h2load") {

@@ -4,9 +4,10 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
 
 use outrigger_tests::app::{Echo, tcp};
-use outrigger_tests::client::Curl;
+use outrigger_tests::client::{Curl, gets};
 use outrigger_tests::eventually;
 use outrigger_tests::process::{ControlPlane, Proxy, free_port};
 
@@ -125,4 +126,31 @@ fn connections_that_an_app_has_closed_are_not_used_again() {
         assert_eq!(answer.status, 200, "request {i}: {answer:?}");
         eventually("the app has closed", || closed.load(Relaxed) == i);
     }
+}
+
+/// Many sweeps of the pool pass while all that it has is in use.
+#[test]
+fn a_busy_pool_is_kept() {
+    const CALLERS: u64 = 4;
+    let opened = Arc::new(AtomicU64::new(0));
+    let counted = Arc::clone(&opened);
+    let port = tcp(move |mut stream| {
+        counted.fetch_add(1, Relaxed);
+        while read_head(&mut stream) {
+            std::thread::sleep(Duration::from_millis(450));
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok");
+        }
+    });
+    let plane = ControlPlane::start(&[("slow.yaml", &unmeshed("slow", "http", port))]);
+    let listener = free_port();
+    let listen = format!("127.0.0.1:{listener}=slow.bank:80");
+    let _caller = Proxy::caller(&plane, &["--workers", "1", "--listen", &listen]);
+    std::thread::scope(|scope| {
+        for _ in 0..CALLERS {
+            scope.spawn(|| gets(listener, 10));
+        }
+    });
+    let opened = opened.load(Relaxed);
+    // One more where a caller asks again before its last connection is given back.
+    assert!(opened <= CALLERS + 1, "{opened} connections for {CALLERS} callers");
 }

@@ -151,3 +151,24 @@ fn chain(error: &dyn std::error::Error) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_we_lack_is_not_the_upstreams_fault() {
+        let blames = |reason| Failed::unprocessed(reason, String::new()).blames_upstream();
+        for reason in [Reason::TooManyInFlight, Reason::Overloaded, Reason::Draining] {
+            assert!(!blames(reason), "{reason}");
+        }
+        for reason in [Reason::ConnectFailed, Reason::UpstreamReset, Reason::AttemptTimeout] {
+            assert!(blames(reason), "{reason}");
+        }
+        let stale = Failed {
+            stale: true,
+            ..Failed::unprocessed(Reason::UpstreamResetAmbiguous, String::new())
+        };
+        assert!(!stale.blames_upstream());
+    }
+}

@@ -5,6 +5,7 @@
 //! the app can, is left out. Both rely on hyper flushing its socket only when it holds nothing back.
 
 use std::io;
+use std::mem;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
@@ -40,6 +41,8 @@ struct State {
     holds_back: bool,
     /// The caller knows informational responses.
     informs: bool,
+    /// A head has not come in time.
+    late: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -89,6 +92,11 @@ impl Link {
         if state.phase != Phase::Switched {
             state.phase = Phase::Ending;
         }
+    }
+
+    /// The caller is told that its head took too long.
+    pub fn head_is_late(&self) {
+        self.lock().late = true;
     }
 
     /// Why the open exchange has to end although its answer has begun. `waker`: of the connection's task,
@@ -173,7 +181,11 @@ impl Wire {
     /// Adds what the caller is to be told between hyper's words.
     fn poll_own(&mut self, cx: &mut Context<'_>) {
         let link = self.link.clone();
-        let state = link.lock();
+        let mut state = link.lock();
+        if state.phase == Phase::Quiet && mem::take(&mut state.late) {
+            let why = "the headers took longer than --header-timeout";
+            self.own.extend_from_slice(&bare(Reason::HeaderTimeout, why));
+        }
         if state.phase != Phase::Asked {
             self.timer = None;
             return;

@@ -72,7 +72,7 @@ pub fn handle(
     // Boxed: it travels with the request and its response through many hands.
     let mut exchange = Box::new(Exchange::begin(Rc::clone(&connection), &parts, tracked));
     let mut switch = upgrade::wanted(&parts, caller);
-    let checked = headers::check(&parts);
+    let checked = check(&connection, &parts);
     let tunnel = upgrade::is_tunnel(&parts);
     let mut body = body.map_or(RequestBody::Empty, |body| {
         RequestBody::new(body, &connection.worker, exchange.tracked.progress())
@@ -80,7 +80,7 @@ pub fn handle(
     let mut head = Some(Head::new(parts, switch.as_deref()));
     async move {
         let served = match checked {
-            Err(why) => Err(Refusal::new(Reason::BadRequest, why)),
+            Err(refusal) => Err(refusal),
             Ok(()) if tunnel => {
                 let tunnel = upgrade::tunnel(&connection, &mut exchange, &head, switch.take());
                 Box::pin(tunnel).await.map(Answer::Switched)
@@ -95,6 +95,14 @@ pub fn handle(
             Err(refusal) => respond::refuse(refusal, exchange),
         }
     }
+}
+
+/// Refuses what may go no further.
+fn check(connection: &Connection, parts: &Parts) -> Result<(), Refusal> {
+    if !connection.takes_headers(parts) {
+        return Err(Refusal::new(Reason::HeadersTooLarge, "the headers are larger than the limit"));
+    }
+    headers::check(parts).map_err(|why| Refusal::new(Reason::BadRequest, why))
 }
 
 async fn serve(

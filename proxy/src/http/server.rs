@@ -13,6 +13,8 @@ use std::task::Poll;
 
 use futures::FutureExt;
 use h2::server;
+use http::header::{HeaderName, HeaderValue};
+use http::request::Parts;
 use http::{HeaderMap, Method, Request, StatusCode, Version};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -91,12 +93,14 @@ impl Builders {
     }
 }
 
+/// h2's limit of headers is twice ours, so that what exceeds ours is a request that is refused, told of and
+/// counted like any other; h2's own answer beyond its limit is a bare 431.
 fn h2_builder(settings: &Settings, streams: u32) -> server::Builder {
     let mut h2 = server::Builder::new();
     h2.initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(streams.saturating_mul(STREAM_WINDOW).min(1 << 30))
         .max_concurrent_streams(streams)
-        .max_header_list_size(settings.max_header_bytes)
+        .max_header_list_size(settings.max_header_bytes.saturating_mul(2))
         .max_send_buffer_size(STREAM_WINDOW as usize)
         .enable_connect_protocol();
     h2
@@ -172,7 +176,7 @@ impl Connection {
             };
             let serving = builder.serve_connection(wire, service);
             let mut serving = pin!(serving.with_upgrades());
-            drive(&registered, &watch, |cx, shutdown| {
+            let ended = drive(&registered, &watch, |cx, shutdown| {
                 if shutdown {
                     serving.as_mut().graceful_shutdown();
                 }
@@ -182,7 +186,13 @@ impl Connection {
                 }
                 serving.as_mut().poll(cx).map_err(|error| reason_of(&error))
             })
-            .await
+            .await;
+            if ended == Err(Reason::HeaderTimeout) {
+                link.head_is_late();
+                // Writes as much as the socket takes at once: nobody waits for who was too slow.
+                let _over = serving.as_mut().now_or_never();
+            }
+            ended
         };
         if let Err(reason) = ended {
             worker.refused(direction, protocol, reason, remote);
@@ -228,6 +238,17 @@ impl Connection {
         {
             headers.insert(CLIENT_CERT, forwarded.clone());
         }
+    }
+
+    /// Whether a request's headers are within `--max-header-bytes`, counted as HTTP/2 does (RFC 9113
+    /// section 6.5.2). HTTP/1.1's are counted as they are read.
+    pub fn takes_headers(&self, head: &Parts) -> bool {
+        let limit = self.worker.proxy.settings.max_header_bytes as usize;
+        let field =
+            |(name, value): (&HeaderName, &HeaderValue)| name.as_str().len() + value.len() + 32;
+        let target = head.uri.path_and_query().map_or(0, |target| target.as_str().len());
+        self.protocol != Protocol::Http2
+            || target + head.headers.iter().map(field).sum::<usize>() <= limit
     }
 
     pub fn request_began(&self) {

@@ -68,6 +68,18 @@ fn renewal_is_due_at_its_share_of_life_and_when_another_root_issues() {
 }
 
 #[test]
+fn a_life_that_ends_before_it_begins_is_refused() {
+    let ca = Ca::new("root");
+    let now = unix_now();
+    for (from, to) in [(now + 60, now - 60), (now - 60, now - 120), (now + 120, now + 60)] {
+        let identity = Identity::testing("bank", "shop");
+        let (key, chain) = ca.issue(Leaf { from, to, ..Leaf::of(id("shop").as_str()) });
+        assert!(identity.install(key, chain, bundle(&[&ca]), now).is_err(), "{from} to {to}");
+        assert_eq!(identity.due(0.5), None);
+    }
+}
+
+#[test]
 fn a_bundle_that_cannot_be_read_leaves_the_last_good_one() {
     let ca = Ca::new("root");
     let identity = Identity::testing("bank", "shop");
