@@ -7,11 +7,14 @@ use std::time::SystemTime;
 
 use axum::Json;
 use axum::Router;
-use axum::extract::State;
+use axum::extract::{Request, State};
+use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
-use axum::response::IntoResponse;
+use axum::middleware::{Next, from_fn};
+use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use outrigger_core::config::Endpoint;
+use outrigger_core::name::PROXIED;
 use outrigger_logging::Log;
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -55,10 +58,19 @@ pub async fn serve(listener: TcpListener, admin: Admin) {
         .route("/proxies", get(proxies))
         .route("/identity", get(identity))
         .route("/problems", get(problems))
+        .layer(from_fn(refuse_proxied))
         .with_state(admin);
     if let Err(error) = axum::serve(listener, app).await {
         tracing::error!(%error, "the admin server ended");
     }
+}
+
+/// Nobody gets here through a proxy, which would call in its own name.
+async fn refuse_proxied(request: Request, next: Next) -> Response {
+    if request.headers().contains_key(PROXIED) {
+        return (StatusCode::FORBIDDEN, "not through a proxy\n").into_response();
+    }
+    next.run(request).await
 }
 
 async fn contents() -> &'static str {

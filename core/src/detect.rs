@@ -49,12 +49,10 @@ pub fn detect(bytes: &[u8]) -> Detected {
 /// A request line: `method target HTTP/`. What follows is for the HTTP parser to judge, so that a
 /// wrong version gets an HTTP answer.
 fn http1(bytes: &[u8]) -> Detected {
-    // RFC 9112 section 2.2: an empty line before the request line is ignored.
-    let line = match bytes {
-        [b'\r', b'\n', line @ ..] => line,
-        [b'\r'] => return Detected::NeedMore,
-        line => line,
-    };
+    // Empty lines before the request line are ignored, by common servers any number of them (RFC 9112
+    // section 2.2).
+    let empty = bytes.iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count();
+    let line = &bytes[empty..];
     let method = line.iter().take_while(|byte| is_token(**byte)).count();
     if method > MAX_METHOD {
         return Detected::Opaque;

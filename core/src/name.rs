@@ -3,7 +3,7 @@
 //! Parsing is the check: a value of these types is well formed.
 
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::str::FromStr;
 
 use crate::error::FieldError;
@@ -12,6 +12,10 @@ use crate::error::FieldError;
 const MAX_LABEL: usize = 63;
 /// The longest DNS name in text form (RFC 1035 section 2.3.4).
 const MAX_HOST: usize = 253;
+
+/// On a request that a proxy passes on to where the mesh has no service: whoever is not to be reached through
+/// a proxy, as admin servers are not, knows by it.
+pub const PROXIED: &str = "x-outrigger-proxied";
 
 /// What the service part of an ExternalService's name begins with: no Service's name holds a colon.
 const EXTERNAL: &str = "external:";
@@ -252,6 +256,43 @@ fn parse_port(text: &str) -> Option<u16> {
     text.parse().ok().filter(|port| *port != 0)
 }
 
+/// Whether the text is a host with an optional port and nothing else, so that everybody who reads it finds the
+/// same host: labels of letters, digits, `-` and `_` joined by dots (a final one may follow), an IPv4 address,
+/// or an IPv6 address in brackets; of the port at most 65535, and it may be empty (RFC 9110 section 7.2, RFC
+/// 3986 section 3.2).
+pub fn is_authority(text: &[u8]) -> bool {
+    let host = match text.iter().rposition(|byte| *byte == b':') {
+        Some(colon) if !text[colon..].contains(&b']') => {
+            let port = &text[colon + 1..];
+            let number = || std::str::from_utf8(port).ok()?.parse::<u16>().ok();
+            if !port.is_empty() && (!port[0].is_ascii_digit() || number().is_none()) {
+                return false;
+            }
+            &text[..colon]
+        }
+        _ => text,
+    };
+    if let [b'[', address @ .., b']'] = host {
+        let address = std::str::from_utf8(address).ok();
+        return address.is_some_and(|address| address.parse::<Ipv6Addr>().is_ok());
+    }
+    if host.is_empty() || host.len() > MAX_HOST + 1 {
+        return false;
+    }
+    let mut before = b'.';
+    for &byte in host {
+        let fits = match byte {
+            b'.' => before != b'.',
+            _ => byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_',
+        };
+        if !fits {
+            return false;
+        }
+        before = byte;
+    }
+    true
+}
+
 /// RFC 1123 label: what Kubernetes accepts as the name of a namespace or service.
 pub fn check_label(text: &str) -> Result<(), FieldError> {
     let ok = !text.is_empty()
@@ -301,6 +342,68 @@ mod tests {
             assert!(Authority::parse(text, Some(80)).is_err(), "{text:?} must be refused");
         }
         assert!(Authority::parse("a.b", None).is_err());
+    }
+
+    #[test]
+    fn a_host_is_what_everybody_reads_as_the_same_host() {
+        for text in [
+            "a",
+            "A.b-c_d",
+            "a.",
+            "a:",
+            "a:80",
+            "a.b.:65535",
+            "10.0.0.1",
+            "10.0.0.1:9",
+            "[::1]",
+            "[::1]:9",
+            "[::1]:",
+            "[::ffff:10.0.0.1]:80",
+            "xn--a",
+            "127.1",
+            "2130706433",
+        ] {
+            assert!(is_authority(text.as_bytes()), "{text:?}");
+        }
+        for text in [
+            "",
+            ":",
+            ":80",
+            ".",
+            "..",
+            "a..",
+            "a..b",
+            ".a",
+            "a b",
+            " a",
+            "a ",
+            "a\t",
+            "a,b",
+            "a, b",
+            "u@a",
+            "a/",
+            "a?",
+            "a#",
+            "a\\",
+            "a:80:80",
+            "a:x",
+            "a:65536",
+            "a:+80",
+            "a:-1",
+            "a:80 ",
+            "a%2eb",
+            "[a]",
+            "[::1",
+            "::1",
+            "[::1]x",
+            "[fe80::1%25eth0]",
+            "[::1]]",
+            "a]:1",
+            "\u{e4}",
+            "a\0",
+        ] {
+            assert!(!is_authority(text.as_bytes()), "{text:?}");
+        }
     }
 
     #[test]

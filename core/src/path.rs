@@ -156,6 +156,29 @@ fn resolve(path: &str) -> Result<String, Ambiguous> {
     Ok(resolved)
 }
 
+/// A canonical path as servers see it that take path parameters (RFC 3986 section 3.3) out of it before they
+/// look for what is asked for: each segment ends at its first `;`, encoded or not, and a segment that is
+/// nothing else is none. None: it has no parameters.
+pub fn without_parameters(canonical: &str) -> Option<String> {
+    if !canonical.contains(';') && !canonical.contains("%3B") {
+        return None;
+    }
+    let mut bare = String::with_capacity(canonical.len());
+    for segment in canonical.split('/').skip(1) {
+        let end = segment.find(';').into_iter().chain(segment.find("%3B")).min();
+        let name = &segment[..end.unwrap_or(segment.len())];
+        // An empty last segment is a final slash, which means something.
+        if !name.is_empty() || segment.is_empty() {
+            bare.push('/');
+            bare.push_str(name);
+        }
+    }
+    if bare.is_empty() {
+        bare.push('/');
+    }
+    Some(bare)
+}
+
 /// Also with the `;` encoded, since a server may decode it before it looks for parameters.
 fn is_dot_parameter(segment: &str) -> bool {
     let rest = segment.strip_prefix("..").or_else(|| segment.strip_prefix('.'));
@@ -229,6 +252,23 @@ mod tests {
             ("/%2e%2e/admin", Ambiguous::AboveRoot),
         ] {
             assert_eq!(canonical(path), Err(expected), "{path:?}");
+        }
+    }
+
+    #[test]
+    fn parameters_are_what_some_servers_do_not_see() {
+        for (path, expected) in [
+            ("/admin;x=1", Some("/admin")),
+            ("/;/admin", Some("/admin")),
+            ("/admin;/x", Some("/admin/x")),
+            ("/admin%3Bx", Some("/admin")),
+            ("/a;x/b;y;z/c", Some("/a/b/c")),
+            ("/;x", Some("/")),
+            ("/a;x/", Some("/a/")),
+            ("/a%3Bx;y", Some("/a")),
+            ("/a/b", None),
+        ] {
+            assert_eq!(without_parameters(path).as_deref(), expected, "{path:?}");
         }
     }
 

@@ -2,15 +2,23 @@
 
 mod policies;
 
+use std::fs::{DirBuilder, Permissions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::Path;
 use std::sync::Arc;
 
 use axum::Json;
 use axum::Router;
-use axum::extract::State;
+use axum::extract::{Request, State};
 use axum::http::{StatusCode, header};
-use axum::response::IntoResponse;
+use axum::middleware::{Next, from_fn, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
+use outrigger_core::name::PROXIED;
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use tokio::net::UnixListener;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::reload;
 
@@ -27,30 +35,99 @@ struct Admin {
 }
 
 /// Serves until the process ends. Runs apart from traffic: a scrape can't slow a request.
-pub async fn serve(proxy: Arc<Proxy>, listener: std::net::TcpListener, log: LogHandle) {
-    let router = Router::new()
+pub async fn serve(
+    proxy: Arc<Proxy>,
+    listener: std::net::TcpListener,
+    socket: Option<UnixListener>,
+    log: LogHandle,
+) {
+    let admin = Admin { proxy, log };
+    let looks = Router::new()
         .route("/", get(index))
         .route("/live", get(|| async { "live\n" }))
         .route("/ready", get(ready))
         .route("/metrics", get(metrics))
         .route("/config", get(config))
         .route("/identity", get(identity))
-        .route("/policies", get(policies))
-        .route("/drain", post(drain))
-        .route("/log", put(set_log))
-        .with_state(Admin { proxy, log });
-    let served = match tokio::net::TcpListener::from_std(listener) {
-        Ok(listener) => axum::serve(listener, router).await,
-        Err(error) => Err(error),
+        .route("/policies", get(policies));
+    let changes = Router::new().route("/drain", post(drain)).route("/log", put(set_log));
+    let with_token = from_fn_with_state(admin.clone(), demand_token);
+    let open = looks.clone().merge(changes.clone().route_layer(with_token));
+    let open = open.layer(from_fn(refuse_proxied)).with_state(admin.clone());
+    let local = async {
+        match socket {
+            Some(socket) => axum::serve(socket, looks.merge(changes).with_state(admin)).await,
+            None => Ok(()),
+        }
     };
-    if let Err(error) = served {
+    let open = async { axum::serve(tokio::net::TcpListener::from_std(listener)?, open).await };
+    if let Err(error) = futures::future::try_join(open, local).await {
         tracing::error!(%error, "the admin server has ended");
     }
 }
 
+/// Binds the socket that only its owner may connect to. In a folder that nobody else can enter, so that there
+/// is no moment at which its mode is another one.
+///
+/// # Errors
+/// If it cannot be made there.
+pub fn bind_socket(path: &Path) -> io::Result<UnixListener> {
+    let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_string_lossy();
+    let folder = path.with_file_name(format!(".{name}.{}", std::process::id()));
+    DirBuilder::new().mode(0o700).create(&folder)?;
+    let hidden = folder.join("socket");
+    let bound = UnixListener::bind(&hidden).and_then(|listener| {
+        std::fs::set_permissions(&hidden, Permissions::from_mode(0o600))?;
+        std::fs::rename(&hidden, path)?;
+        Ok(listener)
+    });
+    std::fs::remove_dir_all(&folder)?;
+    bound
+}
+
+/// Nobody gets here through a proxy, which would call in its own name.
+async fn refuse_proxied(request: Request, next: Next) -> Response {
+    if request.headers().contains_key(PROXIED) {
+        return (StatusCode::FORBIDDEN, "not through a proxy\n").into_response();
+    }
+    next.run(request).await
+}
+
+/// What changes the proxy is for those who may: the socket's owner, or who knows the token.
+async fn demand_token(State(admin): State<Admin>, request: Request, next: Next) -> Response {
+    let Some(file) = &admin.proxy.settings.admin_token_file else {
+        let why = "this changes the proxy: call it over --admin-socket, or start the proxy with \
+                   --admin-token-file\n";
+        return (StatusCode::FORBIDDEN, why).into_response();
+    };
+    let file = file.clone();
+    let read = tokio::task::spawn_blocking(move || std::fs::read(file)).await;
+    let token = match read.unwrap_or_else(|error| Err(io::Error::other(error))) {
+        Ok(token) if !token.trim_ascii().is_empty() => token,
+        Ok(_) => {
+            return (StatusCode::FORBIDDEN, "the file of --admin-token-file is empty\n")
+                .into_response();
+        }
+        Err(error) => {
+            let why = format!("cannot read the file of --admin-token-file: {error}\n");
+            return (StatusCode::FORBIDDEN, why).into_response();
+        }
+    };
+    let given = request.headers().get(header::AUTHORIZATION);
+    let given = given.and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
+    // Digests, so that the time of a comparison says nothing about the token.
+    let same = |given: &[u8]| Sha256::digest(given) == Sha256::digest(token.trim_ascii());
+    if given.is_some_and(same) {
+        return next.run(request).await;
+    }
+    let why =
+        "this changes the proxy: send the token of --admin-token-file as `Authorization: Bearer`\n";
+    (StatusCode::UNAUTHORIZED, why).into_response()
+}
+
 async fn index() -> &'static str {
     "GET /live, /ready, /metrics, /config, /identity, /policies; POST /drain; PUT /log with a filter such as \
-     outrigger_proxy=debug\n"
+     outrigger_proxy=debug. What is no GET wants --admin-socket or the token of --admin-token-file\n"
 }
 
 async fn ready(State(admin): State<Admin>) -> (StatusCode, String) {

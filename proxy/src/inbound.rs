@@ -48,6 +48,12 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, remote: SocketAddr, sl
         slot,
     };
     if let Some(address) = original {
+        // Whoever routes a network through this host reaches its own addresses and no others.
+        if !worker.is_own(address.ip()) {
+            let why = format!("{address} is not an address of this workload");
+            let refusal = Refusal::new(Reason::NotForUs, why);
+            return refuse(&worker, Label::UNKNOWN, &refusal, remote);
+        }
         let ports = worker.proxy.inbound.load_full();
         match ports.port(address.port()) {
             Ok(port) => {

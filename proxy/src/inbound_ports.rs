@@ -22,6 +22,7 @@ pub struct InboundPorts {
     /// Where the app listens.
     pub app: IpAddr,
     ports: Vec<InboundPort>,
+    configured: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -31,6 +32,8 @@ pub struct InboundPort {
     pub service: Label,
     /// Only callers that have proved an identity; never in a mesh without.
     strict: bool,
+    /// The control plane, or what it said before, has spoken about it. Until then nobody may call it.
+    configured: bool,
     /// Who may call it; none: everybody.
     pub rules: Option<Arc<PortRules>>,
     /// How much it takes; none: whatever comes.
@@ -38,24 +41,29 @@ pub struct InboundPort {
 }
 
 impl InboundPorts {
-    /// The ports named by `--app-port`, before the control plane says more: until it says whether
-    /// plaintext may come in, none may.
+    /// The ports named by `--app-port`, before the control plane says more: until it says who may come in,
+    /// nobody may.
     pub fn registered(settings: &Settings, identity: bool) -> Self {
         let ports = settings.app_ports.iter().map(|app| InboundPort {
             port: app.port,
             protocol: app.protocol,
             service: Label::UNKNOWN,
             strict: identity,
+            configured: false,
             rules: None,
             limits: None,
         });
-        Self { app: settings.app_address, ports: ports.collect() }
+        Self { app: settings.app_address, ports: ports.collect(), configured: false }
     }
 
     /// The same with what the control plane knows of this workload.
     pub fn from_config(proxy: &Proxy, inbound: &Inbound) -> Result<Self, FieldError> {
         let identity = proxy.identity.is_some();
         let mut all = Self::registered(&proxy.settings, identity);
+        all.configured = true;
+        for port in &mut all.ports {
+            port.configured = true;
+        }
         for (i, known) in inbound.ports.iter().enumerate() {
             let service = known
                 .service
@@ -78,6 +86,7 @@ impl InboundPorts {
                     protocol: known.protocol,
                     service,
                     strict,
+                    configured: true,
                     rules,
                     limits: None,
                 }),
@@ -98,7 +107,7 @@ impl InboundPorts {
         let rules = PortRules::nobody();
         let close =
             |port: &InboundPort| InboundPort { rules: Some(Arc::clone(&rules)), ..port.clone() };
-        Self { app: self.app, ports: self.ports.iter().map(close).collect() }
+        Self { ports: self.ports.iter().map(close).collect(), ..*self }
     }
 
     /// Whether every port has rules that let this caller do nothing.
@@ -115,6 +124,10 @@ impl InboundPorts {
 
     pub fn port(&self, port: u16) -> Result<&InboundPort, Refusal> {
         self.ports.iter().find(|known| known.port == port).ok_or_else(|| {
+            if !self.configured {
+                let why = "which ports this workload serves is not known yet";
+                return Refusal::new(Reason::ConfigUnavailable, why);
+            }
             Refusal::new(Reason::PortNotServed, format!("this workload serves no port {port}"))
         })
     }
@@ -130,12 +143,28 @@ impl InboundPort {
         self.protocol
     }
 
+    /// Whether plaintext is refused, so that a connection has to be looked into to tell why.
     pub fn strict(&self) -> bool {
-        self.strict
+        self.strict || !self.configured
     }
 
-    /// Refuses a caller that has to prove who it is and has not.
+    /// Refuses a stream of bytes where requests are expected: none of what is said about requests would
+    /// hold for those in it.
+    pub fn admit_opaque(&self) -> Result<(), Refusal> {
+        let undeclared = matches!(self.protocol, Protocol::Detect);
+        if self.protocol.is_http() || (undeclared && self.limits.is_some()) {
+            let why = format!("port {} takes requests, and this is a stream of bytes", self.port);
+            return Err(Refusal::new(Reason::ProtocolError, why));
+        }
+        Ok(())
+    }
+
+    /// Refuses a caller that has to prove who it is and has not, and everybody before the first configuration.
     pub fn admit(&self, peer: Peer) -> Result<(), Refusal> {
+        if !self.configured {
+            let why = "who may call this workload is not known yet";
+            return Err(Refusal::new(Reason::ConfigUnavailable, why));
+        }
         if self.strict && peer != Peer::Mesh {
             return Err(Refusal::new(
                 Reason::MtlsRequired,

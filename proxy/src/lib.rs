@@ -23,6 +23,7 @@ pub mod identity;
 pub mod inbound;
 pub mod inbound_ports;
 pub mod io;
+mod local;
 pub mod memory;
 pub mod metrics;
 pub mod original;

@@ -89,6 +89,9 @@ pub struct Config {
     pub app_idle: Duration,
     /// How long an app may take none of what was sent, to the kernel; none: as it likes.
     pub app_gone: Option<Duration>,
+    /// This proxy's own listeners, which it must not dial; another proxy's hop may lead to the inbound one.
+    pub own_inbound: SocketAddr,
+    pub own_entrances: Vec<SocketAddr>,
 }
 
 impl Pools {
@@ -102,6 +105,8 @@ impl Pools {
             // Exchanges that stand still go first, and say why.
             app_gone: (!settings.stream_idle_timeout.is_zero())
                 .then(|| settings.stream_idle_timeout.saturating_add(APP_GRACE)),
+            own_inbound: settings.inbound,
+            own_entrances: settings.own_entrances().collect(),
         };
         let (metrics, identity) = (Arc::clone(&proxy.metrics), proxy.identity.clone());
         Self {

@@ -44,6 +44,7 @@ pub fn run(settings: Settings, log: Log, filter: LogHandle) -> io::Result<()> {
     let identity = Identity::from_settings(&settings)?;
     let listeners = accept::bind(&settings)?;
     let admin = accept::listen(settings.admin)?;
+    let socket = settings.admin_socket.clone();
     let workers = settings.workers();
     let (proxy, Errands { stops }) = Proxy::new(settings, identity, log);
     // Everything that is not traffic shares this thread.
@@ -61,7 +62,13 @@ pub fn run(settings: Settings, log: Log, filter: LogHandle) -> io::Result<()> {
     drop(seats);
     let ended = runtime.block_on(async {
         tokio::spawn(tick(Arc::clone(&proxy)));
-        tokio::spawn(admin::serve(Arc::clone(&proxy), admin, filter));
+        let socket = socket.map(|path| {
+            let bound = admin::bind_socket(&path);
+            bound.map_err(|error| {
+                io::Error::new(error.kind(), format!("--admin-socket {}: {error}", path.display()))
+            })
+        });
+        tokio::spawn(admin::serve(Arc::clone(&proxy), admin, socket.transpose()?, filter));
         control(proxy, stops, state).await
     });
     runtime.shutdown_timeout(BLOCKED);

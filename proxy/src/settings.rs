@@ -11,6 +11,7 @@ use clap::Parser;
 use outrigger_core::config::Protocol;
 use outrigger_core::name::{Authority, check_label};
 
+use crate::local::reaches;
 use crate::metrics::Direction;
 
 /// The sidecar of an Outrigger mesh: routes, balances and observes what its app sends and gets.
@@ -42,9 +43,18 @@ pub struct Settings {
     )]
     pub inbound: SocketAddr,
 
-    /// Live, ready, metrics, config, drain and log level
+    /// Live, ready, metrics, config; drain and log level with the token of --admin-token-file
     #[arg(long, env = "OUTRIGGER_ADMIN", default_value = "127.0.0.1:4791", value_name = "IP:PORT")]
     pub admin: SocketAddr,
+
+    /// The same on a Unix socket, which its owner alone may use (mode 0600), and without a token
+    #[arg(long, env = "OUTRIGGER_ADMIN_SOCKET", value_name = "PATH")]
+    pub admin_socket: Option<PathBuf>,
+
+    /// Holds the token with which --admin takes what changes the proxy (POST /drain, PUT /log), as
+    /// `Authorization: Bearer TOKEN`; read again for each call
+    #[arg(long, env = "OUTRIGGER_ADMIN_TOKEN_FILE", value_name = "FILE")]
+    pub admin_token_file: Option<PathBuf>,
 
     /// A listener for one destination, for apps that cannot use a proxy; may be repeated
     #[arg(long = "listen", env = "OUTRIGGER_LISTEN", value_name = "IP:PORT=HOST:PORT", value_parser = parse_listener, value_delimiter = ',')]
@@ -242,12 +252,16 @@ impl Settings {
 
     /// Whether a connection to `address` would come straight back to this process.
     pub fn is_own_listener(&self, address: SocketAddr) -> bool {
-        let own = |listener: SocketAddr| {
-            listener.port() == address.port()
-                && (listener.ip() == address.ip()
-                    || (listener.ip().is_unspecified() && address.ip().is_loopback()))
-        };
-        own(self.outbound) || own(self.inbound) || self.listeners.iter().any(|l| own(l.listen))
+        reaches(self.inbound, address) || self.is_own_entrance(address)
+    }
+
+    /// The same of what nobody but the app and the platform may come to.
+    pub fn is_own_entrance(&self, address: SocketAddr) -> bool {
+        self.own_entrances().any(|listener| reaches(listener, address))
+    }
+
+    pub fn own_entrances(&self) -> impl Iterator<Item = SocketAddr> {
+        self.listeners.iter().map(|one| one.listen).chain([self.outbound, self.admin])
     }
 
     /// Connections of one direction that may be open at one time.

@@ -134,7 +134,8 @@ async fn decide(
         }
         // To be told what is wrong with it.
         Spoke::Client(Detected::Opaque)
-            if declared == Protocol::Http1 && sniffer.resembles_request() =>
+            if (declared == Protocol::Http1 && sniffer.resembles_request())
+                || (declared == Protocol::Detect && sniffer.names_http()) =>
         {
             serve_http(worker, sniffer.into_io(), Protocol::Http1, origin).await;
             Ok(())
@@ -214,6 +215,10 @@ fn wants_http(target: &Target) -> bool {
 
 fn check_caller(worker: &Worker, origin: &Origin, target: &Target) -> Result<(), Refusal> {
     match target {
+        Target::App { protocol: Protocol::Detect, limits: Some(_), .. } => {
+            let why = "requests to this port are limited, and these bytes are none";
+            Err(Refusal::new(Reason::ProtocolError, why))
+        }
         Target::App { rules: Some(rules), .. } => {
             rules.stream(worker, origin.caller.as_deref(), origin.remote.ip())
         }

@@ -5,7 +5,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -23,6 +23,7 @@ use crate::accept::Accepted;
 use crate::http::respond::Refusal;
 use crate::http::server::Builders;
 use crate::inbound_ports::InboundPorts;
+use crate::local;
 use crate::memory::Spare;
 use crate::metrics::{CountKey, Direction, Label, SeriesKey, Status, WorkerMetrics};
 use crate::pool::Pools;
@@ -40,6 +41,8 @@ use crate::{access_log, inbound, outbound};
 const MAX_SPELLINGS: usize = 2_048;
 /// Outside names whose address is remembered, likewise.
 const MAX_ADDRESSES: usize = 256;
+/// Addresses of this host that are remembered.
+const MAX_OWN_ADDRESSES: usize = 16;
 /// How long an outside name's address is used.
 const ADDRESS_TTL: Duration = Duration::from_secs(5);
 /// Port of an authority that names none.
@@ -64,6 +67,7 @@ pub struct Worker {
     pub call: CallPolicy,
     spellings: RefCell<HashMap<Box<str>, Arc<Dialed>, foldhash::fast::RandomState>>,
     addresses: RefCell<HashMap<Authority, (Instant, SocketAddr)>>,
+    own_addresses: RefCell<Vec<(Instant, IpAddr)>>,
     random: Cell<u64>,
     /// Seconds since the worker began.
     tick: Cell<u32>,
@@ -99,6 +103,7 @@ impl Worker {
             call: CallPolicy::default(),
             spellings: RefCell::default(),
             addresses: RefCell::default(),
+            own_addresses: RefCell::default(),
             random: Cell::new(RandomState::new().hash_one(index)),
             tick: Cell::new(1),
             said: Cell::new(0),
@@ -177,8 +182,6 @@ impl Worker {
         let ports_changed = !Arc::ptr_eq(&inbound, &self.reviewed_ports.borrow());
         if ports_changed {
             *self.reviewed_ports.borrow_mut() = Arc::clone(&inbound);
-        } else if self.proxy.identity.is_none() {
-            return;
         }
         let grace = u32::try_from(grace.as_secs()).unwrap_or(u32::MAX).max(1);
         self.connections.review(Direction::Inbound, grace, |standing| {
@@ -314,6 +317,20 @@ impl Worker {
 
     pub async fn connect(&self, address: SocketAddr) -> Result<Opened, ConnectError> {
         connect(address, self.pools.opening()).await
+    }
+
+    /// Whether an address is this host's own, as it was within the last seconds.
+    pub fn is_own(&self, ip: IpAddr) -> bool {
+        let mut known = self.own_addresses.borrow_mut();
+        known.retain(|(at, _)| at.elapsed() < ADDRESS_TTL);
+        if known.iter().any(|(_, own)| *own == ip) {
+            return true;
+        }
+        let own = local::is_own(ip);
+        if own && known.len() < MAX_OWN_ADDRESSES {
+            known.push((Instant::now(), ip));
+        }
+        own
     }
 
     /// Counts and logs a connection that was ended before it became a request.

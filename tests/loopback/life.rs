@@ -237,7 +237,7 @@ fn admin(port: u16, method: &str, path: &str, body: &str) -> (u16, String) {
 
 #[test]
 fn the_admin_server_tells_and_is_told() {
-    let mut mesh = Mesh::start("h1");
+    let mesh = Mesh::start("h1");
     let port = mesh.caller.admin;
     assert_eq!(http_get(port, "/live"), Some((200, "live\n".to_owned())));
     assert_eq!(http_get(port, "/ready"), Some((200, "ready\n".to_owned())));
@@ -252,12 +252,19 @@ fn the_admin_server_tells_and_is_told() {
         mesh.caller.count(name, &["outcome=\"success\"", "service=\"bank/web:80\""]) == 1.0
     });
     assert_eq!(mesh.caller.count("outrigger_discovery_connected", &[]), 1.0);
-    assert_eq!(admin(port, "PUT", "/log", "outrigger_proxy=debug").0, 200);
-    let (status, said) = admin(port, "PUT", "/log", "a=b=c");
-    assert!(status == 400 && said.contains("bad filter"), "{status} {said}");
     assert_eq!(admin(port, "GET", "/nothing", "").0, 404);
-    assert_eq!(admin(port, "POST", "/drain", "").0, 202);
-    assert!(mesh.caller.process().wait(DRAINED).success());
+    let socket = mesh.plane.dir.path().join("admin.sock").display().to_string();
+    let mut other = Proxy::start(&mesh.plane, "other", &["--admin-socket", &socket]);
+    let by_socket = |method, path: &str, body| {
+        let args = ["-X", method, "--data", body, "--unix-socket", &socket];
+        let answer = Curl::direct().args(&args).get(&format!("http://admin{path}"));
+        (answer.status, answer.body)
+    };
+    assert_eq!(by_socket("PUT", "/log", "outrigger_proxy=debug").0, 200);
+    let (status, said) = by_socket("PUT", "/log", "a=b=c");
+    assert!(status == 400 && said.contains("bad filter"), "{status} {said}");
+    assert_eq!(by_socket("POST", "/drain", "").0, 202);
+    assert!(other.process().wait(DRAINED).success());
 }
 
 #[test]

@@ -56,26 +56,46 @@ pub fn translate(raw: &AccessPolicy, report: &mut Report) -> Option<Policy> {
         });
     }
     let issuers = spec.jwt.iter().enumerate();
-    let issuers = issuers
+    let issuers: Vec<_> = issuers
         .map(|(i, jwt)| issuer(jwt, &namespace, &format!("spec.jwt[{i}]"), report))
         .collect();
+    if spec.audit && spec.default == Some(AccessAction::Deny) {
+        rules.push(denying_by_default(&full_name));
+    }
     // Regular expressions and paths that could never match, with the path of the field.
     let access = Access { rules, ..Access::default() };
     report.check("spec", CompiledAccess::new(&access));
+    // Audit changes nothing: only rules can be asked what they would do.
+    let in_force = !spec.audit;
     Some(Policy {
         namespace,
         name,
         created: created(&raw.metadata),
         selector: spec.selector.as_ref().map(|selector| selector.match_labels.clone()),
         ports,
-        mtls: spec.mtls.map(|mode| match mode {
+        mtls: spec.mtls.filter(|_| in_force).map(|mode| match mode {
             AccessMtls::Strict => MtlsMode::Strict,
             AccessMtls::Permissive => MtlsMode::Permissive,
         }),
-        default: spec.default.map(action),
+        default: spec.default.filter(|_| in_force).map(action),
         rules: access.rules,
-        issuers,
+        issuers: if in_force { issuers } else { Vec::new() },
     })
+}
+
+/// Stands for `default: Deny` of a policy in audit mode: an allow rule that no caller matches.
+fn denying_by_default(policy: &str) -> Rule {
+    let nobody =
+        Caller { namespaces: vec![String::new()], authenticated: Some(false), ..Caller::default() };
+    Rule {
+        policy: policy.to_owned(),
+        name: "default".to_owned(),
+        action: Action::Allow,
+        audit: true,
+        from: vec![nobody],
+        to: Vec::new(),
+        claims: Vec::new(),
+    }
 }
 
 fn action(raw: AccessAction) -> Action {

@@ -14,6 +14,7 @@ use http::{HeaderMap, HeaderName, Method};
 
 pub use network::Network;
 use rule::CompiledRule;
+pub use rule::is_respelled;
 
 use crate::config::{HostMatch, PathMatch, ValueMatch};
 use crate::error::FieldError;
@@ -71,7 +72,8 @@ pub struct Caller {
 pub struct Operation {
     pub hosts: Vec<HostMatch>,
     pub methods: Vec<Method>,
-    /// Against the canonical path ([`crate::path`]).
+    /// Against the canonical path ([`crate::path`]), and against the same without path parameters: a rule that
+    /// denies matches if either does, one that allows if both do.
     pub paths: Vec<PathMatch>,
     pub headers: Vec<HeaderRule>,
 }
@@ -128,6 +130,8 @@ pub struct RequestFacts<'a> {
     pub method: &'a Method,
     /// Canonical.
     pub path: &'a str,
+    /// The same without path parameters, where it has any ([`crate::path::without_parameters`]).
+    pub bare_path: Option<&'a str>,
     pub headers: &'a HeaderMap,
     /// Of a token that holds.
     pub claims: Option<&'a Claims>,
@@ -156,8 +160,10 @@ pub struct CompiledAccess {
     default_from: Option<String>,
     enforced: RuleSet,
     audited: RuleSet,
-    /// Some rule asks for the path, so that the path must have a canonical form.
+    /// Some rule in force asks for the path, so that the path must have a canonical form.
     pub asks_for_path: bool,
+    /// Some rule in audit mode does, which changes nothing.
+    pub audits_path: bool,
 }
 
 #[derive(Debug, Default)]
@@ -178,7 +184,9 @@ impl CompiledAccess {
             ..Self::default()
         };
         for (i, rule) in config.rules.iter().enumerate() {
-            compiled.asks_for_path |= rule.to.iter().any(|to| !to.paths.is_empty());
+            let asks = rule.to.iter().any(|to| !to.paths.is_empty());
+            compiled.asks_for_path |= asks && !rule.audit;
+            compiled.audits_path |= asks && rule.audit;
             let set = if rule.audit { &mut compiled.audited } else { &mut compiled.enforced };
             let list = match rule.action {
                 Action::Allow => &mut set.allow,

@@ -31,6 +31,7 @@ use super::server::Connection;
 use super::verdict::Verdict;
 use crate::endpoint::{Choice, EndpointState, Endpoints, NoChoice, coarse_ms};
 use crate::guard::{Attempt, Trials};
+use crate::local::is_private;
 use crate::metrics::add;
 use crate::pool::h1::Reuse;
 use crate::pool::{PoolKey, Wire};
@@ -56,6 +57,8 @@ pub struct Hop {
     endpoint: Option<Arc<EndpointState>>,
     /// What the far proxy shall speak to the app.
     protocol: Protocol,
+    /// To where the mesh has no service.
+    unmatched: bool,
 }
 
 /// Which endpoint a try went to, and how.
@@ -122,7 +125,16 @@ pub fn choose(
             exchange.endpoint = Some(*address);
             let (address, expected) = (*address, Expected::NONE);
             let (trials, protocol) = (Trials::default(), *protocol);
-            return Ok(Hop { trials, address, wire, expected, endpoint: None, protocol });
+            let unmatched = matches!(way, Way::Outside { .. });
+            return Ok(Hop {
+                trials,
+                address,
+                wire,
+                expected,
+                endpoint: None,
+                protocol,
+                unmatched,
+            });
         }
     };
     let config = &live.compiled.backends[backend];
@@ -371,7 +383,8 @@ impl Hop {
             None => (endpoint.endpoint.address, wire_of(protocol, callers, upgrade)),
         };
         let (trials, expected) = (Trials::default(), endpoint.expected);
-        Self { trials, address, wire, expected, endpoint: Some(endpoint), protocol }
+        let (endpoint, unmatched) = (Some(endpoint), false);
+        Self { trials, address, wire, expected, endpoint, protocol, unmatched }
     }
 
     pub(super) fn key(&self) -> PoolKey {
@@ -381,6 +394,11 @@ impl Hop {
     /// To somebody who is not of the mesh and is told nothing of it.
     pub(super) fn is_outside(&self) -> bool {
         self.endpoint.as_ref().is_some_and(|endpoint| endpoint.is_outside)
+    }
+
+    /// To where it might be somebody's admin server that answers.
+    pub(super) fn is_proxied(&self) -> bool {
+        self.unmatched && is_private(self.address.ip())
     }
 
     /// This proxy speaks TLS to somebody outside.
@@ -448,10 +466,13 @@ impl Hop {
         }
     }
 
-    pub(super) fn header(&self, deadline_by_policy: bool) -> HeaderValue {
-        match &self.endpoint {
-            Some(endpoint) => endpoint.hop_header(self.protocol, deadline_by_policy),
-            None => HeaderValue::from_static(""),
+    pub(super) fn header(&self, deadline_by_policy: bool, absolute: bool) -> HeaderValue {
+        let Some(endpoint) = &self.endpoint else { return HeaderValue::from_static("") };
+        let header = endpoint.hop_header(self.protocol, deadline_by_policy);
+        if !absolute {
+            return header;
         }
+        let longer = [header.as_bytes(), b";form=absolute"].concat();
+        HeaderValue::from_bytes(&longer).unwrap_or(header)
     }
 }

@@ -1,20 +1,22 @@
 //! Whether a caller may do what it asks: the rules and tokens of a port, asked once per request or
 //! stream. What they mean is decided in `core/src/policy/access.rs`.
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use http::header::{self, HeaderValue};
+use http::header::{self, HeaderMap, HeaderValue};
 use outrigger_core::error::FieldError;
-use outrigger_core::path::canonical;
+use outrigger_core::path::{canonical, without_parameters};
 use outrigger_core::policy::access::{
-    Access, Action, CompiledAccess, Decision, Denial, Facts, RequestFacts,
+    Access, Action, CompiledAccess, Decision, Denial, Facts, RequestFacts, is_respelled,
 };
 use outrigger_core::reason::Reason;
 use tracing::info;
 
 use super::head::Head;
+use super::headers::remove_respelled;
 use super::respond::Refusal;
 use super::server::Connection;
 use super::token::{Tokens, Verified};
@@ -70,24 +72,38 @@ impl PortRules {
     /// Whether a request is allowed. The app gets the path that was judged, and of a token what the
     /// policy says.
     pub fn request(&self, connection: &Connection, head: &mut Head) -> Result<(), Refusal> {
+        // Before any rule reads them: they are the tokens' to say.
+        self.remove_claims(&mut head.headers);
         if self.access.asks_for_path {
             judge_path(head)?;
         }
         let verified = self.verify(head)?;
         let host = host_of(head.authority().unwrap_or_default());
         let caller = connection.caller.as_deref();
+        let path = match self.access.audits_path || self.access.asks_for_path {
+            true => canonical(head.path.path()),
+            false => Ok(Cow::Borrowed("")),
+        };
+        let ambiguous = path.as_ref().err().copied();
+        let path = path.unwrap_or(Cow::Borrowed(head.path.path()));
+        let bare_path = without_parameters(&path);
         let facts = Facts {
             request: Some(RequestFacts {
                 authority: head.authority().unwrap_or_default(),
                 host: &host,
                 method: &head.method,
-                path: head.path.path(),
+                path: &path,
+                bare_path: bare_path.as_deref(),
                 headers: &head.headers,
                 claims: verified.as_ref().map(|verified| &verified.claims),
             }),
             ..facts(caller, connection.remote.ip())
         };
-        decide(&connection.worker, self.access.decide(&facts), caller)?;
+        let mut decision = self.access.decide(&facts);
+        if let Some(why) = ambiguous {
+            decision.audited.get_or_insert_with(|| Denial(why.to_string()));
+        }
+        decide(&connection.worker, decision, caller)?;
         self.hand_over(head, verified.as_ref());
         Ok(())
     }
@@ -115,10 +131,15 @@ impl PortRules {
         }
     }
 
-    fn hand_over(&self, head: &mut Head, verified: Option<&Verified<'_>>) {
+    /// Removes what callers say of claims, however they spell it.
+    fn remove_claims(&self, headers: &mut HeaderMap) {
         for header in self.tokens.claim_headers() {
-            head.headers.remove(header);
+            headers.remove(header);
+            remove_respelled(headers, |name| is_respelled(header, name));
         }
+    }
+
+    fn hand_over(&self, head: &mut Head, verified: Option<&Verified<'_>>) {
         let Some(Verified { issuer, claims }) = verified else { return };
         for (claim, header) in &issuer.claims_to_headers {
             let value = claims.get(claim).map(|values| values.join(","));
@@ -153,7 +174,7 @@ fn decide(worker: &Worker, decision: Decision, caller: Option<&Caller>) -> Resul
 fn judge_path(head: &mut Head) -> Result<(), Refusal> {
     let wrong = |why: String| Refusal::new(Reason::BadRequest, why);
     let path = canonical(head.path.path()).map_err(|why| wrong(why.to_string()))?;
-    if let std::borrow::Cow::Owned(path) = path {
+    if let Cow::Owned(path) = path {
         head.path = head.path_as(&path).map_err(|error| wrong(error.to_string()))?;
     }
     Ok(())

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::Method;
+use http::header::{self, HeaderName};
+use http::uri::Scheme;
 use outrigger_core::config::{Protocol, Unmatched};
 use outrigger_core::name::{Authority, Host};
 use outrigger_core::reason::Reason;
@@ -71,6 +73,11 @@ pub async fn outbound(
         }
         Fixed::Destination(dialed) => Arc::clone(dialed),
         Fixed::Nothing | Fixed::App(_) => {
+            if head.scheme.as_ref().is_some_and(|scheme| *scheme == Scheme::HTTPS) {
+                let why = "https in a request to a proxy would be sent on in plaintext: use CONNECT, or http \
+                           and an ExternalService with tls";
+                return Err(Refusal::new(Reason::BadRequest, why));
+            }
             let text = head
                 .authority()
                 .ok_or_else(|| Refusal::new(Reason::BadRequest, "the request names no host"))?;
@@ -147,12 +154,16 @@ fn is_inside(name: &str, domain: &str, namespaces: &[String]) -> bool {
 }
 
 /// The destination of an inbound request: the app, on a port that it has registered.
-pub fn inbound(connection: &Connection, head: &mut Head) -> Result<Target, Refusal> {
+pub fn inbound(
+    connection: &Connection,
+    head: &mut Head,
+    has_body: bool,
+) -> Result<Target, Refusal> {
     let inbound = connection.worker.proxy.inbound.load();
     if let Fixed::App(address) = connection.fixed {
         let port = inbound.port(address.port())?;
         let (mut rules, mut limits) = (None, None);
-        if !is_probe(connection, address.port(), head) {
+        if !is_probe(connection, address.port(), head, has_body) {
             port.admit(connection.peer.get())?;
             (rules, limits) = (port.rules.clone(), port.limits.clone());
         }
@@ -167,31 +178,52 @@ pub fn inbound(connection: &Connection, head: &mut Head) -> Result<Target, Refus
         Refusal::new(Reason::NotForUs, "this is the inbound port of a proxy, for other proxies")
     })?;
     connection.claims_to_be_mesh();
-    let (port, protocol, by_policy) = parse_hop(hop.to_str().unwrap_or_default())
+    let hop = parse_hop(hop.to_str().unwrap_or_default())
         .ok_or_else(|| Refusal::new(Reason::BadRequest, "malformed x-outrigger-hop header"))?;
-    head.deadline_by_policy = by_policy && connection.peer.get() == Peer::Mesh;
-    let port = inbound.port(port)?;
+    head.deadline_by_policy = hop.by_policy && connection.peer.get() == Peer::Mesh;
+    head.absolute = hop.absolute;
+    let port = inbound.port(hop.port)?;
     port.admit(connection.peer.get())?;
-    let address = SocketAddr::new(inbound.app, port.port);
+    let (address, protocol) = (SocketAddr::new(inbound.app, port.port), hop.protocol);
     let (protocol, rules) = (port.protocol_or(protocol), port.rules.clone());
     let limits = port.limits.clone();
     Ok(Target::App { address, protocol, service: port.service, rules, limits })
 }
 
-/// Whether the platform asks how the app is: exactly what `--probe` names.
-fn is_probe(connection: &Connection, port: u16, head: &Head) -> bool {
+/// The headers of a probe as a kubelet sends it.
+const PROBE_HEADERS: [HeaderName; 5] =
+    [header::HOST, header::USER_AGENT, header::ACCEPT, header::ACCEPT_ENCODING, header::CONNECTION];
+
+/// Whether the platform asks how the app is: a GET of exactly what `--probe` names, with nothing in it that
+/// could make the app do something else.
+fn is_probe(connection: &Connection, port: u16, head: &Head, has_body: bool) -> bool {
     let probes = &connection.worker.proxy.settings.probes;
-    matches!(head.method, Method::GET | Method::HEAD)
+    head.method == Method::GET
+        && connection.protocol == Protocol::Http1
+        && head.authority.is_none()
         && head.upgrade.is_none()
+        && !has_body
         && probes.iter().any(|probe| probe.port == port && probe.path == head.path.as_str())
+        && head.headers.keys().all(|name| PROBE_HEADERS.contains(name))
 }
 
-/// `1;port=8080;proto=h1`, and `;deadline=policy` where a policy started the deadline. A later version
-/// may add parameters, never change these.
-fn parse_hop(text: &str) -> Option<(u16, Protocol, bool)> {
+/// What one proxy tells another about where a request goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct To {
+    port: u16,
+    protocol: Protocol,
+    /// A policy started the request's deadline.
+    by_policy: bool,
+    /// The app gets the whole URI as the target (RFC 9112 section 3.2.2).
+    absolute: bool,
+}
+
+/// `1;port=8080;proto=h1`, `;deadline=policy` where a policy started the deadline, and `;form=absolute` of a
+/// request for an HTTP proxy. A later version may add parameters, never change these.
+fn parse_hop(text: &str) -> Option<To> {
     let mut parts = text.split(';');
     (parts.next()? == "1").then_some(())?;
-    let (mut port, mut protocol, mut by_policy) = (None, None, false);
+    let (mut port, mut protocol, mut by_policy, mut absolute) = (None, None, false, false);
     for part in parts {
         match part.trim().split_once('=')? {
             ("port", value) => port = value.parse().ok(),
@@ -200,10 +232,11 @@ fn parse_hop(text: &str) -> Option<(u16, Protocol, bool)> {
             ("proto", "grpc") => protocol = Some(Protocol::Grpc),
             ("proto", _) => return None,
             ("deadline", value) => by_policy = value == "policy",
+            ("form", value) => absolute = value == "absolute",
             _ => {}
         }
     }
-    Some((port?, protocol?, by_policy))
+    Some(To { port: port?, protocol: protocol?, by_policy, absolute })
 }
 
 #[cfg(test)]
@@ -212,10 +245,13 @@ mod tests {
 
     #[test]
     fn hop_headers_parse_or_are_refused() {
-        assert_eq!(parse_hop("1;port=80;proto=h1"), Some((80, Protocol::Http1, false)));
-        assert_eq!(parse_hop("1;port=80;proto=grpc;new=1"), Some((80, Protocol::Grpc, false)));
+        let to = |protocol| To { port: 80, protocol, by_policy: false, absolute: false };
+        assert_eq!(parse_hop("1;port=80;proto=h1"), Some(to(Protocol::Http1)));
+        assert_eq!(parse_hop("1;port=80;proto=grpc;new=1"), Some(to(Protocol::Grpc)));
         let by_policy = parse_hop("1;port=80;proto=h2;deadline=policy");
-        assert_eq!(by_policy, Some((80, Protocol::Http2, true)));
+        assert_eq!(by_policy, Some(To { by_policy: true, ..to(Protocol::Http2) }));
+        let absolute = parse_hop("1;port=80;proto=h1;form=absolute");
+        assert_eq!(absolute, Some(To { absolute: true, ..to(Protocol::Http1) }));
         for bad in ["", "2;port=80;proto=h1", "1;port=80", "1;port=x;proto=h1", "1;port=1;proto=q"]
         {
             assert_eq!(parse_hop(bad), None, "{bad}");

@@ -7,16 +7,20 @@ use http::{Extensions, Method, Request, Uri, Version};
 use http_body::Body;
 use outrigger_core::compile::Filters;
 use outrigger_core::filter::{host_of, modify_headers, rewrite_path};
+use outrigger_core::name;
 use outrigger_core::reason::Reason;
 
 use super::attempt::Hop;
 use super::body::RequestBody;
-use super::headers::{self, HOP, UPGRADE, UPGRADE_BODY, keep_inside};
+use super::headers::{self, CONNECT, HOP, UPGRADE, UPGRADE_BODY, keep_inside};
 use super::respond::Refusal;
 use super::upgrade::Switch;
 use crate::pool::Wire;
 
 const WEBSOCKET_KEY: HeaderValue = HeaderValue::from_static("b3V0cmlnZ2VyLXByb3h5IQ==");
+
+/// Of an admin server's interest alone.
+const PROXIED: HeaderName = HeaderName::from_static(name::PROXIED);
 
 /// The head of a request, free of how it came in, so that it can be written as any wire wants it.
 #[derive(Clone)]
@@ -25,6 +29,10 @@ pub struct Head {
     pub path: PathAndQuery,
     /// From the request's target; none when only the Host header names it.
     pub authority: Option<Authority>,
+    /// From the request's target, where it is a whole URI.
+    pub scheme: Option<Scheme>,
+    /// It is for an HTTP proxy of somebody else's, and has its whole URI as its target.
+    pub absolute: bool,
     pub headers: HeaderMap,
     /// The token of the protocol that the request wants to change to.
     pub upgrade: Option<HeaderValue>,
@@ -40,19 +48,23 @@ pub struct Head {
 impl Head {
     pub fn new(parts: Parts, switch: Option<&Switch>) -> Self {
         let uri = parts.uri.into_parts();
-        let upgrade = switch.and_then(|switch| switch.token.clone());
+        let upgrade = switch.map(|switch| switch.token.clone());
         let mut headers = parts.headers;
         if upgrade.is_some() {
             headers.remove(UPGRADE);
         }
         Self {
-            // An extended CONNECT is the GET that HTTP/1.1 would have sent (RFC 8441 section 5).
-            method: match parts.method {
-                Method::CONNECT if upgrade.is_some() => Method::GET,
-                method => method,
+            method: match (parts.method, &upgrade) {
+                // As another proxy passes it on.
+                (_, Some(token)) if *token == CONNECT => Method::CONNECT,
+                // An extended CONNECT is the GET that HTTP/1.1 would have sent (RFC 8441 section 5).
+                (Method::CONNECT, Some(_)) => Method::GET,
+                (method, _) => method,
             },
             path: uri.path_and_query.unwrap_or_else(|| PathAndQuery::from_static("/")),
             authority: uri.authority,
+            scheme: uri.scheme,
+            absolute: false,
             headers,
             upgrade,
             deadline_by_policy: false,
@@ -67,8 +79,18 @@ impl Head {
     /// Of a request that this proxy makes itself.
     pub fn own(method: Method, path: PathAndQuery, authority: Authority) -> Self {
         let (headers, written, lent) = Default::default();
-        let (authority, upgrade, deadline_by_policy) = (Some(authority), None, false);
-        Self { method, path, authority, headers, upgrade, deadline_by_policy, written, lent }
+        Self {
+            method,
+            path,
+            authority: Some(authority),
+            scheme: None,
+            absolute: false,
+            headers,
+            upgrade: None,
+            deadline_by_policy: false,
+            written,
+            lent,
+        }
     }
 
     /// The host that the request names: its target's authority, else its Host header.
@@ -100,11 +122,18 @@ impl Head {
     pub fn lend(&mut self) -> Self {
         let headers = std::mem::take(&mut self.headers);
         self.lent = pack(&headers);
-        let (method, path) = (self.method.clone(), self.path.clone());
-        let (authority, upgrade) = (self.authority.clone(), self.upgrade.clone());
-        let deadline_by_policy = self.deadline_by_policy;
-        let (written, lent) = (std::mem::take(&mut self.written), Vec::new());
-        Self { method, path, authority, headers, upgrade, deadline_by_policy, written, lent }
+        Self {
+            method: self.method.clone(),
+            path: self.path.clone(),
+            authority: self.authority.clone(),
+            scheme: self.scheme.clone(),
+            absolute: self.absolute,
+            headers,
+            upgrade: self.upgrade.clone(),
+            deadline_by_policy: self.deadline_by_policy,
+            written: std::mem::take(&mut self.written),
+            lent: Vec::new(),
+        }
     }
 
     /// Gets back what [`Self::lend`] took.
@@ -152,6 +181,9 @@ impl Head {
         if hop.is_outside() {
             keep_inside(headers);
         }
+        if hop.is_proxied() {
+            headers.insert(PROXIED, HeaderValue::from_static("1"));
+        }
         if hop.wire == Wire::Http1 {
             if let Some(authority) = &self.authority {
                 let host = HeaderValue::from_str(authority.as_str());
@@ -162,7 +194,7 @@ impl Head {
             if !ends && !headers.contains_key(header::CONTENT_LENGTH) {
                 headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
             }
-            if let Some(token) = self.upgrade {
+            if let Some(token) = self.upgrade.filter(|token| *token != CONNECT) {
                 headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
                 // A caller on HTTP/2 sends none (RFC 8441); it proves only that the app understood.
                 if token.as_bytes().eq_ignore_ascii_case(b"websocket") {
@@ -170,7 +202,13 @@ impl Head {
                 }
                 headers.insert(header::UPGRADE, token);
             }
-            *request.uri_mut() = Uri::from(self.path);
+            *request.uri_mut() = match (self.authority, self.scheme) {
+                (Some(authority), _) if request.method() == Method::CONNECT => Uri::from(authority),
+                (Some(authority), Some(scheme)) if self.absolute => {
+                    uri_of(scheme, authority, self.path)?
+                }
+                _ => Uri::from(self.path),
+            };
             *request.extensions_mut() = self.written;
             return Ok(request);
         }
@@ -183,9 +221,14 @@ impl Head {
             (None, None) => return Err(bad_authority()),
         };
         if hop.wire == Wire::Hop {
-            headers.insert(HOP, hop.header(self.deadline_by_policy));
+            headers.insert(HOP, hop.header(self.deadline_by_policy, self.absolute));
         }
         if let Some(token) = self.upgrade {
+            if token == CONNECT {
+                // HTTP/2's own CONNECT asks the far proxy for a stream of bytes.
+                *request.method_mut() = Method::GET;
+            }
+            let headers = request.headers_mut();
             // Of the stream it would not be true: more follows.
             let length = headers.remove(header::CONTENT_LENGTH);
             if !ends || length.is_some() {
@@ -194,14 +237,21 @@ impl Head {
             }
             headers.insert(UPGRADE, token);
         }
-        let mut uri = http::uri::Parts::default();
-        uri.scheme = Some(if hop.begins_tls() { Scheme::HTTPS } else { Scheme::HTTP });
-        uri.authority = Some(authority);
-        uri.path_and_query = Some(self.path);
-        *request.uri_mut() = Uri::from_parts(uri).map_err(|_| bad_authority())?;
+        let scheme = match self.scheme {
+            Some(scheme) if self.absolute => scheme,
+            _ if hop.begins_tls() => Scheme::HTTPS,
+            _ => Scheme::HTTP,
+        };
+        *request.uri_mut() = uri_of(scheme, authority, self.path)?;
         *request.version_mut() = Version::HTTP_2;
         Ok(request)
     }
+}
+
+fn uri_of(scheme: Scheme, authority: Authority, path: PathAndQuery) -> Result<Uri, Refusal> {
+    let mut uri = http::uri::Parts::default();
+    (uri.scheme, uri.authority, uri.path_and_query) = (Some(scheme), Some(authority), Some(path));
+    Uri::from_parts(uri).map_err(|_| bad_authority())
 }
 
 fn bad_authority() -> Refusal {

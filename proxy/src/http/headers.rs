@@ -5,6 +5,7 @@ use bytes::Bytes;
 use http::header::{self, HeaderName, HeaderValue};
 use http::request::Parts;
 use http::{HeaderMap, Method, Version};
+use outrigger_core::policy::access::is_respelled;
 
 use super::deadline::{DEADLINE, ENVOY};
 use crate::peer::Peer;
@@ -21,6 +22,9 @@ pub const UPGRADE: HeaderName = HeaderName::from_static("x-outrigger-upgrade");
 /// Between proxies, on such a request that has a body ([`crate::streams::prelude`]): its `content-length`,
 /// or `chunked`.
 pub const UPGRADE_BODY: HeaderName = HeaderName::from_static("x-outrigger-upgrade-body");
+/// The token of a CONNECT request, which no `Upgrade` can name (RFC 9110 section 7.8): a host is asked for,
+/// not a protocol.
+pub const CONNECT: HeaderValue = HeaderValue::from_static(":connect");
 pub const PRIORITY: HeaderName = HeaderName::from_static("x-outrigger-priority");
 /// The services that a request has come through ([`outrigger_core::policy::visits`]).
 pub const VIA: HeaderName = HeaderName::from_static("x-outrigger-via");
@@ -65,6 +69,8 @@ struct Seen {
     quota: bool,
     /// A request id.
     id: bool,
+    /// A name with `_`, which may be another one to the app.
+    underscore: bool,
     transfer_coding: bool,
     length: bool,
 }
@@ -85,28 +91,36 @@ fn look(headers: &HeaderMap) -> Seen {
             b"ratelimit" => seen.quota = true,
             b"x-request-id" => seen.id = true,
             b"traceparent" | b"tracestate" | b"b3" | b"x-b3-traceid" => seen.trace = true,
-            _ => {}
+            other => seen.underscore |= other.contains(&b'_'),
         }
     }
     seen
 }
 
 /// The token of an `Upgrade` that the request asks for (RFC 9110 section 7.8), of an extended CONNECT
-/// (RFC 8441), or of an upgrade that another proxy passes on.
+/// (RFC 8441), of an upgrade that another proxy passes on, or [`CONNECT`].
 pub fn upgrade_of(head: &Parts) -> Option<HeaderValue> {
+    if let Some(protocol) = head.extensions.get::<h2::ext::Protocol>() {
+        return HeaderValue::from_str(protocol.as_str()).ok();
+    }
+    if head.method == Method::CONNECT {
+        return Some(CONNECT);
+    }
     if head.version == Version::HTTP_2 {
-        return match head.extensions.get::<h2::ext::Protocol>() {
-            Some(protocol) => HeaderValue::from_str(protocol.as_str()).ok(),
-            None => head.headers.get(UPGRADE).cloned(),
-        };
+        return head.headers.get(UPGRADE).cloned();
     }
     let token = head.headers.get(header::UPGRADE)?;
     // h2c by upgrade is gone (RFC 9113 section 3.1): such a request is served as it is.
     let asked = list_has(&head.headers, &header::CONNECTION, "upgrade");
-    (asked && !token.as_bytes().eq_ignore_ascii_case(b"h2c")).then(|| token.clone())
+    let text = token.as_bytes().trim_ascii();
+    let text = text.strip_suffix(b",").unwrap_or(text).trim_ascii();
+    if !asked || text.is_empty() || text.eq_ignore_ascii_case(b"h2c") {
+        return None;
+    }
+    HeaderValue::from_bytes(text).ok()
 }
 
-fn list_has(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
+pub fn list_has(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
     headers
         .get_all(name)
         .iter()
@@ -138,6 +152,9 @@ pub fn clean_request(headers: &mut HeaderMap, peer: Peer) -> Says {
     // What comes in is this proxy's to say, whoever else says it. The app's own is its own matter.
     if seen.client_cert && peer != Peer::App {
         headers.remove(CLIENT_CERT);
+    }
+    if seen.underscore && peer != Peer::App {
+        remove_respelled(headers, is_ours_respelled);
     }
     Says { time: seen.time, internal: seen.internal, trace: seen.trace, id: seen.id }
 }
@@ -241,6 +258,21 @@ fn strip_internal(headers: &mut HeaderMap, keep_priority: bool) {
     }
 }
 
+/// A name that apps which take `_` for `-` would read as one that only a proxy may say.
+fn is_ours_respelled(name: &HeaderName) -> bool {
+    let text = name.as_str();
+    let ours = text.len() >= INTERNAL.len() && text.replace('_', "-").starts_with(INTERNAL);
+    (ours && !text.starts_with(INTERNAL)) || is_respelled(&CLIENT_CERT, name)
+}
+
+/// Removes the headers that are another one to apps which take `_` for `-`.
+pub fn remove_respelled(headers: &mut HeaderMap, is_one: impl Fn(&HeaderName) -> bool) {
+    let names: Vec<HeaderName> = headers.keys().filter(|name| is_one(name)).cloned().collect();
+    for name in names {
+        headers.remove(name);
+    }
+}
+
 /// Removes what is said within the mesh alone, before a request leaves it. `grpc-timeout` stays: gRPC
 /// servers everywhere understand it.
 pub fn keep_inside(headers: &mut HeaderMap) {
@@ -262,26 +294,6 @@ pub fn expects_continue(headers: &HeaderMap) -> bool {
     headers
         .get(header::EXPECT)
         .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
-}
-
-/// Refuses heads that parse but that no proxy should pass on.
-pub fn check(head: &Parts) -> Result<(), &'static str> {
-    if head.version < Version::HTTP_2 && head.method != Method::CONNECT {
-        let mut hosts = head.headers.get_all(header::HOST).iter();
-        let first = hosts.next();
-        if hosts.next().is_some() {
-            return Err("more than one Host header");
-        }
-        if first.is_none() && head.version == Version::HTTP_11 {
-            return Err("no Host header");
-        }
-        if let Some(coding) = head.headers.get(header::TRANSFER_ENCODING)
-            && !coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked")
-        {
-            return Err("a transfer coding other than chunked");
-        }
-    }
-    Ok(())
 }
 
 /// A request's place in its trace. All zero: it is in none.
@@ -489,6 +501,22 @@ mod tests {
         ]);
         keep_inside(&mut headers);
         assert_eq!(headers, map(&[("grpc-timeout", "5m"), ("authorization", "x")]));
+    }
+
+    #[test]
+    fn a_header_of_ours_is_removed_however_it_is_spelled() {
+        for name in [
+            "x_forwarded_client_cert",
+            "x-forwarded_client-cert",
+            "x_outrigger_priority",
+            "x-outrigger_hop",
+            "X_OUTRIGGER-VIA",
+        ] {
+            let name = name.to_ascii_lowercase().leak();
+            let mut headers = map(&[(name, "1"), ("x_other", "1")]);
+            clean_request(&mut headers, Peer::Outside);
+            assert_eq!(headers, map(&[("x_other", "1")]), "{name}");
+        }
     }
 
     #[test]

@@ -15,7 +15,7 @@ use bytes::Bytes;
 use http::header::{self, HeaderValue};
 use http::request::Parts;
 use http::uri::PathAndQuery;
-use http::{HeaderMap, Response, StatusCode};
+use http::{HeaderMap, Method, Response, StatusCode, Version};
 use http_body::Body;
 use outrigger_core::compile::{self, Filters, HttpRouting, Matched};
 use outrigger_core::filter::modify_headers;
@@ -37,10 +37,10 @@ use super::respond::Refusal;
 use super::response_body::ResponseBody;
 use super::route_answer::{self, RouteAnswer};
 use super::server::Connection;
-use super::{attempts, context, headers, mirror, respond, upgrade};
+use super::{attempts, context, grammar, headers, mirror, respond, upgrade};
 use crate::correlation::Remembered;
 use crate::metrics::Direction;
-use crate::peer::Peer;
+use crate::peer::{Fixed, Peer};
 use crate::progress::Tracked;
 use crate::store::Live;
 use crate::streams::WireBody;
@@ -73,11 +73,13 @@ pub fn handle(
     let mut exchange = Box::new(Exchange::begin(Rc::clone(&connection), &parts, tracked));
     let mut switch = upgrade::wanted(&parts, caller);
     let checked = check(&connection, &parts);
-    let tunnel = upgrade::is_tunnel(&parts);
+    let tunnel = upgrade::is_tunnel(&connection, &parts);
     let mut body = body.map_or(RequestBody::Empty, |body| {
         RequestBody::new(body, &connection.worker, exchange.tracked.progress())
     });
-    let mut head = Some(Head::new(parts, switch.as_deref()));
+    let mut head = Head::new(parts, switch.as_deref());
+    head.absolute = connection.is_bound() && version < Version::HTTP_2 && head.scheme.is_some();
+    let mut head = Some(head);
     async move {
         let served = match checked {
             Err(refusal) => Err(refusal),
@@ -102,7 +104,15 @@ fn check(connection: &Connection, parts: &Parts) -> Result<(), Refusal> {
     if !connection.takes_headers(parts) {
         return Err(Refusal::new(Reason::HeadersTooLarge, "the headers are larger than the limit"));
     }
-    headers::check(parts).map_err(|why| Refusal::new(Reason::BadRequest, why))
+    grammar::check(parts).map_err(|why| Refusal::new(Reason::BadRequest, why))?;
+    if parts.method == Method::CONNECT
+        && parts.extensions.get::<h2::ext::Protocol>().is_none()
+        && matches!(connection.fixed, Fixed::App(_))
+    {
+        let why = "this proxy is one for the app beside it alone";
+        return Err(Refusal::new(Reason::NotForUs, why));
+    }
+    Ok(())
 }
 
 async fn serve(
@@ -119,7 +129,7 @@ async fn serve(
             context::inherit(connection, exchange, head, says)?;
             destination::outbound(connection, exchange, head).await?
         }
-        Direction::Inbound => own_app(connection, exchange, head)?,
+        Direction::Inbound => own_app(connection, exchange, head, !body.is_end_stream())?,
     };
     let mut routed = Routed::default();
     let mut call = &connection.worker.call;
@@ -201,8 +211,9 @@ fn own_app(
     connection: &Connection,
     exchange: &mut Exchange,
     head: &mut Head,
+    has_body: bool,
 ) -> Result<Target, Refusal> {
-    let target = destination::inbound(connection, head)?;
+    let target = destination::inbound(connection, head, has_body)?;
     let says = headers::clean_request(&mut head.headers, connection.peer.get());
     connection.forward_caller(&mut head.headers);
     context::remember(connection, exchange, head, says)?;

@@ -193,6 +193,7 @@ fn is_unprocessed(reason: Reason) -> bool {
             | Reason::ConnectTimeout
             | Reason::UpstreamReset
             | Reason::PortNotServed
+            | Reason::ConfigUnavailable
             | Reason::ConnectionLimit
             | Reason::Draining
             | Reason::Overloaded

@@ -131,10 +131,14 @@ impl Connection {
             link: (protocol == Protocol::Http1).then(Link::default),
         });
         let ended = if protocol == Protocol::Http2 {
-            let builder = match direction {
-                Direction::Inbound => &worker.http.h2_hop,
-                Direction::Outbound => &worker.http.h2,
+            // Another proxy speaks for many; without identities, who comes to the hop's own port is one.
+            let hop = match &worker.proxy.identity {
+                Some(_) => peer == Peer::Mesh,
+                None => {
+                    direction == Direction::Inbound && matches!(connection.fixed, Fixed::Nothing)
+                }
             };
+            let builder = if hop { &worker.http.h2_hop } else { &worker.http.h2 };
             // Boxed: an HTTP/1.1 connection should not carry its size.
             let mut serving = Box::new(Serving::begin(builder, io));
             drive(&registered, &watch, |cx, shutdown| {
@@ -249,6 +253,27 @@ impl Connection {
         let target = head.uri.path_and_query().map_or(0, |target| target.as_str().len());
         self.protocol != Protocol::Http2
             || target + head.headers.iter().map(field).sum::<usize>() <= limit
+    }
+
+    /// Registers a stream of bytes that came out of this connection, for one of the app's ports, so that its
+    /// right to stay is looked at whenever the connection's would be.
+    /// `opaque`: it was never a request.
+    pub fn enter_stream(&self, port: u16, opaque: bool) -> Registered {
+        let standing = Standing {
+            peer: self.peer.get(),
+            caller: self.caller.clone(),
+            remote: self.remote.ip(),
+            port: Some(port),
+            opaque,
+        };
+        let watch = ConnectionWatch::new(true);
+        watch.request_began();
+        self.worker.connections.enter(self.direction, watch, standing)
+    }
+
+    /// Whether everything on it goes to one destination, to which the app speaks as it likes.
+    pub fn is_bound(&self) -> bool {
+        matches!(self.fixed, Fixed::Destination(_))
     }
 
     pub fn request_began(&self) {

@@ -30,14 +30,13 @@ use crate::stream;
 use crate::stream::relay::{self, Early, Limits};
 use crate::streams::WireBody;
 use crate::streams::tunnel::Tunnel;
-use crate::watch::{ConnectionWatch, Standing};
 
 const SEC_WEBSOCKET_ACCEPT: HeaderName = header::SEC_WEBSOCKET_ACCEPT;
 
 /// The caller's side of a change of protocol.
 pub struct Switch {
-    /// What `Upgrade` or `:protocol` names; none for a plain CONNECT.
-    pub token: Option<HeaderValue>,
+    /// What `Upgrade` or `:protocol` names; of a plain CONNECT [`headers::CONNECT`].
+    pub token: HeaderValue,
     caller: Caller,
     asked: Asked,
 }
@@ -72,30 +71,35 @@ impl Caller {
 /// Takes the caller's side from a request that wants to change protocols.
 pub fn wanted(head: &Parts, caller: Option<Caller>) -> Option<Box<Switch>> {
     let caller = caller?;
-    let token = headers::upgrade_of(head);
-    let wants = token.is_some() || head.method == Method::CONNECT;
+    let token = headers::upgrade_of(head)?;
     // Boxed: rare, and the future of every request would carry its size.
     let asked = match (head.version, &head.method) {
-        (Version::HTTP_2, &Method::CONNECT) => Asked::Connect,
+        (_, &Method::CONNECT) => Asked::Connect,
         (Version::HTTP_2, _) => Asked::Hop,
         _ => Asked::Upgrade,
     };
-    wants.then(|| Box::new(Switch { token, caller, asked }))
+    Some(Box::new(Switch { token, caller, asked }))
 }
 
-/// A CONNECT that names a destination, not a protocol.
-pub fn is_tunnel(head: &Parts) -> bool {
-    head.method == Method::CONNECT && head.extensions.get::<h2::ext::Protocol>().is_none()
+/// A CONNECT for this proxy: from the app, which uses it as a forward proxy, or from another proxy, which has
+/// a stream of bytes for one of the app's ports. Any other one is for whoever the connection goes to.
+pub fn is_tunnel(connection: &Connection, head: &Parts) -> bool {
+    head.method == Method::CONNECT
+        && head.extensions.get::<h2::ext::Protocol>().is_none()
+        && matches!(connection.fixed, Fixed::Nothing)
 }
 
 /// The protocol that the upstream has changed to, if it has.
 pub fn accepted(switch: &Switch, response: &Response<WireBody>) -> Option<HeaderValue> {
     let token = match response.body() {
         WireBody::Switched(switched) => switched.token.clone(),
+        _ if switch.token == headers::CONNECT => {
+            return response.status().is_success().then_some(headers::CONNECT);
+        }
         _ if response.status() != StatusCode::SWITCHING_PROTOCOLS => return None,
         _ => response.headers().get(header::UPGRADE).cloned(),
     };
-    token.or_else(|| switch.token.clone())
+    Some(token.unwrap_or_else(|| switch.token.clone()))
 }
 
 /// An answer of an upstream that goes on as it was. Over CONNECT no success may say so.
@@ -146,6 +150,10 @@ pub fn join(
         connection: Rc::clone(connection),
         protocol: exchange.protocol,
         service: exchange.service,
+        port: exchange
+            .endpoint
+            .filter(|_| connection.direction == Direction::Inbound)
+            .map(|app| app.port()),
         limits,
         held,
     };
@@ -167,6 +175,8 @@ struct Joining {
     connection: Rc<Connection>,
     protocol: Protocol,
     service: Label,
+    /// Of the app, where the caller is not: its right to stay is looked at again.
+    port: Option<u16>,
     limits: Limits,
     held: Held,
 }
@@ -180,13 +190,27 @@ impl Joining {
         let (Some(caller), Some(upstream)) = futures::join!(caller.bytes(), upstream) else {
             return;
         };
-        let ended = relay::relay(caller, upstream, self.limits).await;
-        drop(self.held);
         let Connection { worker, direction, remote, .. } = &*self.connection;
-        worker.proxy.metrics.count_bytes(ended.received, ended.sent);
-        if let Some(Early::Over(reason)) = ended.early {
-            let refusal = Refusal::new(reason, "it was open for as long as it may be");
+        let registered = self.port.map(|port| self.connection.enter_stream(port, false));
+        let cut = async {
+            match &registered {
+                Some(registered) => registered.is_cut().await,
+                None => std::future::pending().await,
+            }
+        };
+        let refuse = |reason, why: &'static str| {
+            let refusal = Refusal::new(reason, why);
             worker.refuse_stream(*direction, self.protocol, self.service, &refusal, *remote);
+        };
+        tokio::select! {
+            ended = relay::relay(caller, upstream, self.limits) => {
+                drop(self.held);
+                worker.proxy.metrics.count_bytes(ended.received, ended.sent);
+                if let Some(Early::Over(reason)) = ended.early {
+                    refuse(reason, "it was open for as long as it may be");
+                }
+            }
+            reason = cut => refuse(reason, "the stream may stay no longer"),
         }
     }
 }
@@ -243,7 +267,7 @@ async fn outbound_tunnel(
     Ok(Response::new(()))
 }
 
-/// CONNECT from another proxy: opaque bytes for one of the app's ports.
+/// CONNECT from another proxy: opaque bytes for one of the app's ports, unless it is one of HTTP.
 async fn inbound_tunnel(
     connection: &Rc<Connection>,
     exchange: &mut Exchange,
@@ -256,6 +280,13 @@ async fn inbound_tunnel(
     let inbound = worker.proxy.inbound.load_full();
     let served = inbound.port(port)?;
     served.admit(connection.peer.get())?;
+    if connection.peer.get() != Peer::Mesh {
+        return Err(Refusal::new(
+            Reason::NotForUs,
+            "streams of bytes are taken from other proxies only",
+        ));
+    }
+    served.admit_opaque()?;
     exchange.service = served.service;
     if let Some(rules) = &served.rules {
         rules.stream(worker, connection.caller.as_deref(), connection.remote.ip())?;
@@ -271,15 +302,7 @@ async fn inbound_tunnel(
         let labels =
             stream::Labels { service, route: Label::NONE, peer: connection.caller_label() };
         let began = std::time::Instant::now();
-        let standing = Standing {
-            peer: connection.peer.get(),
-            caller: connection.caller.clone(),
-            remote: connection.remote.ip(),
-            port: Some(port),
-            opaque: true,
-        };
-        let watch = ConnectionWatch::new(true);
-        let registered = worker.connections.enter(Direction::Inbound, watch, standing);
+        let registered = connection.enter_stream(port, true);
         tokio::select! {
             ended = relay::relay(caller, app, Limits::default()) => {
                 let from = (Direction::Inbound, connection.remote);

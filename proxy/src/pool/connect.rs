@@ -19,6 +19,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::client;
 
 use super::{Opening, PoolKey, Wire};
+use crate::local::reaches;
 use crate::metrics::{Metrics, add};
 use crate::tls::Expected;
 use crate::tls::handshake::{self, Proof, Refused};
@@ -68,6 +69,11 @@ impl Drop for Count {
 
 /// In plaintext: to an app, or to a proxy in a mesh without identities.
 pub async fn connect(address: SocketAddr, opening: &Opening) -> Result<Opened, ConnectError> {
+    refuse_own(address, opening, false)?;
+    connect_plain(address, opening).await
+}
+
+async fn connect_plain(address: SocketAddr, opening: &Opening) -> Result<Opened, ConnectError> {
     let stream = match opening.memory.get() {
         None => Stream::Tcp(dial(address, opening, opening.config.app_gone).await?),
         Some(network) => Stream::Memory(network(address)),
@@ -88,6 +94,7 @@ pub async fn connect_outside(
     opening: &Opening,
 ) -> Result<Opened, ConnectError> {
     let Some(outside) = expected.named_outside() else { return connect(address, opening).await };
+    refuse_own(address, opening, false)?;
     let limit = opening.config.connect_timeout;
     let stream = dial(address, opening, opening.config.app_gone).await?;
     let connecting = tokio::time::timeout(limit, outside.connect(&opening.pace, stream, wire));
@@ -105,10 +112,11 @@ pub async fn connect_hop(
     expected: Expected,
     opening: &Opening,
 ) -> Result<Opened, ConnectError> {
+    refuse_own(address, opening, true)?;
     let refuse =
         |reason, why: &str| ConnectError { reason, detail: format!("{address}: {why}").into() };
     let (identity, id) = match (&opening.identity, expected.id()) {
-        (None, None) => return connect(address, opening).await,
+        (None, None) => return connect_plain(address, opening).await,
         (Some(identity), Some(id)) => (identity, id),
         (Some(_), None) => {
             let why = "the control plane names no identity for this endpoint's proxy";
@@ -134,6 +142,18 @@ pub async fn connect_hop(
             Err(Refused::For(failed)) => return Err(refuse(failed.reason, &failed.detail)),
         }
     }
+}
+
+/// A connection to this proxy itself would go round for ever. `hop`: as another proxy, of which one may be the
+/// app's own.
+fn refuse_own(address: SocketAddr, opening: &Opening, hop: bool) -> Result<(), ConnectError> {
+    let config = &opening.config;
+    let mut own = config.own_entrances.iter().chain((!hop).then_some(&config.own_inbound));
+    if opening.memory.get().is_none() && own.any(|listener| reaches(*listener, address)) {
+        let detail = format!("{address} is this proxy itself").into();
+        return Err(ConnectError { reason: Reason::Loop, detail });
+    }
+    Ok(())
 }
 
 /// Connections that won a race and wait to be used, few and not for long.

@@ -14,6 +14,8 @@ use crate::io::{Io, Transport};
 const MAX_FIRST_BYTES: usize = 17 * 1024;
 /// The longest method known to IANA has 17 characters.
 const MAX_METHOD: usize = 17;
+/// What a request line ends with.
+const HTTP1: &[u8] = b" HTTP/1.";
 /// Enough for most first reads.
 const FIRST_READ: usize = 1024;
 
@@ -78,8 +80,20 @@ impl Sniffer {
     /// Whether the first bytes are meant to be a request of HTTP/1.1, if not a valid one: a method as the
     /// registered ones are written, and a space. Where HTTP is expected, that deserves an answer.
     pub fn resembles_request(&self) -> bool {
-        let method = self.read.iter().take_while(|byte| byte.is_ascii_uppercase()).count();
-        (3..=MAX_METHOD).contains(&method) && self.read.get(method) == Some(&b' ')
+        let method = self.line().iter().take_while(|byte| byte.is_ascii_uppercase()).count();
+        (3..=MAX_METHOD).contains(&method) && self.line().get(method) == Some(&b' ')
+    }
+
+    /// Whether their first line names HTTP/1 as its version, so that some server may take it for a request.
+    pub fn names_http(&self) -> bool {
+        let line = self.line().split(|byte| *byte == b'\n').next().unwrap_or_default();
+        line.windows(HTTP1.len()).any(|window| window == HTTP1)
+    }
+
+    /// Without the empty lines before it.
+    fn line(&self) -> &[u8] {
+        let empty = self.read.iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count();
+        &self.read[empty..]
     }
 
     /// Waits until the client has said something or gone.

@@ -1,6 +1,6 @@
 //! Whether one rule speaks of one call.
 
-use http::{HeaderName, Method, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use regex::bytes::Regex;
 
 use super::{Action, Caller, ClaimMatch, Claims, Facts, Operation, RequestFacts, Rule};
@@ -137,24 +137,72 @@ impl CompiledOperation {
         };
         (self.hosts.is_empty() || self.hosts.iter().any(host))
             && (self.methods.is_empty() || self.methods.contains(request.method))
-            && (self.paths.is_empty() || self.paths.iter().any(|path| path.is(request.path)))
-            && self.headers.iter().all(|(name, test)| {
-                // HTTP/2 names the host elsewhere.
-                let host = (*name == header::HOST).then_some(request.authority.as_bytes());
-                let headers = request.headers.get_all(name).iter().map(|v| v.as_bytes());
-                let headers = headers.filter(|_| host.is_none());
-                let mut values = host.into_iter().filter(|host| !host.is_empty()).chain(headers);
-                let Some(test) = test else { return values.next().is_some() };
-                match action {
-                    // A second value must not hide the first from a rule that denies,
-                    Action::Deny => values.any(|value| test.is(value)),
-                    // nor a good one a bad one from a rule that allows.
-                    Action::Allow => {
-                        values.next().is_some_and(|value| test.is(value)) && values.next().is_none()
-                    }
-                }
-            })
+            && (self.paths.is_empty() || self.is_path(request, action))
+            && self
+                .headers
+                .iter()
+                .all(|(name, test)| is_header(request, action, name, test.as_ref()))
     }
+
+    fn is_path(&self, request: &RequestFacts<'_>, action: Action) -> bool {
+        let is = |path: &str| self.paths.iter().any(|test| test.is(path));
+        match (request.bare_path, action) {
+            (None, _) => is(request.path),
+            // What the app makes of parameters is not known.
+            (Some(bare), Action::Deny) => is(request.path) || is(bare),
+            (Some(bare), Action::Allow) => is(request.path) && is(bare),
+        }
+    }
+}
+
+fn is_header(
+    request: &RequestFacts<'_>,
+    action: Action,
+    name: &HeaderName,
+    test: Option<&ValueTest>,
+) -> bool {
+    if *name == header::HOST {
+        // HTTP/2 names the host elsewhere.
+        let is = |value: &str| test.is_none_or(|test| test.is(value.as_bytes()));
+        let given = !request.authority.is_empty();
+        return match action {
+            Action::Deny => given && (is(request.authority) || is(request.host)),
+            Action::Allow => given && is(request.authority),
+        };
+    }
+    let mut values = request.headers.get_all(name).iter().map(HeaderValue::as_bytes);
+    match (action, test) {
+        // A second value must not hide the first from a rule that denies, nor another spelling,
+        (Action::Deny, Some(test)) => {
+            values.any(|value| test.is(value))
+                || respelled(request.headers, name).any(|value| test.is(value))
+        }
+        (Action::Deny, None) => {
+            values.next().is_some() || respelled(request.headers, name).next().is_some()
+        }
+        // nor a good one a bad one from a rule that allows.
+        (Action::Allow, Some(test)) => {
+            values.next().is_some_and(|value| test.is(value))
+                && values.next().is_none()
+                && respelled(request.headers, name).next().is_none()
+        }
+        (Action::Allow, None) => values.next().is_some(),
+    }
+}
+
+/// The values of headers that are `name` to apps which take `_` for `-`, as all do that get their headers as
+/// CGI variables (RFC 3875 section 4.1.18).
+fn respelled<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a [u8]> {
+    headers.iter().filter(|(other, _)| is_respelled(name, other)).map(|(_, value)| value.as_bytes())
+}
+
+/// Whether `other` is `name` with `_` for some `-` or the other way round.
+pub fn is_respelled(name: &HeaderName, other: &HeaderName) -> bool {
+    let (name, other) = (name.as_str().as_bytes(), other.as_str().as_bytes());
+    let dashed = |byte: u8| if byte == b'_' { b'-' } else { byte };
+    name.len() == other.len()
+        && name != other
+        && name.iter().zip(other).all(|(a, b)| dashed(*a) == dashed(*b))
 }
 
 impl PathTest {

@@ -10,6 +10,7 @@ struct Call {
     host: &'static str,
     method: Method,
     path: &'static str,
+    bare_path: Option<&'static str>,
     headers: HeaderMap,
     claims: Option<Claims>,
 }
@@ -25,6 +26,7 @@ fn call(identity: Option<&str>) -> Call {
         host: "ledger.bank",
         method: Method::GET,
         path: "/accounts/7",
+        bare_path: None,
         headers: HeaderMap::new(),
         claims: None,
     }
@@ -38,6 +40,7 @@ impl Call {
                 host: self.host,
                 method: &self.method,
                 path: self.path,
+                bare_path: self.bare_path,
                 headers: &self.headers,
                 claims: self.claims.as_ref(),
             }),
@@ -300,4 +303,61 @@ fn networks_are_parsed_and_compared() {
     for text in ["", "10.0.0.0/33", "10.0.0/8", "fd00::/129", "10.0.0.0/", "10.0.0.0/-1", "a/8"] {
         assert!(text.parse::<Network>().is_err(), "{text}");
     }
+}
+
+#[test]
+fn parameters_of_a_path_hide_nothing_and_open_nothing() {
+    let admin = paths(&[PathMatch::Prefix("/admin".to_owned())]);
+    let deny = compiled(Action::Allow, vec![Rule { to: admin.clone(), ..rule(Action::Deny) }]);
+    let allow = compiled(Action::Deny, vec![Rule { to: admin, ..rule(Action::Allow) }]);
+    for (path, bare_path, denied, allowed) in [
+        ("/admin;x=1", Some("/admin"), true, false),
+        ("/;/admin", Some("/admin"), true, false),
+        ("/admin/x;y", Some("/admin/x"), true, true),
+        ("/other;/admin", Some("/other/admin"), false, false),
+        ("/admin", None, true, true),
+    ] {
+        let call = Call { path, bare_path, ..call(Some("bank/shop")) };
+        assert_eq!(deny.decide(&call.facts()).denied.is_some(), denied, "{path}");
+        assert_eq!(allow.decide(&call.facts()).denied.is_none(), allowed, "{path}");
+    }
+}
+
+#[test]
+fn a_header_spelled_with_underscores_is_the_one_that_it_is_to_some_apps() {
+    let debug = |value: Option<&str>| {
+        let value = value.map(|value| ValueMatch::Exact(value.to_owned()));
+        let headers = vec![HeaderRule { name: HeaderName::from_static("x-debug"), value }];
+        vec![Operation { headers, ..Operation::default() }]
+    };
+    let decide = |to, action, headers: &[(&'static str, &'static str)]| {
+        let default = if action == Action::Deny { Action::Allow } else { Action::Deny };
+        let access = compiled(default, vec![Rule { to, ..rule(action) }]);
+        let mut call = call(None);
+        for (name, value) in headers {
+            call.headers.append(*name, HeaderValue::from_static(value));
+        }
+        access.decide(&call.facts()).denied.is_none()
+    };
+    assert!(!decide(debug(None), Action::Deny, &[("x_debug", "1")]));
+    assert!(!decide(debug(Some("1")), Action::Deny, &[("x-debug", "0"), ("x_debug", "1")]));
+    assert!(decide(debug(Some("1")), Action::Deny, &[("x_debug", "0"), ("x_other", "1")]));
+    assert!(decide(debug(Some("1")), Action::Allow, &[("x-debug", "1")]));
+    assert!(!decide(debug(Some("1")), Action::Allow, &[("x-debug", "1"), ("x_debug", "0")]));
+    assert!(!decide(debug(Some("1")), Action::Allow, &[("x_debug", "1")]));
+}
+
+#[test]
+fn a_denied_host_header_is_denied_however_it_is_spelled() {
+    let value = Some(ValueMatch::Exact("ledger.bank".to_owned()));
+    let headers = vec![HeaderRule { name: http::header::HOST, value }];
+    let to = vec![Operation { headers, ..Operation::default() }];
+    let access = compiled(Action::Allow, vec![Rule { to, ..rule(Action::Deny) }]);
+    let mut call = call(None);
+    assert!(access.decide(&call.facts()).denied.is_some());
+    let mut facts = call.facts();
+    facts.request.as_mut().unwrap().authority = "LEDGER.bank.:80";
+    assert!(access.decide(&facts).denied.is_some());
+    call.host = "other.bank";
+    assert!(access.decide(&call.facts()).denied.is_none());
 }

@@ -1,0 +1,358 @@
+//! From outside the mesh, and from a member of it: ways around a policy that denies a path, a host, a header and
+//! a method, and around limits; forged words of the mesh's own.
+
+use std::time::Duration;
+
+use http::Method;
+use outrigger_core::config::{HostMatch, PathMatch, Protocol};
+use outrigger_core::policy::ServerPolicy;
+use outrigger_core::policy::access::{Access, Action, HeaderRule, Operation, Rule};
+use outrigger_core::policy::rate_limit::{Key, RateLimitConfig, Strategy};
+
+use crate::app::Seen;
+use crate::bed::{Bed, Seat, run};
+use crate::requests::h2;
+
+fn deny(to: Operation) -> Rule {
+    Rule {
+        policy: "bank/deny".to_owned(),
+        name: "no".to_owned(),
+        action: Action::Deny,
+        audit: false,
+        from: Vec::new(),
+        to: vec![to],
+        claims: Vec::new(),
+    }
+}
+
+/// Denies `/admin`, `admin.bank`, `x-debug` and DELETE, and allows the rest.
+fn rules() -> Access {
+    let paths = vec![PathMatch::Prefix("/admin".to_owned())];
+    let hosts = vec![HostMatch::Exact("admin.bank".to_owned())];
+    let headers = vec![HeaderRule { name: "x-debug".parse().expect("a name"), value: None }];
+    let rules = vec![
+        deny(Operation { paths, ..Operation::default() }),
+        deny(Operation { hosts, ..Operation::default() }),
+        deny(Operation { headers, ..Operation::default() }),
+        deny(Operation { methods: vec![Method::DELETE], ..Operation::default() }),
+    ];
+    Access { rules, ..Access::default() }
+}
+
+async fn read_of(bed: &Bed, seat: Seat, bytes: &[u8]) -> (String, Vec<Seen>) {
+    let (answer, seen) = bed.send(seat, &[bytes]).await;
+    (String::from_utf8_lossy(&answer).into_owned(), seen)
+}
+
+/// Each is refused: the app reads nothing.
+#[test]
+fn no_spelling_passes_a_rule_on_http1() {
+    let paths = [
+        "/admin",
+        "/admin/",
+        "//admin",
+        "/./admin",
+        "/x/../admin",
+        "/%61dmin",
+        "/admin;x=1",
+        "/admin;/x",
+        "/;/admin",
+        "/admin%3Bx",
+        "/admin%00",
+        "/admin%2f",
+        "/admin%5c..",
+        "/x%2f..%2fadmin",
+        "/admin\\x",
+        "/\\admin",
+        "/..;/admin",
+        "/admin?x",
+        "/admin#x",
+        "/adm%69n",
+        "/.//admin",
+        "/%2e/admin",
+        "/x/%2e%2e/admin",
+        "/x/..%2fadmin",
+        "http://a/admin",
+        "http://a/x/../admin",
+        "http://a//admin",
+        "*",
+        "admin",
+        "?/admin",
+        "http://admin.bank@a/x",
+        "http://u@admin.bank/x",
+        "http://admin.bank/x",
+        "ftp://a/x",
+        "/%",
+        "/x%",
+        "",
+    ];
+    let hosts = [
+        "admin.bank",
+        "ADMIN.bank",
+        "admin.bank.",
+        "admin.bank..",
+        "admin.bank:80",
+        "admin.bank:",
+        "admin.bank:80:80",
+        "admin.bank:x",
+        "u@admin.bank",
+        "admin.bank/",
+        "admin.bank?",
+        "admin.bank#",
+        "admin.bank, a",
+        "a, admin.bank",
+        " admin.bank ",
+        "admin.bank a",
+        "admin%2ebank",
+        "admin.bank\\",
+        "[admin.bank]",
+        "",
+        "a\r\nHost: admin.bank",
+        "admin.bank\r\nHost: a",
+    ];
+    let headers = [
+        "X-Debug: 1",
+        "X-Debug:",
+        "X_Debug: 1",
+        "x-debug : 1",
+        " x-debug: 1",
+        "Transfer-Encoding: chunked, chunked",
+        "Transfer-Encoding: gzip",
+        "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked",
+        "Content-Length: 5, 6",
+        "Content-Length: 5\r\nContent-Length: 6",
+        "Content-Length: +5",
+        "Connection: upgrade\r\nUpgrade: websocket, h2c",
+        "Connection: upgrade\r\nUpgrade: a b",
+        "Connection: upgrade\r\nUpgrade: :connect",
+    ];
+    let mut requests = Vec::new();
+    requests.extend(paths.map(|path| format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n")));
+    requests.extend(hosts.map(|host| format!("GET /h HTTP/1.1\r\nHost:{host}\r\n\r\n")));
+    requests
+        .extend(headers.map(|header| format!("POST /h HTTP/1.1\r\nHost: a\r\n{header}\r\n\r\n")));
+    requests.extend([
+        "DELETE /h HTTP/1.1\r\nHost: a\r\n\r\n".to_owned(),
+        "DELETE /h HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n"
+            .to_owned(),
+        "GET /h HTTP/1.0\r\n\r\n".to_owned(),
+        "GET http://admin.bank/h HTTP/1.0\r\n\r\n".to_owned(),
+        "GET http://admin.bank/h HTTP/1.1\r\nHost: a\r\n\r\n".to_owned(),
+        "CONNECT 127.0.0.1:8080 HTTP/1.1\r\nHost: a\r\n\r\n".to_owned(),
+        "CONNECT a HTTP/1.1\r\nHost: a\r\n\r\n".to_owned(),
+        "GET /h HTTP/1.1\r\n\r\n".to_owned(),
+    ]);
+    assert!(requests.len() >= 80);
+    run(async {
+        let bed = Bed::new(&["--probe", "8080/healthz"]);
+        bed.configure(Protocol::Http1, rules(), None);
+        for request in &requests {
+            let (answer, seen) = read_of(&bed, Seat::Outside, request.as_bytes()).await;
+            assert!(seen.is_empty(), "{request:?}: the app read {seen:?}");
+            assert!(!answer.contains(" 200 "), "{request:?}: {answer}");
+        }
+        let (_, seen) = read_of(&bed, Seat::Outside, b"GET /h HTTP/1.1\r\nHost: a\r\n\r\n").await;
+        assert_eq!(seen.len(), 1, "what nothing denies arrives");
+    });
+}
+
+#[test]
+fn no_spelling_passes_a_rule_on_http2() {
+    let get = [(":method", "GET"), (":scheme", "http")];
+    let cases: [&[(&str, &str)]; 17] = [
+        &[(":path", "/h"), (":authority", "admin.bank")],
+        &[(":path", "/h"), (":authority", "a"), ("host", "admin.bank")],
+        &[(":path", "/h"), ("host", "admin.bank")],
+        &[(":path", "/h"), ("host", "a"), ("host", "admin.bank")],
+        &[(":path", "/h"), (":authority", "a"), ("host", "a"), ("host", "admin.bank")],
+        &[(":path", "/h")],
+        &[(":path", "/h"), (":authority", "u@admin.bank")],
+        &[(":path", "/h"), (":authority", "")],
+        &[(":path", "http://a/admin"), (":authority", "a")],
+        &[(":path", "//admin"), (":authority", "a")],
+        &[(":path", "admin"), (":authority", "a")],
+        &[(":path", "*"), (":authority", "a")],
+        &[(":path", ""), (":authority", "a")],
+        &[(":path", "/h HTTP/1.1\r\nx-debug: 1"), (":authority", "a")],
+        &[(":path", "/admin;x"), (":authority", "a")],
+        &[(":path", "/h"), (":authority", "a"), ("x_debug", "1")],
+        &[(":path", "/h"), (":authority", "a"), ("x-debug", "")],
+    ];
+    let odd: [&[(&str, &str)]; 5] = [
+        &[
+            (":method", "GET"),
+            (":scheme", "http://admin.bank/x"),
+            (":path", "/h"),
+            (":authority", "a"),
+        ],
+        &[(":method", "GET"), (":scheme", "ftp"), (":path", "/h"), (":authority", "a")],
+        &[(":method", "CONNECT"), (":authority", "127.0.0.1:8080")],
+        &[
+            (":method", "CONNECT"),
+            (":protocol", "websocket"),
+            (":scheme", "http"),
+            (":path", "/admin"),
+            (":authority", "a"),
+        ],
+        &[(":method", "DELETE"), (":scheme", "http"), (":path", "/h"), (":authority", "a")],
+    ];
+    run(async {
+        let bed = Bed::new(&[]);
+        bed.configure(Protocol::Http1, rules(), None);
+        let cases = cases.iter().map(|case| [&get[..], *case].concat());
+        for case in cases.chain(odd.iter().map(|case| case.to_vec())) {
+            let (_, seen) = read_of(&bed, Seat::Outside, &h2(&case, None)).await;
+            assert!(seen.is_empty(), "{case:?}: the app read {seen:?}");
+            // The same said by a member of the mesh.
+            let hop = [&case[..], &[("x-outrigger-hop", "1;port=8080;proto=h1")]].concat();
+            let (_, seen) = read_of(&bed, Seat::Mesh, &h2(&hop, None)).await;
+            assert!(seen.is_empty(), "{hop:?}: the app read {seen:?}");
+        }
+        let fine = [&get[..], &[(":path", "/h"), (":authority", "a")]].concat();
+        assert_eq!(read_of(&bed, Seat::Outside, &h2(&fine, None)).await.1.len(), 1);
+        let hop = [&fine[..], &[("x-outrigger-hop", "1;port=8080;proto=h1")]].concat();
+        assert_eq!(read_of(&bed, Seat::Mesh, &h2(&hop, None)).await.1.len(), 1);
+    });
+}
+
+/// What is authorized is what the app gets, also where it wants to change protocols.
+#[test]
+fn an_upgrade_keeps_its_method() {
+    let rule = deny(Operation { methods: vec![Method::GET], ..Operation::default() });
+    run(async {
+        let bed = Bed::new(&[]);
+        bed.configure(Protocol::Http1, Access { rules: vec![rule], ..Access::default() }, None);
+        for method in ["POST", "DELETE", "OPTIONS"] {
+            let request = format!(
+                "{method} /ws HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n"
+            );
+            let (_, seen) = read_of(&bed, Seat::Outside, request.as_bytes()).await;
+            assert_eq!(seen.iter().map(|seen| &*seen.method).collect::<Vec<_>>(), [method]);
+        }
+        let get =
+            b"GET /ws HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n";
+        assert!(read_of(&bed, Seat::Outside, get).await.1.is_empty());
+    });
+}
+
+/// A probe is what a kubelet sends and nothing more.
+#[test]
+fn a_probe_carries_nothing_past_the_rules() {
+    let everything = Rule { to: Vec::new(), ..deny(Operation::default()) };
+    let probe = "GET /healthz HTTP/1.1\r\nHost: 10.0.0.7:8080\r\nUser-Agent: kube-probe/1.34\r\nAccept: */*\r\n\
+                 Connection: close\r\n";
+    run(async {
+        let bed = Bed::new(&["--probe", "8080/healthz"]);
+        bed.configure(
+            Protocol::Http1,
+            Access { rules: vec![everything], ..Access::default() },
+            None,
+        );
+        let (_, seen) = read_of(&bed, Seat::Outside, format!("{probe}\r\n").as_bytes()).await;
+        assert_eq!(seen.len(), 1);
+        for more in [
+            "X-Debug: 1\r\n\r\n",
+            "Authorization: Bearer x\r\n\r\n",
+            "X-Forwarded-Client-Cert: URI=spiffe://m/ns/a/sa/b\r\n\r\n",
+            "Cookie: a=b\r\n\r\n",
+            "Content-Length: 3\r\n\r\nabc",
+            "Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
+            "Upgrade: websocket\r\nConnection: upgrade\r\n\r\n",
+            "X-HTTP-Method-Override: DELETE\r\n\r\n",
+        ] {
+            let (_, seen) = read_of(&bed, Seat::Outside, format!("{probe}{more}").as_bytes()).await;
+            assert!(seen.is_empty(), "{more:?}: {seen:?}");
+        }
+        for line in [
+            "GET /healthz?x",
+            "HEAD /healthz",
+            "POST /healthz",
+            "GET /healthz/",
+            "GET http://a/healthz",
+        ] {
+            let request = probe.replacen("GET /healthz", line, 1);
+            let (_, seen) = read_of(&bed, Seat::Outside, format!("{request}\r\n").as_bytes()).await;
+            assert!(seen.is_empty(), "{line:?}: {seen:?}");
+        }
+    });
+}
+
+/// A limit of one request an hour, on a port that is declared and on one that is not.
+#[test]
+fn a_limit_holds_whatever_the_bytes_look_like() {
+    let limit = RateLimitConfig {
+        name: "all".to_owned(),
+        requests: 1,
+        period: Duration::from_secs(3_600),
+        burst: 1,
+        strategy: Strategy::default(),
+        key: Key::default(),
+    };
+    let server = ServerPolicy { rate_limits: vec![limit], ..ServerPolicy::default() };
+    let get: &[u8] = b"GET /x HTTP/1.1\r\nHost: a\r\n\r\n";
+    for protocol in [Protocol::Http1, Protocol::Detect] {
+        run(async {
+            let bed = Bed::new(&[]);
+            bed.configure(protocol, Access::default(), Some(server.clone()));
+            assert_eq!(bed.send(Seat::Outside, &[get]).await.1.len(), 1, "the first one");
+            let disguises: [&[&[u8]]; 9] = [
+                &[get],
+                &[b"\r\n\r\n", get],
+                &[b"\n", get],
+                &[b"\r\n\r\n\r\n\r\nGET /x HTTP/1.1\r\nHost: a\r\n\r\n"],
+                &[b"GE", b"T /x HTTP/1.1\r\nHost: a\r\n\r\n"],
+                &[b"GET  /x HTTP/1.1\r\nHost: a\r\n\r\n"],
+                &[b"GET\t/x HTTP/1.1\r\nHost: a\r\n\r\n"],
+                &[b"CONNECT a:8080 HTTP/1.1\r\nHost: a\r\n\r\n", get],
+                &[b"x", get],
+            ];
+            for pieces in disguises {
+                let (_, seen) = bed.send(Seat::Outside, pieces).await;
+                assert!(seen.is_empty(), "{protocol:?} {pieces:?}: {seen:?}");
+            }
+            // A stream of bytes for a port of requests, from a member.
+            let connect = h2(&[(":method", "CONNECT"), (":authority", "10.0.0.7:8080")], Some(get));
+            let (_, seen) = bed.send(Seat::Mesh, &[&connect]).await;
+            assert!(seen.is_empty(), "{protocol:?}: {seen:?}");
+        });
+    }
+}
+
+/// Nobody may call before the control plane has said who may.
+#[test]
+fn nothing_arrives_before_the_first_configuration() {
+    let get: &[u8] = b"GET /x HTTP/1.1\r\nHost: a\r\n\r\n";
+    let fields = [(":method", "GET"), (":scheme", "http"), (":path", "/x"), (":authority", "a")];
+    let hop = [&fields[..], &[("x-outrigger-hop", "1;port=8080;proto=h1")]].concat();
+    run(async {
+        let bed = Bed::new(&["--probe", "8080/healthz"]);
+        let (answer, seen) = read_of(&bed, Seat::Outside, get).await;
+        assert!(seen.is_empty() && answer.contains("config_unavailable"), "{answer}");
+        for bytes in [h2(&fields, None), b"\x00\x01binary".to_vec()] {
+            assert!(read_of(&bed, Seat::Outside, &bytes).await.1.is_empty());
+        }
+        let connect = h2(&[(":method", "CONNECT"), (":authority", "10.0.0.7:8080")], Some(get));
+        for bytes in [h2(&hop, None), connect] {
+            assert!(read_of(&bed, Seat::Mesh, &bytes).await.1.is_empty());
+        }
+        bed.configure(Protocol::Http1, Access::default(), None);
+        assert_eq!(read_of(&bed, Seat::Outside, get).await.1.len(), 1);
+        assert_eq!(read_of(&bed, Seat::Mesh, &h2(&hop, None)).await.1.len(), 1);
+    });
+}
+
+/// A rule in audit mode changes neither the answer nor what the app reads.
+#[test]
+fn audit_changes_nothing() {
+    let paths = vec![PathMatch::Exact("/admin".to_owned())];
+    let audited = Rule { audit: true, ..deny(Operation { paths, ..Operation::default() }) };
+    run(async {
+        let bed = Bed::new(&[]);
+        bed.configure(Protocol::Http1, Access { rules: vec![audited], ..Access::default() }, None);
+        for path in ["/admin", "/a%2Fb", "/x//y", "/%7Euser", "/../x", "/%", "/a;b"] {
+            let request = format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n");
+            let (_, seen) = read_of(&bed, Seat::Outside, request.as_bytes()).await;
+            assert_eq!(seen.iter().map(|seen| &*seen.target).collect::<Vec<_>>(), [path]);
+        }
+    });
+}
