@@ -3,6 +3,7 @@
 //!
 //! Bodies and framings are drawn from a seed, which is printed; OUTRIGGER_REPLAY_SEED repeats a run.
 
+mod caller;
 mod upstream;
 
 use std::fmt::Write as _;
@@ -173,8 +174,17 @@ fn upload(
         args.extend(["-H", "Transfer-Encoding: chunked"]);
     }
     let url = format!("http://{}{path}", local(way.listener));
-    let answer = Curl::direct().args(&args).get(&url);
-    let what = format!("{path} with {length} bytes: {}", answer.status);
+    let (status, said) = match (scenario, way.curl) {
+        ("early", "--http2-prior-knowledge") => match caller::put(way.listener, &path, &body) {
+            Ok(status) => (status, String::new()),
+            Err(error) => (0, error.to_string()),
+        },
+        _ => {
+            let answer = Curl::direct().args(&args).get(&url);
+            (answer.status, answer.body)
+        }
+    };
+    let what = format!("{path} with {length} bytes: {status}");
     let (expected, attempts) = expected(scenario);
     within(Duration::from_secs(20), &format!("every attempt of {what} is over"), || {
         let all = arrivals.of(&path);
@@ -196,7 +206,7 @@ fn upload(
             Some(End::Cut) | None => {}
         }
     }
-    assert!(answer.status == 200, "{what}: {}", answer.body);
+    assert!(status == 200, "{what}: {said}");
     assert!(whole >= expected, "{what}: {whole} whole of {}", all.len());
 }
 

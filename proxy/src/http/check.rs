@@ -175,7 +175,7 @@ async fn tcp(worker: &Rc<Worker>, check: &Check) -> Result<Finding, Failed> {
     let endpoint = &check.endpoint;
     match &endpoint.endpoint.mesh {
         None => drop(worker.connect(endpoint.endpoint.address).await.map_err(Refusal::from)?),
-        Some(mesh) => drop(dial::tunnel(worker, endpoint, mesh).await?),
+        Some(mesh) => dial::check(worker, endpoint, mesh).await?,
     }
     Ok((Found::Good, "took a connection".to_owned()))
 }

@@ -25,6 +25,8 @@ pub const UPGRADE_BODY: HeaderName = HeaderName::from_static("x-outrigger-upgrad
 /// The token of a CONNECT request, which no `Upgrade` can name (RFC 9110 section 7.8): a host is asked for,
 /// not a protocol.
 pub const CONNECT: HeaderValue = HeaderValue::from_static(":connect");
+/// Between proxies, on a CONNECT: only whether the app takes a connection is asked.
+pub const CHECK: HeaderName = HeaderName::from_static("x-outrigger-check");
 pub const PRIORITY: HeaderName = HeaderName::from_static("x-outrigger-priority");
 /// The services that a request has come through ([`outrigger_core::policy::visits`]).
 pub const VIA: HeaderName = HeaderName::from_static("x-outrigger-via");

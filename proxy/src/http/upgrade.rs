@@ -286,7 +286,10 @@ async fn inbound_tunnel(
             "streams of bytes are taken from other proxies only",
         ));
     }
-    served.admit_opaque()?;
+    let check = head.headers.contains_key(headers::CHECK);
+    if !check {
+        served.admit_opaque()?;
+    }
     exchange.service = served.service;
     if let Some(rules) = &served.rules {
         rules.stream(worker, connection.caller.as_deref(), connection.remote.ip())?;
@@ -294,6 +297,10 @@ async fn inbound_tunnel(
     exchange.protocol = Protocol::Tcp;
     let address = std::net::SocketAddr::new(inbound.app, port);
     let app = worker.connect(address).await?;
+    if check {
+        exchange.tunneled = true;
+        return Ok(Response::new(()));
+    }
     let caller = switch.caller;
     let (connection, service) = (Rc::clone(connection), served.service);
     tokio::task::spawn_local(async move {

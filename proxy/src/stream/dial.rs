@@ -10,7 +10,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes, BytesMut};
-use http::{Method, Request, Uri};
+use http::{HeaderValue, Method, Request, Uri};
 use outrigger_core::balance;
 use outrigger_core::compile::{StreamRouting, Target as Backend};
 use outrigger_core::config::{Balancer, HashKey, MeshAddress};
@@ -26,6 +26,7 @@ use crate::http::body::RequestBody;
 use crate::http::destination::Target;
 use crate::http::fallback::explained;
 use crate::http::fault::refuse_connection;
+use crate::http::headers::CHECK;
 use crate::http::respond::Refusal;
 use crate::metrics::{Label, add};
 use crate::pool::{PoolKey, Wire, connect, h2};
@@ -179,14 +180,24 @@ async fn open(
         }
         return Ok(UpstreamIo::direct(worker.connect(address).await?));
     };
-    tunnel(worker, endpoint, mesh).await
+    connect_through(worker, endpoint, mesh, false).await
 }
 
-/// Through the endpoint's proxy, which has reached the app when this ends well.
-pub async fn tunnel(
+/// Whether the app behind the endpoint's proxy takes a connection, of which no byte is used.
+pub async fn check(
     worker: &Rc<Worker>,
     endpoint: &EndpointState,
     mesh: &MeshAddress,
+) -> Result<(), Refusal> {
+    connect_through(worker, endpoint, mesh, true).await.map(drop)
+}
+
+/// Through the endpoint's proxy, which has reached the app when this ends well.
+async fn connect_through(
+    worker: &Rc<Worker>,
+    endpoint: &EndpointState,
+    mesh: &MeshAddress,
+    check: bool,
 ) -> Result<UpstreamIo, Refusal> {
     let key = PoolKey { address: mesh.address, wire: Wire::HopTunnel, expected: endpoint.expected };
     let lease = worker.pools.lease_h2(key, Instant::now()).await?;
@@ -194,6 +205,9 @@ pub async fn tunnel(
         |why: String| Refusal::new(Reason::UpstreamReset, format!("{}: {why}", mesh.address));
     let mut request = Request::new(RequestBody::Empty);
     *request.method_mut() = Method::CONNECT;
+    if check {
+        request.headers_mut().insert(CHECK, HeaderValue::from_static("1"));
+    }
     let authority = endpoint.endpoint.address.to_string();
     *request.uri_mut() =
         Uri::builder().authority(authority).build().map_err(|e| failed(e.to_string()))?;
