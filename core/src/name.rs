@@ -190,10 +190,13 @@ impl Authority {
         let given = text.strip_suffix(':').filter(|_| default_port.is_some()).unwrap_or(text);
         let (host, port) = split_port(given).ok_or_else(|| wrong("bad port"))?;
         let port = port.or(default_port).ok_or_else(|| wrong("it has no port"))?;
-        let host = if let Some(v6) = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')) {
-            Host::Ip(IpAddr::V6(v6.parse().map_err(|_| wrong("bad IPv6 address"))?))
-        } else if let Ok(ip) = host.parse::<IpAddr>() {
-            Host::Ip(ip)
+        let address = match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
+            Some(v6) => Some(IpAddr::V6(v6.parse().map_err(|_| wrong("bad IPv6 address"))?)),
+            None => host.strip_suffix('.').unwrap_or(host).parse().ok(),
+        };
+        let host = if let Some(address) = address {
+            // One address has one spelling.
+            Host::Ip(address.to_canonical())
         } else {
             let host = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
             if host.is_empty() || host.len() > MAX_HOST {
@@ -332,6 +335,8 @@ mod tests {
             ("10.0.0.1:9", "10.0.0.1:9"),
             ("[::1]:9", "[::1]:9"),
             ("[2001:db8::1]", "[2001:db8::1]:80"),
+            ("10.0.0.1.", "10.0.0.1:80"),
+            ("[::ffff:10.0.0.1]:9", "10.0.0.1:9"),
         ];
         for (text, want) in ok {
             assert_eq!(Authority::parse(text, Some(80)).unwrap().to_string(), want, "{text}");

@@ -4,5 +4,6 @@ mod app;
 mod bed;
 mod compromised_app;
 mod generated;
+mod identity;
 mod outside;
 mod requests;

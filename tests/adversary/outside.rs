@@ -151,6 +151,9 @@ fn no_spelling_passes_a_rule_on_http1() {
             assert!(seen.is_empty(), "{request:?}: the app read {seen:?}");
             assert!(!answer.contains(" 200 "), "{request:?}: {answer}");
         }
+        // What a caller sends behind a CONNECT is no request.
+        let behind = b"CONNECT a:80 HTTP/1.1\r\nHost: a\r\n\r\nGET /h HTTP/1.1\r\nHost: a\r\n\r\n";
+        assert!(read_of(&bed, Seat::Outside, behind).await.1.is_empty());
         let (_, seen) = read_of(&bed, Seat::Outside, b"GET /h HTTP/1.1\r\nHost: a\r\n\r\n").await;
         assert_eq!(seen.len(), 1, "what nothing denies arrives");
     });

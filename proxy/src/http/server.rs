@@ -13,7 +13,7 @@ use std::task::Poll;
 
 use futures::FutureExt;
 use h2::server;
-use http::header::{HeaderName, HeaderValue};
+use http::header::{CONNECTION, HeaderName, HeaderValue};
 use http::request::Parts;
 use http::{HeaderMap, Method, Request, StatusCode, Version};
 use hyper::body::Incoming;
@@ -161,8 +161,14 @@ impl Connection {
                 let (link, connects) = (&link, head.method == Method::CONNECT);
                 // Not an async block around it: that would hold the future twice.
                 request::handle(Rc::clone(&connection), head, body, caller, tracked).map(
-                    move |response| {
+                    move |mut response| {
                         let status = response.status();
+                        if connects && !status.is_success() {
+                            // What follows was meant for the tunnel, and must not be read as requests.
+                            response
+                                .headers_mut()
+                                .insert(CONNECTION, HeaderValue::from_static("close"));
+                        }
                         match status == StatusCode::SWITCHING_PROTOCOLS
                             || (connects && status.is_success())
                         {
