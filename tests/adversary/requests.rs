@@ -176,8 +176,10 @@ const BODIES: &[&str] = &[
 
 /// A target of HTTP/1.1: a known trick, or anything of the characters that they are made of.
 fn target(random: &mut Random) -> String {
-    if random.below(4) > 0 {
-        return random.of(TARGETS).to_owned();
+    match random.below(4) {
+        0 => return random.of(&["/public/x", "/x", "/admin/x"]).to_owned(),
+        1 | 2 => return random.of(TARGETS).to_owned(),
+        _ => {}
     }
     const PIECES: &[&str] = &[
         "/", "//", ".", "..", ";", "%2e", "%2E", "%2f", "%5c", "%3b", "admin", "public", "x", "?",
@@ -205,6 +207,8 @@ pub fn http1(random: &mut Random) -> Vec<u8> {
     match random.below(12) {
         0 => {}
         1 => text.push_str(&format!("host: a.bank\r\nhost: {}\r\n", random.of(HOSTS))),
+        // Most tricks show only where all else is right.
+        2..8 => text.push_str("Host: a.bank\r\n"),
         _ => text.push_str(&format!("Host:{}\r\n", random.of(HOSTS))),
     }
     for _ in 0..random.below(4) {
@@ -227,14 +231,17 @@ pub fn http2(random: &mut Random, hop: bool) -> Vec<u8> {
     let method = if random.below(3) == 0 { random.of(METHODS) } else { "GET" };
     fields.push((":method".to_owned(), method.to_owned()));
     if !random.once_in(12) {
-        let scheme = random.of(&["http", "http", "https", "ftp", "http://admin.bank/x"]);
+        const SCHEMES: &[&str] =
+            &["http", "http", "http", "http", "https", "ftp", "http://admin.bank/x"];
+        let scheme = random.of(SCHEMES);
         fields.push((":scheme".to_owned(), scheme.to_owned()));
     }
     if !random.once_in(12) {
         fields.push((":path".to_owned(), target(random)));
     }
     if !random.once_in(6) {
-        fields.push((":authority".to_owned(), random.of(HOSTS).to_owned()));
+        let host = if random.once_in(2) { "a.bank" } else { random.of(HOSTS) };
+        fields.push((":authority".to_owned(), host.to_owned()));
     }
     if method == "CONNECT" && random.once_in(2) {
         fields.push((":protocol".to_owned(), random.of(&["websocket", "connect-udp"]).to_owned()));

@@ -2,13 +2,14 @@
 //! and 6.1, RFC 9113 section 8.3.1). What two readers could take for two different requests is refused, so
 //! that what is authorized is what the app reads.
 
+use h2::ext::Protocol;
 use http::header::{self, HeaderName, HeaderValue};
 use http::request::Parts;
 use http::uri::Scheme;
 use http::{Method, Version};
 use outrigger_core::name::is_authority;
 
-use super::headers::list_has;
+use super::headers::{CONNECT, UPGRADE, list_has};
 
 /// Why a head may go no further.
 pub fn check(head: &Parts) -> Result<(), &'static str> {
@@ -25,6 +26,11 @@ pub fn check(head: &Parts) -> Result<(), &'static str> {
         None => {}
         Some(scheme) if *scheme == Scheme::HTTP || *scheme == Scheme::HTTPS => {}
         Some(_) => return Err("the scheme of the target is neither http nor https"),
+    }
+    let connects = head.method == Method::CONNECT && head.extensions.get::<Protocol>().is_none();
+    let passed_on = head.headers.get(UPGRADE).is_some_and(|token| *token == CONNECT);
+    if (connects || passed_on) && head.uri.port_u16().is_none() {
+        return Err("the target of a CONNECT has no port");
     }
     // Of `*` alone the whole server is asked (RFC 9110 section 9.3.7).
     if head.uri.path() == "*" && head.method != Method::OPTIONS {
@@ -157,6 +163,8 @@ mod tests {
             ("CONNECT", "/x"),
             ("CONNECT", "http://a.bank/"),
             ("CONNECT", "u@a.bank:80"),
+            ("CONNECT", "a.bank"),
+            ("CONNECT", "a.bank:"),
         ] {
             assert!(!http1(method, target, &host), "{method} {target}");
         }

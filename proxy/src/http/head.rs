@@ -61,7 +61,11 @@ impl Head {
                 (Method::CONNECT, Some(_)) => Method::GET,
                 (method, _) => method,
             },
-            path: uri.path_and_query.unwrap_or_else(|| PathAndQuery::from_static("/")),
+            // A CONNECT has none, whatever another proxy says beside it.
+            path: match &upgrade {
+                Some(token) if *token == CONNECT => PathAndQuery::from_static("/"),
+                _ => uri.path_and_query.unwrap_or_else(|| PathAndQuery::from_static("/")),
+            },
             authority: uri.authority,
             scheme: uri.scheme,
             absolute: false,
