@@ -428,3 +428,27 @@ fn a_port_that_becomes_strict_lets_go_of_plaintext_and_of_nothing_else() {
     assert_eq!(pods.get_from_outside(&format!("{address}/healthz")).status, 200);
     assert_eq!(pods.get("http://10.96.0.10/hello").status, 200);
 }
+
+/// Whoever routes a network through a pod gets no further than the pod.
+#[test]
+fn only_the_pods_own_addresses_are_reached_through_it() {
+    let Some(pods) = Pods::start("only_the_pods_own_addresses_are_reached_through_it") else {
+        return;
+    };
+    let (hub, server, port) = (&pods.network.hub, &pods.network.server, pods.app.port);
+    let ip = |args: String| run("ip", &args, "").expect("a change of the network");
+    // A second address of the pod's own, and one beyond it.
+    ip(format!("-n {server} addr add 10.77.0.33/24 dev eth0"));
+    ip(format!("-n {hub} route add 10.99.0.0/24 via 10.77.0.3"));
+    assert_eq!(pods.get_from_outside(&format!("http://10.77.0.33:{port}/second")).status, 200);
+    let before = pods.app.requests.load(Relaxed);
+    for target in [format!("10.99.0.7:{port}"), "10.99.0.7:4740".to_owned()] {
+        let answer = pods.get_from_outside(&format!("http://{target}/"));
+        assert_eq!(answer.status, 0, "{target}: {answer:?}");
+    }
+    assert_eq!(pods.app.requests.load(Relaxed), before);
+    eventually("the proxy says why", || {
+        let log = pods.server.log();
+        log.contains("10.99.0.7") && log.contains("not_for_us")
+    });
+}
