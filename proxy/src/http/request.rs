@@ -151,7 +151,10 @@ async fn serve(
     exchange.time_left("it had passed before the request was sent")?;
     let cache = &connection.worker.proxy.cache;
     let caching = match (&call.cache, slot.as_ref()) {
-        (Some(config), Some(head)) => Caching::begin(cache, config, &way, head),
+        (Some(config), Some(head)) => {
+            let has_body = !matches!(body, RequestBody::Empty);
+            Caching::begin(cache, config, &way, head, has_body)
+        }
         _ => None,
     };
     if let Some(mut response) = caching.as_ref().and_then(|caching| caching.fresh(cache)) {
