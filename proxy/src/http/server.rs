@@ -149,7 +149,7 @@ impl Connection {
             let service = service_fn(|request: Request<Incoming>| {
                 let (mut head, body) = request.into_parts();
                 let caller = head.extensions.remove::<OnUpgrade>().map(Side::Http1);
-                let body = Some(WireBody::Hyper(body));
+                let body = Some(WireBody::hyper(body));
                 let tracked = worker.exchanges.begin(Some(Arc::clone(&watch)));
                 let informs = head.version == Version::HTTP_11;
                 let holds_back = informs && headers::expects_continue(&head.headers);
