@@ -187,23 +187,28 @@ fn is_probe(connection: &Connection, port: u16, head: &Head) -> bool {
 }
 
 /// `1;port=8080;proto=h1`, and `;deadline=policy` where a policy started the deadline. A later version
-/// may add parameters, never change these.
-fn parse_hop(text: &str) -> Option<(u16, Protocol, bool)> {
+/// may add parameters, never change these; none may be there twice.
+pub fn parse_hop(text: &str) -> Option<(u16, Protocol, bool)> {
     let mut parts = text.split(';');
     (parts.next()? == "1").then_some(())?;
-    let (mut port, mut protocol, mut by_policy) = (None, None, false);
+    let (mut port, mut protocol, mut by_policy) = (None, None, None);
     for part in parts {
         match part.trim().split_once('=')? {
-            ("port", value) => port = value.parse().ok(),
-            ("proto", "h1") => protocol = Some(Protocol::Http1),
-            ("proto", "h2") => protocol = Some(Protocol::Http2),
-            ("proto", "grpc") => protocol = Some(Protocol::Grpc),
-            ("proto", _) => return None,
-            ("deadline", value) => by_policy = value == "policy",
+            ("port", value) if port.is_none() => port = Some(port_number(value)?),
+            ("proto", "h1") if protocol.is_none() => protocol = Some(Protocol::Http1),
+            ("proto", "h2") if protocol.is_none() => protocol = Some(Protocol::Http2),
+            ("proto", "grpc") if protocol.is_none() => protocol = Some(Protocol::Grpc),
+            ("deadline", value) if by_policy.is_none() => by_policy = Some(value == "policy"),
+            ("port" | "proto" | "deadline", _) => return None,
             _ => {}
         }
     }
-    Some((port?, protocol?, by_policy))
+    Some((port?, protocol?, by_policy.unwrap_or(false)))
+}
+
+/// Digits alone: `+80` is no port.
+fn port_number(text: &str) -> Option<u16> {
+    text.bytes().all(|digit| digit.is_ascii_digit()).then(|| text.parse().ok())?
 }
 
 #[cfg(test)]
@@ -216,8 +221,18 @@ mod tests {
         assert_eq!(parse_hop("1;port=80;proto=grpc;new=1"), Some((80, Protocol::Grpc, false)));
         let by_policy = parse_hop("1;port=80;proto=h2;deadline=policy");
         assert_eq!(by_policy, Some((80, Protocol::Http2, true)));
-        for bad in ["", "2;port=80;proto=h1", "1;port=80", "1;port=x;proto=h1", "1;port=1;proto=q"]
-        {
+        for bad in [
+            "",
+            "2;port=80;proto=h1",
+            "1;port=80",
+            "1;port=x;proto=h1",
+            "1;port=1;proto=q",
+            "1;port=+80;proto=h1",
+            "1;port=65536;proto=h1",
+            "1;port=80;port=81;proto=h1",
+            "1;port=80;proto=h1;proto=h2",
+            "1;port=80;proto=h1;deadline=policy;deadline=none",
+        ] {
             assert_eq!(parse_hop(bad), None, "{bad}");
         }
     }
