@@ -10,8 +10,8 @@ mod directives;
 use std::time::{Duration, SystemTime};
 
 use http::header::{
-    self, AGE, AUTHORIZATION, COOKIE, DATE, EXPIRES, HeaderName, HeaderValue, RANGE, SET_COOKIE,
-    VARY,
+    self, AGE, AUTHORIZATION, COOKIE, DATE, EXPIRES, HeaderName, HeaderValue, PROXY_AUTHORIZATION,
+    RANGE, SET_COOKIE, VARY,
 };
 use http::{HeaderMap, Method, StatusCode};
 
@@ -48,7 +48,7 @@ pub struct Kept {
 pub struct Shared {
     /// With `Authorization` (RFC 9111 section 3.5).
     pub authorized: bool,
-    /// With `Cookie`. The RFC leaves that to `Vary`, which apps forget.
+    /// With `Cookie` and the like ([`CREDENTIALS`]). The RFC leaves that to `Vary`, which apps forget.
     pub with_cookies: bool,
 }
 
@@ -63,7 +63,7 @@ pub struct Asked {
     pub store: bool,
     /// It came with `Authorization`.
     pub authorized: bool,
-    /// It came with `Cookie`.
+    /// It came with `Cookie` or the like ([`CREDENTIALS`]).
     pub with_cookies: bool,
 }
 
@@ -86,11 +86,12 @@ pub struct Timing {
 /// None: the cache has nothing to do with the request. `has_body`: a GET may have one, and then its answer
 /// can depend on what no key holds (RFC 9110 section 9.3.1).
 pub fn asked(method: &Method, headers: &HeaderMap, has_body: bool) -> Option<Asked> {
-    if method != Method::GET || headers.contains_key(RANGE) || has_body {
+    let has = |name: &HeaderName| headers.contains_key(name);
+    if method != Method::GET || has(&RANGE) || has_body || METHODS.iter().any(has) {
         return None;
     }
     let says = Directives::of(headers);
-    let conditional = CONDITIONS.iter().any(|name| headers.contains_key(name));
+    let conditional = CONDITIONS.iter().any(has);
     // A `max-age` or `min-fresh` is a wish for something newer than we may have; nobody needs us to count
     // for it.
     let newer = says.no_cache || says.max_age.is_some() || says.min_fresh;
@@ -99,8 +100,8 @@ pub fn asked(method: &Method, headers: &HeaderMap, has_body: bool) -> Option<Ask
         stale: !says.no_store && !conditional,
         // The answer to a condition may be no answer to anybody else.
         store: !says.no_store && !conditional,
-        authorized: headers.contains_key(AUTHORIZATION),
-        with_cookies: headers.contains_key(COOKIE),
+        authorized: has(&AUTHORIZATION),
+        with_cookies: CREDENTIALS.iter().any(has),
     })
 }
 
@@ -200,6 +201,15 @@ pub fn same(names: &[HeaderName], a: &HeaderMap, b: &HeaderMap) -> bool {
     names.iter().all(|name| a.get_all(name).iter().eq(b.get_all(name).iter()))
 }
 
+/// By what requests show who they are, beside `Authorization`.
+const CREDENTIALS: [HeaderName; 3] =
+    [COOKIE, PROXY_AUTHORIZATION, HeaderName::from_static("x-forwarded-client-cert")];
+/// By what a GET is another method to many frameworks.
+const METHODS: [HeaderName; 3] = [
+    HeaderName::from_static("x-http-method-override"),
+    HeaderName::from_static("x-http-method"),
+    HeaderName::from_static("x-method-override"),
+];
 /// What makes an answer one to a condition.
 const CONDITIONS: [HeaderName; 5] = [
     header::IF_MATCH,

@@ -26,12 +26,13 @@ pub enum Stop {
 pub fn is_valid(via: &HeaderValue) -> bool {
     let is_item = |item: &str| {
         let Some((name, what)) = item.split_once(';') else { return false };
-        let is_hash = what.len() == 8 && what.bytes().all(|c| matches!(c, b'0'..=b'9' | b'a'..=b'f'));
+        let is_hash =
+            what.len() == 8 && what.bytes().all(|c| matches!(c, b'0'..=b'9' | b'a'..=b'f'));
         let is_name = name.len() <= MAX_NAME
             && name.bytes().all(|c| c.is_ascii_graphic())
-            && name.split_once('/').is_some_and(|(namespace, service)| {
-                !namespace.is_empty() && service.contains(':')
-            });
+            && name
+                .split_once('/')
+                .is_some_and(|(namespace, service)| !namespace.is_empty() && service.contains(':'));
         is_hash && is_name
     };
     via.to_str().is_ok_and(|via| {

@@ -96,10 +96,8 @@ impl Caching {
         };
         let headers = response.headers();
         let came = Instant::now();
-        let timing = Timing {
-            came: SystemTime::now(),
-            took: came.saturating_duration_since(self.began),
-        };
+        let timing =
+            Timing { came: SystemTime::now(), took: came.saturating_duration_since(self.began) };
         let kept = may_store(&self.config, asked, response.status(), headers, timing)?;
         let most = self.config.max_entry_bytes as usize;
         if !framed || response.body().size_hint().lower() > most as u64 {

@@ -52,7 +52,6 @@ async fn listen(bytes: &[u8], piece: usize) {
 
 /// Whether some beginning of the bytes has a verdict other than that more is needed.
 fn is_clear(bytes: &[u8]) -> bool {
-    (1..=bytes.len()).any(|end| {
-        !matches!(detect(&bytes[..end]), Detected::NeedMore | Detected::Opaque)
-    })
+    (1..=bytes.len())
+        .any(|end| !matches!(detect(&bytes[..end]), Detected::NeedMore | Detected::Opaque))
 }

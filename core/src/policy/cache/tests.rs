@@ -66,6 +66,9 @@ fn section_3_what_may_be_stored() {
         ("cookie: a=b", "cache-control: public", FREE),
         ("cookie: a=b|authorization: a", "cache-control: must-revalidate", None),
         ("cookie: a=b|authorization: a", "cache-control: public", FREE),
+        ("proxy-authorization: a", "", None),
+        ("x-forwarded-client-cert: a", "vary: accept", None),
+        ("x-forwarded-client-cert: a", "cache-control: public", FREE),
     ]);
 }
 
@@ -292,7 +295,9 @@ fn section_5_2_1_requests_say_what_they_take() {
     assert_eq!(asked(&Method::POST, &HeaderMap::new(), false), None);
     assert_eq!(asked(&Method::HEAD, &HeaderMap::new(), false), None);
     assert_eq!(asked(&Method::GET, &HeaderMap::new(), true), None);
-    assert_eq!(asked(&Method::GET, &headers("range: bytes=0-1"), false), None);
+    for text in ["range: bytes=0-1", "x-http-method-override: POST", "x-method-override: PUT"] {
+        assert_eq!(asked(&Method::GET, &headers(text), false), None, "{text}");
+    }
 }
 
 /// Who shows who they are gets an answer to somebody else only if it says so.
