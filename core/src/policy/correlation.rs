@@ -7,7 +7,8 @@
 //!
 //! Anybody can send an id that somebody else uses. So an id that a stranger chose matches nothing, and
 //! where requests of several callers match, nothing is inherited: the request stays as the app sent it.
-//! Several of one caller are taken for copies of one request: what they agree on is inherited.
+//! Several of one caller are taken for copies of one request: the latest deadline, the longest way and a priority
+//! that all have are inherited.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
@@ -158,7 +159,11 @@ fn inherit_one(one: &Arc<Inflight>) -> Inherited {
     }
 }
 
-/// What all of them agree on, if one caller sent them.
+fn length(via: &Option<HeaderValue>) -> usize {
+    via.as_ref().map_or(0, HeaderValue::len)
+}
+
+/// What takes nothing away from any of them, if one caller sent them.
 fn inherit<'a>(found: impl Iterator<Item = &'a Arc<Inflight>>) -> Option<Inherited> {
     let mut found = found.enumerate();
     let (_, first) = found.next()?;
@@ -173,8 +178,9 @@ fn inherit<'a>(found: impl Iterator<Item = &'a Arc<Inflight>>) -> Option<Inherit
         if all.priority != other.priority {
             all.priority = Priority::default();
         }
-        if all.via != other.via {
-            all.via = None;
+        // The longest one ends circles of calls; only proxies with the caller's own identity wrote it.
+        if length(&other.via) > length(&all.via) {
+            all.via = other.via.clone();
         }
         all.from = None;
     }
