@@ -23,13 +23,18 @@ const MAX_LINES: usize = 4_096;
 const MAX_BYTES: usize = 4 * 1024 * 1024;
 /// Lines that are written with one system call, in lines.
 const BATCH: usize = 256;
+/// From so many waiting lines on, each further one is kept in memory of its own.
+const SHARING: usize = 64;
 /// How long the end of a process waits for a reader.
 pub const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// A line that is made into text by the writing thread, off the path of its caller.
 pub trait Record: Send {
-    /// What it holds in memory, in bytes, about.
+    /// What it holds in memory of its own, in bytes, about.
     fn size(&self) -> usize;
+
+    /// Lets go of memory that it shares and that is larger than what it needs of it: it will wait.
+    fn detach(&mut self) {}
 
     /// Appends the text, without the end of the line.
     fn render(&self, out: &mut Vec<u8>);
@@ -87,7 +92,13 @@ impl Log {
 
     /// Queues a record. False: there was no room, and it is counted as dropped.
     pub fn write(&self, record: impl Record + 'static) -> bool {
-        self.push(record.size(), || Line::Record(Box::new(record)))
+        self.push(record.size(), |waits| {
+            let mut record = Box::new(record);
+            if waits {
+                record.detach();
+            }
+            Line::Record(record)
+        })
     }
 
     /// Lines dropped since the process began, of every kind.
@@ -108,14 +119,16 @@ impl Log {
         true
     }
 
-    fn push(&self, size: usize, line: impl FnOnce() -> Line) -> bool {
+    /// `line` is told whether it will wait.
+    fn push(&self, size: usize, line: impl FnOnce(bool) -> Line) -> bool {
         let mut queue = lock(&self.0.queue);
         if queue.lines.len() >= MAX_LINES || queue.bytes.saturating_add(size) > MAX_BYTES {
             queue.dropped += 1;
             return false;
         }
         queue.bytes += size;
-        queue.lines.push_back(line());
+        let waits = queue.lines.len() >= SHARING;
+        queue.lines.push_back(line(waits));
         let sleeping = !queue.writing && queue.lines.len() == 1;
         drop(queue);
         if sleeping {
@@ -208,7 +221,7 @@ impl<'a> MakeWriter<'a> for Log {
 impl Write for EventWriter<'_> {
     /// Takes a whole event, as the formatter gives it.
     fn write(&mut self, event: &[u8]) -> io::Result<usize> {
-        self.0.push(event.len(), || Line::Text(event.to_vec()));
+        self.0.push(event.len(), |_| Line::Text(event.to_vec()));
         Ok(event.len())
     }
 

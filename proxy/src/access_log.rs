@@ -80,6 +80,13 @@ impl Record for Entry {
         size_of::<Self>() + detail + path + request_id
     }
 
+    /// Both are parts of the buffer that the request's head was read into.
+    fn detach(&mut self) {
+        self.path = self.path.take().and_then(|path| path.path().parse().ok());
+        let own = |id: HeaderValue| HeaderValue::from_bytes(id.as_bytes()).ok();
+        self.request_id = self.request_id.take().and_then(own);
+    }
+
     fn render(&self, out: &mut Vec<u8>) {
         // Writing text to memory cannot fail.
         let _ = serde_json::to_writer(out, &Line::from(self));

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http::HeaderMap;
 use http::header::HeaderName;
-use outrigger_core::policy::cache::same;
+use outrigger_core::policy::cache::{Shared, same};
 
 /// What an entry costs beside its texts: maps, pointers and the like, roughly.
 const OVERHEAD: usize = 512;
@@ -33,6 +33,7 @@ pub struct Entry {
     pub fresh: Duration,
     /// After `fresh`, instead of a failure.
     pub stale: Duration,
+    pub shared: Shared,
 }
 
 impl Entry {
@@ -252,6 +253,7 @@ mod tests {
             age: Duration::ZERO,
             fresh: Duration::from_secs(5),
             stale: Duration::from_secs(5),
+            shared: Shared::default(),
         }
     }
 

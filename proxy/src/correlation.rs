@@ -59,8 +59,11 @@ impl Correlation {
         self.hasher.hash_one(request_id).max(1)
     }
 
-    /// Remembers an inbound request. None: the table is full.
+    /// Remembers an inbound request. None: nothing identifies it, or the table is full.
     pub fn remember(&self, inflight: Inflight) -> Option<Remembered> {
+        if inflight.keys.trace == 0 && inflight.keys.request == 0 {
+            return None;
+        }
         if self.entries().fetch_add(1, Relaxed) >= MAX_ENTRIES {
             self.entries().fetch_sub(1, Relaxed);
             add(&self.metrics.gauges.correlation_full, 1);
@@ -72,7 +75,9 @@ impl Correlation {
         if keys.trace != 0 {
             shard(&self.traces, keys.trace as u64).insert(keys.trace, keys.span, one());
         }
-        shard(&self.requests, keys.request).insert(keys.request.into(), 0, one());
+        if keys.request != 0 {
+            shard(&self.requests, keys.request).insert(keys.request.into(), 0, one());
+        }
         Some(Remembered(inflight))
     }
 
@@ -82,7 +87,9 @@ impl Correlation {
         if keys.trace != 0 {
             shard(&self.traces, keys.trace as u64).remove(keys.trace, inflight);
         }
-        shard(&self.requests, keys.request).remove(keys.request.into(), inflight);
+        if keys.request != 0 {
+            shard(&self.requests, keys.request).remove(keys.request.into(), inflight);
+        }
         self.entries().fetch_sub(1, Relaxed);
     }
 
@@ -93,19 +100,19 @@ impl Correlation {
         }
         let trace = |keys: Keys| shard(&self.traces, keys.trace as u64);
         if keys.trace != 0
-            && let Some(exact) = trace(keys).find(keys.trace).tagged(keys.span)
+            && let Some(exact) = trace(keys).exact(keys.trace, keys.span)
         {
             return Some(exact);
         }
         if keys.request != 0
-            && let Some(found) = shard(&self.requests, keys.request).find(keys.request.into()).any()
+            && let Some(found) = shard(&self.requests, keys.request).any(keys.request.into())
         {
             return Some(found);
         }
         if keys.trace == 0 {
             return None;
         }
-        trace(keys).find(keys.trace).any()
+        trace(keys).any(keys.trace)
     }
 }
 
@@ -125,13 +132,18 @@ mod tests {
     fn what_is_exact_comes_first_and_nothing_stays_behind() {
         let table = Correlation::new(Arc::new(Metrics::new(1)));
         let now = Instant::now();
-        let remember = |trace, span, id: &str, seconds| {
+        let remember = |caller, trace, span, id: &str, seconds| {
             let keys = Keys { trace, span, request: table.hash(id.as_bytes()) };
             let deadline = Some(now + Duration::from_secs(seconds));
-            let inflight = Inflight { keys, deadline, ..Inflight::default() };
+            let inflight = Inflight { keys, caller, deadline, ..Inflight::default() };
             table.remember(inflight).unwrap()
         };
-        let all = [remember(1, 1, "a", 1), remember(1, 2, "b", 2), remember(2, 3, "b", 3)];
+        let all = [
+            remember(1, 1, 1, "a", 1),
+            remember(1, 1, 2, "b", 2),
+            remember(1, 2, 3, "b", 3),
+            remember(2, 3, 4, "a", 4),
+        ];
         let found = |trace, span, id: Option<&str>| {
             let request = id.map_or(0, |id| table.hash(id.as_bytes()));
             let found = table.find(Keys { trace, span, request })?;
@@ -139,8 +151,9 @@ mod tests {
             Some((left.as_secs(), found.from.is_some()))
         };
         assert_eq!(found(1, 1, Some("b")), Some((1, true)), "trace and span");
-        assert_eq!(found(1, 9, Some("a")), Some((1, true)), "request id");
-        assert_eq!(found(1, 9, Some("b")), Some((3, false)), "the latest of both");
+        assert_eq!(found(1, 9, Some("b")), Some((3, false)), "the latest of both, of one caller");
+        assert_eq!(found(0, 0, Some("a")), None, "two callers sent it");
+        assert_eq!(found(3, 9, Some("a")), Some((4, true)), "the trace tells them apart");
         assert_eq!(found(1, 9, None), Some((2, false)), "the trace alone");
         assert_eq!(found(0, 0, Some("c")), None);
         for one in &all {
@@ -148,12 +161,57 @@ mod tests {
         }
         assert_eq!(found(1, 1, Some("a")), None);
         assert!(table.is_empty());
-        let untraced = remember(0, 0, "d", 4);
+        let untraced = remember(1, 0, 0, "d", 4);
         assert_eq!(found(0, 0, Some("d")), Some((4, true)));
         assert!(table.traces.iter().all(|shard| shard.lock().unwrap().is_empty()), "in no trace");
         table.forget(&untraced);
         let empty = |shards: &[Shard]| shards.iter().all(|s| s.lock().unwrap().is_empty());
         assert!(empty(&table.traces) && empty(&table.requests));
+    }
+
+    /// A stranger that guessed or repeated an id took a deadline away from somebody else, or gave its own.
+    #[test]
+    fn what_strangers_choose_matches_nothing_and_takes_nothing_away() {
+        let table = Correlation::new(Arc::new(Metrics::new(1)));
+        let deadline = Some(Instant::now() + Duration::from_secs(1));
+        let request = table.hash(b"a");
+        let stranger = |deadline| {
+            let keys = Keys { trace: 1, span: 77, request: 0 };
+            let inflight = Inflight { keys, is_external: true, deadline, ..Inflight::default() };
+            table.remember(inflight).unwrap()
+        };
+        let _first = stranger(deadline);
+        let find = |span, request| table.find(Keys { trace: 1, span, request });
+        assert!(find(9, request).is_none(), "neither its id nor its trace is believed");
+        assert!(find(77, 0).is_some(), "what the app was given is");
+        let keys = Keys { trace: 1, span: 5, request };
+        let victim = Inflight { keys, caller: 3, deadline, ..Inflight::default() };
+        let _victim = table.remember(victim).unwrap();
+        let _second = stranger(None);
+        for span in [5, 9] {
+            for request in [request, 0] {
+                assert!(find(span, request).is_some_and(|found| found.deadline == deadline));
+            }
+        }
+        let unknown = Inflight { is_external: true, ..Inflight::default() };
+        assert!(table.remember(unknown).is_none(), "it could never be found");
+    }
+
+    /// Each removal looked through all that shared the key, which made it quadratic.
+    #[test]
+    fn thousands_under_one_id_come_and_go_quickly() {
+        let table = Correlation::new(Arc::new(Metrics::new(1)));
+        let keys = Keys { trace: 1, span: 1, request: 1 };
+        let began = Instant::now();
+        let all: Vec<_> = (0..50_000)
+            .map(|_| table.remember(Inflight { keys, ..Inflight::default() }).unwrap())
+            .collect();
+        assert!((0..1_000).all(|_| table.find(Keys { trace: 0, ..keys }).is_none()));
+        for one in &all {
+            table.forget(one);
+        }
+        assert!(table.is_empty());
+        assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use http::HeaderValue;
+use outrigger_core::balance::hash;
 use outrigger_core::identity::SpiffeId;
 
 use crate::accept::Slot;
@@ -32,6 +33,8 @@ pub struct Caller {
     pub proof: Proof,
     /// `namespace/service-account`, as metrics name it.
     pub label: Label,
+    /// A hash of the identity.
+    pub key: u64,
     /// For the app, where it is to be told.
     pub forwarded: Option<HeaderValue>,
 }
@@ -42,7 +45,8 @@ impl Caller {
         let label = metrics.label(&proof.id.workload());
         let forwarded =
             own.and_then(|own| HeaderValue::try_from(format!("By={own};URI={}", proof.id)).ok());
-        Self { proof, label, forwarded }
+        let key = hash(proof.id.to_string().as_bytes());
+        Self { proof, label, key, forwarded }
     }
 }
 

@@ -180,7 +180,7 @@ pub struct Settings {
     #[arg(long, env = "OUTRIGGER_WRITE_TIMEOUT", default_value = "5m", value_parser = parse_duration)]
     pub write_timeout: Duration,
 
-    /// Request bytes kept at one time so that requests can be sent again, in bytes for the process
+    /// Memory for request bodies kept at one time so that requests can be sent again, in bytes for the process
     #[arg(long, env = "OUTRIGGER_MAX_BUFFERED_BYTES", default_value_t = 64 * 1024 * 1024)]
     pub max_buffered_bytes: usize,
 

@@ -22,10 +22,14 @@ use self::tunnel::Tunnel;
 
 use crate::http::body::BodyError;
 
+/// Pieces below this many bytes are copied; larger ones fill an eighth of their buffer or more. The first of a
+/// body, which is most often all of it, never is.
+const SMALL: usize = 1024;
+
 /// A body as it comes in, from a caller or from an upstream.
 pub enum WireBody {
-    /// On HTTP/1.1, or where the connection stopped being HTTP.
-    Hyper(Incoming),
+    /// On HTTP/1.1, or where the connection stopped being HTTP; whether something of it has been read.
+    Hyper(Incoming, bool),
     Stream(Received),
     /// Of a request that may stop being HTTP.
     Prelude(Prelude),
@@ -48,9 +52,6 @@ pub struct Received {
     ended: bool,
     /// Of the request that this one answers.
     _pumping: Option<Pumping>,
-    /// Whether a reset without an error is an end: it says that the request was not needed whole, and what
-    /// has come is the answer (RFC 9113 section 8.1).
-    answers: bool,
 }
 
 /// A piece of a body on its way to an upstream. h2 is generic over it: with a type for each side the
@@ -76,14 +77,19 @@ pub struct Pump<B, D: Buf> {
 pub struct Pumping(AbortHandle);
 
 impl WireBody {
+    /// A body that comes on HTTP/1.1.
+    pub fn hyper(body: Incoming) -> Self {
+        Self::Hyper(body, false)
+    }
+
     /// The body of a request that came on HTTP/2.
     pub fn asked(stream: RecvStream) -> Self {
-        Self::Stream(Received::new(stream, None, false))
+        Self::Stream(Received::new(stream, None))
     }
 
     /// The body of an answer that came on HTTP/2, and what still writes that of its request.
     pub fn answered(stream: RecvStream, pumping: Option<Pumping>) -> Self {
-        Self::Stream(Received::new(stream, pumping, true))
+        Self::Stream(Received::new(stream, pumping))
     }
 }
 
@@ -96,8 +102,13 @@ impl Body for WireBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match self.get_mut() {
-            Self::Hyper(body) => {
-                Pin::new(body).poll_frame(cx).map(|frame| Some(frame?.map_err(BodyError::from)))
+            Self::Hyper(body, begun) => {
+                let Some(frame) = ready!(Pin::new(body).poll_frame(cx)?) else {
+                    return Poll::Ready(None);
+                };
+                let frame = if *begun { compact(frame) } else { frame };
+                *begun = true;
+                Poll::Ready(Some(Ok(frame)))
             }
             Self::Stream(received) => received.poll_frame(cx),
             Self::Prelude(prelude) => {
@@ -109,7 +120,7 @@ impl Body for WireBody {
 
     fn is_end_stream(&self) -> bool {
         match self {
-            Self::Hyper(body) => body.is_end_stream(),
+            Self::Hyper(body, _) => body.is_end_stream(),
             Self::Stream(received) => received.ended,
             Self::Prelude(prelude) => prelude.is_ended(),
             Self::Switched(_) => true,
@@ -118,7 +129,7 @@ impl Body for WireBody {
 
     fn size_hint(&self) -> SizeHint {
         match self {
-            Self::Hyper(body) => body.size_hint(),
+            Self::Hyper(body, _) => body.size_hint(),
             // The content-length header, which is passed on, says it.
             Self::Stream(_) | Self::Prelude(_) => SizeHint::default(),
             Self::Switched(_) => SizeHint::with_exact(0),
@@ -126,10 +137,19 @@ impl Body for WireBody {
     }
 }
 
+/// A small piece in memory of its own. hyper reads into a new buffer for each as long as somebody has the one
+/// before: bytes that come alone would hold some KiB each, wherever they wait.
+fn compact(frame: Frame<Bytes>) -> Frame<Bytes> {
+    match frame.data_ref() {
+        Some(data) if data.len() < SMALL => Frame::data(Bytes::copy_from_slice(data)),
+        Some(_) | None => frame,
+    }
+}
+
 impl Received {
-    fn new(stream: RecvStream, pumping: Option<Pumping>, answers: bool) -> Self {
+    fn new(stream: RecvStream, pumping: Option<Pumping>) -> Self {
         let ended = stream.is_end_stream();
-        Self { stream, data_done: false, ended, _pumping: pumping, answers }
+        Self { stream, data_done: false, ended, _pumping: pumping }
     }
 
     fn poll_frame(
@@ -158,10 +178,11 @@ impl Received {
         }
     }
 
+    /// Only END_STREAM is an end. A reset without an error says that the rest of the request is not needed,
+    /// and comes after it; before it, the answer is cut (RFC 9113 section 8.1).
     fn broken(&mut self, error: h2::Error) -> Option<Result<Frame<Bytes>, BodyError>> {
         self.ended = true;
-        let is_end = self.answers && error.reason() == Some(Reason::NO_ERROR);
-        (!is_end).then(|| Err(error.into()))
+        Some(Err(error.into()))
     }
 }
 
@@ -336,10 +357,11 @@ mod tests {
         (answer, body, accepted)
     }
 
+    /// A reset with NO_ERROR was taken for the end of an answer.
     #[tokio::test(flavor = "current_thread")]
-    async fn only_an_answer_may_end_by_a_reset() {
+    async fn only_end_stream_ends_a_body_whatever_a_reset_says() {
         let whole = async {
-            for (reason, ends) in [(Reason::NO_ERROR, true), (Reason::CANCEL, false)] {
+            for reason in [Reason::NO_ERROR, Reason::CANCEL, Reason::INTERNAL_ERROR] {
                 let (_answer, mut body, (request, _respond)) = stream().await;
                 body.send_data(Bytes::from_static(b"half"), false).unwrap();
                 let mut asked = WireBody::asked(request.into_body());
@@ -348,12 +370,19 @@ mod tests {
                 assert!(asked.frame().await.unwrap().is_err(), "{reason}");
                 assert!(asked.frame().await.is_none());
 
-                let (answer, _body, (_request, mut respond)) = stream().await;
-                let mut body = respond.send_response(Response::new(()), false).unwrap();
-                let mut answered = WireBody::answered(answer.await.unwrap().into_body(), None);
-                body.send_reset(reason);
-                assert_eq!(answered.frame().await.is_none(), ends, "{reason}");
-                assert!(answered.frame().await.is_none());
+                for data in [&b""[..], b"half"] {
+                    let (answer, _body, (_request, mut respond)) = stream().await;
+                    let mut body = respond.send_response(Response::new(()), false).unwrap();
+                    let mut answered = WireBody::answered(answer.await.unwrap().into_body(), None);
+                    if !data.is_empty() {
+                        body.send_data(data.into(), false).unwrap();
+                        let frame = answered.frame().await.unwrap().unwrap();
+                        assert_eq!(frame.into_data().unwrap(), data);
+                    }
+                    body.send_reset(reason);
+                    assert!(answered.frame().await.unwrap().is_err(), "{reason}");
+                    assert!(answered.frame().await.is_none());
+                }
             }
         };
         LocalSet::new().run_until(whole).await;

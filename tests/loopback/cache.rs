@@ -1,15 +1,16 @@
 //! Answers that are kept: given again while they are fresh, and instead of failures after that.
 
+use std::io::{Read, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
-use outrigger_tests::app::Echo;
+use outrigger_tests::app::{Echo, tcp};
 use outrigger_tests::client::{Answer, Curl};
 use outrigger_tests::eventually;
-use outrigger_tests::process::{ControlPlane, Proxy};
+use outrigger_tests::process::{ControlPlane, Proxy, local};
 
 use crate::resilience::{policy, scripted};
-use crate::unmeshed;
+use crate::{service, unmeshed};
 
 /// A caller of an app whose answers are numbered and carry `headers`, until it is ill.
 struct Pair {
@@ -86,10 +87,127 @@ fn what_must_not_be_shared_is_not_kept() {
         ("Cache-Control: private, max-age=60\r\n", &[]),
         ("Set-Cookie: a=b\r\n", &[]),
         ("Vary: *\r\n", &[]),
+        ("Vary: acc\u{e9}pt\r\n", &[]),
+        ("Expires: 0\r\n", &[]),
+        ("Expires: Thu, 01 Jan 1970 00:00:00 GMT\r\n", &[]),
+        ("Cache-Control: max-age=60, max-age=0\r\n", &[]),
         ("Cache-Control: max-age=60\r\n", &["-H", "authorization: Bearer a"]),
+        ("Cache-Control: proxy-revalidate\r\n", &["-H", "authorization: Bearer a"]),
+        ("Cache-Control: x=\"a, public, b\"\r\n", &["-H", "authorization: Bearer a"]),
+        ("", &["-H", "cookie: user=a"]),
+        ("Vary: Cookie\r\n", &["-H", "cookie: user=a"]),
+        // A GET with a body, whose answer may depend on it.
+        ("", &["-X", "GET", "-d", "a"]),
     ] {
         let pair = Pair::start(headers, CACHE);
         assert_eq!(pair.bodies(&[("/", more), ("/", more)]), ["0000", "0001"], "{headers}");
+    }
+}
+
+/// Whoever shows who they are gets an answer to somebody else only where it says so, also instead of a failure.
+#[test]
+fn answers_are_shared_only_with_whom_they_may_be() {
+    let (alice, bob) = (&["-H", "authorization: Bearer a"][..], &["-H", "authorization: b"][..]);
+    let cookie = &["-H", "cookie: user=c"][..];
+    let spec = "  cache: {ttl: 1m, staleOnError: 10m}\n  fallbacks: [{cached: {}}]\n";
+    for (headers, bodies, failed) in [
+        ("", ["0000", "0001", "0002", "0003"], [500, 500]),
+        ("Cache-Control: proxy-revalidate\r\n", ["0000", "0001", "0002", "0003"], [500, 500]),
+        ("Cache-Control: s-maxage=60\r\n", ["0000", "0000", "0000", "0001"], [200, 500]),
+        ("Cache-Control: public\r\n", ["0000", "0000", "0000", "0000"], [200, 200]),
+    ] {
+        let pair = Pair::start(headers, spec);
+        let asked = [("/", &[][..]), ("/", alice), ("/", bob), ("/", cookie)];
+        assert_eq!(pair.bodies(&asked), bodies, "{headers}");
+        pair.ill.store(true, Relaxed);
+        let status = |who: &[&str]| pair.ask("/", who).status;
+        assert_eq!([status(bob), status(cookie)], failed, "{headers}");
+        assert_eq!(status(&[]), 200, "{headers}");
+    }
+}
+
+const SETTINGS_FRAME: &[u8] = &[0, 0, 0, 4, 0, 0, 0, 0, 0];
+const HEADERS: u8 = 1;
+const RST_STREAM: u8 = 3;
+const GOAWAY: u8 = 7;
+
+/// An HTTP/2 app that answers each request with a half of a body on a connection of its own, and then with
+/// `end`, the frame's type and payload; none: it closes the connection.
+fn breaks_off(end: Option<(u8, &'static [u8])>) -> (u16, Arc<AtomicU64>) {
+    let count = Arc::new(AtomicU64::new(0));
+    let counted = Arc::clone(&count);
+    let port = tcp(move |mut stream| {
+        let mut preface = [0; 24];
+        if stream.read_exact(&mut preface).is_err() || stream.write_all(SETTINGS_FRAME).is_err() {
+            return;
+        }
+        let mut head = [0; 9];
+        while stream.read_exact(&mut head).is_ok() {
+            let mut payload = vec![0; usize::from(u16::from_be_bytes([head[1], head[2]]))];
+            if stream.read_exact(&mut payload).is_err() {
+                return;
+            }
+            if head[3] != HEADERS {
+                continue;
+            }
+            counted.fetch_add(1, Relaxed);
+            let id = &head[5..9];
+            // `:status: 200` of HPACK's table, and four bytes of data; neither is the end.
+            let mut answer = [&[0, 0, 1, HEADERS, 4][..], id, &[0x88]].concat();
+            answer.extend([&[0, 0, 4, 0, 0][..], id, b"half"].concat());
+            if let Some((kind, payload)) = end {
+                let on = if kind == GOAWAY { &[0; 4] } else { id };
+                answer.extend([&[0, 0, payload.len() as u8, kind, 0][..], on, payload].concat());
+            }
+            if stream.write_all(&answer).is_err() || end.is_none_or(|(kind, _)| kind == GOAWAY) {
+                return;
+            }
+        }
+    });
+    (port, count)
+}
+
+/// The caller knows that it has not got the whole: the transfer broke, or there is only our own answer.
+fn is_broken(answer: &Answer) -> bool {
+    answer.exit != Some(0) || answer.status == 502
+}
+
+/// RFC 9113 section 8.1: without END_STREAM no body is whole, whatever the reset says. NO_ERROR was taken for
+/// the end: a cut answer was kept, and callers on HTTP/1.1 got its last chunk.
+#[test]
+fn an_answer_that_is_reset_without_an_error_is_cut_and_not_kept() {
+    let ends: [Option<(u8, &'static [u8])>; 4] = [
+        Some((RST_STREAM, &[0, 0, 0, 0])),
+        Some((RST_STREAM, &[0, 0, 0, 8])),
+        Some((GOAWAY, &[0, 0, 0, 1, 0, 0, 0, 0])),
+        None,
+    ];
+    for end in ends {
+        let (port, count) = breaks_off(end);
+        let plane = ControlPlane::start(&[
+            ("app.yaml", &unmeshed("app", "kubernetes.io/h2c", port)),
+            ("meshed.yaml", &service("meshed", "")),
+            ("policy.yaml", &policy(CACHE)),
+        ]);
+        let meshed = Proxy::beside(&plane, "meshed", &[format!("{port}=h2:main")], &[]);
+        let caller = Proxy::caller(&plane, &[]);
+        for host in ["app.bank", "meshed.bank"] {
+            let url = format!("http://{host}/");
+            let before = count.load(Relaxed);
+            for _ in 0..2 {
+                let answer = Curl::through(&caller).get(&url);
+                assert!(is_broken(&answer), "{end:?} {host}: {answer:?}");
+            }
+            let to = format!("{host}:80:{}", local(caller.outbound));
+            let answer =
+                Curl::direct().args(&["--http2-prior-knowledge", "--connect-to", &to]).get(&url);
+            assert!(is_broken(&answer), "{end:?} {host}: {answer:?}");
+            assert_eq!(count.load(Relaxed) - before, 3, "{end:?} {host}: something was kept");
+        }
+        assert_eq!(caller.count("outrigger_cache_entries", &[]), 0.0);
+        for proxy in [&caller, &meshed] {
+            proxy.wait_log(&["\"reason\":\"response_truncated\""]);
+        }
     }
 }
 

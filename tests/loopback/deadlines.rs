@@ -156,6 +156,30 @@ fn a_deadline_repeated_as_it_was_told_is_not_made_longer() {
     assert!(late["deadline_left_ms"].as_i64().is_some_and(|left| left <= 5), "{late}");
 }
 
+/// An app's own client timeout of 30 s gave its callee 30 s, whatever its caller had left.
+#[test]
+fn an_apps_own_deadline_counts_only_where_it_is_nearer() {
+    let trace = "traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+    let cases: [(&'static [&'static str], u64); 8] = [
+        (&["traceparent", "x-deadline: 30000"], 8_000),
+        (&["x-request-id", "x-deadline: 30000"], 8_000),
+        (&["x-request-id", "x-envoy-expected-rq-timeout-ms: 30000"], 8_000),
+        (&["x-request-id", "x-deadline: 30000", "x-deadline: 999999999"], 8_000),
+        (&["x-request-id", "x-deadline: 30000", "x-deadline: 3000"], 3_000),
+        (&["x-request-id", "x-deadline: 3000"], 3_000),
+        (&["traceparent", "x-deadline: never"], 8_000),
+        // Nobody's: it is the app's own matter.
+        (&["x-deadline: 30000"], 30_000),
+    ];
+    for (forwards, at_most) in cases {
+        let chain = Chain::start(forwards);
+        let answer = get(&chain.caller, "http://middle.bank/", &["x-deadline: 8000", trace]);
+        let left: u64 = got(&answer, "x-deadline").and_then(|ms| ms.parse().ok()).unwrap_or(0);
+        let least = at_most - 2_900;
+        assert!((least..=at_most).contains(&left), "{forwards:?}: {left} {answer:?}");
+    }
+}
+
 #[test]
 fn a_circle_of_calls_ends_at_the_second_visit() {
     let relay = Relay::start("again.bank", &["x-request-id"]);

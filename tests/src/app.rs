@@ -133,7 +133,7 @@ pub fn count_then_answer(mut stream: TcpStream) {
 }
 
 /// An app that passes each request on through its own proxy, to `http://<to><same path>`, with nothing but
-/// the headers in `forwards`, and gives the answer back. It knows its proxy only once that runs.
+/// the headers in `forwards` (`name`, or `name: value` for one of its own), and gives the answer back. It knows its proxy only once that runs.
 pub struct Relay {
     pub port: u16,
     outbound: Arc<AtomicU16>,
@@ -179,6 +179,10 @@ fn relay_one(
             call.push_str(line);
             call.push_str("\r\n");
         }
+    }
+    for own in forwards.iter().filter(|own| own.contains(": ")) {
+        call.push_str(own);
+        call.push_str("\r\n");
     }
     call.push_str("\r\n");
     let mut upstream = TcpStream::connect(("127.0.0.1", proxy))?;

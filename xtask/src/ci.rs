@@ -7,40 +7,59 @@ use crate::{codegen, test, tidy, workspace};
 
 struct Step {
     name: &'static str,
-    /// None: it could not run here.
-    held: Option<bool>,
+    held: Held,
     seconds: f64,
+}
+
+/// What became of a step.
+enum Held {
+    Yes,
+    No,
+    /// It could not run here, and why.
+    Skipped(&'static str),
+}
+
+impl From<bool> for Held {
+    fn from(held: bool) -> Self {
+        if held { Self::Yes } else { Self::No }
+    }
 }
 
 pub(crate) fn run() -> ExitCode {
     let mut steps = vec![
-        timed("fmt", || Some(cargo(&["fmt", "--all", "--check"], &[]))),
+        timed("fmt", || cargo(&["fmt", "--all", "--check"], &[]).into()),
         timed("clippy", || {
             let clippy = ["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"];
-            Some(cargo(&clippy, &[]))
+            cargo(&clippy, &[]).into()
         }),
-        timed("tidy", || Some(tidy::run() == ExitCode::SUCCESS)),
+        timed("tidy", || (tidy::run() == ExitCode::SUCCESS).into()),
         timed("codegen", || {
-            Some(codegen::run(&codegen::Options { check: true }) == ExitCode::SUCCESS)
+            (codegen::run(&codegen::Options { check: true }) == ExitCode::SUCCESS).into()
         }),
         timed("doc", || {
-            Some(cargo(
+            cargo(
                 &["doc", "--workspace", "--no-deps", "--document-private-items"],
                 &[("RUSTDOCFLAGS", "-D warnings -A rustdoc::private_intra_doc_links")],
-            ))
+            )
+            .into()
         }),
-        timed("deny", || has_deny().then(|| cargo(&["deny", "check"], &[]))),
+        timed("deny", || match has_deny() {
+            true => cargo(&["deny", "check", "bans", "licenses", "sources"], &[]).into(),
+            false => Held::Skipped("cargo-deny is not installed"),
+        }),
+        timed("advisories", advisories),
     ];
     let mut tested = ExitCode::FAILURE;
     summary(&steps);
     steps.push(timed("test", || {
         tested = test::run(&test::Options::default());
-        Some(tested == ExitCode::SUCCESS)
+        (tested == ExitCode::SUCCESS).into()
     }));
-    if steps.iter().any(|step| step.held == Some(false)) { ExitCode::FAILURE } else { tested }
+    let failed = steps.iter().any(|step| matches!(step.held, Held::No));
+    if failed { ExitCode::FAILURE } else { tested }
 }
 
-fn timed(name: &'static str, run: impl FnOnce() -> Option<bool>) -> Step {
+fn timed(name: &'static str, run: impl FnOnce() -> Held) -> Step {
     eprintln!("\n== {name}");
     let began = Instant::now();
     let held = run();
@@ -54,8 +73,26 @@ fn cargo(arguments: &[&str], environment: &[(&str, &str)]) -> bool {
 }
 
 fn has_deny() -> bool {
+    succeeds(&["deny", "--version"])
+}
+
+/// Known weaknesses of what is linked. Their database is a repository that is not to be had everywhere, and
+/// without it nothing is known.
+fn advisories() -> Held {
+    if !has_deny() {
+        return Held::Skipped("cargo-deny is not installed");
+    }
+    if !succeeds(&["deny", "fetch", "db"]) {
+        return Held::Skipped("the advisory database cannot be fetched from here");
+    }
+    cargo(&["deny", "check", "advisories"], &[]).into()
+}
+
+fn succeeds(arguments: &[&str]) -> bool {
     let mut command = Command::new("cargo");
-    command.args(["deny", "--version"]).stdout(Stdio::null()).stderr(Stdio::null());
+    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    // Git waits for minutes otherwise, where a network takes connections and answers nothing.
+    command.envs([("GIT_HTTP_LOW_SPEED_LIMIT", "1000"), ("GIT_HTTP_LOW_SPEED_TIME", "20")]);
     command.status().is_ok_and(|status| status.success())
 }
 
@@ -63,11 +100,11 @@ fn has_deny() -> bool {
 fn summary(steps: &[Step]) {
     eprintln!("\n== so far");
     for Step { name, held, seconds } in steps {
-        let word = match held {
-            Some(true) => "ok",
-            Some(false) => "FAILED",
-            None => "skipped: not installed",
+        let (word, why) = match held {
+            Held::Yes => ("ok", ""),
+            Held::No => ("FAILED", ""),
+            Held::Skipped(why) => ("skipped: ", *why),
         };
-        eprintln!("{name:<8} {seconds:>7.1} s  {word}");
+        eprintln!("{name:<10} {seconds:>7.1} s  {word}{why}");
     }
 }

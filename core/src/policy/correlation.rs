@@ -3,8 +3,12 @@
 //! While an inbound request is in flight, it is remembered by its trace and by its request id. An
 //! outbound request that carries one of them belongs to it: first an exact match of trace and span,
 //! which the inbound side wrote itself and an app forwards verbatim; then the request id; then the
-//! trace alone. Where several match, the latest deadline, the highest priority and the longest way
-//! apply: an ambiguous match never ends a request early.
+//! trace alone.
+//!
+//! Anybody can send an id that somebody else uses. So an id that a stranger chose matches nothing, and
+//! where requests of several callers match, nothing is inherited: the request stays as the app sent it.
+//! Several of one caller are taken for copies of one request: the latest deadline, the longest way and a priority
+//! that all have are inherited.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
@@ -20,9 +24,12 @@ use super::priority::Priority;
 #[derive(Debug, Default)]
 pub struct Inflight {
     pub keys: Keys,
+    /// Who sent it; requests with equal values come from one caller.
+    pub caller: u64,
+    /// It did not come over the mesh: its trace id is a stranger's, and matches only with the span that was
+    /// given here.
+    pub is_external: bool,
     pub deadline: Option<Instant>,
-    /// The milliseconds that the app was told; an outbound request with exactly these repeats them.
-    pub told_millis: Option<u64>,
     pub priority: Priority,
     /// The services that it has come through ([`super::visits`]).
     pub via: Option<HeaderValue>,
@@ -41,27 +48,20 @@ pub struct Keys {
     pub request: u64,
 }
 
-/// How sure it is that an outbound request belongs to what was found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Certainty {
-    /// Several inbound requests match.
-    Ambiguous,
-    /// One does.
-    Unique,
-}
+/// Requests under one key of which each is looked at, about 1 µs of work; with more, a match is ambiguous.
+const MAX_COPIES: usize = 16;
 
 /// What an outbound request inherits.
 #[derive(Clone, Debug)]
 pub struct Inherited {
     pub deadline: Option<Instant>,
-    pub told_millis: Option<u64>,
     pub priority: Priority,
     pub via: Option<HeaderValue>,
     /// Where to note what becomes of it, if that is certain.
     pub from: Option<Arc<Inflight>>,
 }
 
-/// Values by a key that several may share. Each of the two ways to be found has shards of its own.
+/// Requests by a key that several may share. Each of the two ways to be found has shards of its own.
 #[derive(Debug)]
 pub struct Index<S = RandomState> {
     slots: HashMap<u128, Slot, S>,
@@ -70,7 +70,8 @@ pub struct Index<S = RandomState> {
 #[derive(Debug)]
 enum Slot {
     One(u64, Arc<Inflight>),
-    Many(Vec<(u64, Arc<Inflight>)>),
+    /// By their addresses: a caller may send thousands with one id, each of which leaves by itself.
+    Many(HashMap<usize, (u64, Arc<Inflight>)>),
 }
 
 impl<S: BuildHasher + Default> Default for Index<S> {
@@ -88,9 +89,12 @@ impl<S: BuildHasher> Index<S> {
                 vacant.insert(Slot::One(tag, value));
             }
             Entry::Occupied(mut occupied) => match occupied.get_mut() {
-                Slot::Many(all) => all.push((tag, value)),
+                Slot::Many(all) => {
+                    all.insert(address(&value), (tag, value));
+                }
                 Slot::One(first, one) => {
-                    let both = vec![(*first, Arc::clone(one)), (tag, value)];
+                    let first = (address(one), (*first, Arc::clone(one)));
+                    let both = HashMap::from([first, (address(&value), (tag, value))]);
                     occupied.insert(Slot::Many(both));
                 }
             },
@@ -103,7 +107,7 @@ impl<S: BuildHasher> Index<S> {
         let empty = match slot {
             Slot::One(_, one) => Arc::ptr_eq(one, value),
             Slot::Many(all) => {
-                all.retain(|(_, one)| !Arc::ptr_eq(one, value));
+                all.remove(&address(value));
                 all.is_empty()
             }
         };
@@ -112,11 +116,23 @@ impl<S: BuildHasher> Index<S> {
         }
     }
 
-    pub fn find(&self, key: u128) -> Found<'_> {
-        match self.slots.get(&key) {
-            None => Found { first: None, all: &[] },
-            Some(Slot::One(tag, one)) => Found { first: Some((*tag, one)), all: &[] },
-            Some(Slot::Many(all)) => Found { first: None, all },
+    /// What a request inherits that has this key and this tag. None: nobody's, or it is not certain whose.
+    pub fn exact(&self, key: u128, tag: u64) -> Option<Inherited> {
+        match self.slots.get(&key)? {
+            Slot::One(of, one) => (*of == tag).then(|| inherit_one(one)),
+            Slot::Many(all) => {
+                inherit(all.values().filter(|(of, _)| *of == tag).map(|(_, one)| one))
+            }
+        }
+    }
+
+    /// What a request inherits that has this key alone, which strangers choose at will. None: as above.
+    pub fn any(&self, key: u128) -> Option<Inherited> {
+        match self.slots.get(&key)? {
+            Slot::One(_, one) => (!one.is_external).then(|| inherit_one(one)),
+            Slot::Many(all) => {
+                inherit(all.values().map(|(_, one)| one).filter(|one| !one.is_external))
+            }
         }
     }
 
@@ -130,55 +146,45 @@ impl<S: BuildHasher> Index<S> {
     }
 }
 
-/// Everything that one key leads to.
-#[derive(Clone, Copy, Debug)]
-pub struct Found<'a> {
-    first: Option<(u64, &'a Arc<Inflight>)>,
-    all: &'a [(u64, Arc<Inflight>)],
+fn address(value: &Arc<Inflight>) -> usize {
+    Arc::as_ptr(value).addr()
 }
 
-impl<'a> Found<'a> {
-    fn iter(self) -> impl Iterator<Item = (u64, &'a Arc<Inflight>)> {
-        self.first.into_iter().chain(self.all.iter().map(|(tag, one)| (*tag, one)))
-    }
-
-    /// Those with this tag alone.
-    pub fn tagged(self, tag: u64) -> Option<Inherited> {
-        inherit(self.iter().filter(|(of, _)| *of == tag).map(|(_, one)| one))
-    }
-
-    pub fn any(self) -> Option<Inherited> {
-        inherit(self.iter().map(|(_, one)| one))
+fn inherit_one(one: &Arc<Inflight>) -> Inherited {
+    Inherited {
+        deadline: one.deadline(),
+        priority: one.priority,
+        via: one.via.clone(),
+        from: Some(Arc::clone(one)),
     }
 }
 
-fn inherit<'a>(mut found: impl Iterator<Item = &'a Arc<Inflight>>) -> Option<Inherited> {
-    let first = found.next()?;
-    let mut all = Inherited {
-        deadline: first.deadline(),
-        told_millis: first.told_millis,
-        priority: first.priority,
-        via: first.via.clone(),
-        from: Some(Arc::clone(first)),
-    };
-    for other in found {
-        // One without a deadline has the latest of all.
+fn length(via: &Option<HeaderValue>) -> usize {
+    via.as_ref().map_or(0, HeaderValue::len)
+}
+
+/// What takes nothing away from any of them, if one caller sent them.
+fn inherit<'a>(found: impl Iterator<Item = &'a Arc<Inflight>>) -> Option<Inherited> {
+    let mut found = found.enumerate();
+    let (_, first) = found.next()?;
+    let mut all = inherit_one(first);
+    for (at, other) in found {
+        if at >= MAX_COPIES || other.caller != first.caller {
+            return None;
+        }
+        // Copies come one after the other, each with a little less time; one without a deadline has the
+        // latest of all.
         all.deadline = all.deadline.zip(other.deadline()).map(|(a, b)| a.max(b));
-        all.told_millis = None;
-        all.priority = all.priority.max(other.priority);
-        let length = |via: &Option<HeaderValue>| via.as_ref().map_or(0, HeaderValue::len);
+        if all.priority != other.priority {
+            all.priority = Priority::default();
+        }
+        // The longest one ends circles of calls; only proxies with the caller's own identity wrote it.
         if length(&other.via) > length(&all.via) {
             all.via = other.via.clone();
         }
         all.from = None;
     }
     Some(all)
-}
-
-impl Inherited {
-    pub fn certainty(&self) -> Certainty {
-        if self.from.is_some() { Certainty::Unique } else { Certainty::Ambiguous }
-    }
 }
 
 impl Inflight {

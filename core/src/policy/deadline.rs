@@ -50,23 +50,26 @@ impl Deadline {
         Self { origin: Origin::Policy, ..self }
     }
 
-    /// The deadline of a request that came at `now`. What it says itself wins; a policy speaks only
-    /// where nobody has. A time too far away to be represented is none.
+    /// The deadline of a request that came at `now`: the nearer one of what it says itself and of what it
+    /// inherits, since nobody waits longer than the request that it belongs to. A policy speaks only where
+    /// nobody has. A time too far away to be represented is none.
     pub fn begin(
         now: Instant,
         explicit: Option<Duration>,
         inherited: Option<Instant>,
         policy: Option<Duration>,
     ) -> Option<Self> {
-        if let Some(left) = explicit {
-            let at = now.checked_add(left)?;
-            return Some(Self { at, origin: Origin::Explicit });
+        if explicit.is_none() && inherited.is_none() {
+            let at = now.checked_add(policy?)?;
+            return Some(Self { at, origin: Origin::Policy });
         }
-        if let Some(at) = inherited {
-            return Some(Self { at, origin: Origin::Inherited });
+        let own = explicit.and_then(|left| now.checked_add(left));
+        match (own, inherited) {
+            (Some(at), inherited) if inherited.is_none_or(|inherited| at <= inherited) => {
+                Some(Self { at, origin: Origin::Explicit })
+            }
+            (_, inherited) => inherited.map(|at| Self { at, origin: Origin::Inherited }),
         }
-        let at = now.checked_add(policy?)?;
-        Some(Self { at, origin: Origin::Policy })
     }
 
     /// None: it has passed.
@@ -163,21 +166,30 @@ mod tests {
     }
 
     #[test]
-    fn the_request_speaks_first_then_what_it_belongs_to_then_a_policy() {
+    fn the_nearer_of_the_requests_own_and_the_inherited_holds_then_a_policy() {
         let now = Instant::now();
         let begin = |explicit, inherited, policy| Deadline::begin(now, explicit, inherited, policy);
         let inherited = Some(now + SECOND);
-        let one = begin(Some(SECOND * 3), inherited, Some(SECOND * 9)).unwrap();
-        assert_eq!((one.at, one.origin), (now + SECOND * 3, Origin::Explicit));
-        let two = begin(None, inherited, Some(SECOND * 9)).unwrap();
-        assert_eq!((two.at, two.origin), (now + SECOND, Origin::Inherited));
-        let three = begin(None, None, Some(SECOND * 9)).unwrap();
-        assert_eq!((three.at, three.origin), (now + SECOND * 9, Origin::Policy));
+        let nine = Some(SECOND * 9);
+        for (explicit, inherited, at, origin) in [
+            (Some(SECOND / 2), inherited, now + SECOND / 2, Origin::Explicit),
+            (Some(SECOND), inherited, now + SECOND, Origin::Explicit),
+            (Some(SECOND * 30), inherited, now + SECOND, Origin::Inherited),
+            (Some(Duration::MAX), inherited, now + SECOND, Origin::Inherited),
+            (Some(SECOND * 30), None, now + SECOND * 30, Origin::Explicit),
+            (None, inherited, now + SECOND, Origin::Inherited),
+            (None, None, now + SECOND * 9, Origin::Policy),
+        ] {
+            let begun = begin(explicit, inherited, nine).unwrap();
+            assert_eq!((begun.at, begun.origin), (at, origin), "{explicit:?} {inherited:?}");
+        }
         assert_eq!(begin(None, None, None), None);
-        assert_eq!(begin(Some(Duration::MAX), None, None), None, "as good as none");
-        assert_eq!(three.left(now + SECOND * 9), None);
-        assert_eq!(three.left(now + SECOND * 8), Some(SECOND));
-        assert!(one.outlives_head(true) && !three.outlives_head(true));
+        assert_eq!(begin(Some(Duration::MAX), None, nine), None, "as good as none");
+        let (own, policy) = (begin(Some(SECOND), None, None), begin(None, None, nine));
+        let (own, policy) = (own.unwrap(), policy.unwrap());
+        assert_eq!(policy.left(now + SECOND * 9), None);
+        assert_eq!(policy.left(now + SECOND * 8), Some(SECOND));
+        assert!(own.outlives_head(true) && !policy.outlives_head(true));
     }
 
     #[test]

@@ -10,6 +10,8 @@ use http::HeaderValue;
 
 /// Services that one request may come through.
 pub const HOP_LIMIT: usize = 32;
+/// Characters of one service on the way: a namespace and a name of at most 253 each, with some room.
+const MAX_NAME: usize = 600;
 
 /// Why a request must not go on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,6 +21,26 @@ pub enum Stop {
     TooFar(String),
 }
 
+/// Whether a way is one that a proxy can have written: at most [`HOP_LIMIT`] items of the form above. What is
+/// not must not be believed: it would end whatever inherits it.
+pub fn is_valid(via: &HeaderValue) -> bool {
+    let is_item = |item: &str| {
+        let Some((name, what)) = item.split_once(';') else { return false };
+        let is_hash =
+            what.len() == 8 && what.bytes().all(|c| matches!(c, b'0'..=b'9' | b'a'..=b'f'));
+        let is_name = name.len() <= MAX_NAME
+            && name.bytes().all(|c| c.is_ascii_graphic())
+            && name
+                .split_once('/')
+                .is_some_and(|(namespace, service)| !namespace.is_empty() && service.contains(':'));
+        is_hash && is_name
+    };
+    via.to_str().is_ok_and(|via| {
+        let mut items = via.split(',');
+        items.by_ref().take(HOP_LIMIT).all(is_item) && items.next().is_none()
+    })
+}
+
 /// The way with one more visit. `visits`: how often one service may see the same request (default 1).
 pub fn visit(
     via: Option<&HeaderValue>,
@@ -26,7 +48,7 @@ pub fn visit(
     what: u32,
     visits: u8,
 ) -> Result<HeaderValue, Stop> {
-    // What is not text is none of ours, and nobody but a proxy can have sent it.
+    // What is not text is none of ours ([`is_valid`]).
     let so_far = via.and_then(|via| via.to_str().ok()).unwrap_or_default();
     let mut text = String::with_capacity(so_far.len() + service.len() + 10);
     text.push_str(so_far);
@@ -77,10 +99,37 @@ mod tests {
     }
 
     #[test]
+    fn only_ways_that_a_proxy_can_have_written_are_valid() {
+        let way = |count: usize| vec!["bank/a:80;0000000a"; count].join(",");
+        for (via, valid) in [
+            (way(1), true),
+            (way(HOP_LIMIT), true),
+            (way(HOP_LIMIT + 1), false),
+            (way(64), false),
+            (String::new(), false),
+            ("zzz".to_owned(), false),
+            ("a".repeat(4_000), false),
+            ("bank/a:80".to_owned(), false),
+            ("bank/a:80;0000000A".to_owned(), false),
+            ("bank/a:80;a".to_owned(), false),
+            ("bank/a;0000000a".to_owned(), false),
+            ("/a:80;0000000a".to_owned(), false),
+            ("bank/a b:80;0000000a".to_owned(), false),
+            (format!("bank/{}:80;0000000a", "a".repeat(700)), false),
+            (format!("{},", way(1)), false),
+            (format!("{}, {}", way(1), way(1)), false),
+        ] {
+            assert_eq!(is_valid(&HeaderValue::try_from(&via).unwrap()), valid, "{via}");
+        }
+        assert!(!is_valid(&HeaderValue::from_bytes(b"bank/\xe9:80;0000000a").unwrap()));
+    }
+
+    #[test]
     fn a_way_has_an_end_even_if_nothing_repeats() {
         let mut via = None;
         for n in 0..HOP_LIMIT as u32 {
             via = Some(visit(via.as_ref(), "bank/a:80", n, 1).unwrap());
+            assert!(via.as_ref().is_some_and(is_valid));
         }
         let stop = visit(via.as_ref(), "bank/a:80", 1_000, 1);
         assert!(matches!(stop, Err(Stop::TooFar(way)) if way.matches("->").count() == HOP_LIMIT));

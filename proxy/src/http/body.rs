@@ -1,5 +1,6 @@
 //! The bodies of requests, which can be sent again. Those of answers: [`super::response_body`].
 
+mod kept;
 mod source;
 
 use std::cell::RefCell;

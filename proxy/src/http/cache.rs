@@ -5,13 +5,13 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::{Duration, Instant};
+use std::time::{Instant, SystemTime};
 
 use bytes::{Bytes, BytesMut};
 use http::header::{self, HeaderName, HeaderValue};
 use http::{HeaderMap, Response, StatusCode, Version};
 use http_body::Body;
-use outrigger_core::policy::cache::{Asked, CacheConfig, Kept, age, asked, may_store, varies};
+use outrigger_core::policy::cache::{Asked, CacheConfig, Kept, Timing, asked, may_store, varies};
 
 use super::attempt::Way;
 use super::head::Head;
@@ -34,6 +34,7 @@ pub struct Caching {
     /// As it came: what an answer varies by is known only later.
     request: HeaderMap,
     found: Option<Arc<Entry>>,
+    began: Instant,
 }
 
 impl Caching {
@@ -42,20 +43,23 @@ impl Caching {
         config: &CacheConfig,
         way: &Way<'_>,
         head: &Head,
+        has_body: bool,
     ) -> Option<Box<Self>> {
         let endpoints = way.endpoints()?;
-        let asked = asked(&head.method, &head.headers);
+        let asked = asked(&head.method, &head.headers, has_body);
         if head.upgrade.is_some() || asked.is_none() && head.method.is_safe() {
             return None;
         }
         let authority = head.authority().unwrap_or_default();
         let key = format!("{} {authority}{}", endpoints.name, head.path).into_boxed_str();
         let (mut request, mut found) = (HeaderMap::new(), None);
-        if asked.is_some() {
+        let began = Instant::now();
+        if let Some(asked) = asked {
             request.clone_from(&head.headers);
-            found = cache.find(&key, &request, Instant::now());
+            // What is not this request's to have is not given instead of a failure either.
+            found = cache.find(&key, &request, began).filter(|entry| asked.may_share(entry.shared));
         }
-        Some(Box::new(Self { config: *config, key, asked, request, found }))
+        Some(Box::new(Self { config: *config, key, asked, request, found, began }))
     }
 
     /// An answer that will do without asking anybody.
@@ -91,12 +95,14 @@ impl Caching {
             return None;
         };
         let headers = response.headers();
-        let kept = may_store(&self.config, asked, response.status(), headers)?;
+        let came = Instant::now();
+        let timing =
+            Timing { came: SystemTime::now(), took: came.saturating_duration_since(self.began) };
+        let kept = may_store(&self.config, asked, response.status(), headers, timing)?;
         let most = self.config.max_entry_bytes as usize;
         if !framed || response.body().size_hint().lower() > most as u64 {
             return None;
         }
-        let age = age(headers);
         let mut headers = headers.clone();
         for name in PASSING {
             headers.remove(name);
@@ -109,18 +115,8 @@ impl Caching {
             }
         }
         let body = BytesMut::new();
-        let came = Instant::now();
-        Some(Box::new(Keeping {
-            key: self.key,
-            headers,
-            names,
-            request,
-            age,
-            kept,
-            most,
-            body,
-            came,
-        }))
+        let key = self.key;
+        Some(Box::new(Keeping { key, headers, names, request, kept, most, body, came }))
     }
 }
 
@@ -137,7 +133,6 @@ pub struct Keeping {
     headers: HeaderMap,
     names: Vec<HeaderName>,
     request: HeaderMap,
-    age: Duration,
     kept: Kept,
     most: usize,
     body: BytesMut,
@@ -157,19 +152,26 @@ impl Keeping {
 
     /// The answer was whole.
     pub fn store(self, cache: &Cache) {
-        let Kept { fresh, stale } = self.kept;
+        let Kept { fresh, stale, age, shared } = self.kept;
         let entry = Entry {
-            headers: self.headers,
-            body: self.body.freeze(),
+            headers: compact(&self.headers),
+            body: Vec::from(self.body).into_boxed_slice().into(),
             names: self.names,
-            request: self.request,
+            request: compact(&self.request),
             stored: self.came,
-            age: self.age,
+            age,
             fresh,
             stale,
+            shared,
         };
         cache.store(&self.key, entry);
     }
+}
+
+/// The same in memory of its own: values read from a connection hold the whole buffer that they came in.
+fn compact(headers: &HeaderMap) -> HeaderMap {
+    let own = |value: &HeaderValue| HeaderValue::from_bytes(value.as_bytes()).ok();
+    headers.iter().filter_map(|(name, value)| Some((name.clone(), own(value)?))).collect()
 }
 
 fn answer(entry: &Entry, now: Instant) -> Box<Response<Bytes>> {

@@ -2,15 +2,15 @@
 //!
 //! The inbound side remembers it while the app works on the request ([`remember`]); an outbound request
 //! of the same app inherits it ([`inherit`]), so that an app need forward no more than its trace or
-//! request id. What a request says itself wins.
+//! request id. The nearer deadline holds; another priority is what a request says itself.
 
 use std::time::{Duration, Instant};
 
 use http::header::{HeaderMap, HeaderValue};
 use outrigger_core::balance::hash;
 use outrigger_core::policy::CallPolicy;
-use outrigger_core::policy::correlation::{Inflight, Inherited, Keys};
-use outrigger_core::policy::deadline::{Deadline, Origin, Told, millis};
+use outrigger_core::policy::correlation::{Inflight, Keys};
+use outrigger_core::policy::deadline::{Deadline, Origin, Told};
 use outrigger_core::policy::priority::Priority;
 use outrigger_core::policy::visits::{self, Stop};
 use outrigger_core::reason::Reason;
@@ -22,6 +22,7 @@ use super::head::Head;
 use super::headers::{self, PRIORITY, REQUEST_ID, Says, Trace, VIA};
 use super::respond::Refusal;
 use super::server::Connection;
+use crate::peer::Peer;
 use crate::store::Live;
 
 /// An inbound request: what it carries is remembered until it ends.
@@ -31,6 +32,8 @@ pub fn remember(
     head: &mut Head,
     says: Says,
 ) -> Result<(), Refusal> {
+    let is_external = connection.peer.get() != Peer::Mesh;
+    let has_id = says.id && head.headers.get(REQUEST_ID).is_some_and(|id| !id.is_empty());
     let trace = identify(connection, exchange, head, says);
     let headers = &mut head.headers;
     if says.time {
@@ -39,22 +42,32 @@ pub fn remember(
             exchange.deadline = exchange.deadline.map(Deadline::of_policy);
         }
     }
-    let left = exchange.time_left("it had passed on arrival")?;
-    let told_millis = left.map(|left| tell(headers, left, exchange.is_grpc()));
+    if let Some(left) = exchange.time_left("it had passed on arrival")? {
+        tell(headers, left, exchange.is_grpc());
+    }
     let mut via = None;
     if says.internal {
         exchange.priority = priority(headers).unwrap_or_default();
         // For proxies alone: the app cannot make anything of it.
-        via = headers.remove(VIA);
+        via = headers.remove(VIA).filter(visits::is_valid);
     }
     let proxy = &connection.worker.proxy;
     let id = exchange.request_id.as_ref().map_or(&[][..], HeaderValue::as_bytes);
     // What an app repeats verbatim.
     let span = if trace.sent == 0 { trace.received } else { trace.sent };
+    let mut keys = Keys { trace: trace.id, span, request: 0 };
+    if !is_external || !has_id {
+        keys.request = proxy.correlation.hash(id);
+    }
+    if is_external && trace.sent == 0 {
+        // All of it is the stranger's own.
+        keys.trace = 0;
+    }
     let inflight = Inflight {
-        keys: Keys { trace: trace.id, span, request: proxy.correlation.hash(id) },
+        keys,
+        caller: connection.caller_key(),
+        is_external,
         deadline: exchange.deadline.map(|deadline| deadline.at),
-        told_millis,
         priority: exchange.priority,
         via,
         ..Inflight::default()
@@ -80,13 +93,7 @@ pub fn inherit(
     let trace = identify(connection, exchange, head, says);
     let found = correlation.find(Keys { trace: trace.id, span: trace.received, request });
     let told = if says.time { told(&head.headers) } else { Told::default() };
-    let mut explicit = told.nearest();
-    if let Some(Inherited { told_millis: Some(was), .. }) = &found
-        && told.deadline.map(millis) == Some(*was)
-    {
-        // Repeated as the app got it, and time has gone by since.
-        explicit = told.grpc.or(told.envoy);
-    }
+    let explicit = told.nearest();
     let own = if says.internal { priority(&head.headers) } else { None };
     exchange.priority = own.unwrap_or_default();
     let mut inherited = None;

@@ -22,13 +22,15 @@ pub const DEADLINE: HeaderName = HeaderName::from_static("x-deadline");
 pub const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 pub const ENVOY: HeaderName = HeaderName::from_static("x-envoy-expected-rq-timeout-ms");
 
-/// What the request says itself. A value that does not parse says nothing.
+/// What the request says itself. A value that does not parse says nothing; of several, the nearest holds.
 pub fn told(headers: &HeaderMap) -> Told {
-    let value = |name: &HeaderName| headers.get(name).map(HeaderValue::as_bytes);
+    let nearest = |name: &HeaderName, parse: fn(&[u8]) -> Option<Duration>| {
+        headers.get_all(name).iter().filter_map(|value| parse(value.as_bytes())).min()
+    };
     Told {
-        grpc: value(&GRPC_TIMEOUT).and_then(parse_grpc_timeout),
-        deadline: value(&DEADLINE).and_then(parse_millis),
-        envoy: value(&ENVOY).and_then(parse_millis),
+        grpc: nearest(&GRPC_TIMEOUT, parse_grpc_timeout),
+        deadline: nearest(&DEADLINE, parse_millis),
+        envoy: nearest(&ENVOY, parse_millis),
     }
 }
 

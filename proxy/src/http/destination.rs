@@ -209,7 +209,7 @@ fn is_probe(connection: &Connection, port: u16, head: &Head, has_body: bool) -> 
 
 /// What one proxy tells another about where a request goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct To {
+pub struct To {
     port: u16,
     protocol: Protocol,
     /// A policy started the request's deadline.
@@ -219,24 +219,31 @@ struct To {
 }
 
 /// `1;port=8080;proto=h1`, `;deadline=policy` where a policy started the deadline, and `;form=absolute` of a
-/// request for an HTTP proxy. A later version may add parameters, never change these.
-fn parse_hop(text: &str) -> Option<To> {
+/// request for an HTTP proxy. A later version may add parameters, never change these; none may be
+/// there twice.
+pub fn parse_hop(text: &str) -> Option<To> {
     let mut parts = text.split(';');
     (parts.next()? == "1").then_some(())?;
-    let (mut port, mut protocol, mut by_policy, mut absolute) = (None, None, false, false);
+    let (mut port, mut protocol, mut by_policy, mut absolute) = (None, None, None, None);
     for part in parts {
         match part.trim().split_once('=')? {
-            ("port", value) => port = value.parse().ok(),
-            ("proto", "h1") => protocol = Some(Protocol::Http1),
-            ("proto", "h2") => protocol = Some(Protocol::Http2),
-            ("proto", "grpc") => protocol = Some(Protocol::Grpc),
-            ("proto", _) => return None,
-            ("deadline", value) => by_policy = value == "policy",
-            ("form", value) => absolute = value == "absolute",
+            ("port", value) if port.is_none() => port = Some(port_number(value)?),
+            ("proto", "h1") if protocol.is_none() => protocol = Some(Protocol::Http1),
+            ("proto", "h2") if protocol.is_none() => protocol = Some(Protocol::Http2),
+            ("proto", "grpc") if protocol.is_none() => protocol = Some(Protocol::Grpc),
+            ("deadline", value) if by_policy.is_none() => by_policy = Some(value == "policy"),
+            ("form", value) if absolute.is_none() => absolute = Some(value == "absolute"),
+            ("port" | "proto" | "deadline" | "form", _) => return None,
             _ => {}
         }
     }
+    let (by_policy, absolute) = (by_policy.unwrap_or(false), absolute.unwrap_or(false));
     Some(To { port: port?, protocol: protocol?, by_policy, absolute })
+}
+
+/// Digits alone: `+80` is no port.
+fn port_number(text: &str) -> Option<u16> {
+    text.bytes().all(|digit| digit.is_ascii_digit()).then(|| text.parse().ok())?
 }
 
 #[cfg(test)]
@@ -252,8 +259,19 @@ mod tests {
         assert_eq!(by_policy, Some(To { by_policy: true, ..to(Protocol::Http2) }));
         let absolute = parse_hop("1;port=80;proto=h1;form=absolute");
         assert_eq!(absolute, Some(To { absolute: true, ..to(Protocol::Http1) }));
-        for bad in ["", "2;port=80;proto=h1", "1;port=80", "1;port=x;proto=h1", "1;port=1;proto=q"]
-        {
+        for bad in [
+            "",
+            "2;port=80;proto=h1",
+            "1;port=80",
+            "1;port=x;proto=h1",
+            "1;port=1;proto=q",
+            "1;port=+80;proto=h1",
+            "1;port=65536;proto=h1",
+            "1;port=80;port=81;proto=h1",
+            "1;port=80;proto=h1;proto=h2",
+            "1;port=80;proto=h1;deadline=policy;deadline=none",
+            "1;port=80;proto=h1;form=absolute;form=origin",
+        ] {
             assert_eq!(parse_hop(bad), None, "{bad}");
         }
     }

@@ -211,13 +211,14 @@ fn begin_answer(
     (!ends).then(|| Pump::new(body, send, breaks_with))
 }
 
-/// Why the answer breaks off, in the upstream's own words if it had any.
+/// Why the answer breaks off, in the upstream's own words if it had any. Not without an error: some callers
+/// take that for the end.
 fn breaks_with(error: &BodyError) -> Reason {
     let said = match error {
         BodyError::Http2(error) => error.reason(),
         _ => None,
     };
-    said.unwrap_or(Reason::INTERNAL_ERROR)
+    said.filter(|reason| *reason != Reason::NO_ERROR).unwrap_or(Reason::INTERNAL_ERROR)
 }
 
 /// The answer's time, where its origin says none (RFC 9110 section 6.6.1).

@@ -38,6 +38,7 @@ use super::response_body::ResponseBody;
 use super::route_answer::{self, RouteAnswer};
 use super::server::Connection;
 use super::{attempts, context, grammar, headers, mirror, respond, upgrade};
+use crate::cache::Cache;
 use crate::correlation::Remembered;
 use crate::metrics::Direction;
 use crate::peer::{Fixed, Peer};
@@ -160,10 +161,7 @@ async fn serve(
     let mut clock = Clock::at(exchange.deadline.map(|deadline| deadline.at));
     exchange.time_left("it had passed before the request was sent")?;
     let cache = &connection.worker.proxy.cache;
-    let caching = match (&call.cache, slot.as_ref()) {
-        (Some(config), Some(head)) => Caching::begin(cache, config, &way, head),
-        _ => None,
-    };
+    let caching = caching(cache, call, &way, slot.as_ref(), body);
     if let Some(mut response) = caching.as_ref().and_then(|caching| caching.fresh(cache)) {
         exchange.cache_hit = true;
         finish(connection, exchange, &routed, response.headers_mut());
@@ -204,6 +202,18 @@ async fn serve(
     exchange.keeping = caching.and_then(|caching| caching.answered(cache, &response, framed));
     finish(connection, exchange, &routed, response.headers_mut());
     answer(connection, exchange, (switch.take(), accepted), response, call.timeouts.idle)
+}
+
+/// None: the call has no cache, or the request nothing to do with it.
+fn caching(
+    cache: &Cache,
+    call: &CallPolicy,
+    way: &Way<'_>,
+    head: Option<&Head>,
+    body: &RequestBody,
+) -> Option<Box<Caching>> {
+    let has_body = !matches!(body, RequestBody::Empty);
+    Caching::begin(cache, call.cache.as_ref()?, way, head?, has_body)
 }
 
 /// The app beside this proxy, for a request of somebody else's.

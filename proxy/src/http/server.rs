@@ -4,7 +4,7 @@
 use std::cell::Cell;
 use std::convert::Infallible;
 use std::future::poll_fn;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -153,7 +153,7 @@ impl Connection {
             let service = service_fn(|request: Request<Incoming>| {
                 let (mut head, body) = request.into_parts();
                 let caller = head.extensions.remove::<OnUpgrade>().map(Side::Http1);
-                let body = Some(WireBody::Hyper(body));
+                let body = Some(WireBody::hyper(body));
                 let tracked = worker.exchanges.begin(Some(Arc::clone(&watch)));
                 let informs = head.version == Version::HTTP_11;
                 let holds_back = informs && headers::expects_continue(&head.headers);
@@ -239,6 +239,16 @@ impl Connection {
     /// The `peer` label of what the other end asks for.
     pub fn caller_label(&self) -> Label {
         self.caller.as_ref().map_or(Label::UNKNOWN, |caller| caller.label)
+    }
+
+    /// Equal for two connections only if one caller opened both: by identity, and where nobody has one by
+    /// address.
+    pub fn caller_key(&self) -> u64 {
+        match (&self.caller, self.remote.ip()) {
+            (Some(caller), _) => caller.key,
+            (None, IpAddr::V4(ip)) => ip.to_bits().into(),
+            (None, IpAddr::V6(ip)) => (ip.to_bits() ^ (ip.to_bits() >> 64)) as u64,
+        }
     }
 
     /// Tells the app who called, where it is to be told.

@@ -66,9 +66,12 @@ const GAUGES: &[Gauge] = &[
         "requests and streams that a policy in audit mode would have refused",
         |g| &g.access_audited,
     ),
-    ("outrigger_buffered_bytes", "gauge", "request bytes kept for sending again", |g| {
-        &g.buffered_bytes
-    }),
+    (
+        "outrigger_buffered_bytes",
+        "gauge",
+        "memory for request bodies kept for sending again",
+        |g| &g.buffered_bytes,
+    ),
     (
         "outrigger_correlation_entries",
         "gauge",

@@ -270,7 +270,7 @@ impl Lease {
         let (pool, idle) = (Rc::clone(&self.pool), self.idle);
         sent.map(move |sent| match sent {
             Ok(response) if is_chunked_at_most(response.headers()) => {
-                Ok(response.map(WireBody::Hyper))
+                Ok(response.map(WireBody::hyper))
             }
             Ok(_) => {
                 Err(SendError { error: BodyError::TransferCoding, unsent: false, reused: false })

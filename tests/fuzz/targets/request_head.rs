@@ -19,7 +19,7 @@ fuzz_target!(|text: &[u8]| {
     *request.headers_mut() = parse(text);
     let (parts, ()) = request.into_parts();
     let _ = headers::check(&parts);
-    let _ = asked(&Method::GET, &parts.headers);
+    let _ = asked(&Method::GET, &parts.headers, false);
     for peer in [Peer::App, Peer::Mesh, Peer::Outside] {
         let mut map = parts.headers.clone();
         let says = headers::clean_request(&mut map, peer);

@@ -4,10 +4,10 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
-use http::header::{HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
+use http::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
 use http::{Method, StatusCode};
 use libfuzzer_sys::fuzz_target;
-use outrigger_core::policy::cache::{CacheConfig, age, asked, may_store, varies};
+use outrigger_core::policy::cache::{CacheConfig, Shared, Timing, asked, may_store, varies};
 use outrigger_core::policy::retry::retry_after;
 use outrigger_core::time::Later;
 use outrigger_proxy::cache::Entry;
@@ -28,11 +28,18 @@ fuzz_target!(|text: &[u8]| {
     {
         let _ = (Instant::now().later(wait), SystemTime::now().later(wait));
     }
-    let asked = asked(&Method::GET, &HeaderMap::new()).expect("invariant: a plain GET");
-    let Some(kept) = may_store(&CONFIG, asked, StatusCode::OK, &map) else { return };
+    let anybody = asked(&Method::GET, &HeaderMap::new(), false).expect("invariant: a plain GET");
+    let timing = Timing { came: SystemTime::now(), took: Duration::from_secs(1) };
+    let Some(kept) = may_store(&CONFIG, anybody, StatusCode::OK, &map, timing) else { return };
     assert!(kept.fresh <= CONFIG.ttl && kept.stale <= CONFIG.stale_on_error);
+    let mut credentials = HeaderMap::new();
+    credentials.insert(AUTHORIZATION, HeaderValue::from_static("a"));
+    let authorized = asked(&Method::GET, &credentials, false).expect("invariant: a GET");
+    let stored = may_store(&CONFIG, authorized, StatusCode::OK, &map, timing).is_some();
+    assert_eq!(stored, authorized.may_share(kept.shared), "what is stored is what is shared");
+    assert!(stored || kept.shared == Shared::default());
     let Some(names) = varies(&map) else { return };
-    let (stored, age) = (Instant::now(), age(&map));
+    let (stored, age) = (Instant::now(), kept.age);
     let entry = Entry {
         headers: map,
         body: bytes::Bytes::new(),
@@ -42,6 +49,7 @@ fuzz_target!(|text: &[u8]| {
         age,
         fresh: kept.fresh,
         stale: kept.stale,
+        shared: kept.shared,
     };
     assert!(entry.is_usable(stored));
     let later = stored.later(Duration::from_secs(3_600));

@@ -13,6 +13,7 @@ use http_body::{Body, SizeHint};
 use outrigger_core::policy::retry::DEFAULT_REPLAY_BYTES;
 use tokio::sync::mpsc;
 
+use super::kept::Kept;
 use super::{BodyError, MIRROR_LAG, Piece, into_piece};
 use crate::progress::Progress;
 use crate::streams::WireBody;
@@ -24,21 +25,20 @@ const MAX_READERS: usize = 3;
 /// The caller's body, with what was read of it while it may have to be sent again.
 pub struct Source {
     incoming: WireBody,
-    /// The first pieces; those that nobody will read any more are emptied.
-    kept: Pieces,
+    /// What was read first, without what nobody will read any more.
+    kept: Kept,
+    /// Bytes of the body that have been kept.
     kept_bytes: usize,
-    /// Pieces at the front of `kept` that are emptied.
-    emptied: usize,
     /// Everything read so far is in `kept`.
     whole: bool,
     ended: bool,
     /// The caller went away in the middle.
     broken: bool,
-    /// Pieces that have been read from `incoming`.
-    read: usize,
     read_bytes: u64,
-    /// The next piece of each reader.
-    positions: [Option<usize>; MAX_READERS],
+    /// The place behind what has been read: its bytes, and one more for trailers.
+    read: u64,
+    /// The place at which each reader is.
+    positions: [Option<u64>; MAX_READERS],
     mirrors: Vec<mpsc::Sender<Piece>>,
     worker: Rc<Worker>,
     progress: Arc<Progress>,
@@ -48,48 +48,12 @@ pub struct Source {
     no_memory: bool,
 }
 
-/// What was read of a body. Of most it is one piece, which needs no further memory.
-#[derive(Default)]
-struct Pieces {
-    first: Option<Piece>,
-    more: Vec<Piece>,
-}
-
-impl Pieces {
-    fn len(&self) -> usize {
-        usize::from(self.first.is_some()) + self.more.len()
-    }
-
-    fn get(&self, at: usize) -> Option<&Piece> {
-        match at {
-            0 => self.first.as_ref(),
-            at => self.more.get(at - 1),
-        }
-    }
-
-    fn get_mut(&mut self, at: usize) -> Option<&mut Piece> {
-        match at {
-            0 => self.first.as_mut(),
-            at => self.more.get_mut(at - 1),
-        }
-    }
-
-    fn push(&mut self, piece: Piece) {
-        if self.first.is_none() {
-            self.first = Some(piece);
-        } else {
-            self.more.push(piece);
-        }
-    }
-}
-
 impl Source {
     pub(super) fn new(incoming: WireBody, worker: Rc<Worker>, progress: Arc<Progress>) -> Self {
         Self {
             incoming,
-            kept: Pieces::default(),
+            kept: Kept::default(),
             kept_bytes: 0,
-            emptied: 0,
             whole: true,
             ended: false,
             broken: false,
@@ -171,25 +135,27 @@ impl Source {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Piece, BodyError>>> {
         let at = self.positions[slot].unwrap_or(0);
-        if at < self.kept.len() {
-            let piece = match self.kept.get(at) {
-                Some(piece) if at >= self.emptied => piece.clone(),
-                Some(_) | None => return Poll::Ready(Some(Err(BodyError::Gone))),
+        if at < self.read {
+            let Some(piece) = self.kept.get(at) else {
+                return Poll::Ready(Some(Err(BodyError::Gone)));
             };
-            self.positions[slot] = Some(at + 1);
-            self.release();
+            self.advance(slot, at, &piece);
             return Poll::Ready(Some(Ok(piece)));
         }
-        if at != self.read || self.broken {
+        if self.broken {
             return Poll::Ready(Some(Err(BodyError::Gone)));
         }
         let polled = self.poll_piece(cx);
-        if let Poll::Ready(Some(Ok(_))) = &polled {
-            self.read += 1;
-            self.positions[slot] = Some(at + 1);
-            self.release();
+        if let Poll::Ready(Some(Ok(piece))) = &polled {
+            self.read = at + length(piece);
+            self.advance(slot, at, piece);
         }
         polled
+    }
+
+    fn advance(&mut self, slot: usize, at: u64, piece: &Piece) {
+        self.positions[slot] = Some(at + length(piece));
+        self.release();
     }
 
     fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Piece, BodyError>>> {
@@ -213,10 +179,10 @@ impl Source {
             self.tell_mirrors(&Piece::End);
             return Poll::Ready(None);
         };
+        self.ended = self.incoming.is_end_stream();
         self.keep(&piece);
         self.tell_mirrors(&piece);
         self.progress.touch();
-        self.ended = self.incoming.is_end_stream();
         if self.ended {
             self.progress.set_uploading(false);
             self.tell_mirrors(&Piece::End);
@@ -236,14 +202,16 @@ impl Source {
         let proxy = &self.worker.proxy;
         let buffered = &proxy.metrics.gauges.buffered_bytes;
         let budget = proxy.settings.max_buffered_bytes as u64;
-        self.no_memory = buffered.load(Relaxed) + len as u64 > budget;
+        let alone = self.ended && self.read == 0 && len > 0;
+        let cost = self.kept.cost(piece, alone) as u64;
+        self.no_memory = buffered.load(Relaxed) + cost > budget;
         if self.kept_bytes + len > self.limit || self.no_memory {
             self.forget();
             return;
         }
-        buffered.fetch_add(len as u64, Relaxed);
+        buffered.fetch_add(cost, Relaxed);
         self.kept_bytes += len;
-        self.kept.push(piece.clone());
+        self.kept.push(piece, alone);
     }
 
     /// Nobody will begin to read it any more.
@@ -254,26 +222,17 @@ impl Source {
 
     /// Frees what no reader will read, once none can begin.
     fn release(&mut self) {
-        if self.whole || self.kept_bytes == 0 {
+        let held = self.kept.held();
+        if self.whole || held == 0 {
             return;
         }
-        let kept = self.kept.len();
-        let unread = self.positions.iter().flatten().min().copied().unwrap_or(kept).min(kept);
-        let mut freed = 0;
-        while self.emptied < unread {
-            if let Some(piece) = self.kept.get_mut(self.emptied)
-                && let Piece::Data(data) = std::mem::replace(piece, Piece::End)
-            {
-                freed += data.len();
-            }
-            self.emptied += 1;
-        }
-        self.give_back(freed);
+        let unread = self.positions.iter().flatten().min().copied().unwrap_or(u64::MAX);
+        self.kept.release(unread);
+        self.give_back(held - self.kept.held());
     }
 
-    fn give_back(&mut self, bytes: usize) {
+    fn give_back(&self, bytes: usize) {
         if bytes > 0 {
-            self.kept_bytes -= bytes;
             let gauges = &self.worker.proxy.metrics.gauges;
             gauges.buffered_bytes.fetch_sub(bytes as u64, Relaxed);
         }
@@ -293,6 +252,15 @@ impl Source {
 
 impl Drop for Source {
     fn drop(&mut self) {
-        self.give_back(self.kept_bytes);
+        self.give_back(self.kept.held());
+    }
+}
+
+/// How many places a piece takes up: what comes behind it is at its own and so many more.
+fn length(piece: &Piece) -> u64 {
+    match piece {
+        Piece::Data(data) => data.len() as u64,
+        Piece::Trailers(_) => 1,
+        Piece::End => 0,
     }
 }
