@@ -23,6 +23,7 @@ mod resilience;
 mod server_policy;
 mod silence;
 mod soak;
+mod tenants;
 mod tunnels;
 mod upstreams;
 mod wire;

@@ -75,6 +75,7 @@ pub fn translate(raw: &AccessPolicy, report: &mut Report) -> Option<Policy> {
         default: spec.default.map(action),
         rules: access.rules,
         issuers,
+        closed: None,
     })
 }
 
