@@ -185,9 +185,7 @@ impl Folder {
                 let text = format!("could not be read, so what it said stays: {error}");
                 self.problems.set(path, vec![problem(path, 0, None, text)]);
                 let file = self.files.entry(path.to_owned()).or_default();
-                if file.content.is_none() && file.objects.is_empty() {
-                    file.closed = closed_of_unreadable(path);
-                }
+                file.closed = closed_of_unreadable(path, file);
                 return;
             }
         };
@@ -334,16 +332,17 @@ fn read_file(path: &Path) -> io::Result<(Stamp, String)> {
     Ok((Stamp::from(&meta), fs::read_to_string(path)?))
 }
 
-/// What a file that cannot be read as text, and never could, may hold.
-fn closed_of_unreadable(path: &Path) -> Vec<Policy> {
-    let whole = |size: u64| size <= MAX_FILE;
-    let bytes = fs::metadata(path).is_ok_and(|meta| whole(meta.len())).then(|| fs::read(path).ok());
-    match bytes.flatten() {
+/// What a file that cannot be read as text may hold, beside what it held when it could be.
+fn closed_of_unreadable(path: &Path, before: &File) -> Vec<Policy> {
+    let small = fs::metadata(path).is_ok_and(|meta| meta.len() <= MAX_FILE);
+    match small.then(|| fs::read(path).ok()).flatten() {
         Some(bytes) => {
             let unread = closed::of_text(&String::from_utf8_lossy(&bytes), path, 1);
+            let unread = unread.filter(|unread| !unread.is_known(&before.objects));
             unread.into_iter().flat_map(|unread| unread.stand_ins).collect()
         }
-        None => vec![closed::of_file(path)],
+        None if before.content.is_none() => vec![closed::of_file(path)],
+        None => before.closed.clone(),
     }
 }
 

@@ -292,6 +292,8 @@ impl Entry {
         }
         match self.link {
             Link::Open(_) => true,
+            // It has said good-bye.
+            Link::Broken(_) if self.health == Health::Draining => false,
             Link::Broken(since) => now.saturating_duration_since(since) < COMES_BACK,
         }
     }

@@ -17,8 +17,8 @@ use crate::translate::DEFAULT_NAMESPACE;
 const EVERY_NAMESPACE: &str = "*";
 /// What a refused caller is told: "denied by ... of bank/ledger".
 const RULE: &str = "the stand-in for an invalid version";
-/// How the kind begins, whatever its case.
-const KIND: &str = "accesspolicy";
+/// How the kind begins, whatever its case and number.
+const KIND: &str = "accesspolic";
 
 /// AccessPolicies in a document that says too little to tell which they are.
 #[derive(Debug)]

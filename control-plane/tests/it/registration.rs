@@ -327,3 +327,22 @@ async fn a_token_may_be_bound_to_names_and_labels() {
         }
     }
 }
+
+#[tokio::test]
+async fn a_name_is_free_at_once_when_its_holder_has_drained() {
+    let (mesh, _proxy) = mesh_and_caller(&[]).await;
+    let own = registration("bank", "orders-1", "orders", 9000);
+    let workload = mesh.register(own.clone()).await.unwrap();
+    workload.health(Health::Draining).await;
+    mesh.admin_until("/index", |page| {
+        page["workloads"]["bank.orders-1"]["registration"]["health"] == "draining"
+    })
+    .await;
+    // Both ways at once, as a process that ends does.
+    drop(workload);
+    mesh.admin_until("/index", |page| {
+        page["workloads"]["bank.orders-1"]["registration"]["connected"] != true
+    })
+    .await;
+    mesh.register(rival(&own)).await.unwrap();
+}
