@@ -31,6 +31,7 @@ use prost::Message;
 use rustls_pki_types::CertificateDer;
 use tokio::sync::watch;
 
+use crate::grant::Grant;
 use crate::publish::lock;
 use csr::PublicKey;
 use files::CaFiles;
@@ -128,16 +129,16 @@ impl Authority {
         id: &SpiffeId,
         node: &str,
         key: &PublicKey,
-        any_address: bool,
+        grant: &Grant,
     ) -> Result<(Leaf, Arc<InForce>), CertifyError> {
         // Steps of a rotation look at the ledger: none may come between issuing and noting.
         let _steps = self.lock();
         let now = SystemTime::now();
         let in_force = self.in_force();
-        let leaf = in_force.issuer.leaf(id, key, self.lifetime, now)?;
+        let leaf = in_force.issuer.leaf_with(id, key, grant, self.lifetime, now)?;
         let node_id = NodeId { identity: id.clone(), node: node.to_owned() };
         let (root, not_after) = (leaf.root, leaf.not_after);
-        let noted = Node { root, not_after, any_address, bundle: None };
+        let noted = Node { root, not_after, bundle: None };
         if !self.ledger.record(node_id, &noted, now) {
             return Err(CertifyError::TooManyNodes);
         }

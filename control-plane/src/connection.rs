@@ -35,9 +35,10 @@ pub use tls::Tls;
 /// The one call that is served without a client certificate.
 pub const CERTIFY: &str = "/outrigger.identity.v1.Identity/Certify";
 
-/// A connection without traffic is asked whether it lives, and given up after the timeout.
-const KEEPALIVE: Duration = Duration::from_secs(10);
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// A connection is asked whether it lives, and given up after the timeout: until then a proxy that has
+/// vanished holds its name.
+const KEEPALIVE: Duration = Duration::from_secs(5);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Streams of one connection: a proxy has two or three.
 const MAX_STREAMS: u32 = 128;
 /// Bytes of a request's headers; the token is the largest.

@@ -4,6 +4,7 @@
 //! session gives. It waits for the transport before it looks at the newest state, so a slow proxy
 //! gets fewer and later updates, never a growing queue.
 
+mod bounds;
 mod outbox;
 mod session;
 
@@ -143,6 +144,7 @@ async fn stream(
     let first = tokio::time::timeout(FIRST_REQUEST, requests.message());
     let first = first.await.map_err(|_| Status::deadline_exceeded("no request came"))??;
     let Some(first) = first else { return Ok(()) };
+    bounds::check(&first)?;
     let proxy = caller.admit(&first)?;
     tracing::info!(proxy = proxy.id, "proxy connected");
     let handle = publisher.connect(Session::new(proxy.clone()));
@@ -170,12 +172,12 @@ impl Parts<'_> {
         first: DeltaDiscoveryRequest,
         requests: &mut Streaming<DeltaDiscoveryRequest>,
     ) -> Result<(), Status> {
-        self.receive(first);
+        self.receive(first)?;
         loop {
             self.push().await?;
             tokio::select! {
                 request = requests.message() => match request {
-                    Ok(Some(request)) => self.receive(request),
+                    Ok(Some(request)) => self.receive(request)?,
                     // Whether the proxy closed the stream or vanished makes no difference here.
                     Ok(None) | Err(_) => return Ok(()),
                 },
@@ -185,7 +187,8 @@ impl Parts<'_> {
         }
     }
 
-    fn receive(&self, request: DeltaDiscoveryRequest) {
+    fn receive(&self, request: DeltaDiscoveryRequest) -> Result<(), Status> {
+        bounds::check(&request)?;
         let mut session = self.handle.session();
         let refused = session.counts.nacks;
         let about_trust = request.type_url == wire::TRUST_BUNDLE;
@@ -205,6 +208,7 @@ impl Parts<'_> {
             self.caller.note_trust(&session);
         }
         self.handle.acknowledge(session.acknowledged_generation());
+        Ok(())
     }
 
     /// Sends whatever the proxy lacks.

@@ -11,6 +11,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use outrigger_core::bounds;
+use outrigger_core::error::FieldError;
+use outrigger_core::name::check_label;
 use outrigger_core::policy::fault::Caller;
 use outrigger_proto::mesh::experiments_server::Experiments;
 use outrigger_proto::mesh::{FaultCaller, StopRequest, StopResponse};
@@ -24,8 +27,6 @@ use crate::token::{Tokens, bearer, create_private};
 const FILE: &str = "stopped-experiments.json";
 /// How often the copy on disk is compared with what holds; a new stop is written at once.
 const WRITE: Duration = Duration::from_secs(5);
-/// Of a reason, in characters: a sentence.
-const MAX_REASON: usize = 500;
 
 /// Since when, why and by whom an experiment is stopped.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -82,13 +83,24 @@ fn caller(namespace: &str, service_account: &str) -> Caller {
     Caller { namespace: namespace.to_owned(), service_account }
 }
 
+/// Everything but the reason, which is cut.
+fn within_bounds(request: &StopRequest) -> Result<(), FieldError> {
+    bounds::text(&request.name, bounds::NAME).map_err(|e| e.under("name"))?;
+    bounds::text(&request.version, bounds::VERSION).map_err(|e| e.under("version"))?;
+    let Some(FaultCaller { namespace, service_account }) = &request.caller else { return Ok(()) };
+    check_label(namespace).map_err(|e| e.under("caller.namespace"))?;
+    bounds::text(service_account, bounds::NAME).map_err(|e| e.under("caller.service_account"))
+}
+
 #[tonic::async_trait]
 impl Experiments for Stopper {
     async fn stop(&self, request: Request<StopRequest>) -> Result<Response<StopResponse>, Status> {
+        within_bounds(request.get_ref())
+            .map_err(|error| Status::invalid_argument(error.to_string()))?;
         let by = self.caller(&request)?;
         let StopRequest { name, version, reason, .. } = request.into_inner();
         let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let why = reason.chars().filter(|c| !c.is_control()).take(MAX_REASON).collect();
+        let why = reason.chars().filter(|c| !c.is_control()).take(bounds::REASON).collect();
         let stopped = Stopped { version, since: since.as_secs(), by: by.to_string(), why };
         let said = stopped.clone();
         let (done, _) = self.publisher.commit(|index| index.stop_experiment(&name, &by, stopped));

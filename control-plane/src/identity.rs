@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use outrigger_core::bounds;
 use outrigger_core::identity::SpiffeId;
 use outrigger_proto::convert;
 use outrigger_proto::identity::identity_server::Identity;
@@ -12,21 +13,22 @@ use outrigger_proto::identity::{CertifyRequest, CertifyResponse};
 use tonic::{Request, Response, Status};
 
 use crate::ca::csr::{self, CsrError};
-use crate::ca::ledger::{NodeId, shown};
+use crate::ca::ledger::shown;
+use crate::ca::verify::Verified;
 use crate::ca::{Authority, CertifyError};
 use crate::connection::Connection;
 use crate::metrics::{Metrics, ReasonLabel};
 use crate::token::{Claims, TokenError, Tokens, bearer};
 
 /// Bytes of a node's name, as of any other name.
-const MAX_NODE: usize = 512;
+const MAX_NODE: usize = bounds::NAME;
 
 /// What a proxy proves with who it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Credential {
     JoinToken(Claims),
     /// The certificate of the connection, which is still valid: whoever has its key renews it.
-    Certificate(SpiffeId),
+    Certificate(Verified),
 }
 
 /// Why no certificate was issued.
@@ -45,6 +47,8 @@ pub enum Refused {
     Identity(outrigger_core::error::FieldError),
     #[error("node: must be 1 to {MAX_NODE} visible ASCII characters")]
     Node,
+    #[error("{0}")]
+    Bound(outrigger_core::error::FieldError),
     #[error("csr: {0}")]
     Csr(#[from] CsrError),
     #[error(transparent)]
@@ -99,7 +103,7 @@ fn certify(
     request: &Request<CertifyRequest>,
 ) -> Result<CertifyResponse, Refused> {
     let connection = request.extensions().get::<Connection>();
-    let proven = connection.and_then(|connection| connection.client()).map(|client| &client.id);
+    let proven = connection.and_then(|connection| connection.client());
     let credential = credential(tokens, request, proven)?;
     let id = credential.identity(authority)?;
     let CertifyRequest { csr, node } = request.get_ref();
@@ -107,14 +111,12 @@ fn certify(
         return Err(Refused::Node);
     }
     let key = csr::parse(csr)?;
-    let any_address = match &credential {
-        Credential::JoinToken(claims) => claims.any_address,
-        Credential::Certificate(_) => {
-            let before = NodeId { identity: id.clone(), node: node.clone() };
-            authority.ledger.node(&before).is_some_and(|before| before.any_address)
-        }
+    let grant = match &credential {
+        Credential::JoinToken(claims) => &claims.grant,
+        Credential::Certificate(proven) => &proven.grant,
     };
-    let (leaf, in_force) = authority.certify(&id, node, &key, any_address)?;
+    grant.check_node(node).map_err(Refused::Bound)?;
+    let (leaf, in_force) = authority.certify(&id, node, &key, grant)?;
     let not_after = shown(leaf.not_after);
     tracing::info!(identity = %id, node, not_after, root = %leaf.root, "certificate issued");
     Ok(CertifyResponse {
@@ -127,15 +129,15 @@ fn certify(
 fn credential(
     tokens: &Tokens,
     request: &Request<CertifyRequest>,
-    proven: Option<&SpiffeId>,
+    proven: Option<&Verified>,
 ) -> Result<Credential, Refused> {
     match (bearer(request.metadata())?, proven) {
         (Some(token), proven) => match (tokens.verify(token), proven) {
             (Ok(claims), _) => Ok(Credential::JoinToken(claims)),
-            (Err(TokenError::Expired), Some(id)) => Ok(Credential::Certificate(id.clone())),
+            (Err(TokenError::Expired), Some(client)) => Ok(Credential::Certificate(client.clone())),
             (Err(error), _) => Err(error.into()),
         },
-        (None, Some(id)) => Ok(Credential::Certificate(id.clone())),
+        (None, Some(client)) => Ok(Credential::Certificate(client.clone())),
         (None, None) => Err(Refused::NoCredential),
     }
 }
@@ -149,7 +151,7 @@ impl Credential {
                 SpiffeId::new(domain, &claims.namespace, &claims.service_account)
                     .map_err(Refused::Identity)?
             }
-            Self::Certificate(id) => id.clone(),
+            Self::Certificate(proven) => proven.id.clone(),
         };
         if id.is_control_plane() { Err(Refused::Reserved) } else { Ok(id) }
     }
@@ -164,6 +166,7 @@ impl Refused {
             Self::Token(_) => "token_invalid",
             Self::Reserved | Self::Identity(_) => "identity",
             Self::Node => "node",
+            Self::Bound(_) => "bound",
             Self::Csr(_) => "csr",
             Self::Certify(CertifyError::TooManyNodes) => "too_many_nodes",
             Self::Certify(CertifyError::Issue(_)) => "issuer",
@@ -176,7 +179,9 @@ impl From<Refused> for Status {
         let text = refused.to_string();
         match refused {
             Refused::NoCredential | Refused::Token(_) => Self::unauthenticated(text),
-            Refused::Reserved | Refused::Identity(_) => Self::permission_denied(text),
+            Refused::Reserved | Refused::Identity(_) | Refused::Bound(_) => {
+                Self::permission_denied(text)
+            }
             Refused::Node | Refused::Csr(_) => Self::invalid_argument(text),
             Refused::Certify(CertifyError::TooManyNodes) => Self::resource_exhausted(text),
             Refused::Certify(CertifyError::Issue(_)) => Self::unavailable(text),

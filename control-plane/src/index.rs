@@ -16,9 +16,10 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
-use outrigger_core::config::{Endpoint, MeshSettings, MtlsMode, TrustBundle};
+use outrigger_core::bounds;
+use outrigger_core::config::{Endpoint, MeshSettings, MtlsMode, TrustBundle, Unmatched};
 use outrigger_core::identity::{SpiffeId, TrustDomain};
-use outrigger_core::name::{Authority, DestinationName, EndpointId};
+use outrigger_core::name::{Authority, DestinationName, EndpointId, check_label};
 use outrigger_core::policy::access::Action;
 
 pub use externals::Addresses;
@@ -134,8 +135,10 @@ pub struct Index {
     /// Endpoints of headless Services by address.
     pods: Links<SocketAddr, (PortId, EndpointId)>,
     pods_of: HashMap<PortId, Vec<(SocketAddr, EndpointId)>>,
-    /// How many Services each namespace holds.
-    namespaces: BTreeMap<String, usize>,
+    /// That hold something, or did.
+    namespaces: BTreeSet<String>,
+    /// There were more than are remembered.
+    more_namespaces: bool,
     dirty: HashSet<Dep>,
 }
 
@@ -174,6 +177,7 @@ impl Index {
 
     /// Adds an object or puts a new version in the place of the old one.
     pub fn apply(&mut self, object: Object) {
+        self.remember(&object.id().namespace);
         match object {
             Object::Service(service) => self.set_service(service.id.clone(), Some(service)),
             Object::EndpointSlice(slice) => {
@@ -239,6 +243,7 @@ impl Index {
     /// Adds or replaces a workload that registered itself. It hides an ExternalWorkload of the
     /// same name: what is alive knows better.
     pub fn register(&mut self, workload: Workload) {
+        self.remember(&workload.namespace);
         let uid = workload.uid();
         if self.registered.get(&uid) != Some(&workload) {
             self.change_workload(&uid.clone(), |index| {
@@ -357,8 +362,43 @@ impl Index {
     }
 
     pub fn settings(&self) -> MeshSettings {
-        let namespaces = self.namespaces.keys().cloned().collect();
-        MeshSettings { namespaces, ..self.settings.clone() }
+        let namespaces = self.namespaces.iter().cloned().collect();
+        let mut settings = MeshSettings { namespaces, ..self.settings.clone() };
+        if self.more_namespaces {
+            // Any name may be in one that is not remembered.
+            settings.unmatched = Unmatched::Refuse;
+        }
+        settings
+    }
+
+    /// Namespaces that were known before this process began.
+    #[must_use]
+    pub fn with_namespaces(mut self, namespaces: BTreeSet<String>) -> Self {
+        for namespace in namespaces {
+            self.remember(&namespace);
+        }
+        self
+    }
+
+    /// Every namespace that holds something, or ever did.
+    pub fn known_namespaces(&self) -> &BTreeSet<String> {
+        &self.namespaces
+    }
+
+    /// What was in the mesh is never looked for outside, so no namespace is ever forgotten.
+    fn remember(&mut self, namespace: &str) {
+        if self.namespaces.contains(namespace) || check_label(namespace).is_err() {
+            return;
+        }
+        if self.namespaces.len() < bounds::NAMESPACES {
+            self.namespaces.insert(namespace.to_owned());
+        } else if !std::mem::replace(&mut self.more_namespaces, true) {
+            tracing::error!(
+                "there are more than {} namespaces: proxies refuse every destination that nobody declared",
+                bounds::NAMESPACES
+            );
+        }
+        self.dirty.insert(Dep::Settings);
     }
 
     pub fn max_endpoints(&self) -> usize {

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use outrigger_core::address::LocalEndpoints;
 use tokio::task::JoinHandle;
 
 use crate::object::{External, KeySource};
@@ -34,8 +35,8 @@ struct Known {
 }
 
 /// Keeps the key sets of the index as their sources have them, until dropped. Files are named relative
-/// to `root`.
-pub async fn run(publisher: Arc<Publisher>, root: PathBuf) {
+/// to `root`; `local` says which addresses of this machine may be fetched from.
+pub async fn run(publisher: Arc<Publisher>, root: PathBuf, local: LocalEndpoints) {
     let mut known: HashMap<KeySource, Known> = HashMap::new();
     let mut tick = tokio::time::interval(LOOK);
     loop {
@@ -54,7 +55,7 @@ pub async fn run(publisher: Arc<Publisher>, root: PathBuf) {
                 KeySource::External { namespace, name, path } => {
                     let from = publisher.view().index.external(namespace, name).cloned();
                     match from {
-                        Some(from) => match known.fetched(from, path).await {
+                        Some(from) => match known.fetched(from, path, local).await {
                             Some(read) => read,
                             None => continue,
                         },
@@ -69,7 +70,12 @@ pub async fn run(publisher: Arc<Publisher>, root: PathBuf) {
 
 impl Known {
     /// The answer of a fetch that has ended; begins one when it is time.
-    async fn fetched(&mut self, from: External, path: &str) -> Option<Result<String, String>> {
+    async fn fetched(
+        &mut self,
+        from: External,
+        path: &str,
+        local: LocalEndpoints,
+    ) -> Option<Result<String, String>> {
         if self.from.as_ref() != Some(&from) {
             // It lies elsewhere now: what is under way does not count.
             *self = Self { said: self.said.take(), from: Some(from.clone()), ..Self::default() };
@@ -91,7 +97,7 @@ impl Known {
             None => {
                 if self.next.is_none_or(|next| next <= Instant::now()) {
                     let path = path.to_owned();
-                    let fetching = async move { fetch::fetch(&from, &path).await };
+                    let fetching = async move { fetch::fetch(&from, &path, local).await };
                     self.fetching = Some(tokio::spawn(fetching));
                 }
                 None

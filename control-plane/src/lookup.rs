@@ -8,11 +8,13 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use outrigger_core::address::LocalEndpoints;
 use outrigger_core::policy::bounds::MAX_OUTSIDE;
 use outrigger_resolver::Resolver;
 use tokio::task::JoinSet;
 
 use crate::publish::Publisher;
+use crate::translate::workload::check_endpoint;
 
 /// How often new hosts are looked for.
 const LOOK: Duration = Duration::from_secs(1);
@@ -30,7 +32,8 @@ struct Known {
 }
 
 /// Keeps the addresses of the index as the system's resolver has them, until dropped.
-pub async fn run(publisher: Arc<Publisher>) {
+/// `local`: which addresses of the callers' own machines are taken.
+pub async fn run(publisher: Arc<Publisher>, local: LocalEndpoints) {
     let mut known: HashMap<String, Known> = HashMap::new();
     let resolver = Resolver::default();
     let mut under_way: JoinSet<(String, Answer)> = JoinSet::new();
@@ -47,7 +50,7 @@ pub async fn run(publisher: Arc<Publisher>) {
                         known.entry(host.clone()).or_default().next = None;
                         let resolver = resolver.clone();
                         under_way.spawn(async move {
-                            let answer = look_up(&resolver, &host).await;
+                            let answer = look_up(&resolver, &host, local).await;
                             (host, answer)
                         });
                     }
@@ -79,9 +82,20 @@ impl Known {
     }
 }
 
-async fn look_up(resolver: &Resolver, host: &str) -> Answer {
+/// Whoever answers for a name could otherwise send callers to their own machines.
+async fn look_up(resolver: &Resolver, host: &str, local: LocalEndpoints) -> Answer {
     let found = resolver.addresses(host).await.map_err(|why| why.to_string())?;
     // Sorted before it is cut: an answer in another order is no other answer.
-    let all: BTreeSet<IpAddr> = found.iter().copied().collect();
+    let mut refused = None;
+    let mut all = BTreeSet::new();
+    for ip in found.iter() {
+        match check_endpoint(*ip, local) {
+            Ok(()) => drop(all.insert(*ip)),
+            Err(error) => refused = Some(error.to_string()),
+        }
+    }
+    if let Some(why) = refused.filter(|_| all.is_empty()) {
+        return Err(why);
+    }
     Ok(all.into_iter().take(MAX_OUTSIDE).collect())
 }

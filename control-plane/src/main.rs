@@ -15,6 +15,7 @@ use outrigger_control_plane::problems::{Problems, Severity};
 use outrigger_control_plane::publish::Publisher;
 use outrigger_control_plane::server;
 use outrigger_control_plane::token::Tokens;
+use outrigger_core::address::LocalEndpoints;
 use outrigger_core::identity;
 use outrigger_logging::{LAST_WORDS, Log, say_last};
 use tokio::signal::unix::{SignalKind, signal};
@@ -29,7 +30,9 @@ fn main() -> ExitCode {
         None => run(cli.options),
         Some(Command::Token(options)) => token(&options),
         Some(Command::Trust { step }) => trust(&step),
-        Some(Command::Check { folder }) => check(&folder),
+        Some(Command::Check { folder, local_endpoints }) => {
+            check(&folder, local_endpoints.of(true))
+        }
     };
     match result {
         Ok(code) => code,
@@ -100,11 +103,13 @@ fn token(options: &TokenOptions) -> Result<ExitCode, Fatal> {
     if identity::is_control_plane(namespace, account) {
         return Err(format!("{namespace}/{account} is the control plane's own identity"));
     }
+    let grant = options.grant();
+    grant.validate().map_err(|error| format!("the token cannot be bound to that: {error}"))?;
     let directory = options.state_dir.display();
     let tokens = Tokens::open(&options.state_dir)
         .map_err(|error| format!("--state-dir: {directory}: {error}"))?;
     let token = tokens
-        .issue(&options.namespace, &options.service_account, options.any_address, options.ttl)
+        .issue(&options.namespace, &options.service_account, grant, options.ttl)
         .map_err(|error| format!("could not sign the token: {error}"))?;
     print(&token)
 }
@@ -114,10 +119,11 @@ fn trust(step: &TrustStep) -> Result<ExitCode, Fatal> {
     print(outrigger_control_plane::trust::ask(step)?.trim_end())
 }
 
-fn check(folder: &Path) -> Result<ExitCode, Fatal> {
+fn check(folder: &Path, local: LocalEndpoints) -> Result<ExitCode, Fatal> {
     let problems = Arc::new(Problems::default());
     let publisher = Publisher::new(Index::default());
-    let mut reader = Folder::new(folder.to_owned(), problems.clone(), Arc::new(Metrics::new()));
+    let metrics = Arc::new(Metrics::new());
+    let mut reader = Folder::new(folder.to_owned(), local, problems.clone(), metrics);
     reader.scan(&publisher).map_err(|error| format!("{}: {error}", folder.display()))?;
     let mut wrong = false;
     let mut lines = Vec::new();

@@ -5,24 +5,29 @@
 //! keeps its last good version, and a file that cannot be read, is empty or is still being written takes
 //! nothing away. Only deleting the file, or the document from what remains, does.
 
+mod bounds;
+mod closed;
+mod listing;
 mod locate;
 mod parse;
 mod watch;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::fs::{self, Metadata};
+use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
+use listing::{Listing, Stamp};
 pub use watch::{Watching, watch};
+
+use outrigger_core::address::LocalEndpoints;
 
 use crate::index::Index;
 use crate::metrics::{KindLabel, Metrics};
-use crate::object::{Kind, Object, ObjectId};
+use crate::object::{Kind, Object, ObjectId, Policy};
 use crate::problems::{Problem, Problems, Severity};
 use crate::publish::Publisher;
 
@@ -32,16 +37,17 @@ const MAX_FILE: u64 = 256 * 1024 * 1024;
 const EMPTY: &str =
     "is empty: what it defined stays until the file is removed or has content again";
 const OPEN: &str = "is still being written: what it defined before stays until it is closed";
-/// Symbolic links to folders may form a cycle.
-const MAX_DEPTH: usize = 16;
 
 /// The folder as last read.
 #[derive(Debug)]
 pub struct Folder {
     root: PathBuf,
+    local: LocalEndpoints,
     files: BTreeMap<PathBuf, File>,
     /// Files that define an object, in name order: the first one is in force.
     claims: BTreeMap<ObjectId, BTreeSet<PathBuf>>,
+    /// Stand-ins that are in force.
+    standing_in: BTreeMap<ObjectId, Policy>,
     /// Kinds reported as ignored.
     ignored: HashSet<(String, String)>,
     problems: Arc<Problems>,
@@ -57,39 +63,8 @@ struct File {
     open: bool,
     /// Objects that it defines.
     objects: BTreeSet<ObjectId>,
-}
-
-/// Differs when the content may differ.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Stamp {
-    inode: u64,
-    size: u64,
-    modified: (i64, i64),
-    changed: (i64, i64),
-}
-
-impl Stamp {
-    /// Whether it was written less than `age` ago.
-    fn is_younger_than(&self, age: Duration) -> bool {
-        let (seconds, nanos) = self.modified;
-        let seconds = u64::try_from(seconds).unwrap_or(0);
-        let nanos = u32::try_from(nanos).unwrap_or(0).min(999_999_999);
-        let written = UNIX_EPOCH.checked_add(Duration::new(seconds, nanos));
-        // What comes from the future is as old as anything.
-        let since = written.and_then(|written| SystemTime::now().duration_since(written).ok());
-        since.is_some_and(|since| since < age)
-    }
-}
-
-impl From<&Metadata> for Stamp {
-    fn from(meta: &Metadata) -> Self {
-        Self {
-            inode: meta.ino(),
-            size: meta.len(),
-            modified: (meta.mtime(), meta.mtime_nsec()),
-            changed: (meta.ctime(), meta.ctime_nsec()),
-        }
-    }
+    /// What stands in for AccessPolicies in it that are wrong, unless a good version is in force.
+    closed: Vec<Policy>,
 }
 
 /// What one round of reading changes, to be committed at once.
@@ -97,11 +72,19 @@ impl From<&Metadata> for Stamp {
 struct Changes(BTreeMap<ObjectId, Option<Object>>);
 
 impl Folder {
-    pub fn new(root: PathBuf, problems: Arc<Problems>, metrics: Arc<Metrics>) -> Self {
+    /// `local`: which endpoints on the callers' own machines are taken.
+    pub fn new(
+        root: PathBuf,
+        local: LocalEndpoints,
+        problems: Arc<Problems>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
         Self {
             root,
+            local,
             files: BTreeMap::new(),
             claims: BTreeMap::new(),
+            standing_in: BTreeMap::new(),
             ignored: HashSet::new(),
             problems,
             metrics,
@@ -155,6 +138,7 @@ impl Folder {
         while let Some(path) = queue.pop_first() {
             self.read(&path, open.contains(&path), &mut changes, &mut queue);
         }
+        self.stand_in(&mut changes);
         let problems = i64::try_from(self.problems.count()).unwrap_or(i64::MAX);
         self.metrics.problems.set(problems);
         if changes.0.is_empty() {
@@ -200,6 +184,8 @@ impl Folder {
             Err(error) => {
                 let text = format!("could not be read, so what it said stays: {error}");
                 self.problems.set(path, vec![problem(path, 0, None, text)]);
+                let file = self.files.entry(path.to_owned()).or_default();
+                file.closed = closed_of_unreadable(path, file);
                 return;
             }
         };
@@ -212,7 +198,7 @@ impl Folder {
         }
         (file.content, file.open) = (Some(content), open);
         let old = std::mem::take(&mut file.objects);
-        let parsed = parse::parse(path, &text);
+        let parsed = parse::parse(path, &text, self.local);
         let empty = parsed.is_empty();
         let mut problems = parsed.problems;
         for (api_version, kind) in parsed.ignored {
@@ -235,11 +221,13 @@ impl Folder {
         }
         let keep = (empty || open).then_some(if empty { EMPTY } else { OPEN });
         let mut kept = false;
+        let mut kept_now = BTreeSet::new();
         for id in old {
             if objects.contains(&id) {
                 continue;
             }
             if parsed.unreadable || parsed.wrong.contains(&id) {
+                kept_now.insert(id.clone());
                 objects.insert(id);
             } else if keep.is_some() {
                 kept |= objects.insert(id);
@@ -251,9 +239,33 @@ impl Folder {
             problems.push(problem(path, 1, None, why.to_owned()));
         }
         if let Some(file) = self.files.get_mut(path) {
+            let unread = parsed.unread.into_iter().filter(|unread| !unread.is_known(&kept_now));
+            let stand_ins = unread.flat_map(|unread| unread.stand_ins);
+            file.closed = parsed.closed.into_iter().chain(stand_ins).collect();
             file.objects = objects;
         }
         self.problems.set(path, problems);
+    }
+
+    /// Lets nobody in to what an AccessPolicy is for of which no version is right.
+    fn stand_in(&mut self, changes: &mut Changes) {
+        let closed = self.files.values().flat_map(|file| &file.closed);
+        let closed =
+            closed.map(|policy| (Object::AccessPolicy(policy.clone()).id(), policy.clone()));
+        let wanted: BTreeMap<ObjectId, Policy> =
+            closed.filter(|(id, _)| !self.claims.contains_key(id)).collect();
+        for id in self.standing_in.keys().filter(|id| !wanted.contains_key(*id)) {
+            if !self.claims.contains_key(id) {
+                changes.0.insert(id.clone(), None);
+            }
+        }
+        for (id, policy) in
+            wanted.iter().filter(|(id, new)| self.standing_in.get(*id) != Some(*new))
+        {
+            tracing::error!(object = %id, "{}", policy.closed_because().unwrap_or_default());
+            changes.0.insert(id.clone(), Some(Object::AccessPolicy(policy.clone())));
+        }
+        self.standing_in = wanted;
     }
 
     /// Notes that a file defines an object; gives the other file that is in force, if one is.
@@ -312,73 +324,26 @@ impl Changes {
     }
 }
 
-/// What there is in the folder.
-#[derive(Debug, Default)]
-pub struct Listing {
-    files: BTreeMap<PathBuf, Stamp>,
-    /// Folders to watch, with symbolic links resolved, and the path by which their files are
-    /// known; none where only links lead.
-    folders: BTreeMap<PathBuf, Option<PathBuf>>,
-}
-
-impl Listing {
-    fn of(root: &Path) -> io::Result<Self> {
-        let mut listing = Self::default();
-        listing.folder(root, MAX_DEPTH)?;
-        if fs::symlink_metadata(root)?.is_symlink()
-            && let Some(parent) = root.parent()
-        {
-            // The root itself may be made to point elsewhere.
-            let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
-            listing.folders.entry(parent.canonicalize()?).or_default();
-        }
-        Ok(listing)
-    }
-
-    fn folder(&mut self, path: &Path, depth: usize) -> io::Result<()> {
-        let real = path.canonicalize()?;
-        if depth == 0 || self.folders.get(&real).is_some_and(Option::is_some) {
-            return Ok(());
-        }
-        self.folders.insert(real, Some(path.to_owned()));
-        for entry in fs::read_dir(path)? {
-            let entry = entry?;
-            let name = entry.file_name();
-            if name.as_encoded_bytes().starts_with(b".") {
-                continue;
-            }
-            let path = entry.path();
-            // Follows links; what vanishes while we look will be noticed again.
-            let Ok(meta) = fs::metadata(&path) else { continue };
-            if meta.is_dir() {
-                self.folder(&path, depth - 1)?;
-            } else if meta.is_file() && is_manifest(&path) {
-                if entry.file_type()?.is_symlink()
-                    && let Ok(target) = path.canonicalize()
-                    && let Some(parent) = target.parent()
-                {
-                    self.folders.entry(parent.to_owned()).or_default();
-                }
-                self.files.insert(path, Stamp::from(&meta));
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Whether a file is one of ours by its name; editors' backup and swap files are not.
-fn is_manifest(path: &Path) -> bool {
-    let hidden = path.file_name().is_none_or(|name| name.as_encoded_bytes().starts_with(b"."));
-    let extension = path.extension().and_then(|extension| extension.to_str());
-    !hidden && matches!(extension, Some("yaml" | "yml" | "json"))
-}
-
 fn read_file(path: &Path) -> io::Result<(Stamp, String)> {
     let meta = fs::metadata(path)?;
     if meta.len() > MAX_FILE {
         return Err(io::Error::other(format!("it has more than {MAX_FILE} bytes")));
     }
     Ok((Stamp::from(&meta), fs::read_to_string(path)?))
+}
+
+/// What a file that cannot be read as text may hold, beside what it held when it could be.
+fn closed_of_unreadable(path: &Path, before: &File) -> Vec<Policy> {
+    let small = fs::metadata(path).is_ok_and(|meta| meta.len() <= MAX_FILE);
+    match small.then(|| fs::read(path).ok()).flatten() {
+        Some(bytes) => {
+            let unread = closed::of_text(&String::from_utf8_lossy(&bytes), path, 1);
+            let unread = unread.filter(|unread| !unread.is_known(&before.objects));
+            unread.into_iter().flat_map(|unread| unread.stand_ins).collect()
+        }
+        None if before.content.is_none() => vec![closed::of_file(path)],
+        None => before.closed.clone(),
+    }
 }
 
 fn hash(text: &str) -> u64 {

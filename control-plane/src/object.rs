@@ -283,6 +283,15 @@ pub struct Policy {
     pub default: Option<Action>,
     pub rules: Vec<Rule>,
     pub issuers: Vec<PolicyIssuer>,
+    /// It stands in for one that was never right.
+    pub closed: Option<Closed>,
+}
+
+/// What is known of a policy of which no version is right: where it is, and whether even its namespace is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Closed {
+    /// Its namespace is not known, or none: it may be for any workload of the mesh.
+    pub everywhere: bool,
 }
 
 impl Policy {
@@ -292,8 +301,30 @@ impl Policy {
 
     pub fn is_for(&self, workload: &Workload) -> bool {
         let holds = |(k, v)| workload.labels.get(k) == Some(v);
-        workload.namespace == self.namespace
+        let everywhere = self.closed.as_ref().is_some_and(|closed| closed.everywhere);
+        (everywhere || workload.namespace == self.namespace)
             && self.selector.as_ref().is_none_or(|selector| selector.iter().all(holds))
+    }
+
+    /// What it means that this stands in for a policy; none: it is one itself.
+    pub fn closed_because(&self) -> Option<String> {
+        let closed = self.closed.as_ref()?;
+        let mut whom = match (closed.everywhere, &self.selector) {
+            (true, None) => "any workload, since its namespace cannot be read".to_owned(),
+            (true, Some(_)) => {
+                "workloads that it selects in any namespace, since its own cannot be read"
+                    .to_owned()
+            }
+            (false, None) => format!("any workload of namespace {}", self.namespace),
+            (false, Some(_)) => {
+                format!("workloads that it selects in namespace {}", self.namespace)
+            }
+        };
+        if !self.ports.is_empty() {
+            let ports: Vec<String> = self.ports.iter().map(u16::to_string).collect();
+            whom = format!("port {} of {whom}", ports.join(", "));
+        }
+        Some(format!("no version of it has ever been right: until one is, nobody may call {whom}"))
     }
 
     pub fn is_for_port(&self, port: u16) -> bool {

@@ -1,16 +1,20 @@
-//! Every flag and environment variable of the control plane.
+//! Every flag and environment variable of the control plane; those of its commands are in [`commands`].
+
+pub mod commands;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use outrigger_core::address::LocalEndpoints;
 use outrigger_core::config::{MeshSettings, MtlsMode, Unmatched};
 use outrigger_core::identity::TrustDomain;
 use outrigger_core::policy::access::Action;
 
 use crate::ca::files::CaFiles;
 use crate::index::Security;
+pub use commands::{StateDir, TokenOptions, TrustStep};
 
 /// The control plane of the Outrigger service mesh: tells every proxy what it needs to know.
 #[derive(Debug, Parser)]
@@ -42,6 +46,15 @@ pub enum Command {
     Check {
         /// The folder.
         folder: PathBuf,
+        /// As the control plane's own; auto takes loopback addresses.
+        #[arg(
+            long,
+            env = "OUTRIGGER_LOCAL_ENDPOINTS",
+            value_name = "POLICY",
+            value_enum,
+            default_value_t = LocalPolicy::Auto
+        )]
+        local_endpoints: LocalPolicy,
     },
 }
 
@@ -113,6 +126,18 @@ pub struct Options {
         value_parser = parse_duration
     )]
     pub grace_period: Duration,
+
+    /// Whether an endpoint (of an EndpointSlice, an ExternalWorkload, an ExternalService or a registration)
+    /// may have an address of the caller's own machine: loopback or link-local. Multicast, unspecified and
+    /// broadcast addresses never.
+    #[arg(
+        long,
+        env = "OUTRIGGER_LOCAL_ENDPOINTS",
+        value_name = "POLICY",
+        value_enum,
+        default_value_t = LocalPolicy::Auto
+    )]
+    pub local_endpoints: LocalPolicy,
 
     /// Whether workloads have identities: certificates, and TLS on the gRPC port. Without them
     /// everything is plaintext and anybody is believed.
@@ -231,6 +256,11 @@ impl Options {
         }
     }
 
+    /// Which endpoints on the callers' own machines are taken.
+    pub fn local(&self) -> LocalEndpoints {
+        self.local_endpoints.of(self.listen.ip().to_canonical().is_loopback())
+    }
+
     /// The user's issuing certificate; the three flags come together or not at all.
     pub fn ca_files(&self) -> Option<CaFiles> {
         Some(CaFiles {
@@ -247,6 +277,27 @@ pub enum DefaultAccess {
     Allow,
     /// Nobody.
     Deny,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LocalPolicy {
+    /// Loopback addresses where --listen is one, since the whole mesh is on this machine then.
+    Auto,
+    /// Loopback and link-local addresses.
+    Allow,
+    /// Neither.
+    Refuse,
+}
+
+impl LocalPolicy {
+    /// `one_machine`: only proxies of this machine can reach the control plane.
+    pub fn of(self, one_machine: bool) -> LocalEndpoints {
+        match self {
+            Self::Auto if one_machine => LocalEndpoints::Loopback,
+            Self::Auto | Self::Refuse => LocalEndpoints::Refuse,
+            Self::Allow => LocalEndpoints::Allow,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -271,77 +322,6 @@ pub enum UnmatchedPolicy {
     Refuse,
 }
 
-#[derive(Debug, Args)]
-pub struct TokenOptions {
-    /// Namespace that the workload may register in.
-    #[arg(long, value_name = "NAMESPACE")]
-    pub namespace: String,
-
-    /// Service account that it may register as.
-    #[arg(long, value_name = "ACCOUNT", default_value = "default")]
-    pub service_account: String,
-
-    /// How long the token is valid (1h; also 90s, 30m, 7d).
-    #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = parse_duration)]
-    pub ttl: Duration,
-
-    /// The control plane's state directory; its key is made if there is none yet.
-    #[arg(long, env = "OUTRIGGER_STATE_DIR", value_name = "DIR")]
-    pub state_dir: PathBuf,
-
-    /// Let the workload register an address other than the one that it connects from.
-    #[arg(long)]
-    pub any_address: bool,
-}
-
-#[derive(Debug, Subcommand)]
-pub enum TrustStep {
-    /// Print the roots, under which is issued, and who has which certificate.
-    Status {
-        #[command(flatten)]
-        at: StateDir,
-    },
-    /// Add a root, which every proxy will believe in beside the others, and print its name.
-    AddRoot {
-        /// A root made elsewhere, in PEM; without it a new one is made.
-        #[arg(long, value_name = "FILE", requires = "key")]
-        certificate: Option<PathBuf>,
-        /// Its key, in PEM.
-        #[arg(long, value_name = "FILE", requires = "certificate")]
-        key: Option<PathBuf>,
-        #[command(flatten)]
-        at: StateDir,
-    },
-    /// Issue under another root from now on; every proxy renews at once.
-    IssueFrom {
-        /// The first digits of its name.
-        root: String,
-        /// Leave out proxies that are not connected: those that are still out there will not
-        /// believe new certificates.
-        #[arg(long)]
-        ignore_absent: bool,
-        #[command(flatten)]
-        at: StateDir,
-    },
-    /// Stop believing in a root.
-    RemoveRoot {
-        /// The first digits of its name.
-        root: String,
-        /// Leave out proxies that are not connected: their certificates will be believed no more.
-        #[arg(long)]
-        ignore_absent: bool,
-        #[command(flatten)]
-        at: StateDir,
-    },
-}
-
-#[derive(Debug, Args)]
-pub struct StateDir {
-    /// The state directory of the running control plane.
-    #[arg(long, env = "OUTRIGGER_STATE_DIR", value_name = "DIR")]
-    pub state_dir: PathBuf,
-}
-
 /// Below this a renewal would not be over before the end.
 const MIN_CERTIFICATE_LIFETIME: Duration = Duration::from_secs(30);
 /// Above this a certificate that leaked is a danger for too long.
@@ -359,7 +339,7 @@ fn parse_certificate_lifetime(text: &str) -> Result<Duration, String> {
 }
 
 /// A number and its unit: `500ms`, `15s`, `2m`, `1h`, `7d`.
-fn parse_duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
     let wrong = || format!("{text:?} is not a duration: write a number and ms, s, m, h or d");
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let number: u64 = text[..digits].parse().map_err(|_| wrong())?;

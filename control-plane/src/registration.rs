@@ -2,22 +2,28 @@
 //!
 //! An endpoint is published only while its workload is Ready. Draining withdraws it and answers
 //! when every proxy that knew it has acknowledged that; a cleanly closed stream withdraws it at
-//! once, a broken one after the grace period. [`registrar`] is the gRPC service, [`saved`] keeps
-//! registrations over a restart.
+//! once, a broken one after the grace period. Whoever holds a name keeps it while it is alive: another one
+//! gets it only when the holder's stream has ended and it had time to come back. [`registrar`] is the gRPC
+//! service, [`saved`] keeps registrations over a restart, [`session`] tells one process from another.
 
 mod registrar;
 mod saved;
+mod session;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use outrigger_core::address::LocalEndpoints;
+use outrigger_core::bounds;
 use outrigger_proto::mesh::Health;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
+use tonic::Status;
 
 pub use registrar::Registrar;
+use session::Session;
 
 use crate::index::PortId;
 use crate::metrics::Metrics;
@@ -26,6 +32,9 @@ use crate::publish::{Commit, Publisher, lock};
 
 /// How long proxies have to acknowledge that an endpoint is gone.
 const ACKNOWLEDGED: Duration = Duration::from_secs(5);
+/// How long a name is kept for its holder after its stream has broken: a proxy that is alive is back by then,
+/// since it waits for 2 s at most between two tries.
+const COMES_BACK: Duration = Duration::from_secs(5);
 
 /// Every registered workload, connected or within its grace period.
 #[derive(Debug)]
@@ -35,17 +44,63 @@ pub struct Registrations {
     entries: Mutex<HashMap<String, Entry>>,
     next_stream: AtomicU64,
     grace: Duration,
+    local: LocalEndpoints,
     state_dir: PathBuf,
     changed: Notify,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 struct Entry {
     workload: Workload,
     health: Health,
+    /// The process that holds the name.
+    session: Option<Session>,
     /// The stream that speaks for it; an older one's end means nothing.
     stream: u64,
-    connected: bool,
+    link: Link,
+}
+
+/// Whether a workload is heard from.
+#[derive(Debug)]
+enum Link {
+    /// Dropped when another stream speaks for it.
+    Open(#[expect(dead_code, reason = "its end is what counts")] oneshot::Sender<()>),
+    /// Since when its stream is no more.
+    Broken(Instant),
+}
+
+/// A stream that speaks for a workload.
+struct Speaker {
+    stream: u64,
+    /// Ends when another stream does.
+    replaced: oneshot::Receiver<()>,
+}
+
+/// Why a workload is not registered.
+#[derive(Debug, thiserror::Error)]
+enum Refused {
+    #[error(
+        "name: {0} is registered by another proxy, which keeps it while it is alive: give each proxy a name \
+         of its own"
+    )]
+    Held(String),
+    #[error("at most {} workloads can be registered", bounds::WORKLOADS)]
+    TooMany,
+    #[error(
+        "at most {} workloads of one service account can be registered",
+        bounds::WORKLOADS_OF_ACCOUNT
+    )]
+    TooManyOfAccount,
+}
+
+impl From<Refused> for Status {
+    fn from(refused: Refused) -> Self {
+        let text = refused.to_string();
+        match refused {
+            Refused::Held(_) => Self::already_exists(text),
+            Refused::TooMany | Refused::TooManyOfAccount => Self::resource_exhausted(text),
+        }
+    }
 }
 
 impl Registrations {
@@ -55,10 +110,12 @@ impl Registrations {
         metrics: Arc<Metrics>,
         state_dir: PathBuf,
         grace: Duration,
+        local: LocalEndpoints,
     ) -> Self {
-        let saved = saved::read(&state_dir);
-        let entries = saved.into_iter().map(|(workload, health)| {
-            let entry = Entry { workload, health, stream: 0, connected: false };
+        let now = Instant::now();
+        let entries = saved::read(&state_dir, local).into_iter().map(|saved| {
+            let saved::Saved { workload, health, session } = saved;
+            let entry = Entry { workload, health, session, stream: 0, link: Link::Broken(now) };
             (entry.workload.uid(), entry)
         });
         let registrations = Self {
@@ -68,6 +125,7 @@ impl Registrations {
             // 0 is the stream of what was read from disk.
             next_stream: AtomicU64::new(1),
             grace,
+            local,
             state_dir,
             changed: Notify::new(),
         };
@@ -86,7 +144,7 @@ impl Registrations {
             tokio::time::sleep(self.grace).await;
             let silent: Vec<String> = {
                 let entries = self.entries();
-                let silent = entries.iter().filter(|(_, e)| e.stream == 0 && !e.connected);
+                let silent = entries.iter().filter(|(_, e)| e.stream == 0 && !e.connected());
                 silent.map(|(uid, _)| uid.clone()).collect()
             };
             for uid in silent {
@@ -97,10 +155,7 @@ impl Registrations {
         let write = async {
             loop {
                 self.changed.notified().await;
-                let entries: Vec<_> = {
-                    let entries = self.entries();
-                    entries.values().map(|e| (e.workload.clone(), e.health)).collect()
-                };
+                let entries: Vec<_> = self.entries().values().map(Entry::to_saved).collect();
                 let state_dir = self.state_dir.clone();
                 let written =
                     tokio::task::spawn_blocking(move || saved::write(&state_dir, &entries));
@@ -112,30 +167,35 @@ impl Registrations {
         tokio::join!(forget, write);
     }
 
-    /// Puts a registration in force and gives the number of the stream that speaks for it.
-    fn register(&self, workload: Workload) -> u64 {
+    /// Which endpoints on the callers' own machines are taken.
+    fn local(&self) -> LocalEndpoints {
+        self.local
+    }
+
+    /// Puts a registration in force, unless its name is somebody else's who is alive.
+    fn register(&self, workload: Workload, session: Option<Session>) -> Result<Speaker, Refused> {
         let stream = self.next_stream.fetch_add(1, Ordering::Relaxed);
         let uid = workload.uid();
         let mut entries = self.entries();
         let before = entries.get(&uid);
-        // One that comes again exactly as it was, addresses and ports included, is the same proxy
-        // with a newer certificate, or back before its lost connection was noticed.
-        if before.is_some_and(|entry| entry.connected && entry.workload != workload) {
-            tracing::warn!(
-                uid,
-                "a workload registered while an earlier stream of the same name is open; the \
-                 earlier one no longer counts: do two proxies share a name?"
-            );
+        match before {
+            Some(entry) if entry.is_held_against(session.as_ref(), Instant::now()) => {
+                tracing::warn!(uid, "a workload was refused: its name is another proxy's");
+                return Err(Refused::Held(uid));
+            }
+            Some(_) => {}
+            None => room_for(&workload, &entries)?,
         }
         // A proxy that lost its stream comes back as it was: nothing flaps in between.
         let same = before.filter(|e| e.workload == workload && e.health == Health::Ready);
         let health = same.map_or(Health::Starting, |entry| entry.health);
-        let entry = Entry { workload, health, stream, connected: true };
+        let (open, replaced) = oneshot::channel();
+        let entry = Entry { workload, health, session, stream, link: Link::Open(open) };
         self.publisher.commit(|index| index.register(entry.published()));
         entries.insert(uid, entry);
         drop(entries);
         self.note_change();
-        stream
+        Ok(Speaker { stream, replaced })
     }
 
     /// Notes what a stream says of its workload's health. For Draining, completes when the
@@ -170,7 +230,7 @@ impl Registrations {
 
     fn break_off(self: Arc<Self>, uid: String, stream: u64) {
         if let Some(entry) = self.entries().get_mut(&uid).filter(|e| e.stream == stream) {
-            entry.connected = false;
+            entry.link = Link::Broken(Instant::now());
         }
         tokio::spawn(async move {
             tokio::time::sleep(self.grace).await;
@@ -199,8 +259,7 @@ impl Registrations {
 
     /// Writes the last state before the process ends.
     pub fn flush(&self) {
-        let entries: Vec<_> =
-            self.entries().values().map(|e| (e.workload.clone(), e.health)).collect();
+        let entries: Vec<_> = self.entries().values().map(Entry::to_saved).collect();
         if let Err(error) = saved::write(&self.state_dir, &entries) {
             tracing::error!(%error, "could not write registrations to the state directory");
         }
@@ -208,7 +267,7 @@ impl Registrations {
 
     /// What the admin server shows of a workload.
     pub fn describe(&self, uid: &str) -> Option<(&'static str, bool)> {
-        self.entries().get(uid).map(|entry| (word(entry.health), entry.connected))
+        self.entries().get(uid).map(|entry| (word(entry.health), entry.connected()))
     }
 
     fn entries(&self) -> MutexGuard<'_, HashMap<String, Entry>> {
@@ -221,6 +280,45 @@ impl Entry {
     fn published(&self) -> Workload {
         Workload { ready: self.health == Health::Ready, ..self.workload.clone() }
     }
+
+    fn connected(&self) -> bool {
+        matches!(self.link, Link::Open(_))
+    }
+
+    /// Whether the name is not to be had for `session`: its holder is another one, and alive.
+    fn is_held_against(&self, session: Option<&Session>, now: Instant) -> bool {
+        if session.is_some() && session == self.session.as_ref() {
+            return false;
+        }
+        match self.link {
+            Link::Open(_) => true,
+            // It has said good-bye.
+            Link::Broken(_) if self.health == Health::Draining => false,
+            Link::Broken(since) => now.saturating_duration_since(since) < COMES_BACK,
+        }
+    }
+
+    fn to_saved(&self) -> saved::Saved {
+        let (workload, session) = (self.workload.clone(), self.session.clone());
+        saved::Saved { workload, health: self.health, session }
+    }
+}
+
+/// Whoever holds a token could otherwise fill the index with made-up workloads.
+fn room_for(workload: &Workload, entries: &HashMap<String, Entry>) -> Result<(), Refused> {
+    if entries.len() >= bounds::WORKLOADS {
+        return Err(Refused::TooMany);
+    }
+    let same = |entry: &&Entry| {
+        entry.workload.namespace == workload.namespace
+            && entry.workload.service_account == workload.service_account
+    };
+    if entries.len() >= bounds::WORKLOADS_OF_ACCOUNT
+        && entries.values().filter(same).count() >= bounds::WORKLOADS_OF_ACCOUNT
+    {
+        return Err(Refused::TooManyOfAccount);
+    }
+    Ok(())
 }
 
 /// An endpoint on its way out.

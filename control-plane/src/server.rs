@@ -29,6 +29,7 @@ use crate::keys;
 use crate::lookup;
 use crate::manifests::{self, Folder, Watching};
 use crate::metrics::Metrics;
+use crate::namespaces;
 use crate::options::{Mtls, Options, Switch};
 use crate::problems::Problems;
 use crate::publish::Publisher;
@@ -37,6 +38,8 @@ use crate::token::Tokens;
 
 /// Bytes of one request: what a proxy with ten thousand names sends at once.
 const MAX_REQUEST: usize = 4 * 1024 * 1024;
+/// Bytes of a registration, with as many labels and ports as one may have.
+const MAX_REGISTER: usize = 256 * 1024;
 /// Bytes of a request for a certificate, or to stop an experiment.
 const MAX_CERTIFY: usize = 16 * 1024;
 /// Open streams are told to end; after this they are cut.
@@ -73,6 +76,7 @@ pub struct Server {
     pub discovery: SocketAddr,
     pub admin: SocketAddr,
     publisher: Arc<Publisher>,
+    state_dir: Option<PathBuf>,
     registrations: Option<Arc<Registrations>>,
     security: Option<Security>,
     shutdown: watch::Sender<bool>,
@@ -89,14 +93,16 @@ pub async fn start(options: Options, log: Log) -> Result<Server, StartError> {
     let problems = Arc::new(Problems::default());
     let stops = options.state_dir.as_deref().map(experiments::read).unwrap_or_default();
     let index = Index::new(options.settings());
-    let index = index.with_security(options.security()).with_stops(stops);
+    let known = options.state_dir.as_deref().map(namespaces::read).unwrap_or_default();
+    let index = index.with_security(options.security()).with_stops(stops).with_namespaces(known);
     let publisher = Arc::new(Publisher::new(index));
     let security = Security::open(&options)?;
     if let Some(security) = &security {
         security.publish(&publisher);
     }
+    let local = options.local();
     let watching = {
-        let folder = Folder::new(root.clone(), problems.clone(), metrics.clone());
+        let folder = Folder::new(root.clone(), local, problems.clone(), metrics.clone());
         let publisher = publisher.clone();
         let loaded = tokio::task::spawn_blocking(move || manifests::watch(folder, publisher)).await;
         let loaded = loaded.unwrap_or_else(|error| Err(io::Error::other(error)));
@@ -112,6 +118,7 @@ pub async fn start(options: Options, log: Log) -> Result<Server, StartError> {
                 metrics.clone(),
                 path.clone(),
                 options.grace_period,
+                local,
             );
             (Some(Arc::new(tokens)), Some(Arc::new(registrations)))
         }
@@ -131,11 +138,14 @@ pub async fn start(options: Options, log: Log) -> Result<Server, StartError> {
         log,
     };
     let mut background = vec![tokio::spawn(admin::serve(admin_listener, admin))];
-    background.push(tokio::spawn(keys::run(publisher.clone(), root)));
-    background.push(tokio::spawn(lookup::run(publisher.clone())));
+    background.push(tokio::spawn(keys::run(publisher.clone(), root, local)));
+    background.push(tokio::spawn(lookup::run(publisher.clone(), local)));
     background.extend(registrations.clone().map(|r| tokio::spawn(r.run())));
     let keeping = options.state_dir.clone();
     let keeping = keeping.map(|state| tokio::spawn(experiments::keep(publisher.clone(), state)));
+    background.extend(keeping);
+    let keeping = options.state_dir.clone();
+    let keeping = keeping.map(|state| tokio::spawn(namespaces::keep(publisher.clone(), state)));
     background.extend(keeping);
     let tls = match &security {
         Some(security) => {
@@ -147,8 +157,8 @@ pub async fn start(options: Options, log: Log) -> Result<Server, StartError> {
     let certify = authority.clone().zip(tokens.clone());
     let stopper = Stopper::new(publisher.clone(), tokens.clone(), options.state_dir.clone());
     let routes = routes(
-        Discovery::new(publisher.clone(), tokens.clone(), authority.clone(), metrics.clone()),
-        Registrar::new(registrations.clone(), tokens, authority, stopping.clone()),
+        Discovery::new(publisher.clone(), tokens.clone(), authority, metrics.clone()),
+        Registrar::new(registrations.clone(), tokens, stopping.clone()),
         Certifier::new(certify, metrics.clone()),
         stopper,
     );
@@ -159,6 +169,7 @@ pub async fn start(options: Options, log: Log) -> Result<Server, StartError> {
         discovery,
         admin: admin_address,
         publisher,
+        state_dir: options.state_dir,
         registrations,
         security,
         shutdown,
@@ -189,7 +200,14 @@ impl Server {
             task.abort();
         }
         let (registrations, security) = (self.registrations.take(), self.security.take());
+        let (publisher, state_dir) = (self.publisher.clone(), self.state_dir.take());
         let write = move || {
+            if let Some(state_dir) = state_dir {
+                let known = publisher.view().index.known_namespaces().clone();
+                if let Err(error) = namespaces::write(&state_dir, &known) {
+                    tracing::error!(%error, "could not write down which namespaces there are");
+                }
+            }
             if let Some(registrations) = registrations {
                 registrations.flush();
             }
@@ -280,7 +298,7 @@ fn routes(
 ) -> Routes {
     let discovery =
         AggregatedDiscoveryServiceServer::new(discovery).max_decoding_message_size(MAX_REQUEST);
-    let registrar = WorkloadServer::new(registrar).max_decoding_message_size(MAX_REQUEST);
+    let registrar = WorkloadServer::new(registrar).max_decoding_message_size(MAX_REGISTER);
     let certifier = IdentityServer::new(certifier).max_decoding_message_size(MAX_CERTIFY);
     let stopper = ExperimentsServer::new(stopper).max_decoding_message_size(MAX_CERTIFY);
     let routes = Routes::new(discovery).add_service(registrar).add_service(certifier);

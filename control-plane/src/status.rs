@@ -12,7 +12,7 @@ use serde::Serialize;
 use crate::discovery::Answer;
 use crate::experiments::Stopped;
 use crate::index::{Index, PortId};
-use crate::object::{ObjectId, Route, RouteBody, ServiceId};
+use crate::object::{Kind, ObjectId, Route, RouteBody, ServiceId};
 use crate::problems::{Problem, Severity};
 use crate::publish::View;
 use crate::translate::destination;
@@ -90,7 +90,8 @@ pub fn objects(view: &View, problems: &[Problem]) -> Vec<Status> {
     let written = problems.iter().filter(|problem| problem.severity == Severity::Error);
     let written =
         written.filter_map(|problem| Some((problem.object.clone()?, problem.to_string())));
-    for (object, problem) in written.chain(left_out::objects(view)) {
+    let closed = closed(&view.index);
+    for (object, problem) in written.chain(left_out::objects(view)).chain(closed) {
         let status = statuses.entry(object.clone()).or_insert_with(|| Status {
             object,
             accepted: Vec::new().into(),
@@ -134,7 +135,16 @@ pub fn programmed(view: &View) -> BTreeMap<ServiceId, Programmed> {
     services
 }
 
-/// Every reference that does not resolve, as lines for `check`.
+/// AccessPolicies of which no version is right, and what that means.
+fn closed(index: &Index) -> impl Iterator<Item = (ObjectId, String)> + '_ {
+    index.policies().filter_map(|policy| {
+        let (namespace, name) = (policy.namespace.clone(), policy.name.clone());
+        Some((ObjectId { kind: Kind::AccessPolicy, namespace, name }, policy.closed_because()?))
+    })
+}
+
+/// Every reference that does not resolve, and every policy that something stands in for, as lines for
+/// `check`.
 pub fn unresolved(index: &Index) -> Vec<String> {
     let problems = index.routes().flat_map(|route| {
         let problems = not_in_force(index, route).into_iter();
@@ -143,6 +153,7 @@ pub fn unresolved(index: &Index) -> Vec<String> {
             .map(|problem| format!("{}: {problem}", route.id))
     });
     let problems = problems.chain(policy::unresolved(index)).chain(external::unresolved(index));
+    let problems = problems.chain(closed(index).map(|(id, problem)| format!("{id}: {problem}")));
     problems.chain(index.slices().flat_map(|slice| unmatched_ports(index, slice))).collect()
 }
 

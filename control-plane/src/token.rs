@@ -1,7 +1,8 @@
 //! Join tokens: what a workload outside Kubernetes proves its namespace and account with.
 //!
 //! A token is a JWT signed with a key that never leaves the state directory; it is bound to one
-//! namespace and one service account. Tokens are never logged.
+//! namespace and one service account, and where asked to labels and names of workloads ([`Grant`]).
+//! Tokens are never logged.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -13,6 +14,8 @@ use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
 use serde::{Deserialize, Serialize};
 use tonic::Status;
 use tonic::metadata::MetadataMap;
+
+use crate::grant::Grant;
 
 /// The key's file in the state directory.
 const KEY_FILE: &str = "join-token.key";
@@ -29,9 +32,8 @@ const LEEWAY: u64 = 5;
 pub struct Claims {
     pub namespace: String,
     pub service_account: String,
-    /// The registered address need not be the one that the registration comes from.
-    #[serde(default)]
-    pub any_address: bool,
+    #[serde(flatten)]
+    pub grant: Grant,
     iss: String,
     aud: String,
     iat: u64,
@@ -83,14 +85,14 @@ impl Tokens {
         &self,
         namespace: &str,
         service_account: &str,
-        any_address: bool,
+        grant: Grant,
         ttl: Duration,
     ) -> Result<String, jsonwebtoken::errors::Error> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let claims = Claims {
             namespace: namespace.to_owned(),
             service_account: service_account.to_owned(),
-            any_address,
+            grant,
             iss: ISSUER.to_owned(),
             aud: AUDIENCE.to_owned(),
             iat: now,
@@ -170,7 +172,7 @@ mod tests {
         let state = tempfile::tempdir().unwrap();
         let tokens = Tokens::open(state.path()).unwrap();
         let hour = Duration::from_secs(3600);
-        let token = tokens.issue("bank", "orders", false, hour).unwrap();
+        let token = tokens.issue("bank", "orders", Grant::default(), hour).unwrap();
         let mode = fs::metadata(state.path().join(KEY_FILE)).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
         // The same directory is the same key, also in another process.
@@ -179,7 +181,10 @@ mod tests {
             (claims.namespace.as_str(), claims.service_account.as_str()),
             ("bank", "orders")
         );
-        assert!(!claims.any_address);
+        assert_eq!(claims.grant, Grant::default());
+        let bound = Grant { workloads: vec!["orders-1".to_owned()], ..Grant::default() };
+        let token = tokens.issue("bank", "orders", bound.clone(), hour).unwrap();
+        assert_eq!(tokens.verify(&token).unwrap().grant, bound);
         let other = tempfile::tempdir().unwrap();
         let problem: Status =
             Tokens::open(other.path()).unwrap().verify(&token).unwrap_err().into();

@@ -370,8 +370,8 @@ pub struct MeshSettings {
     pub unmatched: Unmatched,
     /// At most this many endpoints of a service are sent to one proxy (default 100).
     pub max_endpoints: u32,
-    /// Every namespace that holds a service: a name below one of them that does not exist is
-    /// `no_such_service`, never passed through.
+    /// Every namespace that the mesh has or ever had, in order: a name below one of them that does not
+    /// exist is `no_such_service`, never passed through. At most [`crate::bounds::NAMESPACES`].
     pub namespaces: Vec<String>,
 }
 

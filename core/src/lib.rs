@@ -6,7 +6,9 @@
 
 #![cfg_attr(not(test), warn(clippy::arithmetic_side_effects, clippy::unchecked_time_subtraction))]
 
+pub mod address;
 pub mod balance;
+pub mod bounds;
 pub mod compile;
 mod condition;
 pub mod config;

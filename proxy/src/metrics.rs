@@ -131,6 +131,9 @@ pub struct Gauges {
     pub discovery_responses: AtomicU64,
     pub discovery_nacks: AtomicU64,
     pub discovery_reconnects: AtomicU64,
+    /// 1 while the control plane has this workload.
+    pub registered: AtomicU64,
+    pub registrations_refused: AtomicU64,
 }
 
 /// One worker's counts for one key.

@@ -20,6 +20,7 @@ use crate::http::mirror::Mirrors;
 use crate::identity::Identity;
 use crate::inbound_ports::InboundPorts;
 use crate::metrics::{Direction, Metrics};
+use crate::registration::Standing;
 use crate::settings::Settings;
 use crate::store::Store;
 use crate::stream::server_first::ServerFirst;
@@ -44,6 +45,8 @@ pub struct Proxy {
     pub cache: Cache,
     pub experiments: Experiments,
     pub server_first: ServerFirst,
+    /// As an endpoint of the mesh.
+    pub standing: Standing,
     pub lifecycle: Lifecycle,
 }
 
@@ -76,6 +79,7 @@ impl Proxy {
             log,
             experiments,
             server_first: ServerFirst::default(),
+            standing: Standing::default(),
             lifecycle: Lifecycle::default(),
             metrics,
             settings,
@@ -90,7 +94,9 @@ impl Proxy {
         }
         // Without a certificate there is no configuration either: the cause is worth more.
         let identity = self.identity.as_ref().and_then(|identity| identity.problem());
-        identity.map(Cow::from).or_else(|| self.lifecycle.unconfigured().map(Cow::from))
+        let identity = identity.map(Cow::from);
+        let registration = || self.standing.problem().map(Cow::from);
+        identity.or_else(registration).or_else(|| self.lifecycle.unconfigured().map(Cow::from))
     }
 }
 

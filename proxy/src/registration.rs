@@ -1,9 +1,15 @@
 //! Making this workload known to the control plane, and whether its app is there.
+//!
+//! A name belongs to whoever registered it first, as long as that one is alive. A proxy that the control
+//! plane refuses is not ready, says so, and goes on asking.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwapOption;
+use bytes::Bytes;
 use outrigger_proto::mesh::{
     Health, MeshAddress, RegisterRequest, RegisterResponse, Registration, register_request,
     register_response, registration::Port, workload_client::WorkloadClient,
@@ -11,9 +17,11 @@ use outrigger_proto::mesh::{
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_stream::wrappers::ReceiverStream;
-use tracing::{info, warn};
+use tonic::Code;
+use tracing::{error, info, warn};
 
 use crate::control_plane::{Backoff, ControlPlane};
+use crate::metrics::add;
 use crate::proxy::{Phase, Proxy};
 use crate::settings::Settings;
 
@@ -24,8 +32,66 @@ const PROBE_READY: Duration = Duration::from_millis(500);
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 const HOP_VERSION: u32 = 1;
 
+/// Bytes of what this process proves with that a name is its own: 256 bits.
+const SESSION: usize = 32;
+
+/// What the control plane thinks of this workload.
+#[derive(Debug, Default)]
+pub struct Standing {
+    /// Why it refuses it; none while it does not.
+    refused: ArcSwapOption<String>,
+}
+
+impl Standing {
+    /// Why the proxy is not ready, if that is why.
+    pub fn problem(&self) -> Option<String> {
+        let refused = self.refused.load();
+        refused.as_ref().map(|why| format!("the control plane refuses this workload: {why}"))
+    }
+}
+
+/// Why a stream ended.
+enum Failure {
+    /// The control plane does not want this workload; asking again helps only when something changes.
+    Refused(String),
+    Lost(String),
+}
+
+impl From<String> for Failure {
+    fn from(why: String) -> Self {
+        Self::Lost(why)
+    }
+}
+
+impl From<&str> for Failure {
+    fn from(why: &str) -> Self {
+        Self::Lost(why.to_owned())
+    }
+}
+
+impl From<tonic::Status> for Failure {
+    fn from(status: tonic::Status) -> Self {
+        let why = format!("{}: {}", status.code(), status.message());
+        match status.code() {
+            Code::AlreadyExists
+            | Code::PermissionDenied
+            | Code::InvalidArgument
+            | Code::ResourceExhausted
+            | Code::Aborted => Self::Refused(why),
+            _ => Self::Lost(why),
+        }
+    }
+}
+
 /// Registers until the proxy leaves; then says so and reports when everybody has heard.
 pub async fn run(proxy: Arc<Proxy>, control_plane: ControlPlane, removed: oneshot::Sender<()>) {
+    let session = match session() {
+        Ok(session) => session,
+        Err(error) => {
+            error!(%error, "the system gives no random numbers: after a lost connection the name is free only when the old one has ended");
+            Bytes::new()
+        }
+    };
     let (health, watched) = watch::channel(Health::Starting);
     let probe = probe(Arc::clone(&proxy), health);
     let register = async {
@@ -36,12 +102,19 @@ pub async fn run(proxy: Arc<Proxy>, control_plane: ControlPlane, removed: onesho
             let mut watched = watched.clone();
             let began = Instant::now();
             let streaming =
-                stream(&proxy, &control_plane, &mut watched, &mut removed, &mut earlier).await;
+                stream(&proxy, &control_plane, &session, &mut watched, &mut removed, &mut earlier)
+                    .await;
             backoff.lasted(began.elapsed());
+            if !matches!(streaming, Ok(Ended::Renewed)) {
+                proxy.metrics.gauges.registered.store(0, Relaxed);
+            }
             match streaming {
                 Ok(Ended::Removed) => return,
                 Ok(Ended::Renewed) => continue,
-                Err(why) => warn!(why, "this workload is not registered, trying again"),
+                Err(Failure::Lost(why)) => {
+                    warn!(why, "this workload is not registered, trying again");
+                }
+                Err(Failure::Refused(why)) => refused(&proxy, why),
             }
             // Leaving and unheard: nobody is left to tell.
             if proxy.lifecycle.phase() != Phase::Running {
@@ -54,6 +127,22 @@ pub async fn run(proxy: Arc<Proxy>, control_plane: ControlPlane, removed: onesho
         () = probe => {}
         () = register => {}
     }
+}
+
+/// Random, and told to nobody but the control plane.
+fn session() -> Result<Bytes, getrandom::Error> {
+    let mut session = [0; SESSION];
+    getrandom::fill(&mut session)?;
+    Ok(Bytes::copy_from_slice(&session))
+}
+
+fn refused(proxy: &Proxy, why: String) {
+    add(&proxy.metrics.gauges.registrations_refused, 1);
+    error!(
+        why,
+        "the control plane refuses this workload: it is no endpoint and not ready; trying again"
+    );
+    proxy.standing.refused.store(Some(Arc::new(why)));
 }
 
 /// Keeps `health` true: ready while every port of the app accepts connections.
@@ -104,34 +193,31 @@ type Open = (mpsc::Sender<RegisterRequest>, tonic::Streaming<RegisterResponse>);
 async fn stream(
     proxy: &Proxy,
     control_plane: &ControlPlane,
+    session: &Bytes,
     health: &mut watch::Receiver<Health>,
     removed: &mut Option<oneshot::Sender<()>>,
     earlier: &mut Option<Open>,
-) -> Result<Ended, String> {
+) -> Result<Ended, Failure> {
     let renewed = control_plane.renewed();
     tokio::pin!(renewed);
     let channel = control_plane.connect().await?;
     let (requests, queue) = mpsc::channel(8);
-    let first = register_request::Message::Registration(registration(proxy));
+    let first = register_request::Message::Registration(registration(proxy, session));
     send(&requests, first).await?;
     let now = *health.borrow_and_update();
     send(&requests, health_message(now)).await?;
     let mut request = tonic::Request::new(ReceiverStream::new(queue));
     control_plane.authorize(request.metadata_mut()).await?;
-    let mut responses = WorkloadClient::new(channel)
-        .register(request)
-        .await
-        .map_err(|status| format!("{}: {}", status.code(), status.message()))?
-        .into_inner();
+    let mut responses = WorkloadClient::new(channel).register(request).await?.into_inner();
     loop {
         tokio::select! {
             response = responses.message() => {
-                let response = response
-                    .map_err(|status| format!("{}: {}", status.code(), status.message()))?
-                    .ok_or("the control plane ended the registration")?;
+                let response = response?.ok_or("the control plane ended the registration")?;
                 match response.message {
                     Some(register_response::Message::Accepted(accepted)) => {
                         *earlier = None;
+                        proxy.metrics.gauges.registered.store(1, Relaxed);
+                        proxy.standing.refused.store(None);
                         info!(uid = accepted.uid, "registered with the control plane");
                     }
                     Some(register_response::Message::Removed(_)) => {
@@ -141,7 +227,7 @@ async fn stream(
                         }
                         return Ok(Ended::Removed);
                     }
-                    None => return Err("the control plane sent an unknown answer".to_owned()),
+                    None => return Err("the control plane sent an unknown answer".into()),
                 }
             }
             // Not while draining: the answer to that is awaited here.
@@ -171,7 +257,7 @@ fn health_message(health: Health) -> register_request::Message {
     register_request::Message::Health(health.into())
 }
 
-fn registration(proxy: &Proxy) -> Registration {
+fn registration(proxy: &Proxy, session: &Bytes) -> Registration {
     let settings = &proxy.settings;
     let ports = settings.app_ports.iter().map(|app| Port {
         port: u32::from(app.port),
@@ -191,6 +277,7 @@ fn registration(proxy: &Proxy) -> Registration {
             identity: String::new(),
         }),
         zone: settings.zone.clone().unwrap_or_default(),
+        session: session.clone(),
     }
 }
 

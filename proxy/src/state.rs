@@ -22,6 +22,12 @@ pub struct Saved {
     pub wanted: Vec<String>,
     #[prost(message, repeated, tag = "2")]
     pub resources: Vec<SavedResource>,
+    /// Every namespace that the mesh was ever said to have.
+    #[prost(string, repeated, tag = "3")]
+    pub namespaces: Vec<String>,
+    /// There were more.
+    #[prost(bool, tag = "4")]
+    pub more_namespaces: bool,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -118,7 +124,7 @@ mod tests {
 
     #[test]
     fn a_damaged_copy_is_told_from_a_good_one() {
-        let saved = Saved { wanted: vec!["a.b:80".to_owned()], resources: Vec::new() };
+        let saved = Saved { wanted: vec!["a.b:80".to_owned()], ..Saved::default() };
         let good = encode(&saved);
         assert_eq!(decode(&good), Ok(saved));
         for at in 0..good.len() {
@@ -134,7 +140,7 @@ mod tests {
         let dir = std::env::temp_dir().join(format!("outrigger-state-{}", std::process::id()));
         let first = StateDir::open(&dir).unwrap();
         assert!(StateDir::open(&dir).is_err());
-        let saved = Saved { wanted: vec!["a.b:80".to_owned()], resources: Vec::new() };
+        let saved = Saved { wanted: vec!["a.b:80".to_owned()], ..Saved::default() };
         first.store(&saved).unwrap();
         drop(first);
         assert_eq!(StateDir::open(&dir).unwrap().load(), Some(saved));

@@ -24,6 +24,7 @@ mod server_policy;
 mod silence;
 mod soak;
 mod strangers;
+mod tenants;
 mod tunnels;
 mod upstreams;
 mod wire;

@@ -4,6 +4,7 @@
 //! A request comes from anybody who reaches the port. Its subject and its extensions are read by
 //! nobody: who the certificate is for is decided by the credential alone.
 
+use outrigger_core::bounds;
 use rcgen::{PKCS_ECDSA_P256_SHA256, PublicKeyData, SignatureAlgorithm};
 use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::oid_registry::{
@@ -11,8 +12,7 @@ use x509_parser::oid_registry::{
 };
 use x509_parser::prelude::FromDer;
 
-/// Bytes of a request. One with a P-256 key and no extensions has about 250.
-const MAX_CSR: usize = 4096;
+const MAX_CSR: usize = bounds::CSR;
 /// Bytes of an uncompressed point of P-256 (SEC 1, section 2.3.3).
 const POINT: usize = 65;
 /// First byte of an uncompressed point.

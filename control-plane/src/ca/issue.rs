@@ -5,13 +5,14 @@ use std::time::{Duration, SystemTime};
 
 use outrigger_core::identity::SpiffeId;
 use rcgen::{
-    CertificateParams, DistinguishedName, ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose,
-    PublicKeyData, SanType, SerialNumber,
+    CertificateParams, CustomExtension, DistinguishedName, ExtendedKeyUsagePurpose, IsCa, KeyPair,
+    KeyUsagePurpose, PublicKeyData, SanType, SerialNumber,
 };
 use rustls_pki_types::CertificateDer;
 use time::OffsetDateTime;
 
 use super::root::{BACKDATED, Root, RootId};
+use crate::grant::{self, Grant};
 
 /// A leaf shorter than this helps nobody: its issuer is as good as ended.
 const MIN_LIFETIME: Duration = Duration::from_secs(2);
@@ -79,6 +80,18 @@ impl Issuer {
         lifetime: Duration,
         now: SystemTime,
     ) -> Result<Leaf, IssueError> {
+        self.leaf_with(id, key, &Grant::default(), lifetime, now)
+    }
+
+    /// The same with what its owner may register.
+    pub fn leaf_with(
+        &self,
+        id: &SpiffeId,
+        key: &impl PublicKeyData,
+        grant: &Grant,
+        lifetime: Duration,
+        now: SystemTime,
+    ) -> Result<Leaf, IssueError> {
         let not_after = whole_seconds((now + lifetime).min(self.not_after));
         if not_after < now + MIN_LIFETIME {
             return Err(IssueError::IssuerEnds);
@@ -98,6 +111,9 @@ impl Issuer {
         params.extended_key_usages =
             vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         params.use_authority_key_identifier_extension = true;
+        let extension = grant.to_extension();
+        let extension = extension.map(|text| CustomExtension::from_oid_content(&grant::OID, text));
+        params.custom_extensions = extension.into_iter().collect();
         params.not_before = OffsetDateTime::from(not_before);
         params.not_after = OffsetDateTime::from(not_after);
         let leaf = params.signed_by(key, &self.issuer).map_err(failed)?;

@@ -55,8 +55,6 @@ pub struct NodeId {
 pub struct Node {
     pub root: RootId,
     pub not_after: SystemTime,
-    /// Its token allowed it to register any address.
-    pub any_address: bool,
     pub bundle: Option<Acknowledged>,
 }
 

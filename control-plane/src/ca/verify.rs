@@ -10,6 +10,7 @@ use x509_parser::extensions::{GeneralName, ParsedExtension};
 use x509_parser::prelude::FromDer;
 
 use super::root::{Root, RootId};
+use crate::grant::{self, Grant};
 
 /// What a chain proves.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,6 +19,8 @@ pub struct Verified {
     pub root: RootId,
     /// The leaf's end.
     pub not_after: SystemTime,
+    /// What its owner may register.
+    pub grant: Grant,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -47,11 +50,11 @@ pub fn client(
 ) -> Result<Verified, VerifyError> {
     let (leaf, intermediates) = chain.split_first().ok_or(VerifyError::Missing)?;
     let root = path(leaf, intermediates, roots, now)?;
-    let (id, not_after) = identity(leaf)?;
+    let (id, not_after, grant) = identity(leaf)?;
     if id.trust_domain() != trust_domain.as_str() {
         return Err(VerifyError::TrustDomain(id.trust_domain().to_owned()));
     }
-    Ok(Verified { id, root, not_after })
+    Ok(Verified { id, root, not_after, grant })
 }
 
 /// The root that the path ends at.
@@ -88,14 +91,20 @@ fn path(
     Err(problem)
 }
 
-/// The one name of a leaf, which must be a URI of the exact form, and the leaf's end.
-fn identity(leaf: &CertificateDer<'_>) -> Result<(SpiffeId, SystemTime), VerifyError> {
+/// The one name of a leaf, which must be a URI of the exact form, the leaf's end, and its grant.
+fn identity(leaf: &CertificateDer<'_>) -> Result<(SpiffeId, SystemTime, Grant), VerifyError> {
     let (_, parsed) = X509Certificate::from_der(leaf)
         .map_err(|_| VerifyError::Invalid("it is not X.509".to_owned()))?;
     let mut names = Vec::new();
+    let mut grant = Grant::default();
     for extension in parsed.extensions() {
         if let ParsedExtension::SubjectAlternativeName(san) = extension.parsed_extension() {
             names.extend(&san.general_names);
+        }
+        if extension.oid.iter().is_some_and(|parts| parts.eq(grant::OID)) {
+            // One that is not understood must not become one that binds nothing.
+            grant = Grant::from_extension(extension.value)
+                .ok_or_else(|| VerifyError::Invalid("its grant is damaged".to_owned()))?;
         }
     }
     let [GeneralName::URI(uri)] = names[..] else {
@@ -103,5 +112,5 @@ fn identity(leaf: &CertificateDer<'_>) -> Result<(SpiffeId, SystemTime), VerifyE
         return Err(VerifyError::Identity(problem));
     };
     let id = uri.parse().map_err(|error| VerifyError::Identity(format!("{error}")))?;
-    Ok((id, parsed.validity().not_after.to_datetime().into()))
+    Ok((id, parsed.validity().not_after.to_datetime().into(), grant))
 }

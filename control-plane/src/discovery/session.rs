@@ -18,6 +18,7 @@ mod show;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 use counted::Counted;
+use outrigger_core::bounds;
 use outrigger_core::identity::SpiffeId;
 use outrigger_core::name::{DestinationName, EndpointId};
 use outrigger_proto::convert;
@@ -32,13 +33,13 @@ use crate::publish::{Dirty, View};
 /// 10,000; the rest is for names that it is about to exchange for others.
 pub const MAX_SUBSCRIPTIONS: usize = 10_240;
 /// Bytes of one name: the longest host name and port, or a canonical name, fits twice.
-pub const MAX_NAME: usize = 512;
+pub const MAX_NAME: usize = bounds::NAME;
 /// Responses that may wait for their acknowledgement before the stream pauses.
 const MAX_IN_FLIGHT: usize = 64;
 /// Refusals remembered for the admin server.
 const MAX_NACKS: usize = 16;
 /// Characters of a refusal's reason that are kept.
-const MAX_REASON: usize = 1024;
+const MAX_REASON: usize = bounds::REASON;
 /// Version of the resource that marks a collection as complete; it has no content.
 const MARKER_VERSION: &str = "1";
 

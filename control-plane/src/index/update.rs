@@ -34,7 +34,6 @@ impl Index {
                 self.selectors_by.unlink(&id.namespace, k, v, &id);
             }
         }
-        self.count_namespace(&id.namespace, old.is_some(), new.is_some());
         if let Some(new) = new {
             for ip in &new.cluster_ips {
                 self.cluster_ips.link(*ip, id.clone());
@@ -52,18 +51,6 @@ impl Index {
             self.touch_endpoints(PortId::new(&id, port));
         }
         self.dirty.insert(Dep::Service(id));
-    }
-
-    fn count_namespace(&mut self, namespace: &str, was: bool, is: bool) {
-        let before = self.namespaces.contains_key(namespace);
-        let count = self.namespaces.entry(namespace.to_owned()).or_default();
-        *count = *count + usize::from(is) - usize::from(was);
-        if *count == 0 {
-            self.namespaces.remove(namespace);
-        }
-        if before != self.namespaces.contains_key(namespace) {
-            self.dirty.insert(Dep::Settings);
-        }
     }
 
     pub(super) fn set_slice(&mut self, key: (String, String), new: Option<EndpointSlice>) {

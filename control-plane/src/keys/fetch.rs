@@ -1,6 +1,13 @@
 //! One key set over HTTP or HTTPS, with how long it may be kept.
+//!
+//! Where it is fetched from is written by whoever may write an ExternalService: never this machine itself,
+//! whatever the name of the host leads to, unless the whole mesh is here.
 
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -9,11 +16,17 @@ use http::{HeaderMap, Request, StatusCode};
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper_rustls::HttpsConnectorBuilder;
 use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::client::legacy::connect::dns::Name;
 use hyper_util::rt::TokioExecutor;
+use outrigger_core::address::LocalEndpoints;
+use outrigger_core::name::Host;
 use rustls::{ClientConfig, RootCertStore};
+use tonic::codegen::Service;
 
 use super::MAX_KEYS;
 use crate::object::External;
+use crate::translate::workload::check_endpoint;
 
 /// Time for the whole answer.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -23,20 +36,33 @@ const KEPT_LEAST: Duration = Duration::from_secs(60);
 const KEPT_MOST: Duration = Duration::from_secs(60 * 60);
 
 /// The text of a key set, and how long it may be used without asking again.
-pub(super) async fn fetch(from: &External, path: &str) -> Result<(String, Duration), String> {
+pub(super) async fn fetch(
+    from: &External,
+    path: &str,
+    local: LocalEndpoints,
+) -> Result<(String, Duration), String> {
     let scheme = if from.tls.is_some() { "https" } else { "http" };
     let uri = format!("{scheme}://{}:{}{path}", from.host, from.port);
-    let fetching = tokio::time::timeout(LIMIT, get(from, &uri));
+    let fetching = tokio::time::timeout(LIMIT, get(from, &uri, local));
     let result = fetching.await.unwrap_or_else(|_| Err(format!("no answer in {LIMIT:?}")));
     result.map_err(|error| format!("{uri}: {error}"))
 }
 
-async fn get(from: &External, uri: &str) -> Result<(String, Duration), String> {
+async fn get(
+    from: &External,
+    uri: &str,
+    local: LocalEndpoints,
+) -> Result<(String, Duration), String> {
+    if let Host::Ip(ip) = from.dialled.host {
+        check_endpoint(ip, local).map_err(|error| error.to_string())?;
+    }
+    let mut http = HttpConnector::new_with_resolver(Checked(local));
+    http.enforce_http(false);
     let https = HttpsConnectorBuilder::new()
         .with_tls_config(tls(from)?)
         .https_or_http()
         .enable_http1()
-        .build();
+        .wrap_connector(http);
     let client = Client::builder(TokioExecutor::new()).build(https);
     let request = Request::get(uri).header("accept", "application/json");
     let request = request.body(Empty::<Bytes>::new()).map_err(|error| error.to_string())?;
@@ -50,6 +76,32 @@ async fn get(from: &External, uri: &str) -> Result<(String, Duration), String> {
     let text =
         String::from_utf8(body.to_vec()).map_err(|_| "the answer is not UTF-8".to_owned())?;
     Ok((text, kept))
+}
+
+/// Looks names up, and gives no address that may not be dialled.
+#[derive(Clone, Copy)]
+struct Checked(LocalEndpoints);
+
+impl Service<Name> for Checked {
+    type Response = std::vec::IntoIter<SocketAddr>;
+    type Error = io::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, io::Error>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), io::Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, name: Name) -> Self::Future {
+        let local = self.0;
+        Box::pin(async move {
+            let mut found = Vec::new();
+            for address in tokio::net::lookup_host((name.as_str(), 0)).await? {
+                check_endpoint(address.ip(), local).map_err(io::Error::other)?;
+                found.push(address);
+            }
+            Ok(found.into_iter())
+        })
+    }
 }
 
 fn tls(from: &External) -> Result<ClientConfig, String> {

@@ -7,20 +7,27 @@ use std::path::Path;
 
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use outrigger_core::address::LocalEndpoints;
 use outrigger_core::error::FieldError;
+use outrigger_core::name::{check_label, check_subdomain};
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::Value;
 use serde_saphyr::Spanned;
 
+use super::bounds;
+use super::closed::{self, Unread};
 use super::locate;
 use crate::kinds::{
     AccessPolicy, ExternalService, ExternalWorkload, FaultInjection, ServerPolicy, TrafficPolicy,
 };
-use crate::object::{Kind, Object, ObjectId};
+use crate::object::{Kind, Object, ObjectId, Policy};
 use crate::problems::{Problem, Severity};
 use crate::publish::MAX_RESOURCE;
 use crate::translate::{self, DEFAULT_NAMESPACE, Report};
+
+/// The version of our own kinds.
+const VERSION: &str = "v1alpha1";
 
 /// What one reading of a file found.
 #[derive(Debug, Default)]
@@ -33,6 +40,9 @@ pub(super) struct Parsed {
     /// defined is taken away.
     pub(super) unreadable: bool,
     pub(super) problems: Vec<Problem>,
+    /// What stands in for AccessPolicies that are wrong, where there is no good version.
+    pub(super) closed: Vec<Policy>,
+    pub(super) unread: Vec<Unread>,
     /// `apiVersion` and `kind` of documents that are nothing here.
     pub(super) ignored: Vec<(String, String)>,
 }
@@ -47,8 +57,8 @@ impl Parsed {
     }
 }
 
-pub(super) fn parse(file: &Path, text: &str) -> Parsed {
-    let mut parser = Parser { file, parsed: Parsed::default() };
+pub(super) fn parse(file: &Path, text: &str, local: LocalEndpoints) -> Parsed {
+    let mut parser = Parser { file, local, parsed: Parsed::default() };
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     for (line, document) in documents(text) {
         parser.document(line, document);
@@ -108,6 +118,7 @@ struct Place<'a> {
 
 struct Parser<'a> {
     file: &'a Path,
+    local: LocalEndpoints,
     parsed: Parsed,
 }
 
@@ -131,7 +142,11 @@ impl Parser<'_> {
         };
         let place = Place { before, text, value: &value, prefix: String::new(), first };
         match error {
-            Some(error) => self.unreadable(&place, error),
+            Some(error) => {
+                let unread = closed::of_text(text, self.file, before + first);
+                self.parsed.unread.extend(unread);
+                self.unreadable(&place, error);
+            }
             None if value["kind"] == "List" => self.list(&place),
             None => self.typed(&place),
         }
@@ -153,6 +168,10 @@ impl Parser<'_> {
         let [api_version, kind] = ["apiVersion", "kind"].map(|name| place.value[name].as_str());
         let (Some(api_version), Some(kind)) = (api_version, kind) else {
             let missing = if api_version.is_none() { "apiVersion" } else { "kind" };
+            // What it is meant to be can only be guessed.
+            let text = place.value.to_string();
+            let unread = closed::of_text(&text, self.file, place.before + place.first);
+            self.parsed.unread.extend(unread);
             return self.unreadable(place, FieldError::at(missing, "is missing").into());
         };
         match Kind::of(api_version, kind) {
@@ -214,7 +233,59 @@ impl Parser<'_> {
                     workload.map(Object::ExternalWorkload)
                 });
             }
-            None => self.parsed.ignored.push((api_version.to_owned(), kind.to_owned())),
+            None => self.unknown(place, api_version, kind),
+        }
+    }
+
+    /// A kind that is not one of those here: nobody's business, unless it is meant for us.
+    fn unknown(&mut self, place: &Place<'_>, api_version: &str, kind: &str) {
+        let group = api_version.split_once('/').map_or("", |(group, _)| group);
+        let is_policy = closed::is_meant(kind);
+        if group != translate::GROUP && !(is_policy && group.is_empty()) {
+            self.parsed.ignored.push((api_version.to_owned(), kind.to_owned()));
+            return;
+        }
+        let right = Kind::ALL.into_iter().find(|known| known.as_str() == kind);
+        let error = match right {
+            Some(_) => {
+                let problem = format!("{api_version:?} must be {}/{VERSION}", translate::GROUP);
+                FieldError::at("apiVersion", problem)
+            }
+            None => FieldError::at("kind", format!("{kind:?} is not known")),
+        };
+        self.problem(place, None, Severity::Error, error.into());
+        if is_policy {
+            self.reject(place, Kind::AccessPolicy, None);
+        } else if let Some(id) = right.and_then(|kind| identity(place, kind)) {
+            self.parsed.wrong.push(id);
+        } else {
+            self.parsed.unreadable = true;
+        }
+    }
+
+    /// An object that is wrong: its last good version stays in force. An AccessPolicy without one lets
+    /// nobody in.
+    fn reject(&mut self, place: &Place<'_>, kind: Kind, id: Option<ObjectId>) {
+        let id = id.or_else(|| identity(place, kind));
+        if kind != Kind::AccessPolicy {
+            match id {
+                Some(id) => self.parsed.wrong.push(id),
+                None => self.parsed.unreadable = true,
+            }
+            return;
+        }
+        let named =
+            |id: &ObjectId| check_label(&id.namespace).is_ok() && check_subdomain(&id.name).is_ok();
+        match id.filter(named) {
+            Some(id) => {
+                self.parsed.closed.push(closed::of_object(&id, place.value));
+                self.parsed.wrong.push(id);
+            }
+            None => {
+                let line = place.before + place.first;
+                self.parsed.unread.push(closed::of_nameless(place.value, self.file, line));
+                self.parsed.unreadable = true;
+            }
         }
     }
 
@@ -224,6 +295,9 @@ impl Parser<'_> {
         kind: Kind,
         translate: impl FnOnce(&R, &mut Report) -> Option<Object>,
     ) {
+        if let Err(error) = bounds::check(place.value) {
+            return self.wrong(place, kind, error.into());
+        }
         // An EndpointSlice becomes many resources, anything else one or a part of one.
         if kind != Kind::EndpointSlice && place.text.len() > MAX_RESOURCE {
             let len = place.value["spec"].to_string().len();
@@ -231,26 +305,14 @@ impl Parser<'_> {
                 let problem =
                     format!("has {len} bytes, at most {MAX_RESOURCE} can be sent to proxies");
                 let error = ReadError::from(FieldError::at("spec", problem));
-                let Some(id) = identity(place, kind) else {
-                    return self.unreadable(place, error);
-                };
-                self.problem(place, Some(&id), Severity::Error, error);
-                self.parsed.wrong.push(id);
-                return;
+                return self.wrong(place, kind, error);
             }
         }
         let raw = match read::<R>(place.value) {
             Ok(raw) => raw,
-            Err(error) => {
-                let Some(id) = identity(place, kind) else {
-                    return self.unreadable(place, error);
-                };
-                self.problem(place, Some(&id), Severity::Error, error);
-                self.parsed.wrong.push(id);
-                return;
-            }
+            Err(error) => return self.wrong(place, kind, error),
         };
-        let mut report = Report::default();
+        let mut report = Report::trusting(self.local);
         let object = translate(&raw, &mut report);
         let id = object.as_ref().map(Object::id).or_else(|| identity(place, kind));
         for warning in report.warnings {
@@ -264,9 +326,13 @@ impl Parser<'_> {
             (Some(object), _) if accepted => {
                 self.parsed.objects.push((object, place.before + place.first));
             }
-            (_, Some(id)) => self.parsed.wrong.push(id),
-            _ => self.parsed.unreadable = true,
+            (_, id) => self.reject(place, kind, id),
         }
+    }
+
+    fn wrong(&mut self, place: &Place<'_>, kind: Kind, error: ReadError) {
+        self.problem(place, identity(place, kind).as_ref(), Severity::Error, error);
+        self.reject(place, kind, None);
     }
 
     fn unreadable(&mut self, place: &Place<'_>, error: ReadError) {

@@ -16,7 +16,8 @@ use std::time::{Duration, Instant};
 use notify::event::{AccessKind, AccessMode, EventKind, ModifyKind};
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 
-use super::{Folder, Listing, is_manifest};
+use super::Folder;
+use super::listing::{Listing, is_manifest};
 use crate::publish::Publisher;
 
 /// After a file was closed or renamed: other files of the same edit come along.

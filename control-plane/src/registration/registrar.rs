@@ -4,7 +4,6 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use outrigger_core::identity::SpiffeId;
 use outrigger_proto::mesh::register_request::Message as Incoming;
 use outrigger_proto::mesh::register_response::Message as Outgoing;
 use outrigger_proto::mesh::workload_server::Workload as WorkloadService;
@@ -13,10 +12,11 @@ use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{Registrations, word};
-use crate::ca::Authority;
-use crate::ca::ledger::NodeId;
+use super::session::Session;
+use super::{Registrations, Speaker, word};
+use crate::ca::verify::Verified;
 use crate::connection::Connection;
+use crate::grant::Grant;
 use crate::object::Workload;
 use crate::token::{Claims, Tokens, bearer};
 use crate::translate;
@@ -31,7 +31,6 @@ const FIRST_HEALTH: Duration = Duration::from_secs(2);
 pub struct Registrar {
     registrations: Option<Arc<Registrations>>,
     tokens: Option<Arc<Tokens>>,
-    authority: Option<Arc<Authority>>,
     shutdown: watch::Receiver<bool>,
 }
 
@@ -39,21 +38,20 @@ impl Registrar {
     pub fn new(
         registrations: Option<Arc<Registrations>>,
         tokens: Option<Arc<Tokens>>,
-        authority: Option<Arc<Authority>>,
         shutdown: watch::Receiver<bool>,
     ) -> Self {
-        Self { registrations, tokens, authority, shutdown }
+        Self { registrations, tokens, shutdown }
     }
 
     /// Who a stream may register.
     fn authenticate<T>(
-        &self,
         request: &Request<T>,
         connection: &Connection,
         tokens: &Tokens,
     ) -> Result<Proof, Status> {
-        if let Some(identity) = connection.identity()? {
-            return Ok(Proof::Certificate(identity.clone()));
+        connection.identity()?;
+        if let Some(client) = connection.client() {
+            return Ok(Proof::Certificate(client.clone()));
         }
         let token = bearer(request.metadata())?.ok_or_else(|| {
             Status::unauthenticated(
@@ -62,25 +60,12 @@ impl Registrar {
         })?;
         Ok(Proof::Token(tokens.verify(token)?))
     }
-
-    /// Whether a proven workload may have an address that it does not connect from: its token said
-    /// so, now or when it got its certificate.
-    fn any_address(&self, proof: &Proof, uid: &str) -> bool {
-        match proof {
-            Proof::Token(claims) => claims.any_address,
-            Proof::Certificate(identity) => {
-                let id = NodeId { identity: identity.clone(), node: uid.to_owned() };
-                let node = self.authority.as_ref().and_then(|authority| authority.ledger.node(&id));
-                node.is_some_and(|node| node.any_address)
-            }
-        }
-    }
 }
 
 /// What a registration is compared with.
 enum Proof {
     Token(Claims),
-    Certificate(SpiffeId),
+    Certificate(Verified),
 }
 
 impl Proof {
@@ -88,7 +73,17 @@ impl Proof {
     fn parts(&self) -> (&'static str, &str, &str) {
         match self {
             Self::Token(claims) => ("join token", &claims.namespace, &claims.service_account),
-            Self::Certificate(id) => ("certificate", id.namespace(), id.service_account()),
+            Self::Certificate(client) => {
+                ("certificate", client.id.namespace(), client.id.service_account())
+            }
+        }
+    }
+
+    /// What its token allows and binds, now or when it got its certificate.
+    fn grant(&self) -> &Grant {
+        match self {
+            Self::Token(claims) => &claims.grant,
+            Self::Certificate(client) => &client.grant,
         }
     }
 }
@@ -107,18 +102,19 @@ impl WorkloadService for Registrar {
             ));
         };
         let connection = Connection::of(&request)?;
-        let proof = self.authenticate(&request, &connection, tokens)?;
+        let proof = Self::authenticate(&request, &connection, tokens)?;
         let mut requests = request.into_inner();
         let first = tokio::time::timeout(FIRST_MESSAGE, requests.message()).await;
         let first = first.map_err(|_| Status::deadline_exceeded("no registration came"))??;
         let Some(Incoming::Registration(registration)) = first.and_then(|r| r.message) else {
             return Err(Status::invalid_argument("the first message must be a registration"));
         };
-        let workload = translate::workload::translate(&registration)
+        let workload = translate::workload::translate(&registration, registrations.local())
             .map_err(|problem| Status::invalid_argument(problem.to_string()))?;
         let uid = workload.uid();
-        admit(&workload, &proof, connection.peer, self.any_address(&proof, &uid))?;
-        let stream = registrations.register(workload);
+        admit(&workload, &proof, connection.peer)?;
+        let session = Session::of(&registration.session);
+        let Speaker { stream, replaced } = registrations.register(workload, session)?;
         tracing::info!(uid, "workload registered");
         // Accepted and removed are all that is ever answered.
         let (responses, receiver) = mpsc::channel(4);
@@ -132,6 +128,7 @@ impl WorkloadService for Registrar {
             let ended = tokio::select! {
                 () = listening => None,
                 status = connection.ended() => Some(status),
+                _ = replaced => Some(Status::aborted("another stream of this proxy speaks for it")),
             };
             let Some(status) = ended else { return };
             let _ = responses.send(Err(status)).await;
@@ -198,12 +195,7 @@ async fn follow(
 }
 
 /// Checks a registration against what its sender has proven and where it comes from.
-fn admit(
-    workload: &Workload,
-    proof: &Proof,
-    peer: IpAddr,
-    any_address: bool,
-) -> Result<(), Status> {
+fn admit(workload: &Workload, proof: &Proof, peer: IpAddr) -> Result<(), Status> {
     let (what, namespace, service_account) = proof.parts();
     for (field, said, proven) in [
         ("namespace", &workload.namespace, namespace),
@@ -214,16 +206,13 @@ fn admit(
             return Err(Status::permission_denied(problem));
         }
     }
+    let grant = proof.grant();
+    grant.check(workload, what).map_err(|error| Status::permission_denied(error.to_string()))?;
     let mesh = workload.mesh.as_ref().map(|mesh| ("mesh.address", mesh.address.ip()));
     for (field, address) in [("address", workload.address)].into_iter().chain(mesh) {
         let address = address.to_canonical();
-        if address.is_unspecified() || address.is_multicast() {
-            return Err(Status::invalid_argument(format!(
-                "{field}: {address} is not an address that can be dialled"
-            )));
-        }
         let own = peer == address || (peer.is_loopback() && address.is_loopback());
-        if !own && !any_address {
+        if !own && !grant.any_address {
             return Err(Status::permission_denied(format!(
                 "{field}: {address} is not the address that the registration comes from; a token \
                  issued with --any-address allows it"

@@ -1,17 +1,19 @@
 //! Registrations on disk: one file, replaced whole, so that a restart withdraws no endpoint.
 //!
-//! The file is a line with format and checksum, then for each workload its registration and its
-//! health as length-delimited protobuf messages.
+//! The file is a line with format and checksum, then for each workload its registration (with the hash of
+//! its session in the session's place) and its health as length-delimited protobuf messages.
 
 use std::fs;
 use std::io::{self, Write};
 use std::path::Path;
 
+use outrigger_core::address::LocalEndpoints;
 use outrigger_proto::mesh::register_request::Message as Incoming;
 use outrigger_proto::mesh::{Health, RegisterRequest};
 use prost::Message;
 use sha2::{Digest, Sha256};
 
+use super::session::Session;
 use crate::object::Workload;
 use crate::token::create_private;
 use crate::translate;
@@ -20,8 +22,17 @@ const FILE: &str = "registrations";
 /// Name and version of the format; another one is not read.
 const FORMAT: &str = "outrigger-registrations 1";
 
-/// What was registered, or nothing if there is no file or it is damaged.
-pub(super) fn read(state_dir: &Path) -> Vec<(Workload, Health)> {
+/// One registration.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Saved {
+    pub(super) workload: Workload,
+    pub(super) health: Health,
+    pub(super) session: Option<Session>,
+}
+
+/// What was registered, or nothing if there is no file or it is damaged. What may not be registered any
+/// more is left out.
+pub(super) fn read(state_dir: &Path, local: LocalEndpoints) -> Vec<Saved> {
     let path = state_dir.join(FILE);
     let bytes = match fs::read(&path) {
         Ok(bytes) => bytes,
@@ -31,7 +42,7 @@ pub(super) fn read(state_dir: &Path) -> Vec<(Workload, Health)> {
             return Vec::new();
         }
     };
-    decode(&bytes).unwrap_or_else(|| {
+    decode(&bytes, local).unwrap_or_else(|| {
         tracing::error!(
             path = %path.display(),
             "the file of registrations is damaged and ignored; workloads register again"
@@ -40,7 +51,7 @@ pub(super) fn read(state_dir: &Path) -> Vec<(Workload, Health)> {
     })
 }
 
-pub(super) fn write(state_dir: &Path, entries: &[(Workload, Health)]) -> io::Result<()> {
+pub(super) fn write(state_dir: &Path, entries: &[Saved]) -> io::Result<()> {
     let temporary = state_dir.join(format!("{FILE}.new"));
     let mut file = create_private(&temporary)?;
     file.write_all(&encode(entries))?;
@@ -48,10 +59,14 @@ pub(super) fn write(state_dir: &Path, entries: &[(Workload, Health)]) -> io::Res
     fs::rename(&temporary, state_dir.join(FILE))
 }
 
-fn encode(entries: &[(Workload, Health)]) -> Vec<u8> {
+fn encode(entries: &[Saved]) -> Vec<u8> {
     let mut body = Vec::new();
-    for (workload, health) in entries {
-        let registration = Incoming::Registration(translate::workload::to_wire(workload));
+    for Saved { workload, health, session } in entries {
+        let mut registration = translate::workload::to_wire(workload);
+        if let Some(session) = session {
+            registration.session = session.hash().to_vec().into();
+        }
+        let registration = Incoming::Registration(registration);
         for message in [registration, Incoming::Health((*health).into())] {
             let message = RegisterRequest { message: Some(message) };
             body.extend(message.encode_length_delimited_to_vec());
@@ -62,7 +77,7 @@ fn encode(entries: &[(Workload, Health)]) -> Vec<u8> {
     bytes
 }
 
-fn decode(bytes: &[u8]) -> Option<Vec<(Workload, Health)>> {
+fn decode(bytes: &[u8], local: LocalEndpoints) -> Option<Vec<Saved>> {
     let end = bytes.iter().position(|byte| *byte == b'\n')?;
     let (header, mut body) = (&bytes[..end], &bytes[end + 1..]);
     if header != format!("{FORMAT} {}", checksum(body)).as_bytes() {
@@ -77,8 +92,14 @@ fn decode(bytes: &[u8]) -> Option<Vec<(Workload, Health)>> {
         else {
             return None;
         };
-        let workload = translate::workload::translate(&registration).ok()?;
-        entries.push((workload, Health::try_from(health).ok()?));
+        let (session, health) =
+            (Session::from_hash(&registration.session), Health::try_from(health).ok()?);
+        match translate::workload::translate(&registration, local) {
+            Ok(workload) => entries.push(Saved { workload, health, session }),
+            Err(problem) => {
+                tracing::warn!(name = registration.name, %problem, "a registration is left out");
+            }
+        }
     }
     Some(entries)
 }
@@ -117,9 +138,13 @@ mod tests {
             zone: Some("a".to_owned()),
             ready: false,
         };
-        let entries = vec![(workload, Health::Ready)];
+        let session = Session::of(b"a random value");
+        let entries = vec![Saved { workload, health: Health::Ready, session }];
+        let decode = |bytes: &[u8]| super::decode(bytes, LocalEndpoints::Loopback);
         let bytes = encode(&entries);
         assert_eq!(decode(&bytes).unwrap(), entries);
+        // Another machine's loopback is no endpoint any more; the file is whole.
+        assert_eq!(super::decode(&bytes, LocalEndpoints::Refuse), Some(Vec::new()));
         let mut damaged = bytes;
         let last = damaged.len() - 1;
         damaged[last] ^= 1;

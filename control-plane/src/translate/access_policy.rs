@@ -80,6 +80,7 @@ pub fn translate(raw: &AccessPolicy, report: &mut Report) -> Option<Policy> {
         default: spec.default.filter(|_| in_force).map(action),
         rules: access.rules,
         issuers: if in_force { issuers } else { Vec::new() },
+        closed: None,
     })
 }
 

@@ -69,6 +69,7 @@ fn endpoint(raw: &k8s::Endpoint, i: usize, report: &mut Report) -> Option<SliceE
         report.error(format!("{path}.addresses[0]"), format!("{first:?} is not an IP address"));
         return None;
     };
+    report.endpoint(&format!("{path}.addresses[0]"), address);
     let address = address.to_canonical();
     if let Some(hostname) = &raw.hostname {
         report.check(&format!("{path}.hostname"), check_label(hostname));

@@ -37,6 +37,9 @@ pub fn translate(raw: &ExternalService, report: &mut Report) -> Option<External>
     let endpoints = spec.endpoints.as_ref().map(|raw| endpoints(raw, port, report));
     let tls = spec.tls.as_ref().map(|tls| translate_tls(tls, report));
     let created = created(&raw.metadata);
+    if let (Ok(Authority { host: Host::Ip(ip), .. }), None) = (&authority, &endpoints) {
+        report.endpoint("spec.host", *ip);
+    }
     let (authority, port) = (authority.ok()?, port?);
     let dialled = match authority.in_namespace(&namespace) {
         Authority { host: Host::Ip(ip), port } => SocketAddr::new(ip, port).into(),
@@ -79,6 +82,7 @@ fn endpoints(
             );
             continue;
         };
+        report.endpoint(&format!("{path}.address"), address);
         let Some(port) = port else { continue };
         if !endpoints.insert(SocketAddr::new(address.to_canonical(), port)) {
             report.error(path, "is there twice");

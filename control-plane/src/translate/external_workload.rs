@@ -19,14 +19,20 @@ pub fn translate(raw: &ExternalWorkload, report: &mut Report) -> Option<Workload
     let (namespace, name) = label_identity(&raw.metadata, report);
     let spec = &raw.spec;
     let address = match spec.address.parse::<IpAddr>() {
-        Ok(address) => Some(address.to_canonical()),
+        Ok(address) => {
+            report.endpoint("spec.address", address);
+            Some(address.to_canonical())
+        }
         Err(_) => {
             report.error("spec.address", format!("{:?} is not an IP address", spec.address));
             None
         }
     };
     let mesh = spec.mesh.as_ref().and_then(|mesh| match mesh.address.parse::<SocketAddr>() {
-        Ok(address) => Some(MeshAddress { address, hop_version: HOP_VERSION, identity: None }),
+        Ok(address) => {
+            report.endpoint("spec.mesh.address", address.ip());
+            Some(MeshAddress { address, hop_version: HOP_VERSION, identity: None })
+        }
         Err(_) => {
             report.error("spec.mesh.address", format!("{:?} is not an ip:port", mesh.address));
             None

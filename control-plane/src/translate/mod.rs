@@ -32,7 +32,10 @@ pub mod traffic_policy;
 mod vet;
 pub mod workload;
 
+use std::net::IpAddr;
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use outrigger_core::address::LocalEndpoints;
 use outrigger_core::error::FieldError;
 use outrigger_core::name::{check_label, check_subdomain};
 
@@ -44,9 +47,20 @@ pub struct Report {
     pub errors: Vec<FieldError>,
     pub refused: Vec<FieldError>,
     pub warnings: Vec<FieldError>,
+    /// Which endpoints on the callers' own machines are taken.
+    local: LocalEndpoints,
 }
 
 impl Report {
+    pub fn trusting(local: LocalEndpoints) -> Self {
+        Self { local, ..Self::default() }
+    }
+
+    /// The address of an endpoint: others are sent there.
+    pub fn endpoint(&mut self, path: &str, address: IpAddr) {
+        self.check(path, workload::check_endpoint(address, self.local));
+    }
+
     pub fn error(&mut self, path: impl Into<String>, problem: impl Into<String>) {
         self.errors.push(FieldError::at(path, problem));
     }
@@ -78,6 +92,9 @@ impl Report {
         }
     }
 }
+
+/// The API group of our own kinds.
+pub const GROUP: &str = "outrigger.dev";
 
 /// The namespace of an object without one.
 pub const DEFAULT_NAMESPACE: &str = "default";

@@ -36,6 +36,7 @@ pub fn translate(raw: &k8s::Service, report: &mut Report) -> Option<Service> {
     for ip in ips.filter(|ip| *ip != "None" && !ip.is_empty()) {
         match ip.parse::<IpAddr>() {
             Ok(ip) if !cluster_ips.contains(&ip.to_canonical()) => {
+                report.endpoint("spec.clusterIP", ip);
                 cluster_ips.push(ip.to_canonical());
             }
             Ok(_) => {}

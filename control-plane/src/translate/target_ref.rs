@@ -11,7 +11,7 @@ use crate::object::{Kind, ObjectId};
 /// Bound of the Gateway API's own policies.
 const MAX_TARGETS: usize = 16;
 const GATEWAY: &str = "gateway.networking.k8s.io";
-pub(super) const OUTRIGGER: &str = "outrigger.dev";
+pub(super) const OUTRIGGER: &str = super::GROUP;
 
 /// Which targets a kind of policy may have.
 #[derive(Clone, Copy, PartialEq, Eq)]

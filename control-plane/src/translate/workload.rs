@@ -2,6 +2,9 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use bytes::Bytes;
+use outrigger_core::address::{LocalEndpoints, Special};
+use outrigger_core::bounds;
 use outrigger_core::config::{MeshAddress, Protocol};
 use outrigger_core::error::FieldError;
 use outrigger_core::name::check_label;
@@ -9,32 +12,20 @@ use outrigger_proto::mesh;
 
 use crate::object::{Workload, WorkloadPort};
 
-/// Ports of one workload: far more than any process listens on.
-const MAX_PORTS: usize = 256;
-/// Labels of one workload.
-const MAX_LABELS: usize = 256;
-/// Bytes of a label's key or value, a namespaced Kubernetes key at its longest.
-const MAX_LABEL_BYTES: usize = 317;
-
-/// Checks and converts a registration; the workload is not ready yet.
-pub fn translate(raw: &mesh::Registration) -> Result<Workload, FieldError> {
+/// Checks and converts a registration; the workload is not ready yet. `local`: which addresses of its own
+/// machine it may have.
+pub fn translate(raw: &mesh::Registration, local: LocalEndpoints) -> Result<Workload, FieldError> {
+    check_bounds(raw)?;
     check_label(&raw.namespace).map_err(|e| e.under("namespace"))?;
     check_label(&raw.name).map_err(|e| e.under("name"))?;
     check_label(&raw.service_account).map_err(|e| e.under("service_account"))?;
-    if raw.labels.len() > MAX_LABELS {
-        return Err(FieldError::at("labels", format!("at most {MAX_LABELS} are allowed")));
-    }
-    if raw.labels.iter().any(|(k, v)| k.len().max(v.len()) > MAX_LABEL_BYTES) {
-        return Err(FieldError::at("labels", "a key or value is too long"));
-    }
-    if raw.ports.len() > MAX_PORTS {
-        return Err(FieldError::at("ports", format!("at most {MAX_PORTS} are allowed")));
-    }
     let ports = raw.ports.iter().enumerate();
     let ports = ports.map(|(i, p)| port(p).map_err(|e| e.under(format!("ports[{i}]"))));
     let address: IpAddr = raw.address.parse().map_err(|_| {
         FieldError::at("address", format!("{:?} is not an IP address", raw.address))
     })?;
+    check_endpoint(address, local).map_err(|e| e.under("address"))?;
+    let mesh = raw.mesh.as_ref().map(|mesh| mesh_address(mesh, local)).transpose();
     Ok(Workload {
         namespace: raw.namespace.clone(),
         name: raw.name.clone(),
@@ -42,9 +33,58 @@ pub fn translate(raw: &mesh::Registration) -> Result<Workload, FieldError> {
         labels: raw.labels.clone().into_iter().collect(),
         address: address.to_canonical(),
         ports: ports.collect::<Result<_, _>>()?,
-        mesh: raw.mesh.as_ref().map(mesh_address).transpose().map_err(|e| e.under("mesh"))?,
+        mesh: mesh.map_err(|e| e.under("mesh"))?,
         zone: Some(raw.zone.clone()).filter(|zone| !zone.is_empty()),
         ready: false,
+    })
+}
+
+/// Every string and list, before anything else looks at them or repeats them in an error.
+fn check_bounds(raw: &mesh::Registration) -> Result<(), FieldError> {
+    let at = |field: &'static str| move |e: FieldError| e.under(field);
+    bounds::items(raw.labels.len(), bounds::LABELS).map_err(at("labels"))?;
+    for (key, value) in &raw.labels {
+        bounds::text(key, bounds::LABEL_KEY).map_err(at("labels"))?;
+        bounds::text(value, bounds::LABEL_VALUE).map_err(at("labels"))?;
+    }
+    bounds::items(raw.ports.len(), bounds::WORKLOAD_PORTS).map_err(at("ports"))?;
+    for (i, port) in raw.ports.iter().enumerate() {
+        let named = bounds::text(&port.name, bounds::PORT_NAME);
+        named.map_err(|e| e.under(format!("ports[{i}].name")))?;
+    }
+    for (field, value, most) in [
+        ("namespace", &raw.namespace, bounds::NAME),
+        ("service_account", &raw.service_account, bounds::NAME),
+        ("name", &raw.name, bounds::NAME),
+        ("address", &raw.address, bounds::ADDRESS),
+        ("zone", &raw.zone, bounds::ZONE),
+    ] {
+        bounds::text(value, most).map_err(|e| e.under(field))?;
+    }
+    if let Some(mesh) = &raw.mesh {
+        bounds::text(&mesh.address, bounds::ADDRESS).map_err(at("mesh.address"))?;
+        bounds::text(&mesh.identity, bounds::NAME).map_err(at("mesh.identity"))?;
+    }
+    bounds::length(raw.session.len(), bounds::SESSION).map_err(at("session"))?;
+    if !raw.session.is_empty() && raw.session.len() < bounds::MIN_SESSION {
+        let least = bounds::MIN_SESSION;
+        return Err(FieldError::at("session", format!("must have at least {least} bytes")));
+    }
+    Ok(())
+}
+
+/// Whether others may be sent to an address: it is nobody's own machine, unless the whole mesh is on one.
+pub fn check_endpoint(address: IpAddr, local: LocalEndpoints) -> Result<(), FieldError> {
+    local.check(address).map_err(|special| {
+        let hint = match special {
+            Special::Loopback | Special::LinkLocal => {
+                ", which is another machine for each caller: --local-endpoints allows it"
+            }
+            Special::Multicast | Special::Unspecified | Special::Broadcast => {
+                ", where nothing can be dialled"
+            }
+        };
+        FieldError::here(format!("{address} is {special}{hint}"))
     })
 }
 
@@ -71,6 +111,7 @@ pub fn to_wire(workload: &Workload) -> mesh::Registration {
             identity: String::new(),
         }),
         zone: workload.zone.clone().unwrap_or_default(),
+        session: Bytes::new(),
     }
 }
 
@@ -103,11 +144,12 @@ fn protocol_to_wire(protocol: Protocol) -> mesh::Protocol {
     }
 }
 
-fn mesh_address(raw: &mesh::MeshAddress) -> Result<MeshAddress, FieldError> {
+fn mesh_address(raw: &mesh::MeshAddress, local: LocalEndpoints) -> Result<MeshAddress, FieldError> {
     let address: SocketAddr = raw
         .address
         .parse()
         .map_err(|_| FieldError::at("address", format!("{:?} is not an ip:port", raw.address)))?;
+    check_endpoint(address.ip(), local).map_err(|e| e.under("address"))?;
     if raw.hop_version == 0 {
         return Err(FieldError::at("hop_version", "must be set"));
     }

@@ -23,6 +23,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::manifests::{SERVICES, templates};
+use crate::support::LOOPBACK;
 
 /// Manifests that are tried.
 const MANIFESTS: usize = 10_000;
@@ -78,7 +79,7 @@ fn check(manifests: &[Value]) -> Result<Vec<bool>, String> {
     let problems = Arc::new(Problems::default());
     let publisher = Publisher::new(Index::new(MeshSettings::default()));
     let metrics = Arc::new(Metrics::new());
-    let mut reader = Folder::new(folder.path().to_owned(), problems.clone(), metrics);
+    let mut reader = Folder::new(folder.path().to_owned(), LOOPBACK, problems.clone(), metrics);
     reader.scan(&publisher).unwrap();
     as_proxies_do(&mut publisher.view())?;
     // By the line on which the manifest stands: one each, with a marker between.

@@ -1,9 +1,10 @@
 //! Certificates: who gets which, what is served without one, and what an identity may do.
 
+use outrigger_control_plane::grant::Grant;
 use outrigger_core::config::MtlsMode;
 use outrigger_core::identity::SpiffeId;
 use outrigger_proto::convert;
-use outrigger_proto::mesh::Health;
+use outrigger_proto::mesh::{self, Health};
 use outrigger_proto::wire;
 use prost::Message;
 use tonic::Code;
@@ -217,4 +218,67 @@ async fn the_control_plane_shows_its_own_identity_and_tls_1_3() {
     let id = SpiffeId::control_plane(&"bank.example".parse().unwrap());
     assert_eq!(client.peer_id(&mesh).await, id.as_str());
     assert!(client.speaks_tls_1_2(&mesh).await.is_err());
+}
+
+#[tokio::test]
+async fn what_a_token_binds_holds_for_its_certificates() {
+    let mesh = Mesh::secure(&[], &[]).await;
+    let own = registration("bank", "orders-1", "orders", 9000);
+    let other = registration("bank", "ledger-1", "orders", 9100);
+    // Somebody of the same account without bounds is known by that name.
+    let mut free = Client::new();
+    free.join(&mesh, "bank", "orders", "bank.ledger-1").await.unwrap();
+    let grant = Grant { workloads: vec!["orders-1".to_owned()], ..Grant::default() };
+    let token = mesh.bound_token("bank", "orders", grant);
+    let mut bound = Client::new();
+    let status =
+        certify(bound.channel(&mesh).await, request(&bound, "bank.ledger-1"), Some(&token));
+    let status = status.await.unwrap_err();
+    assert_eq!(status.code(), Code::PermissionDenied, "{status}");
+    let asked = request(&bound, "bank.orders-1");
+    let response = certify(bound.channel(&mesh).await, asked, Some(&token)).await.unwrap();
+    bound.take(&response);
+    let check = async |client: &Client| {
+        let status = register_over(client.channel(&mesh).await, other.clone(), None).await.err();
+        let status = status.expect("the name is not the token's");
+        assert_eq!(status.code(), Code::PermissionDenied, "{status}");
+        assert!(status.message().starts_with("name: the certificate is bound to"), "{status}");
+        let taken = register_over(client.channel(&mesh).await, own.clone(), None).await.unwrap();
+        drop(taken.close());
+    };
+    check(&bound).await;
+    // A renewal widens nothing, whatever node it names.
+    let renewal = request(&bound, "bank.ledger-1");
+    let status = certify(bound.channel(&mesh).await, renewal, None).await.unwrap_err();
+    assert_eq!(status.code(), Code::PermissionDenied, "{status}");
+    let renewal = request(&bound, "bank.orders-1");
+    let response = certify(bound.channel(&mesh).await, renewal, None).await.unwrap();
+    bound.take(&response);
+    check(&bound).await;
+}
+
+#[tokio::test]
+async fn any_address_is_for_the_token_that_says_so_and_not_for_its_account() {
+    let mesh = Mesh::secure(&[], &[]).await;
+    let away = mesh::Registration {
+        address: "10.1.2.3".to_owned(),
+        mesh: None,
+        ..registration("bank", "orders-1", "orders", 9000)
+    };
+    let grant = Grant { any_address: true, ..Grant::default() };
+    let token = mesh.bound_token("bank", "orders", grant);
+    let mut trusted = Client::new();
+    let asked = request(&trusted, "bank.orders-1");
+    let response = certify(trusted.channel(&mesh).await, asked, Some(&token)).await.unwrap();
+    trusted.take(&response);
+    let taken = register_over(trusted.channel(&mesh).await, away.clone(), None).await.unwrap();
+    drop(taken.close());
+    // Another one of the account that calls itself the same.
+    let mut stranger = Client::new();
+    stranger.join(&mesh, "bank", "orders", "bank.orders-2").await.unwrap();
+    let renewal = request(&stranger, "bank.orders-1");
+    let response = certify(stranger.channel(&mesh).await, renewal, None).await.unwrap();
+    stranger.take(&response);
+    let status = register_over(stranger.channel(&mesh).await, away, None).await.err().unwrap();
+    assert_eq!(status.code(), Code::PermissionDenied, "{status}");
 }

@@ -8,7 +8,7 @@ use outrigger_control_plane::translate::{self, Report};
 use outrigger_core::config::MeshSettings;
 
 use crate::scale::slice_object;
-use crate::support::{registration, service};
+use crate::support::{LOOPBACK, registration, service};
 
 fn service_object(yaml: &str) -> Object {
     let raw = serde_saphyr::from_str(yaml).unwrap();
@@ -96,7 +96,7 @@ fn a_change_touches_what_depends_on_it() {
 fn a_workload_touches_the_services_that_select_it() {
     let mut index = index();
     let mut workload =
-        translate::workload::translate(&registration("bank", "c-1", "c", 9000)).unwrap();
+        translate::workload::translate(&registration("bank", "c-1", "c", 9000), LOOPBACK).unwrap();
     let register = |workload: &outrigger_control_plane::object::Workload| {
         let workload = workload.clone();
         move |index: &mut Index| index.register(workload)
@@ -196,7 +196,7 @@ fn a_policy_touches_exactly_what_it_is_for() {
     index.apply(traffic(&of("b"), call));
     for name in ["a", "c"] {
         let workload = registration("bank", &format!("{name}-1"), name, 9000);
-        index.register(translate::workload::translate(&workload).unwrap());
+        index.register(translate::workload::translate(&workload, LOOPBACK).unwrap());
     }
     index.take_dirty();
     let changed = traffic(&of("c"), call);

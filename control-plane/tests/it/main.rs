@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod accepted;
+mod bounds;
+mod closed;
 mod discovery;
 mod external;
 mod folder;
@@ -15,5 +17,6 @@ mod render;
 mod rotation;
 mod scale;
 mod support;
+mod tenants;
 mod tls;
 mod translate;

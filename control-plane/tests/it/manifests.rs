@@ -222,7 +222,7 @@ fn faults() -> Vec<Value> {
     };
     let from = json!([{"namespace": "bank", "serviceAccount": "web"}]);
     let matches = json!([{
-        "method": "GET", "path": {"type": "Prefix", "value": "/a"},
+        "method": "GET", "path": {"type": "PathPrefix", "value": "/a"},
         "headers": [{"name": "Host", "value": "web.bank"}],
     }]);
     vec![

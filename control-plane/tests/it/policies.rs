@@ -15,7 +15,7 @@ use outrigger_proto::wire;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::support::Mesh;
+use crate::support::{LOOPBACK, Mesh};
 
 /// A folder of manifests and what was made of it.
 struct Reading {
@@ -30,7 +30,7 @@ impl Reading {
         let folder = TempDir::new().unwrap();
         let problems = Arc::new(Problems::default());
         let path = folder.path().to_owned();
-        let reader = Folder::new(path, problems.clone(), Arc::new(Metrics::new()));
+        let reader = Folder::new(path, LOOPBACK, problems.clone(), Arc::new(Metrics::new()));
         let publisher = Publisher::new(Index::new(MeshSettings::default()));
         Self { folder, publisher, problems, reader }
     }

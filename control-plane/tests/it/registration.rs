@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use outrigger_control_plane::grant::Grant;
 use outrigger_proto::mesh::{self, Health, register_response};
 use outrigger_proto::wire;
 use prost::Message;
@@ -192,4 +193,156 @@ async fn discovery_takes_no_token_or_a_good_one() {
     let other = Proxy::connect(channel(address).await, "shop.a", "shop", Some(&token));
     let mut other = tokio::time::timeout(LIMIT, other).await.unwrap();
     assert_eq!(other.next().await.unwrap_err().code(), Code::PermissionDenied);
+}
+
+/// The same workload as another process would register it, from elsewhere.
+fn rival(of: &mesh::Registration) -> mesh::Registration {
+    mesh::Registration {
+        session: "somebody else's session".into(),
+        ports: registration("bank", "x", "x", 9900).ports,
+        mesh: registration("bank", "x", "x", 9900).mesh,
+        ..of.clone()
+    }
+}
+
+#[track_caller]
+fn refused(mesh: Result<crate::support::RegisteredWorkload, tonic::Status>) {
+    let error = mesh.err().expect("the name is somebody else's");
+    assert_eq!(error.code(), Code::AlreadyExists, "{error}");
+    assert!(error.message().starts_with("name: bank.orders-1 is registered by"), "{error}");
+}
+
+#[tokio::test]
+async fn a_name_stays_with_its_holder_while_that_is_alive() {
+    let (mesh, mut proxy) = mesh_and_caller(&[]).await;
+    let own = registration("bank", "orders-1", "orders", 9000);
+    let mut first = mesh.register(own.clone()).await.unwrap();
+    first.health(Health::Ready).await;
+    proxy.until("ready", |p| p.endpoints(ORDERS) == ["bank.orders-1:9000"]).await;
+    let sent = proxy.log.len();
+    for session in ["somebody else's session", ""] {
+        let other = mesh::Registration { session: session.into(), ..own.clone() };
+        refused(mesh.register(other).await);
+        refused(mesh.register(mesh::Registration { session: session.into(), ..rival(&own) }).await);
+    }
+    let quiet = tokio::time::timeout(Duration::from_millis(200), proxy.next()).await;
+    assert!(quiet.is_err(), "something was sent: {:?}", &proxy.log[sent..]);
+    // The holder itself may come again, also with another address, and its earlier stream is told.
+    let moved = mesh::Registration { session: own.session.clone(), ..rival(&own) };
+    let second = mesh.register(moved).await.unwrap();
+    assert_eq!(first.next().await.unwrap_err().code(), Code::Aborted);
+    second.health(Health::Ready).await;
+    proxy.until("moved", |p| p.endpoints(ORDERS) == ["bank.orders-1:9900"]).await;
+    // Once it says good-bye the name is free.
+    drop(second.close());
+    proxy.until("removed", |p| p.endpoints(ORDERS).is_empty()).await;
+    mesh.register(rival(&own)).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_name_is_free_when_its_holder_is_dead_and_not_before_it_could_come_back() {
+    let (mesh, mut proxy) = mesh_and_caller(&[]).await;
+    let own = registration("bank", "orders-1", "orders", 9000);
+    let first = Elsewhere::start(&mesh, own.clone()).await;
+    proxy.until("ready", |p| !p.endpoints(ORDERS).is_empty()).await;
+    let killed = std::time::Instant::now();
+    first.kill();
+    mesh.admin_until("/index", |page| {
+        page["workloads"]["bank.orders-1"]["registration"]["connected"] == false
+    })
+    .await;
+    // A moment's interruption is no opportunity.
+    refused(mesh.register(rival(&own)).await);
+    let again = mesh.register(own.clone()).await.unwrap();
+    refused(mesh.register(rival(&own)).await);
+    drop(again);
+    mesh.admin_until("/index", |page| page["workloads"].get("bank.orders-1").is_none()).await;
+    let second = Elsewhere::start(&mesh, own.clone()).await;
+    second.kill();
+    let heir = loop {
+        match mesh.register(rival(&own)).await {
+            Ok(heir) => break heir,
+            Err(error) => assert_eq!(error.code(), Code::AlreadyExists, "{error}"),
+        }
+        assert!(killed.elapsed() < LIMIT, "the name is never free");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    // Now it is the other one's.
+    refused(mesh.register(own).await);
+    drop(heir);
+}
+
+#[tokio::test]
+async fn a_restart_gives_no_name_away() {
+    let (mut mesh, _proxy) = mesh_and_caller(&[]).await;
+    let own = registration("bank", "orders-1", "orders", 9000);
+    let first = mesh.register(own.clone()).await.unwrap();
+    first.health(Health::Ready).await;
+    mesh.admin_until("/index", |page| page["workloads"]["bank.orders-1"]["ready"] == true).await;
+    mesh.restart().await;
+    refused(mesh.register(rival(&own)).await);
+    mesh.register(own).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_token_may_be_bound_to_names_and_labels() {
+    let mesh = Mesh::start(&[]).await;
+    let own = registration("bank", "orders-1", "orders", 9000);
+    let labels = own.labels.clone();
+    let by_name =
+        Grant { workloads: vec!["orders-1".into(), "orders-2".into()], ..Grant::default() };
+    let by_label = Grant { labels: labels.clone(), ..Grant::default() };
+    let name = |name: &str| mesh::Registration { name: name.to_owned(), ..own.clone() };
+    let label = |pairs: &[(&str, &str)]| mesh::Registration {
+        labels: pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(),
+        ..own.clone()
+    };
+    for (grant, registration, problem) in [
+        (&by_name, name("orders-1"), None),
+        (&by_name, name("orders-2"), None),
+        (
+            &by_name,
+            name("ledger-1"),
+            Some("name: the join token is bound to the workload orders-1, orders-2"),
+        ),
+        (&by_label, name("anything"), None),
+        (
+            &by_label,
+            label(&[("app", "ledger")]),
+            Some("labels: the join token is bound to exactly app=orders"),
+        ),
+        (&by_label, label(&[]), Some("labels: ")),
+        // One more label could be the one that another Service selects.
+        (&by_label, label(&[("app", "orders"), ("tier", "ledger")]), Some("labels: ")),
+    ] {
+        let token = mesh.bound_token("bank", "orders", grant.clone());
+        match (mesh.register_with(registration.clone(), &token).await, problem) {
+            (Ok(workload), None) => drop(workload.close()),
+            (Err(error), Some(problem)) => {
+                assert_eq!(error.code(), Code::PermissionDenied, "{error}");
+                assert!(error.message().starts_with(problem), "{error}");
+            }
+            (Ok(_), Some(_)) => panic!("{registration:?} was taken"),
+            (Err(error), None) => panic!("{registration:?}: {error}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_name_is_free_at_once_when_its_holder_has_drained() {
+    let (mesh, _proxy) = mesh_and_caller(&[]).await;
+    let own = registration("bank", "orders-1", "orders", 9000);
+    let workload = mesh.register(own.clone()).await.unwrap();
+    workload.health(Health::Draining).await;
+    mesh.admin_until("/index", |page| {
+        page["workloads"]["bank.orders-1"]["registration"]["health"] == "draining"
+    })
+    .await;
+    // Both ways at once, as a process that ends does.
+    drop(workload);
+    mesh.admin_until("/index", |page| {
+        page["workloads"]["bank.orders-1"]["registration"]["connected"] != true
+    })
+    .await;
+    mesh.register(rival(&own)).await.unwrap();
 }

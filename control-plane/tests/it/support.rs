@@ -7,9 +7,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Parser;
+use outrigger_control_plane::grant::Grant;
 use outrigger_control_plane::options::Cli;
 use outrigger_control_plane::server::{self, Server};
 use outrigger_control_plane::token::Tokens;
+use outrigger_core::address::LocalEndpoints;
 use outrigger_logging::Log;
 use outrigger_proto::mesh::workload_client::WorkloadClient;
 use outrigger_proto::mesh::{
@@ -28,6 +30,9 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tonic::{Request, Status, Streaming};
+
+/// What a control plane that listens on loopback takes.
+pub(crate) const LOOPBACK: LocalEndpoints = LocalEndpoints::Loopback;
 
 /// How long anything may take that a test waits for.
 pub(crate) const LIMIT: Duration = Duration::from_secs(20);
@@ -115,7 +120,13 @@ impl Mesh {
 
     pub(crate) fn token(&self, namespace: &str, account: &str) -> String {
         let tokens = Tokens::open(self.state.path()).unwrap();
-        tokens.issue(namespace, account, false, Duration::from_secs(60)).unwrap()
+        tokens.issue(namespace, account, Grant::default(), Duration::from_secs(60)).unwrap()
+    }
+
+    /// One that is bound.
+    pub(crate) fn bound_token(&self, namespace: &str, account: &str, grant: Grant) -> String {
+        let tokens = Tokens::open(self.state.path()).unwrap();
+        tokens.issue(namespace, account, grant, Duration::from_secs(60)).unwrap()
     }
 
     /// A token of this control plane that ended long ago.
@@ -281,6 +292,7 @@ pub(crate) fn registration(namespace: &str, name: &str, app: &str, port: u16) ->
             identity: String::new(),
         }),
         zone: String::new(),
+        session: format!("the session of {namespace}.{name}").into(),
     }
 }
 

@@ -25,6 +25,7 @@ use outrigger_core::policy::{BackendPolicy, CallPolicy};
 use tempfile::TempDir;
 
 use crate::render;
+use crate::support::LOOPBACK;
 
 fn check(name: &str) {
     let cases = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/cases");
@@ -34,7 +35,7 @@ fn check(name: &str) {
     let publisher = Publisher::new(Index::new(MeshSettings::default()));
     let problems = Arc::new(Problems::default());
     let metrics = Arc::new(Metrics::new());
-    let mut reader = Folder::new(folder.path().to_owned(), problems.clone(), metrics);
+    let mut reader = Folder::new(folder.path().to_owned(), LOOPBACK, problems.clone(), metrics);
     reader.scan(&publisher).unwrap();
     let mut text = String::new();
     let prefix = format!("{}/", folder.path().display());

@@ -920,6 +920,7 @@ pub struct MeshSettings {
     pub unmatched: i32,
     #[prost(uint32, tag = "4")]
     pub max_endpoints: u32,
+    /// That the mesh has or ever had.
     #[prost(string, repeated, tag = "5")]
     pub namespaces: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
@@ -1550,6 +1551,10 @@ pub struct Registration {
     pub mesh: ::core::option::Option<MeshAddress>,
     #[prost(string, tag = "8")]
     pub zone: ::prost::alloc::string::String,
+    /// Random, made anew by each proxy process and told to nobody else: whoever knows it may take the place
+    /// of an earlier stream of the same name. At most 64 bytes; empty proves nothing.
+    #[prost(bytes = "bytes", tag = "9")]
+    pub session: ::prost::bytes::Bytes,
 }
 /// Nested message and enum types in `Registration`.
 pub mod registration {

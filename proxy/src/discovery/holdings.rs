@@ -4,6 +4,7 @@
 //! resource that is not understood leaves its last good version in force, and what it was to replace.
 
 mod names;
+mod namespaces;
 mod refused;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -11,7 +12,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use outrigger_core::compile::compile;
-use outrigger_core::config::Endpoint;
+use outrigger_core::config::{Endpoint, MeshSettings, Unmatched};
 use outrigger_core::error::FieldError;
 use outrigger_core::name::{Authority, DestinationName, EndpointId};
 use outrigger_proto::convert::{self, is_unsupported};
@@ -19,6 +20,7 @@ use outrigger_proto::{mesh, wire};
 use prost::Message;
 
 use names::Names;
+use namespaces::Namespaces;
 use refused::Refused;
 
 use crate::experiments;
@@ -38,6 +40,7 @@ pub struct Holdings {
     endpoints: HashMap<DestinationName, Collection>,
     inbound: Option<Held>,
     settings: Option<Held>,
+    namespaces: Namespaces,
     trust: Option<Held>,
     changed: bool,
 }
@@ -64,7 +67,6 @@ struct Collection {
 impl Holdings {
     pub fn new(proxy: Arc<Proxy>) -> Self {
         Self {
-            proxy,
             wanted: BTreeSet::new(),
             resolved: Names::default(),
             destinations: BTreeMap::new(),
@@ -72,8 +74,10 @@ impl Holdings {
             endpoints: HashMap::new(),
             inbound: None,
             settings: None,
+            namespaces: Namespaces::with(&proxy.settings.namespace),
             trust: None,
             changed: false,
+            proxy,
         }
     }
 
@@ -97,7 +101,9 @@ impl Holdings {
                 wire::DESTINATION => self.destination(resource),
                 wire::ENDPOINT => self.endpoint(resource, &mut touched),
                 wire::INBOUND => self.inbound(resource).inspect_err(|_| self.close_unknown()),
-                wire::MESH_SETTINGS => self.settings(resource),
+                wire::MESH_SETTINGS => {
+                    self.settings(resource).inspect_err(|_| self.refuse_unknown())
+                }
                 wire::TRUST_BUNDLE => self.trust(resource),
                 other => Err(FieldError::here(format!("unknown resource type {other}"))),
             };
@@ -258,9 +264,18 @@ impl Holdings {
         let held = held(resource)?;
         let wire = mesh::MeshSettings::decode(held.bytes.clone())
             .map_err(|e| FieldError::here(format!("not MeshSettings: {e}")))?;
-        self.proxy.mesh.store(Arc::new(convert::settings::from_wire(&wire)?));
+        let settings = convert::settings::from_wire(&wire)?;
+        self.proxy.mesh.store(Arc::new(self.namespaces.complete(settings)));
         self.settings = Some(held);
         Ok(())
+    }
+
+    /// What is inside the mesh is written in a way that is not understood, and was never understood before.
+    fn refuse_unknown(&self) {
+        if self.settings.is_none() {
+            let mesh = MeshSettings::clone(&self.proxy.mesh.load());
+            self.proxy.mesh.store(Arc::new(MeshSettings { unmatched: Unmatched::Refuse, ..mesh }));
+        }
     }
 
     fn trust(&mut self, resource: &wire::Resource) -> Result<(), FieldError> {
@@ -324,9 +339,12 @@ impl Holdings {
 
     /// What the disk copy should hold, if that has changed since the last call.
     pub fn changed(&mut self) -> Option<Saved> {
+        let (namespaces, more_namespaces) = self.namespaces.saved();
         std::mem::take(&mut self.changed).then(|| Saved {
             wanted: self.wanted.iter().map(ToString::to_string).collect(),
             resources: self.each().collect(),
+            namespaces,
+            more_namespaces,
         })
     }
 
@@ -379,6 +397,9 @@ impl Holdings {
             }
         }
         drop(self.proxy.store.changes());
+        self.namespaces.add(saved.namespaces.iter().cloned(), saved.more_namespaces);
+        let mesh = MeshSettings::clone(&self.proxy.mesh.load());
+        self.proxy.mesh.store(Arc::new(self.namespaces.complete(mesh)));
         for resource in &saved.resources {
             let any =
                 wire::Any { type_url: resource.type_url.clone(), value: resource.value.clone() };

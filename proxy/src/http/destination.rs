@@ -143,14 +143,24 @@ fn unmatched(worker: &Worker, authority: &Authority) -> Result<Target, Refusal> 
     Ok(Target::Outside(authority.clone()))
 }
 
-/// A name that only the mesh could know: `a.namespace`, `a.namespace.svc`, `*.<cluster domain>`.
+/// A name that only the mesh could know: `a.namespace`, `a.namespace.svc`, `*.<cluster domain>`, and
+/// `a.namespace.svc.<any domain>`, since the domain may have been another one. `namespaces` in order, those
+/// that the mesh had before among them.
 fn is_inside(name: &str, domain: &str, namespaces: &[String]) -> bool {
+    let name = name.trim_end_matches('.');
     if name.strip_suffix(domain).is_some_and(|rest| rest.ends_with('.')) {
         return true;
     }
-    let name = name.strip_suffix(".svc").unwrap_or(name);
-    let namespace = name.rsplit('.').next().unwrap_or(name);
-    name.contains('.') && namespaces.iter().any(|known| known == namespace)
+    let known = |label: &str| namespaces.binary_search_by(|one| one.as_str().cmp(label)).is_ok();
+    let mut parts = name.splitn(2, '.');
+    let Some(mut rest) = parts.next().and(parts.next()) else { return false };
+    while let Some((label, after)) = rest.split_once('.') {
+        if (after == "svc" || after.starts_with("svc.")) && known(label) {
+            return true;
+        }
+        rest = after;
+    }
+    known(rest)
 }
 
 /// The destination of an inbound request: the app, on a port that it has registered.
@@ -286,5 +296,13 @@ mod tests {
         assert!(!inside("example.com"));
         assert!(!inside("bank"));
         assert!(!inside("notcluster.local"));
+        assert!(inside("orders.bank.svc.old.domain"));
+        assert!(inside("pod.orders.bank.svc.old.domain"));
+        assert!(inside("pod.orders.bank"));
+        assert!(inside("orders.bank."));
+        assert!(!inside("bank.svc"));
+        assert!(!inside("bank.svc.example.com"));
+        assert!(!inside("orders.bank.example.com"));
+        assert!(!inside("svc.example.com"));
     }
 }

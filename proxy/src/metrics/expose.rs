@@ -109,6 +109,15 @@ const GAUGES: &[Gauge] = &[
         "times the control plane's stream was opened",
         |g| &g.discovery_reconnects,
     ),
+    ("outrigger_registered", "gauge", "1 while the control plane has this workload", |g| {
+        &g.registered
+    }),
+    (
+        "outrigger_registrations_refused_total",
+        "counter",
+        "times the control plane refused this workload, or gave its name to another",
+        |g| &g.registrations_refused,
+    ),
 ];
 
 /// The whole exposition, in the Prometheus text format 0.0.4.

@@ -28,7 +28,6 @@ struct Line {
     identity: String,
     root: String,
     not_after: u64,
-    any_address: bool,
     bundle: Option<Bundle>,
 }
 
@@ -59,7 +58,6 @@ pub(super) fn write(
         identity: id.identity.to_string(),
         root: node.root.full(),
         not_after: seconds(node.not_after),
-        any_address: node.any_address,
         bundle: node.bundle.as_ref().map(|bundle| Bundle {
             version: bundle.version.clone(),
             roots: bundle.roots.iter().map(RootId::full).collect(),
@@ -83,7 +81,6 @@ fn decode(bytes: &[u8]) -> Option<(Nodes, Option<SystemTime>)> {
         let node = Node {
             root: RootId::parse(&line.root)?,
             not_after: time(line.not_after)?,
-            any_address: line.any_address,
             bundle: match bundle {
                 Some(bundle) => Some(bundle?),
                 None => None,

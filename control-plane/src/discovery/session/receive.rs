@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use outrigger_core::bounds;
 use outrigger_core::name::DestinationName;
 use outrigger_proto::convert;
 use outrigger_proto::wire::{self, DeltaDiscoveryRequest};
@@ -94,7 +95,10 @@ impl Session {
             let known = self.collections.keys().cloned();
             self.work.collections.extend(known);
         }
-        self.kept.entry(type_url).or_default().extend(versions);
+        let kept = self.kept.entry(type_url).or_default();
+        // What does not fit is sent again, as if it had been lost.
+        let room = bounds::VERSIONS.saturating_sub(kept.len());
+        kept.extend(versions.into_iter().take(room));
     }
 
     pub(super) fn subscribe_names(&mut self, names: Vec<String>, known: bool) {

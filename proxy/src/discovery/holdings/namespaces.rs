@@ -1,0 +1,85 @@
+//! The namespaces that the mesh was ever said to have: names in them are never looked up outside.
+
+use std::collections::BTreeSet;
+
+use outrigger_core::bounds;
+use outrigger_core::config::{MeshSettings, Unmatched};
+
+/// All of them, over every control plane that this proxy has heard, as far as it may remember.
+#[derive(Debug)]
+pub(super) struct Namespaces {
+    known: BTreeSet<String>,
+    /// There were more: any name may be in one of those.
+    more: bool,
+}
+
+impl Namespaces {
+    /// A short name is one of the proxy's own namespace, whatever is there.
+    pub(super) fn with(own: &str) -> Self {
+        Self { known: BTreeSet::from([own.to_owned()]), more: false }
+    }
+
+    pub(super) fn add(&mut self, namespaces: impl IntoIterator<Item = String>, more: bool) {
+        self.more |= more;
+        for namespace in namespaces {
+            if self.known.len() < bounds::NAMESPACES {
+                self.known.insert(namespace);
+            } else {
+                self.more |= !self.known.contains(&namespace);
+            }
+        }
+    }
+
+    /// What the control plane says, with everything that it or another one said before.
+    pub(super) fn complete(&mut self, mut settings: MeshSettings) -> MeshSettings {
+        self.add(std::mem::take(&mut settings.namespaces), false);
+        // In order: they are searched.
+        settings.namespaces = self.known.iter().cloned().collect();
+        if self.more {
+            settings.unmatched = Unmatched::Refuse;
+        }
+        settings
+    }
+
+    /// For the disk copy.
+    pub(super) fn saved(&self) -> (Vec<String>, bool) {
+        (self.known.iter().cloned().collect(), self.more)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn said(namespaces: &[&str]) -> MeshSettings {
+        let namespaces = namespaces.iter().map(|name| (*name).to_owned()).collect();
+        MeshSettings { namespaces, ..MeshSettings::default() }
+    }
+
+    #[test]
+    fn nothing_that_was_said_is_forgotten() {
+        let mut known = Namespaces::with("own");
+        assert_eq!(known.complete(said(&["shop", "bank"])).namespaces, ["bank", "own", "shop"]);
+        assert_eq!(known.complete(said(&[])).namespaces, ["bank", "own", "shop"]);
+        let (saved, more) = known.saved();
+        let mut restarted = Namespaces::with("own");
+        restarted.add(saved, more);
+        assert_eq!(restarted.complete(said(&["new"])).namespaces, ["bank", "new", "own", "shop"]);
+    }
+
+    #[test]
+    fn beyond_the_bound_no_name_is_outside() {
+        let mut known = Namespaces::with("own");
+        known.add((1..bounds::NAMESPACES).map(|n| format!("n{n}")), false);
+        assert_eq!(known.complete(said(&["own", "n1"])).unmatched, Unmatched::Passthrough);
+        let full = known.complete(said(&["one-more"]));
+        assert_eq!(
+            (full.namespaces.len(), full.unmatched),
+            (bounds::NAMESPACES, Unmatched::Refuse)
+        );
+        let (saved, more) = known.saved();
+        let mut restarted = Namespaces::with("own");
+        restarted.add(saved, more);
+        assert_eq!(restarted.complete(said(&[])).unmatched, Unmatched::Refuse);
+    }
+}
