@@ -23,8 +23,6 @@ mod resilience;
 mod server_policy;
 mod silence;
 mod soak;
-mod strangers;
-mod tenants;
 mod tunnels;
 mod upstreams;
 mod wire;
