@@ -162,3 +162,46 @@ impl<'a> From<&'a Entry> for Line<'a> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+
+    /// A log that nobody read held the buffer of each request's head, for some hundred bytes a line.
+    #[test]
+    fn a_line_that_waits_has_memory_of_its_own_and_says_the_same() {
+        let head = Bytes::from(b"/orders?token=secret r1".repeat(100));
+        let mut entry = Entry {
+            direction: Direction::Inbound,
+            service: "bank/orders:80".into(),
+            route: "".into(),
+            peer: "unknown".into(),
+            protocol: Protocol::Http1,
+            outcome: Outcome::Success,
+            status: Status::Http(2),
+            reason: None,
+            detail: None,
+            cache_hit: false,
+            degraded: None,
+            method: Some(Method::GET),
+            path: PathAndQuery::from_maybe_shared(head.slice(..20)).ok(),
+            request_id: HeaderValue::from_maybe_shared(head.slice(21..23)).ok(),
+            trace_id: 0,
+            endpoint: None,
+            injected: None,
+            attempts: 1,
+            deadline_left_ms: None,
+            duration: Duration::ZERO,
+            bytes: 0,
+        };
+        assert!(!head.is_unique());
+        entry.detach();
+        assert!(head.is_unique(), "it holds the buffer of the head");
+        let mut line = Vec::new();
+        entry.render(&mut line);
+        let line = String::from_utf8(line).unwrap();
+        assert!(line.contains(r#""path":"/orders","request_id":"r1""#), "{line}");
+    }
+}
