@@ -141,12 +141,10 @@ pub async fn start(options: Options, log: Log) -> Result<Server, StartError> {
     background.push(tokio::spawn(keys::run(publisher.clone(), root, local)));
     background.push(tokio::spawn(lookup::run(publisher.clone(), local)));
     background.extend(registrations.clone().map(|r| tokio::spawn(r.run())));
-    let keeping = options.state_dir.clone();
-    let keeping = keeping.map(|state| tokio::spawn(experiments::keep(publisher.clone(), state)));
-    background.extend(keeping);
-    let keeping = options.state_dir.clone();
-    let keeping = keeping.map(|state| tokio::spawn(namespaces::keep(publisher.clone(), state)));
-    background.extend(keeping);
+    if let Some(state) = options.state_dir.clone() {
+        background.push(tokio::spawn(experiments::keep(publisher.clone(), state.clone())));
+        background.push(tokio::spawn(namespaces::keep(publisher.clone(), state)));
+    }
     let tls = match &security {
         Some(security) => {
             background.extend(security.run(&publisher, &metrics)?);
