@@ -20,6 +20,7 @@ mod grammar;
 pub mod head;
 pub mod headers;
 mod hedge;
+pub mod hop;
 mod http1;
 mod http2;
 pub mod limits;

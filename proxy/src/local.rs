@@ -16,7 +16,8 @@ pub fn canonical(ip: IpAddr) -> IpAddr {
 /// `net.ipv4.ip_nonlocal_bind` is set). Costs three system calls, except for loopback.
 pub fn is_own(ip: IpAddr) -> bool {
     let ip = canonical(ip);
-    ip.is_loopback() || UdpSocket::bind(SocketAddr::new(ip, 0)).is_ok()
+    let nobodys = ip.is_multicast() || ip == IpAddr::V4(Ipv4Addr::BROADCAST);
+    ip.is_loopback() || !nobodys && UdpSocket::bind(SocketAddr::new(ip, 0)).is_ok()
 }
 
 /// Whether a connection to `address` would reach a socket that listens at `listener`.
@@ -72,7 +73,7 @@ mod tests {
     fn own_addresses_are_told_from_others() {
         assert!(is_own("127.0.0.9".parse().unwrap()));
         assert!(is_own("0.0.0.0".parse().unwrap()));
-        for other in ["192.0.2.1", "2001:db8::1", "224.0.0.1"] {
+        for other in ["192.0.2.1", "2001:db8::1", "224.0.0.1", "ff02::1", "255.255.255.255"] {
             assert!(!is_own(other.parse().unwrap()), "{other}");
         }
         for (ip, private) in [("10.1.2.3", true), ("169.254.169.254", true), ("1.1.1.1", false)] {

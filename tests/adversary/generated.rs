@@ -35,7 +35,7 @@ fn the_app_reads_nothing_that_its_policy_would_refuse() {
             for _ in 0..PER_POLICY {
                 let seat = if random.once_in(3) { Seat::Mesh } else { Seat::Outside };
                 let bytes = match seat {
-                    Seat::Mesh => http2(&mut random, !random_is_bare(policy)),
+                    Seat::Mesh => http2(&mut random, !is_bare(policy)),
                     Seat::Outside if random.once_in(3) => http2(&mut random, false),
                     Seat::Outside => http1(&mut random),
                 };
@@ -61,8 +61,8 @@ fn the_app_reads_nothing_that_its_policy_would_refuse() {
 }
 
 /// Some come to the hop's port without a word about where they want to go.
-fn random_is_bare(policy: u64) -> bool {
-    policy % 16 == 0
+fn is_bare(policy: u64) -> bool {
+    policy.is_multiple_of(16)
 }
 
 /// Why the app should not have read this.

@@ -10,7 +10,7 @@ use outrigger_tests::eventually;
 use outrigger_tests::process::{ControlPlane, Proxy, local};
 use serde_json::Value;
 
-use crate::{service, unmeshed};
+use outrigger_tests::manifests::{service, unmeshed};
 
 /// An app `web` that holds requests and calls `end`, and two proxies of others that call it.
 struct Mesh {

@@ -34,9 +34,15 @@ fn strange() -> Vec<Vec<u8>> {
         b"GET / HTTP/1.1\r\nhost: a\r\n\r\n".to_vec(),
         b"\x16\x03\x01\x40\x00\x01\x00".to_vec(),
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\xff\xff\xff\xff\xff".to_vec(),
-        call("/outrigger.discovery.v1.Discovery/Stream", b"\x00\x00\x00\x00\x03abc"),
-        call("/outrigger.discovery.v1.Discovery/Stream", &long),
-        call("/outrigger.registration.v1.Registration/Register", b"\x00\x00\x00\x00\x02\x0a\xff"),
+        call(
+            "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources",
+            b"\x00\x00\x00\x00\x03abc",
+        ),
+        call(
+            "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources",
+            &long,
+        ),
+        call("/outrigger.mesh.v1.Workload/Register", b"\x00\x00\x00\x00\x02\x0a\xff"),
         call("/outrigger.identity.v1.Identity/Certify", &long),
         call("/no/such", b""),
     ]

@@ -8,7 +8,8 @@ use outrigger_tests::client::{Curl, http_get};
 use outrigger_tests::process::{ControlPlane, Process, Proxy, binary, free_port, local};
 use outrigger_tests::{eventually, skip};
 
-use crate::{Mesh, service, unmeshed};
+use outrigger_tests::manifests::{service, unmeshed};
+use outrigger_tests::mesh::Mesh;
 
 /// A proxy of an app `web` under a name that is another's, with the flags that decide so.
 fn rival(mesh: &Mesh, name: &str, more: &[&str]) -> (Process, u16) {

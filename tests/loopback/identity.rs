@@ -287,7 +287,9 @@ fn two_proxies_of_one_name_are_reported() {
     let warned = || mesh.plane.process().log().contains("do two proxies share a name");
     assert!(!warned());
     let other = Echo::start("other");
-    let ports = [format!("{}=h1:main", other.port)];
-    let _second = Proxy::beside(&mesh.plane, "web", &ports, &[]);
+    let port = format!("{}=h1:main", other.port);
+    let second = Proxy::start_unready(&mesh.plane, "web", &["--app-port", &port]);
     eventually("the control plane asks about it", warned);
+    second.wait_log(&["refuses this workload"]);
+    assert!(!second.is_ready());
 }

@@ -27,27 +27,5 @@ mod tunnels;
 mod upstreams;
 mod wire;
 
-use outrigger_tests::app::Echo;
 use outrigger_tests::manifests::{service, unmeshed};
-use outrigger_tests::process::{ControlPlane, Proxy};
-
-/// The usual mesh: an app `web` with a sidecar, and a caller with another.
-struct Mesh {
-    // Dropped in this order: callers before what they call.
-    caller: Proxy,
-    web: Proxy,
-    plane: ControlPlane,
-    app: Echo,
-}
-
-impl Mesh {
-    /// `protocol` as `--app-port` takes it.
-    fn start(protocol: &str) -> Self {
-        let app = Echo::start("web");
-        let plane = ControlPlane::start(&[("web.yaml", &service("web", ""))]);
-        let port = format!("{}={protocol}:main", app.port);
-        let web = Proxy::beside(&plane, "web", &[port], &[]);
-        let caller = Proxy::caller(&plane, &[]);
-        Self { caller, web, plane, app }
-    }
-}
+use outrigger_tests::mesh::Mesh;

@@ -137,7 +137,7 @@ fn a_busy_pool_is_kept() {
     let port = tcp(move |mut stream| {
         counted.fetch_add(1, Relaxed);
         while read_head(&mut stream) {
-            std::thread::sleep(Duration::from_millis(450));
+            std::thread::park_timeout(Duration::from_millis(450));
             let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok");
         }
     });

@@ -5,6 +5,7 @@ pub mod app;
 pub mod capture;
 pub mod client;
 pub mod manifests;
+pub mod mesh;
 pub mod outside;
 pub mod process;
 

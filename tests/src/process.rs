@@ -359,6 +359,13 @@ impl Proxy {
         Self::start_as(plane, name, more, false, None)
     }
 
+    /// A proxy that need not become ready.
+    pub fn start_unready(plane: &ControlPlane, name: &str, more: &[&str]) -> Self {
+        let mut proxy = Self::prepare(plane, name, more, false, None);
+        proxy.run();
+        proxy
+    }
+
     /// A proxy whose log nobody reads.
     pub fn start_unread(plane: &ControlPlane, name: &str, more: &[&str]) -> Self {
         Self::start_as(plane, name, more, true, None)
@@ -372,6 +379,19 @@ impl Proxy {
     }
 
     fn start_as(
+        plane: &ControlPlane,
+        name: &str,
+        more: &[&str],
+        unread: bool,
+        hosts: Option<PathBuf>,
+    ) -> Self {
+        let mut proxy = Self::prepare(plane, name, more, unread, hosts);
+        proxy.run();
+        proxy.wait_ready();
+        proxy
+    }
+
+    fn prepare(
         plane: &ControlPlane,
         name: &str,
         more: &[&str],
@@ -406,10 +426,7 @@ impl Proxy {
             args.extend(["--access-log".to_owned(), "all".to_owned()]);
         }
         args.extend(more.iter().map(|&arg| arg.to_owned()));
-        let mut proxy = Self { dir, outbound, inbound, admin, args, unread, hosts, process: None };
-        proxy.run();
-        proxy.wait_ready();
-        proxy
+        Self { dir, outbound, inbound, admin, args, unread, hosts, process: None }
     }
 
     /// Starts the process, again after it has ended.

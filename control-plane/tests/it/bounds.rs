@@ -168,7 +168,7 @@ fn stops() -> Vec<(&'static str, StopRequest)> {
         name: "bank/f".to_owned(),
         version: "1".to_owned(),
         reason: String::new(),
-        caller: Some(caller.clone()),
+        caller: Some(caller),
     };
     let caller = |namespace: String, service_account: String| {
         Some(FaultCaller { namespace, service_account })
@@ -302,7 +302,7 @@ fn every_field_of_a_manifest_has_a_bound() {
                 places(value, &format!("/{root}"), &mut found);
             }
         }
-        let good = problems(&[template.clone()]);
+        let good = problems(std::slice::from_ref(&template));
         assert!(good.is_empty(), "{template:#}: {good:?}");
         for place in found {
             let mut bad = template.clone();

@@ -12,7 +12,7 @@ use outrigger_core::policy::CallPolicy;
 use outrigger_core::policy::retry::{self, Failure, Replay, RetryConfig, Skip};
 use outrigger_core::reason::{Reason, Side};
 
-use super::attempt::{self, Hop, Way};
+use super::attempt::{self, Way};
 use super::body::RequestBody;
 use super::exchange::Exchange;
 use super::failed::Failed;
@@ -20,6 +20,7 @@ use super::fallback::explained;
 use super::head::Head;
 use super::headers::{EXHAUSTED, GRPC_STATUS};
 use super::hedge::{self, Hedging};
+use super::hop::{self, Hop};
 use super::request::lost;
 use super::respond::Refusal;
 use super::server::Connection;
@@ -191,7 +192,7 @@ impl Tries<'_> {
 /// The endpoint, or the proxy before it, did not even take the request.
 fn is_unreachable(hop: &Hop, sent: &Result<Response<WireBody>, Failed>) -> bool {
     match sent {
-        Ok(response) => attempt::unprocessed(hop, response).is_some(),
+        Ok(response) => hop::unprocessed(hop, response).is_some(),
         Err(failed) => !failed.is_answer() && failed.blames_upstream(),
     }
 }
@@ -207,7 +208,7 @@ pub(super) fn answered(
     policy: &RetryConfig,
     response: &Response<WireBody>,
 ) -> Option<Failure> {
-    if attempt::unprocessed(hop, response).is_some() {
+    if hop::unprocessed(hop, response).is_some() {
         return Some(Failure::Unprocessed);
     }
     let status = response.status();
@@ -269,7 +270,7 @@ fn note_again(
 ) {
     let (detail, blame) = match sent {
         // A proxy that drains is not ill.
-        Ok(response) => match attempt::unprocessed(hop, response) {
+        Ok(response) => match hop::unprocessed(hop, response) {
             Some(reason) => (format!("{}: {reason}", hop.address), reason.side() == Side::Upstream),
             None => {
                 let verdict = Verdict::of(response, exchange.is_grpc(), hop.wire.is_hop());
@@ -300,7 +301,7 @@ fn end(
         body.commit();
     }
     let response = sent.map_err(Refusal::from)?;
-    if let Some(reason) = attempt::unprocessed(hop, &response) {
+    if let Some(reason) = hop::unprocessed(hop, &response) {
         exchange.reason = Some(reason);
     } else if hop.wire.is_hop() && exchange.deadline.is_some() && is_late(&response) {
         // The deadline has passed there a moment before it does here.

@@ -18,13 +18,13 @@ use outrigger_core::reason::Reason;
 use prost::Message;
 use tokio::sync::mpsc;
 
-use super::attempt::Hop;
 use super::body::{BodyError, Piece, RequestBody};
 use super::exchange::Lease;
 use super::failed::{Failed, failure};
 use super::fallback::explained;
 use super::head::Head;
 use super::headers::GRPC_STATUS;
+use super::hop::Hop;
 use super::respond::Refusal;
 use crate::guard::Check;
 use crate::pool::Wire;

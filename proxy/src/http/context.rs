@@ -15,11 +15,11 @@ use outrigger_core::policy::priority::Priority;
 use outrigger_core::policy::visits::{self, Stop};
 use outrigger_core::reason::Reason;
 
-use super::attempt::Hop;
 use super::deadline::{exceeded, tell, told};
 use super::exchange::Exchange;
 use super::head::Head;
 use super::headers::{self, PRIORITY, REQUEST_ID, Says, Trace, VIA};
+use super::hop::Hop;
 use super::respond::Refusal;
 use super::server::Connection;
 use crate::peer::Peer;

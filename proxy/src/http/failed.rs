@@ -3,9 +3,9 @@
 use outrigger_core::policy::retry::{Failure, Skip};
 use outrigger_core::reason::{Reason, Side};
 
-use super::attempt::Hop;
 use super::body::BodyError;
 use super::fault::Injected;
+use super::hop::Hop;
 use super::respond::Refusal;
 use crate::pool::connect::ConnectError;
 use crate::pool::stream::SendError;

@@ -10,9 +10,9 @@ use outrigger_core::filter::{host_of, modify_headers, rewrite_path};
 use outrigger_core::name;
 use outrigger_core::reason::Reason;
 
-use super::attempt::Hop;
 use super::body::RequestBody;
 use super::headers::{self, CONNECT, HOP, UPGRADE, UPGRADE_BODY, keep_inside};
+use super::hop::Hop;
 use super::respond::Refusal;
 use super::upgrade::Switch;
 use crate::pool::Wire;

@@ -16,7 +16,7 @@ use outrigger_core::outcome::Outcome;
 use outrigger_core::policy::CallPolicy;
 use outrigger_core::policy::hedge::{HedgeConfig, Hedged};
 
-use super::attempt::{self, Hop, Mark, Way, earlier};
+use super::attempt::{self, Way, earlier};
 use super::attempts::is_idempotent;
 use super::body::RequestBody;
 use super::context;
@@ -26,6 +26,7 @@ use super::failed::{Failed, Waited, failure, timed_out};
 use super::fault;
 use super::head::Head;
 use super::headers::GRPC_STATUS;
+use super::hop::{Hop, Mark};
 use super::request::lost;
 use super::verdict::Verdict;
 use crate::guard::Attempt;

@@ -21,12 +21,12 @@ use outrigger_core::policy::CallPolicy;
 use outrigger_core::policy::visits;
 use tokio::time::{timeout, timeout_at};
 
-use super::attempt::Hop;
 use super::body::RequestBody;
 use super::deadline::tell;
 use super::exchange::{Exchange, Lease};
 use super::head::Head;
 use super::headers::VIA;
+use super::hop::Hop;
 use super::server::Connection;
 use crate::endpoint::{Choice, coarse_ms};
 use crate::guard::{Attempt, take_seat};

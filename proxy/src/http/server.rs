@@ -15,7 +15,7 @@ use futures::FutureExt;
 use h2::server;
 use http::header::{CONNECTION, HeaderName, HeaderValue};
 use http::request::Parts;
-use http::{HeaderMap, Method, Request, StatusCode, Version};
+use http::{HeaderMap, Method, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -28,6 +28,7 @@ use super::headers::{self, CLIENT_CERT};
 use super::http1::{Link, Wire};
 use super::http2::Serving;
 use super::request;
+use super::response_body::ResponseBody;
 use super::upgrade::Caller as Side;
 use crate::accept::Slot;
 use crate::io::Io;
@@ -131,14 +132,10 @@ impl Connection {
             link: (protocol == Protocol::Http1).then(Link::default),
         });
         let ended = if protocol == Protocol::Http2 {
-            // Another proxy speaks for many; without identities, who comes to the hop's own port is one.
-            let hop = match &worker.proxy.identity {
-                Some(_) => peer == Peer::Mesh,
-                None => {
-                    direction == Direction::Inbound && matches!(connection.fixed, Fixed::Nothing)
-                }
+            let builder = match connection.is_hop() {
+                true => &worker.http.h2_hop,
+                false => &worker.http.h2,
             };
-            let builder = if hop { &worker.http.h2_hop } else { &worker.http.h2 };
             // Boxed: an HTTP/1.1 connection should not carry its size.
             let mut serving = Box::new(Serving::begin(builder, io));
             drive(&registered, &watch, |cx, shutdown| {
@@ -162,19 +159,7 @@ impl Connection {
                 // Not an async block around it: that would hold the future twice.
                 request::handle(Rc::clone(&connection), head, body, caller, tracked).map(
                     move |mut response| {
-                        let status = response.status();
-                        if connects && !status.is_success() {
-                            // What follows was meant for the tunnel, and must not be read as requests.
-                            response
-                                .headers_mut()
-                                .insert(CONNECTION, HeaderValue::from_static("close"));
-                        }
-                        match status == StatusCode::SWITCHING_PROTOCOLS
-                            || (connects && status.is_success())
-                        {
-                            true => link.switched(),
-                            false => link.answering(),
-                        }
+                        answered(link, connects, &mut response);
                         Ok::<_, Infallible>(response)
                     },
                 )
@@ -206,6 +191,15 @@ impl Connection {
         };
         if let Err(reason) = ended {
             worker.refused(direction, protocol, reason, remote);
+        }
+    }
+
+    /// Whether another proxy has opened it, which speaks for many: who has proved to be one, or without
+    /// identities whoever comes to the hop's own port.
+    fn is_hop(&self) -> bool {
+        match &self.worker.proxy.identity {
+            Some(_) => self.peer.get() == Peer::Mesh,
+            None => self.direction == Direction::Inbound && matches!(self.fixed, Fixed::Nothing),
         }
     }
 
@@ -303,6 +297,19 @@ impl Connection {
         }
         self.watch.request_ended();
         self.worker.load.streams.fetch_sub(1, Relaxed);
+    }
+}
+
+/// Tells a connection of HTTP/1.1 what the head of an answer makes of it.
+fn answered(link: &Link, connects: bool, response: &mut Response<ResponseBody>) {
+    let status = response.status();
+    if connects && !status.is_success() {
+        // What follows was meant for the tunnel, and must not be read as requests.
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    match status == StatusCode::SWITCHING_PROTOCOLS || (connects && status.is_success()) {
+        true => link.switched(),
+        false => link.answering(),
     }
 }
 

@@ -1,0 +1,200 @@
+//! Where one try goes: the address, how it is written there, and what its endpoint learns of it.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use http::Response;
+use http::header::HeaderValue;
+use outrigger_core::config::{Balancer, Protocol};
+use outrigger_core::outcome::Outcome;
+use outrigger_core::reason::Reason;
+
+use super::attempt::{Way, take_endpoint};
+use super::headers::UNPROCESSED;
+use super::verdict::Verdict;
+use crate::endpoint::{Choice, EndpointState, coarse_ms};
+use crate::guard::{Attempt, Trials};
+use crate::local::is_private;
+use crate::pool::{PoolKey, Wire};
+use crate::streams::WireBody;
+use crate::tls::Expected;
+use crate::worker::Worker;
+
+/// Where one try goes.
+pub struct Hop {
+    /// What its breaker and its endpoint make of the try.
+    pub(super) trials: Trials,
+    pub address: SocketAddr,
+    pub wire: Wire,
+    pub(super) expected: Expected,
+    pub(super) endpoint: Option<Arc<EndpointState>>,
+    /// What the far proxy shall speak to the app.
+    pub(super) protocol: Protocol,
+    /// To where the mesh has no service.
+    pub(super) unmatched: bool,
+}
+
+/// Which endpoint a try went to, and how.
+pub(super) struct Mark {
+    pub(super) endpoint: u64,
+    pub(super) wire: Wire,
+    pub(super) protocol: Protocol,
+}
+
+impl Hop {
+    /// Learns from the head of an answer how quick and how fit the endpoint is.
+    pub(super) fn learn(
+        &self,
+        grpc: bool,
+        way: &Way<'_>,
+        attempt: Option<&mut Attempt>,
+        began: Instant,
+        response: &Response<WireBody>,
+    ) {
+        let (Some(endpoint), Some(attempt)) = (&self.endpoint, attempt) else { return };
+        attempt.answered();
+        let now = Instant::now();
+        let latency = now.saturating_duration_since(began).as_micros();
+        let (latency, now_ms) = (u32::try_from(latency).unwrap_or(u32::MAX), coarse_ms(now));
+        match Verdict::of(response, grpc, self.wire.is_hop()) {
+            Verdict::Healthy => endpoint.load.observe_answer(now_ms, latency),
+            Verdict::Failed => {
+                if let Some(endpoints) = way.endpoints() {
+                    endpoints.failed(endpoint, began, now);
+                }
+            }
+            verdict => {
+                if let (Verdict::Full(time), Some(endpoints)) = (verdict, way.endpoints()) {
+                    endpoints.set_full(endpoint, now_ms, time);
+                }
+                attempt.judge(Outcome::Refused, || 0);
+            }
+        }
+    }
+
+    /// Through the endpoint's proxy, or straight to its app when it has none.
+    pub(super) fn to(
+        endpoint: Arc<EndpointState>,
+        protocol: Protocol,
+        callers: Protocol,
+        upgrade: bool,
+    ) -> Self {
+        let (address, wire) = match &endpoint.endpoint.mesh {
+            Some(mesh) => (mesh.address, Wire::Hop),
+            None => (endpoint.endpoint.address, wire_of(protocol, callers, upgrade)),
+        };
+        let (trials, expected) = (Trials::default(), endpoint.expected);
+        let (endpoint, unmatched) = (Some(endpoint), false);
+        Self { trials, address, wire, expected, endpoint, protocol, unmatched }
+    }
+
+    pub(super) fn key(&self) -> PoolKey {
+        PoolKey { address: self.address, wire: self.wire, expected: self.expected }
+    }
+
+    /// To somebody who is not of the mesh and is told nothing of it.
+    pub(super) fn is_outside(&self) -> bool {
+        self.endpoint.as_ref().is_some_and(|endpoint| endpoint.is_outside)
+    }
+
+    /// To where it might be somebody's admin server that answers.
+    pub(super) fn is_proxied(&self) -> bool {
+        self.unmatched && is_private(self.address.ip())
+    }
+
+    /// This proxy speaks TLS to somebody outside.
+    pub(super) fn begins_tls(&self) -> bool {
+        self.expected.is_outside()
+    }
+
+    /// What a second try beside this one has to know of it.
+    pub(super) fn mark(&self) -> Option<Mark> {
+        let (wire, protocol) = (self.wire, self.protocol);
+        self.endpoint.as_ref().map(|endpoint| Mark { endpoint: endpoint.key, wire, protocol })
+    }
+
+    /// Another endpoint of the same service that is reached in the same way, for a second try beside a
+    /// first one. None: there is none that may be asked now.
+    pub(super) fn beside(
+        first: &Mark,
+        worker: &Worker,
+        way: &Way<'_>,
+        callers: Protocol,
+    ) -> Option<Self> {
+        let Way::Service { live, dialed, backend, .. } = *way else { return None };
+        let choice = Choice {
+            random: worker.random(),
+            now_ms: coarse_ms(Instant::now()),
+            balancer: &Balancer::PowerOfTwo,
+            hash: None,
+            tried: &[first.endpoint],
+        };
+        let (endpoint, trials) = take_endpoint(live, dialed, backend, &choice).ok()?;
+        let other = endpoint.key != first.endpoint;
+        let hop = Self { trials, ..Self::to(endpoint, first.protocol, callers, false) };
+        if !other || hop.wire != first.wire {
+            hop.unused(way);
+            return None;
+        }
+        Some(hop)
+    }
+
+    /// The try is not made after all.
+    pub(super) fn unused(&self, way: &Way<'_>) {
+        if let Some(endpoints) = way.endpoints() {
+            endpoints.guard.unused(&self.trials);
+        }
+    }
+
+    /// The try as its endpoint and its service's breaker count it.
+    pub(super) fn begin(&mut self, way: &Way<'_>, now: Instant) -> Option<Attempt> {
+        let (endpoints, endpoint) = (way.endpoints()?, self.endpoint.as_ref()?);
+        Some(Attempt::begin(endpoints, endpoint, std::mem::take(&mut self.trials), now))
+    }
+
+    pub(super) fn endpoint(&self) -> Option<&Arc<EndpointState>> {
+        self.endpoint.as_ref()
+    }
+
+    /// So that the next try, and the next request, turn elsewhere.
+    /// `unreachable`: nothing could be sent to it, which its latency does not show.
+    pub fn note_failure(&self, tried: &mut Vec<u64>, unreachable: bool) {
+        if let Some(endpoint) = &self.endpoint {
+            if unreachable {
+                endpoint.load.observe_failure(coarse_ms(Instant::now()));
+            }
+            tried.push(endpoint.key);
+        }
+    }
+
+    pub(super) fn header(&self, deadline_by_policy: bool, absolute: bool) -> HeaderValue {
+        let Some(endpoint) = &self.endpoint else { return HeaderValue::from_static("") };
+        let header = endpoint.hop_header(self.protocol, deadline_by_policy);
+        if !absolute {
+            return header;
+        }
+        let longer = [header.as_bytes(), b";form=absolute"].concat();
+        HeaderValue::from_bytes(&longer).unwrap_or(header)
+    }
+}
+
+pub(super) fn wire_of(protocol: Protocol, callers: Protocol, upgrade: bool) -> Wire {
+    match (protocol, callers) {
+        // An upgrade is an HTTP/1.1 matter whatever else the port speaks.
+        _ if upgrade => Wire::Http1,
+        (Protocol::Http1, _) => Wire::Http1,
+        (Protocol::Http2 | Protocol::Grpc, _) => Wire::Http2,
+        (_, Protocol::Http2 | Protocol::Grpc) => Wire::Http2,
+        _ => Wire::Http1,
+    }
+}
+
+/// Why the far proxy says that nobody processed the request, if it says so.
+pub fn unprocessed(hop: &Hop, response: &Response<WireBody>) -> Option<Reason> {
+    if !hop.wire.is_hop() {
+        return None;
+    }
+    let word = response.headers().get(UNPROCESSED)?;
+    Reason::from_word(word.to_str().ok()?)
+}
