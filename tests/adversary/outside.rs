@@ -4,9 +4,10 @@
 use std::time::Duration;
 
 use http::Method;
+use outrigger_core::config::ValueMatch;
 use outrigger_core::config::{HostMatch, PathMatch, Protocol};
 use outrigger_core::policy::ServerPolicy;
-use outrigger_core::policy::access::{Access, Action, HeaderRule, Operation, Rule};
+use outrigger_core::policy::access::{Access, Action, HeaderRule, Operation, Rule, TokenIssuer};
 use outrigger_core::policy::rate_limit::{Key, RateLimitConfig, Strategy};
 
 use crate::app::Seen;
@@ -356,6 +357,62 @@ fn audit_changes_nothing() {
             let request = format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n");
             let (_, seen) = read_of(&bed, Seat::Outside, request.as_bytes()).await;
             assert_eq!(seen.iter().map(|seen| &*seen.target).collect::<Vec<_>>(), [path]);
+        }
+    });
+}
+
+/// What a token says to the app is the token's to say: a rule never reads it from a caller.
+#[test]
+fn headers_of_claims_cannot_be_forged() {
+    let header = "x-user".parse().expect("a name");
+    let value = Some(ValueMatch::Exact("admin".to_owned()));
+    let headers = vec![HeaderRule { name: header, value }];
+    let admin =
+        Rule { action: Action::Allow, ..deny(Operation { headers, ..Operation::default() }) };
+    let issuer = TokenIssuer {
+        issuer: "https://id.bank".to_owned(),
+        audiences: Vec::new(),
+        keys: r#"{"keys":[]}"#.to_owned(),
+        clock_skew: 30,
+        claims_to_headers: vec![("sub".to_owned(), "x-user".parse().expect("a name"))],
+        forward: false,
+        required: false,
+    };
+    run(async {
+        let bed = Bed::new(&[]);
+        let rules = vec![admin];
+        bed.configure(Protocol::Http1, Access { rules: rules.clone(), ..Access::default() }, None);
+        let ask = |name: &str| format!("GET / HTTP/1.1\r\nHost: a\r\n{name}: admin\r\n\r\n");
+        assert_eq!(read_of(&bed, Seat::Outside, ask("X-User").as_bytes()).await.1.len(), 1);
+        let tokens = vec![issuer];
+        bed.configure(Protocol::Http1, Access { rules, tokens, ..Access::default() }, None);
+        for name in ["X-User", "x_user", "X_User"] {
+            let (answer, seen) = read_of(&bed, Seat::Outside, ask(name).as_bytes()).await;
+            assert!(seen.is_empty() && answer.contains("access_denied"), "{name}: {answer}");
+        }
+    });
+}
+
+/// `SETTINGS_MAX_CONCURRENT_STREAMS` of the first frame (RFC 9113 section 6.5.2).
+fn max_streams(answer: &[u8]) -> Option<u32> {
+    let length = usize::from(*answer.get(2)?);
+    answer.get(9..9 + length)?.chunks_exact(6).find_map(|setting| {
+        let (id, value) = setting.split_at(2);
+        (id == [0, 3]).then(|| u32::from_be_bytes(value.try_into().unwrap_or_default()))
+    })
+}
+
+/// The streams of a hop are for another proxy alone.
+#[test]
+fn an_outsider_gets_the_streams_that_are_set_for_outsiders() {
+    let get =
+        h2(&[(":method", "GET"), (":scheme", "http"), (":path", "/"), (":authority", "a")], None);
+    run(async {
+        let bed = Bed::new(&["--max-streams", "7"]);
+        bed.configure(Protocol::Http1, Access::default(), None);
+        for (seat, streams) in [(Seat::Outside, 7), (Seat::Mesh, 256)] {
+            let (answer, _) = bed.send(seat, &[&get]).await;
+            assert_eq!(max_streams(&answer), Some(streams), "{seat:?}");
         }
     });
 }

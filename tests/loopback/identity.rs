@@ -284,12 +284,12 @@ fn the_root_is_replaced_under_load_and_too_early_is_refused_by_name() {
 #[test]
 fn two_proxies_of_one_name_are_reported() {
     let mesh = Mesh::start("h1", &[], &[]);
-    let warned = || mesh.plane.process().log().contains("do two proxies share a name");
+    let warned = || mesh.plane.process().log().contains("its name is another proxy's");
     assert!(!warned());
     let other = Echo::start("other");
     let port = format!("{}=h1:main", other.port);
     let second = Proxy::start_unready(&mesh.plane, "web", &["--app-port", &port]);
-    eventually("the control plane asks about it", warned);
+    eventually("the control plane says so", warned);
     second.wait_log(&["refuses this workload"]);
     assert!(!second.is_ready());
 }
