@@ -1,12 +1,12 @@
 //! From an app that somebody else controls: what it does not get through its own proxy, which is a forward proxy
 //! for it. Other HTTP proxies, schemes, the proxy itself, and admin servers.
 
-use std::io::{Read, Write};
+use std::io::Write;
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use outrigger_tests::app::{Echo, tcp};
+use outrigger_tests::app::{Echo, read_head, tcp};
 use outrigger_tests::client::{Curl, http_get, raw};
 use outrigger_tests::eventually;
 use outrigger_tests::manifests::{service, unmeshed};
@@ -38,17 +38,6 @@ fn egress() -> (u16, Arc<Mutex<Vec<String>>>) {
         }
     });
     (port, lines)
-}
-
-fn read_head(stream: &mut TcpStream) -> Option<String> {
-    let (mut head, mut byte) = (Vec::new(), [0]);
-    while !head.ends_with(b"\r\n\r\n") {
-        if !matches!(stream.read(&mut byte), Ok(1)) {
-            return None;
-        }
-        head.push(byte[0]);
-    }
-    Some(String::from_utf8_lossy(&head).into_owned())
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
-use outrigger_tests::app::{greet_then_echo, tcp};
+use outrigger_tests::app::{greet_then_echo, read_head, tcp};
 use outrigger_tests::client::{Curl, raw};
 use outrigger_tests::eventually;
 use outrigger_tests::manifests::service;
@@ -34,17 +34,6 @@ fn app() -> u16 {
             }
         }
     })
-}
-
-fn read_head(stream: &mut TcpStream) -> Option<String> {
-    let (mut head, mut byte) = (Vec::new(), [0]);
-    while !head.ends_with(b"\r\n\r\n") {
-        if !matches!(stream.read(&mut byte), Ok(1)) {
-            return None;
-        }
-        head.push(byte[0]);
-    }
-    Some(String::from_utf8_lossy(&head).into_owned())
 }
 
 /// A mesh of two apps, `web` (HTTP) and `raw` (TCP), and somebody who calls them.

@@ -2,11 +2,10 @@
 //! and nobody else notices.
 
 use std::io::{Read, Write};
-use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-use outrigger_tests::app::tcp;
+use outrigger_tests::app::{read_head, tcp};
 use outrigger_tests::client::{Curl, raw};
 use outrigger_tests::manifests::{service, unmeshed};
 use outrigger_tests::process::{ControlPlane, Proxy};
@@ -55,17 +54,6 @@ const ANSWERS: [(&str, Option<&str>); 30] = [
     // Framed by its end.
     ("HTTP/1.1 200 OK\r\nconnection: close\r\n\r\nhello", Some("hello")),
 ];
-
-fn read_head(stream: &mut TcpStream) -> Option<String> {
-    let (mut head, mut byte) = (Vec::new(), [0]);
-    while !head.ends_with(b"\r\n\r\n") {
-        if !matches!(stream.read(&mut byte), Ok(1)) {
-            return None;
-        }
-        head.push(byte[0]);
-    }
-    Some(String::from_utf8_lossy(&head).into_owned())
-}
 
 /// Answers `/N` with the Nth answer and an end, `/fine` properly.
 fn hostile() -> (u16, Arc<AtomicUsize>) {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use outrigger_tests::app::{Echo, tcp};
+use outrigger_tests::app::{Echo, read_head, tcp};
 use outrigger_tests::client::{Curl, raw};
 use outrigger_tests::manifests::{service, traffic_policy, unmeshed};
 use outrigger_tests::process::{ControlPlane, Proxy, local};
@@ -48,18 +48,6 @@ impl Both {
         let bytes = format!("{}\r\n\r\n{body}", head.replace("NAME", name).replace('\n', "\r\n"));
         raw(self.caller.outbound, bytes.as_bytes(), Duration::from_secs(3))
     }
-}
-
-/// Reads one head; none: the caller has gone.
-fn read_head(stream: &mut TcpStream) -> Option<String> {
-    let (mut head, mut byte) = (Vec::new(), [0]);
-    while !head.ends_with(b"\r\n\r\n") {
-        if !matches!(stream.read(&mut byte), Ok(1)) {
-            return None;
-        }
-        head.push(byte[0]);
-    }
-    Some(String::from_utf8_lossy(&head).into_owned())
 }
 
 /// An app that answers each head by its path.

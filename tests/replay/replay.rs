@@ -14,6 +14,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use outrigger_tests::client::Curl;
 use outrigger_tests::manifests::{service, traffic_policy, unmeshed};
 use outrigger_tests::process::{ControlPlane, Proxy, free_port, local};
+use outrigger_tests::random::Random;
 use outrigger_tests::within;
 
 use upstream::{Arrivals, End, http1, http2};
@@ -42,18 +43,6 @@ struct Way {
     name: String,
     listener: u16,
     curl: &'static str,
-}
-
-struct Random(u64);
-
-impl Random {
-    /// splitmix64.
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
 }
 
 fn manifests(app: &str, endpoint: &str, shadow: &str, reserve: &str) -> String {
@@ -156,9 +145,9 @@ fn upload(
     file: &Path,
 ) {
     // Below and beyond every window and buffer on the way.
-    let most = [1, 5_000, 70_000, 400_000, 900_000][(random.next() % 5) as usize];
-    let length = random.next() % most + 1;
-    let mut byte = random.next() as u8;
+    let most = [1, 5_000, 70_000, 400_000, 900_000][(random.number() % 5) as usize];
+    let length = random.number() % most + 1;
+    let mut byte = random.number() as u8;
     let body: Vec<u8> = (0..length)
         .map(|_| {
             byte = byte.wrapping_mul(5).wrapping_add(113);
@@ -170,7 +159,7 @@ fn upload(
     let mut args = vec![way.curl, "-H", "Expect:", "-T"];
     let name = file.display().to_string();
     args.push(&name);
-    if random.next().is_multiple_of(2) && way.curl == "--http1.1" {
+    if random.number().is_multiple_of(2) && way.curl == "--http1.1" {
         args.extend(["-H", "Transfer-Encoding: chunked"]);
     }
     let url = format!("http://{}{path}", local(way.listener));

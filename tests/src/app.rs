@@ -123,6 +123,18 @@ pub fn tcp_on(listener: TcpListener, serve: impl Fn(TcpStream) + Send + Sync + '
     port
 }
 
+/// Reads one head; none: the other side has gone.
+pub fn read_head(stream: &mut TcpStream) -> Option<String> {
+    let (mut head, mut byte) = (Vec::new(), [0]);
+    while !head.ends_with(b"\r\n\r\n") {
+        if !matches!(stream.read(&mut byte), Ok(1)) {
+            return None;
+        }
+        head.push(byte[0]);
+    }
+    Some(String::from_utf8_lossy(&head).into_owned())
+}
+
 /// Reads until the caller has said all, then answers with its length and closes.
 pub fn count_then_answer(mut stream: TcpStream) {
     let mut got = Vec::new();

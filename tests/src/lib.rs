@@ -8,6 +8,7 @@ pub mod manifests;
 pub mod mesh;
 pub mod outside;
 pub mod process;
+pub mod random;
 
 use std::fs::OpenOptions;
 use std::io::Write;

@@ -220,12 +220,14 @@ fn is_probe(connection: &Connection, port: u16, head: &Head, has_body: bool) -> 
 /// What one proxy tells another about where a request goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct To {
-    port: u16,
-    protocol: Protocol,
+    /// The app's.
+    pub port: u16,
+    /// What to speak to it.
+    pub protocol: Protocol,
     /// A policy started the request's deadline.
-    by_policy: bool,
+    pub by_policy: bool,
     /// The app gets the whole URI as the target (RFC 9112 section 3.2.2).
-    absolute: bool,
+    pub absolute: bool,
 }
 
 /// `1;port=8080;proto=h1`, `;deadline=policy` where a policy started the deadline, and `;form=absolute` of a

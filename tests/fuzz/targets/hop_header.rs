@@ -3,10 +3,11 @@
 
 use libfuzzer_sys::fuzz_target;
 use outrigger_core::config::Protocol;
-use outrigger_proxy::http::destination::parse_hop;
+use outrigger_proxy::http::destination::{To, parse_hop};
 
 fuzz_target!(|text: &str| {
-    let Some((port, protocol, by_policy)) = parse_hop(text) else { return };
+    let Some(to) = parse_hop(text) else { return };
+    let To { port, protocol, by_policy, absolute } = to;
     let name = match protocol {
         Protocol::Http1 => "h1",
         Protocol::Http2 => "h2",
@@ -14,11 +15,11 @@ fuzz_target!(|text: &str| {
         other => panic!("{other:?} is no protocol of a hop"),
     };
     let deadline = if by_policy { ";deadline=policy" } else { "" };
-    let again = format!("1;port={port};proto={name}{deadline}");
-    assert_eq!(parse_hop(&again), Some((port, protocol, by_policy)));
+    let form = if absolute { ";form=absolute" } else { "" };
+    assert_eq!(parse_hop(&format!("1;port={port};proto={name}{deadline}{form}")), Some(to));
     assert!(text.contains(&format!("proto={name}")) && by_policy <= text.contains("policy"));
     // Whatever is added, nothing of it changes; said twice, it says nothing.
-    assert_eq!(parse_hop(&format!("{text};new=1")), Some((port, protocol, by_policy)));
+    assert_eq!(parse_hop(&format!("{text};new=1")), Some(to));
     for more in ["port=1", "proto=h1"] {
         assert_eq!(parse_hop(&format!("{text};{more}")), None);
     }
