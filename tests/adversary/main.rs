@@ -1,13 +1,3 @@
-//! What attackers try, from each seat of docs/threat-model.md, and what random ones would.
+//! The suite of [`adversary`].
 
-mod app;
-mod bed;
-mod compromised_app;
-mod generated;
-mod identity;
-mod member;
-mod outside;
-mod peer;
-mod requests;
-mod tenant;
-mod upstream;
+mod adversary;

@@ -20,8 +20,12 @@ const SOAK: &str = "OUTRIGGER_SOAK";
 const SHORTEST_SOAK: Duration = Duration::from_secs(120);
 
 /// Properties that are shown by many cases, by the module that their tests are in.
-const SUITES: [(&str, &str); 3] =
-    [("accepted implies compiled", "accepted::"), ("replay", "replay::"), ("stall", "stall::")];
+const SUITES: [(&str, &str); 4] = [
+    ("accepted implies compiled", "accepted::"),
+    ("adversary", "adversary::"),
+    ("replay", "replay::"),
+    ("stall", "stall::"),
+];
 
 #[derive(Debug, Default, Args)]
 pub(crate) struct Options {

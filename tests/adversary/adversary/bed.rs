@@ -28,7 +28,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tokio::task::spawn_local;
 use tokio::time::timeout;
 
-use crate::app::{self, Seen};
+use super::app::{self, Seen};
 
 /// Of the app.
 pub const PORT: u16 = 8080;

@@ -11,7 +11,7 @@ use outrigger_tests::eventually;
 use outrigger_tests::manifests::service;
 use outrigger_tests::process::{ControlPlane, Proxy, free_port, local};
 
-use crate::requests::h2;
+use super::requests::h2;
 
 const SOON: Duration = Duration::from_secs(10);
 

@@ -10,9 +10,9 @@ use outrigger_core::policy::ServerPolicy;
 use outrigger_core::policy::access::{Access, Action, HeaderRule, Operation, Rule, TokenIssuer};
 use outrigger_core::policy::rate_limit::{Key, RateLimitConfig, Strategy};
 
-use crate::app::Seen;
-use crate::bed::{Bed, Seat, run};
-use crate::requests::h2;
+use super::app::Seen;
+use super::bed::{Bed, Seat, run};
+use super::requests::h2;
 
 fn deny(to: Operation) -> Rule {
     Rule {

@@ -8,9 +8,9 @@ use outrigger_core::policy::access::{CompiledAccess, Facts, RequestFacts};
 
 use outrigger_tests::random::Random;
 
-use crate::app::Seen;
-use crate::bed::{Bed, Seat, run};
-use crate::requests::{access, http1, http2};
+use super::app::Seen;
+use super::bed::{Bed, Seat, run};
+use super::requests::{access, http1, http2};
 
 /// In every run; `OUTRIGGER_CASES` sets another number, `OUTRIGGER_SEED` another seed.
 const CASES: u64 = 20_000;

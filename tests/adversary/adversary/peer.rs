@@ -9,7 +9,7 @@ use outrigger_tests::client::{Curl, raw};
 use outrigger_tests::manifests::{service, unmeshed};
 use outrigger_tests::process::{ControlPlane, Proxy, local};
 
-use crate::requests::h2;
+use super::requests::h2;
 
 /// Most that a control plane may hold in a debug build, in KiB.
 const MEMORY: u64 = 64 * 1024;
