@@ -1,5 +1,6 @@
 //! `AccessPolicy`: who may call. [`access`] and [`mtls`] put together what all policies of a port say.
 
+use std::path::{Component, Path};
 use std::str::FromStr;
 
 use http::{HeaderName, Method};
@@ -201,7 +202,14 @@ fn issuer(raw: &AccessJwt, namespace: &str, path: &str, report: &mut Report) -> 
             report.check(&format!("{path}.jwks.inline"), check_keys(text));
             KeySource::Inline(text.clone())
         }
-        AccessJwks::File(file) => KeySource::File(file.into()),
+        AccessJwks::File(file) => {
+            let inside = |part: Component<'_>| matches!(part, Component::Normal(_));
+            if file.is_empty() || !Path::new(file).components().all(inside) {
+                let problem = format!("{file:?} is not a file in the folder of the manifests");
+                report.error(format!("{path}.jwks.file"), problem);
+            }
+            KeySource::File(file.into())
+        }
         AccessJwks::ExternalService(service) => {
             if service.path.parse::<http::uri::PathAndQuery>().is_err()
                 || !service.path.starts_with('/')

@@ -714,6 +714,14 @@ fn every_bound_of_the_other_kinds() {
                 "jwt: [{issuer: i, jwks: {file: k}, clockSkewSeconds: 301}]",
                 ".jwt[0].clockSkewSeconds: 301 is more than 300",
             ),
+            (
+                "jwt: [{issuer: i, jwks: {file: /etc/keys}}]",
+                ".jwt[0].jwks.file: \"/etc/keys\" is not a file in the folder of the manifests",
+            ),
+            (
+                "jwt: [{issuer: i, jwks: {file: a/../../k}}]",
+                ".jwt[0].jwks.file: \"a/../../k\" is not a file in the folder of the manifests",
+            ),
             ("jwt: [{issuer: '', jwks: {file: k}}]", ".jwt[0].issuer: is empty"),
         ],
     );
