@@ -261,14 +261,14 @@ fn parse_port(text: &str) -> Option<u16> {
 
 /// Whether the text is a host with an optional port and nothing else, so that everybody who reads it finds the
 /// same host: labels of letters, digits, `-` and `_` joined by dots (a final one may follow), an IPv4 address,
-/// or an IPv6 address in brackets; of the port at most 65535, and it may be empty (RFC 9110 section 7.2, RFC
+/// or an IPv6 address in brackets; of the port 1 to 65535, and it may be empty (RFC 9110 section 7.2, RFC
 /// 3986 section 3.2).
 pub fn is_authority(text: &[u8]) -> bool {
     let host = match text.iter().rposition(|byte| *byte == b':') {
         Some(colon) if !text[colon..].contains(&b']') => {
             let port = &text[colon + 1..];
-            let number = || std::str::from_utf8(port).ok()?.parse::<u16>().ok();
-            if !port.is_empty() && (!port[0].is_ascii_digit() || number().is_none()) {
+            let number = || parse_port(std::str::from_utf8(port).ok()?);
+            if !port.is_empty() && number().is_none() {
                 return false;
             }
             &text[..colon]
@@ -341,9 +341,10 @@ mod tests {
         for (text, want) in ok {
             assert_eq!(Authority::parse(text, Some(80)).unwrap().to_string(), want, "{text}");
         }
-        for text in
-            ["", ":", ":80", "a:0", "a:65536", "a:+80", "a b", "u@h:80", "[::1", "a:b", "a/b"]
-        {
+        for text in [
+            "", ":", ":80", "a:0", "a:65536", "a:0", "a:00", "a:+80", "a b", "u@h:80", "[::1",
+            "a:b", "a/b",
+        ] {
             assert!(Authority::parse(text, Some(80)).is_err(), "{text:?} must be refused");
         }
         assert!(Authority::parse("a.b", None).is_err());

@@ -16,7 +16,7 @@ pub mod exchange;
 pub mod failed;
 pub mod fallback;
 pub mod fault;
-mod grammar;
+pub mod grammar;
 pub mod head;
 pub mod headers;
 mod hedge;

@@ -1,24 +1,46 @@
-//! The headers of a request, one `name: value` a line: what is passed on has one reading, and times have
-//! no end that ends us.
+//! A request: method, target and version in its first line, then headers, one `name: value` a line. What is
+//! passed on has one reading, and times have no end that ends us.
 #![no_main]
 
 use std::time::{Duration, Instant};
 
 use http::header::{HeaderMap, HeaderName, HeaderValue};
-use http::{Method, Request};
+use http::{Method, Request, Uri, Version};
 use libfuzzer_sys::fuzz_target;
+use outrigger_core::name::{Authority, is_authority};
 use outrigger_core::policy::cache::asked;
 use outrigger_core::policy::deadline::{Deadline, millis};
 use outrigger_core::time::Later;
 use outrigger_proxy::http::deadline::{tell, told};
-use outrigger_proxy::http::headers;
+use outrigger_proxy::http::{grammar, headers};
 use outrigger_proxy::peer::Peer;
 
 fuzz_target!(|text: &[u8]| {
+    let end = text.iter().position(|byte| *byte == b'\n').unwrap_or(text.len());
+    let (line, text) = text.split_at(end);
     let mut request = Request::new(());
     *request.headers_mut() = parse(text);
+    let mut line = line.splitn(3, |byte| *byte == b' ');
+    if let Some(method) = line.next().and_then(|method| Method::from_bytes(method).ok()) {
+        *request.method_mut() = method;
+    }
+    if let Some(target) = line.next().and_then(|target| Uri::try_from(target).ok()) {
+        *request.uri_mut() = target;
+    }
+    if line.next() == Some(b"2") {
+        *request.version_mut() = Version::HTTP_2;
+    }
     let (parts, ()) = request.into_parts();
-    let _ = headers::check(&parts);
+    if grammar::check(&parts).is_ok() {
+        let hosts = parts.headers.get_all("host").iter().count();
+        assert!(hosts <= 1 && (hosts == 1 || parts.uri.authority().is_some()));
+        let authority = parts.uri.authority().map(|authority| authority.as_str().as_bytes());
+        let host = authority.or_else(|| parts.headers.get("host").map(HeaderValue::as_bytes));
+        assert!(host.is_some_and(is_authority));
+        let parsed = std::str::from_utf8(host.unwrap_or_default()).ok();
+        let parsed = parsed.map(|host| Authority::parse(host, Some(80)));
+        assert!(parsed.is_some_and(|parsed| parsed.is_ok()));
+    }
     let _ = asked(&Method::GET, &parts.headers, false);
     for peer in [Peer::App, Peer::Mesh, Peer::Outside] {
         let mut map = parts.headers.clone();
