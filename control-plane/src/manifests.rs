@@ -337,6 +337,8 @@ fn closed_of_unreadable(path: &Path, before: &File) -> Vec<Policy> {
     let small = fs::metadata(path).is_ok_and(|meta| meta.len() <= MAX_FILE);
     match small.then(|| fs::read(path).ok()).flatten() {
         Some(bytes) => {
+            // UTF-16 has every second byte zero.
+            let bytes: Vec<u8> = bytes.into_iter().filter(|byte| *byte != 0).collect();
             let unread = closed::of_text(&String::from_utf8_lossy(&bytes), path, 1);
             let unread = unread.filter(|unread| !unread.is_known(&before.objects));
             unread.into_iter().flat_map(|unread| unread.stand_ins).collect()

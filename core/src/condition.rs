@@ -197,7 +197,9 @@ fn hex(digit: u8) -> Option<u8> {
 /// A regular expression that must match the whole text.
 pub(crate) fn whole(pattern: &str) -> Result<Regex, FieldError> {
     let build = |pattern: &str| {
+        // Of bytes: a `.` that took no byte of what is not UTF-8 would let it hide the rest.
         RegexBuilder::new(pattern)
+            .unicode(false)
             .size_limit(REGEX_SIZE)
             .dfa_size_limit(REGEX_SIZE)
             .build()

@@ -3,6 +3,7 @@
 //! Read in this order: [`server`] (a connection becomes requests), [`request`] (THE request path),
 //! [`attempt`] (one try), [`respond`] (what goes back). [`upgrade`] holds what stops being HTTP.
 
+mod admit;
 pub mod attempt;
 pub mod attempts;
 pub mod authorize;

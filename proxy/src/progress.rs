@@ -20,6 +20,9 @@ use crate::watch::ConnectionWatch;
 
 /// Informational responses of one exchange that wait for its caller; more are dropped.
 const MAX_INFORMATIONAL: usize = 16;
+/// Informational responses of one exchange, after which it is ended: an upstream that sends them without end
+/// answers nothing, and keeps a worker busy.
+const MOST_INFORMATIONAL: u32 = 256;
 
 /// A body that is polled ends itself at its deadline, and can say why; the sweep comes after it.
 const DEADLINE_GRACE_MS: u32 = 100;
@@ -70,14 +73,17 @@ pub struct Progress {
 struct State {
     waker: Option<Waker>,
     informational: Vec<Response<()>>,
+    /// How many have come in all.
+    informed: u32,
 }
 
 /// Why an exchange is ended, as it fits one byte.
-const ENDS: [Reason; 4] = [
+const ENDS: [Reason; 5] = [
     Reason::IdleTimeout,
     Reason::WriteTimeout,
     Reason::RequestBodyTimeout,
     Reason::DeadlineExceededAfterHead,
+    Reason::UpstreamProtocolError,
 ];
 
 impl Progress {
@@ -142,6 +148,11 @@ impl Progress {
     /// An informational response has come for the caller.
     pub fn inform(&self, response: Response<()>) {
         let mut state = self.lock();
+        state.informed = state.informed.saturating_add(1);
+        if state.informed > MOST_INFORMATIONAL {
+            self.end(Reason::UpstreamProtocolError);
+            return state.wake();
+        }
         if state.informational.len() < MAX_INFORMATIONAL && !self.head_sent() {
             state.informational.push(response);
             state.wake();
@@ -178,9 +189,13 @@ impl Progress {
         } else {
             return;
         };
+        self.end(reason);
+        self.lock().wake();
+    }
+
+    fn end(&self, reason: Reason) {
         let at = ENDS.iter().position(|end| *end == reason).unwrap_or_default();
         self.ended.store(at as u8 + 1, Relaxed);
-        self.lock().wake();
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -254,7 +269,7 @@ impl Progress {
         let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
         let mut informational = std::mem::take(&mut state.informational);
         informational.clear();
-        let state = Mutex::new(State { waker: None, informational });
+        let state = Mutex::new(State { waker: None, informational, informed: 0 });
         *self = Self { state, ..Self::default() };
     }
 }

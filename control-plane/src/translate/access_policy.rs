@@ -3,7 +3,7 @@
 use std::path::{Component, Path};
 use std::str::FromStr;
 
-use http::{HeaderName, Method};
+use http::{HeaderName, Method, header};
 use outrigger_core::config::{MtlsMode, PathMatch, ValueMatch};
 use outrigger_core::error::FieldError;
 use outrigger_core::name::check_label;
@@ -23,6 +23,15 @@ use crate::object::{KeySource, Policy, PolicyIssuer, Workload};
 
 /// Seconds that an issuer's clock may differ by unless a policy says otherwise.
 const CLOCK_SKEW: u32 = 30;
+/// Headers that end at each proxy (RFC 9110 section 7.6.1), and what only a proxy says.
+const OF_THE_CONNECTION: [HeaderName; 6] = [
+    header::CONNECTION,
+    header::UPGRADE,
+    header::TRANSFER_ENCODING,
+    header::TE,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+];
 /// More would make `exp` and `nbf` meaningless.
 const MAX_CLOCK_SKEW: u32 = 300;
 /// Keys of an issuer that are not known (yet): no token holds.
@@ -170,6 +179,10 @@ fn operation(raw: &AccessTo, path: &str, report: &mut Report) -> Operation {
 
 fn header(raw: &AccessHeader, path: &str, report: &mut Report) -> Option<HeaderRule> {
     let name = report.check(&format!("{path}.name"), header_name(&raw.name))?;
+    if OF_THE_CONNECTION.contains(&name) || name.as_str().starts_with("x-outrigger-") {
+        let problem = format!("{name} belongs to a connection, and no rule would ever see it");
+        report.error(format!("{path}.name"), problem);
+    }
     let value = match (&raw.exact, &raw.regex) {
         (Some(_), Some(_)) => {
             report.error(path, "has both exact and regex: write one");

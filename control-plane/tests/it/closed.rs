@@ -218,6 +218,12 @@ fn a_file_that_could_never_be_read_closes_what_it_may_be_for() {
     fs::write(&path, bytes).unwrap();
     reading.scan();
     assert_eq!(reading.closed(), BANK);
+    // As some editors and shells write it.
+    let utf16 = policy("{default: Deny}").encode_utf16().flat_map(u16::to_le_bytes).collect();
+    let utf16: Vec<u8> = [vec![0xff, 0xfe], utf16].concat();
+    fs::write(&path, utf16).unwrap();
+    reading.scan();
+    assert_eq!(reading.closed(), BANK);
     fs::write(&path, b"kind: Service # \xff\n").unwrap();
     reading.scan();
     assert!(reading.closed().is_empty());

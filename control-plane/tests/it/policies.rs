@@ -715,6 +715,10 @@ fn every_bound_of_the_other_kinds() {
                 ".jwt[0].clockSkewSeconds: 301 is more than 300",
             ),
             (
+                "rules: [{action: Deny, to: [{headers: [{name: Upgrade}]}]}]",
+                ".rules[0].to[0].headers[0].name: upgrade belongs to a connection",
+            ),
+            (
                 "jwt: [{issuer: i, jwks: {file: /etc/keys}}]",
                 ".jwt[0].jwks.file: \"/etc/keys\" is not a file in the folder of the manifests",
             ),

@@ -15,7 +15,7 @@ use outrigger_core::policy::access::{
 use outrigger_core::reason::Reason;
 use tracing::info;
 
-use super::head::Head;
+use super::head::{Head, join_cookies};
 use super::headers::remove_respelled;
 use super::respond::Refusal;
 use super::server::Connection;
@@ -74,6 +74,8 @@ impl PortRules {
     pub fn request(&self, connection: &Connection, head: &mut Head) -> Result<(), Refusal> {
         // Before any rule reads them: they are the tokens' to say.
         self.remove_claims(&mut head.headers);
+        // As the app will read them.
+        join_cookies(&mut head.headers);
         if self.access.asks_for_path {
             judge_path(head)?;
         }
@@ -112,11 +114,13 @@ impl PortRules {
         if self.tokens.is_empty() {
             return Ok(None);
         }
-        let mut values = head.headers.get_all(header::AUTHORIZATION).iter();
+        let given = head.headers.get_all(header::AUTHORIZATION);
+        let mut values = given.iter();
+        let mentioned = given.iter().any(|value| mentions_bearer(value.as_bytes()));
         let (first, more) = (values.next(), values.next().is_some());
-        let token = first.and_then(|value| bearer(value.as_bytes()));
-        if more && token.is_some() {
-            let why = "malformed: more than one Authorization header";
+        let token = first.filter(|_| !more).and_then(|value| bearer(value.as_bytes()));
+        if mentioned && token.is_none() {
+            let why = "malformed: the Authorization header is not one bearer token";
             return Err(Refusal::new(Reason::TokenInvalid, why));
         }
         match token {
@@ -187,6 +191,12 @@ fn host_of(authority: &str) -> Rc<str> {
         _ => authority,
     };
     host.trim_end_matches('.').to_ascii_lowercase().into()
+}
+
+/// Whether some reader could find a bearer token in it.
+fn mentions_bearer(value: &[u8]) -> bool {
+    const SCHEME: &[u8] = b"bearer";
+    value.windows(SCHEME.len()).any(|window| window.eq_ignore_ascii_case(SCHEME))
 }
 
 /// RFC 6750 section 2.1; the scheme's case does not matter.

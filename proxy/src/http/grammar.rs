@@ -27,8 +27,19 @@ pub fn check(head: &Parts) -> Result<(), &'static str> {
         Some(scheme) if *scheme == Scheme::HTTP || *scheme == Scheme::HTTPS => {}
         Some(_) => return Err("the scheme of the target is neither http nor https"),
     }
-    let connects = head.method == Method::CONNECT && head.extensions.get::<Protocol>().is_none();
-    let passed_on = head.headers.get(UPGRADE).is_some_and(|token| *token == CONNECT);
+    let protocol = head.extensions.get::<Protocol>();
+    if protocol.is_some_and(|protocol| !is_protocol(protocol.as_str().as_bytes())) {
+        return Err("the protocol in :protocol is not one to change to");
+    }
+    let connects = head.method == Method::CONNECT && protocol.is_none();
+    let passed_on =
+        match only(head, &UPGRADE).map_err(|()| "more than one protocol to change to")? {
+            Some(token) if *token == CONNECT => true,
+            Some(token) if !is_protocol(token.as_bytes()) => {
+                return Err("the protocol that another proxy passes on is not one to change to");
+            }
+            _ => false,
+        };
     if (connects || passed_on) && head.uri.port_u16().is_none() {
         return Err("the target of a CONNECT has no port");
     }
@@ -77,11 +88,21 @@ fn check_upgrade(head: &Parts) -> Result<(), &'static str> {
     let mut tokens = tokens.map(<[u8]>::trim_ascii).filter(|token| !token.is_empty());
     match (tokens.next(), tokens.next()) {
         (_, Some(_)) => Err("more than one protocol in Upgrade"),
-        (Some(one), None) if !one.iter().all(|byte| is_token(*byte) || *byte == b'/') => {
+        (Some(one), None) if !one.eq_ignore_ascii_case(H2C) && !is_protocol(one) => {
             Err("the protocol in Upgrade is not a token")
         }
         _ => Ok(()),
     }
+}
+
+/// HTTP/2 by upgrade, which is gone (RFC 9113 section 3.1), and would be read by nobody but the app.
+const H2C: &[u8] = b"h2c";
+
+/// A name, with a version or without (RFC 9110 section 7.8), of what a connection may change to.
+fn is_protocol(text: &[u8]) -> bool {
+    !text.is_empty()
+        && text.iter().all(|byte| is_token(*byte) || *byte == b'/')
+        && !text.eq_ignore_ascii_case(H2C)
 }
 
 /// RFC 9110 section 5.6.2.
@@ -91,6 +112,10 @@ fn is_token(byte: u8) -> bool {
 
 fn check_http2(head: &Parts) -> Result<(), &'static str> {
     let host = only(head, &header::HOST).map_err(|()| "more than one host header")?;
+    // Some read it without (RFC 9113 section 8.2.1).
+    if head.headers.values().any(|value| is_padded(value.as_bytes())) {
+        return Err("a header value begins or ends with white space");
+    }
     match (head.uri.authority(), host) {
         (None, None) => return Err("neither :authority nor host"),
         (None, Some(host)) if !is_authority(host.as_bytes()) => {
@@ -109,6 +134,11 @@ fn check_http2(head: &Parts) -> Result<(), &'static str> {
         return Err(":path is not a path");
     }
     Ok(())
+}
+
+fn is_padded(value: &[u8]) -> bool {
+    let is_space = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
+    is_space(value.first()) || is_space(value.last())
 }
 
 /// The value of a header that may be there once.
@@ -201,6 +231,25 @@ mod tests {
         assert!(!check(uri(None, "/"), &[]));
         assert!(!check(uri(Some("u@a"), "/"), &[]));
         assert!(!check(uri(Some("a"), "*"), &[]));
+        for padded in [" b", "b ", "\tb", "b\t", " "] {
+            assert!(!check(uri(Some("a"), "/"), &[("x-a", padded)]), "{padded:?}");
+        }
+        for (token, fine) in [
+            ("websocket", true),
+            ("connect-udp", true),
+            (":connect", false),
+            ("h2c", false),
+            ("H2C", false),
+            ("a, b", false),
+            ("a b", false),
+            ("", false),
+        ] {
+            assert_eq!(
+                check(uri(Some("a"), "/"), &[("x-outrigger-upgrade", token)]),
+                fine,
+                "{token:?}"
+            );
+        }
     }
 
     #[test]

@@ -208,7 +208,9 @@ impl Head {
             }
             *request.uri_mut() = match (self.authority, self.scheme) {
                 (Some(authority), _) if request.method() == Method::CONNECT => Uri::from(authority),
-                (Some(authority), Some(scheme)) if self.absolute => {
+                (Some(authority), Some(scheme))
+                    if self.absolute && self.path.as_str().starts_with('/') =>
+                {
                     uri_of(scheme, authority, self.path)?
                 }
                 _ => Uri::from(self.path),
@@ -297,7 +299,7 @@ fn unpack(mut packed: &[u8]) -> impl Iterator<Item = (HeaderName, HeaderValue)> 
 }
 
 /// HTTP/2 may split cookies; HTTP/1.1 wants one header (RFC 9113 section 8.2.3).
-fn join_cookies(headers: &mut HeaderMap) {
+pub fn join_cookies(headers: &mut HeaderMap) {
     let mut cookies = headers.get_all(header::COOKIE).iter();
     let (Some(first), Some(second)) = (cookies.next(), cookies.next()) else { return };
     let mut joined = first.as_bytes().to_vec();

@@ -169,6 +169,9 @@ pub fn clean_response(headers: &mut HeaderMap) -> bool {
     if seen.internal {
         strip_internal(headers, false);
     }
+    if seen.underscore {
+        remove_respelled(headers, is_ours_respelled);
+    }
     seen.quota
 }
 
@@ -247,7 +250,8 @@ fn is_needed(name: &HeaderName) -> bool {
         || name.as_str().starts_with(INTERNAL)
 }
 
-fn strip_internal(headers: &mut HeaderMap, keep_priority: bool) {
+/// Removes what proxies say to each other, and keeps the priority if it is said to.
+pub fn strip_internal(headers: &mut HeaderMap, keep_priority: bool) {
     let names: Vec<HeaderName> = headers
         .keys()
         .filter(|name| {

@@ -28,6 +28,9 @@ const CONTINUE_AFTER: Duration = Duration::from_secs(1);
 /// is sent what every client takes and ignores (RFC 9110 section 15.2).
 const PROBE_EVERY: Duration = Duration::from_secs(1);
 
+/// Bytes of informational responses that wait for the caller to read.
+const MAX_OWN: usize = 64 * 1024;
+
 /// What the connection and its socket tell each other. A mutex for hyper's sake, which asks for `Send`.
 #[derive(Clone, Default)]
 pub struct Link(Arc<Mutex<State>>);
@@ -191,6 +194,10 @@ impl Wire {
             return;
         }
         let Some(progress) = &state.progress else { return };
+        // Of a caller that does not read no more is held than this.
+        if self.own.len() > MAX_OWN {
+            return;
+        }
         for response in progress.take_informational() {
             if state.informs {
                 // Once the app has said it, it need not be said for it.

@@ -84,9 +84,11 @@ fn serve(connection: &Rc<Connection>, request: Request<RecvStream>, respond: Sen
     {
         let (sender, receiver) = oneshot::channel();
         caller = Some(Caller::Http2(receiver));
+        // Of the stream it would not be true, and the app would take what follows for the body.
+        head.headers.remove(CONTENT_LENGTH);
         let (receive, body) = match head.headers.remove(UPGRADE_BODY) {
             Some(length) if !connect => {
-                if length != "chunked" {
+                if is_length(&length) {
                     head.headers.insert(CONTENT_LENGTH, length);
                 }
                 let prelude = Prelude::new(body);
@@ -107,6 +109,12 @@ fn serve(connection: &Rc<Connection>, request: Request<RecvStream>, respond: Sen
     let handling = Box::into_pin(Box::write(room, handling));
     let state = State::Handling(handling);
     tokio::task::spawn_local(Stream { respond, switching, progress, state });
+}
+
+/// Digits alone; all else is a body of a length that is not known.
+fn is_length(value: &HeaderValue) -> bool {
+    let digits = value.as_bytes();
+    (1..=18).contains(&digits.len()) && digits.iter().all(u8::is_ascii_digit)
 }
 
 /// What becomes of a request that wants to change protocols, if it is accepted.

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use http::StatusCode;
 use http::header::{HeaderMap, HeaderValue};
-use outrigger_core::path::canonical;
+use outrigger_core::path::{canonical, without_parameters};
 use outrigger_core::policy::priority::Priority;
 use outrigger_core::policy::rate_limit::{Decision, Key, Quota, RateLimit, RateLimitConfig};
 use outrigger_core::reason::Reason;
@@ -195,13 +195,17 @@ impl Rate {
                 Some(caller) => self.hasher.hash_one(caller.proof.id.as_str()),
                 None => self.hasher.hash_one(connection.remote.ip()),
             },
-            // Requests without the header share one key.
-            Key::Header(name) => self.hasher.hash_one(head.value(name)),
+            // Requests without the header share one key, and so do those that have several, of which it is not
+            // known which one the app reads.
+            Key::Header(name) => {
+                let several = head.headers.get_all(name).iter().nth(1).is_some();
+                self.hasher.hash_one(head.value(name).filter(|_| !several))
+            }
+            // Spellings of one path share a key, as do all that servers read differently.
             Key::Path => {
-                let path = head.path.path();
-                // One that servers read differently counts as it came.
-                let path = canonical(path).unwrap_or(Cow::Borrowed(path));
-                self.hasher.hash_one(path.as_bytes())
+                let path = canonical(head.path.path()).unwrap_or(Cow::Borrowed("*"));
+                let bare = without_parameters(&path).map_or(path, Cow::Owned);
+                self.hasher.hash_one(bare.trim_end_matches('/'))
             }
         }
     }

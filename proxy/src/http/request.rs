@@ -37,11 +37,11 @@ use super::respond::Refusal;
 use super::response_body::ResponseBody;
 use super::route_answer::{self, RouteAnswer};
 use super::server::Connection;
-use super::{attempts, context, grammar, headers, mirror, respond, upgrade};
+use super::{admit, attempts, context, headers, mirror, respond, upgrade};
 use crate::cache::Cache;
 use crate::correlation::Remembered;
 use crate::metrics::Direction;
-use crate::peer::{Fixed, Peer};
+use crate::peer::Peer;
 use crate::progress::Tracked;
 use crate::store::Live;
 use crate::streams::WireBody;
@@ -73,7 +73,7 @@ pub fn handle(
     // Boxed: it travels with the request and its response through many hands.
     let mut exchange = Box::new(Exchange::begin(Rc::clone(&connection), &parts, tracked));
     let mut switch = upgrade::wanted(&parts, caller);
-    let checked = check(&connection, &parts);
+    let checked = admit::head(&connection, &parts);
     let tunnel = upgrade::is_tunnel(&connection, &parts);
     let mut body = body.map_or(RequestBody::Empty, |body| {
         RequestBody::new(body, &connection.worker, exchange.tracked.progress())
@@ -98,22 +98,6 @@ pub fn handle(
             Err(refusal) => respond::refuse(refusal, exchange),
         }
     }
-}
-
-/// Refuses what may go no further.
-fn check(connection: &Connection, parts: &Parts) -> Result<(), Refusal> {
-    if !connection.takes_headers(parts) {
-        return Err(Refusal::new(Reason::HeadersTooLarge, "the headers are larger than the limit"));
-    }
-    grammar::check(parts).map_err(|why| Refusal::new(Reason::BadRequest, why))?;
-    if parts.method == Method::CONNECT
-        && parts.extensions.get::<h2::ext::Protocol>().is_none()
-        && matches!(connection.fixed, Fixed::App(_))
-    {
-        let why = "this proxy is one for the app beside it alone";
-        return Err(Refusal::new(Reason::NotForUs, why));
-    }
-    Ok(())
 }
 
 async fn serve(
@@ -224,9 +208,16 @@ fn own_app(
     has_body: bool,
 ) -> Result<Target, Refusal> {
     let target = destination::inbound(connection, head, has_body)?;
+    if head.method == Method::CONNECT {
+        admit::connect(connection, &target)?;
+    }
     let says = headers::clean_request(&mut head.headers, connection.peer.get());
     connection.forward_caller(&mut head.headers);
     context::remember(connection, exchange, head, says)?;
+    if says.internal {
+        // Read by now, and not for the app.
+        headers::strip_internal(&mut head.headers, true);
+    }
     Ok(target)
 }
 
@@ -291,10 +282,11 @@ pub(super) fn lost() -> Refusal {
 /// The deadline has passed in the middle of an attempt or of the pause before one.
 fn late(exchange: &Exchange) -> Refusal {
     if let Some(reason) = exchange.tracked.progress().ended() {
-        return Refusal {
-            processed: true,
-            ..Refusal::new(reason, "nothing has moved for too long")
+        let why = match reason {
+            Reason::UpstreamProtocolError => "it sent informational responses without end",
+            _ => "nothing has moved for too long",
         };
+        return Refusal { processed: true, ..Refusal::new(reason, why) };
     }
     exchange.time_left("no response had come when it passed").err().unwrap_or_else(lost)
 }

@@ -160,10 +160,21 @@ fn no_spelling_passes_a_rule_on_http1() {
     });
 }
 
+/// An extended CONNECT (RFC 8441).
+fn switch(protocol: &str) -> [(&str, &str); 5] {
+    [
+        (":method", "CONNECT"),
+        (":protocol", protocol),
+        (":scheme", "http"),
+        (":path", "/h"),
+        (":authority", "a:80"),
+    ]
+}
+
 #[test]
 fn no_spelling_passes_a_rule_on_http2() {
     let get = [(":method", "GET"), (":scheme", "http")];
-    let cases: [&[(&str, &str)]; 17] = [
+    let cases: [&[(&str, &str)]; 19] = [
         &[(":path", "/h"), (":authority", "admin.bank")],
         &[(":path", "/h"), (":authority", "a"), ("host", "admin.bank")],
         &[(":path", "/h"), ("host", "admin.bank")],
@@ -181,8 +192,10 @@ fn no_spelling_passes_a_rule_on_http2() {
         &[(":path", "/admin;x"), (":authority", "a")],
         &[(":path", "/h"), (":authority", "a"), ("x_debug", "1")],
         &[(":path", "/h"), (":authority", "a"), ("x-debug", "")],
+        &[(":path", "/h"), (":authority", "a"), ("x-other", " 1")],
+        &[(":path", "/h"), (":authority", "a"), ("x-other", "1\t")],
     ];
-    let odd: [&[(&str, &str)]; 5] = [
+    let odd: [&[(&str, &str)]; 9] = [
         &[
             (":method", "GET"),
             (":scheme", "http://admin.bank/x"),
@@ -199,6 +212,10 @@ fn no_spelling_passes_a_rule_on_http2() {
             (":authority", "a"),
         ],
         &[(":method", "DELETE"), (":scheme", "http"), (":path", "/h"), (":authority", "a")],
+        &switch(":connect"),
+        &switch("h2c"),
+        &switch("websocket, h2c"),
+        &switch("a b"),
     ];
     run(async {
         let bed = Bed::new(&[]);
@@ -414,5 +431,137 @@ fn an_outsider_gets_the_streams_that_are_set_for_outsiders() {
             let (answer, _) = bed.send(seat, &[&get]).await;
             assert_eq!(max_streams(&answer), Some(streams), "{seat:?}");
         }
+    });
+}
+
+/// What follows a request that wants to change protocols is never its body, unless a proxy says so.
+#[test]
+fn an_upgrade_on_http2_leaves_no_length_behind() {
+    let hop = ("x-outrigger-hop", "1;port=8080;proto=h1");
+    let get = [(":method", "GET"), (":scheme", "http"), (":path", "/h"), (":authority", "a"), hop];
+    let up = ("x-outrigger-upgrade", "echo");
+    run(async {
+        let bed = Bed::new(&[]);
+        bed.configure(Protocol::Http1, Access::default(), None);
+        let outside = [&switch("websocket")[..], &[("content-length", "99")]].concat();
+        let mut cases = vec![(Seat::Outside, outside)];
+        cases.push((Seat::Mesh, [&get[..], &[up, ("content-length", "99")]].concat()));
+        for length in ["+5", "abc", "-1", "0x5", "99999999999999999999"] {
+            let said = ("x-outrigger-upgrade-body", length);
+            cases.push((Seat::Mesh, [&get[..], &[up, said, ("content-length", "7")]].concat()));
+        }
+        for (seat, fields) in cases {
+            let (_, seen) = bed.send(seat, &[&h2(&fields, None)]).await;
+            let lengths = seen.iter().flat_map(|seen| seen.all("content-length"));
+            assert_eq!(lengths.count(), 0, "{fields:?}: {seen:?}");
+        }
+    });
+}
+
+/// A CONNECT that a member sends to a port of requests is a stream to rules and limits.
+#[test]
+fn a_connect_of_a_member_passes_no_rule_about_requests() {
+    let fields = [
+        (":method", "GET"),
+        (":scheme", "http"),
+        (":path", "/h"),
+        (":authority", "a:80"),
+        ("x-outrigger-hop", "1;port=8080;proto=h1"),
+        ("x-outrigger-upgrade", ":connect"),
+    ];
+    let inside: &[u8] = b"DELETE /admin HTTP/1.1\r\nHost: admin.bank\r\n\r\n";
+    run(async {
+        let bed = Bed::new(&[]);
+        bed.configure(Protocol::Http1, rules(), None);
+        let (_, seen) = bed.send(Seat::Mesh, &[&h2(&fields, None), inside]).await;
+        assert!(seen.is_empty(), "{seen:?}");
+        // Where nothing is said about requests, an app that is a proxy may be asked.
+        bed.configure(Protocol::Http1, Access::default(), None);
+        let (_, seen) = bed.send(Seat::Mesh, &[&h2(&fields, None)]).await;
+        assert_eq!(seen.iter().map(|seen| &*seen.method).collect::<Vec<_>>(), ["CONNECT"]);
+    });
+}
+
+/// Two fields of HTTP/2 are one cookie to the app (RFC 9113 section 8.2.3).
+#[test]
+fn cookies_are_judged_as_the_app_gets_them() {
+    let value = Some(ValueMatch::Exact("a=1; b=2".to_owned()));
+    let headers = vec![HeaderRule { name: http::header::COOKIE, value }];
+    let get = [(":method", "GET"), (":scheme", "http"), (":path", "/h"), (":authority", "a")];
+    let crumbs = [&get[..], &[("cookie", "a=1"), ("cookie", "b=2")]].concat();
+    run(async {
+        let bed = Bed::new(&[]);
+        let rule = deny(Operation { headers, ..Operation::default() });
+        bed.configure(Protocol::Http1, Access { rules: vec![rule], ..Access::default() }, None);
+        assert!(read_of(&bed, Seat::Outside, &h2(&crumbs, None)).await.1.is_empty());
+    });
+}
+
+/// Nobody's spelling of a header gets him a limit of his own.
+#[test]
+fn a_limit_by_header_or_path_has_one_key_for_every_spelling() {
+    let limit = |key: Key| RateLimitConfig {
+        name: "key".to_owned(),
+        requests: 1,
+        period: Duration::from_secs(3_600),
+        burst: 1,
+        strategy: Strategy::PerKey,
+        key,
+    };
+    let server = |key| ServerPolicy { rate_limits: vec![limit(key)], ..ServerPolicy::default() };
+    run(async {
+        let bed = Bed::new(&[]);
+        bed.configure(Protocol::Http1, Access::default(), Some(server(Key::Path)));
+        for (i, path) in ["/e", "/e;1", "/e;2", "/e/", "//e", "/x/../e", "/%65"].iter().enumerate()
+        {
+            let request = format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n");
+            let (_, seen) = read_of(&bed, Seat::Outside, request.as_bytes()).await;
+            assert_eq!(seen.len(), usize::from(i == 0), "{path}");
+        }
+        for (i, path) in ["/e%2f", "/e%2F1", "/../e", "/e\\"].iter().enumerate() {
+            let request = format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n");
+            let (_, seen) = read_of(&bed, Seat::Outside, request.as_bytes()).await;
+            assert_eq!(seen.len(), usize::from(i == 0), "{path}");
+        }
+        let name = "x-api-key".parse().expect("a name");
+        bed.configure(Protocol::Http1, Access::default(), Some(server(Key::Header(name))));
+        for (i, junk) in ["1", "2", "3"].iter().enumerate() {
+            let request =
+                format!("GET / HTTP/1.1\r\nHost: a\r\nX-Api-Key: {junk}\r\nX-Api-Key: k\r\n\r\n");
+            let (_, seen) = read_of(&bed, Seat::Outside, request.as_bytes()).await;
+            assert_eq!(seen.len(), usize::from(i == 0), "{junk}");
+        }
+    });
+}
+
+/// A token that does not hold is refused wherever it stands, also where none is required.
+#[test]
+fn a_token_is_found_however_it_is_written() {
+    let issuer = TokenIssuer {
+        issuer: "https://id.bank".to_owned(),
+        audiences: Vec::new(),
+        keys: r#"{"keys":[]}"#.to_owned(),
+        clock_skew: 30,
+        claims_to_headers: Vec::new(),
+        forward: true,
+        required: false,
+    };
+    run(async {
+        let bed = Bed::new(&[]);
+        bed.configure(Protocol::Http1, Access { tokens: vec![issuer], ..Access::default() }, None);
+        for given in [
+            "Bearer x.y.z",
+            "bearer x.y.z",
+            "Bearer\tx.y.z",
+            "Basic eA==, Bearer x.y.z",
+            "Basic eA==\r\nAuthorization: Bearer x.y.z",
+            "Bearer x.y.z\r\nAuthorization: Basic eA==",
+        ] {
+            let request = format!("GET / HTTP/1.1\r\nHost: a\r\nAuthorization: {given}\r\n\r\n");
+            let (answer, seen) = read_of(&bed, Seat::Outside, request.as_bytes()).await;
+            assert!(seen.is_empty() && answer.contains("token_invalid"), "{given:?}: {answer}");
+        }
+        let other = b"GET / HTTP/1.1\r\nHost: a\r\nAuthorization: Basic eA==\r\n\r\n";
+        assert_eq!(read_of(&bed, Seat::Outside, other).await.1.len(), 1);
     });
 }

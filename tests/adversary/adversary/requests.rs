@@ -219,14 +219,18 @@ pub fn http2(random: &mut Random, hop: bool) -> Vec<u8> {
         fields.push((":authority".to_owned(), host.to_owned()));
     }
     if method == "CONNECT" && random.once_in(2) {
-        fields.push((":protocol".to_owned(), random.of(&["websocket", "connect-udp"]).to_owned()));
+        const PROTOCOLS: &[&str] =
+            &["websocket", "connect-udp", ":connect", "h2c", "websocket, h2c", "a b", ""];
+        fields.push((":protocol".to_owned(), random.of(PROTOCOLS).to_owned()));
     }
     for _ in 0..random.below(3) {
         if random.once_in(3) {
             fields.push(("host".to_owned(), random.of(HOSTS).to_owned()));
         }
         if let Some((name, value)) = random.of(HEADERS).split_once(':') {
-            fields.push((name.trim().to_ascii_lowercase(), value.trim().to_owned()));
+            // White space around a value is a trick of its own.
+            let value = if random.once_in(8) { value } else { value.trim() };
+            fields.push((name.trim().to_ascii_lowercase(), value.to_owned()));
         }
     }
     if hop {

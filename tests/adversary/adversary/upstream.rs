@@ -5,10 +5,12 @@ use std::io::{Read, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-use outrigger_tests::app::{read_head, tcp};
+use std::net::TcpStream;
+
+use outrigger_tests::app::{Echo, read_head, tcp};
 use outrigger_tests::client::{Curl, raw};
 use outrigger_tests::manifests::{service, unmeshed};
-use outrigger_tests::process::{ControlPlane, Proxy};
+use outrigger_tests::process::{ControlPlane, Proxy, local};
 
 /// Most that a proxy may hold in a debug build, whatever it is answered, in KiB.
 const MEMORY: u64 = 40 * 1024;
@@ -132,4 +134,36 @@ fn an_app_does_not_speak_for_the_mesh() {
     let answer = raw(caller.outbound, ask, std::time::Duration::from_secs(5));
     assert!(answer.starts_with("HTTP/1.1 503") && answer.ends_with("no"), "{answer}");
     assert!(!answer.contains("x-outrigger"), "{answer}");
+}
+
+/// An upstream that sends informational responses without end is given up, and costs little meanwhile, whether
+/// its caller reads or not.
+#[test]
+fn informational_responses_without_end_are_an_end() {
+    let port = tcp(|mut stream| {
+        if read_head(&mut stream).is_some() {
+            let piece = b"HTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\n".repeat(256);
+            while stream.write_all(&piece).is_ok() {}
+        }
+    });
+    let fine = Echo::start("fine");
+    let plane = ControlPlane::start(&[
+        ("endless.yaml", &unmeshed("endless", "http", port)),
+        ("fine.yaml", &unmeshed("fine", "http", fine.port)),
+    ]);
+    let mut caller = Proxy::caller(&plane, &["--workers", "1"]);
+    let get = b"GET http://endless.bank/ HTTP/1.1\r\nhost: endless.bank\r\n\r\n";
+    let mut unread = Vec::new();
+    for _ in 0..4 {
+        let mut stream = TcpStream::connect(local(caller.outbound)).expect("a connection");
+        stream.write_all(get).expect("written");
+        unread.push(stream);
+    }
+    let read = raw(caller.outbound, get, std::time::Duration::from_secs(5));
+    assert!(read.contains("HTTP/1.1 502") && read.contains("upstream_protocol_error"), "{read}");
+    assert_eq!(Curl::through(&caller).get("http://fine.bank/").status, 200);
+    outrigger_tests::eventually("all of them are over", || {
+        caller.count("outrigger_requests_total", &["reason=\"upstream_protocol_error\""]) >= 5.0
+    });
+    assert!(caller.process().pss() < MEMORY, "{} KiB", caller.process().pss());
 }

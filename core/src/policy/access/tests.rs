@@ -361,3 +361,16 @@ fn a_denied_host_header_is_denied_however_it_is_spelled() {
     call.host = "other.bank";
     assert!(access.decide(&call.facts()).denied.is_none());
 }
+
+#[test]
+fn bytes_that_are_no_text_hide_nothing_from_a_regular_expression() {
+    let value = Some(ValueMatch::Regex(".*admin.*".to_owned()));
+    let headers = vec![HeaderRule { name: HeaderName::from_static("x-role"), value }];
+    let to = vec![Operation { headers, ..Operation::default() }];
+    let access = compiled(Action::Allow, vec![Rule { to, ..rule(Action::Deny) }]);
+    for value in [&b"admin"[..], b"\xffadmin", b"admin\xe9", b"\xc3\xa4admin\xff"] {
+        let mut call = call(None);
+        call.headers.insert("x-role", HeaderValue::from_bytes(value).unwrap());
+        assert!(access.decide(&call.facts()).denied.is_some(), "{value:?}");
+    }
+}
