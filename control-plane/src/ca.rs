@@ -4,7 +4,7 @@
 //! The authority's root is made by itself ([`root`], kept by [`store`]), or its issuing certificate
 //! is given by the user ([`files`]). [`Authority`] holds what is in force; everybody else takes
 //! [`InForce`] as a whole and waits for the next. [`rotation`] holds the steps that change it,
-//! [`ledger`] who would be hurt by one. [`csr`] reads what strangers send, [`issue`] makes
+//! [`ledger`] who would be hurt by one. [`csr`] reads untrusted input, [`issue`] makes
 //! certificates, [`verify`] checks them, [`own`] keeps the control plane's own. There is no network
 //! here: see [`crate::identity`] and [`crate::connection`].
 

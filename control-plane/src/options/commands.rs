@@ -64,7 +64,7 @@ pub enum TrustStep {
         #[command(flatten)]
         at: StateDir,
     },
-    /// Add a root, which every proxy will believe in beside the others, and print its name.
+    /// Add a root, which every proxy will trust beside the others, and print its name.
     AddRoot {
         /// A root made elsewhere, in PEM; without it a new one is made.
         #[arg(long, value_name = "FILE", requires = "key")]

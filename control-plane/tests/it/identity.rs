@@ -105,14 +105,19 @@ async fn hostile_requests_are_refused_by_field() {
 #[tokio::test]
 async fn only_certify_is_served_without_a_certificate() {
     let mesh = Mesh::secure(&[], &[]).await;
-    let stranger = Client::new();
+    let unregistered = Client::new();
     let token = mesh.token("bank", "orders");
     let refused = [
-        Proxy::try_connect(stranger.channel(&mesh).await, "bank.orders-1", "bank", Some(&token))
-            .await
-            .err(),
+        Proxy::try_connect(
+            unregistered.channel(&mesh).await,
+            "bank.orders-1",
+            "bank",
+            Some(&token),
+        )
+        .await
+        .err(),
         register_over(
-            stranger.channel(&mesh).await,
+            unregistered.channel(&mesh).await,
             registration("bank", "orders-1", "orders", 9000),
             Some(&token),
         )
@@ -128,7 +133,7 @@ async fn only_certify_is_served_without_a_certificate() {
     let other = Mesh::secure(&[], &[]).await;
     let mut foreign = Client::new();
     foreign.join(&other, "bank", "orders", "bank.orders-1").await.unwrap();
-    foreign.roots = stranger.roots_of(&mesh);
+    foreign.roots = unregistered.roots_of(&mesh);
     let connected = foreign.try_channel(&mesh).await;
     if let Ok(channel) = connected {
         let refused = Proxy::try_connect(channel, "bank.orders-1", "bank", None).await;
@@ -274,11 +279,11 @@ async fn any_address_is_for_the_token_that_says_so_and_not_for_its_account() {
     let taken = register_over(trusted.channel(&mesh).await, away.clone(), None).await.unwrap();
     drop(taken.close());
     // Another one of the account that calls itself the same.
-    let mut stranger = Client::new();
-    stranger.join(&mesh, "bank", "orders", "bank.orders-2").await.unwrap();
-    let renewal = request(&stranger, "bank.orders-1");
-    let response = certify(stranger.channel(&mesh).await, renewal, None).await.unwrap();
-    stranger.take(&response);
-    let status = register_over(stranger.channel(&mesh).await, away, None).await.err().unwrap();
+    let mut unregistered = Client::new();
+    unregistered.join(&mesh, "bank", "orders", "bank.orders-2").await.unwrap();
+    let renewal = request(&unregistered, "bank.orders-1");
+    let response = certify(unregistered.channel(&mesh).await, renewal, None).await.unwrap();
+    unregistered.take(&response);
+    let status = register_over(unregistered.channel(&mesh).await, away, None).await.err().unwrap();
     assert_eq!(status.code(), Code::PermissionDenied, "{status}");
 }

@@ -5,7 +5,7 @@
 //! which the inbound side wrote itself and an app forwards verbatim; then the request id; then the
 //! trace alone.
 //!
-//! Anybody can send an id that somebody else uses. So an id that a stranger chose matches nothing, and
+//! Anybody can send an id that somebody else uses. So an id that an external client chose matches nothing, and
 //! where requests of several callers match, nothing is inherited: the request stays as the app sent it.
 //! Several of one caller are taken for copies of one request: the latest deadline, the longest way and a priority
 //! that all have are inherited.
@@ -26,7 +26,7 @@ pub struct Inflight {
     pub keys: Keys,
     /// Who sent it; requests with equal values come from one caller.
     pub caller: u64,
-    /// It did not come over the mesh: its trace id is a stranger's, and matches only with the span that was
+    /// It did not come over the mesh: its trace id is an external client's, and matches only with the span that was
     /// given here.
     pub is_external: bool,
     pub deadline: Option<Instant>,
@@ -126,7 +126,7 @@ impl<S: BuildHasher> Index<S> {
         }
     }
 
-    /// What a request inherits that has this key alone, which strangers choose at will. None: as above.
+    /// What a request inherits that has this key alone, which external clients choose at will. None: as above.
     pub fn any(&self, key: u128) -> Option<Inherited> {
         match self.slots.get(&key)? {
             Slot::One(_, one) => (!one.is_external).then(|| inherit_one(one)),

@@ -60,7 +60,7 @@ pub fn remember(
         keys.request = proxy.correlation.hash(id);
     }
     if is_external && trace.sent == 0 {
-        // All of it is the stranger's own.
+        // All of it is the external client's own.
         keys.trace = 0;
     }
     let inflight = Inflight {

@@ -1,4 +1,4 @@
-//! What strangers may not touch: the requests of others that an app works on, and this proxy's memory.
+//! What other callers may not touch: the requests of others that an app works on, and this proxy's memory.
 
 use std::io::Write;
 use std::net::TcpStream;
@@ -65,7 +65,7 @@ const TRACE: &str = "traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169
 
 /// A stranger that used the id of somebody else's request took the deadline away from it, or gave it another.
 #[test]
-fn ids_of_strangers_match_nothing_and_an_ambiguous_one_changes_nothing() {
+fn ids_of_others_match_nothing_and_an_ambiguous_one_changes_nothing() {
     let mesh = Mesh::start(|manifests| ControlPlane::start_with_identity(manifests, &[]));
     for (id, other) in [("x-request-id: r1", "x-request-id: r2"), (TRACE, "x-request-id: r3")] {
         assert_eq!(mesh.calls(id), None, "nobody has sent it");
