@@ -24,7 +24,7 @@ use crate::ca::Authority;
 use crate::ca::ledger::shown;
 use crate::index::{Index, PortId};
 use crate::metrics::Metrics;
-use crate::object::{Service, ServiceId, TargetPort, Workload};
+use crate::object::{Service, TargetPort, Workload};
 use crate::problems::{Problem, Problems};
 use crate::publish::{Publisher, View};
 use crate::registration::Registrations;
@@ -32,9 +32,6 @@ use crate::status;
 
 /// The content type of Prometheus' text format as `prometheus-client` writes it.
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-
-/// Services written to /index under one hold of the index's lock.
-const SERVICES_AT_ONCE: usize = 256;
 
 /// What the admin server looks at.
 #[derive(Clone, Debug)]
@@ -121,22 +118,18 @@ async fn index(State(admin): State<Admin>) -> impl IntoResponse {
     ([(CONTENT_TYPE, "application/json")], page.unwrap_or_default())
 }
 
-/// Services are written a few at a time, so that commits come through in between and the page
-/// takes no more memory than its text.
+/// Of one state; services are written one by one, so that the page takes no more memory than its text.
 fn index_page(admin: &Admin) -> String {
     let problems = admin.problems.all();
-    let (summary, services, programmed) = {
-        let view = admin.publisher.view();
-        let ids: Vec<ServiceId> = view.index.services().map(|s| s.id.clone()).collect();
-        (summary(&view, &problems), ids, status::programmed(&view))
-    };
+    let view = admin.publisher.view();
+    let programmed = status::programmed(&view);
+    let summary = summary(&view, &problems);
     let problems: Vec<_> = problems.into_iter().map(ProblemLine::from).collect();
     let mut page = summary;
     page["problems"] = json!(problems);
     if let Some(registrations) = &admin.registrations
         && let Some(workloads) = page["workloads"].as_object_mut()
     {
-        // Not under the view's lock: registrations are locked before it, never after.
         for (uid, workload) in workloads {
             if let Some((health, connected)) = registrations.describe(uid) {
                 workload["registration"] = json!({ "health": health, "connected": connected });
@@ -147,20 +140,17 @@ fn index_page(admin: &Admin) -> String {
     text.truncate(text.len() - 1);
     text.push_str(",\"services\":{");
     let mut separator = "";
-    for ids in services.chunks(SERVICES_AT_ONCE) {
-        let view = admin.publisher.view();
-        for service in ids.iter().filter_map(|id| view.index.service(id)) {
-            let mut value = self::service(&view.index, service);
-            value["programmed"] = json!(programmed.get(&service.id));
-            text.push_str(&format!("{separator}\"{}\":{value}", service.id));
-            separator = ",";
-        }
+    for service in view.index.services() {
+        let mut value = self::service(&view.index, service);
+        value["programmed"] = json!(programmed.get(&service.id));
+        text.push_str(&format!("{separator}\"{}\":{value}", service.id));
+        separator = ",";
     }
     text.push_str("}}");
     text
 }
 
-fn summary(view: &View, problems: &[Problem]) -> Value {
+fn summary(view: &View<'_>, problems: &[Problem]) -> Value {
     let index = &view.index;
     let settings = index.settings();
     let routes: Vec<Value> = index
@@ -274,8 +264,8 @@ async fn identity(State(admin): State<Admin>) -> Json<Value> {
 }
 
 async fn proxies(State(admin): State<Admin>) -> Json<Value> {
-    let streams: Vec<_> = admin.publisher.view().streams().cloned().collect();
     // Each session by itself, so that nothing waits for the whole page.
-    let proxies: Vec<Value> = streams.iter().map(|stream| stream.session().describe()).collect();
+    let streams = admin.publisher.streams();
+    let proxies: Vec<Value> = streams.iter().map(|stream| stream.describe()).collect();
     Json(json!({ "proxies": proxies }))
 }

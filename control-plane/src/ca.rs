@@ -32,7 +32,7 @@ use rustls_pki_types::CertificateDer;
 use tokio::sync::watch;
 
 use crate::grant::Grant;
-use crate::publish::lock;
+use crate::sync::lock;
 use csr::PublicKey;
 use files::CaFiles;
 use issue::{IssueError, Issuer, Leaf};

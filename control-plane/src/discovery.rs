@@ -8,9 +8,10 @@ mod bounds;
 mod outbox;
 mod session;
 
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
 
+use outrigger_core::name::DestinationName;
 use outrigger_proto::wire::{
     self, AggregatedDiscoveryService, DeltaDiscoveryRequest, DeltaDiscoveryResponse,
 };
@@ -18,12 +19,13 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-pub use session::{Answer, MAX_NAME, MAX_SUBSCRIPTIONS, Nack, Proxy, Session};
+pub use session::{MAX_NAME, MAX_SUBSCRIPTIONS, Nack, Proxy, Session};
 
 use crate::ca::Authority;
 use crate::connection::Connection;
 use crate::metrics::Metrics;
-use crate::publish::{Dirty, Handle, Publisher};
+use crate::publish::{Answer, Handle, Publisher, Subscriber};
+use crate::sync::lock;
 use crate::token::{Tokens, bearer};
 
 /// Responses between the session and the transport.
@@ -147,21 +149,54 @@ async fn stream(
     bounds::check(&first)?;
     let proxy = caller.admit(&first)?;
     tracing::info!(proxy = proxy.id, "proxy connected");
-    let handle = publisher.connect(Session::new(proxy.clone()));
+    let stream = Arc::new(Stream {
+        handle: publisher.handle(),
+        session: Mutex::new(Session::new(proxy.clone())),
+    });
+    publisher.connect(&stream.handle, stream.clone());
     metrics.proxies.inc();
-    let parts = Parts { publisher, metrics, handle: &handle, responses, caller };
+    let parts = Parts { publisher, metrics, stream: &stream, responses, caller };
     let result = parts.serve(first, &mut requests).await;
     metrics.proxies.dec();
-    publisher.disconnect(&handle);
+    let interests = stream.session().take_interests();
+    publisher.unsubscribe(&stream.handle, &interests);
+    publisher.disconnect(&stream.handle);
     tracing::info!(proxy = proxy.id, "proxy disconnected");
     result
+}
+
+/// One proxy's stream.
+#[derive(Debug)]
+struct Stream {
+    handle: Arc<Handle>,
+    session: Mutex<Session>,
+}
+
+impl Stream {
+    fn session(&self) -> MutexGuard<'_, Session> {
+        lock(&self.session)
+    }
+}
+
+impl Subscriber for Stream {
+    fn answers(&self, take: &mut dyn FnMut(&DestinationName, Answer<'_>)) {
+        self.session().answers().for_each(|(name, answer)| take(name, answer));
+    }
+
+    fn inbound_answers(&self, take: &mut dyn FnMut(&str, Answer<'_>)) {
+        self.session().inbound_answers().for_each(|(uid, answer)| take(uid, answer));
+    }
+
+    fn describe(&self) -> serde_json::Value {
+        self.session().describe()
+    }
 }
 
 /// What one stream works with.
 struct Parts<'a> {
     publisher: &'a Publisher,
     metrics: &'a Metrics,
-    handle: &'a Handle,
+    stream: &'a Stream,
     responses: &'a Responses,
     caller: &'a Caller,
 }
@@ -181,7 +216,7 @@ impl Parts<'_> {
                     // Whether the proxy closed the stream or vanished makes no difference here.
                     Ok(None) | Err(_) => return Ok(()),
                 },
-                () = self.handle.wake.notified() => {}
+                () = self.stream.handle.wake.notified() => {}
                 () = self.responses.closed() => return Ok(()),
             }
         }
@@ -189,7 +224,7 @@ impl Parts<'_> {
 
     fn receive(&self, request: DeltaDiscoveryRequest) -> Result<(), Status> {
         bounds::check(&request)?;
-        let mut session = self.handle.session();
+        let mut session = self.stream.session();
         let refused = session.counts.nacks;
         let about_trust = request.type_url == wire::TRUST_BUNDLE;
         session.receive(request);
@@ -207,41 +242,50 @@ impl Parts<'_> {
         if about_trust {
             self.caller.note_trust(&session);
         }
-        self.handle.acknowledge(session.acknowledged_generation());
+        self.stream.handle.acknowledge(session.acknowledged_generation());
         Ok(())
     }
 
     /// Sends whatever the proxy lacks.
     async fn push(&self) -> Result<(), Status> {
-        // The newest state is read only when there is room for it.
-        let Ok(permit) = self.responses.reserve().await else { return Ok(()) };
-        drop(permit);
-        let dirty = self.handle.take_dirty();
-        self.handle.session().touch(&dirty);
-        let ready = pump(self.publisher, self.handle, &dirty);
-        for response in ready {
-            self.metrics.pushed(&response);
-            if self.responses.send(Ok(response)).await.is_err() {
+        loop {
+            // The newest state is read only when there is room for it.
+            let Ok(permit) = self.responses.reserve().await else { return Ok(()) };
+            drop(permit);
+            let (ready, since, more) = self.pump();
+            for response in ready {
+                self.metrics.pushed(&response);
+                if self.responses.send(Ok(response)).await.is_err() {
+                    return Ok(());
+                }
+            }
+            if let Some(since) = since {
+                self.metrics.publish_seconds.observe(since.elapsed().as_secs_f64());
+            }
+            if !more {
                 return Ok(());
             }
+            // A proxy that asks for much lets others have their turn.
+            tokio::task::yield_now().await;
         }
-        if let Some(since) = dirty.since {
-            self.metrics.publish_seconds.observe(since.elapsed().as_secs_f64());
-        }
-        Ok(())
     }
-}
 
-fn pump(publisher: &Publisher, handle: &Handle, dirty: &Dirty) -> Vec<DeltaDiscoveryResponse> {
-    let mut view = publisher.view();
-    let mut session = handle.session();
-    if session.is_paused() {
-        return Vec::new();
+    /// What is to be sent, since when it was due, and whether there is more.
+    fn pump(&self) -> (Vec<DeltaDiscoveryResponse>, Option<Instant>, bool) {
+        let Self { publisher, stream, .. } = self;
+        // In this order: what is told later is seen the next time, in a newer state.
+        let told = publisher.told();
+        let dirty = stream.handle.take_dirty();
+        let mut view = publisher.view_for(&stream.handle, told);
+        let mut session = stream.session();
+        session.touch(&dirty);
+        if session.is_paused() {
+            return (Vec::new(), dirty.since, false);
+        }
+        let nanos = dirty.newest.unwrap_or(view.commit).nanos;
+        let responses = session.pump(&mut view, nanos);
+        publisher.unsubscribe(&stream.handle, &session.interest_changes());
+        stream.handle.acknowledge(session.acknowledged_generation());
+        (responses, dirty.since, session.has_more())
     }
-    let nanos = dirty.newest.unwrap_or(view.commit).nanos;
-    let responses = session.pump(&mut view, nanos);
-    let (begun, ended) = session.interest_changes();
-    view.change_interests(handle, &begun, &ended);
-    handle.acknowledge(session.acknowledged_generation());
-    responses
 }

@@ -4,7 +4,6 @@
 //! A stop belongs to the spec that was stopped: another spec begins anew, and so does an object that was
 //! removed and comes back.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -17,30 +16,16 @@ use outrigger_core::name::check_label;
 use outrigger_core::policy::fault::Caller;
 use outrigger_proto::mesh::experiments_server::Experiments;
 use outrigger_proto::mesh::{FaultCaller, StopRequest, StopResponse};
-use serde::{Deserialize, Serialize};
 use tonic::{Request, Response, Status};
 
 use crate::connection::Connection;
+use crate::object::stopped::{Stopped, Stops};
 use crate::publish::Publisher;
 use crate::token::{Tokens, bearer, create_private};
 
 const FILE: &str = "stopped-experiments.json";
 /// How often the copy on disk is compared with what holds; a new stop is written at once.
 const WRITE: Duration = Duration::from_secs(5);
-
-/// Since when, why and by whom an experiment is stopped.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Stopped {
-    /// Of the spec that was stopped.
-    pub version: String,
-    /// Seconds since the Unix epoch.
-    pub since: u64,
-    pub by: String,
-    pub why: String,
-}
-
-/// By `namespace/name`.
-pub type Stops = BTreeMap<String, Stopped>;
 
 /// The gRPC service.
 #[derive(Debug)]

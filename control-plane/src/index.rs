@@ -1,13 +1,16 @@
 //! Everything the mesh is made of: a synchronous store, and what each change touches.
 //!
 //! Sources put objects in with [`Index::apply`] and [`Index::remove`]; each call notes in a set of
-//! [`Dep`]s what may look different now, and nothing else is computed. [`crate::publish`] takes the
-//! set at the end of a commit and asks for what its proxies need. There is no I/O here, no clock
-//! and no lock.
+//! [`Dep`]s what may look different now, and nothing else is computed: what a change costs follows from what
+//! it touches, not from what there is. [`crate::publish`] takes the set at the end of a commit. Everything is
+//! kept in persistent maps, so that a copy costs next to nothing: each commit leaves one behind for its
+//! readers, which never changes. There is no I/O here, no clock and no lock.
 
+mod endpoints;
 mod externals;
 mod links;
 mod names;
+mod namespaces;
 mod policies;
 mod references;
 mod update;
@@ -15,25 +18,27 @@ mod update;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
-use outrigger_core::bounds;
-use outrigger_core::config::{Endpoint, MeshSettings, MtlsMode, TrustBundle, Unmatched};
+use imbl::{OrdMap, OrdSet};
+use outrigger_core::config::{MeshSettings, MtlsMode, TrustBundle};
 use outrigger_core::identity::{SpiffeId, TrustDomain};
-use outrigger_core::name::{Authority, DestinationName, EndpointId, check_label};
+use outrigger_core::name::{Authority, DestinationName, EndpointId};
 use outrigger_core::policy::access::Action;
 
 pub use externals::Addresses;
+pub use namespaces::NAMESPACES_TOGETHER;
 pub use names::{Resolution, Target};
 
-use crate::experiments::Stops;
 use crate::object::policy::{FaultInjection, ServerPolicy, TrafficPolicy};
+use crate::object::stopped::Stops;
 use crate::object::{
     EndpointSlice, KeySource, Kind, Object, ObjectId, Policy, ReferenceGrant, Route, Service,
     ServiceId, Workload,
 };
-use crate::translate;
 use externals::Externals;
 use links::{Labels, Links};
+use namespaces::Namespaces;
 use policies::Policies;
 
 /// One port of one Service: what a collection of endpoints belongs to.
@@ -101,32 +106,58 @@ pub struct Security {
     pub default_access: Action,
 }
 
-#[derive(Debug, Default)]
+/// Namespace and name.
+pub type Key = (String, String);
+
+/// What has changed of a Service's endpoints.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Touched {
+    /// Any of them.
+    All,
+    /// Those of some workloads, by uid.
+    Workloads(BTreeSet<String>),
+}
+
+#[derive(Clone, Debug, Default)]
 pub struct Index {
-    settings: MeshSettings,
-    security: Security,
-    trust: Option<TrustBundle>,
-    services: BTreeMap<ServiceId, Service>,
-    slices: BTreeMap<(String, String), EndpointSlice>,
-    slices_of: Links<ServiceId, (String, String)>,
-    routes: BTreeMap<ObjectId, Route>,
+    settings: Arc<MeshSettings>,
+    security: Arc<Security>,
+    trust: Option<Arc<TrustBundle>>,
+    services: OrdMap<ServiceId, Arc<Service>>,
+    slices: OrdMap<Key, Arc<EndpointSlice>>,
+    slices_of: Links<ServiceId, Key>,
+    /// Slices by the Service and each uid that they hold, hashed.
+    holders: Links<u64, Key>,
+    /// Uids of slices' endpoints by the Service and the host name that they have.
+    hostnames: Links<(ServiceId, String), String>,
+    routes: OrdMap<ObjectId, Arc<Route>>,
     /// Routes by the Services that they attach to.
     attached: Links<ServiceId, ObjectId>,
     /// Routes, and TrafficPolicies with fallbacks, by the Services that they send to.
     sending: Links<ServiceId, ObjectId>,
     /// Grants by the namespace that gives them.
-    grants: BTreeMap<(String, String), ReferenceGrant>,
-    policies: BTreeMap<(String, String), Policy>,
+    grants: OrdMap<Key, Arc<ReferenceGrant>>,
+    policies: OrdMap<Key, Arc<Policy>>,
+    /// Policies by one pair of their selector.
+    policies_by: Labels<Key>,
+    /// Policies for every workload of a namespace.
+    policies_for_all: Links<String, Key>,
+    /// Policies whose namespace is not known: they may be for any workload.
+    policies_everywhere: OrdSet<Key>,
+    /// Policies by the key sets that they need.
+    key_sources: Links<KeySource, Key>,
     traffic: Policies<TrafficPolicy>,
     server: Policies<ServerPolicy>,
     faults: Policies<FaultInjection>,
+    /// FaultInjections by the Service that their guard watches.
+    watching: Links<ServiceId, Key>,
     /// Experiments that a guard has stopped.
-    stops: Stops,
+    stops: Arc<Stops>,
     externals: Externals,
     /// Key sets that do not stand in a policy itself.
-    keys: BTreeMap<KeySource, String>,
-    external: BTreeMap<String, Workload>,
-    registered: BTreeMap<String, Workload>,
+    keys: OrdMap<KeySource, Arc<str>>,
+    external: OrdMap<String, Arc<Workload>>,
+    registered: OrdMap<String, Arc<Workload>>,
     /// Uids of workloads by each of their labels.
     workloads_by: Labels<String>,
     /// Services by one pair of their selector.
@@ -134,22 +165,21 @@ pub struct Index {
     cluster_ips: Links<IpAddr, ServiceId>,
     /// Endpoints of headless Services by address.
     pods: Links<SocketAddr, (PortId, EndpointId)>,
-    pods_of: HashMap<PortId, Vec<(SocketAddr, EndpointId)>>,
-    /// That hold something, or did.
-    namespaces: BTreeSet<String>,
-    /// There were more than are remembered.
-    more_namespaces: bool,
+    pods_of: OrdMap<(PortId, EndpointId), SocketAddr>,
+    namespaces: Namespaces,
     dirty: HashSet<Dep>,
+    /// Of the Services in it whose endpoints are dirty: which of them.
+    touched: HashMap<ServiceId, Touched>,
 }
 
 impl Index {
     pub fn new(settings: MeshSettings) -> Self {
-        Self { settings, ..Self::default() }
+        Self { settings: settings.into(), ..Self::default() }
     }
 
     #[must_use]
     pub fn with_security(self, security: Security) -> Self {
-        Self { security, ..self }
+        Self { security: security.into(), ..self }
     }
 
     pub fn security(&self) -> &Security {
@@ -158,14 +188,14 @@ impl Index {
 
     /// Puts the roots in force that every proxy is told of.
     pub fn set_trust(&mut self, bundle: TrustBundle) {
-        if self.trust.as_ref() != Some(&bundle) {
-            self.trust = Some(bundle);
+        if self.trust.as_deref() != Some(&bundle) {
+            self.trust = Some(bundle.into());
             self.dirty.insert(Dep::Trust);
         }
     }
 
     pub fn trust(&self) -> Option<&TrustBundle> {
-        self.trust.as_ref()
+        self.trust.as_deref()
     }
 
     /// The id that a workload's sidecar must prove. It follows from where the workload is and runs
@@ -192,22 +222,22 @@ impl Index {
             }
             Object::TrafficPolicy(policy) => {
                 let key = (policy.id.namespace.clone(), policy.id.name.clone());
-                self.set_traffic_policy(key, Some(*policy));
+                self.set_traffic_policy(&key, Some(*policy));
             }
             Object::ServerPolicy(policy) => {
                 let key = (policy.id.namespace.clone(), policy.id.name.clone());
-                self.set_server_policy(key, Some(policy));
+                self.set_server_policy(&key, Some(policy));
             }
             Object::FaultInjection(policy) => {
                 let key = (policy.id.namespace.clone(), policy.id.name.clone());
-                self.set_fault_injection(key, Some(*policy));
+                self.set_fault_injection(&key, Some(*policy));
             }
             Object::ExternalService(external) => {
                 self.set_external(external.service(), Some(external));
             }
             Object::ExternalWorkload(workload) => {
                 self.change_workload(&workload.uid(), |index| {
-                    index.external.insert(workload.uid(), workload);
+                    index.external.insert(workload.uid(), workload.into());
                 });
             }
         }
@@ -225,9 +255,9 @@ impl Index {
             }
             Kind::ReferenceGrant => self.set_grant(key, None),
             Kind::AccessPolicy => self.set_policy(key, None),
-            Kind::TrafficPolicy => self.set_traffic_policy(key, None),
-            Kind::ServerPolicy => self.set_server_policy(key, None),
-            Kind::FaultInjection => self.set_fault_injection(key, None),
+            Kind::TrafficPolicy => self.set_traffic_policy(&key, None),
+            Kind::ServerPolicy => self.set_server_policy(&key, None),
+            Kind::FaultInjection => self.set_fault_injection(&key, None),
             Kind::ExternalService => {
                 self.set_external(ServiceId::external(&key.0, &key.1), None);
             }
@@ -245,9 +275,9 @@ impl Index {
     pub fn register(&mut self, workload: Workload) {
         self.remember(&workload.namespace);
         let uid = workload.uid();
-        if self.registered.get(&uid) != Some(&workload) {
+        if self.registered.get(&uid).map(|known| &**known) != Some(&workload) {
             self.change_workload(&uid.clone(), |index| {
-                index.registered.insert(uid, workload);
+                index.registered.insert(uid, workload.into());
             });
         }
     }
@@ -265,49 +295,48 @@ impl Index {
         std::mem::take(&mut self.dirty)
     }
 
+    /// Of the Services whose endpoints have changed since the last call, which.
+    pub fn take_touched(&mut self) -> HashMap<ServiceId, Touched> {
+        std::mem::take(&mut self.touched)
+    }
+
     /// A Service, or an ExternalService as one.
     pub fn service(&self, id: &ServiceId) -> Option<&Service> {
-        self.services.get(id).or_else(|| self.externals.service(id))
+        let inside = self.services.get(id).map(|service| &**service);
+        inside.or_else(|| self.externals.service(id))
     }
 
     /// Services and ExternalServices of a namespace.
     pub fn services_in(&self, namespace: &str) -> impl Iterator<Item = &ServiceId> {
-        let all = self.services.keys().chain(self.externals.ids());
-        all.filter(move |id| id.namespace == namespace)
+        let from = ServiceId::new(namespace, "");
+        let services = self.services.range(from.clone()..).map(|(id, _)| id);
+        let services = services.take_while(move |id| id.namespace == from.namespace);
+        services.chain(self.externals.ids_in(namespace))
     }
 
     pub fn services(&self) -> impl Iterator<Item = &Service> {
-        self.services.values()
+        self.services.values().map(|service| &**service)
     }
 
     pub fn slices(&self) -> impl Iterator<Item = &EndpointSlice> {
-        self.slices.values()
+        self.slices.values().map(|slice| &**slice)
     }
 
     pub fn slices_of(&self, service: &ServiceId) -> impl Iterator<Item = &EndpointSlice> {
-        self.slices_of.of(service).filter_map(|key| self.slices.get(key))
+        self.slices_of.of(service).filter_map(|key| self.slices.get(key)).map(|slice| &**slice)
     }
 
     pub fn routes(&self) -> impl Iterator<Item = &Route> {
-        self.routes.values()
+        self.routes.values().map(|route| &**route)
     }
 
     /// Routes that name the Service as a parent, in name order.
     pub fn routes_of(&self, service: &ServiceId) -> impl Iterator<Item = &Route> {
-        self.attached.of(service).filter_map(|id| self.routes.get(id))
+        self.attached.of(service).filter_map(|id| self.route(id))
     }
 
     pub fn grants(&self) -> impl Iterator<Item = &ReferenceGrant> {
-        self.grants.values()
-    }
-
-    pub fn policies(&self) -> impl Iterator<Item = &Policy> {
-        self.policies.values()
-    }
-
-    /// Policies that are for a workload, whatever port, in name order.
-    pub fn policies_of(&self, workload: &Workload) -> impl Iterator<Item = &Policy> {
-        self.policies.values().filter(move |policy| policy.is_for(workload))
+        self.grants.values().map(|grant| &**grant)
     }
 
     /// The key set of a source; none: it has not been read yet.
@@ -315,7 +344,7 @@ impl Index {
         match source {
             KeySource::Inline(text) => Some(text),
             KeySource::File(_) | KeySource::External { .. } => {
-                self.keys.get(source).map(String::as_str)
+                self.keys.get(source).map(|keys| &**keys)
             }
         }
     }
@@ -324,11 +353,27 @@ impl Index {
     pub fn workloads(&self) -> impl Iterator<Item = &Workload> {
         let external = self.external.iter();
         let external = external.filter(|(uid, _)| !self.registered.contains_key(*uid));
-        self.registered.values().chain(external.map(|(_, workload)| workload))
+        let all = self.registered.values().chain(external.map(|(_, workload)| workload));
+        all.map(|workload| &**workload)
+    }
+
+    /// Those of a namespace.
+    pub fn workloads_in(&self, namespace: &str) -> impl Iterator<Item = &Workload> {
+        // No namespace holds a dot: uids of one stand together.
+        let from = format!("{namespace}.");
+        let prefix = from.clone();
+        let registered = self.registered.range(from.clone()..);
+        let registered = registered.take_while(move |(uid, _)| uid.starts_with(&prefix));
+        let prefix = from.clone();
+        let external = self.external.range(from..);
+        let external = external.take_while(move |(uid, _)| uid.starts_with(&prefix));
+        let external = external.filter(|(uid, _)| !self.registered.contains_key(*uid));
+        registered.chain(external).map(|(_, workload)| &**workload)
     }
 
     pub fn workload(&self, uid: &str) -> Option<&Workload> {
-        self.registered.get(uid).or_else(|| self.external.get(uid))
+        let found = self.registered.get(uid).or_else(|| self.external.get(uid));
+        found.map(|workload| &**workload)
     }
 
     pub fn is_registered(&self, uid: &str) -> bool {
@@ -354,51 +399,6 @@ impl Index {
                 self.services.get(*id).is_some_and(|service| selects(&service.selector, workload))
             })
             .collect()
-    }
-
-    /// Every endpoint of a port; `None` when there is no such port.
-    pub fn endpoints(&self, port: &PortId) -> Option<Vec<Endpoint>> {
-        translate::endpoints::build(self, port)
-    }
-
-    pub fn settings(&self) -> MeshSettings {
-        let namespaces = self.namespaces.iter().cloned().collect();
-        let mut settings = MeshSettings { namespaces, ..self.settings.clone() };
-        if self.more_namespaces {
-            // Any name may be in one that is not remembered.
-            settings.unmatched = Unmatched::Refuse;
-        }
-        settings
-    }
-
-    /// Namespaces that were known before this process began.
-    #[must_use]
-    pub fn with_namespaces(mut self, namespaces: BTreeSet<String>) -> Self {
-        for namespace in namespaces {
-            self.remember(&namespace);
-        }
-        self
-    }
-
-    /// Every namespace that holds something, or ever did.
-    pub fn known_namespaces(&self) -> &BTreeSet<String> {
-        &self.namespaces
-    }
-
-    /// What was in the mesh is never looked for outside, so no namespace is ever forgotten.
-    fn remember(&mut self, namespace: &str) {
-        if self.namespaces.contains(namespace) || check_label(namespace).is_err() {
-            return;
-        }
-        if self.namespaces.len() < bounds::NAMESPACES {
-            self.namespaces.insert(namespace.to_owned());
-        } else if !std::mem::replace(&mut self.more_namespaces, true) {
-            tracing::error!(
-                "there are more than {} namespaces: proxies refuse every destination that nobody declared",
-                bounds::NAMESPACES
-            );
-        }
-        self.dirty.insert(Dep::Settings);
     }
 
     pub fn max_endpoints(&self) -> usize {

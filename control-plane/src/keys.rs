@@ -122,12 +122,7 @@ fn take(publisher: &Publisher, source: KeySource, known: &mut Known, read: Resul
 }
 
 fn sources(publisher: &Publisher) -> Vec<KeySource> {
-    let view = publisher.view();
-    let issuers = view.index.policies().flat_map(|policy| &policy.issuers);
-    let mut sources: Vec<_> = issuers.map(|issuer| issuer.source.clone()).collect();
-    sources.sort();
-    sources.dedup();
-    sources
+    publisher.view().index.key_sources().into_iter().collect()
 }
 
 fn read(path: &Path) -> Result<String, String> {

@@ -27,6 +27,7 @@ pub mod publish;
 pub mod registration;
 pub mod server;
 pub mod status;
+mod sync;
 pub mod token;
 pub mod translate;
 pub mod trust;

@@ -38,7 +38,7 @@ pub async fn keep(publisher: Arc<Publisher>, state_dir: PathBuf) {
     let mut written = read(&state_dir);
     loop {
         tokio::time::sleep(WRITE).await;
-        let known = publisher.view().index.known_namespaces().clone();
+        let known = publisher.view().index.known_namespaces();
         if known == written {
             continue;
         }

@@ -5,6 +5,8 @@
 
 mod external;
 pub mod policy;
+pub mod stopped;
+pub mod targets;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -209,7 +211,7 @@ pub struct EndpointSlice {
     pub endpoints: Vec<SliceEndpoint>,
 }
 
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct SliceEndpoint {
     pub address: IpAddr,
     /// What identifies it across changes of its address; a hand-written one has only that.

@@ -28,7 +28,8 @@ use session::Session;
 use crate::index::PortId;
 use crate::metrics::Metrics;
 use crate::object::Workload;
-use crate::publish::{Commit, Publisher, lock};
+use crate::publish::{Commit, Publisher};
+use crate::sync::lock;
 
 /// How long proxies have to acknowledge that an endpoint is gone.
 const ACKNOWLEDGED: Duration = Duration::from_secs(5);

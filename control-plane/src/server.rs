@@ -201,7 +201,7 @@ impl Server {
         let (publisher, state_dir) = (self.publisher.clone(), self.state_dir.take());
         let write = move || {
             if let Some(state_dir) = state_dir {
-                let known = publisher.view().index.known_namespaces().clone();
+                let known = publisher.view().index.known_namespaces();
                 if let Err(error) = namespaces::write(&state_dir, &known) {
                     tracing::error!(%error, "could not write down which namespaces there are");
                 }

@@ -9,12 +9,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use outrigger_core::config::BackendTarget;
 use serde::Serialize;
 
-use crate::discovery::Answer;
-use crate::experiments::Stopped;
 use crate::index::{Index, PortId};
+use crate::object::stopped::Stopped;
+use crate::object::targets::for_each_target;
 use crate::object::{Kind, ObjectId, Route, RouteBody, ServiceId};
 use crate::problems::{Problem, Severity};
-use crate::publish::View;
+use crate::publish::{Answer, View};
 use crate::translate::destination;
 
 /// Of one object.
@@ -66,7 +66,7 @@ impl Programmed {
 }
 
 /// Status of every route, policy and ExternalService, and of every object whose newest version was not accepted.
-pub fn objects(view: &View, problems: &[Problem]) -> Vec<Status> {
+pub fn objects(view: &View<'_>, problems: &[Problem]) -> Vec<Status> {
     let programmed = programmed(view);
     let mut statuses: BTreeMap<ObjectId, Status> = BTreeMap::new();
     for route in view.index.routes() {
@@ -107,25 +107,24 @@ pub fn objects(view: &View, problems: &[Problem]) -> Vec<Status> {
 }
 
 /// Whatever proxies would not take, of everything that they may ask for, as lines for `check`.
-pub fn left_out_of_all(view: &mut View) -> Vec<String> {
+pub fn left_out_of_all(view: &mut View<'_>) -> Vec<String> {
     left_out::ask_for_everything(view);
     let lines = left_out::objects(view).into_iter();
     lines.map(|(object, problem)| format!("{object}: {problem}")).collect()
 }
 
 /// How far the destinations of each Service have come.
-pub fn programmed(view: &View) -> BTreeMap<ServiceId, Programmed> {
+pub fn programmed(view: &View<'_>) -> BTreeMap<ServiceId, Programmed> {
     let mut services: BTreeMap<ServiceId, Programmed> = BTreeMap::new();
     for stream in view.streams() {
-        let session = stream.session();
         let mut of_proxy: BTreeMap<ServiceId, bool> = BTreeMap::new();
-        for (name, answer) in session.answers() {
+        stream.answers(&mut |name, answer| {
             let service = PortId::from(name).service;
             if let Answer::Refused(reason) = answer {
                 services.entry(service.clone()).or_default().refused.insert(reason.to_owned());
             }
             *of_proxy.entry(service).or_insert(true) &= answer == Answer::Acknowledged;
-        }
+        });
         for (service, current) in of_proxy {
             let total = services.entry(service).or_default();
             total.proxies += 1;
@@ -217,7 +216,7 @@ fn detached_parents(index: &Index, route: &Route) -> Vec<String> {
 
 fn unresolved_backends(index: &Index, route: &Route) -> Vec<String> {
     let mut problems = Vec::new();
-    destination::for_each_target(&route.body, &mut |path, target| match target {
+    for_each_target(&route.body, &mut |path, target| match target {
         BackendTarget::Service(name) => {
             if let Err(problem) = index.resolve_backend(route, name) {
                 problems.push(problem.under(path).to_string());

@@ -4,7 +4,9 @@
 //! arguments, so a simulation can replay a run. Hashes are our own and fixed for all time: every
 //! proxy of every version must send the same key to the same endpoint.
 
-use std::cmp::Reverse;
+pub mod subset;
+
+pub use subset::subset;
 
 /// The less loaded of two different endpoints picked at random; `n` is at least 1.
 ///
@@ -191,37 +193,6 @@ fn mix(mut value: u64) -> u64 {
     value = (value ^ value >> 33).wrapping_mul(0xff51_afd7_ed55_8ccd);
     value = (value ^ value >> 33).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
     value ^ value >> 33
-}
-
-/// At most `max` of the endpoints for one proxy, own zone first, as sorted indexes.
-///
-/// Rendezvous hashing (Thaler and Ravishankar, 1998): proxies spread evenly over the endpoints,
-/// and an endpoint that comes or goes changes at most one member of anybody's choice.
-pub fn subset(
-    proxy: &str,
-    zone: Option<&str>,
-    candidates: &[(&str, Option<&str>)],
-    max: usize,
-) -> Vec<usize> {
-    if candidates.len() <= max {
-        return (0..candidates.len()).collect();
-    }
-    if max == 0 {
-        return Vec::new();
-    }
-    let seed = hash(proxy.as_bytes());
-    let mut ranked: Vec<_> = candidates
-        .iter()
-        .enumerate()
-        .map(|(index, (id, at))| {
-            let near = zone.is_some() && *at == zone;
-            (Reverse(near), Reverse(combine(seed, hash(id.as_bytes()))), *id, index)
-        })
-        .collect();
-    ranked.select_nth_unstable(max - 1);
-    let mut chosen: Vec<_> = ranked[..max].iter().map(|(.., index)| *index).collect();
-    chosen.sort_unstable();
-    chosen
 }
 
 #[cfg(test)]

@@ -34,6 +34,15 @@ pub const TRUST_BUNDLE_NAME: &str = "trust";
 /// Name of the one `MeshSettings` resource.
 pub const MESH_SETTINGS_NAME: &str = "mesh";
 
+/// The name of a part of the settings: the first one is [`MESH_SETTINGS_NAME`] and says everything, the
+/// others add namespaces and come without being asked for.
+pub fn settings_part(part: usize) -> String {
+    match part {
+        0 => MESH_SETTINGS_NAME.to_owned(),
+        _ => format!("{MESH_SETTINGS_NAME}/{part}"),
+    }
+}
+
 /// Key of [`Node::metadata`] that holds the proxy's namespace.
 pub const NODE_NAMESPACE: &str = "namespace";
 

@@ -18,7 +18,7 @@ use tokio::sync::{Notify, watch};
 
 use super::root::RootId;
 use super::verify::Verified;
-use crate::publish::lock;
+use crate::sync::lock;
 
 /// Nodes of one identity: more replicas of one service than any mesh here has. Whoever holds a
 /// token could otherwise fill the ledger with made-up nodes.

@@ -1,10 +1,10 @@
 //! Responses of one pump: collected by kind, ordered, and cut to size.
 
-use outrigger_core::name::DestinationName;
+use std::sync::Arc;
+
 use outrigger_proto::wire::{self, Any, DeltaDiscoveryResponse, Resource};
 
-use crate::index::PortId;
-use crate::publish::Encoded;
+use crate::publish::{Encoded, EncodedDestination};
 
 /// Bytes of a response beside its resources: type, nonce, version.
 const ENVELOPE: usize = 1024;
@@ -15,23 +15,15 @@ const RESOURCE_OVERHEAD: usize = 64;
 #[derive(Debug, Default)]
 pub(super) struct Sent {
     pub(super) names: Vec<String>,
-    pub(super) destinations: Vec<SentDestination>,
+    pub(super) destinations: Vec<Arc<EncodedDestination>>,
     /// Type and name, and version.
-    pub(super) singles: Vec<((String, String), String)>,
-}
-
-#[derive(Debug)]
-pub(super) struct SentDestination {
-    pub(super) name: DestinationName,
-    pub(super) version: String,
-    /// Whose endpoints this version needs.
-    pub(super) endpoints: Vec<PortId>,
+    pub(super) singles: Vec<((String, String), Arc<str>)>,
 }
 
 #[derive(Debug, Default)]
 pub(super) struct Outbox {
     pub(super) endpoints: Vec<Resource>,
-    pub(super) destinations: Vec<(Resource, SentDestination)>,
+    pub(super) destinations: Vec<(Resource, Arc<EncodedDestination>)>,
     pub(super) destinations_removed: Vec<String>,
     pub(super) endpoints_removed: Vec<String>,
     pub(super) singles: Vec<((String, String), Resource)>,
@@ -57,7 +49,7 @@ impl Outbox {
         responses.finish();
         responses.add_all(wire::ENDPOINT, Vec::new(), self.endpoints_removed);
         for (key, resource) in self.singles {
-            let version = resource.version.clone();
+            let version = resource.version.as_str().into();
             let type_url = key.0.clone();
             responses.add(&type_url, resource).singles.push((key, version));
         }
@@ -125,9 +117,9 @@ impl Responses {
 /// A resource for one proxy around the bytes that all share.
 pub(super) fn resource(type_url: &str, encoded: &Encoded, aliases: Vec<String>) -> Resource {
     Resource {
-        version: encoded.version.clone(),
+        version: encoded.version.to_string(),
         resource: Some(Any { type_url: type_url.to_owned(), value: encoded.body.clone() }),
-        name: encoded.name.clone(),
+        name: encoded.name.to_string(),
         aliases,
         ttl: None,
     }

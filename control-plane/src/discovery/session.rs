@@ -11,13 +11,18 @@
 //! that let go of them is acknowledged.
 
 mod counted;
+mod few;
+mod interests;
 mod receive;
 mod refresh;
 mod show;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::sync::Arc;
 
 use counted::Counted;
+use few::Few;
+use interests::Interests;
 use outrigger_core::bounds;
 use outrigger_core::identity::SpiffeId;
 use outrigger_core::name::{DestinationName, EndpointId};
@@ -26,8 +31,8 @@ use outrigger_proto::wire::{self, DeltaDiscoveryRequest, DeltaDiscoveryResponse,
 use tonic::Status;
 
 use super::outbox::{Outbox, Sent};
-use crate::index::{Dep, PortId, Resolution};
-use crate::publish::{Dirty, View};
+use crate::index::{Dep, PortId};
+use crate::publish::{Dirty, EncodedDestination, Member, View};
 
 /// Names that one proxy may be subscribed to; an app calls dozens of destinations. A proxy holds at most
 /// 10,000; the rest is for names that it is about to exchange for others.
@@ -40,32 +45,35 @@ const MAX_IN_FLIGHT: usize = 64;
 const MAX_NACKS: usize = 16;
 /// Characters of a refusal's reason that are kept.
 const MAX_REASON: usize = bounds::REASON;
+/// Names that are resolved at once; other streams have their turn before the next ones.
+const NAMES_AT_ONCE: usize = 512;
 /// Version of the resource that marks a collection as complete; it has no content.
 const MARKER_VERSION: &str = "1";
 
+/// There is one for every proxy: what it holds many of is small, and shared with the others where it can be.
 #[derive(Debug)]
 pub struct Session {
     pub proxy: Proxy,
     /// By dialled name.
-    names: BTreeMap<String, Name>,
-    /// Names by what their resolution depends on.
-    names_by: HashMap<Dep, BTreeSet<String>>,
+    names: BTreeMap<Arc<str>, Name>,
+    interests: Interests,
     /// Endpoints that are dialled by names of their own, with how many names each has.
     pins: HashMap<PortId, HashMap<EndpointId, usize>>,
-    destinations: BTreeMap<DestinationName, Held>,
+    destinations: BTreeMap<Arc<DestinationName>, Held>,
     /// Destinations that no name leads to any more, kept until what names were moved to is acknowledged.
     retiring: BTreeMap<DestinationName, BTreeSet<DestinationName>>,
-    collections: BTreeMap<PortId, Endpoints>,
+    collections: BTreeMap<Arc<PortId>, Endpoints>,
     /// Collections that a destination, sent or in force, or a subscription of its own needs.
-    needed: Counted<PortId>,
+    needed: Counted<Arc<PortId>>,
     /// Collections asked for by name.
-    explicit: BTreeSet<PortId>,
+    explicit: BTreeSet<Arc<PortId>>,
     /// By type and name.
     singles: BTreeMap<(String, String), Single>,
+    /// Versions of the further parts of the settings that the proxy was sent.
+    settings_parts: Vec<Option<Arc<str>>>,
     /// Versions that the proxy kept from an earlier stream and that nothing has asked for yet.
-    kept: HashMap<&'static str, HashMap<String, String>>,
+    kept: HashMap<&'static str, BTreeMap<String, String>>,
     work: Work,
-    interests: Counted<Dep>,
     /// It has been said that there are too many subscriptions.
     full: bool,
     in_flight: BTreeMap<u64, InFlight>,
@@ -90,35 +98,78 @@ pub struct Proxy {
 
 #[derive(Debug, Default)]
 struct Name {
-    resolution: Resolution,
+    target: Option<Target>,
+    /// What its meaning depends on.
+    deps: Box<[Arc<Dep>]>,
     /// The proxy has it from an earlier stream.
     known: bool,
     /// Told that nothing has this name.
     refused: bool,
 }
 
+/// What a name means.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Target {
+    name: Arc<DestinationName>,
+    /// The one endpoint that was meant.
+    pin: Option<Box<EndpointId>>,
+}
+
 /// A destination that the proxy has or is about to get.
 #[derive(Debug, Default)]
 struct Held {
     /// What the proxy dials it by.
-    names: BTreeSet<String>,
+    names: Few<Arc<str>>,
     /// Send it although its version is known: the proxy asked again, or does not know it by a name.
     announce: bool,
     /// Names that the proxy does not know it by.
-    unannounced: BTreeSet<String>,
-    sent: Option<String>,
-    sent_endpoints: Vec<PortId>,
-    acknowledged: Option<String>,
+    unannounced: Few<Arc<str>>,
+    sent: Option<Version>,
+    acknowledged: Option<Version>,
     /// Why the proxy refused the version sent last, if it did.
-    refused: Option<String>,
-    /// Whose endpoints the version in force at the proxy needs.
-    acknowledged_endpoints: Vec<PortId>,
+    refused: Option<Box<str>>,
+}
+
+/// A version of a destination.
+#[derive(Clone, Debug)]
+enum Version {
+    /// Whose endpoints it needs is known.
+    Whole(Arc<EncodedDestination>),
+    /// From an earlier stream.
+    Kept(Arc<str>),
+}
+
+impl Version {
+    fn as_str(&self) -> &str {
+        match self {
+            Self::Whole(whole) => &whole.resource.version,
+            Self::Kept(version) => version,
+        }
+    }
+
+    /// Whose endpoints it needs.
+    fn endpoints(&self) -> &[Arc<PortId>] {
+        match self {
+            Self::Whole(whole) => &whole.endpoints,
+            Self::Kept(_) => &[],
+        }
+    }
+}
+
+impl PartialEq for Version {
+    fn eq(&self, other: &Self) -> bool {
+        self.as_str() == other.as_str()
+    }
+}
+
+fn endpoints_of(version: &Option<Version>) -> &[Arc<PortId>] {
+    version.as_ref().map_or(&[], Version::endpoints)
 }
 
 #[derive(Debug, Default)]
 struct Endpoints {
-    /// Name to version.
-    sent: BTreeMap<String, String>,
+    /// In the order of their ids.
+    sent: Vec<Arc<Member>>,
     complete: bool,
     /// Told that there is no such port.
     refused: bool,
@@ -126,20 +177,22 @@ struct Endpoints {
 
 #[derive(Debug, Default)]
 struct Single {
-    sent: Option<String>,
-    acknowledged: Option<String>,
+    sent: Option<Arc<str>>,
+    acknowledged: Option<Arc<str>>,
     refused: bool,
     /// Why the proxy refused the version sent last, if it did.
     objection: Option<String>,
     announce: bool,
+    /// The stream depends on it.
+    subscribed: bool,
 }
 
 /// What the next pump has to look at.
 #[derive(Debug, Default)]
 struct Work {
-    names: BTreeSet<String>,
-    destinations: BTreeSet<DestinationName>,
-    collections: BTreeSet<PortId>,
+    names: BTreeSet<Arc<str>>,
+    destinations: BTreeSet<Arc<DestinationName>>,
+    collections: BTreeSet<Arc<PortId>>,
     singles: BTreeSet<(String, String)>,
     /// Of types or names that are nothing here.
     unknown: Vec<(String, Vec<String>)>,
@@ -159,14 +212,6 @@ pub struct Nack {
     pub reason: String,
 }
 
-/// What a proxy has made of a resource.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Answer<'a> {
-    Pending,
-    Acknowledged,
-    Refused(&'a str),
-}
-
 #[derive(Clone, Copy, Debug, Default, serde::Serialize)]
 pub struct Counts {
     pub responses: u64,
@@ -181,7 +226,7 @@ impl Session {
         Self {
             proxy,
             names: BTreeMap::new(),
-            names_by: HashMap::new(),
+            interests: Interests::default(),
             pins: HashMap::new(),
             destinations: BTreeMap::new(),
             retiring: BTreeMap::new(),
@@ -189,9 +234,9 @@ impl Session {
             needed: Counted::default(),
             explicit: BTreeSet::new(),
             singles: BTreeMap::new(),
+            settings_parts: Vec::new(),
             kept: HashMap::new(),
             work: Work::default(),
-            interests: Counted::default(),
             full: false,
             in_flight: BTreeMap::new(),
             last_nonce: 0,
@@ -242,8 +287,8 @@ impl Session {
             return;
         }
         for dep in &dirty.deps {
-            self.work.names.extend(self.names_by.get(dep).into_iter().flatten().cloned());
-            match dep {
+            self.work.names.extend(self.interests.names(dep).cloned());
+            match &**dep {
                 Dep::Service(id) => {
                     let from = PortId::new(id, 0).destination();
                     let of_service = self.destinations.range(from..).map(|(name, _)| name);
@@ -252,30 +297,33 @@ impl Session {
                     });
                     self.work.destinations.extend(of_service.cloned());
                 }
-                Dep::Endpoints(port) if self.collections.contains_key(port) => {
-                    self.work.collections.insert(port.clone());
+                Dep::Endpoints(port) => {
+                    let held = self.collections.get_key_value(port);
+                    self.work.collections.extend(held.map(|(port, _)| port.clone()));
                 }
                 Dep::Inbound(_) | Dep::Settings | Dep::Trust => {
-                    let singles = self.singles.keys().filter(|key| single_dep(key) == *dep);
+                    let singles = self.singles.keys().filter(|key| single_dep(key) == **dep);
                     self.work.singles.extend(singles.cloned());
                 }
-                _ => {}
+                Dep::Ip(_) | Dep::Dialled(_) => {}
             }
         }
     }
 
     /// Works out what the proxy lacks and gives it, in the order in which it has to be sent.
-    pub fn pump(&mut self, view: &mut View, nanos: u128) -> Vec<DeltaDiscoveryResponse> {
+    pub fn pump(&mut self, view: &mut View<'_>, nanos: u128) -> Vec<DeltaDiscoveryResponse> {
         let mut outbox = Outbox::default();
         self.resolve_names(view, &mut outbox);
         self.refresh_destinations(view, &mut outbox);
-        self.refresh_needs(&mut outbox);
+        self.refresh_needs(view, &mut outbox);
         self.refresh_collections(view, &mut outbox);
         self.refresh_singles(view, &mut outbox);
         for (type_url, names) in std::mem::take(&mut self.work.unknown) {
             outbox.other.push((type_url, Vec::new(), names));
         }
-        self.sent_generation = view.commit.generation;
+        if !self.has_more() {
+            self.sent_generation = view.told;
+        }
         let mut responses = Vec::new();
         for (mut response, sent) in outbox.into_responses() {
             self.last_nonce += 1;
@@ -291,13 +339,18 @@ impl Session {
         responses
     }
 
-    /// What the stream has begun to depend on, and what it no longer depends on, since last asked.
-    pub fn interest_changes(&mut self) -> (Vec<Dep>, Vec<Dep>) {
-        self.interests.changes()
+    /// Whether there was more to do than is done at once.
+    pub fn has_more(&self) -> bool {
+        !self.work.names.is_empty()
+    }
+
+    /// What the stream no longer depends on, since last asked.
+    pub fn interest_changes(&mut self) -> Vec<Arc<Dep>> {
+        self.interests.take_ended()
     }
 
     /// Everything that the stream depends on; it is over.
-    pub fn take_interests(&mut self) -> Vec<Dep> {
+    pub fn take_interests(&mut self) -> Vec<Arc<Dep>> {
         self.interests.take()
     }
 
@@ -330,7 +383,7 @@ fn single_dep((type_url, name): &(String, String)) -> Dep {
 
 impl Proxy {
     /// Whether a workload is one of the proxy's proven identity.
-    fn owns(&self, view: &View, uid: &str) -> bool {
+    fn owns(&self, view: &View<'_>, uid: &str) -> bool {
         let Some(identity) = &self.identity else { return true };
         let workload = view.index.workload(uid);
         workload.is_some_and(|workload| view.index.identity(workload).as_ref() == Some(identity))

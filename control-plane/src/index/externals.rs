@@ -2,24 +2,27 @@
 //!
 //! To everything else each is a Service with one port; only its own namespace sees it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::Arc;
 
+use imbl::OrdMap;
 use outrigger_core::name::{Authority, Host};
 
 use super::links::Links;
-use super::{Dep, Index, PortId, Resolution, Target};
+use super::{Dep, Index, PortId, Resolution, Target, Touched};
 use crate::object::{External, Service, ServiceId};
-use crate::translate::external_service;
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Externals {
-    all: BTreeMap<ServiceId, External>,
-    as_services: BTreeMap<ServiceId, Service>,
+    all: OrdMap<ServiceId, Arc<External>>,
+    as_services: OrdMap<ServiceId, Arc<Service>>,
     /// By namespace and what is dialled there.
     dialled: Links<(String, Authority), ServiceId>,
+    /// By the host whose addresses they need.
+    looked_up: Links<String, ServiceId>,
     /// By host name, once somebody has asked.
-    addresses: BTreeMap<String, Addresses>,
+    addresses: OrdMap<String, Arc<Addresses>>,
 }
 
 /// What looking a host up has brought.
@@ -33,11 +36,14 @@ pub struct Addresses {
 
 impl Externals {
     pub(super) fn service(&self, id: &ServiceId) -> Option<&Service> {
-        self.as_services.get(id)
+        self.as_services.get(id).map(|service| &**service)
     }
 
-    pub(super) fn ids(&self) -> impl Iterator<Item = &ServiceId> {
-        self.all.keys()
+    /// Those of a namespace.
+    pub(super) fn ids_in(&self, namespace: &str) -> impl Iterator<Item = &ServiceId> {
+        let from = ServiceId::new(namespace, "");
+        let all = self.all.range(from.clone()..).map(|(id, _)| id);
+        all.take_while(move |id| id.namespace == from.namespace)
     }
 }
 
@@ -45,25 +51,35 @@ impl Index {
     pub(super) fn set_external(&mut self, id: ServiceId, new: Option<External>) {
         let externals = &mut self.externals;
         let old = externals.all.remove(&id);
-        if old == new {
+        if old.as_deref() == new.as_ref() {
             externals.all.extend(old.map(|old| (id, old)));
             return;
         }
         externals.as_services.remove(&id);
-        for one in old.iter().chain(&new) {
+        for one in old.as_deref().into_iter().chain(&new) {
             let port = PortId::new(&id, one.port);
             self.dirty.extend([Dep::Dialled(one.dialled.clone()), Dep::Endpoints(port)]);
         }
-        if let Some(old) = old {
-            externals.dialled.unlink(&(old.namespace, old.dialled), &id);
+        if let Some(old) = &old {
+            externals.dialled.unlink(&(old.namespace.clone(), old.dialled.clone()), &id);
+            if let Some(host) = old.looked_up() {
+                externals.looked_up.unlink(&host.to_owned(), &id);
+            }
         }
         if let Some(new) = new {
             externals.dialled.link((new.namespace.clone(), new.dialled.clone()), id.clone());
-            externals.as_services.insert(id.clone(), external_service::service(&new));
-            externals.all.insert(id.clone(), new);
+            if let Some(host) = new.looked_up() {
+                externals.looked_up.link(host.to_owned(), id.clone());
+            }
+            externals.as_services.insert(id.clone(), new.as_service().into());
+            externals.all.insert(id.clone(), new.into());
         }
-        let used: BTreeSet<&str> = externals.all.values().filter_map(External::looked_up).collect();
-        externals.addresses.retain(|host, _| used.contains(host.as_str()));
+        if let Some(host) = old.as_deref().and_then(External::looked_up)
+            && !externals.looked_up.has(&host.to_owned())
+        {
+            externals.addresses.remove(host);
+        }
+        self.touched.insert(id.clone(), Touched::All);
         self.touch_parents_of_backend(&id);
         self.dirty.insert(Dep::Service(id));
     }
@@ -73,47 +89,46 @@ impl Index {
     }
 
     pub fn external_of(&self, id: &ServiceId) -> Option<&External> {
-        self.externals.all.get(id)
+        self.externals.all.get(id).map(|external| &**external)
     }
 
     /// In name order.
     pub fn externals(&self) -> impl Iterator<Item = &External> {
-        self.externals.all.values()
+        self.externals.all.values().map(|external| &**external)
     }
 
     /// Every host whose addresses somebody needs.
     pub fn looked_up(&self) -> BTreeSet<String> {
-        self.externals().filter_map(External::looked_up).map(str::to_owned).collect()
+        self.externals.looked_up.all().map(|(host, _)| host.clone()).collect()
     }
 
     /// Takes the answer of a look-up. One that failed leaves the last good one in force.
     pub fn set_addresses(&mut self, host: &str, answer: Result<BTreeSet<IpAddr>, String>) {
         let externals = &mut self.externals;
-        let uses = |one: &&External| one.looked_up() == Some(host);
-        let ports: Vec<_> = externals
-            .all
-            .values()
-            .filter(uses)
-            .map(|one| PortId::new(&one.service(), one.port))
-            .collect();
-        if ports.is_empty() {
+        let users: Vec<ServiceId> = externals.looked_up.of(&host.to_owned()).cloned().collect();
+        if users.is_empty() {
             return;
         }
-        let old = externals.addresses.get(host).cloned();
-        let mut new = old.clone().unwrap_or_default();
+        let old = externals.addresses.get(host);
+        let mut new = old.map(|old| (**old).clone()).unwrap_or_default();
         match answer {
             Ok(found) => new = Addresses { found, problem: None },
             Err(problem) => new.problem = Some(problem),
         }
-        if old.as_ref().map(|old| &old.found) != Some(&new.found) {
-            self.dirty.extend(ports.into_iter().map(Dep::Endpoints));
+        if old.map(|old| &old.found) != Some(&new.found) {
+            for id in users {
+                if let Some(external) = externals.all.get(&id) {
+                    self.dirty.insert(Dep::Endpoints(PortId::new(&id, external.port)));
+                    self.touched.insert(id, Touched::All);
+                }
+            }
         }
-        externals.addresses.insert(host.to_owned(), new);
+        externals.addresses.insert(host.to_owned(), new.into());
     }
 
     /// What looking up the host has brought; none: nobody has looked, or nobody needs to.
     pub fn look_up(&self, external: &External) -> Option<&Addresses> {
-        self.externals.addresses.get(external.looked_up()?)
+        self.externals.addresses.get(external.looked_up()?).map(|known| &**known)
     }
 
     /// Where the host is; none: not known yet.

@@ -82,11 +82,9 @@ impl Index {
         if let Some(hostname) = hostname {
             // Which endpoint has the name changes with the endpoints.
             found.deps.push(Dep::Endpoints(port.clone()));
-            let endpoints = found.target.as_ref().and_then(|_| self.endpoints(&port));
-            let mut endpoints = endpoints.into_iter().flatten();
-            let named = endpoints.find(|e| e.hostname.as_deref() == Some(hostname));
+            let named = found.target.as_ref().and_then(|_| self.named(&port, hostname));
             found.target = match (found.target, named) {
-                (Some(target), Some(named)) => Some(Target { pin: Some(named.id), ..target }),
+                (Some(target), Some(named)) => Some(Target { pin: Some(named), ..target }),
                 _ => None,
             };
         }

@@ -1,53 +1,253 @@
 //! TrafficPolicies, ServerPolicies and FaultInjections in the index, and what a change of one touches.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
+use std::sync::Arc;
 
+use imbl::OrdMap;
 use outrigger_core::policy::fault::Caller;
 
-use super::{Dep, Index};
-use crate::experiments::{Stopped, Stops};
-use crate::object::policy::{Attached, FaultInjection, ServerPolicy, TrafficPolicy};
-use crate::object::{ObjectId, Route, ServiceId, Workload};
-use crate::translate::fallback;
+use super::links::Links;
+use super::{Dep, Index, Key};
+use crate::object::policy::{Attached, FaultInjection, ServerPolicy, Target, TrafficPolicy};
+use crate::object::stopped::{Stopped, Stops};
+use crate::object::targets::fallback_services;
+use crate::object::{KeySource, ObjectId, Policy, Route, ServiceId, Workload};
 
-/// By namespace and name.
-pub(super) type Policies<P> = BTreeMap<(String, String), P>;
+/// Policies of one kind, found by what they are for.
+#[derive(Clone, Debug)]
+pub(super) struct Policies<P> {
+    all: OrdMap<Key, Arc<P>>,
+    by_target: Links<TargetId, Key>,
+}
 
-impl Index {
-    pub fn traffic_policies(&self) -> impl Iterator<Item = &TrafficPolicy> {
-        self.traffic.values()
+impl<P> Default for Policies<P> {
+    fn default() -> Self {
+        Self { all: OrdMap::new(), by_target: Links::default() }
+    }
+}
+
+/// What a policy is for.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum TargetId {
+    Namespace(String),
+    Service(ServiceId),
+    Route(ObjectId),
+}
+
+impl<S: PartialEq> Policies<Attached<S>> {
+    fn get(&self, key: &Key) -> Option<&Attached<S>> {
+        self.all.get(key).map(|policy| &**policy)
     }
 
-    pub fn traffic_policies_in(&self, namespace: &str) -> impl Iterator<Item = &TrafficPolicy> {
-        of_namespace(&self.traffic, namespace)
+    fn iter(&self) -> impl Iterator<Item = &Attached<S>> {
+        self.all.values().map(|policy| &**policy)
+    }
+
+    /// Gives what was there before.
+    fn set(&mut self, key: &Key, new: Option<Attached<S>>) -> Option<Arc<Attached<S>>> {
+        let old = self.all.remove(key);
+        for target in old.iter().flat_map(|old| targets(old)) {
+            self.by_target.unlink(&target, key);
+        }
+        if let Some(new) = new {
+            for target in targets(&new) {
+                self.by_target.link(target, key.clone());
+            }
+            self.all.insert(key.clone(), new.into());
+        }
+        old
+    }
+
+    /// Of several targets, in name order.
+    fn of(&self, targets: impl IntoIterator<Item = TargetId>) -> Vec<&Attached<S>> {
+        let targets = targets.into_iter();
+        let keys: BTreeSet<&Key> =
+            targets.flat_map(|target| self.by_target.of(&target)).collect();
+        keys.into_iter().filter_map(|key| self.get(key)).collect()
+    }
+}
+
+fn targets<S>(policy: &Attached<S>) -> Vec<TargetId> {
+    let namespace = policy.namespace();
+    let target = |target: &Target| match target {
+        Target::Namespace => TargetId::Namespace(namespace.to_owned()),
+        Target::Service { name, .. } => {
+            TargetId::Service(ServiceId::new(namespace, name.clone()))
+        }
+        Target::Route { kind, name, .. } => {
+            let (namespace, name) = (namespace.to_owned(), name.clone());
+            TargetId::Route(ObjectId { kind: *kind, namespace, name })
+        }
+    };
+    policy.targets.iter().map(target).collect()
+}
+
+/// The targets by which policies speak of Services of one namespace.
+fn of_services<'a>(
+    namespace: &str,
+    services: impl IntoIterator<Item = &'a ServiceId>,
+) -> Vec<TargetId> {
+    let services = services.into_iter().cloned().map(TargetId::Service);
+    services.chain([TargetId::Namespace(namespace.to_owned())]).collect()
+}
+
+impl Index {
+    pub fn policies(&self) -> impl Iterator<Item = &Policy> {
+        self.policies.values().map(|policy| &**policy)
+    }
+
+    /// AccessPolicies that are for a workload, whatever port, in name order.
+    pub fn policies_of(&self, workload: &Workload) -> impl Iterator<Item = &Policy> {
+        let namespace = &workload.namespace;
+        let labels = workload.labels.iter();
+        let selecting = labels.flat_map(|(k, v)| self.policies_by.of(namespace, k, v));
+        let for_all = self.policies_for_all.of(namespace);
+        let keys: BTreeSet<&Key> =
+            selecting.chain(for_all).chain(&self.policies_everywhere).collect();
+        let policies = keys.into_iter().filter_map(|key| self.policies.get(key));
+        policies.map(|policy| &**policy).filter(|policy| policy.is_for(workload))
+    }
+
+    pub(super) fn set_policy(&mut self, key: Key, new: Option<Policy>) {
+        let old = self.policies.remove(&key);
+        if old.as_deref() == new.as_ref() {
+            self.policies.extend(old.map(|old| (key, old)));
+            return;
+        }
+        for policy in old.as_deref().into_iter().chain(&new) {
+            self.touch_workloads_of(policy);
+        }
+        if let Some(old) = &old {
+            self.link_policy(&key, old, false);
+        }
+        if let Some(new) = new {
+            self.link_policy(&key, &new, true);
+            self.policies.insert(key, new.into());
+        }
+    }
+
+    fn link_policy(&mut self, key: &Key, policy: &Policy, add: bool) {
+        let namespace = &policy.namespace;
+        let first = policy.selector.as_ref().and_then(|selector| selector.iter().next());
+        match (policy.closed.as_ref().is_some_and(|closed| closed.everywhere), first, add) {
+            (true, _, true) => drop(self.policies_everywhere.insert(key.clone())),
+            (true, _, false) => drop(self.policies_everywhere.remove(key)),
+            (false, Some((k, v)), true) => self.policies_by.link(namespace, k, v, key.clone()),
+            (false, Some((k, v)), false) => self.policies_by.unlink(namespace, k, v, key),
+            (false, None, true) => self.policies_for_all.link(namespace.clone(), key.clone()),
+            (false, None, false) => self.policies_for_all.unlink(namespace, key),
+        }
+        for issuer in &policy.issuers {
+            match add {
+                true => self.key_sources.link(issuer.source.clone(), key.clone()),
+                false => self.key_sources.unlink(&issuer.source, key),
+            }
+        }
+    }
+
+    /// The workloads that an AccessPolicy is for.
+    fn touch_workloads_of(&mut self, policy: &Policy) {
+        let namespace = &policy.namespace;
+        let first = policy.selector.as_ref().and_then(|selector| selector.iter().next());
+        let everywhere = policy.closed.as_ref().is_some_and(|closed| closed.everywhere);
+        let touched: Vec<String> = match (everywhere, first) {
+            (true, _) => self.workloads().filter(|w| policy.is_for(w)).map(Workload::uid).collect(),
+            (false, Some((k, v))) => {
+                let found = self.workloads_by.of(namespace, k, v);
+                let found = found.filter_map(|uid| self.workload(uid));
+                found.filter(|w| policy.is_for(w)).map(Workload::uid).collect()
+            }
+            (false, None) => self.workloads_in(namespace).map(Workload::uid).collect(),
+        };
+        self.dirty.extend(touched.into_iter().map(Dep::Inbound));
+    }
+
+    /// Takes a key set as its source has it now.
+    pub fn set_keys(&mut self, source: KeySource, keys: String) {
+        if self.keys.get(&source).is_some_and(|known| **known == *keys) {
+            return;
+        }
+        let policies = self.key_sources.of(&source).filter_map(|key| self.policies.get(key));
+        for policy in policies.cloned().collect::<Vec<_>>() {
+            self.touch_workloads_of(&policy);
+        }
+        self.keys.insert(source, keys.into());
+    }
+
+    /// Every source of keys that a policy names.
+    pub fn key_sources(&self) -> BTreeSet<KeySource> {
+        self.key_sources.all().map(|(source, _)| source.clone()).collect()
+    }
+
+    pub fn traffic_policies(&self) -> impl Iterator<Item = &TrafficPolicy> {
+        self.traffic.iter()
     }
 
     pub fn server_policies(&self) -> impl Iterator<Item = &ServerPolicy> {
-        self.server.values()
-    }
-
-    pub fn server_policies_in(&self, namespace: &str) -> impl Iterator<Item = &ServerPolicy> {
-        of_namespace(&self.server, namespace)
+        self.server.iter()
     }
 
     pub fn fault_injections(&self) -> impl Iterator<Item = &FaultInjection> {
-        self.faults.values()
+        self.faults.iter()
     }
 
-    pub fn fault_injections_in(&self, namespace: &str) -> impl Iterator<Item = &FaultInjection> {
-        of_namespace(&self.faults, namespace)
+    /// Policies that name a Service or its namespace.
+    pub fn traffic_policies_of(&self, service: &ServiceId) -> impl Iterator<Item = &TrafficPolicy> {
+        self.traffic.of(of_services(&service.namespace, [service])).into_iter()
+    }
+
+    /// Policies that name a route.
+    pub fn traffic_policies_of_route(
+        &self,
+        route: &ObjectId,
+    ) -> impl Iterator<Item = &TrafficPolicy> {
+        self.traffic.of([TargetId::Route(route.clone())]).into_iter()
+    }
+
+    /// Policies that name one of some Services, or their namespace.
+    pub fn server_policies_of<'a>(
+        &self,
+        namespace: &str,
+        services: impl IntoIterator<Item = &'a ServiceId>,
+    ) -> impl Iterator<Item = &ServerPolicy> {
+        self.server.of(of_services(namespace, services)).into_iter()
+    }
+
+    /// Experiments that name a Service or its namespace.
+    pub fn fault_injections_of(
+        &self,
+        service: &ServiceId,
+    ) -> impl Iterator<Item = &FaultInjection> {
+        self.faults.of(of_services(&service.namespace, [service])).into_iter()
+    }
+
+    /// Experiments that name a route.
+    pub fn fault_injections_of_route(
+        &self,
+        route: &ObjectId,
+    ) -> impl Iterator<Item = &FaultInjection> {
+        self.faults.of([TargetId::Route(route.clone())]).into_iter()
+    }
+
+    /// Experiments whose guard watches a Service, in name order.
+    pub fn fault_injections_watching(
+        &self,
+        service: &ServiceId,
+    ) -> impl Iterator<Item = &FaultInjection> {
+        self.watching.of(service).filter_map(|key| self.faults.get(key))
     }
 
     pub fn route(&self, id: &ObjectId) -> Option<&Route> {
-        self.routes.get(id)
+        self.routes.get(id).map(|route| &**route)
     }
 
-    pub(super) fn set_traffic_policy(&mut self, key: (String, String), new: Option<TrafficPolicy>) {
-        let old = self.traffic.remove(&key);
-        if old != new {
-            for policy in old.iter().chain(&new) {
-                self.touch_calls(policy, policy.sections.spares());
-            }
+    pub(super) fn set_traffic_policy(&mut self, key: &Key, new: Option<TrafficPolicy>) {
+        if self.traffic.get(key) == new.as_ref() {
+            return;
+        }
+        let old = self.traffic.set(key, new.clone());
+        for policy in old.as_deref().into_iter().chain(&new) {
+            self.touch_calls(policy, policy.sections.spares());
         }
         if let Some(old) = &old {
             for service in fallen_back_to(old) {
@@ -58,8 +258,11 @@ impl Index {
             for service in fallen_back_to(&new) {
                 self.sending.link(service, new.id.clone());
             }
-            self.traffic.insert(key, new);
         }
+    }
+
+    pub(super) fn traffic_policy(&self, id: &ObjectId) -> Option<&TrafficPolicy> {
+        self.traffic.get(&(id.namespace.clone(), id.name.clone()))
     }
 
     /// The Services that a policy speaks of, those whose routes send there, and the parents of routes.
@@ -77,54 +280,50 @@ impl Index {
     /// The Services whose callers a policy speaks to.
     pub(super) fn touch_callers<S>(&mut self, policy: &Attached<S>) {
         let services = self.services_of(policy);
-        let routes = policy.routes().filter_map(|id| self.routes.get(&id));
+        let routes = policy.routes().filter_map(|id| self.route(&id).cloned()).collect::<Vec<_>>();
+        let routes = routes.iter();
         let parents = routes.flat_map(|route| route.parents.iter().map(|p| p.service.clone()));
         let touched: Vec<_> = parents.chain(services).map(Dep::Service).collect();
         self.dirty.extend(touched);
     }
 
-    pub(super) fn set_server_policy(&mut self, key: (String, String), new: Option<ServerPolicy>) {
-        let old = self.server.remove(&key);
-        if old != new {
-            for policy in old.iter().chain(&new) {
-                let touched: Vec<_> = self.workloads_of(policy).into_iter().collect();
-                self.dirty.extend(touched.into_iter().map(Dep::Inbound));
-            }
+    pub(super) fn set_server_policy(&mut self, key: &Key, new: Option<ServerPolicy>) {
+        if self.server.get(key) == new.as_ref() {
+            return;
         }
-        if let Some(new) = new {
-            self.server.insert(key, new);
-        }
+        let touched: Vec<_> = new.iter().flat_map(|new| self.workloads_of(new)).collect();
+        let old = self.server.set(key, new);
+        let before = old.iter().flat_map(|old| self.workloads_of(old)).collect::<Vec<_>>();
+        self.dirty.extend(touched.into_iter().chain(before).map(Dep::Inbound));
     }
 
-    pub(super) fn set_fault_injection(
-        &mut self,
-        key: (String, String),
-        new: Option<FaultInjection>,
-    ) {
-        let old = self.faults.remove(&key);
-        if old != new {
-            for policy in old.iter().chain(&new) {
-                self.touch_experiment(policy);
-            }
-        }
+    pub(super) fn set_fault_injection(&mut self, key: &Key, new: Option<FaultInjection>) {
         let name = format!("{}/{}", key.0, key.1);
-        if self
-            .stops
-            .get(&name)
-            .is_some_and(|stopped| !new.as_ref().is_some_and(|new| is_of(stopped, new)))
-        {
+        let stopped = self.stops.get(&name);
+        if stopped.is_some_and(|stopped| !new.as_ref().is_some_and(|new| is_of(stopped, new))) {
             // Another spec is another experiment.
-            self.stops.remove(&name);
+            Arc::make_mut(&mut self.stops).remove(&name);
         }
-        if let Some(new) = new {
-            self.faults.insert(key, new);
+        if self.faults.get(key) == new.as_ref() {
+            return;
+        }
+        if let Some(service) = new.as_ref().and_then(watched) {
+            self.watching.link(service, key.clone());
+        }
+        let old = self.faults.set(key, new);
+        let new = self.faults.all.get(key).cloned();
+        let moved = old.as_deref().and_then(watched) != new.as_deref().and_then(watched);
+        if let Some(service) = old.as_deref().and_then(watched).filter(|_| moved) {
+            self.watching.unlink(&service, key);
+        }
+        for policy in old.iter().chain(&new) {
+            self.touch_experiment(policy);
         }
     }
 
     fn touch_experiment(&mut self, policy: &FaultInjection) {
         self.touch_calls(policy, true);
-        if let Some(guard) = &policy.sections.guard {
-            let watched = ServiceId::new(policy.namespace(), guard.service.clone());
+        if let Some(watched) = watched(policy) {
             self.touch_parents_of_backend(&watched);
             self.dirty.insert(Dep::Service(watched));
         }
@@ -133,7 +332,7 @@ impl Index {
     /// Experiments that were stopped before this process began.
     #[must_use]
     pub fn with_stops(self, stops: Stops) -> Self {
-        Self { stops, ..self }
+        Self { stops: stops.into(), ..self }
     }
 
     pub fn stops(&self) -> &Stops {
@@ -174,7 +373,7 @@ impl Index {
         if !self.runs(&policy) {
             return Ok(false);
         }
-        self.stops.insert(name.to_owned(), stopped);
+        Arc::make_mut(&mut self.stops).insert(name.to_owned(), stopped);
         self.touch_experiment(&policy);
         Ok(true)
     }
@@ -189,8 +388,7 @@ impl Index {
 
     fn workloads_of(&self, policy: &ServerPolicy) -> BTreeSet<String> {
         if policy.is_for_namespace() {
-            let all = self.workloads().filter(|w| w.namespace == policy.namespace());
-            return all.map(Workload::uid).collect();
+            return self.workloads_in(policy.namespace()).map(Workload::uid).collect();
         }
         let services = policy.services().filter_map(|id| self.services.get(&id));
         services.flat_map(|service| self.selected(service)).map(Workload::uid).collect()
@@ -203,12 +401,11 @@ fn is_of(stopped: &Stopped, policy: &FaultInjection) -> bool {
 
 /// The Services that a policy sends to when others fail.
 fn fallen_back_to(policy: &TrafficPolicy) -> Vec<ServiceId> {
-    fallback::services(policy.sections.fallbacks.as_deref().unwrap_or_default())
+    fallback_services(policy.sections.fallbacks.as_deref().unwrap_or_default())
 }
 
-fn of_namespace<'a, P>(policies: &'a Policies<P>, namespace: &str) -> impl Iterator<Item = &'a P> {
-    let from = (namespace.to_owned(), String::new());
-    let namespace = namespace.to_owned();
-    let policies = policies.range(from..).take_while(move |((of, _), _)| *of == namespace);
-    policies.map(|(_, policy)| policy)
+/// The Service that the guard of an experiment watches.
+fn watched(policy: &FaultInjection) -> Option<ServiceId> {
+    let guard = policy.sections.guard.as_ref()?;
+    Some(ServiceId::new(policy.namespace(), guard.service.clone()))
 }

@@ -1,27 +1,28 @@
 //! Putting one object in the place of another, and noting what that touches.
 
-use std::collections::BTreeSet;
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use outrigger_core::config::BackendTarget;
+use outrigger_core::name::EndpointId;
 
-use super::{Dep, Index, PortId};
+use super::{Dep, Index, Key, PortId, Touched, endpoints};
+use crate::object::targets::for_each_target;
 use crate::object::{
-    EndpointSlice, KeySource, Kind, ObjectId, Policy, ReferenceGrant, Route, Service, ServiceId,
-    Workload,
+    EndpointSlice, Kind, ObjectId, ReferenceGrant, Route, Service, ServiceId, Workload,
 };
-use crate::translate::destination;
 
 impl Index {
     pub(super) fn set_service(&mut self, id: ServiceId, new: Option<Service>) {
         let old = self.services.remove(&id);
-        if old == new {
+        if old.as_deref() == new.as_ref() {
             if let Some(old) = old {
                 self.services.insert(id, old);
             }
             return;
         }
-        let both = || old.iter().chain(&new);
+        let both = || old.as_deref().into_iter().chain(&new);
         let ports: BTreeSet<u16> = both().flat_map(|s| &s.ports).map(|p| p.port).collect();
         let ips: BTreeSet<IpAddr> = both().flat_map(|s| s.cluster_ips.iter().copied()).collect();
         let mut inbounds: BTreeSet<String> = BTreeSet::new();
@@ -42,40 +43,51 @@ impl Index {
                 self.selectors_by.link(&id.namespace, k, v, id.clone());
             }
             inbounds.extend(self.selected(&new).map(Workload::uid));
-            self.services.insert(id.clone(), new);
+            self.services.insert(id.clone(), new.into());
         }
         self.touch_parents_of_backend(&id);
         self.dirty.extend(inbounds.into_iter().map(Dep::Inbound));
         self.dirty.extend(ips.into_iter().map(Dep::Ip));
         for port in ports {
-            self.touch_endpoints(PortId::new(&id, port));
+            self.touch_endpoints(PortId::new(&id, port), &Touched::All);
         }
         self.dirty.insert(Dep::Service(id));
     }
 
-    pub(super) fn set_slice(&mut self, key: (String, String), new: Option<EndpointSlice>) {
+    pub(super) fn set_slice(&mut self, key: Key, new: Option<EndpointSlice>) {
         let old = self.slices.remove(&key);
-        let changed = old != new;
-        let mut services = BTreeSet::new();
+        if old.as_deref() == new.as_ref() {
+            self.slices.extend(old.map(|old| (key, old)));
+            return;
+        }
+        let mut services: BTreeMap<ServiceId, Touched> = BTreeMap::new();
+        let moved = old.as_ref().map(|o| &o.service) != new.as_ref().map(|n| &n.service);
+        for (before, after) in match moved {
+            true => vec![(old.as_deref(), None), (None, new.as_ref())],
+            false => vec![(old.as_deref(), new.as_ref())],
+        } {
+            if let Some(slice) = before.or(after) {
+                let changed = Touched::Workloads(endpoints::changed(before, after));
+                services.insert(slice.service.clone(), changed);
+            }
+        }
         if let Some(old) = old {
             self.slices_of.unlink(&old.service, &key);
-            services.insert(old.service);
+            self.unlink_slice(&key, &old);
         }
         if let Some(new) = new {
             self.slices_of.link(new.service.clone(), key.clone());
-            services.insert(new.service.clone());
-            self.slices.insert(key, new);
+            self.link_slice(&key, &new);
+            self.slices.insert(key, new.into());
         }
-        if changed {
-            for service in services {
-                self.touch_all_endpoints(&service);
-            }
+        for (service, touched) in services {
+            self.touch_all_endpoints(&service, &touched);
         }
     }
 
     pub(super) fn set_route(&mut self, id: &ObjectId, new: Option<Route>) {
         let old = self.routes.remove(id);
-        let changed = old != new;
+        let changed = old.as_deref() != new.as_ref();
         if let Some(old) = old {
             for parent in &old.parents {
                 self.attached.unlink(&parent.service, id);
@@ -93,7 +105,7 @@ impl Index {
             for backend in backends(&new) {
                 self.sending.link(backend, id.clone());
             }
-            self.routes.insert(id.clone(), new);
+            self.routes.insert(id.clone(), new.into());
         }
     }
 
@@ -103,45 +115,32 @@ impl Index {
         }
     }
 
-    pub(super) fn set_grant(&mut self, key: (String, String), new: Option<ReferenceGrant>) {
-        let namespace = key.0.clone();
+    pub(super) fn set_grant(&mut self, key: Key, new: Option<ReferenceGrant>) {
         let old = self.grants.remove(&key);
-        let changed = old != new;
-        if let Some(new) = new {
-            self.grants.insert(key, new);
-        }
-        if changed {
-            let backends = self.sending.keys().filter(|service| service.namespace == namespace);
-            for backend in backends.cloned().collect::<Vec<_>>() {
-                self.touch_parents_of_backend(&backend);
-            }
-        }
-    }
-
-    pub(super) fn set_policy(&mut self, key: (String, String), new: Option<Policy>) {
-        let old = self.policies.remove(&key);
-        if old != new {
-            let both = || old.iter().chain(&new);
-            let touched = self.workloads().filter(|w| both().any(|policy| policy.is_for(w)));
-            let touched: Vec<_> = touched.map(|workload| Dep::Inbound(workload.uid())).collect();
-            self.dirty.extend(touched);
-        }
-        if let Some(new) = new {
-            self.policies.insert(key, new);
-        }
-    }
-
-    /// Takes a key set as its source has it now.
-    pub fn set_keys(&mut self, source: KeySource, keys: String) {
-        if self.keys.get(&source) == Some(&keys) {
+        if old.as_deref() == new.as_ref() {
+            self.grants.extend(old.map(|old| (key, old)));
             return;
         }
-        let uses = |policy: &&Policy| policy.issuers.iter().any(|issuer| issuer.source == source);
-        let policies: Vec<_> = self.policies.values().filter(uses).collect();
-        let touched = self.workloads().filter(|w| policies.iter().any(|policy| policy.is_for(w)));
-        let touched: Vec<_> = touched.map(|workload| Dep::Inbound(workload.uid())).collect();
-        self.dirty.extend(touched);
-        self.keys.insert(source, keys);
+        // Only policies need grants: see `check_reference`.
+        let mut touched = BTreeSet::new();
+        for grant in old.as_deref().into_iter().chain(&new) {
+            let from = ServiceId::new(grant.namespace.clone(), "");
+            let sending = self.sending.from(&from);
+            let sending = sending.take_while(|(to, _)| to.namespace == grant.namespace);
+            let concerned = sending.filter(|(to, by)| {
+                by.kind == Kind::TrafficPolicy
+                    && grant.from.iter().any(|(kind, ns)| *kind == by.kind && *ns == by.namespace)
+                    && grant.to.iter().any(|name| name.as_ref().is_none_or(|name| *name == to.name))
+            });
+            touched.extend(concerned.map(|(_, by)| by.clone()));
+        }
+        if let Some(new) = new {
+            self.grants.insert(key, new.into());
+        }
+        let policies = touched.iter().filter_map(|id| self.traffic_policy(id).cloned());
+        for policy in policies.collect::<Vec<_>>() {
+            self.touch_callers(&policy);
+        }
     }
 
     /// Runs `change` on the workload `uid` and notes what looked or looks different.
@@ -173,8 +172,9 @@ impl Index {
         if !same_ports {
             self.dirty.insert(Dep::Inbound(uid.to_owned()));
         }
+        let touched = Touched::Workloads([uid.to_owned()].into());
         for service in services {
-            self.touch_all_endpoints(&service);
+            self.touch_all_endpoints(&service, &touched);
         }
     }
 
@@ -184,41 +184,74 @@ impl Index {
         let parents = routes.flat_map(|route| &route.parents);
         self.dirty.extend(parents.map(|parent| Dep::Service(parent.service.clone())));
         let policies = self.sending.of(backend).filter(|id| id.kind == Kind::TrafficPolicy);
-        let policies =
-            policies.filter_map(|id| self.traffic.get(&(id.namespace.clone(), id.name.clone())));
+        let policies = policies.filter_map(|id| self.traffic_policy(id));
         for policy in policies.cloned().collect::<Vec<_>>() {
             self.touch_callers(&policy);
         }
     }
 
-    fn touch_all_endpoints(&mut self, service: &ServiceId) {
+    fn touch_all_endpoints(&mut self, service: &ServiceId, touched: &Touched) {
         let ports = self.services.get(service).into_iter().flat_map(|s| &s.ports);
         for port in ports.map(|p| PortId::new(service, p.port)).collect::<Vec<_>>() {
-            self.touch_endpoints(port);
+            self.touch_endpoints(port, touched);
         }
     }
 
-    /// The endpoints of a port may have changed; a headless Service's are names, too.
-    fn touch_endpoints(&mut self, port: PortId) {
-        let headless = self.services.get(&port.service).is_some_and(|s| s.headless);
-        let endpoints = if headless { self.endpoints(&port) } else { None };
-        let new: Vec<_> =
-            endpoints.into_iter().flatten().map(|e| (canonical(e.address), e.id)).collect();
-        let old = self.pods_of.remove(&port).unwrap_or_default();
-        if new != old {
-            for (address, id) in &old {
-                self.pods.unlink(address, &(port.clone(), id.clone()));
-                self.dirty.insert(Dep::Ip(address.ip()));
-            }
-            for (address, id) in &new {
-                self.pods.link(*address, (port.clone(), id.clone()));
-                self.dirty.insert(Dep::Ip(address.ip()));
-            }
-        }
-        if !new.is_empty() {
-            self.pods_of.insert(port.clone(), new);
+    /// Some endpoints of a port may have changed; a headless Service's are names, too.
+    fn touch_endpoints(&mut self, port: PortId, touched: &Touched) {
+        self.update_pods(&port, touched);
+        match self.touched.entry(port.service.clone()) {
+            Entry::Vacant(entry) => drop(entry.insert(touched.clone())),
+            Entry::Occupied(mut entry) => match (entry.get_mut(), touched) {
+                (Touched::Workloads(all), Touched::Workloads(more)) => {
+                    all.extend(more.iter().cloned());
+                }
+                (all, _) => *all = Touched::All,
+            },
         }
         self.dirty.insert(Dep::Endpoints(port));
+    }
+
+    /// Follows the addresses of a headless Service's endpoints.
+    fn update_pods(&mut self, port: &PortId, touched: &Touched) {
+        let headless = self.services.get(&port.service).is_some_and(|s| s.headless);
+        let from = |uid: &str| (port.clone(), EndpointId { workload: uid.to_owned(), port: 0 });
+        let (mut old, mut new) = (BTreeMap::new(), BTreeMap::new());
+        match touched {
+            Touched::All => {
+                let range = self.pods_of.range(from("")..);
+                let range = range.take_while(|((of, _), _)| of == port);
+                old.extend(range.map(|((_, id), address)| (id.clone(), *address)));
+                let all = headless.then(|| self.endpoints(port)).flatten();
+                new.extend(all.into_iter().flatten().map(|e| (e.id, canonical(e.address))));
+            }
+            Touched::Workloads(uids) => {
+                for uid in uids {
+                    let range = self.pods_of.range(from(uid)..);
+                    let range =
+                        range.take_while(|((of, id), _)| of == port && id.workload == *uid);
+                    old.extend(range.map(|((_, id), address)| (id.clone(), *address)));
+                    if headless {
+                        let of_uid = self.endpoints_of(port, uid).into_iter();
+                        new.extend(of_uid.map(|(id, e)| (id, canonical(e.address))));
+                    }
+                }
+            }
+        }
+        for (id, address) in &old {
+            if new.get(id) != Some(address) {
+                self.pods.unlink(address, &(port.clone(), id.clone()));
+                self.pods_of.remove(&(port.clone(), id.clone()));
+                self.dirty.insert(Dep::Ip(address.ip()));
+            }
+        }
+        for (id, address) in new {
+            if old.get(&id) != Some(&address) {
+                self.pods.link(address, (port.clone(), id.clone()));
+                self.pods_of.insert((port.clone(), id), address);
+                self.dirty.insert(Dep::Ip(address.ip()));
+            }
+        }
     }
 }
 
@@ -229,7 +262,7 @@ fn canonical(address: SocketAddr) -> SocketAddr {
 /// The Services that a route sends to.
 fn backends(route: &Route) -> BTreeSet<ServiceId> {
     let mut services = BTreeSet::new();
-    destination::for_each_target(&route.body, &mut |_, target| {
+    for_each_target(&route.body, &mut |_, target| {
         if let BackendTarget::Service(name) = target {
             services.insert(ServiceId::new(name.namespace.clone(), name.service.clone()));
         }

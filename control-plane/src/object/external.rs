@@ -1,12 +1,13 @@
 //! ExternalServices: what they say, and the names that others know them by.
 
-use std::collections::BTreeSet;
-use std::net::SocketAddr;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
-use outrigger_core::config::Protocol;
-use outrigger_core::name::{Authority, Host};
+use outrigger_core::config::{Balancer, Endpoint, OutsideTls, Protocol};
+use outrigger_core::name::{Authority, DestinationName, EndpointId, Host};
 
-use super::ServiceId;
+use super::{Service, ServiceId, ServicePort, TargetPort};
 
 /// A service outside the mesh.
 #[derive(Clone, Debug, PartialEq)]
@@ -46,4 +47,62 @@ impl External {
 pub struct ExternalTls {
     /// In DER; empty: the system's.
     pub roots: Vec<Vec<u8>>,
+}
+
+impl External {
+    /// As a Service with one port.
+    pub fn as_service(&self) -> Service {
+        let port = ServicePort {
+            port: self.port,
+            name: String::new(),
+            target: TargetPort::Number(self.port),
+            protocol: self.protocol,
+        };
+        Service {
+            id: self.service(),
+            cluster_ips: Vec::new(),
+            headless: false,
+            selector: BTreeMap::new(),
+            ports: vec![port],
+            balancer: Balancer::default(),
+            publish_not_ready: false,
+        }
+    }
+
+    /// The endpoints of its one port. `looked_up`: the addresses of its host, where its endpoints are not
+    /// written down.
+    pub fn endpoints(
+        &self,
+        destination: &DestinationName,
+        looked_up: BTreeSet<IpAddr>,
+    ) -> Vec<Endpoint> {
+        let looked_up = looked_up.into_iter().map(|ip| SocketAddr::new(ip, self.port));
+        let addresses: BTreeSet<SocketAddr> = match &self.endpoints {
+            Some(endpoints) => endpoints.clone(),
+            None => looked_up.collect(),
+        };
+        let tls = self.tls.as_ref().map(|tls| {
+            let server_name = match &self.dialled.host {
+                Host::Ip(ip) => ip.to_string(),
+                // Without the namespace that short names are given.
+                Host::Name(_) => self.host.trim_end_matches('.').to_owned(),
+            };
+            Arc::new(OutsideTls { server_name, roots: tls.roots.clone() })
+        });
+        let endpoint = |address: SocketAddr| {
+            // An address makes a valid id.
+            let id = EndpointId::new(address.ip().to_string(), address.port()).ok()?;
+            Some(Endpoint {
+                destination: destination.clone(),
+                id,
+                address,
+                mesh: None,
+                zone: None,
+                hostname: None,
+                workload: None,
+                tls: tls.clone(),
+            })
+        };
+        addresses.into_iter().filter_map(endpoint).collect()
+    }
 }

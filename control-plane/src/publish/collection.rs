@@ -1,9 +1,10 @@
 //! The endpoints of one port as they travel, and each proxy's share of them.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::sync::Arc;
 
-use outrigger_core::balance::subset;
+use imbl::OrdMap;
+use outrigger_core::balance::subset::{self, Rank};
 use outrigger_core::config::Endpoint;
 use outrigger_core::error::FieldError;
 use outrigger_core::name::EndpointId;
@@ -11,16 +12,20 @@ use outrigger_proto::convert;
 use prost::Message;
 
 use super::{Encoded, fit};
+use crate::index::{Index, PortId, Touched};
 
-/// The endpoints of one port.
-#[derive(Debug, Default)]
+/// The endpoints of one port. A copy shares everything with the original.
+#[derive(Clone, Debug, Default)]
 pub struct Collection {
-    pub members: BTreeMap<EndpointId, Arc<Member>>,
+    pub members: OrdMap<EndpointId, Arc<Member>>,
 }
 
 #[derive(Debug)]
 pub struct Member {
-    endpoint: Endpoint,
+    pub id: EndpointId,
+    zone: Option<Box<str>>,
+    /// What each proxy ranks it by.
+    hash: u64,
     pub resource: Encoded,
 }
 
@@ -31,53 +36,160 @@ impl Member {
         let wire = convert::endpoint::to_wire(&endpoint);
         fit::check_len(wire.encoded_len())?;
         convert::endpoint::from_wire(&name, &wire)?;
-        Ok(Self { endpoint, resource: Encoded::new(name, wire.encode_to_vec()) })
+        Ok(Self {
+            hash: subset::hash_of(&endpoint.id.to_string()),
+            zone: endpoint.zone.map(Into::into),
+            id: endpoint.id,
+            resource: Encoded::new(&name, wire.encode_to_vec()),
+        })
+    }
+
+    fn rank(&self, seed: u64, zone: Option<&str>) -> Rank {
+        Rank::new(seed, zone.is_some() && self.zone.as_deref() == zone, self.hash)
     }
 }
 
+/// Where a proxy's share of a large collection ends: a member ranked below is none of its business.
+#[derive(Clone, Debug)]
+pub struct Cut {
+    seed: u64,
+    zone: Option<Box<str>>,
+    least: Rank,
+}
+
+impl Cut {
+    pub(super) fn reaches(&self, member: &Member) -> bool {
+        member.rank(self.seed, self.zone.as_deref()) >= self.least
+    }
+}
+
+/// What one proxy is told of.
+#[derive(Debug)]
+pub struct Share {
+    /// In the order of their ids.
+    pub members: Vec<Arc<Member>>,
+    /// None: everything concerns it.
+    pub cut: Option<Cut>,
+}
+
+/// How many members were encoded, of how many looked at.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Effort {
+    pub(super) examined: u64,
+    pub(super) encoded: u64,
+}
+
 impl Collection {
-    /// Encodes what changed since `old` and shares the rest with it. An endpoint that proxies would
-    /// refuse is left out, and disturbs no other.
-    pub(super) fn update(endpoints: Vec<Endpoint>, old: Option<&Self>) -> Self {
-        let members = endpoints.into_iter().filter_map(|endpoint| {
-            let id = endpoint.id.clone();
-            let same = old.and_then(|old| old.members.get(&id)).filter(|m| m.endpoint == endpoint);
-            if let Some(same) = same {
-                return Some((id, Arc::clone(same)));
+    /// Puts a collection together, or an old one right; members that are as they were are shared with it.
+    /// `None` when there is no such port. An endpoint that proxies would refuse is left out, and disturbs no
+    /// other.
+    pub(super) fn update<'a>(
+        index: &Index,
+        port: &PortId,
+        old: Option<&Self>,
+        touched: impl Iterator<Item = &'a Touched>,
+        effort: &mut Effort,
+    ) -> Option<Self> {
+        let mut uids = HashSet::new();
+        let mut all = old.is_none();
+        for touched in touched {
+            match touched {
+                Touched::All => all = true,
+                Touched::Workloads(some) => uids.extend(some),
             }
-            let name = convert::endpoint::name(&endpoint);
-            match Member::new(endpoint) {
-                Ok(member) => Some((id, Arc::new(member))),
-                Err(problem) => {
-                    tracing::warn!(endpoint = name, %problem, "an endpoint is left out");
-                    None
+        }
+        let before = old.cloned().unwrap_or_default();
+        if all {
+            let mut new = Self::default();
+            for endpoint in index.endpoints(port)? {
+                new.put(endpoint, &before, effort);
+            }
+            return Some(new);
+        }
+        index.service(&port.service)?.port(port.port)?;
+        let mut new = before.clone();
+        for uid in uids {
+            for id in before.of_workload(uid) {
+                new.members.remove(&id);
+            }
+            for (_, endpoint) in index.endpoints_of(port, uid) {
+                new.put(endpoint, &before, effort);
+            }
+        }
+        Some(new)
+    }
+
+    fn put(&mut self, endpoint: Endpoint, before: &Self, effort: &mut Effort) {
+        effort.examined += 1;
+        let id = endpoint.id.clone();
+        match Member::new(endpoint) {
+            Ok(member) => {
+                let same = before.members.get(&id);
+                let same = same.filter(|same| same.resource.body == member.resource.body);
+                effort.encoded += u64::from(same.is_none());
+                let member = same.cloned().unwrap_or_else(|| Arc::new(member));
+                self.members.insert(id, member);
+            }
+            Err(problem) => {
+                tracing::warn!(endpoint = %id, %problem, "an endpoint is left out");
+            }
+        }
+    }
+
+    fn of_workload(&self, uid: &str) -> Vec<EndpointId> {
+        let from = EndpointId { workload: uid.to_owned(), port: 0 };
+        let range = self.members.range(from..).map(|(id, _)| id);
+        range.take_while(|id| id.workload == uid).cloned().collect()
+    }
+
+    /// Members that are in one of two versions only, of some workloads.
+    pub(super) fn differences<'a>(
+        &self,
+        other: &Self,
+        touched: impl Iterator<Item = &'a Touched>,
+    ) -> Option<Vec<Arc<Member>>> {
+        let mut found = Vec::new();
+        for touched in touched {
+            let Touched::Workloads(uids) = touched else { return None };
+            for uid in uids {
+                let ids: HashSet<_> =
+                    self.of_workload(uid).into_iter().chain(other.of_workload(uid)).collect();
+                for id in ids {
+                    let (a, b) = (self.members.get(&id), other.members.get(&id));
+                    if a.map(Arc::as_ptr) != b.map(Arc::as_ptr) {
+                        found.extend(a.into_iter().chain(b).cloned());
+                    }
                 }
             }
-        });
-        Self { members: members.collect() }
+        }
+        Some(found)
     }
 
     /// The share of one proxy: at most `max`, and `pins` whatever happens.
-    pub fn share<'a>(
-        &'a self,
+    pub fn share(
+        &self,
         proxy: &str,
         zone: Option<&str>,
         max: usize,
-        pins: &'a HashSet<EndpointId>,
-    ) -> Vec<&'a Arc<Member>> {
+        pins: &HashSet<EndpointId>,
+    ) -> Share {
         if self.members.len() <= max {
-            return self.members.values().collect();
+            return Share { members: self.members.values().cloned().collect(), cut: None };
         }
-        let ids: Vec<String> = self.members.keys().map(EndpointId::to_string).collect();
-        let members: Vec<_> = self.members.values().collect();
-        let zones = members.iter().map(|member| member.endpoint.zone.as_deref());
-        let candidates: Vec<_> = ids.iter().map(String::as_str).zip(zones).collect();
-        let mut share: Vec<_> = subset(proxy, zone, &candidates, max)
-            .into_iter()
-            .map(|i| members[i])
-            .filter(|member| !pins.contains(&member.endpoint.id))
-            .collect();
-        share.extend(pins.iter().filter_map(|id| self.members.get(id)));
-        share
+        let seed = subset::hash_of(proxy);
+        let ranked = self.members.values().map(|member| (member.rank(seed, zone), member));
+        let chosen = subset::best(ranked, max, |member| &member.id);
+        let least = chosen.iter().map(|(rank, _)| *rank).min();
+        let mut members: Vec<_> = chosen.into_iter().map(|(_, member)| member.clone()).collect();
+        let cut = least.map(|least| Cut { seed, zone: zone.map(Into::into), least });
+        if pins.is_empty() {
+            members.sort_unstable_by(|a, b| a.id.cmp(&b.id));
+            return Share { members, cut };
+        }
+        members.extend(pins.iter().filter_map(|id| self.members.get(id)).cloned());
+        members.sort_unstable_by(|a, b| a.id.cmp(&b.id));
+        members.dedup_by(|a, b| a.id == b.id);
+        // A member of any rank may be one that was meant.
+        Share { members, cut: None }
     }
 }

@@ -9,7 +9,7 @@ use crate::object::{External, Kind, ObjectId, ServiceId};
 use crate::publish::View;
 
 pub(super) fn externals<'a>(
-    view: &'a View,
+    view: &'a View<'a>,
     programmed: &'a BTreeMap<ServiceId, Programmed>,
 ) -> impl Iterator<Item = Status> + 'a {
     let index = &view.index;

@@ -10,7 +10,7 @@ use crate::publish::{LeftOut, Part, View};
 use crate::translate::effective;
 
 /// Puts together what every proxy of every namespace may ask for.
-pub(super) fn ask_for_everything(view: &mut View) {
+pub(super) fn ask_for_everything(view: &mut View<'_>) {
     let index = &view.index;
     let mut names = Vec::new();
     for service in index.services() {
@@ -34,14 +34,14 @@ pub(super) fn ask_for_everything(view: &mut View) {
 }
 
 /// Each object with what is wrong, as `destination or workload: field: problem`.
-pub(super) fn objects(view: &View) -> BTreeSet<(ObjectId, String)> {
+pub(super) fn objects(view: &View<'_>) -> BTreeSet<(ObjectId, String)> {
     let index = &view.index;
     let mut found = BTreeSet::new();
     for (name, LeftOut { part, problem }) in view.left_out() {
-        let PortId { service, port } = PortId::from(name);
+        let PortId { service, port } = PortId::from(&name);
         let ids: Vec<ObjectId> = match part {
             Part::Route(label) => {
-                let is = |id: &&ObjectId| format!("{}/{}", id.namespace, id.name) == *label;
+                let is = |id: &&ObjectId| format!("{}/{}", id.namespace, id.name) == label;
                 index.routes_of(&service).map(|route| &route.id).filter(is).cloned().collect()
             }
             _ => {
@@ -53,10 +53,10 @@ pub(super) fn objects(view: &View) -> BTreeSet<(ObjectId, String)> {
         found.extend(ids.into_iter().map(|id| (id, format!("left out at {name}: {problem}"))));
     }
     for (uid, LeftOut { part, problem }) in view.left_out_inbound() {
-        let Some(workload) = index.workload(uid) else { continue };
+        let Some(workload) = index.workload(&uid) else { continue };
         let ids: Vec<ObjectId> = match part {
             Part::Server(port) => {
-                let policies = effective::of_workload(index, workload, *port);
+                let policies = effective::of_workload(index, workload, port);
                 policies.into_iter().map(|speaker| speaker.policy.id.clone()).collect()
             }
             _ => {

@@ -7,19 +7,18 @@ use outrigger_core::config::BackendTarget;
 use outrigger_core::policy::bounds;
 
 use super::{Condition, Programmed, Status};
-use crate::discovery::Answer;
 use crate::index::Index;
 use crate::object::policy::{
     Attached, FaultInjection, RuleCall, Sections, ServerPolicy, Target, TrafficPolicy,
 };
+use crate::object::targets::for_each_fallback;
 use crate::object::{ObjectId, Route, RouteBody, ServiceId};
-use crate::publish::View;
+use crate::publish::{Answer, View};
 use crate::translate::effective::{self, Speaker};
-use crate::translate::fallback;
 
 /// Of every policy that is attached by `targetRefs`.
 pub(super) fn policies<'a>(
-    view: &'a View,
+    view: &'a View<'a>,
     programmed: &'a BTreeMap<ServiceId, Programmed>,
 ) -> impl Iterator<Item = Status> + 'a {
     let index = &view.index;
@@ -100,7 +99,7 @@ fn unresolved_targets<S>(index: &Index, policy: &Attached<S>) -> Vec<String> {
 fn unresolved_fallbacks(index: &Index, policy: &TrafficPolicy) -> Vec<String> {
     let mut problems = Vec::new();
     let mut fallbacks = policy.sections.fallbacks.clone().unwrap_or_default();
-    fallback::for_each_target(&mut fallbacks, &mut |path, target| {
+    for_each_fallback(&mut fallbacks, &mut |path, target| {
         if let BackendTarget::Service(name) = target
             && let Err(problem) = index.check_reference(&policy.id, name)
         {
@@ -256,7 +255,7 @@ fn note_lost_to_rule(
 /// Sections of a ServerPolicy that another one decides for some port.
 fn lost_ports(index: &Index, policy: &ServerPolicy) -> BTreeSet<String> {
     let mut lost = BTreeSet::new();
-    for workload in index.workloads().filter(|w| w.namespace == policy.namespace()) {
+    for workload in index.workloads_in(policy.namespace()) {
         let mut ports: BTreeSet<u16> = workload.ports.iter().map(|port| port.port).collect();
         let services = index.selecting(workload).into_iter().filter_map(|id| index.service(id));
         let targets = services.flat_map(|service| &service.ports);
@@ -289,25 +288,24 @@ fn note_lost<S: Sections>(
 }
 
 /// How many of the proxies whose ports a policy speaks of have acknowledged their current ones.
-fn inbounds(view: &View, policy: &ServerPolicy) -> Programmed {
+fn inbounds(view: &View<'_>, policy: &ServerPolicy) -> Programmed {
     let index = &view.index;
     let services: Vec<_> = policy.services().filter_map(|id| index.service(&id)).collect();
     let mut total = Programmed::default();
     for stream in view.streams() {
-        let session = stream.session();
-        for (uid, answer) in session.inbound_answers() {
-            let Some(workload) = index.workload(uid) else { continue };
+        stream.inbound_answers(&mut |uid, answer| {
+            let Some(workload) = index.workload(uid) else { return };
             let whole = policy.is_for_namespace() && workload.namespace == policy.namespace();
             let selecting = index.selecting(workload);
             if !whole && !services.iter().any(|service| selecting.contains(&service.id)) {
-                continue;
+                return;
             }
             total.proxies += 1;
             total.acknowledged += usize::from(answer == Answer::Acknowledged);
             if let Answer::Refused(reason) = answer {
                 total.refused.insert(reason.to_owned());
             }
-        }
+        });
     }
     total
 }

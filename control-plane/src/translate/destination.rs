@@ -3,14 +3,14 @@
 use std::collections::BTreeSet;
 
 use outrigger_core::config::{
-    Backend, BackendTarget, Destination, Filter, HttpRoute, HttpRule, TcpBackend, TcpRoute,
-    TlsRoute,
+    Backend, BackendTarget, Destination, HttpRoute, TcpRoute, TlsRoute,
 };
 use outrigger_core::name::DestinationName;
 use outrigger_core::policy::CallPolicy;
 use outrigger_core::policy::fallback::Give;
 
 use crate::index::{Index, PortId};
+use crate::object::targets::for_each_target_mut;
 use crate::object::{Kind, Route, RouteBody, ServiceId, ServicePort};
 use crate::translate::effective;
 
@@ -187,44 +187,6 @@ impl Resolver<'_> {
             {
                 self.backends.insert(name.clone());
             }
-        }
-    }
-}
-
-/// Calls `f` with every reference of a route and the path of its field.
-pub fn for_each_target(body: &RouteBody, f: &mut dyn FnMut(&str, &BackendTarget)) {
-    // References are few and a route is small: one traversal to keep right is worth a copy.
-    for_each_target_mut(&mut body.clone(), &mut |path, target| f(path, target));
-}
-
-fn for_each_target_mut(body: &mut RouteBody, f: &mut dyn FnMut(&str, &mut BackendTarget)) {
-    match body {
-        RouteBody::Http(rules) => {
-            for (i, rule) in rules.iter_mut().enumerate() {
-                http_rule_targets(&format!("spec.rules[{i}]"), rule, f);
-            }
-        }
-        RouteBody::Tls { backends, .. } | RouteBody::Tcp { backends } => {
-            for (i, TcpBackend { target, .. }) in backends.iter_mut().enumerate() {
-                f(&format!("spec.rules[0].backendRefs[{i}]"), target);
-            }
-        }
-    }
-}
-
-fn http_rule_targets(path: &str, rule: &mut HttpRule, f: &mut dyn FnMut(&str, &mut BackendTarget)) {
-    mirror_targets(path, &mut rule.filters, f);
-    for (i, backend) in rule.backends.iter_mut().enumerate() {
-        let path = format!("{path}.backendRefs[{i}]");
-        f(&path, &mut backend.target);
-        mirror_targets(&path, &mut backend.filters, f);
-    }
-}
-
-fn mirror_targets(path: &str, filters: &mut [Filter], f: &mut dyn FnMut(&str, &mut BackendTarget)) {
-    for (i, filter) in filters.iter_mut().enumerate() {
-        if let Filter::Mirror(mirror) = filter {
-            f(&format!("{path}.filters[{i}].requestMirror.backendRef"), &mut mirror.target);
         }
     }
 }

@@ -16,8 +16,8 @@ use crate::index::Index;
 use crate::object::policy::{
     Attached, FaultInjection, Rank, RuleCall, ServerSections, Target, TrafficSections,
 };
+use crate::object::targets::for_each_fallback;
 use crate::object::{ObjectId, Route, ServiceId, ServicePort, Workload};
-use crate::translate::fallback;
 
 /// A policy that speaks of a call or port, and through which of its targets.
 #[derive(Debug)]
@@ -33,7 +33,7 @@ pub fn of_port<'a>(
     service: &ServiceId,
     port: &ServicePort,
 ) -> Vec<Speaker<'a, TrafficSections>> {
-    let policies = index.traffic_policies_in(&service.namespace);
+    let policies = index.traffic_policies_of(service);
     in_order(policies.filter_map(|policy| {
         let (rank, target) = policy.for_port(service, port)?;
         Some(Speaker { policy, target, rank })
@@ -46,7 +46,7 @@ pub fn of_rule<'a>(
     route: &ObjectId,
     rule: Option<&str>,
 ) -> Vec<Speaker<'a, TrafficSections>> {
-    let policies = index.traffic_policies_in(&route.namespace);
+    let policies = index.traffic_policies_of_route(route);
     in_order(policies.filter_map(|policy| {
         let (rank, target) = policy.for_rule(route, rule)?;
         Some(Speaker { policy, target, rank })
@@ -67,7 +67,8 @@ pub fn of_workload<'a>(
         .flat_map(|service| service.ports.iter().map(move |of| (&service.id, of)))
         .filter(|(_, of)| workload.port(&of.target) == Some(port))
         .collect();
-    let policies = index.server_policies_in(&workload.namespace);
+    let ids = services.iter().map(|(id, _)| *id);
+    let policies = index.server_policies_of(&workload.namespace, ids);
     in_order(policies.filter_map(|policy| {
         let through = services.iter().filter_map(|(id, of)| policy.for_port(id, of));
         let whole = policy.targets.iter().find(|target| **target == Target::Namespace);
@@ -143,7 +144,7 @@ fn fallbacks(index: &Index, speakers: &[Speaker<'_, TrafficSections>]) -> Vec<Fa
         Some((speaker.policy, said))
     });
     let Some((policy, mut said)) = said else { return Vec::new() };
-    fallback::for_each_target(&mut said, &mut |path, target| {
+    for_each_fallback(&mut said, &mut |path, target| {
         let BackendTarget::Service(name) = target else { return };
         if let Err(problem) = index.check_reference(&policy.id, name) {
             *target = BackendTarget::Invalid(problem.under(path).to_string());
@@ -177,7 +178,7 @@ pub fn port_faults<'a>(
     service: &ServiceId,
     port: &ServicePort,
 ) -> Vec<&'a FaultInjection> {
-    let all = index.fault_injections_in(&service.namespace);
+    let all = index.fault_injections_of(service);
     by_age(all.filter(|policy| policy.for_port(service, port).is_some() && index.runs(policy)))
 }
 
@@ -187,15 +188,15 @@ pub fn rule_faults<'a>(
     route: &ObjectId,
     rule: Option<&str>,
 ) -> Vec<&'a FaultInjection> {
-    let all = index.fault_injections_in(&route.namespace);
+    let all = index.fault_injections_of_route(route);
     by_age(all.filter(|policy| policy.for_rule(route, rule).is_some() && index.runs(policy)))
 }
 
 /// Of experiments whose guards watch a port.
 fn stop_rules(index: &Index, service: &ServiceId, port: &ServicePort) -> Vec<StopRule> {
-    let running = index.fault_injections_in(&service.namespace).filter(|one| index.runs(one));
+    let running = index.fault_injections_watching(service).filter(|one| index.runs(one));
     let guards = running.filter_map(|policy| policy.sections.guard.as_ref());
-    let of_port = guards.filter(|guard| guard.service == service.name && guard.port == port.port);
+    let of_port = guards.filter(|guard| guard.port == port.port);
     of_port.map(|guard| guard.rule.clone()).take(bounds::MAX_STOP_RULES).collect()
 }
 

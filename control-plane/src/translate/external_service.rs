@@ -1,22 +1,20 @@
 //! `ExternalService`: what lies outside the mesh.
 //!
-//! To callers it is a Service with one port, under a name that no Service has ([`service`]), so that
+//! To callers it is a Service with one port, under a name that no Service has ([`External::as_service`]), so that
 //! policies and routes find it as they find any other.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 
-use outrigger_core::config::{Balancer, Endpoint, OutsideTls, Protocol};
-use outrigger_core::name::{Authority, EndpointId, Host};
+use outrigger_core::config::Protocol;
+use outrigger_core::name::{Authority, Host};
 use outrigger_core::policy::bounds;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 
 use super::{Report, created, identity};
-use crate::index::PortId;
 use crate::kinds::{ExternalEndpoint, ExternalProtocol, ExternalService, ExternalServiceTls};
-use crate::object::{External, ExternalTls, Service, ServicePort, TargetPort};
+use crate::object::{External, ExternalTls};
 
 pub fn translate(raw: &ExternalService, report: &mut Report) -> Option<External> {
     let (namespace, name) = identity(&raw.metadata, report);
@@ -109,59 +107,4 @@ fn translate_tls(raw: &ExternalServiceTls, report: &mut Report) -> ExternalTls {
             ExternalTls::default()
         }
     }
-}
-
-/// As callers and policies see it.
-pub fn service(external: &External) -> Service {
-    let port = ServicePort {
-        port: external.port,
-        name: String::new(),
-        target: TargetPort::Number(external.port),
-        protocol: external.protocol,
-    };
-    Service {
-        id: external.service(),
-        cluster_ips: Vec::new(),
-        headless: false,
-        selector: Default::default(),
-        ports: vec![port],
-        balancer: Balancer::default(),
-        publish_not_ready: false,
-    }
-}
-
-/// `looked_up`: the addresses of its host, where its endpoints are not written down.
-pub fn endpoints_of(
-    external: &External,
-    port: &PortId,
-    looked_up: BTreeSet<IpAddr>,
-) -> Vec<Endpoint> {
-    let looked_up = looked_up.into_iter().map(|ip| SocketAddr::new(ip, external.port));
-    let addresses: BTreeSet<SocketAddr> = match &external.endpoints {
-        Some(endpoints) => endpoints.clone(),
-        None => looked_up.collect(),
-    };
-    let tls = external.tls.as_ref().map(|tls| {
-        let server_name = match &external.dialled.host {
-            Host::Ip(ip) => ip.to_string(),
-            // Without the namespace that short names are given.
-            Host::Name(_) => external.host.trim_end_matches('.').to_owned(),
-        };
-        Arc::new(OutsideTls { server_name, roots: tls.roots.clone() })
-    });
-    let endpoint = |address: SocketAddr| {
-        // An address makes a valid id.
-        let id = EndpointId::new(address.ip().to_string(), address.port()).ok()?;
-        Some(Endpoint {
-            destination: port.destination(),
-            id,
-            address,
-            mesh: None,
-            zone: None,
-            hostname: None,
-            workload: None,
-            tls: tls.clone(),
-        })
-    };
-    addresses.into_iter().filter_map(endpoint).collect()
 }

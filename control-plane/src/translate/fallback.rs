@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use http::StatusCode;
-use outrigger_core::config::BackendTarget;
 use outrigger_core::policy::bounds;
 use outrigger_core::policy::cache::{CacheConfig, DEFAULT_ENTRY_BYTES};
 use outrigger_core::policy::fallback::{Class, Classes, Fallback, Give, Static};
@@ -17,7 +16,6 @@ use crate::kinds::{
     TrafficCache, TrafficFailureClass, TrafficFallback, TrafficFallbackBackend,
     TrafficFallbackStatic, TrafficHedge,
 };
-use crate::object::ServiceId;
 
 /// What is answered within this needs no second try.
 const HEDGE_MIN: Duration = Duration::from_millis(5);
@@ -156,24 +154,4 @@ fn fixed(raw: &TrafficFallbackStatic, path: &str, report: &mut Report) -> Option
     let body = bounds::static_body(raw.body.as_deref().unwrap_or_default());
     let body = report.check(&format!("{path}.body"), body)?;
     Some(Give::Static(Static { status: status?, content_type: content_type.flatten(), body }))
-}
-
-/// Every Service that a list of fallbacks names, with the path of its field.
-pub fn for_each_target(fallbacks: &mut [Fallback], f: &mut dyn FnMut(&str, &mut BackendTarget)) {
-    for (i, fallback) in fallbacks.iter_mut().enumerate() {
-        if let Give::Backend(target) = &mut fallback.give {
-            f(&format!("spec.fallbacks[{i}].backend"), target);
-        }
-    }
-}
-
-/// The Services that a list of fallbacks names.
-pub fn services(fallbacks: &[Fallback]) -> Vec<ServiceId> {
-    let of = |fallback: &Fallback| match &fallback.give {
-        Give::Backend(BackendTarget::Service(name)) => {
-            Some(ServiceId::new(name.namespace.clone(), name.service.clone()))
-        }
-        _ => None,
-    };
-    fallbacks.iter().filter_map(of).collect()
 }

@@ -2,7 +2,7 @@
 //!
 //! Translation reads one object at a time and reports what is wrong in it with field paths. It
 //! does not look at other objects: [`crate::index`] resolves references and puts the results
-//! together with [`destination`], [`endpoints`] and [`inbound`].
+//! together with [`destination`] and [`inbound`].
 
 pub mod access_policy;
 mod cors;
@@ -10,7 +10,6 @@ pub mod destination;
 mod duration;
 pub mod effective;
 pub mod endpoint_slice;
-pub mod endpoints;
 pub mod external_service;
 pub mod external_workload;
 pub mod fallback;

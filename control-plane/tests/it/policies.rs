@@ -975,7 +975,7 @@ async fn policies_say_how_many_proxies_have_them() {
 
 #[test]
 fn an_experiment_is_stopped_by_its_watcher_only_and_begins_anew_with_another_spec() {
-    use outrigger_control_plane::experiments::Stopped;
+    use outrigger_control_plane::object::stopped::Stopped;
     use outrigger_core::policy::fault::Caller;
     let mut reading = Reading::new();
     let experiment = |percent: u32| {

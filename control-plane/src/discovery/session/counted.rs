@@ -56,12 +56,6 @@ impl<K: Eq + Hash + Clone> Counted<K> {
         }
         (begun, ceased)
     }
-
-    /// Everything that is needed, which then no longer is.
-    pub(super) fn take(&mut self) -> Vec<K> {
-        self.before.clear();
-        std::mem::take(&mut self.counts).into_keys().collect()
-    }
 }
 
 #[cfg(test)]
@@ -82,7 +76,5 @@ mod tests {
         counted.remove(&"a");
         counted.remove(&"a");
         assert_eq!(counted.changes(), (vec![], vec!["a"]));
-        assert_eq!(counted.take(), ["b"]);
-        assert_eq!(counted.changes(), (vec![], vec![]));
     }
 }

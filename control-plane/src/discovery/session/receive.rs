@@ -1,6 +1,7 @@
 //! What a request changes in a session: acknowledgements, subscriptions, what the proxy kept.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use outrigger_core::bounds;
 use outrigger_core::name::DestinationName;
@@ -9,10 +10,10 @@ use outrigger_proto::wire::{self, DeltaDiscoveryRequest};
 
 use super::{
     Endpoints, InFlight, MAX_NACKS, MAX_NAME, MAX_REASON, MAX_SUBSCRIPTIONS, Nack, Session,
-    single_dep,
+    Version, endpoints_of, single_dep,
 };
-use crate::discovery::outbox::SentDestination;
-use crate::index::{PortId, Resolution};
+use crate::index::PortId;
+use crate::publish::EncodedDestination;
 
 impl Session {
     /// Takes an acknowledgement or refusal of an earlier response.
@@ -36,10 +37,10 @@ impl Session {
                     self.acknowledge(one);
                     continue;
                 }
-                let SentDestination { name, version, .. } = one;
-                let held = self.destinations.get_mut(&name);
-                if let Some(held) = held.filter(|held| held.sent.as_ref() == Some(&version)) {
-                    held.refused = Some(reason.clone());
+                let held = self.destinations.get_mut(&one.name);
+                let version = Some(Version::Whole(one));
+                if let Some(held) = held.filter(|held| held.sent == version) {
+                    held.refused = Some(reason.as_str().into());
                 }
             }
             for (key, version) in sent.singles {
@@ -63,13 +64,12 @@ impl Session {
         }
     }
 
-    fn acknowledge(&mut self, sent: SentDestination) {
-        let SentDestination { name, version, endpoints } = sent;
+    fn acknowledge(&mut self, sent: Arc<EncodedDestination>) {
+        let name = sent.name.clone();
         let Some(held) = self.destinations.get_mut(&name) else { return };
-        held.acknowledged = Some(version);
         // What the old version needed may be let go now.
-        self.needed.replace(&held.acknowledged_endpoints, &endpoints);
-        held.acknowledged_endpoints = endpoints;
+        self.needed.replace(endpoints_of(&held.acknowledged), &sent.endpoints);
+        held.acknowledged = Some(Version::Whole(sent));
         self.retire_after(&name);
     }
 
@@ -77,7 +77,7 @@ impl Session {
     pub(super) fn retire_after(&mut self, name: &DestinationName) {
         for (old, successors) in &mut self.retiring {
             if successors.remove(name) && successors.is_empty() {
-                self.work.destinations.insert(old.clone());
+                self.work.destinations.insert(Arc::new(old.clone()));
             }
         }
     }
@@ -89,7 +89,7 @@ impl Session {
         if type_url == wire::DESTINATION {
             for name in versions.keys().filter_map(|name| name.parse().ok()) {
                 // Checked even when no dialled name leads to it any more.
-                self.work.destinations.insert(name);
+                self.work.destinations.insert(Arc::new(name));
             }
         } else {
             let known = self.collections.keys().cloned();
@@ -103,15 +103,17 @@ impl Session {
 
     pub(super) fn subscribe_names(&mut self, names: Vec<String>, known: bool) {
         for name in names {
-            if !self.names.contains_key(&name) && !self.has_room(&name) {
+            let held = self.names.get_key_value(&*name).map(|(name, _)| name.clone());
+            if held.is_none() && !self.has_room(&name) {
                 self.work.unknown.push((wire::DESTINATION.to_owned(), vec![name]));
                 continue;
             }
+            let name = held.unwrap_or_else(|| name.into());
             let state = self.names.entry(name.clone()).or_default();
             // Asking again means not having it.
             state.refused = false;
             state.known = known;
-            if let Some(target) = &state.resolution.target
+            if let Some(target) = &state.target
                 && let Some(held) = self.destinations.get_mut(&target.name)
             {
                 held.announce = true;
@@ -148,16 +150,16 @@ impl Session {
 
     pub(super) fn unsubscribe_names(&mut self, names: &[String]) {
         for name in names {
-            if !self.names.contains_key(name) {
-                continue;
+            let Some(state) = self.names.remove(&**name) else { continue };
+            for dep in &state.deps {
+                self.interests.remove_name(dep, name);
             }
-            let Resolution { target, .. } = self.set_resolution(name, Resolution::default());
-            self.names.remove(name);
-            self.work.names.remove(name);
-            let Some(target) = target else { continue };
+            self.work.names.remove(&**name);
+            self.move_pin(state.target.as_ref(), None);
+            let Some(target) = state.target else { continue };
             let Some(held) = self.destinations.get_mut(&target.name) else { continue };
-            held.names.remove(name);
-            held.unannounced.remove(name);
+            held.names.remove(&**name);
+            held.unannounced.remove(&**name);
             if held.names.is_empty() {
                 // The proxy has let go of it itself: nothing to say.
                 self.drop_destination(&target.name);
@@ -177,6 +179,7 @@ impl Session {
                 self.work.unknown.push((wire::ENDPOINT.to_owned(), vec![name]));
                 continue;
             };
+            let port = Arc::new(port);
             if let Some(endpoints) = self.collections.get_mut(&port) {
                 *endpoints = Endpoints::default();
                 self.work.collections.insert(port.clone());
@@ -190,7 +193,7 @@ impl Session {
     pub(super) fn unsubscribe_collections(&mut self, names: &[String]) {
         for name in names {
             if let Ok((destination, None)) = convert::endpoint::parse_name(name) {
-                let port = PortId::from(&destination);
+                let port = Arc::new(PortId::from(&destination));
                 if self.explicit.remove(&port) {
                     self.needed.remove(&port);
                 }
@@ -201,7 +204,7 @@ impl Session {
     pub(super) fn subscribe_singles(&mut self, mut request: DeltaDiscoveryRequest) {
         for name in &request.resource_names_unsubscribe {
             let key = (request.type_url.clone(), name.clone());
-            if self.singles.remove(&key).is_some() {
+            if self.singles.remove(&key).is_some_and(|single| single.subscribed) {
                 self.interests.remove(&single_dep(&key));
             }
         }
@@ -213,16 +216,19 @@ impl Session {
                 self.work.unknown.push((key.0, vec![key.1]));
                 continue;
             }
-            let known = request.initial_resource_versions.remove(&key.1);
-            if !self.singles.contains_key(&key) {
-                self.interests.add(&single_dep(&key));
-            }
+            let known = request.initial_resource_versions.remove(&key.1).map(Arc::<str>::from);
             let single = self.singles.entry(key.clone()).or_default();
             single.announce |= known.is_none();
             single.refused = false;
             single.sent = known.clone().or(single.sent.take());
             single.acknowledged = known;
             self.work.singles.insert(key);
+        }
+        if request.type_url == wire::MESH_SETTINGS {
+            // What is left are parts that come without being asked for.
+            let parts = request.initial_resource_versions;
+            let known = |part| parts.get(&wire::settings_part(part)).map(|v| Arc::from(&**v));
+            self.settings_parts = (1..=parts.len()).map(known).collect();
         }
     }
 }

@@ -1,36 +1,41 @@
 //! What a proxy lacks: compares what it should have with what it was sent.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
 
 use outrigger_core::name::{DestinationName, EndpointId};
 use outrigger_proto::wire;
 
-use super::{Endpoints, Held, MARKER_VERSION, MAX_NAME, Session, marker};
-use crate::discovery::outbox::{Outbox, SentDestination, resource};
-use crate::index::{Dep, PortId, Resolution, Target};
+use super::{
+    Endpoints, Held, MARKER_VERSION, MAX_NAME, NAMES_AT_ONCE, Session, Target, Version, endpoints_of, marker,
+    single_dep,
+};
+use crate::discovery::outbox::{Outbox, resource};
+use crate::index::{Dep, PortId, Resolution};
 use crate::publish::View;
 
 /// Aliases that are sent with one resource: together below a quarter of a response.
 const MAX_ALIASES: usize = wire::MAX_RESPONSE / 8 / MAX_NAME;
 
 impl Session {
-    pub(super) fn resolve_names(&mut self, view: &mut View, outbox: &mut Outbox) {
-        for name in std::mem::take(&mut self.work.names) {
+    pub(super) fn resolve_names(&mut self, view: &mut View<'_>, outbox: &mut Outbox) {
+        for _ in 0..NAMES_AT_ONCE {
+            let Some(name) = self.work.names.pop_first() else { break };
             if !self.names.contains_key(&name) {
                 continue;
             }
             let new = view.index.resolve(&name, &self.proxy.namespace);
-            let target = new.target.clone();
-            let old = self.set_resolution(&name, new);
+            let old = self.set_resolution(&name, new, view);
             let Some(state) = self.names.get_mut(&name) else { continue };
-            let new_name = target.as_ref().map(|target| &target.name);
-            if new_name.is_none() && !state.refused {
-                outbox.destinations_removed.push(name.clone());
+            let target = state.target.clone();
+            if target.is_none() && !state.refused {
+                outbox.destinations_removed.push(name.to_string());
             }
-            state.refused = new_name.is_none();
-            if let Some(new_name) = new_name {
+            state.refused = target.is_none();
+            let new_name = target.map(|target| target.name);
+            if let Some(new_name) = &new_name {
                 let known = std::mem::take(&mut state.known);
-                let held = self.hold(new_name);
+                let held = self.hold(new_name, view);
                 if held.names.insert(name.clone()) {
                     // A proxy that still has the destination by this name need not hear it again.
                     if !known {
@@ -40,14 +45,14 @@ impl Session {
                     self.work.destinations.insert(new_name.clone());
                 }
             }
-            let old_name = old.target.map(|target| target.name);
-            if let Some(old_name) = old_name.filter(|old| Some(old) != new_name) {
+            let old_name = old.map(|target| target.name);
+            if let Some(old_name) = old_name.filter(|old| Some(old) != new_name.as_ref()) {
                 if let Some(held) = self.destinations.get_mut(&old_name) {
-                    held.names.remove(&name);
-                    held.unannounced.remove(&name);
-                    if let Some(new_name) = new_name {
-                        let successors = self.retiring.entry(old_name.clone()).or_default();
-                        successors.insert(new_name.clone());
+                    held.names.remove(&*name);
+                    held.unannounced.remove(&*name);
+                    if let Some(new_name) = &new_name {
+                        let successors = self.retiring.entry((*old_name).clone()).or_default();
+                        successors.insert((**new_name).clone());
                     }
                 }
                 self.work.destinations.insert(old_name);
@@ -56,34 +61,49 @@ impl Session {
     }
 
     /// Puts what a name means in the place of what it meant, which is given back.
-    pub(super) fn set_resolution(&mut self, name: &str, new: Resolution) -> Resolution {
-        let Some(state) = self.names.get_mut(name) else { return Resolution::default() };
-        self.interests.replace(&state.resolution.deps, &new.deps);
-        let old = std::mem::replace(&mut state.resolution, new);
-        for dep in &old.deps {
-            if let Some(names) = self.names_by.get_mut(dep) {
-                names.remove(name);
-                if names.is_empty() {
-                    self.names_by.remove(dep);
-                }
+    fn set_resolution(
+        &mut self,
+        name: &Arc<str>,
+        new: Resolution,
+        view: &mut View<'_>,
+    ) -> Option<Target> {
+        // Begun before the old ones end: what is in both goes on.
+        let deps = new.deps.iter().map(|dep| self.interests.add_name(dep, name, view)).collect();
+        let target = new.target.map(|target| {
+            let known = self.destinations.get_key_value(&target.name);
+            let known = known.map(|(name, _)| name.clone());
+            let shared = || view.destination(&target.name).map(|whole| whole.name.clone());
+            let shared = known.or_else(shared);
+            let pin = target.pin.map(Box::new);
+            Target { name: shared.unwrap_or_else(|| Arc::new(target.name)), pin }
+        });
+        let state = self.names.get_mut(name)?;
+        let old_deps: Box<[Arc<Dep>]> = std::mem::replace(&mut state.deps, deps);
+        let old = std::mem::replace(&mut state.target, target.clone());
+        let still: HashSet<Arc<Dep>> = state.deps.iter().cloned().collect();
+        for dep in &old_deps {
+            match still.contains(dep) {
+                true => self.interests.remove(dep),
+                false => self.interests.remove_name(dep, name),
             }
         }
-        let new = &state.resolution;
-        for dep in &new.deps {
-            self.names_by.entry(dep.clone()).or_default().insert(name.to_owned());
+        if old != target {
+            self.move_pin(old.as_ref(), target.as_ref());
         }
-        if old.target == new.target {
-            return old;
-        }
-        let pin = |target: &Option<Target>| {
-            let target = target.as_ref()?;
-            Some((PortId::from(&target.name), target.pin.clone()?))
+        old
+    }
+
+    /// Notes which endpoint is dialled by a name of its own.
+    pub(super) fn move_pin(&mut self, old: Option<&Target>, new: Option<&Target>) {
+        let pin = |target: Option<&Target>| {
+            let target = target?;
+            Some((PortId::from(&*target.name), (**target.pin.as_ref()?).clone()))
         };
-        if let Some((port, id)) = pin(&new.target) {
+        if let Some((port, id)) = pin(new) {
             *self.pins.entry(port.clone()).or_default().entry(id).or_default() += 1;
-            self.work.collections.insert(port);
+            self.work.collections.insert(Arc::new(port));
         }
-        if let Some((port, id)) = pin(&old.target) {
+        if let Some((port, id)) = pin(old) {
             if let Some(of_port) = self.pins.get_mut(&port) {
                 if let Some(count) = of_port.get_mut(&id) {
                     *count -= 1;
@@ -93,14 +113,13 @@ impl Session {
                     self.pins.remove(&port);
                 }
             }
-            self.work.collections.insert(port);
+            self.work.collections.insert(Arc::new(port));
         }
-        old
     }
 
-    fn hold(&mut self, name: &DestinationName) -> &mut Held {
+    fn hold(&mut self, name: &Arc<DestinationName>, view: &View<'_>) -> &mut Held {
         if !self.destinations.contains_key(name) {
-            self.interests.add(&Dep::Service(PortId::from(name).service));
+            self.interests.add(&Dep::Service(PortId::from(&**name).service), view);
         }
         self.destinations.entry(name.clone()).or_default()
     }
@@ -109,8 +128,8 @@ impl Session {
     pub(super) fn drop_destination(&mut self, name: &DestinationName) -> Option<Held> {
         let held = self.destinations.remove(name)?;
         self.interests.remove(&Dep::Service(PortId::from(name).service));
-        self.needed.replace(&held.sent_endpoints, &[]);
-        self.needed.replace(&held.acknowledged_endpoints, &[]);
+        self.needed.replace(endpoints_of(&held.sent), &[]);
+        self.needed.replace(endpoints_of(&held.acknowledged), &[]);
         self.retiring.remove(name);
         self.retire_after(name);
         Some(held)
@@ -131,7 +150,7 @@ impl Session {
         true
     }
 
-    pub(super) fn refresh_destinations(&mut self, view: &mut View, outbox: &mut Outbox) {
+    pub(super) fn refresh_destinations(&mut self, view: &mut View<'_>, outbox: &mut Outbox) {
         // Until nothing is left: what goes may let others go.
         while let Some(name) = self.work.destinations.pop_first() {
             let kept = self.kept.get_mut(wire::DESTINATION);
@@ -151,39 +170,38 @@ impl Session {
                 }
                 continue;
             };
-            self.retiring.remove(&name);
+            self.retiring.remove(&*name);
             let Some(held) = self.destinations.get_mut(&name) else { continue };
-            let version = &encoded.resource.version;
             if let Some(kept) = kept {
+                let kept = Version::Kept(kept.into());
                 held.acknowledged = Some(kept.clone());
                 held.sent = Some(kept);
             }
-            self.needed.replace(&held.sent_endpoints, &encoded.endpoints);
-            held.sent_endpoints.clone_from(&encoded.endpoints);
-            let same = held.sent.as_ref() == Some(version);
+            let new = Some(Version::Whole(encoded.clone()));
+            let same = held.sent == new;
+            self.needed.replace(endpoints_of(&held.sent), &encoded.endpoints);
+            held.sent.clone_from(&new);
             if same && !held.announce {
-                if held.acknowledged.as_ref() == Some(version) {
-                    self.needed.replace(&held.acknowledged_endpoints, &encoded.endpoints);
-                    held.acknowledged_endpoints.clone_from(&encoded.endpoints);
+                if held.acknowledged == new {
+                    self.needed.replace(endpoints_of(&held.acknowledged), &encoded.endpoints);
+                    held.acknowledged = new;
                     self.retire_after(&name);
                 }
                 continue;
             }
             held.announce = false;
             held.refused = None;
-            held.sent = Some(version.clone());
             // A proxy goes on knowing it by the names that it was told, so many are not told again.
-            let new = std::mem::take(&mut held.unannounced);
+            let unannounced = std::mem::take(&mut held.unannounced);
             let names =
-                if same || held.names.len() > MAX_ALIASES { new } else { held.names.clone() };
+                if same || held.names.len() > MAX_ALIASES { &unannounced } else { &held.names };
+            let aliases = names.iter().map(|alias| alias.to_string());
             let mut aliases: Vec<_> =
-                names.into_iter().filter(|alias| *alias != encoded.resource.name).collect();
+                aliases.filter(|alias| **alias != *encoded.resource.name).collect();
             loop {
                 let more = aliases.split_off(aliases.len().min(MAX_ALIASES));
                 let resource = resource(wire::DESTINATION, &encoded.resource, aliases);
-                let (version, endpoints) = (version.clone(), encoded.endpoints.clone());
-                let sent = SentDestination { name: name.clone(), version, endpoints };
-                outbox.destinations.push((resource, sent));
+                outbox.destinations.push((resource, encoded.clone()));
                 aliases = more;
                 if aliases.is_empty() {
                     break;
@@ -192,7 +210,7 @@ impl Session {
         }
     }
 
-    pub(super) fn exists(&self, view: &View, name: &DestinationName) -> bool {
+    pub(super) fn exists(&self, view: &View<'_>, name: &DestinationName) -> bool {
         let found = view.index.resolve(&name.to_string(), &self.proxy.namespace);
         found.target.is_some_and(|target| target.name == *name)
     }
@@ -202,36 +220,43 @@ impl Session {
     }
 
     /// Adds collections that a destination, sent or in force, needs, and withdraws the others.
-    pub(super) fn refresh_needs(&mut self, outbox: &mut Outbox) {
+    pub(super) fn refresh_needs(&mut self, view: &View<'_>, outbox: &mut Outbox) {
         let (begun, ceased) = self.needed.changes();
         for port in ceased {
             if let Some(endpoints) = self.collections.remove(&port) {
                 let marker = endpoints.complete.then(|| marker(&port));
-                outbox.endpoints_removed.extend(endpoints.sent.into_keys().chain(marker));
+                let names = endpoints.sent.iter().map(|member| member.resource.name.to_string());
+                outbox.endpoints_removed.extend(names.chain(marker));
             }
-            self.interests.remove(&Dep::Endpoints(port));
+            self.interests.remove(&Dep::Endpoints((*port).clone()));
         }
         for port in begun {
-            self.interests.add(&Dep::Endpoints(port.clone()));
+            self.interests.add(&Dep::Endpoints((*port).clone()), view);
             self.collections.insert(port.clone(), Endpoints::default());
             self.work.collections.insert(port);
         }
     }
 
-    pub(super) fn refresh_collections(&mut self, view: &mut View, outbox: &mut Outbox) {
+    pub(super) fn refresh_collections(&mut self, view: &mut View<'_>, outbox: &mut Outbox) {
         let max = view.index.max_endpoints();
         for port in std::mem::take(&mut self.work.collections) {
             let pins = self.pins.get(&port).into_iter().flat_map(HashMap::keys);
             let pins: HashSet<EndpointId> = pins.cloned().collect();
             let Some(state) = self.collections.get_mut(&port) else { continue };
             let marker = marker(&port);
-            if let Some(kept) = self.kept.get_mut(wire::ENDPOINT).filter(|kept| !kept.is_empty()) {
-                state.complete |= kept.remove(&marker).is_some();
+            let mut kept = BTreeMap::new();
+            if let Some(all) = self.kept.get_mut(wire::ENDPOINT).filter(|all| !all.is_empty()) {
+                state.complete |= all.remove(&marker).is_some();
                 let prefix = &marker[..marker.len() - 1];
-                state.sent.extend(kept.extract_if(|name, _| name.starts_with(prefix)));
+                let range = all.range(prefix.to_owned()..);
+                let range = range.take_while(|(name, _)| name.starts_with(prefix));
+                let names: Vec<String> = range.map(|(name, _)| name.clone()).collect();
+                kept.extend(names.iter().filter_map(|name| all.remove_entry(name)));
             }
+            let before = std::mem::take(&mut state.sent);
             let Some(collection) = view.collection(&port) else {
-                outbox.endpoints_removed.extend(std::mem::take(&mut state.sent).into_keys());
+                let names = before.iter().map(|member| member.resource.name.to_string());
+                outbox.endpoints_removed.extend(names.chain(kept.into_keys()));
                 if !std::mem::replace(&mut state.refused, true) {
                     outbox.endpoints_removed.push(marker);
                 }
@@ -241,16 +266,24 @@ impl Session {
             state.refused = false;
             let zone = self.proxy.zone.as_deref();
             let share = collection.share(&self.proxy.id, zone, max, &pins);
-            let mut gone = std::mem::take(&mut state.sent);
-            for member in share {
-                let (name, version) = (&member.resource.name, &member.resource.version);
-                if gone.remove(name).as_ref() != Some(version) {
+            view.set_cut(&port, &collection, share.cut);
+            let mut gone = before.iter().peekable();
+            for member in &share.members {
+                let name = &*member.resource.name;
+                while let Some(old) = gone.next_if(|old| old.id < member.id) {
+                    outbox.endpoints_removed.push(old.resource.name.to_string());
+                }
+                let sent = gone.next_if(|old| old.id == member.id);
+                let sent = sent.map(|old| old.resource.version.to_string());
+                let sent = kept.remove(name).or(sent);
+                if sent.as_deref() != Some(&*member.resource.version) {
                     let resource = resource(wire::ENDPOINT, &member.resource, Vec::new());
                     outbox.endpoints.push(resource);
                 }
-                state.sent.insert(name.clone(), version.clone());
             }
-            outbox.endpoints_removed.extend(gone.into_keys());
+            let rest = gone.map(|old| old.resource.name.to_string());
+            outbox.endpoints_removed.extend(rest.chain(kept.into_keys()));
+            state.sent = share.members;
             if !std::mem::replace(&mut state.complete, true) {
                 outbox.endpoints.push(wire::Resource {
                     version: MARKER_VERSION.to_owned(),
@@ -265,9 +298,12 @@ impl Session {
         }
     }
 
-    pub(super) fn refresh_singles(&mut self, view: &mut View, outbox: &mut Outbox) {
+    pub(super) fn refresh_singles(&mut self, view: &mut View<'_>, outbox: &mut Outbox) {
         for key in std::mem::take(&mut self.work.singles) {
             let Some(single) = self.singles.get_mut(&key) else { continue };
+            if !std::mem::replace(&mut single.subscribed, true) {
+                self.interests.add(&single_dep(&key), view);
+            }
             // Until the workload is there, and where it is another's, there is nothing to see.
             let own = key.0 != wire::INBOUND || self.proxy.owns(view, &key.1);
             match own.then(|| view.single(&key.0, &key.1)).flatten() {
@@ -279,6 +315,9 @@ impl Session {
                         single.objection = None;
                         outbox.singles.push((key.clone(), resource(&key.0, &encoded, Vec::new())));
                     }
+                    if key.0 == wire::MESH_SETTINGS {
+                        self.refresh_settings_parts(view, outbox);
+                    }
                 }
                 None => {
                     single.sent = None;
@@ -287,6 +326,20 @@ impl Session {
                         outbox.other.push((key.0, Vec::new(), vec![key.1]));
                     }
                 }
+            }
+        }
+    }
+
+    /// Namespaces beyond those that travel with the settings themselves; none is ever taken back.
+    fn refresh_settings_parts(&mut self, view: &View<'_>, outbox: &mut Outbox) {
+        let parts = view.settings();
+        self.settings_parts.resize(parts.len().saturating_sub(1), None);
+        for (sent, part) in self.settings_parts.iter_mut().zip(parts.iter().skip(1)) {
+            if sent.as_ref() != Some(&part.version) {
+                *sent = Some(part.version.clone());
+                let key = (wire::MESH_SETTINGS.to_owned(), part.name.to_string());
+                let resource = resource(wire::MESH_SETTINGS, part, Vec::new());
+                outbox.singles.push((key, resource));
             }
         }
     }

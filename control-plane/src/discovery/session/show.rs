@@ -4,13 +4,14 @@ use outrigger_core::name::DestinationName;
 use outrigger_proto::wire;
 use serde_json::{Value, json};
 
-use super::{Answer, Session, marker};
+use super::{Session, Version, marker};
+use crate::publish::Answer;
 
 impl Session {
     /// The destinations that the proxy was sent, and what it made of what it was sent last.
     pub fn answers(&self) -> impl Iterator<Item = (&DestinationName, Answer<'_>)> {
         let sent = self.destinations.iter().filter(|(_, held)| held.sent.is_some());
-        sent.map(|(name, held)| {
+        sent.map(|(name, held)| (&**name, held)).map(|(name, held)| {
             let answer = match &held.refused {
                 Some(reason) => Answer::Refused(reason),
                 None if held.sent == held.acknowledged => Answer::Acknowledged,
@@ -36,16 +37,17 @@ impl Session {
     /// What the admin server shows.
     pub fn describe(&self) -> Value {
         let names = self.names.iter().map(|(name, state)| {
-            let target = state.resolution.target.as_ref();
+            let target = state.target.as_ref();
             json!({
-                "name": name,
+                "name": &**name,
                 "destination": target.map(|target| target.name.to_string()),
                 "pinned": target.and_then(|t| t.pin.as_ref()).map(ToString::to_string),
             })
         });
         let destinations = self.destinations.iter().map(|(name, held)| {
             json!({
-                "name": name.to_string(), "sent": held.sent, "acknowledged": held.acknowledged,
+                "name": name.to_string(), "sent": held.sent.as_ref().map(Version::as_str),
+                "acknowledged": held.acknowledged.as_ref().map(Version::as_str),
                 "refused": held.refused,
             })
         });
@@ -54,8 +56,8 @@ impl Session {
         );
         let others = self.singles.iter().map(|((type_url, name), single)| {
             json!({
-                "type": type_url, "name": name, "sent": single.sent,
-                "acknowledged": single.acknowledged,
+                "type": type_url, "name": name, "sent": single.sent.as_deref(),
+                "acknowledged": single.acknowledged.as_deref(),
             })
         });
         json!({

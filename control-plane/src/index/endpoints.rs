@@ -1,0 +1,180 @@
+//! The endpoints of a Service's port: its EndpointSlices, and the workloads that it selects.
+//!
+//! All of them, or those of one workload: that is what a change of one costs.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+
+use outrigger_core::config::{Endpoint, MeshAddress};
+use outrigger_core::name::{EndpointId, external_name};
+
+use super::{Index, Key, PortId, selects};
+use crate::object::{EndpointSlice, Service, ServiceId, ServicePort, Workload};
+
+impl Index {
+    /// Every endpoint of a port in the order of their ids; `None` when there is no such port, or its
+    /// addresses are not known yet.
+    pub fn endpoints(&self, id: &PortId) -> Option<Vec<Endpoint>> {
+        if external_name(&id.service.name).is_some() {
+            return self.outside(id);
+        }
+        let service = self.service(&id.service)?;
+        let port = service.port(id.port)?;
+        let mut endpoints = BTreeMap::new();
+        for slice in self.slices_of(&service.id) {
+            add_slice(slice, None, service, port, &mut endpoints);
+        }
+        for workload in self.selected(service) {
+            self.add_workload(workload, service, port, &mut endpoints);
+        }
+        Some(endpoints.into_values().collect())
+    }
+
+    /// Those of one workload, by its uid as in [`EndpointId::workload`]; none when there is no such port.
+    pub fn endpoints_of(&self, id: &PortId, uid: &str) -> BTreeMap<EndpointId, Endpoint> {
+        let mut endpoints = BTreeMap::new();
+        if external_name(&id.service.name).is_some() {
+            let all = self.outside(id).into_iter().flatten();
+            endpoints.extend(all.map(|e| (e.id.clone(), e)).filter(|(id, _)| id.workload == uid));
+            return endpoints;
+        }
+        let Some(service) = self.service(&id.service) else { return endpoints };
+        let Some(port) = service.port(id.port) else { return endpoints };
+        for key in self.holders.of(&holder(&service.id, uid)) {
+            // Another uid may have the same hash.
+            if let Some(slice) = self.slices.get(key).filter(|slice| slice.service == service.id) {
+                add_slice(slice, Some(uid), service, port, &mut endpoints);
+            }
+        }
+        let workload = self.workload(uid).filter(|w| w.namespace == service.id.namespace);
+        if let Some(workload) = workload.filter(|w| selects(&service.selector, w)) {
+            self.add_workload(workload, service, port, &mut endpoints);
+        }
+        endpoints
+    }
+
+    fn outside(&self, id: &PortId) -> Option<Vec<Endpoint>> {
+        let external = self.external_of(&id.service).filter(|external| external.port == id.port)?;
+        let looked_up = self.addresses(external)?;
+        Some(external.endpoints(&id.destination(), looked_up))
+    }
+
+    fn add_workload(
+        &self,
+        workload: &Workload,
+        service: &Service,
+        port: &ServicePort,
+        endpoints: &mut BTreeMap<EndpointId, Endpoint>,
+    ) {
+        if !workload.ready {
+            return;
+        }
+        let Some(number) = workload.port(&port.target) else { return };
+        let Ok(id) = EndpointId::new(workload.uid(), number) else { return };
+        let value = Endpoint {
+            destination: PortId::new(&service.id, port.port).destination(),
+            id: id.clone(),
+            address: workload.socket(number),
+            mesh: workload.mesh.clone().map(|mesh| {
+                let identity = self.identity(workload);
+                MeshAddress { identity, ..mesh }
+            }),
+            zone: workload.zone.clone(),
+            // A StatefulSet's pods have their own name as host name; so have workloads.
+            hostname: service.headless.then(|| workload.name.clone()),
+            workload: Some(format!("{}/{}", workload.namespace, workload.service_account)),
+            tls: None,
+        };
+        endpoints.insert(id, value);
+    }
+
+    /// The endpoint of a port that has a host name of its own; of several the first by id.
+    pub(super) fn named(&self, port: &PortId, hostname: &str) -> Option<EndpointId> {
+        let of_slices = self.hostnames.of(&(port.service.clone(), hostname.to_owned()));
+        let mut uids: BTreeSet<String> = of_slices.cloned().collect();
+        uids.insert(format!("{}.{hostname}", port.service.namespace));
+        let candidates = uids.iter().flat_map(|uid| self.endpoints_of(port, uid));
+        let named = candidates.filter(|(_, e)| e.hostname.as_deref() == Some(hostname));
+        named.map(|(id, _)| id).min()
+    }
+
+    /// Notes by which uids a slice is to be found.
+    pub(super) fn link_slice(&mut self, key: &Key, slice: &EndpointSlice) {
+        for endpoint in &slice.endpoints {
+            self.holders.link(holder(&slice.service, &endpoint.uid), key.clone());
+            if let Some(hostname) = &endpoint.hostname {
+                let name = (slice.service.clone(), hostname.clone());
+                self.hostnames.link(name, endpoint.uid.clone());
+            }
+        }
+    }
+
+    /// The opposite; the index does not hold the slice any more.
+    pub(super) fn unlink_slice(&mut self, key: &Key, slice: &EndpointSlice) {
+        for endpoint in &slice.endpoints {
+            self.holders.unlink(&holder(&slice.service, &endpoint.uid), key);
+            if let Some(hostname) = &endpoint.hostname {
+                // Another slice may say so as well.
+                if !self.holds_hostname(&slice.service, &endpoint.uid, hostname) {
+                    let name = (slice.service.clone(), hostname.clone());
+                    self.hostnames.unlink(&name, &endpoint.uid);
+                }
+            }
+        }
+    }
+
+    fn holds_hostname(&self, service: &ServiceId, uid: &str, hostname: &str) -> bool {
+        let slices = self.holders.of(&holder(service, uid)).filter_map(|key| self.slices.get(key));
+        let mut endpoints = slices.flat_map(|slice| &slice.endpoints);
+        endpoints.any(|e| e.uid == uid && e.hostname.as_deref() == Some(hostname))
+    }
+}
+
+fn add_slice(
+    slice: &EndpointSlice,
+    only: Option<&str>,
+    service: &Service,
+    port: &ServicePort,
+    endpoints: &mut BTreeMap<EndpointId, Endpoint>,
+) {
+    let destination = PortId::new(&service.id, port.port).destination();
+    // As in Kubernetes, a slice's port belongs to the Service's port of the same name.
+    let numbers = slice.ports.iter().filter(|(name, _)| *name == port.name);
+    for (_, number) in numbers {
+        let ready = slice.endpoints.iter().filter(|e| e.ready || service.publish_not_ready);
+        for endpoint in ready.filter(|e| only.is_none_or(|uid| e.uid == uid)) {
+            let Ok(id) = EndpointId::new(endpoint.uid.clone(), *number) else { continue };
+            let value = Endpoint {
+                destination: destination.clone(),
+                id: id.clone(),
+                address: SocketAddr::new(endpoint.address, *number),
+                mesh: None,
+                zone: endpoint.zone.clone(),
+                hostname: endpoint.hostname.clone(),
+                workload: None,
+                tls: None,
+            };
+            endpoints.insert(id, value);
+        }
+    }
+}
+
+/// By what slices are found that hold a uid: small, since there is one for every endpoint of the mesh.
+fn holder(service: &ServiceId, uid: &str) -> u64 {
+    let parts = [service.namespace.as_bytes(), service.name.as_bytes(), uid.as_bytes()];
+    outrigger_core::balance::hash(&parts.join(&0))
+}
+
+/// The uids whose endpoints differ between two versions of a slice.
+pub(super) fn changed(old: Option<&EndpointSlice>, new: Option<&EndpointSlice>) -> BTreeSet<String> {
+    let by_uid = |slice: Option<&EndpointSlice>| -> BTreeSet<_> {
+        let endpoints = slice.into_iter().flat_map(|slice| slice.endpoints.iter().cloned());
+        endpoints.collect()
+    };
+    let (before, after) = (by_uid(old), by_uid(new));
+    let same_ports = old.map(|slice| &slice.ports) == new.map(|slice| &slice.ports);
+    if !same_ports {
+        return before.into_iter().chain(after).map(|endpoint| endpoint.uid).collect();
+    }
+    before.symmetric_difference(&after).map(|endpoint| endpoint.uid.clone()).collect()
+}
