@@ -27,8 +27,8 @@ use outrigger_core::name::{Authority, DestinationName, EndpointId};
 use outrigger_core::policy::access::Action;
 
 pub use externals::Addresses;
-pub use namespaces::NAMESPACES_TOGETHER;
 pub use names::{Resolution, Target};
+pub use namespaces::NAMESPACES_TOGETHER;
 
 use crate::object::policy::{FaultInjection, ServerPolicy, TrafficPolicy};
 use crate::object::stopped::Stops;

@@ -166,7 +166,10 @@ fn holder(service: &ServiceId, uid: &str) -> u64 {
 }
 
 /// The uids whose endpoints differ between two versions of a slice.
-pub(super) fn changed(old: Option<&EndpointSlice>, new: Option<&EndpointSlice>) -> BTreeSet<String> {
+pub(super) fn changed(
+    old: Option<&EndpointSlice>,
+    new: Option<&EndpointSlice>,
+) -> BTreeSet<String> {
     let by_uid = |slice: Option<&EndpointSlice>| -> BTreeSet<_> {
         let endpoints = slice.into_iter().flat_map(|slice| slice.endpoints.iter().cloned());
         endpoints.collect()

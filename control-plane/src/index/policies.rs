@@ -61,8 +61,7 @@ impl<S: PartialEq> Policies<Attached<S>> {
     /// Of several targets, in name order.
     fn of(&self, targets: impl IntoIterator<Item = TargetId>) -> Vec<&Attached<S>> {
         let targets = targets.into_iter();
-        let keys: BTreeSet<&Key> =
-            targets.flat_map(|target| self.by_target.of(&target)).collect();
+        let keys: BTreeSet<&Key> = targets.flat_map(|target| self.by_target.of(&target)).collect();
         keys.into_iter().filter_map(|key| self.get(key)).collect()
     }
 }
@@ -71,9 +70,7 @@ fn targets<S>(policy: &Attached<S>) -> Vec<TargetId> {
     let namespace = policy.namespace();
     let target = |target: &Target| match target {
         Target::Namespace => TargetId::Namespace(namespace.to_owned()),
-        Target::Service { name, .. } => {
-            TargetId::Service(ServiceId::new(namespace, name.clone()))
-        }
+        Target::Service { name, .. } => TargetId::Service(ServiceId::new(namespace, name.clone())),
         Target::Route { kind, name, .. } => {
             let (namespace, name) = (namespace.to_owned(), name.clone());
             TargetId::Route(ObjectId { kind: *kind, namespace, name })

@@ -228,8 +228,7 @@ impl Index {
             Touched::Workloads(uids) => {
                 for uid in uids {
                     let range = self.pods_of.range(from(uid)..);
-                    let range =
-                        range.take_while(|((of, id), _)| of == port && id.workload == *uid);
+                    let range = range.take_while(|((of, id), _)| of == port && id.workload == *uid);
                     old.extend(range.map(|((_, id), address)| (id.clone(), *address)));
                     if headless {
                         let of_uid = self.endpoints_of(port, uid).into_iter();

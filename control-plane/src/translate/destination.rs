@@ -2,9 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use outrigger_core::config::{
-    Backend, BackendTarget, Destination, HttpRoute, TcpRoute, TlsRoute,
-};
+use outrigger_core::config::{Backend, BackendTarget, Destination, HttpRoute, TcpRoute, TlsRoute};
 use outrigger_core::name::DestinationName;
 use outrigger_core::policy::CallPolicy;
 use outrigger_core::policy::fallback::Give;

@@ -12,6 +12,7 @@ mod identity;
 mod index;
 mod manifests;
 mod policies;
+mod readers;
 mod registration;
 mod render;
 mod rotation;

@@ -69,4 +69,3 @@ pub fn subset(
     chosen.sort_unstable();
     chosen
 }
-

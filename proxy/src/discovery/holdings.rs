@@ -265,6 +265,13 @@ impl Holdings {
         let wire = mesh::MeshSettings::decode(held.bytes.clone())
             .map_err(|e| FieldError::here(format!("not MeshSettings: {e}")))?;
         let settings = convert::settings::from_wire(&wire)?;
+        if resource.name != wire::MESH_SETTINGS_NAME {
+            // A further part of them, which only adds namespaces.
+            self.namespaces.add_part(&resource.name, &held.version, settings.namespaces);
+            let mesh = MeshSettings::clone(&self.proxy.mesh.load());
+            self.proxy.mesh.store(Arc::new(self.namespaces.complete(mesh)));
+            return Ok(());
+        }
         self.proxy.mesh.store(Arc::new(self.namespaces.complete(settings)));
         self.settings = Some(held);
         Ok(())
@@ -313,10 +320,10 @@ impl Holdings {
 
     /// Name to version of everything held of a type.
     pub fn versions(&self, type_url: &str) -> BTreeMap<String, String> {
-        self.each()
-            .filter(|resource| resource.type_url == type_url)
-            .map(|resource| (resource.name, resource.version))
-            .collect()
+        let held = self.each().filter(|resource| resource.type_url == type_url);
+        let held = held.map(|resource| (resource.name, resource.version));
+        let parts = self.namespaces.parts().filter(|_| type_url == wire::MESH_SETTINGS);
+        held.chain(parts).collect()
     }
 
     /// Dialled names that lead somewhere, and the versions of where they lead, in pieces of at most

@@ -208,6 +208,7 @@ impl Session {
                 self.interests.remove(&single_dep(&key));
             }
         }
+        let asks = !request.resource_names_subscribe.is_empty();
         for name in request.resource_names_subscribe {
             let own = request.type_url != wire::INBOUND || name == self.proxy.id;
             let key = (request.type_url.clone(), name);
@@ -224,7 +225,7 @@ impl Session {
             single.acknowledged = known;
             self.work.singles.insert(key);
         }
-        if request.type_url == wire::MESH_SETTINGS {
+        if request.type_url == wire::MESH_SETTINGS && asks {
             // What is left are parts that come without being asked for.
             let parts = request.initial_resource_versions;
             let known = |part| parts.get(&wire::settings_part(part)).map(|v| Arc::from(&**v));

@@ -7,8 +7,8 @@ use outrigger_core::name::{DestinationName, EndpointId};
 use outrigger_proto::wire;
 
 use super::{
-    Endpoints, Held, MARKER_VERSION, MAX_NAME, NAMES_AT_ONCE, Session, Target, Version, endpoints_of, marker,
-    single_dep,
+    Endpoints, Held, MARKER_VERSION, MAX_NAME, NAMES_AT_ONCE, Session, Target, Version,
+    endpoints_of, marker, single_dep,
 };
 use crate::discovery::outbox::{Outbox, resource};
 use crate::index::{Dep, PortId, Resolution};

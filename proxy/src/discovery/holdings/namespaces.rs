@@ -1,6 +1,6 @@
 //! The namespaces that the mesh was ever said to have: names in them are never looked up outside.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use outrigger_core::bounds;
 use outrigger_core::config::{MeshSettings, Unmatched};
@@ -11,12 +11,14 @@ pub(super) struct Namespaces {
     known: BTreeSet<String>,
     /// There were more: any name may be in one of those.
     more: bool,
+    /// Versions of the further parts of the settings, by name: who has them is not sent them again.
+    parts: BTreeMap<String, String>,
 }
 
 impl Namespaces {
     /// A short name is one of the proxy's own namespace, whatever is there.
     pub(super) fn with(own: &str) -> Self {
-        Self { known: BTreeSet::from([own.to_owned()]), more: false }
+        Self { known: BTreeSet::from([own.to_owned()]), more: false, parts: BTreeMap::new() }
     }
 
     pub(super) fn add(&mut self, namespaces: impl IntoIterator<Item = String>, more: bool) {
@@ -28,6 +30,20 @@ impl Namespaces {
                 self.more |= !self.known.contains(&namespace);
             }
         }
+    }
+
+    /// Takes a further part of the settings.
+    pub(super) fn add_part(&mut self, name: &str, version: &str, namespaces: Vec<String>) {
+        self.add(namespaces, false);
+        // There are never more parts than namespaces, whatever a control plane says.
+        if self.parts.len() < bounds::NAMESPACES {
+            self.parts.insert(name.to_owned(), version.to_owned());
+        }
+    }
+
+    /// The name and version of each further part of the settings.
+    pub(super) fn parts(&self) -> impl Iterator<Item = (String, String)> {
+        self.parts.iter().map(|(name, version)| (name.clone(), version.clone()))
     }
 
     /// What the control plane says, with everything that it or another one said before.
