@@ -25,6 +25,8 @@ pub enum Case {
     Handshake,
     /// The same, resumed.
     Resumption,
+    /// No traffic: the control plane with a thousand clients ([`crate::control_plane`]).
+    ControlPlane,
 }
 
 impl Peer {
@@ -77,6 +79,7 @@ impl Peer {
             (_, Setup::Pair) => format!("pair-{}", self.name()),
             (_, Setup::TlsPair) => format!("tls-{}", self.name()),
             (_, Setup::TlsInbound) => format!("tls-{}-in", self.name()),
+            (_, Setup::None) => String::new(),
         }
     }
 }
@@ -89,10 +92,11 @@ enum Setup {
     TlsPair,
     /// The called side of that pair alone.
     TlsInbound,
+    None,
 }
 
 impl Case {
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::H1,
         Self::H2,
         Self::Grpc,
@@ -104,6 +108,7 @@ impl Case {
         Self::TlsGrpc,
         Self::Handshake,
         Self::Resumption,
+        Self::ControlPlane,
     ];
 
     pub fn name(self) -> &'static str {
@@ -119,6 +124,7 @@ impl Case {
             Self::TlsGrpc => "mTLS gRPC",
             Self::Handshake => "handshake",
             Self::Resumption => "resumption",
+            Self::ControlPlane => "control-plane",
         }
     }
 
@@ -135,12 +141,18 @@ impl Case {
             Self::PairH1 | Self::PairGrpc | Self::Policies => Setup::Pair,
             Self::TlsH1 | Self::TlsGrpc => Setup::TlsPair,
             Self::Handshake | Self::Resumption => Setup::TlsInbound,
+            Self::ControlPlane => Setup::None,
         }
     }
 
     /// Whether it needs the pair with TLS.
     pub fn is_tls(self) -> bool {
         matches!(self.setup(), Setup::TlsPair | Setup::TlsInbound)
+    }
+
+    /// Whether proxies carry traffic in it.
+    pub fn has_traffic(self) -> bool {
+        self.setup() != Setup::None
     }
 
     /// Whether connections are counted, not requests.
@@ -157,6 +169,7 @@ impl Case {
             Self::Tcp => "tcp",
             Self::Handshake => "full",
             Self::Resumption => "resumed",
+            Self::ControlPlane => "none",
         }
     }
 
@@ -170,7 +183,7 @@ impl Case {
             // Both proxies share a processor, and at twice this rate Envoy's fill it.
             Self::PairH1 | Self::TlsH1 => Some(2_500),
             Self::PairGrpc | Self::TlsGrpc => Some(2_000),
-            Self::Policies | Self::Handshake | Self::Resumption => None,
+            Self::Policies | Self::Handshake | Self::Resumption | Self::ControlPlane => None,
         }
     }
 }

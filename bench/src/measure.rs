@@ -1,5 +1,6 @@
 //! One measurement: load from a caller on the other processor, and what it cost the subject.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
@@ -237,6 +238,32 @@ pub fn cpu(pids: &[u32]) -> Result<Duration, Failure> {
         }
     }
     Ok(Duration::from_nanos(nanos))
+}
+
+/// Processor time of each thread of one process.
+pub struct CpuByThread(BTreeMap<u32, u64>);
+
+impl CpuByThread {
+    pub fn of(pid: u32) -> Result<Self, Failure> {
+        let mut nanos = BTreeMap::new();
+        for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
+            let thread = thread?;
+            let id = thread.file_name().to_str().and_then(|id| id.parse::<u32>().ok());
+            // A thread may end in between.
+            let stat = fs::read_to_string(thread.path().join("schedstat")).unwrap_or_default();
+            let used = stat.split(' ').next().and_then(|nanos| nanos.parse().ok());
+            nanos.extend(id.zip(used));
+        }
+        Ok(Self(nanos))
+    }
+
+    /// What was used since then; what threads used that have ended meanwhile is not known.
+    pub fn since(&self, before: &Self) -> Duration {
+        let used = self.0.iter().map(|(thread, now)| {
+            now.saturating_sub(before.0.get(thread).copied().unwrap_or_default())
+        });
+        Duration::from_nanos(used.sum())
+    }
 }
 
 fn children(pid: u32) -> Vec<u32> {

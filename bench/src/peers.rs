@@ -5,7 +5,7 @@
 use std::fs::{self, File};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::Failure;
@@ -16,6 +16,8 @@ const START: Duration = Duration::from_secs(20);
 /// The processor of what is measured, and that of everything else.
 pub const SUBJECT_CPU: &str = "0";
 pub const OTHER_CPU: &str = "1";
+/// For what shares both with everything else.
+pub const ANY_CPU: &str = "0,1";
 
 /// Where things are.
 pub struct Places {
@@ -53,21 +55,27 @@ impl Running {
         named.map(|(_, child)| child.id()).collect()
     }
 
-    /// Starts a program on `cpu` and waits until it listens on `port`.
-    pub fn start(
+    /// How a program has ended, if it has.
+    pub fn ended(&mut self, name: &str) -> Option<ExitStatus> {
+        let child = self.children.iter_mut().find(|(known, _)| known == name);
+        child.and_then(|(_, child)| child.try_wait().ok().flatten())
+    }
+
+    /// Starts a program on `cpu`, which needs these ports; gives its process id.
+    pub fn spawn(
         &mut self,
         places: &Places,
-        name: &str,
-        cpu: &str,
-        port: u16,
+        (name, cpu): (&str, &str),
+        ports: &[u16],
         program: &Path,
         args: &[&str],
-    ) -> Result<(), Failure> {
-        if TcpStream::connect(("127.0.0.1", port)).is_ok() {
-            return Err(format!("port {port}, which {name} needs, is taken").into());
+    ) -> Result<u32, Failure> {
+        for port in ports {
+            if TcpStream::connect(("127.0.0.1", *port)).is_ok() {
+                return Err(format!("port {port}, which {name} needs, is taken").into());
+            }
         }
-        let log = places.work.join(format!("{name}.log"));
-        let out = File::create(&log)?;
+        let out = File::create(log(places, name))?;
         let child = Command::new("taskset")
             .args(["-c", cpu])
             .arg(program)
@@ -78,11 +86,26 @@ impl Running {
             .stdout(out)
             .spawn()
             .map_err(|e| format!("cannot start {name} ({}): {e}", program.display()))?;
+        let pid = child.id();
         self.children.push((name.to_owned(), child));
+        Ok(pid)
+    }
+
+    /// Starts a program on `cpu` and waits until it listens on `port`.
+    pub fn start(
+        &mut self,
+        places: &Places,
+        name: &str,
+        cpu: &str,
+        port: u16,
+        program: &Path,
+        args: &[&str],
+    ) -> Result<(), Failure> {
+        self.spawn(places, (name, cpu), &[port], program, args)?;
         let end = Instant::now() + START;
         while TcpStream::connect(("127.0.0.1", port)).is_err() {
             if Instant::now() > end {
-                let log = fs::read_to_string(&log).unwrap_or_default();
+                let log = fs::read_to_string(log(places, name)).unwrap_or_default();
                 return Err(format!("{name} does not listen on {port}:\n{log}").into());
             }
             crate::measure::pause(Duration::from_millis(20));
@@ -97,6 +120,11 @@ impl Running {
         self.children = keep;
         drop(Self { children: stop });
     }
+}
+
+/// Where a program's output goes.
+fn log(places: &Places, name: &str) -> PathBuf {
+    places.work.join(format!("{name}.log"))
 }
 
 /// Starts the backends and the control plane, which serve every subject.

@@ -30,7 +30,7 @@ enum Task {
     Demo(demo::Options),
     /// Run every test that can run on this machine.
     Test(test::Options),
-    /// Measure the proxy beside its peers; arguments go to the bench (`cargo xtask bench --help`).
+    /// Measure the proxy beside its peers, and the control plane; arguments go to the bench (`cargo xtask bench --help`).
     #[command(disable_help_flag = true)]
     Bench {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGUMENTS")]
@@ -55,11 +55,11 @@ fn main() -> ExitCode {
     }
 }
 
-/// What is measured is built as it ships; the control plane, which is not, as tests build it. Then the
-/// bench becomes this very process.
+/// What is measured is built as it ships, the control plane apart: built with the proxy, each would have
+/// features of dependencies that only the other needs. Then the bench becomes this very process.
 fn bench(arguments: &[String]) -> ExitCode {
     let measured = ["outrigger-bench", "outrigger-proxy"];
-    let built = workspace::build(&["outrigger-control-plane"], &[])
+    let built = workspace::build(&["outrigger-control-plane"], &["--release"])
         .and_then(|_| workspace::build(&measured, &["--release"]));
     let error = match built {
         Ok(programs) => match programs.get("outrigger-bench") {
