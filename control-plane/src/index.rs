@@ -127,7 +127,7 @@ pub struct Index {
     slices: OrdMap<Key, Arc<EndpointSlice>>,
     slices_of: Links<ServiceId, Key>,
     /// Slices by the Service and each uid that they hold, hashed.
-    holders: Links<u64, Key>,
+    holders: Links<u64, Arc<Key>>,
     /// Uids of slices' endpoints by the Service and the host name that they have.
     hostnames: Links<(ServiceId, String), String>,
     routes: OrdMap<ObjectId, Arc<Route>>,

@@ -11,7 +11,7 @@ use outrigger_proto::identity::identity_server::IdentityServer;
 use outrigger_proto::mesh::experiments_server::ExperimentsServer;
 use outrigger_proto::mesh::workload_server::WorkloadServer;
 use outrigger_proto::wire::AggregatedDiscoveryServiceServer;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tonic::service::Routes;
@@ -44,6 +44,9 @@ const MAX_REGISTER: usize = 256 * 1024;
 const MAX_CERTIFY: usize = 16 * 1024;
 /// Open streams are told to end; after this they are cut.
 const STOP: Duration = Duration::from_secs(3);
+
+/// Connections that may wait to be accepted: a whole mesh comes back at once. The system's own bound is 4,096.
+const BACKLOG: u32 = 4096;
 
 /// Why the control plane could not start.
 #[derive(Debug, thiserror::Error)]
@@ -124,8 +127,8 @@ pub async fn start(options: Options, log: Log) -> Result<Server, StartError> {
         }
         None => (None, None),
     };
-    let listener = bind("--listen", options.listen).await?;
-    let admin_listener = bind("--admin", options.admin).await?;
+    let listener = bind("--listen", options.listen)?;
+    let admin_listener = bind("--admin", options.admin)?;
     let discovery = local_address(&listener, options.listen);
     let admin_address = local_address(&admin_listener, options.admin);
     let authority = security.as_ref().map(|security| security.authority.clone());
@@ -303,8 +306,18 @@ fn routes(
     routes.add_service(stopper)
 }
 
-async fn bind(flag: &'static str, address: SocketAddr) -> Result<TcpListener, StartError> {
-    TcpListener::bind(address).await.map_err(|error| StartError::Listen { flag, address, error })
+fn bind(flag: &'static str, address: SocketAddr) -> Result<TcpListener, StartError> {
+    let listen = || {
+        let socket = match address {
+            SocketAddr::V4(_) => TcpSocket::new_v4()?,
+            SocketAddr::V6(_) => TcpSocket::new_v6()?,
+        };
+        // A port that was in use a moment ago by a process that has ended.
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        socket.listen(BACKLOG)
+    };
+    listen().map_err(|error| StartError::Listen { flag, address, error })
 }
 
 /// The address with the port that the system chose for port 0.

@@ -4,6 +4,7 @@
 //! resource and registration messages, [`convert`] the checks between bytes and
 //! [`outrigger_core::config`]. `generated/` is made by `cargo xtask codegen`.
 
+pub mod codec;
 pub mod convert;
 pub mod wire;
 

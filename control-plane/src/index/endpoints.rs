@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use outrigger_core::config::{Endpoint, MeshAddress};
 use outrigger_core::name::{EndpointId, external_name};
@@ -42,7 +43,8 @@ impl Index {
         let Some(port) = service.port(id.port) else { return endpoints };
         for key in self.holders.of(&holder(&service.id, uid)) {
             // Another uid may have the same hash.
-            if let Some(slice) = self.slices.get(key).filter(|slice| slice.service == service.id) {
+            if let Some(slice) = self.slices.get(&**key).filter(|slice| slice.service == service.id)
+            {
                 add_slice(slice, Some(uid), service, port, &mut endpoints);
             }
         }
@@ -98,33 +100,46 @@ impl Index {
         named.map(|(id, _)| id).min()
     }
 
-    /// Notes by which uids a slice is to be found.
-    pub(super) fn link_slice(&mut self, key: &Key, slice: &EndpointSlice) {
-        for endpoint in &slice.endpoints {
-            self.holders.link(holder(&slice.service, &endpoint.uid), key.clone());
-            if let Some(hostname) = &endpoint.hostname {
-                let name = (slice.service.clone(), hostname.clone());
-                self.hostnames.link(name, endpoint.uid.clone());
+    /// Notes by which uids a slice is to be found, where that differs from before. The index holds the new one.
+    pub(super) fn link_slice(
+        &mut self,
+        key: &Arc<Key>,
+        old: Option<&EndpointSlice>,
+        new: Option<&EndpointSlice>,
+    ) {
+        let names = |slice: Option<&EndpointSlice>| -> BTreeSet<(String, Option<String>)> {
+            let endpoints = slice.into_iter().flat_map(|slice| &slice.endpoints);
+            endpoints.map(|e| (e.uid.clone(), e.hostname.clone())).collect()
+        };
+        let (before, after) = (names(old), names(new));
+        for ((uid, hostname), slice) in before.difference(&after).zip(old.into_iter().cycle()) {
+            let service = &slice.service;
+            if !self.holds(key, uid) {
+                self.holders.unlink(&holder(service, uid), key);
+            }
+            // Another slice may say so as well.
+            if let Some(hostname) =
+                hostname.as_ref().filter(|h| !self.has_hostname(service, uid, h))
+            {
+                self.hostnames.unlink(&(service.clone(), hostname.clone()), uid);
+            }
+        }
+        for ((uid, hostname), slice) in after.difference(&before).zip(new.into_iter().cycle()) {
+            self.holders.link(holder(&slice.service, uid), key.clone());
+            if let Some(hostname) = hostname {
+                self.hostnames.link((slice.service.clone(), hostname.clone()), uid.clone());
             }
         }
     }
 
-    /// The opposite; the index does not hold the slice any more.
-    pub(super) fn unlink_slice(&mut self, key: &Key, slice: &EndpointSlice) {
-        for endpoint in &slice.endpoints {
-            self.holders.unlink(&holder(&slice.service, &endpoint.uid), key);
-            if let Some(hostname) = &endpoint.hostname {
-                // Another slice may say so as well.
-                if !self.holds_hostname(&slice.service, &endpoint.uid, hostname) {
-                    let name = (slice.service.clone(), hostname.clone());
-                    self.hostnames.unlink(&name, &endpoint.uid);
-                }
-            }
-        }
+    fn holds(&self, key: &Key, uid: &str) -> bool {
+        let mut endpoints = self.slices.get(key).into_iter().flat_map(|slice| &slice.endpoints);
+        endpoints.any(|endpoint| endpoint.uid == uid)
     }
 
-    fn holds_hostname(&self, service: &ServiceId, uid: &str, hostname: &str) -> bool {
-        let slices = self.holders.of(&holder(service, uid)).filter_map(|key| self.slices.get(key));
+    fn has_hostname(&self, service: &ServiceId, uid: &str, hostname: &str) -> bool {
+        let slices =
+            self.holders.of(&holder(service, uid)).filter_map(|key| self.slices.get(&**key));
         let mut endpoints = slices.flat_map(|slice| &slice.endpoints);
         endpoints.any(|e| e.uid == uid && e.hostname.as_deref() == Some(hostname))
     }

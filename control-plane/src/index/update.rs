@@ -3,6 +3,7 @@
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use outrigger_core::config::BackendTarget;
 use outrigger_core::name::EndpointId;
@@ -71,14 +72,16 @@ impl Index {
                 services.insert(slice.service.clone(), changed);
             }
         }
-        if let Some(old) = old {
+        let shared = Arc::new(key.clone());
+        let new = new.map(Arc::new);
+        if moved && let Some(old) = &old {
             self.slices_of.unlink(&old.service, &key);
-            self.unlink_slice(&key, &old);
+            self.link_slice(&shared, Some(old), None);
         }
-        if let Some(new) = new {
+        if let Some(new) = &new {
             self.slices_of.link(new.service.clone(), key.clone());
-            self.link_slice(&key, &new);
-            self.slices.insert(key, new.into());
+            self.slices.insert(key, new.clone());
+            self.link_slice(&shared, old.as_deref().filter(|_| !moved), Some(new));
         }
         for (service, touched) in services {
             self.touch_all_endpoints(&service, &touched);

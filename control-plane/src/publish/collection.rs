@@ -180,7 +180,8 @@ impl Collection {
         let ranked = self.members.values().map(|member| (member.rank(seed, zone), member));
         let chosen = subset::best(ranked, max, |member| &member.id);
         let least = chosen.iter().map(|(rank, _)| *rank).min();
-        let mut members: Vec<_> = chosen.into_iter().map(|(_, member)| member.clone()).collect();
+        // Of its own size, not in the room that choosing took.
+        let mut members: Vec<_> = chosen.iter().map(|(_, member)| Arc::clone(member)).collect();
         let cut = least.map(|least| Cut { seed, zone: zone.map(Into::into), least });
         if pins.is_empty() {
             members.sort_unstable_by(|a, b| a.id.cmp(&b.id));

@@ -27,23 +27,37 @@ pub fn hash_of(id: &str) -> u64 {
     hash(id.as_bytes())
 }
 
-/// The best `max`, in no order; of equals the first by id.
+/// The best `max`, in no order; of equals the first by id. Takes room for twice as many, whatever there is.
 pub fn best<T, I: Ord + ?Sized>(
     ranked: impl Iterator<Item = (Rank, T)>,
     max: usize,
     id: impl Fn(&T) -> &I,
 ) -> Vec<(Rank, T)> {
-    let mut ranked: Vec<_> = ranked.collect();
-    if max == 0 || ranked.len() <= max {
-        ranked.truncate(max);
-        return ranked;
+    if max == 0 {
+        return Vec::new();
     }
     let order = |a: &(Rank, T), b: &(Rank, T)| -> Ordering {
         b.0.cmp(&a.0).then_with(|| id(&a.1).cmp(id(&b.1)))
     };
-    ranked.select_nth_unstable_by(max - 1, order);
-    ranked.truncate(max);
-    ranked
+    let mut best: Vec<(Rank, T)> = Vec::new();
+    // What ranks below is not among the best.
+    let mut least = None;
+    for one in ranked {
+        if least.is_some_and(|least| one.0 < least) {
+            continue;
+        }
+        best.push(one);
+        if best.len() == max.saturating_mul(2) {
+            best.select_nth_unstable_by(max - 1, order);
+            best.truncate(max);
+            least = best.last().map(|(rank, _)| *rank);
+        }
+    }
+    if best.len() > max {
+        best.select_nth_unstable_by(max - 1, order);
+        best.truncate(max);
+    }
+    best
 }
 
 /// At most `max` of the endpoints for one proxy, own zone first, as sorted indexes.

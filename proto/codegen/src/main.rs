@@ -14,6 +14,7 @@ struct Output {
     generated: &'static str,
     /// A message and the hand-written type that stands for it.
     extern_path: Option<(&'static str, &'static str)>,
+    codec: &'static str,
 }
 
 const OUTPUTS: &[Output] = &[
@@ -28,12 +29,14 @@ const OUTPUTS: &[Output] = &[
         include: "proto/proto",
         generated: "proto/src/generated",
         extern_path: Some((".google.protobuf.Any", "crate::wire::Any")),
+        codec: "crate::codec::SmallCodec",
     },
     Output {
         inputs: &["simplebank.proto"],
         include: "examples/simplebank/proto",
         generated: "examples/simplebank/src/generated",
         extern_path: None,
+        codec: "tonic_prost::ProstCodec",
     },
 ];
 
@@ -54,6 +57,7 @@ fn generate(output: &Output, repository: &Path, root: &Path) -> Result<(), Box<d
         .out_dir(&out)
         .bytes(".")
         .btree_map(".")
+        .codec_path(output.codec)
         .compile_well_known_types(false);
     if let Some((message, ours)) = output.extern_path {
         builder = builder.extern_path(message, ours);
