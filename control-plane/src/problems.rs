@@ -8,7 +8,7 @@ use std::sync::Mutex;
 use serde::{Serialize, Serializer};
 
 use crate::object::ObjectId;
-use crate::publish::lock;
+use crate::sync::lock;
 
 /// How bad it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]

@@ -9,7 +9,7 @@ mod collection;
 mod fit;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
@@ -24,6 +24,7 @@ pub use fit::{LeftOut, MAX_RESOURCE, Part};
 use crate::discovery::Session;
 use crate::index::{Dep, Index, PortId};
 use crate::object::ServiceId;
+use crate::sync::lock;
 use crate::translate::{destination, inbound};
 
 /// One resource as it travels: the body is shared by everyone who gets it.
@@ -354,12 +355,6 @@ impl View {
             Dep::Ip(_) | Dep::Dialled(_) => {}
         }
     }
-}
-
-/// A panic while holding one of these locks leaves plain data behind, and a control plane that
-/// answers is better than one that doesn't.
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn warn(resource: &dyn std::fmt::Display, left_out: &[LeftOut]) {

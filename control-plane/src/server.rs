@@ -22,7 +22,8 @@ use crate::ca::own::OwnCertificate;
 use crate::connection::{self, Tls};
 use crate::control;
 use crate::discovery::Discovery;
-use crate::experiments::{self, Stopper};
+use crate::experiments::Stopper;
+use crate::experiments::saved::{self, SavedStops};
 use crate::identity::Certifier;
 use crate::index::Index;
 use crate::keys;
@@ -34,6 +35,8 @@ use crate::options::{Mtls, Options, Switch};
 use crate::problems::Problems;
 use crate::publish::Publisher;
 use crate::registration::{Registrar, Registrations};
+use crate::replica::Replica;
+use crate::store::dir::Directory;
 use crate::token::Tokens;
 
 /// Bytes of one request: what a proxy with ten thousand names sends at once.
@@ -76,7 +79,7 @@ pub struct Server {
     pub discovery: SocketAddr,
     pub admin: SocketAddr,
     publisher: Arc<Publisher>,
-    state_dir: Option<PathBuf>,
+    replica: Option<Arc<Replica>>,
     registrations: Option<Arc<Registrations>>,
     security: Option<Security>,
     shutdown: watch::Sender<bool>,
@@ -91,12 +94,15 @@ pub async fn start(options: Options, log: Log) -> Result<Server, StartError> {
     let root = options.manifests.clone().ok_or(StartError::NoManifests)?;
     let metrics = Arc::new(Metrics::new());
     let problems = Arc::new(Problems::default());
-    let stops = options.state_dir.as_deref().map(experiments::read).unwrap_or_default();
+    let replica = open_store(&options)?;
+    let store = replica.as_ref().map(|replica| replica.store.clone());
+    let stops = store.as_deref().map(saved::read).unwrap_or_default();
     let index = Index::new(options.settings());
-    let known = options.state_dir.as_deref().map(namespaces::read).unwrap_or_default();
-    let index = index.with_security(options.security()).with_stops(stops).with_namespaces(known);
+    let known = store.as_deref().map(namespaces::read).unwrap_or_default();
+    let index = index.with_security(options.security());
+    let index = index.with_stops(stops.clone()).with_namespaces(known);
     let publisher = Arc::new(Publisher::new(index));
-    let security = Security::open(&options)?;
+    let security = Security::open(&options, replica.as_ref())?;
     if let Some(security) = &security {
         security.publish(&publisher);
     }
@@ -109,14 +115,14 @@ pub async fn start(options: Options, log: Log) -> Result<Server, StartError> {
         loaded.map_err(|error| StartError::Manifests { path: root.clone(), error })?
     };
     let (shutdown, stopping) = watch::channel(false);
-    let (tokens, registrations) = match &options.state_dir {
-        Some(path) => {
-            let tokens = Tokens::open(path)
-                .map_err(|error| StartError::StateDir { path: path.clone(), error })?;
+    let (tokens, registrations) = match &replica {
+        Some(replica) => {
+            let tokens =
+                Tokens::of(&*replica.store).map_err(|error| state_dir_error(&options, error))?;
             let registrations = Registrations::open(
                 publisher.clone(),
                 metrics.clone(),
-                path.clone(),
+                replica.clone(),
                 options.grace_period,
                 local,
             );
@@ -141,9 +147,12 @@ pub async fn start(options: Options, log: Log) -> Result<Server, StartError> {
     background.push(tokio::spawn(keys::run(publisher.clone(), root, local)));
     background.push(tokio::spawn(lookup::run(publisher.clone(), local)));
     background.extend(registrations.clone().map(|r| tokio::spawn(r.run())));
-    if let Some(state) = options.state_dir.clone() {
-        background.push(tokio::spawn(experiments::keep(publisher.clone(), state.clone())));
-        background.push(tokio::spawn(namespaces::keep(publisher.clone(), state)));
+    let saved_stops = store.clone().map(|s| Arc::new(SavedStops::new(publisher.clone(), s, stops)));
+    background.extend(saved_stops.clone().map(|saved| tokio::spawn(saved.keep())));
+    if let Some(replica) = &replica {
+        let (store, interval) = (replica.store.clone(), replica.timing.poll);
+        background.push(tokio::spawn(namespaces::keep(publisher.clone(), store, interval)));
+        background.push(tokio::spawn(replica.clone().run()));
     }
     let tls = match &security {
         Some(security) => {
@@ -153,7 +162,7 @@ pub async fn start(options: Options, log: Log) -> Result<Server, StartError> {
         None => None,
     };
     let certify = authority.clone().zip(tokens.clone());
-    let stopper = Stopper::new(publisher.clone(), tokens.clone(), options.state_dir.clone());
+    let stopper = Stopper::new(publisher.clone(), tokens.clone(), saved_stops);
     let routes = routes(
         Discovery::new(publisher.clone(), tokens.clone(), authority, metrics.clone()),
         Registrar::new(registrations.clone(), tokens, stopping.clone()),
@@ -167,7 +176,7 @@ pub async fn start(options: Options, log: Log) -> Result<Server, StartError> {
         discovery,
         admin: admin_address,
         publisher,
-        state_dir: options.state_dir,
+        replica,
         registrations,
         security,
         shutdown,
@@ -198,11 +207,11 @@ impl Server {
             task.abort();
         }
         let (registrations, security) = (self.registrations.take(), self.security.take());
-        let (publisher, state_dir) = (self.publisher.clone(), self.state_dir.take());
+        let (publisher, replica) = (self.publisher.clone(), self.replica.take());
         let write = move || {
-            if let Some(state_dir) = state_dir {
+            if let Some(replica) = &replica {
                 let known = publisher.view().index.known_namespaces().clone();
-                if let Err(error) = namespaces::write(&state_dir, &known) {
+                if let Err(error) = namespaces::write(&*replica.store, &known) {
                     tracing::error!(%error, "could not write down which namespaces there are");
                 }
             }
@@ -211,6 +220,9 @@ impl Server {
             }
             if let Some(security) = security {
                 security.authority.ledger.flush();
+            }
+            if let Some(replica) = &replica {
+                replica.leave();
             }
         };
         let _ = tokio::task::spawn_blocking(write).await;
@@ -223,6 +235,7 @@ impl Server {
 #[derive(Debug)]
 struct Security {
     state_dir: PathBuf,
+    replica: Arc<Replica>,
     authority: Arc<Authority>,
     own: Arc<OwnCertificate>,
     tls: Tls,
@@ -230,7 +243,7 @@ struct Security {
 
 impl Security {
     /// `None` in a mesh without identities.
-    fn open(options: &Options) -> Result<Option<Self>, StartError> {
+    fn open(options: &Options, replica: Option<&Arc<Replica>>) -> Result<Option<Self>, StartError> {
         if options.identity == Switch::Off {
             tracing::warn!(
                 "--identity off: everything is plaintext, and a proxy is believed who it says to be"
@@ -241,10 +254,9 @@ impl Security {
             };
         }
         let state_dir = options.state_dir.clone().ok_or(StartError::NoStateDir)?;
-        std::fs::create_dir_all(&state_dir)
-            .map_err(|error| StartError::StateDir { path: state_dir.clone(), error })?;
+        let replica = replica.ok_or(StartError::NoStateDir)?.clone();
         let authority = Authority::open(
-            &state_dir,
+            replica.clone(),
             options.trust_domain.clone(),
             options.certificate_lifetime,
             options.ca_files(),
@@ -253,7 +265,7 @@ impl Security {
         let authority = Arc::new(authority);
         let own = Arc::new(OwnCertificate::new(&authority).map_err(StartError::Authority)?);
         let tls = Tls::new(authority.clone(), own.clone()).map_err(StartError::Authority)?;
-        Ok(Some(Self { state_dir, authority, own, tls }))
+        Ok(Some(Self { state_dir, replica, authority, own, tls }))
     }
 
     fn publish(&self, publisher: &Publisher) {
@@ -267,9 +279,9 @@ impl Security {
         publisher: &Arc<Publisher>,
         metrics: &Arc<Metrics>,
     ) -> Result<Vec<JoinHandle<()>>, StartError> {
-        let path = self.state_dir.join(control::SOCKET);
-        let listener =
-            control::bind(&self.state_dir).map_err(|error| StartError::Control { path, error })?;
+        let path = self.state_dir.join(control::socket(&self.replica.name));
+        let listener = control::bind(&self.state_dir, &self.replica.name)
+            .map_err(|error| StartError::Control { path, error })?;
         let (authority, publisher) = (self.authority.clone(), publisher.clone());
         let mut changes = authority.changes();
         let publishing = async move {
@@ -281,11 +293,26 @@ impl Security {
         Ok(vec![
             tokio::spawn(publishing),
             tokio::spawn(self.authority.ledger.clone().run()),
+            tokio::spawn(self.authority.clone().follow_others()),
             tokio::spawn(self.authority.clone().follow_files()),
             tokio::spawn(self.own.clone().run(self.authority.clone(), metrics.clone())),
             tokio::spawn(control::serve(listener, self.authority.clone())),
         ])
     }
+}
+
+/// The store in the state directory, if there is one, and this process among those that share it.
+fn open_store(options: &Options) -> Result<Option<Arc<Replica>>, StartError> {
+    let Some(path) = &options.state_dir else { return Ok(None) };
+    let failed = |error| state_dir_error(options, error);
+    let store = Arc::new(Directory::open(path).map_err(failed)?);
+    let replica = Arc::new(Replica::new(options.replica.clone(), store, options.timing));
+    replica.renew().map_err(|error| failed(error.into()))?;
+    Ok(Some(replica))
+}
+
+fn state_dir_error(options: &Options, error: io::Error) -> StartError {
+    StartError::StateDir { path: options.state_dir.clone().unwrap_or_default(), error }
 }
 
 fn routes(
