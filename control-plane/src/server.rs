@@ -22,8 +22,8 @@ use crate::ca::own::OwnCertificate;
 use crate::connection::{self, Tls};
 use crate::control;
 use crate::discovery::Discovery;
-use crate::experiments::Stopper;
 use crate::experiments::saved::{self, SavedStops};
+use crate::experiments::{Stopper, Stops};
 use crate::identity::Certifier;
 use crate::index::Index;
 use crate::keys;
@@ -36,6 +36,7 @@ use crate::problems::Problems;
 use crate::publish::Publisher;
 use crate::registration::{Registrar, Registrations};
 use crate::replica::Replica;
+use crate::store::Store;
 use crate::store::dir::Directory;
 use crate::token::Tokens;
 
@@ -97,11 +98,7 @@ pub async fn start(options: Options, log: Log) -> Result<Server, StartError> {
     let replica = open_store(&options)?;
     let store = replica.as_ref().map(|replica| replica.store.clone());
     let stops = store.as_deref().map(saved::read).unwrap_or_default();
-    let index = Index::new(options.settings());
-    let known = store.as_deref().map(namespaces::read).unwrap_or_default();
-    let index = index.with_security(options.security());
-    let index = index.with_stops(stops.clone()).with_namespaces(known);
-    let publisher = Arc::new(Publisher::new(index));
+    let publisher = Arc::new(Publisher::new(first_index(&options, store.as_deref(), &stops)));
     let security = Security::open(&options, replica.as_ref())?;
     if let Some(security) = &security {
         security.publish(&publisher);
@@ -299,6 +296,13 @@ impl Security {
             tokio::spawn(control::serve(listener, self.authority.clone())),
         ])
     }
+}
+
+/// An index without objects, with what outlived the last process.
+fn first_index(options: &Options, store: Option<&dyn Store>, stops: &Stops) -> Index {
+    let known = store.map(namespaces::read).unwrap_or_default();
+    let index = Index::new(options.settings()).with_security(options.security());
+    index.with_stops(stops.clone()).with_namespaces(known)
 }
 
 /// The store in the state directory, if there is one, and this process among those that share it.

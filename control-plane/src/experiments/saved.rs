@@ -120,3 +120,47 @@ fn decode(store: &dyn Store, bytes: Option<&[u8]>) -> Stops {
         Stops::new()
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::Stopped;
+    use super::*;
+    use crate::index::Index;
+    use crate::store::dir::Directory;
+
+    fn stops(entries: &[(&str, &str)]) -> Stops {
+        let stop = |version: &str| Stopped {
+            version: version.to_owned(),
+            since: 1,
+            by: "bank/orders".to_owned(),
+            why: "too slow".to_owned(),
+        };
+        entries.iter().map(|(name, version)| ((*name).to_owned(), stop(version))).collect()
+    }
+
+    #[test]
+    fn only_what_changed_here_is_changed_there() {
+        let mut document = stops(&[("bank/a", "1"), ("bank/b", "1"), ("bank/c", "2")]);
+        let before = stops(&[("bank/a", "1"), ("bank/c", "1"), ("bank/e", "1")]);
+        // `a` runs again, `c` has another spec elsewhere, `d` was stopped, nothing became of `e`.
+        let now = stops(&[("bank/d", "1"), ("bank/e", "1")]);
+        apply(&mut document, &before, &now);
+        assert_eq!(document, stops(&[("bank/b", "1"), ("bank/c", "2"), ("bank/d", "1")]));
+    }
+
+    #[test]
+    fn nothing_is_lost_when_two_write_at_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let names: Vec<String> = (0..8).map(|number| format!("bank/e{number}")).collect();
+        std::thread::scope(|scope| {
+            for name in &names {
+                let store = Arc::new(Directory::open(folder.path()).unwrap());
+                let index = Index::default().with_stops(stops(&[(name, "1")]));
+                let publisher = Arc::new(Publisher::new(index));
+                scope.spawn(|| SavedStops::new(publisher, store, Stops::new()).sync());
+            }
+        });
+        let store = Directory::open(folder.path()).unwrap();
+        assert!(read(&store).keys().eq(&names));
+    }
+}

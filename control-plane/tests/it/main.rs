@@ -14,6 +14,7 @@ mod manifests;
 mod policies;
 mod registration;
 mod render;
+mod replicas;
 mod rotation;
 mod scale;
 mod support;
