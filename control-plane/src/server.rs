@@ -146,11 +146,7 @@ pub async fn start(options: Options, log: Log) -> Result<Server, StartError> {
     background.extend(registrations.clone().map(|r| tokio::spawn(r.run())));
     let saved_stops = store.clone().map(|s| Arc::new(SavedStops::new(publisher.clone(), s, stops)));
     background.extend(saved_stops.clone().map(|saved| tokio::spawn(saved.keep())));
-    if let Some(replica) = &replica {
-        let (store, interval) = (replica.store.clone(), replica.timing.poll);
-        background.push(tokio::spawn(namespaces::keep(publisher.clone(), store, interval)));
-        background.push(tokio::spawn(replica.clone().run()));
-    }
+    background.extend(replica.iter().flat_map(|replica| keep_state(replica, &publisher)));
     let tls = match &security {
         Some(security) => {
             background.extend(security.run(&publisher, &metrics)?);
@@ -296,6 +292,13 @@ impl Security {
             tokio::spawn(control::serve(listener, self.authority.clone())),
         ])
     }
+}
+
+/// What keeps index and store alike, and says that this replica lives.
+fn keep_state(replica: &Arc<Replica>, publisher: &Arc<Publisher>) -> [JoinHandle<()>; 2] {
+    let (store, interval) = (replica.store.clone(), replica.timing.poll);
+    let namespaces = namespaces::keep(publisher.clone(), store, interval);
+    [tokio::spawn(namespaces), tokio::spawn(replica.clone().run())]
 }
 
 /// An index without objects, with what outlived the last process.
