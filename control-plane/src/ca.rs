@@ -66,6 +66,8 @@ struct State {
     version: Option<Version>,
     /// Roots in the user's files.
     wanted: Vec<RootId>,
+    /// Why the roots in the store could not be taken over.
+    problem: Option<String>,
     /// What the user's files ask for and what is not done yet, or what is wrong with them.
     held: Option<String>,
 }
@@ -258,7 +260,7 @@ fn begin(
         }
         None => own_issuer(stored, trust_domain, now).map_err(wrong)?,
     };
-    let state = State { history: VecDeque::new(), version, wanted, held: None };
+    let state = State { history: VecDeque::new(), version, wanted, problem: None, held: None };
     Ok((InForce::new(trust_domain, roots, issuer), state))
 }
 

@@ -20,9 +20,19 @@ impl Authority {
         }
     }
 
-    fn look(&self) {
-        if let Err(error) = self.take_over(&mut self.lock()) {
-            tracing::error!(%error, "could not take over the roots; those of before stay in force");
+    /// Takes over roots, and reads what other replicas have issued and who is connected to them.
+    pub fn look(&self) {
+        {
+            let mut state = self.lock();
+            let problem = self.take_over(&mut state).err().map(|error| error.to_string());
+            // Said once, not every second.
+            if let Some(problem) = problem.as_ref().filter(|_| problem != state.problem) {
+                tracing::error!(
+                    problem,
+                    "could not take over the roots; those of before stay in force"
+                );
+            }
+            state.problem = problem;
         }
         if let Err(error) = self.ledger.refresh() {
             tracing::error!(%error, "could not read what other replicas have issued");

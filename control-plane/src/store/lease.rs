@@ -6,6 +6,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{Document, Store, StoreError, Stored};
 
+/// Tries to take a lease that others take, or give back, at the same time.
+const TRIES: usize = 10;
+
 /// Who has a lease, and until when.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Held {
@@ -38,21 +41,30 @@ pub(super) fn acquire(
     holder: &str,
     lifetime: Duration,
 ) -> Result<(), StoreError> {
-    let now = SystemTime::now();
-    let before = read(store, document)?;
-    if let Some((_, held)) = &before
-        && held.holder != holder
-        && held.until > now
-    {
-        let (lease, holder) = (lease.to_owned(), held.holder.clone());
-        return Err(StoreError::Leased { lease, holder });
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        let now = SystemTime::now();
+        let before = read(store, document)?;
+        if let Some((_, held)) = &before
+            && held.holder != holder
+            && held.until > now
+        {
+            let (lease, holder) = (lease.to_owned(), held.holder.clone());
+            return Err(StoreError::Leased { lease, holder });
+        }
+        let until = (now + lifetime).duration_since(UNIX_EPOCH).unwrap_or_default();
+        let until = u64::try_from(until.as_millis()).unwrap_or(u64::MAX);
+        let saved = Saved { holder: holder.to_owned(), until };
+        let bytes = serde_json::to_vec(&saved).map_err(|error| StoreError::Io {
+            place: store.place(document),
+            error: error.into(),
+        })?;
+        match store.write(document, &bytes, before.as_ref().map(|(stored, _)| &stored.version)) {
+            Err(error) if error.is_conflict() && tries < TRIES => {}
+            written => return written.map(drop),
+        }
     }
-    let until = (now + lifetime).duration_since(UNIX_EPOCH).unwrap_or_default();
-    let until = u64::try_from(until.as_millis()).unwrap_or(u64::MAX);
-    let saved = Saved { holder: holder.to_owned(), until };
-    let bytes = serde_json::to_vec(&saved)
-        .map_err(|error| StoreError::Io { place: store.place(document), error: error.into() })?;
-    store.write(document, &bytes, before.as_ref().map(|(stored, _)| &stored.version)).map(drop)
 }
 
 pub(super) fn release(
