@@ -4,12 +4,13 @@
 //! The authority's root is made by itself ([`root`], kept by [`store`]), or its issuing certificate
 //! is given by the user ([`files`]). [`Authority`] holds what is in force; everybody else takes
 //! [`InForce`] as a whole and waits for the next. [`rotation`] holds the steps that change it,
-//! [`ledger`] who would be hurt by one. [`csr`] reads untrusted input, [`issue`] makes
+//! [`follow`] takes over those of other replicas, [`ledger`] knows who would be hurt by one. [`csr`] reads untrusted input, [`issue`] makes
 //! certificates, [`verify`] checks them, [`own`] keeps the control plane's own. There is no network
 //! here: see [`crate::identity`] and [`crate::connection`].
 
 pub mod csr;
 pub mod files;
+mod follow;
 pub mod issue;
 pub mod ledger;
 pub mod own;
@@ -20,7 +21,6 @@ pub mod verify;
 
 use std::collections::VecDeque;
 use std::io;
-use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, SystemTime};
 
@@ -32,22 +32,26 @@ use rustls_pki_types::CertificateDer;
 use tokio::sync::watch;
 
 use crate::grant::Grant;
+use crate::replica::Replica;
+use crate::store::{StoreError, Version};
 use crate::sync::lock;
 use csr::PublicKey;
 use files::CaFiles;
 use issue::{IssueError, Issuer, Leaf};
-use ledger::{Ledger, Node, NodeId};
+use ledger::{Ledger, NodeId};
 use root::{Root, RootId};
 use verify::{Verified, VerifyError};
 
 /// Bundles of the past that an acknowledgement may still name.
 const HISTORY: usize = 64;
+/// Tries to open a store that other replicas open at the same time.
+const TRIES: usize = 10;
 
 #[derive(Debug)]
 pub struct Authority {
     pub trust_domain: TrustDomain,
     pub ledger: Arc<Ledger>,
-    state_dir: PathBuf,
+    replica: Arc<Replica>,
     lifetime: Duration,
     files: Option<CaFiles>,
     state: Mutex<State>,
@@ -58,6 +62,12 @@ pub struct Authority {
 struct State {
     /// Version of each bundle and its roots.
     history: VecDeque<(String, Vec<RootId>)>,
+    /// Of the document of roots that is in force.
+    version: Option<Version>,
+    /// Roots in the user's files.
+    wanted: Vec<RootId>,
+    /// Why the roots in the store could not be taken over.
+    problem: Option<String>,
     /// What the user's files ask for and what is not done yet, or what is wrong with them.
     held: Option<String>,
 }
@@ -80,37 +90,49 @@ pub enum CertifyError {
     TooManyNodes,
     #[error(transparent)]
     Issue(#[from] IssueError),
+    /// Another replica is, or has been, at the roots.
+    #[error("the certificate could not be confirmed: {0}: ask again")]
+    Unconfirmed(String),
 }
 
 impl Authority {
-    /// Opens the authority in the state directory, or makes one.
+    /// Opens the authority in the store, or makes one. Of several that do so at once one is first, and the
+    /// others take what it has made.
     pub fn open(
-        state_dir: &Path,
+        replica: Arc<Replica>,
         trust_domain: TrustDomain,
         lifetime: Duration,
         files: Option<CaFiles>,
     ) -> io::Result<Self> {
-        let wrong = |problem: String| io::Error::new(io::ErrorKind::InvalidData, problem);
-        let now = SystemTime::now();
-        let stored = store::read(state_dir, &trust_domain)?;
-        let (roots, issuer) = match &files {
-            Some(files) => {
-                let given = files.load(&trust_domain, now).map_err(wrong)?;
-                given.beside(stored)
+        let ledger = Ledger::open(replica.clone(), lifetime, SystemTime::now())?;
+        let mut tries = 0;
+        let (in_force, state) = loop {
+            tries += 1;
+            let (in_force, mut state) = begin(&replica, &trust_domain, files.as_ref())?;
+            let (roots, issuing) = (&in_force.roots, in_force.issuer.root);
+            let before = state.version.take();
+            match store::write(&*replica.store, &trust_domain, roots, issuing, before.as_ref()) {
+                Ok(version) => break (in_force, State { version: Some(version), ..state }),
+                Err(error) if error.is_conflict() && tries < TRIES => {}
+                Err(error) => return Err(error.into()),
             }
-            None => own_issuer(stored, &trust_domain, now).map_err(wrong)?,
         };
-        let in_force = Arc::new(InForce::new(&trust_domain, roots, issuer));
+        store::write_bundle(&*replica.store, &in_force.roots)?;
+        let in_force = Arc::new(in_force);
         let authority = Self {
             trust_domain,
-            ledger: Ledger::open(state_dir, lifetime, now)?,
-            state_dir: state_dir.to_owned(),
+            ledger,
+            replica,
             lifetime,
             files,
-            state: Mutex::new(State { history: VecDeque::new(), held: None }),
+            state: Mutex::new(state),
             in_force: watch::Sender::new(in_force.clone()),
         };
-        authority.put_in_force(&mut authority.lock(), in_force)?;
+        let mut state = authority.lock();
+        authority.announce(&mut state, in_force);
+        authority.stand(&state);
+        drop(state);
+        authority.ledger.flush();
         Ok(authority)
     }
 
@@ -138,8 +160,7 @@ impl Authority {
         let leaf = in_force.issuer.leaf_with(id, key, grant, self.lifetime, now)?;
         let node_id = NodeId { identity: id.clone(), node: node.to_owned() };
         let (root, not_after) = (leaf.root, leaf.not_after);
-        let noted = Node { root, not_after, bundle: None };
-        if !self.ledger.record(node_id, &noted, now) {
+        if !self.ledger.record(node_id, root, not_after, now) {
             return Err(CertifyError::TooManyNodes);
         }
         Ok((leaf, in_force))
@@ -151,11 +172,14 @@ impl Authority {
         verify::client(chain, &self.trust_domain, &in_force.roots, SystemTime::now())
     }
 
-    /// The roots of a bundle of this process.
+    /// The roots of a bundle that this process had in force, or that other replicas' proxies have acknowledged.
     pub fn roots_of(&self, version: &str) -> Option<Vec<RootId>> {
-        let state = self.lock();
-        let found = state.history.iter().find(|(known, _)| known == version);
-        found.map(|(_, roots)| roots.clone())
+        let known = {
+            let state = self.lock();
+            let found = state.history.iter().find(|(known, _)| known == version);
+            found.map(|(_, roots)| roots.clone())
+        };
+        known.or_else(|| self.ledger.roots_of(version))
     }
 
     /// What the user's files ask for and what is not done, and why.
@@ -164,9 +188,26 @@ impl Authority {
     }
 
     /// Writes the new state, then tells everybody.
-    fn put_in_force(&self, state: &mut State, new: Arc<InForce>) -> io::Result<()> {
-        store::write(&self.state_dir, &self.trust_domain, &new.roots, new.issuer.root)?;
-        store::write_bundle(&self.state_dir, &new.roots)?;
+    fn put_in_force(&self, state: &mut State, new: Arc<InForce>) -> Result<(), StoreError> {
+        self.write(state, &new)?;
+        self.announce(state, new);
+        self.stand(state);
+        Ok(())
+    }
+
+    /// Writes roots and issuer, unless another replica has written since.
+    fn write(&self, state: &mut State, new: &InForce) -> Result<(), StoreError> {
+        let (store, before) = (&*self.replica.store, state.version.as_ref());
+        let written = store::write(store, &self.trust_domain, &new.roots, new.issuer.root, before)?;
+        state.version = Some(written);
+        Ok(())
+    }
+
+    /// Tells everybody in this process, and whoever starts proxies.
+    fn announce(&self, state: &mut State, new: Arc<InForce>) {
+        if let Err(error) = store::write_bundle(&*self.replica.store, &new.roots) {
+            tracing::error!(%error, "could not write the trust bundle for new proxies");
+        }
         let roots = new.roots.iter().map(|root| root.id).collect();
         state.history.retain(|(version, _)| *version != new.version);
         state.history.push_back((new.version.clone(), roots));
@@ -174,7 +215,6 @@ impl Authority {
             state.history.pop_front();
         }
         self.in_force.send_replace(new);
-        Ok(())
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -200,6 +240,29 @@ impl InForce {
 }
 
 type Issuing = (Vec<Arc<Root>>, Arc<Issuer>);
+
+/// What is in force when a process begins: what was before, or something new.
+fn begin(
+    replica: &Replica,
+    trust_domain: &TrustDomain,
+    files: Option<&CaFiles>,
+) -> io::Result<(InForce, State)> {
+    let wrong = |problem: String| io::Error::new(io::ErrorKind::InvalidData, problem);
+    let now = SystemTime::now();
+    let stored = store::read(&*replica.store, trust_domain)?;
+    let version = stored.as_ref().map(|stored| stored.version.clone());
+    let mut wanted = Vec::new();
+    let (roots, issuer) = match files {
+        Some(files) => {
+            let given = files.load(trust_domain, now).map_err(wrong)?;
+            wanted = given.roots();
+            given.beside(stored)
+        }
+        None => own_issuer(stored, trust_domain, now).map_err(wrong)?,
+    };
+    let state = State { history: VecDeque::new(), version, wanted, problem: None, held: None };
+    Ok((InForce::new(trust_domain, roots, issuer), state))
+}
 
 /// The issuer of an authority that has its own roots.
 fn own_issuer(

@@ -1,14 +1,14 @@
 //! The socket by which the commands of `trust` reach the running control plane.
 //!
-//! It lies in the state directory and only its owner can open it: whoever can do that has the
-//! authority's key anyway. It speaks HTTP, so that `curl --unix-socket` can look at it, too. The
+//! It lies in the state directory, one for each replica, and only its owner can open it: whoever can do that
+//! has the authority's key anyway. It speaks HTTP, so that `curl --unix-socket` can look at it, too. The
 //! client is [`crate::trust`].
 
 use std::fmt::Write as _;
 use std::fs::{self, Permissions};
 use std::io;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -22,9 +22,13 @@ use tokio::net::UnixListener;
 use crate::ca::Authority;
 use crate::ca::ledger::shown;
 use crate::ca::rotation::Refusal;
+use crate::replica::ReplicaName;
 
 /// In the state directory.
 pub const SOCKET: &str = "control.sock";
+/// Of other replicas: `control-NAME.sock`.
+const PREFIX: &str = "control-";
+const SUFFIX: &str = ".sock";
 pub const STATUS: &str = "/trust";
 pub const ADD_ROOT: &str = "/trust/add-root";
 pub const ISSUE_FROM: &str = "/trust/issue-from";
@@ -44,9 +48,30 @@ pub struct WithRoot {
     pub ignore_absent: bool,
 }
 
+/// What a replica's socket is called in the state directory.
+pub fn socket(replica: &ReplicaName) -> String {
+    match replica.is_default() {
+        true => SOCKET.to_owned(),
+        false => format!("{PREFIX}{replica}{SUFFIX}"),
+    }
+}
+
+/// Every replica's socket in the state directory, also one that nobody listens at any more.
+pub fn sockets(state_dir: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(state_dir).into_iter().flatten().flatten();
+    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+    let mut others: Vec<_> = names
+        .filter(|name| name.starts_with(PREFIX) && name.ends_with(SUFFIX))
+        .map(|name| state_dir.join(name))
+        .collect();
+    others.sort();
+    std::iter::once(state_dir.join(SOCKET)).chain(others).collect()
+}
+
 /// Opens the socket. One that an earlier process left behind is replaced.
-pub fn bind(state_dir: &Path) -> io::Result<UnixListener> {
-    let temporary = state_dir.join(format!("{SOCKET}.new"));
+pub fn bind(state_dir: &Path, replica: &ReplicaName) -> io::Result<UnixListener> {
+    let name = socket(replica);
+    let temporary = state_dir.join(format!("{name}.new"));
     match fs::remove_file(&temporary) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
@@ -54,7 +79,7 @@ pub fn bind(state_dir: &Path) -> io::Result<UnixListener> {
     let listener = UnixListener::bind(&temporary)?;
     // Nobody knows it by its name before its permissions are right.
     fs::set_permissions(&temporary, Permissions::from_mode(0o600))?;
-    fs::rename(&temporary, state_dir.join(SOCKET))?;
+    fs::rename(&temporary, state_dir.join(name))?;
     Ok(listener)
 }
 
@@ -73,6 +98,9 @@ pub async fn serve(listener: UnixListener, authority: Arc<Authority>) {
 type Answer = (StatusCode, String);
 
 async fn status(State(authority): State<Arc<Authority>>) -> String {
+    // With what other replicas have done until now; a panic in there was said already.
+    let look = authority.clone();
+    let _ = tokio::task::spawn_blocking(move || look.look()).await;
     let (in_force, now) = (authority.in_force(), SystemTime::now());
     let mut text = format!("trust domain  {}\n", authority.trust_domain);
     // Writing to a string does not fail.
@@ -80,6 +108,14 @@ async fn status(State(authority): State<Arc<Authority>>) -> String {
         let issuing = if root.id == in_force.issuer.root { "  issuing" } else { "" };
         let end = shown(root.not_after);
         let _ = writeln!(text, "root          {}  ends {end}{issuing}", root.id);
+    }
+    for other in authority.ledger.others() {
+        let alive = if other.is_alive { "alive" } else { "away" };
+        let current =
+            if other.is_current { "has the newest roots" } else { "lacks the newest roots" };
+        let (name, connections) = (other.name, other.connections);
+        let _ =
+            writeln!(text, "replica       {name}  {alive}, {current}, {connections} connections");
     }
     for line in authority.ledger.lines(now) {
         let here = if line.connected { "connected" } else { "absent" };

@@ -1,14 +1,12 @@
-//! Experiments that were stopped by their guards: the service by which a proxy has one stopped, and the
-//! copy on disk.
+//! Experiments that were stopped by their guards: the service by which a proxy has one stopped.
 //!
 //! A stop belongs to the spec that was stopped: another spec begins anew, and so does an object that was
-//! removed and comes back.
+//! removed and comes back. [`saved`] keeps stops in the store.
 
-use std::fs;
-use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+pub mod saved;
+
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use outrigger_core::bounds;
 use outrigger_core::error::FieldError;
@@ -21,27 +19,24 @@ use tonic::{Request, Response, Status};
 use crate::connection::Connection;
 use crate::object::stopped::{Stopped, Stops};
 use crate::publish::Publisher;
-use crate::token::{Tokens, bearer, create_private};
-
-const FILE: &str = "stopped-experiments.json";
-/// How often the copy on disk is compared with what holds; a new stop is written at once.
-const WRITE: Duration = Duration::from_secs(5);
+use crate::token::{Tokens, bearer};
+use saved::SavedStops;
 
 /// The gRPC service.
 #[derive(Debug)]
 pub struct Stopper {
     publisher: Arc<Publisher>,
     tokens: Option<Arc<Tokens>>,
-    state_dir: Option<PathBuf>,
+    saved: Option<Arc<SavedStops>>,
 }
 
 impl Stopper {
     pub fn new(
         publisher: Arc<Publisher>,
         tokens: Option<Arc<Tokens>>,
-        state_dir: Option<PathBuf>,
+        saved: Option<Arc<SavedStops>>,
     ) -> Self {
-        Self { publisher, tokens, state_dir }
+        Self { publisher, tokens, saved }
     }
 
     /// Who asks: what is proven, and in a mesh without identities what is said.
@@ -93,57 +88,11 @@ impl Experiments for Stopper {
         if is_new {
             let Stopped { by, why, .. } = said;
             tracing::warn!(experiment = name, by, why, "experiment stopped by its guard");
-            if let Some(state_dir) = self.state_dir.clone() {
-                let stops = self.publisher.view().index.stops().clone();
-                let writing = tokio::task::spawn_blocking(move || write(&state_dir, &stops));
-                if let Ok(Err(error)) = writing.await {
-                    tracing::error!(%error, "could not write down which experiments are stopped");
-                }
+            if let Some(saved) = self.saved.clone() {
+                // A panic in there was said already.
+                let _ = tokio::task::spawn_blocking(move || saved.sync()).await;
             }
         }
         Ok(Response::new(StopResponse {}))
     }
-}
-
-/// Keeps the copy on disk as it should be: what runs again is taken out.
-pub async fn keep(publisher: Arc<Publisher>, state_dir: PathBuf) {
-    let mut written = publisher.view().index.stops().clone();
-    loop {
-        tokio::time::sleep(WRITE).await;
-        let stops = publisher.view().index.stops().clone();
-        if stops == written {
-            continue;
-        }
-        let (directory, saved) = (state_dir.clone(), stops.clone());
-        match tokio::task::spawn_blocking(move || write(&directory, &saved)).await {
-            Ok(Ok(())) => written = stops,
-            Ok(Err(error)) => {
-                tracing::error!(%error, "could not write down which experiments are stopped");
-            }
-            Err(_) => {}
-        }
-    }
-}
-
-/// What was stopped, or nothing if there is no file or it is damaged.
-pub fn read(state_dir: &Path) -> Stops {
-    let path = state_dir.join(FILE);
-    let read = match fs::read(&path) {
-        Ok(bytes) => serde_json::from_slice(&bytes).map_err(io::Error::from),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Stops::new(),
-        Err(error) => Err(error),
-    };
-    read.unwrap_or_else(|error| {
-        let path = path.display();
-        tracing::error!(%path, %error, "could not read which experiments are stopped: they run");
-        Stops::new()
-    })
-}
-
-fn write(state_dir: &Path, stops: &Stops) -> io::Result<()> {
-    let temporary = state_dir.join(format!("{FILE}.new"));
-    let mut file = create_private(&temporary)?;
-    file.write_all(&serde_json::to_vec(stops)?)?;
-    file.sync_all()?;
-    fs::rename(&temporary, state_dir.join(FILE))
 }

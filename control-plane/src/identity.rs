@@ -14,6 +14,7 @@ use tonic::{Request, Response, Status};
 
 use crate::ca::csr::{self, CsrError};
 use crate::ca::ledger::shown;
+use crate::ca::root::RootId;
 use crate::ca::verify::Verified;
 use crate::ca::{Authority, CertifyError};
 use crate::connection::Connection;
@@ -79,21 +80,32 @@ impl Identity for Certifier {
                 "this control plane runs with --identity off and issues no certificates",
             ));
         };
-        match certify(authority, tokens, &request) {
-            Ok(response) => {
+        let (response, root) = match certify(authority, tokens, &request) {
+            Ok(issued) => issued,
+            Err(refused) => return Err(self.refuse(refused, &request)),
+        };
+        // A root that is still needed must not be forgotten by a crash, nor by a step of another replica.
+        authority.ledger.persisted().await;
+        let authority = authority.clone();
+        let confirmed = tokio::task::spawn_blocking(move || authority.confirm(root)).await;
+        match confirmed.map_err(|error| Status::internal(error.to_string()))? {
+            Ok(()) => {
                 self.metrics.certificates_issued.inc();
-                // A root that is still needed must not be forgotten by a crash.
-                authority.ledger.persisted().await;
                 Ok(Response::new(response))
             }
-            Err(refused) => {
-                let reason = refused.reason();
-                self.metrics.certificates_refused.get_or_create(&ReasonLabel { reason }).inc();
-                let peer = request.extensions().get::<Connection>().map(|c| c.peer.to_string());
-                tracing::warn!(reason, peer, problem = %refused, "a certificate was refused");
-                Err(refused.into())
-            }
+            Err(error) => Err(self.refuse(error.into(), &request)),
         }
+    }
+}
+
+impl Certifier {
+    /// Says that no certificate was issued, and why.
+    fn refuse(&self, refused: Refused, request: &Request<CertifyRequest>) -> Status {
+        let reason = refused.reason();
+        self.metrics.certificates_refused.get_or_create(&ReasonLabel { reason }).inc();
+        let peer = request.extensions().get::<Connection>().map(|c| c.peer.to_string());
+        tracing::warn!(reason, peer, problem = %refused, "a certificate was refused");
+        refused.into()
     }
 }
 
@@ -101,7 +113,7 @@ fn certify(
     authority: &Authority,
     tokens: &Tokens,
     request: &Request<CertifyRequest>,
-) -> Result<CertifyResponse, Refused> {
+) -> Result<(CertifyResponse, RootId), Refused> {
     let connection = request.extensions().get::<Connection>();
     let proven = connection.and_then(|connection| connection.client());
     let credential = credential(tokens, request, proven)?;
@@ -119,10 +131,11 @@ fn certify(
     let (leaf, in_force) = authority.certify(&id, node, &key, grant)?;
     let not_after = shown(leaf.not_after);
     tracing::info!(identity = %id, node, not_after, root = %leaf.root, "certificate issued");
-    Ok(CertifyResponse {
+    let response = CertifyResponse {
         chain: leaf.chain.iter().map(|certificate| certificate.to_vec().into()).collect(),
         bundle: Some(convert::trust::to_wire(&in_force.bundle)),
-    })
+    };
+    Ok((response, leaf.root))
 }
 
 /// A token says who somebody is; one that has merely ended does not speak against a certificate.
@@ -170,6 +183,7 @@ impl Refused {
             Self::Csr(_) => "csr",
             Self::Certify(CertifyError::TooManyNodes) => "too_many_nodes",
             Self::Certify(CertifyError::Issue(_)) => "issuer",
+            Self::Certify(CertifyError::Unconfirmed(_)) => "unconfirmed",
         }
     }
 }
@@ -184,7 +198,9 @@ impl From<Refused> for Status {
             }
             Refused::Node | Refused::Csr(_) => Self::invalid_argument(text),
             Refused::Certify(CertifyError::TooManyNodes) => Self::resource_exhausted(text),
-            Refused::Certify(CertifyError::Issue(_)) => Self::unavailable(text),
+            Refused::Certify(CertifyError::Issue(_) | CertifyError::Unconfirmed(_)) => {
+                Self::unavailable(text)
+            }
         }
     }
 }

@@ -3,7 +3,8 @@
 //! A change travels [`manifests`] -> [`index`] -> [`translate`] -> `outrigger_core::config` ->
 //! [`publish`] -> [`discovery`]. Workloads that register themselves enter at [`registration`],
 //! those that need a certificate at [`identity`], which asks the authority in [`ca`]. Who is at the
-//! other end of a connection is found out in [`connection`]. [`server`] puts the parts together.
+//! other end of a connection is found out in [`connection`]. What outlives the process is in the
+//! [`store`], which several replicas may share ([`replica`]). [`server`] puts the parts together.
 
 pub mod admin;
 pub mod ca;
@@ -25,8 +26,10 @@ pub mod options;
 pub mod problems;
 pub mod publish;
 pub mod registration;
+pub mod replica;
 pub mod server;
 pub mod status;
+pub mod store;
 mod sync;
 pub mod token;
 pub mod translate;

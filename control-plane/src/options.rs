@@ -14,6 +14,7 @@ use outrigger_core::policy::access::Action;
 
 use crate::ca::files::CaFiles;
 use crate::index::Security;
+use crate::replica::{ReplicaName, Timing};
 pub use commands::{StateDir, TokenOptions, TrustStep};
 
 /// The control plane of the Outrigger service mesh: tells every proxy what it needs to know.
@@ -85,6 +86,20 @@ pub struct Options {
     /// themselves.
     #[arg(long, env = "OUTRIGGER_STATE_DIR", value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
+
+    /// What this control plane is called among several that share a state directory: each needs a name of
+    /// its own, of lower-case letters, digits and '-'.
+    #[arg(
+        long,
+        env = "OUTRIGGER_REPLICA",
+        value_name = "NAME",
+        default_value_t = ReplicaName::default()
+    )]
+    pub replica: ReplicaName,
+
+    /// How replicas look at each other; tests hurry.
+    #[arg(skip)]
+    pub timing: Timing,
 
     /// What service names may end with: orders.bank.svc.DOMAIN.
     #[arg(

@@ -4,17 +4,18 @@
 //! when every proxy that knew it has acknowledged that; a cleanly closed stream withdraws it at
 //! once, a broken one after the grace period. Whoever holds a name keeps it while it is alive: another one
 //! gets it only when the holder's stream has ended and it had time to come back. [`registrar`] is the gRPC
-//! service, [`saved`] keeps registrations over a restart, [`session`] tells one process from another.
+//! service, [`saved`] keeps registrations over a restart, [`others`] are those of other replicas, [`session`]
+//! tells one process from another.
 
+mod others;
 mod registrar;
 mod saved;
 mod session;
 
 use std::collections::HashMap;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use outrigger_core::address::LocalEndpoints;
 use outrigger_core::bounds;
@@ -22,13 +23,16 @@ use outrigger_proto::mesh::Health;
 use tokio::sync::{Notify, oneshot};
 use tonic::Status;
 
+use others::{Others, Versions};
 pub use registrar::Registrar;
+use saved::{Saved, Stream};
 use session::Session;
 
 use crate::index::PortId;
 use crate::metrics::Metrics;
 use crate::object::Workload;
 use crate::publish::{Commit, Publisher};
+use crate::replica::{Own, Replica};
 use crate::sync::lock;
 
 /// How long proxies have to acknowledge that an endpoint is gone.
@@ -37,16 +41,21 @@ const ACKNOWLEDGED: Duration = Duration::from_secs(5);
 /// since it waits for 2 s at most between two tries.
 const COMES_BACK: Duration = Duration::from_secs(5);
 
-/// Every registered workload, connected or within its grace period.
+/// Every workload registered at this replica, connected or within its grace period, and those of others.
 #[derive(Debug)]
 pub struct Registrations {
     publisher: Arc<Publisher>,
     metrics: Arc<Metrics>,
     entries: Mutex<HashMap<String, Entry>>,
+    /// Locked after the entries, never before.
+    others: Mutex<Others>,
+    /// Versions of others' documents; locked while these are read.
+    looking: Mutex<Versions>,
     next_stream: AtomicU64,
     grace: Duration,
     local: LocalEndpoints,
-    state_dir: PathBuf,
+    replica: Arc<Replica>,
+    saved: Own,
     changed: Notify,
 }
 
@@ -58,23 +67,25 @@ struct Entry {
     session: Option<Session>,
     /// The stream that speaks for it; an older one's end means nothing.
     stream: u64,
+    /// When it was taken: milliseconds since the Unix epoch.
+    since: u64,
     link: Link,
 }
 
 /// Whether a workload is heard from.
 #[derive(Debug)]
 enum Link {
-    /// Dropped when another stream speaks for it.
-    Open(#[expect(dead_code, reason = "its end is what counts")] oneshot::Sender<()>),
-    /// Since when its stream is no more.
-    Broken(Instant),
+    /// Dropped when another stream speaks for it, used when the name is somebody else's.
+    Open(oneshot::Sender<Refused>),
+    /// Since when its stream is no more, here and for others.
+    Broken(Instant, u64),
 }
 
 /// A stream that speaks for a workload.
 struct Speaker {
     stream: u64,
-    /// Ends when another stream does.
-    replaced: oneshot::Receiver<()>,
+    /// Ends when another stream does, with a reason if the name is somebody else's.
+    replaced: oneshot::Receiver<Refused>,
 }
 
 /// Why a workload is not registered.
@@ -109,25 +120,29 @@ impl Registrations {
     pub fn open(
         publisher: Arc<Publisher>,
         metrics: Arc<Metrics>,
-        state_dir: PathBuf,
+        replica: Arc<Replica>,
         grace: Duration,
         local: LocalEndpoints,
     ) -> Self {
-        let now = Instant::now();
-        let entries = saved::read(&state_dir, local).into_iter().map(|saved| {
-            let saved::Saved { workload, health, session } = saved;
-            let entry = Entry { workload, health, session, stream: 0, link: Link::Broken(now) };
+        let saved = Own::new(replica.clone(), saved::NAME);
+        let link = || Link::Broken(Instant::now(), unix_millis());
+        let entries = read(&saved, local).into_iter().map(|saved| {
+            let Saved { workload, health, session, stream: Stream { since, .. } } = saved;
+            let entry = Entry { workload, health, session, stream: 0, since, link: link() };
             (entry.workload.uid(), entry)
         });
         let registrations = Self {
             publisher,
             metrics,
             entries: Mutex::new(entries.collect()),
+            others: Mutex::new(Others::new(grace)),
+            looking: Mutex::default(),
             // 0 is the stream of what was read from disk.
             next_stream: AtomicU64::new(1),
             grace,
             local,
-            state_dir,
+            replica,
+            saved,
             changed: Notify::new(),
         };
         registrations.publisher.commit(|index| {
@@ -135,11 +150,13 @@ impl Registrations {
                 index.register(entry.published());
             }
         });
+        registrations.look_at_others();
         registrations.note_change();
         registrations
     }
 
-    /// Writes changes to disk, and lets go of what was on disk and has not been heard from.
+    /// Writes changes to the store, takes over those of others, and lets go of what was in the store and has not
+    /// been heard from.
     pub async fn run(self: Arc<Self>) {
         let forget = async {
             tokio::time::sleep(self.grace).await;
@@ -156,16 +173,18 @@ impl Registrations {
         let write = async {
             loop {
                 self.changed.notified().await;
-                let entries: Vec<_> = self.entries().values().map(Entry::to_saved).collect();
-                let state_dir = self.state_dir.clone();
-                let written =
-                    tokio::task::spawn_blocking(move || saved::write(&state_dir, &entries));
-                if let Ok(Err(error)) = written.await {
-                    tracing::error!(%error, "could not write registrations to the state directory");
-                }
+                let registrations = self.clone();
+                let _ = tokio::task::spawn_blocking(move || registrations.flush()).await;
             }
         };
-        tokio::join!(forget, write);
+        let look = async {
+            loop {
+                tokio::time::sleep(self.replica.timing.poll).await;
+                let registrations = self.clone();
+                let _ = tokio::task::spawn_blocking(move || registrations.look_at_others()).await;
+            }
+        };
+        tokio::join!(forget, write, look);
     }
 
     /// Which endpoints on the callers' own machines are taken.
@@ -179,20 +198,31 @@ impl Registrations {
         let uid = workload.uid();
         let mut entries = self.entries();
         let before = entries.get(&uid);
-        match before {
-            Some(entry) if entry.is_held_against(session.as_ref(), Instant::now()) => {
-                tracing::warn!(uid, "a workload was refused: its name is another proxy's");
-                return Err(Refused::Held(uid));
-            }
-            Some(_) => {}
-            None => room_for(&workload, &entries)?,
+        let elsewhere = self.others().find(&uid, Instant::now());
+        let held = before.is_some_and(|e| e.is_held_against(session.as_ref(), Instant::now()))
+            || elsewhere.as_ref().is_some_and(|other| other.is_held_against(session.as_ref()));
+        if held {
+            tracing::warn!(uid, "a workload was refused: its name is another proxy's");
+            return Err(Refused::Held(uid));
+        }
+        if before.is_none() && elsewhere.is_none() {
+            room_for(&workload, &entries, &self.others())?;
         }
         // A proxy that lost its stream comes back as it was: nothing flaps in between.
-        let same = before.filter(|e| e.workload == workload && e.health == Health::Ready);
-        let health = same.map_or(Health::Starting, |entry| entry.health);
+        let before = before.map(|e| (&e.workload, e.health, e.since));
+        let elsewhere = elsewhere.as_ref().map(|e| (&e.workload, e.health, e.since));
+        let same = |&(old, health, _): &(&Workload, Health, u64)| {
+            *old == workload && health == Health::Ready
+        };
+        let health = before.or(elsewhere).filter(same).map_or(Health::Starting, |found| found.1);
+        // Later than any other of the same name, whatever the clocks say.
+        let known = before.into_iter().chain(elsewhere).map(|found| found.2);
+        let since = known.map(|since| since.saturating_add(1)).fold(unix_millis(), u64::max);
         let (open, replaced) = oneshot::channel();
-        let entry = Entry { workload, health, session, stream, link: Link::Open(open) };
+        let link = Link::Open(open);
+        let entry = Entry { workload, health, session, stream, since, link };
         self.publisher.commit(|index| index.register(entry.published()));
+        self.others().hide(&uid);
         entries.insert(uid, entry);
         drop(entries);
         self.note_change();
@@ -218,7 +248,9 @@ impl Registrations {
         drop(entries);
         self.note_change();
         let publisher = self.publisher.clone();
-        Some(Drain { publisher, ports, commit })
+        // Proxies of other replicas hear of it that much later.
+        let elsewhere = self.others().any_alive().then_some(self.replica.timing.poll * 2);
+        Some(Drain { publisher, ports, commit, elsewhere: elsewhere.unwrap_or_default() })
     }
 
     /// Whether the health that the stream inherited from an earlier one still holds.
@@ -231,8 +263,9 @@ impl Registrations {
 
     fn break_off(self: Arc<Self>, uid: String, stream: u64) {
         if let Some(entry) = self.entries().get_mut(&uid).filter(|e| e.stream == stream) {
-            entry.link = Link::Broken(Instant::now());
+            entry.link = Link::Broken(Instant::now(), unix_millis());
         }
+        self.note_change();
         tokio::spawn(async move {
             tokio::time::sleep(self.grace).await;
             self.remove(&uid, stream);
@@ -246,7 +279,11 @@ impl Registrations {
             return;
         }
         entries.remove(uid);
-        self.publisher.commit(|index| index.deregister(uid));
+        let elsewhere = self.others().show(uid, Instant::now());
+        self.publisher.commit(|index| match elsewhere {
+            Some(workload) => index.register(workload),
+            None => index.deregister(uid),
+        });
         drop(entries);
         tracing::info!(uid, "workload removed");
         self.note_change();
@@ -258,21 +295,31 @@ impl Registrations {
         self.changed.notify_one();
     }
 
-    /// Writes the last state before the process ends.
+    /// Writes what is registered now.
     pub fn flush(&self) {
-        let entries: Vec<_> = self.entries().values().map(Entry::to_saved).collect();
-        if let Err(error) = saved::write(&self.state_dir, &entries) {
-            tracing::error!(%error, "could not write registrations to the state directory");
+        let mut entries: Vec<_> = self.entries().values().map(Entry::to_saved).collect();
+        entries.sort_by_key(|saved| saved.workload.uid());
+        if let Err(error) = self.saved.write(|_| saved::encode(&entries)) {
+            tracing::error!(%error, "could not write registrations to the store");
         }
     }
 
     /// What the admin server shows of a workload.
     pub fn describe(&self, uid: &str) -> Option<(&'static str, bool)> {
-        self.entries().get(uid).map(|entry| (word(entry.health), entry.connected()))
+        let entries = self.entries();
+        if let Some(entry) = entries.get(uid) {
+            return Some((word(entry.health), entry.connected()));
+        }
+        let found = self.others().find(uid, Instant::now())?;
+        Some((word(found.health), found.is_open()))
     }
 
     fn entries(&self) -> MutexGuard<'_, HashMap<String, Entry>> {
         lock(&self.entries)
+    }
+
+    fn others(&self) -> MutexGuard<'_, Others> {
+        lock(&self.others)
     }
 }
 
@@ -294,32 +341,69 @@ impl Entry {
         match self.link {
             Link::Open(_) => true,
             // It has said good-bye.
-            Link::Broken(_) if self.health == Health::Draining => false,
-            Link::Broken(since) => now.saturating_duration_since(since) < COMES_BACK,
+            Link::Broken(..) if self.health == Health::Draining => false,
+            Link::Broken(since, _) => now.saturating_duration_since(since) < COMES_BACK,
         }
     }
 
-    fn to_saved(&self) -> saved::Saved {
+    fn to_saved(&self) -> Saved {
         let (workload, session) = (self.workload.clone(), self.session.clone());
-        saved::Saved { workload, health: self.health, session }
+        Saved { workload, health: self.health, session, stream: self.stream() }
+    }
+
+    /// As other replicas are told of it.
+    fn stream(&self) -> Stream {
+        let broken = match self.link {
+            Link::Open(_) => 0,
+            Link::Broken(_, at) => at,
+        };
+        Stream { since: self.since, broken }
     }
 }
 
 /// Whoever holds a token could otherwise fill the index with made-up workloads.
-fn room_for(workload: &Workload, entries: &HashMap<String, Entry>) -> Result<(), Refused> {
-    if entries.len() >= bounds::WORKLOADS {
+fn room_for(
+    workload: &Workload,
+    entries: &HashMap<String, Entry>,
+    others: &Others,
+) -> Result<(), Refused> {
+    let count = entries.len() + others.shown().count();
+    if count >= bounds::WORKLOADS {
         return Err(Refused::TooMany);
     }
-    let same = |entry: &&Entry| {
-        entry.workload.namespace == workload.namespace
-            && entry.workload.service_account == workload.service_account
+    let same = |other: &&Workload| {
+        other.namespace == workload.namespace && other.service_account == workload.service_account
     };
-    if entries.len() >= bounds::WORKLOADS_OF_ACCOUNT
-        && entries.values().filter(same).count() >= bounds::WORKLOADS_OF_ACCOUNT
+    let all = || entries.values().map(|entry| &entry.workload).chain(others.shown());
+    if count >= bounds::WORKLOADS_OF_ACCOUNT
+        && all().filter(same).count() >= bounds::WORKLOADS_OF_ACCOUNT
     {
         return Err(Refused::TooManyOfAccount);
     }
     Ok(())
+}
+
+/// What was registered at this replica; nothing if there is no document or it is damaged.
+fn read(saved: &Own, local: LocalEndpoints) -> Vec<Saved> {
+    match saved.read() {
+        Ok(None) => Vec::new(),
+        Ok(Some(bytes)) => saved::decode(&bytes, local).unwrap_or_else(|| {
+            tracing::error!(
+                path = saved.place(),
+                "the file of registrations is damaged and ignored; workloads register again"
+            );
+            Vec::new()
+        }),
+        Err(error) => {
+            tracing::error!(%error, "could not read registrations");
+            Vec::new()
+        }
+    }
+}
+
+fn unix_millis() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// An endpoint on its way out.
@@ -327,12 +411,16 @@ struct Drain {
     publisher: Arc<Publisher>,
     ports: Vec<PortId>,
     commit: Commit,
+    /// How long other replicas need to hear of it.
+    elsewhere: Duration,
 }
 
 impl Drain {
     async fn finished(self) {
         let settled = self.publisher.settled(self.commit, &self.ports);
-        if tokio::time::timeout(ACKNOWLEDGED, settled).await.is_err() {
+        let settled = tokio::time::timeout(ACKNOWLEDGED, settled);
+        let (settled, ()) = tokio::join!(settled, tokio::time::sleep(self.elsewhere));
+        if settled.is_err() {
             tracing::warn!("not every proxy has acknowledged the removal of an endpoint in time");
         }
     }

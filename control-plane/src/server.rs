@@ -22,7 +22,8 @@ use crate::ca::own::OwnCertificate;
 use crate::connection::{self, Tls};
 use crate::control;
 use crate::discovery::Discovery;
-use crate::experiments::{self, Stopper};
+use crate::experiments::saved::{self, SavedStops};
+use crate::experiments::Stopper;
 use crate::identity::Certifier;
 use crate::index::Index;
 use crate::keys;
@@ -30,10 +31,14 @@ use crate::lookup;
 use crate::manifests::{self, Folder, Watching};
 use crate::metrics::Metrics;
 use crate::namespaces;
+use crate::object::stopped::Stops;
 use crate::options::{Mtls, Options, Switch};
 use crate::problems::Problems;
 use crate::publish::Publisher;
 use crate::registration::{Registrar, Registrations};
+use crate::replica::Replica;
+use crate::store::Store;
+use crate::store::dir::Directory;
 use crate::token::Tokens;
 
 /// Bytes of one request: what a proxy with ten thousand names sends at once.
@@ -79,7 +84,7 @@ pub struct Server {
     pub discovery: SocketAddr,
     pub admin: SocketAddr,
     publisher: Arc<Publisher>,
-    state_dir: Option<PathBuf>,
+    replica: Option<Arc<Replica>>,
     registrations: Option<Arc<Registrations>>,
     security: Option<Security>,
     shutdown: watch::Sender<bool>,
@@ -94,12 +99,11 @@ pub async fn start(options: Options, log: Log) -> Result<Server, StartError> {
     let root = options.manifests.clone().ok_or(StartError::NoManifests)?;
     let metrics = Arc::new(Metrics::new());
     let problems = Arc::new(Problems::default());
-    let stops = options.state_dir.as_deref().map(experiments::read).unwrap_or_default();
-    let index = Index::new(options.settings());
-    let known = options.state_dir.as_deref().map(namespaces::read).unwrap_or_default();
-    let index = index.with_security(options.security()).with_stops(stops).with_namespaces(known);
-    let publisher = Arc::new(Publisher::new(index));
-    let security = Security::open(&options)?;
+    let replica = open_store(&options)?;
+    let store = replica.as_ref().map(|replica| replica.store.clone());
+    let stops = store.as_deref().map(saved::read).unwrap_or_default();
+    let publisher = Arc::new(Publisher::new(first_index(&options, store.as_deref(), &stops)));
+    let security = Security::open(&options, replica.as_ref())?;
     if let Some(security) = &security {
         security.publish(&publisher);
     }
@@ -112,14 +116,14 @@ pub async fn start(options: Options, log: Log) -> Result<Server, StartError> {
         loaded.map_err(|error| StartError::Manifests { path: root.clone(), error })?
     };
     let (shutdown, stopping) = watch::channel(false);
-    let (tokens, registrations) = match &options.state_dir {
-        Some(path) => {
-            let tokens = Tokens::open(path)
-                .map_err(|error| StartError::StateDir { path: path.clone(), error })?;
+    let (tokens, registrations) = match &replica {
+        Some(replica) => {
+            let tokens =
+                Tokens::of(&*replica.store).map_err(|error| state_dir_error(&options, error))?;
             let registrations = Registrations::open(
                 publisher.clone(),
                 metrics.clone(),
-                path.clone(),
+                replica.clone(),
                 options.grace_period,
                 local,
             );
@@ -144,10 +148,9 @@ pub async fn start(options: Options, log: Log) -> Result<Server, StartError> {
     background.push(tokio::spawn(keys::run(publisher.clone(), root, local)));
     background.push(tokio::spawn(lookup::run(publisher.clone(), local)));
     background.extend(registrations.clone().map(|r| tokio::spawn(r.run())));
-    if let Some(state) = options.state_dir.clone() {
-        background.push(tokio::spawn(experiments::keep(publisher.clone(), state.clone())));
-        background.push(tokio::spawn(namespaces::keep(publisher.clone(), state)));
-    }
+    let saved_stops = store.clone().map(|s| Arc::new(SavedStops::new(publisher.clone(), s, stops)));
+    background.extend(saved_stops.clone().map(|saved| tokio::spawn(saved.keep())));
+    background.extend(replica.iter().flat_map(|replica| keep_state(replica, &publisher)));
     let tls = match &security {
         Some(security) => {
             background.extend(security.run(&publisher, &metrics)?);
@@ -156,7 +159,7 @@ pub async fn start(options: Options, log: Log) -> Result<Server, StartError> {
         None => None,
     };
     let certify = authority.clone().zip(tokens.clone());
-    let stopper = Stopper::new(publisher.clone(), tokens.clone(), options.state_dir.clone());
+    let stopper = Stopper::new(publisher.clone(), tokens.clone(), saved_stops);
     let routes = routes(
         Discovery::new(publisher.clone(), tokens.clone(), authority, metrics.clone()),
         Registrar::new(registrations.clone(), tokens, stopping.clone()),
@@ -170,7 +173,7 @@ pub async fn start(options: Options, log: Log) -> Result<Server, StartError> {
         discovery,
         admin: admin_address,
         publisher,
-        state_dir: options.state_dir,
+        replica,
         registrations,
         security,
         shutdown,
@@ -201,11 +204,11 @@ impl Server {
             task.abort();
         }
         let (registrations, security) = (self.registrations.take(), self.security.take());
-        let (publisher, state_dir) = (self.publisher.clone(), self.state_dir.take());
+        let (publisher, replica) = (self.publisher.clone(), self.replica.take());
         let write = move || {
-            if let Some(state_dir) = state_dir {
+            if let Some(replica) = &replica {
                 let known = publisher.view().index.known_namespaces();
-                if let Err(error) = namespaces::write(&state_dir, &known) {
+                if let Err(error) = namespaces::write(&*replica.store, &known) {
                     tracing::error!(%error, "could not write down which namespaces there are");
                 }
             }
@@ -214,6 +217,9 @@ impl Server {
             }
             if let Some(security) = security {
                 security.authority.ledger.flush();
+            }
+            if let Some(replica) = &replica {
+                replica.leave();
             }
         };
         let _ = tokio::task::spawn_blocking(write).await;
@@ -226,6 +232,7 @@ impl Server {
 #[derive(Debug)]
 struct Security {
     state_dir: PathBuf,
+    replica: Arc<Replica>,
     authority: Arc<Authority>,
     own: Arc<OwnCertificate>,
     tls: Tls,
@@ -233,7 +240,7 @@ struct Security {
 
 impl Security {
     /// `None` in a mesh without identities.
-    fn open(options: &Options) -> Result<Option<Self>, StartError> {
+    fn open(options: &Options, replica: Option<&Arc<Replica>>) -> Result<Option<Self>, StartError> {
         if options.identity == Switch::Off {
             tracing::warn!(
                 "--identity off: everything is plaintext, and a proxy is believed who it says to be"
@@ -244,10 +251,9 @@ impl Security {
             };
         }
         let state_dir = options.state_dir.clone().ok_or(StartError::NoStateDir)?;
-        std::fs::create_dir_all(&state_dir)
-            .map_err(|error| StartError::StateDir { path: state_dir.clone(), error })?;
+        let replica = replica.ok_or(StartError::NoStateDir)?.clone();
         let authority = Authority::open(
-            &state_dir,
+            replica.clone(),
             options.trust_domain.clone(),
             options.certificate_lifetime,
             options.ca_files(),
@@ -256,7 +262,7 @@ impl Security {
         let authority = Arc::new(authority);
         let own = Arc::new(OwnCertificate::new(&authority).map_err(StartError::Authority)?);
         let tls = Tls::new(authority.clone(), own.clone()).map_err(StartError::Authority)?;
-        Ok(Some(Self { state_dir, authority, own, tls }))
+        Ok(Some(Self { state_dir, replica, authority, own, tls }))
     }
 
     fn publish(&self, publisher: &Publisher) {
@@ -270,9 +276,9 @@ impl Security {
         publisher: &Arc<Publisher>,
         metrics: &Arc<Metrics>,
     ) -> Result<Vec<JoinHandle<()>>, StartError> {
-        let path = self.state_dir.join(control::SOCKET);
-        let listener =
-            control::bind(&self.state_dir).map_err(|error| StartError::Control { path, error })?;
+        let path = self.state_dir.join(control::socket(&self.replica.name));
+        let listener = control::bind(&self.state_dir, &self.replica.name)
+            .map_err(|error| StartError::Control { path, error })?;
         let (authority, publisher) = (self.authority.clone(), publisher.clone());
         let mut changes = authority.changes();
         let publishing = async move {
@@ -284,11 +290,40 @@ impl Security {
         Ok(vec![
             tokio::spawn(publishing),
             tokio::spawn(self.authority.ledger.clone().run()),
+            tokio::spawn(self.authority.clone().follow_others()),
             tokio::spawn(self.authority.clone().follow_files()),
             tokio::spawn(self.own.clone().run(self.authority.clone(), metrics.clone())),
             tokio::spawn(control::serve(listener, self.authority.clone())),
         ])
     }
+}
+
+/// What keeps index and store alike, and says that this replica lives.
+fn keep_state(replica: &Arc<Replica>, publisher: &Arc<Publisher>) -> [JoinHandle<()>; 2] {
+    let (store, interval) = (replica.store.clone(), replica.timing.poll);
+    let namespaces = namespaces::keep(publisher.clone(), store, interval);
+    [tokio::spawn(namespaces), tokio::spawn(replica.clone().run())]
+}
+
+/// An index without objects, with what outlived the last process.
+fn first_index(options: &Options, store: Option<&dyn Store>, stops: &Stops) -> Index {
+    let known = store.map(namespaces::read).unwrap_or_default();
+    let index = Index::new(options.settings()).with_security(options.security());
+    index.with_stops(stops.clone()).with_namespaces(known)
+}
+
+/// The store in the state directory, if there is one, and this process among those that share it.
+fn open_store(options: &Options) -> Result<Option<Arc<Replica>>, StartError> {
+    let Some(path) = &options.state_dir else { return Ok(None) };
+    let failed = |error| state_dir_error(options, error);
+    let store = Arc::new(Directory::open(path).map_err(failed)?);
+    let replica = Arc::new(Replica::new(options.replica.clone(), store, options.timing));
+    replica.renew().map_err(|error| failed(error.into()))?;
+    Ok(Some(replica))
+}
+
+fn state_dir_error(options: &Options, error: io::Error) -> StartError {
+    StartError::StateDir { path: options.state_dir.clone().unwrap_or_default(), error }
 }
 
 fn routes(

@@ -1,12 +1,10 @@
 //! Join tokens: what a workload outside Kubernetes proves its namespace and account with.
 //!
-//! A token is a JWT signed with a key that never leaves the state directory; it is bound to one
+//! A token is a JWT signed with a key that never leaves the store; it is bound to one
 //! namespace and one service account, and where asked to labels and names of workloads ([`Grant`]).
 //! Tokens are never logged.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io;
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -16,9 +14,11 @@ use tonic::Status;
 use tonic::metadata::MetadataMap;
 
 use crate::grant::Grant;
+use crate::store::dir::Directory;
+use crate::store::{self, Document, Store};
 
-/// The key's file in the state directory.
-const KEY_FILE: &str = "join-token.key";
+/// The key's document.
+const KEY: &str = "join-token.key";
 /// Bytes of the key: as many as HS256's hash has (RFC 7518 section 3.2).
 const KEY_BYTES: usize = 32;
 /// `iss` and `aud`, so that a token for something else with the same key would not pass.
@@ -54,19 +54,24 @@ impl std::fmt::Debug for Tokens {
 }
 
 impl Tokens {
-    /// Opens the key in the state directory, or makes one that only its owner can read.
+    /// Opens the key in a state directory, or makes one that only its owner can read.
     pub fn open(state_dir: &Path) -> io::Result<Self> {
-        fs::create_dir_all(state_dir)?;
-        let path = state_dir.join(KEY_FILE);
-        let key = match fs::read(&path) {
-            Ok(key) => key,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => create_key(state_dir, &path)?,
-            Err(error) => return Err(error),
-        };
+        Self::of(&Directory::open(state_dir)?)
+    }
+
+    /// Opens the key in the store, or makes one. Several processes may do this at once: the key that is there
+    /// first is the key.
+    pub fn of(store: &dyn Store) -> io::Result<Self> {
+        let document = Document::secret(KEY);
+        let key = store::create(store, &document, || {
+            let mut key = vec![0; KEY_BYTES];
+            getrandom::fill(&mut key).map_err(|error| io::Error::other(error.to_string()))?;
+            Ok(key)
+        })?;
         if key.len() != KEY_BYTES {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidData,
-                format!("{} is damaged: remove it and issue new tokens", path.display()),
+                format!("{} is damaged: remove it and issue new tokens", store.place(&document)),
             ));
         }
         let mut validation = Validation::new(Algorithm::HS256);
@@ -139,30 +144,9 @@ pub fn bearer(metadata: &MetadataMap) -> Result<Option<&str>, TokenError> {
     token.map(Some).ok_or(TokenError::Malformed)
 }
 
-/// Two processes may do this at once: the key that is there first is the key.
-fn create_key(state_dir: &Path, path: &Path) -> io::Result<Vec<u8>> {
-    let mut key = vec![0; KEY_BYTES];
-    getrandom::fill(&mut key).map_err(|error| io::Error::other(error.to_string()))?;
-    let temporary = state_dir.join(format!("{KEY_FILE}.{}", std::process::id()));
-    let mut file = create_private(&temporary)?;
-    file.write_all(&key)?;
-    file.sync_all()?;
-    let linked = fs::hard_link(&temporary, path);
-    fs::remove_file(&temporary)?;
-    match linked {
-        Ok(()) => Ok(key),
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => fs::read(path),
-        Err(error) => Err(error),
-    }
-}
-
-/// Opens a file that nobody else can read, from its first moment on.
-pub(crate) fn create_private(path: &Path) -> io::Result<File> {
-    OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
@@ -173,7 +157,7 @@ mod tests {
         let tokens = Tokens::open(state.path()).unwrap();
         let hour = Duration::from_secs(3600);
         let token = tokens.issue("bank", "orders", Grant::default(), hour).unwrap();
-        let mode = fs::metadata(state.path().join(KEY_FILE)).unwrap().permissions().mode();
+        let mode = fs::metadata(state.path().join(KEY)).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
         // The same directory is the same key, also in another process.
         let claims = Tokens::open(state.path()).unwrap().verify(&token).unwrap();
@@ -194,7 +178,7 @@ mod tests {
         let expired = Claims { exp: claims.iat - 2 * LEEWAY, ..claims };
         let expired = jsonwebtoken::encode(&header, &expired, &tokens.encoding).unwrap();
         assert_eq!(tokens.verify(&expired), Err(TokenError::Expired));
-        fs::write(state.path().join(KEY_FILE), "short").unwrap();
+        fs::write(state.path().join(KEY), "short").unwrap();
         assert!(Tokens::open(state.path()).is_err());
     }
 }

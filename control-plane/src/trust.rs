@@ -1,13 +1,13 @@
-//! The commands of `trust`: they ask the running control plane over its socket in the state
-//! directory. What they do there is in [`crate::ca::rotation`].
+//! The commands of `trust`: they ask a running control plane over its socket in the state directory, any
+//! replica that answers. What they do there is in [`crate::ca::rotation`].
 
 use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::control::{ADD_ROOT, AddRoot, ISSUE_FROM, REMOVE_ROOT, SOCKET, STATUS, WithRoot};
+use crate::control::{ADD_ROOT, AddRoot, ISSUE_FROM, REMOVE_ROOT, STATUS, WithRoot, sockets};
 use crate::options::TrustStep;
 
 /// A control plane that does not answer for so long does not answer.
@@ -42,15 +42,8 @@ fn post(state_dir: &Path, path: &str, body: &impl serde::Serialize) -> Result<St
 }
 
 fn exchange(state_dir: &Path, method: &str, path: &str, body: &str) -> Result<String, String> {
-    let socket = state_dir.join(SOCKET);
+    let (socket, mut stream) = connect(state_dir)?;
     let failed = |error: std::io::Error| format!("{}: {error}", socket.display());
-    let mut stream = UnixStream::connect(&socket).map_err(|error| {
-        format!(
-            "{}: {error}: is the control plane running, with this state directory and --identity \
-             on?",
-            socket.display()
-        )
-    })?;
     stream.set_read_timeout(Some(ANSWER)).map_err(failed)?;
     let length = body.len();
     let request = format!(
@@ -66,4 +59,19 @@ fn exchange(state_dir: &Path, method: &str, path: &str, body: &str) -> Result<St
         "200" => Ok(text.to_owned()),
         _ => Err(text.trim_end().to_owned()),
     }
+}
+
+/// Connects to the first replica that listens.
+fn connect(state_dir: &Path) -> Result<(PathBuf, UnixStream), String> {
+    let mut problem = None;
+    for socket in sockets(state_dir) {
+        match UnixStream::connect(&socket) {
+            Ok(stream) => return Ok((socket, stream)),
+            Err(error) => problem = problem.or(Some(format!("{}: {error}", socket.display()))),
+        }
+    }
+    Err(format!(
+        "{}: is the control plane running, with this state directory and --identity on?",
+        problem.unwrap_or_default()
+    ))
 }

@@ -15,9 +15,10 @@ use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 
 use super::issue::Issuer;
-use super::root::{Root, authority_validity};
+use super::root::{Root, RootId, authority_validity};
+use super::rotation::Refusal;
 use super::store::Stored;
-use super::{Authority, InForce, Issuing, verify};
+use super::{Authority, InForce, Issuing, State, verify};
 
 /// How often the files are looked at. Secrets mounted by Kubernetes change by renamed links, which
 /// reading notices and watching may not.
@@ -82,6 +83,10 @@ impl CaFiles {
 }
 
 impl Given {
+    pub(super) fn roots(&self) -> Vec<RootId> {
+        self.roots.iter().map(|root| root.id).collect()
+    }
+
     /// What is in force at the start: the roots of before are still believed, and the issuer of
     /// before goes on until the new one's root is known everywhere, if its key is here.
     pub(super) fn beside(self, stored: Option<Stored>) -> Issuing {
@@ -110,10 +115,12 @@ impl Authority {
     fn take_files(&self, files: &CaFiles, now: SystemTime) {
         let mut state = self.lock();
         let held = match files.load(&self.trust_domain, now) {
-            Ok(given) => match self.approach(&mut state, given, now) {
-                Ok(held) => held,
-                Err(error) => Some(format!("the state directory: {error}")),
-            },
+            Ok(given) => {
+                state.wanted = given.roots();
+                let held = self.approach(&mut state, &given, now);
+                self.stand(&state);
+                held.unwrap_or_else(|refusal| Some(refusal.to_string()))
+            }
             Err(problem) => Some(format!("{problem}; the last good one stays in force")),
         };
         if held != state.held {
@@ -128,45 +135,68 @@ impl Authority {
     /// Goes as far towards what the files say as is safe, and says what is left to do.
     fn approach(
         &self,
-        state: &mut super::State,
-        given: Given,
+        state: &mut State,
+        given: &Given,
         now: SystemTime,
-    ) -> std::io::Result<Option<String>> {
+    ) -> Result<Option<String>, Refusal> {
+        let is_news = |new: &InForce, before: &InForce| {
+            new.version != before.version || !new.issuer.same(&before.issuer)
+        };
+        let (new, held) = self.plan(state, given, now);
+        if !is_news(&new, &self.in_force()) {
+            return Ok(held);
+        }
+        // With what other replicas have done and written until now.
+        let lease = self.lease()?;
+        self.catch_up(state)?;
+        let (new, held) = self.plan(state, given, now);
+        if is_news(&new, &self.in_force()) {
+            tracing::info!(issuing = %new.issuer.root, roots = new.roots.len(), "new certificates of the authority");
+            self.finish(state, &lease, new)?;
+        }
+        Ok(held)
+    }
+
+    /// What can be in force now, and what has to wait.
+    fn plan(&self, state: &State, given: &Given, now: SystemTime) -> (InForce, Option<String>) {
         let mut held = Vec::new();
         let before = self.in_force();
         let mut roots = union(before.roots.clone(), &given.roots);
         let mut issuer = before.issuer.clone();
         if !issuer.same(&given.issuer) {
+            let root = given.issuer.root;
             // What has just been added cannot have been acknowledged by anybody.
-            let waiting = match issuer.root == given.issuer.root {
+            let waiting = match issuer.root == root {
                 true => Vec::new(),
-                false => self.ledger.without(given.issuer.root, now, true),
+                false => {
+                    let mut waiting = self.ledger.behind(state.version.as_ref());
+                    if before.root(root).is_none() && self.ledger.any_alive() {
+                        waiting.push("other replicas do not know it yet".to_owned());
+                    }
+                    waiting.extend(self.ledger.without(root, now, true));
+                    waiting
+                }
             };
             match waiting.is_empty() {
-                true => issuer = given.issuer,
-                false => held.push(format!(
-                    "issuing under root {} waits: {}",
-                    given.issuer.root,
-                    waiting.join("; ")
-                )),
+                true => issuer = given.issuer.clone(),
+                false => {
+                    held.push(format!("issuing under root {root} waits: {}", waiting.join("; ")));
+                }
             }
         }
         roots.retain(|root| {
             if root.id == issuer.root || given.roots.iter().any(|other| other.id == root.id) {
                 return true;
             }
-            let needed = self.ledger.under(root.id, now, true);
+            let mut needed = self.ledger.behind(state.version.as_ref());
+            needed.extend(self.ledger.under(root.id, now, true));
             if !needed.is_empty() {
                 held.push(format!("root {} stays for now: {}", root.id, needed.join("; ")));
             }
             !needed.is_empty()
         });
         let new = InForce::new(&self.trust_domain, roots, issuer);
-        if new.version != before.version || !new.issuer.same(&before.issuer) {
-            tracing::info!(issuing = %new.issuer.root, roots = new.roots.len(), "new certificates of the authority");
-            self.put_in_force(state, Arc::new(new))?;
-        }
-        Ok((!held.is_empty()).then(|| held.join("; ")))
+        (new, (!held.is_empty()).then(|| held.join("; ")))
     }
 }
 

@@ -1,6 +1,8 @@
 //! The steps of a rotation of the root: add one everywhere, issue under it, remove the old one.
 //!
-//! Each step is refused while somebody would be hurt by it, and the refusal names them.
+//! Each step is refused while somebody would be hurt by it, and the refusal names them. Any replica may take
+//! one, one at a time: it holds a lease, takes over what others have done, reads what all of them have written
+//! of their proxies, and writes if nobody else has written since.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -12,7 +14,13 @@ use rustls_pki_types::pem::PemObject;
 
 use super::issue::Issuer;
 use super::root::{Root, RootId};
-use super::{Authority, InForce, verify};
+use super::{Authority, InForce, State, verify};
+use crate::store::{Lease, StoreError};
+
+/// Held during a step. No certificate is handed out by other replicas meanwhile, so one that is held by a
+/// replica that has died must not hold them up for long.
+pub(super) const LEASE: &str = "rotation";
+const LEASE_LIFETIME: Duration = Duration::from_secs(10);
 
 /// Roots at once: each costs every proxy memory, and a rotation needs two.
 const MAX_ROOTS: usize = 16;
@@ -43,7 +51,13 @@ pub enum Refusal {
     Ended(RootId),
     #[error("{step} root {root} is not safe yet:\n  {}", waiting.join("\n  "))]
     NotYet { step: &'static str, root: RootId, waiting: Vec<String> },
-    #[error("the state directory: {0}")]
+    #[error("another replica is taking a step: {0}: try again")]
+    Busy(StoreError),
+    #[error("the step took too long: try again")]
+    TookTooLong,
+    #[error("the store: {0}")]
+    Store(#[from] StoreError),
+    #[error("the store: {0}")]
     Io(#[from] std::io::Error),
 }
 
@@ -53,6 +67,8 @@ impl Authority {
         let now = SystemTime::now();
         let mut state = self.lock();
         self.own_roots()?;
+        let lease = self.lease()?;
+        self.catch_up(&mut state)?;
         let root = match pair {
             None => Arc::new(Root::generate(&self.trust_domain, now).map_err(Refusal::Bad)?),
             Some((certificate, key)) => {
@@ -73,7 +89,7 @@ impl Authority {
         let mut roots = before.roots.clone();
         roots.push(root);
         let new = InForce::new(&self.trust_domain, roots, before.issuer.clone());
-        self.put_in_force(&mut state, Arc::new(new))?;
+        self.finish(&mut state, &lease, new)?;
         tracing::info!(root = %id, "a root was added");
         Ok(id)
     }
@@ -84,6 +100,8 @@ impl Authority {
         let now = SystemTime::now();
         let mut state = self.lock();
         self.own_roots()?;
+        let lease = self.lease()?;
+        self.catch_up(&mut state)?;
         let before = self.in_force();
         let root = find(&before, name)?;
         if root.id == before.issuer.root {
@@ -95,13 +113,14 @@ impl Authority {
         if !root.has_key() {
             return Err(Refusal::NoKey(root.id));
         }
-        let waiting = self.ledger.without(root.id, now, absent_too);
+        let mut waiting = self.ledger.behind(state.version.as_ref());
+        waiting.extend(self.ledger.without(root.id, now, absent_too));
         if !waiting.is_empty() {
             return Err(Refusal::NotYet { step: "issuing from", root: root.id, waiting });
         }
         let issuer = Arc::new(Issuer::from_root(root).map_err(Refusal::Bad)?);
         let new = InForce::new(&self.trust_domain, before.roots.clone(), issuer);
-        self.put_in_force(&mut state, Arc::new(new))?;
+        self.finish(&mut state, &lease, new)?;
         tracing::info!(root = %root.id, "certificates are issued under another root");
         Ok(root.id)
     }
@@ -112,20 +131,53 @@ impl Authority {
         let now = SystemTime::now();
         let mut state = self.lock();
         self.own_roots()?;
+        let lease = self.lease()?;
+        self.catch_up(&mut state)?;
         let before = self.in_force();
         let id = find(&before, name)?.id;
         if id == before.issuer.root {
             return Err(Refusal::Issues(id));
         }
-        let waiting = self.ledger.under(id, now, absent_too);
+        let mut waiting = self.ledger.behind(state.version.as_ref());
+        waiting.extend(self.ledger.under(id, now, absent_too));
         if !waiting.is_empty() {
             return Err(Refusal::NotYet { step: "removing", root: id, waiting });
         }
         let roots = before.roots.iter().filter(|root| root.id != id).cloned().collect();
         let new = InForce::new(&self.trust_domain, roots, before.issuer.clone());
-        self.put_in_force(&mut state, Arc::new(new))?;
+        self.finish(&mut state, &lease, new)?;
         tracing::info!(root = %id, "a root was removed");
         Ok(id)
+    }
+
+    /// Begins a step: no other replica takes one until the lease is dropped.
+    pub(super) fn lease(&self) -> Result<Lease<'_>, Refusal> {
+        let (store, holder) = (&*self.replica.store, self.replica.name.as_str());
+        Lease::acquire(store, LEASE, holder, LEASE_LIFETIME).map_err(|error| match error {
+            // Somebody else took it in the very same moment, or has it.
+            StoreError::Leased { .. } | StoreError::Conflict(_) => Refusal::Busy(error),
+            StoreError::Io { .. } => Refusal::Store(error),
+        })
+    }
+
+    /// Takes over what other replicas have done, and what they have written of their proxies.
+    pub(super) fn catch_up(&self, state: &mut State) -> Result<(), Refusal> {
+        self.take_over(state)?;
+        self.ledger.refresh()?;
+        Ok(())
+    }
+
+    /// Puts in force what a step has made.
+    pub(super) fn finish(
+        &self,
+        state: &mut State,
+        lease: &Lease<'_>,
+        new: InForce,
+    ) -> Result<(), Refusal> {
+        if !lease.is_valid() {
+            return Err(Refusal::TookTooLong);
+        }
+        Ok(self.put_in_force(state, Arc::new(new))?)
     }
 
     fn own_roots(&self) -> Result<(), Refusal> {

@@ -1,13 +1,9 @@
-//! The authority on disk: roots with their keys, and under which of them is issued.
+//! The authority in the store: roots with their keys, and under which of them is issued.
 //!
-//! One file that only its owner can read, replaced whole, so that a step of a rotation has either
-//! happened or not. A damaged file stops the start: a new root in its place would be believed by
-//! nobody.
+//! One document, replaced whole, so that a step of a rotation has either happened or not. A damaged one
+//! stops the start: a new root in its place would be trusted by nobody.
 
-use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
-use std::path::Path;
+use std::io;
 use std::sync::Arc;
 
 use outrigger_core::identity::TrustDomain;
@@ -16,10 +12,9 @@ use rustls_pki_types::pem::PemObject;
 use serde::{Deserialize, Serialize};
 
 use super::root::{Root, RootId};
+use crate::store::{Document, Store, StoreError, Version, update};
 
-/// In the folder `ca` of the state directory.
-const FOLDER: &str = "ca";
-const FILE: &str = "roots.json";
+const ROOTS: &str = "ca/roots.json";
 const FORMAT: u32 = 1;
 /// Where proxies' operators take the roots from.
 const BUNDLE: &str = "trust-bundle.pem";
@@ -38,23 +33,23 @@ struct SavedRoot {
     key: Option<String>,
 }
 
-/// What was in force when the last process ended.
+/// What is in force, or was when the last process ended.
 #[derive(Debug)]
 pub(super) struct Stored {
     pub(super) roots: Vec<Arc<Root>>,
     pub(super) issuing: RootId,
+    pub(super) version: Version,
 }
 
-pub(super) fn read(state_dir: &Path, domain: &TrustDomain) -> io::Result<Option<Stored>> {
-    let path = state_dir.join(FOLDER).join(FILE);
-    let bytes = match fs::read(&path) {
-        Ok(bytes) => bytes,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(error),
-    };
-    let shown = path.display();
+pub(super) fn roots() -> Document {
+    Document::secret(ROOTS)
+}
+
+pub(super) fn read(store: &dyn Store, domain: &TrustDomain) -> io::Result<Option<Stored>> {
+    let Some(stored) = store.read(&roots())? else { return Ok(None) };
+    let shown = store.place(&roots());
     let wrong = |problem: String| io::Error::new(io::ErrorKind::InvalidData, problem);
-    let saved: Saved = serde_json::from_slice(&bytes)
+    let saved: Saved = serde_json::from_slice(&stored.bytes)
         .map_err(|error| wrong(format!("{shown} is damaged ({error}): restore it from a copy")))?;
     if saved.format != FORMAT {
         return Err(wrong(format!("{shown} was written by another version of this program")));
@@ -76,15 +71,17 @@ pub(super) fn read(state_dir: &Path, domain: &TrustDomain) -> io::Result<Option<
     let issuing = RootId::parse(&saved.issuing).filter(|id| roots.iter().any(|r| r.id == *id));
     let issuing =
         issuing.ok_or_else(|| wrong(format!("{shown} names an issuing root it lacks")))?;
-    Ok(Some(Stored { roots, issuing }))
+    Ok(Some(Stored { roots, issuing, version: stored.version }))
 }
 
+/// Writes what is in force, if nobody else has written since `expected`.
 pub(super) fn write(
-    state_dir: &Path,
+    store: &dyn Store,
     domain: &TrustDomain,
     roots: &[Arc<Root>],
     issuing: RootId,
-) -> io::Result<()> {
+    expected: Option<&Version>,
+) -> Result<Version, StoreError> {
     let saved = Saved {
         format: FORMAT,
         trust_domain: domain.to_string(),
@@ -94,26 +91,16 @@ pub(super) fn write(
             .map(|root| SavedRoot { certificate: root.pem(), key: root.key.clone() })
             .collect(),
     };
-    let folder = state_dir.join(FOLDER);
-    DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
-    replace(&folder, FILE, &serde_json::to_vec_pretty(&saved)?, 0o600)
+    let document = self::roots();
+    let bytes = serde_json::to_vec_pretty(&saved)
+        .map_err(|error| StoreError::Io { place: store.place(&document), error: error.into() })?;
+    store.write(&document, &bytes, expected)
 }
 
 /// Writes the roots for whoever starts proxies.
-pub(super) fn write_bundle(state_dir: &Path, roots: &[Arc<Root>]) -> io::Result<()> {
+pub(super) fn write_bundle(store: &dyn Store, roots: &[Arc<Root>]) -> Result<(), StoreError> {
     let pem: String = roots.iter().map(|root| root.pem()).collect();
-    replace(state_dir, BUNDLE, pem.as_bytes(), 0o644)
-}
-
-/// Puts a file in the place of another; a crash leaves one of the two, whole.
-pub(super) fn replace(folder: &Path, name: &str, bytes: &[u8], mode: u32) -> io::Result<()> {
-    let temporary = folder.join(format!("{name}.new"));
-    let mut file =
-        OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&temporary)?;
-    // What was left over by a crash may have other permissions.
-    file.set_permissions(Permissions::from_mode(mode))?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    fs::rename(&temporary, folder.join(name))?;
-    File::open(folder)?.sync_all()
+    let changed =
+        |before: Option<&[u8]>| (before != Some(pem.as_bytes())).then(|| pem.clone().into_bytes());
+    update(store, &Document::public(BUNDLE), changed).map(drop)
 }

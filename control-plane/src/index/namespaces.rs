@@ -59,6 +59,13 @@ impl Index {
         self
     }
 
+    /// Namespaces that another replica knows.
+    pub fn learn_namespaces(&mut self, namespaces: &BTreeSet<String>) {
+        for namespace in namespaces {
+            self.remember(namespace);
+        }
+    }
+
     /// Every namespace that holds something, or ever did.
     pub fn known_namespaces(&self) -> BTreeSet<String> {
         self.namespaces.known.iter().cloned().collect()

@@ -354,11 +354,7 @@ impl Index {
         by: &Caller,
         stopped: Stopped,
     ) -> Result<bool, String> {
-        let key = name.split_once('/').map(|(of, name)| (of.to_owned(), name.to_owned()));
-        let policy = key.and_then(|key| self.faults.get(&key)).cloned();
-        let Some(policy) = policy.filter(|policy| is_of(&stopped, policy)) else {
-            return Ok(false);
-        };
+        let Some(policy) = self.experiment(name, &stopped).cloned() else { return Ok(false) };
         let watcher = policy.sections.guard.as_ref().map(|guard| &guard.rule.from);
         let watches = |from: &Caller| {
             from.namespace == by.namespace
@@ -373,6 +369,26 @@ impl Index {
         Arc::make_mut(&mut self.stops).insert(name.to_owned(), stopped);
         self.touch_experiment(&policy);
         Ok(true)
+    }
+
+    /// Whether an experiment runs here that another replica has heard to be stopped.
+    pub fn misses_stop(&self, name: &str, stopped: &Stopped) -> bool {
+        self.stops.get(name) != Some(stopped) && self.experiment(name, stopped).is_some()
+    }
+
+    /// Takes over a stop from another replica; returns whether the experiment is the one that is here.
+    pub fn take_stop(&mut self, name: &str, stopped: Stopped) -> bool {
+        let Some(policy) = self.experiment(name, &stopped).cloned() else { return false };
+        Arc::make_mut(&mut self.stops).insert(name.to_owned(), stopped);
+        self.touch_experiment(&policy);
+        true
+    }
+
+    /// The experiment of this name, if its spec is the one that was stopped.
+    fn experiment(&self, name: &str, stopped: &Stopped) -> Option<&FaultInjection> {
+        let (namespace, name) = name.split_once('/')?;
+        let policy = self.faults.get(&(namespace.to_owned(), name.to_owned()));
+        policy.filter(|policy| is_of(stopped, policy))
     }
 
     /// Services that exist and that a policy names, or whose namespace it is for.

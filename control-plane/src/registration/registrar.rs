@@ -128,7 +128,10 @@ impl WorkloadService for Registrar {
             let ended = tokio::select! {
                 () = listening => None,
                 status = connection.ended() => Some(status),
-                _ = replaced => Some(Status::aborted("another stream of this proxy speaks for it")),
+                refused = replaced => Some(refused.map_or_else(
+                    |_| Status::aborted("another stream of this proxy speaks for it"),
+                    Status::from,
+                )),
             };
             let Some(status) = ended else { return };
             let _ = responses.send(Err(status)).await;

@@ -1,11 +1,9 @@
-//! Registrations on disk: one file, replaced whole, so that a restart withdraws no endpoint.
+//! Registrations in the store: one document of each replica, replaced whole, so that a restart withdraws no
+//! endpoint, and other replicas know them.
 //!
-//! The file is a line with format and checksum, then for each workload its registration (with the hash of
-//! its session in the session's place) and its health as length-delimited protobuf messages.
-
-use std::fs;
-use std::io::{self, Write};
-use std::path::Path;
+//! The document is a line with format and checksum, then for each workload its registration (with the hash of
+//! its session in the session's place), its health and what is known of its stream, as length-delimited
+//! protobuf messages. Format 1 lacks the last of them.
 
 use outrigger_core::address::LocalEndpoints;
 use outrigger_proto::mesh::register_request::Message as Incoming;
@@ -15,12 +13,13 @@ use sha2::{Digest, Sha256};
 
 use super::session::Session;
 use crate::object::Workload;
-use crate::token::create_private;
 use crate::translate;
 
-const FILE: &str = "registrations";
-/// Name and version of the format; another one is not read.
-const FORMAT: &str = "outrigger-registrations 1";
+/// The document's name.
+pub(super) const NAME: &str = "registrations";
+/// Names and versions of the formats; another one is not read.
+const FIRST_FORMAT: &str = "outrigger-registrations 1";
+const FORMAT: &str = "outrigger-registrations 2";
 
 /// One registration.
 #[derive(Clone, Debug, PartialEq)]
@@ -28,40 +27,23 @@ pub(super) struct Saved {
     pub(super) workload: Workload,
     pub(super) health: Health,
     pub(super) session: Option<Session>,
+    pub(super) stream: Stream,
 }
 
-/// What was registered, or nothing if there is no file or it is damaged. What may not be registered any
-/// more is left out.
-pub(super) fn read(state_dir: &Path, local: LocalEndpoints) -> Vec<Saved> {
-    let path = state_dir.join(FILE);
-    let bytes = match fs::read(&path) {
-        Ok(bytes) => bytes,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Vec::new(),
-        Err(error) => {
-            tracing::error!(path = %path.display(), %error, "could not read registrations");
-            return Vec::new();
-        }
-    };
-    decode(&bytes, local).unwrap_or_else(|| {
-        tracing::error!(
-            path = %path.display(),
-            "the file of registrations is damaged and ignored; workloads register again"
-        );
-        Vec::new()
-    })
+/// What is known of the stream that speaks for a workload. Times are milliseconds since the Unix epoch.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub(super) struct Stream {
+    /// When the registration was taken.
+    #[prost(uint64, tag = "1")]
+    pub(super) since: u64,
+    /// When the stream broke; 0 while it is open.
+    #[prost(uint64, tag = "2")]
+    pub(super) broken: u64,
 }
 
-pub(super) fn write(state_dir: &Path, entries: &[Saved]) -> io::Result<()> {
-    let temporary = state_dir.join(format!("{FILE}.new"));
-    let mut file = create_private(&temporary)?;
-    file.write_all(&encode(entries))?;
-    file.sync_all()?;
-    fs::rename(&temporary, state_dir.join(FILE))
-}
-
-fn encode(entries: &[Saved]) -> Vec<u8> {
+pub(super) fn encode(entries: &[Saved]) -> Vec<u8> {
     let mut body = Vec::new();
-    for Saved { workload, health, session } in entries {
+    for Saved { workload, health, session, stream } in entries {
         let mut registration = translate::workload::to_wire(workload);
         if let Some(session) = session {
             registration.session = session.hash().to_vec().into();
@@ -71,16 +53,20 @@ fn encode(entries: &[Saved]) -> Vec<u8> {
             let message = RegisterRequest { message: Some(message) };
             body.extend(message.encode_length_delimited_to_vec());
         }
+        body.extend(stream.encode_length_delimited_to_vec());
     }
     let mut bytes = format!("{FORMAT} {}\n", checksum(&body)).into_bytes();
     bytes.extend(body);
     bytes
 }
 
-fn decode(bytes: &[u8], local: LocalEndpoints) -> Option<Vec<Saved>> {
+/// What was registered, or nothing if the document is damaged. What may not be registered any more is left out.
+pub(super) fn decode(bytes: &[u8], local: LocalEndpoints) -> Option<Vec<Saved>> {
     let end = bytes.iter().position(|byte| *byte == b'\n')?;
     let (header, mut body) = (&bytes[..end], &bytes[end + 1..]);
-    if header != format!("{FORMAT} {}", checksum(body)).as_bytes() {
+    let is = |format: &str| header == format!("{format} {}", checksum(body)).as_bytes();
+    let has_streams = is(FORMAT);
+    if !has_streams && !is(FIRST_FORMAT) {
         return None;
     }
     let mut entries = Vec::new();
@@ -92,10 +78,15 @@ fn decode(bytes: &[u8], local: LocalEndpoints) -> Option<Vec<Saved>> {
         else {
             return None;
         };
+        let stream = match has_streams {
+            true => Stream::decode_length_delimited(&mut body).ok()?,
+            // It was open or broken when the process ended.
+            false => Stream { since: 0, broken: 1 },
+        };
         let (session, health) =
             (Session::from_hash(&registration.session), Health::try_from(health).ok()?);
         match translate::workload::translate(&registration, local) {
-            Ok(workload) => entries.push(Saved { workload, health, session }),
+            Ok(workload) => entries.push(Saved { workload, health, session, stream }),
             Err(problem) => {
                 tracing::warn!(name = registration.name, %problem, "a registration is left out");
             }
@@ -139,12 +130,26 @@ mod tests {
             ready: false,
         };
         let session = Session::of(b"a random value");
-        let entries = vec![Saved { workload, health: Health::Ready, session }];
+        let stream = Stream { since: 1_700_000_000_000, broken: 0 };
+        let entries = vec![Saved { workload, health: Health::Ready, session, stream }];
         let decode = |bytes: &[u8]| super::decode(bytes, LocalEndpoints::Loopback);
         let bytes = encode(&entries);
         assert_eq!(decode(&bytes).unwrap(), entries);
         // Another machine's loopback is no endpoint any more; the file is whole.
         assert_eq!(super::decode(&bytes, LocalEndpoints::Refuse), Some(Vec::new()));
+        // What the version before wrote.
+        let entry = &entries[0];
+        let mut registration = translate::workload::to_wire(&entry.workload);
+        registration.session = entry.session.as_ref().unwrap().hash().to_vec().into();
+        let health = Incoming::Health(Health::Ready.into());
+        let body: Vec<u8> = [Incoming::Registration(registration), health]
+            .into_iter()
+            .flat_map(|m| RegisterRequest { message: Some(m) }.encode_length_delimited_to_vec())
+            .collect();
+        let mut first = format!("{FIRST_FORMAT} {}\n", checksum(&body)).into_bytes();
+        first.extend(body);
+        let stream = Stream { since: 0, broken: 1 };
+        assert_eq!(decode(&first).unwrap(), [Saved { stream, ..entry.clone() }]);
         let mut damaged = bytes;
         let last = damaged.len() - 1;
         damaged[last] ^= 1;

@@ -15,6 +15,7 @@ mod policies;
 mod readers;
 mod registration;
 mod render;
+mod replicas;
 mod rotation;
 mod scale;
 mod support;

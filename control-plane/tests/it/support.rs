@@ -4,11 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Parser;
 use outrigger_control_plane::grant::Grant;
 use outrigger_control_plane::options::Cli;
+use outrigger_control_plane::replica::Timing;
 use outrigger_control_plane::server::{self, Server};
 use outrigger_control_plane::token::Tokens;
 use outrigger_core::address::LocalEndpoints;
@@ -38,12 +40,14 @@ pub(crate) const LOOPBACK: LocalEndpoints = LocalEndpoints::Loopback;
 pub(crate) const LIMIT: Duration = Duration::from_secs(20);
 
 pub(crate) struct Mesh {
-    pub(crate) folder: TempDir,
-    state: TempDir,
+    pub(crate) folder: Arc<TempDir>,
+    state: Arc<TempDir>,
     server: Option<Server>,
     flags: Vec<String>,
     /// How long certificates live, shorter than anybody should let them.
     lifetime: Option<Duration>,
+    /// How replicas look at each other.
+    timing: Timing,
 }
 
 impl Mesh {
@@ -52,13 +56,31 @@ impl Mesh {
     }
 
     pub(crate) async fn with_flags(files: &[(&str, &str)], flags: &[&str]) -> Self {
-        let folder = TempDir::new().unwrap();
+        Self::with_timing(files, flags, Timing::default()).await
+    }
+
+    pub(crate) async fn with_timing(
+        files: &[(&str, &str)],
+        flags: &[&str],
+        timing: Timing,
+    ) -> Self {
+        let folder = Arc::new(TempDir::new().unwrap());
         for (name, text) in files {
             fs::write(folder.path().join(name), text).unwrap();
         }
         let flags = flags.iter().map(ToString::to_string).collect();
-        let mut mesh =
-            Self { folder, state: TempDir::new().unwrap(), server: None, flags, lifetime: None };
+        let state = Arc::new(TempDir::new().unwrap());
+        let mut mesh = Self { folder, state, server: None, flags, lifetime: None, timing };
+        mesh.run().await;
+        mesh
+    }
+
+    /// Another control plane on the same folder and the same state.
+    pub(crate) async fn replica(&self, name: &str) -> Self {
+        let mut flags = self.flags.clone();
+        flags.push(format!("--replica={name}"));
+        let (folder, state, timing) = (self.folder.clone(), self.state.clone(), self.timing);
+        let mut mesh = Self { folder, state, server: None, flags, lifetime: None, timing };
         mesh.run().await;
         mesh
     }
@@ -80,6 +102,7 @@ impl Mesh {
         }
         args.extend(self.flags.clone());
         let mut options = Cli::parse_from(args).options;
+        options.timing = self.timing;
         options.certificate_lifetime = self.lifetime.unwrap_or(options.certificate_lifetime);
         self.server = Some(server::start(options, Log::unread()).await.unwrap());
     }
@@ -87,6 +110,10 @@ impl Mesh {
     pub(crate) async fn restart(&mut self) {
         self.server.take().unwrap().stop().await;
         self.run().await;
+    }
+
+    pub(crate) async fn stop(mut self) {
+        self.server.take().unwrap().stop().await;
     }
 
     /// Starts again with certificates that live for so long.

@@ -1,18 +1,14 @@
-//! The ledger on disk: one JSON file, replaced whole.
+//! Certificates in the store: one JSON document of each replica, replaced whole.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::io;
-use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Acknowledged, Node, NodeId};
+use super::part::{Acknowledged, Node, NodeId};
 use crate::ca::root::RootId;
-use crate::ca::store::replace;
 
-const FILE: &str = "certificates.json";
+pub(super) const NAME: &str = "certificates.json";
 const FORMAT: u32 = 1;
 
 #[derive(Serialize, Deserialize)]
@@ -27,6 +23,9 @@ struct Line {
     node: String,
     identity: String,
     root: String,
+    /// Milliseconds; missing in what earlier versions wrote.
+    #[serde(default)]
+    issued: u64,
     not_after: u64,
     bundle: Option<Bundle>,
 }
@@ -35,40 +34,33 @@ struct Line {
 struct Bundle {
     version: String,
     roots: Vec<String>,
+    /// Milliseconds; missing in what earlier versions wrote.
+    #[serde(default)]
+    at: u64,
 }
 
-type Nodes = BTreeMap<NodeId, Node>;
+pub(super) type Nodes = BTreeMap<NodeId, Node>;
 
-/// What was written last, nothing if there is no file yet, and `None` if it is damaged.
-pub(super) fn read(state_dir: &Path) -> io::Result<Option<(Nodes, Option<SystemTime>)>> {
-    match fs::read(state_dir.join(FILE)) {
-        Ok(bytes) => Ok(decode(&bytes)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Some((Nodes::new(), None))),
-        Err(error) => Err(error),
-    }
-}
-
-pub(super) fn write(
-    state_dir: &Path,
-    nodes: &Nodes,
-    lost_until: Option<SystemTime>,
-) -> io::Result<()> {
+pub(super) fn encode(nodes: &Nodes, lost_until: Option<SystemTime>) -> Vec<u8> {
     let lines = nodes.iter().map(|(id, node)| Line {
         node: id.node.clone(),
         identity: id.identity.to_string(),
         root: node.root.full(),
+        issued: node.issued,
         not_after: seconds(node.not_after),
         bundle: node.bundle.as_ref().map(|bundle| Bundle {
             version: bundle.version.clone(),
             roots: bundle.roots.iter().map(RootId::full).collect(),
+            at: bundle.at,
         }),
     });
     let lost_until = lost_until.map(seconds);
     let file = File { format: FORMAT, lost_until, nodes: lines.collect() };
-    replace(state_dir, FILE, &serde_json::to_vec(&file)?, 0o600)
+    serde_json::to_vec(&file).expect("invariant: text and numbers are JSON")
 }
 
-fn decode(bytes: &[u8]) -> Option<(Nodes, Option<SystemTime>)> {
+/// `None` of what is damaged.
+pub(super) fn decode(bytes: &[u8]) -> Option<(Nodes, Option<SystemTime>)> {
     let file: File = serde_json::from_slice(bytes).ok()?;
     if file.format != FORMAT {
         return None;
@@ -76,10 +68,12 @@ fn decode(bytes: &[u8]) -> Option<(Nodes, Option<SystemTime>)> {
     let nodes = file.nodes.into_iter().map(|line| {
         let bundle = line.bundle.map(|bundle| {
             let roots = bundle.roots.iter().map(|root| RootId::parse(root));
-            Some(Acknowledged { version: bundle.version, roots: roots.collect::<Option<_>>()? })
+            let roots = roots.collect::<Option<_>>()?;
+            Some(Acknowledged { version: bundle.version, roots, at: bundle.at })
         });
         let node = Node {
             root: RootId::parse(&line.root)?,
+            issued: line.issued,
             not_after: time(line.not_after)?,
             bundle: match bundle {
                 Some(bundle) => Some(bundle?),
