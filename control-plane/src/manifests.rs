@@ -46,6 +46,9 @@ pub struct Folder {
     files: BTreeMap<PathBuf, File>,
     /// Files that define an object, in name order: the first one is in force.
     claims: BTreeMap<ObjectId, BTreeSet<PathBuf>>,
+    /// Objects of each kind, and the kinds whose number has changed.
+    counts: BTreeMap<Kind, i64>,
+    recounted: BTreeSet<Kind>,
     /// Stand-ins that are in force.
     standing_in: BTreeMap<ObjectId, Policy>,
     /// Kinds reported as ignored.
@@ -84,6 +87,8 @@ impl Folder {
             local,
             files: BTreeMap::new(),
             claims: BTreeMap::new(),
+            counts: BTreeMap::new(),
+            recounted: Kind::ALL.into(),
             standing_in: BTreeMap::new(),
             ignored: HashSet::new(),
             problems,
@@ -152,15 +157,18 @@ impl Folder {
         tracing::info!(count, generation, ?elapsed, "manifests loaded");
     }
 
-    fn count_objects(&self) {
-        let mut counts = BTreeMap::<Kind, i64>::new();
-        for id in self.claims.keys() {
-            *counts.entry(id.kind).or_default() += 1;
-        }
-        for kind in Kind::ALL {
+    /// Tells the metrics how many objects there are of the kinds that have changed.
+    fn count_objects(&mut self) {
+        for kind in std::mem::take(&mut self.recounted) {
             let label = KindLabel { kind: kind.as_str().to_owned() };
-            self.metrics.objects.get_or_create(&label).set(counts.remove(&kind).unwrap_or(0));
+            let count = self.counts.get(&kind).copied().unwrap_or(0);
+            self.metrics.objects.get_or_create(&label).set(count);
         }
+    }
+
+    fn count(&mut self, kind: Kind, more: i64) {
+        *self.counts.entry(kind).or_default() += more;
+        self.recounted.insert(kind);
     }
 
     /// Reads one file. Other files whose part in this changes are added to `queue`.
@@ -276,6 +284,9 @@ impl Folder {
         new: bool,
         queue: &mut BTreeSet<PathBuf>,
     ) -> Option<PathBuf> {
+        if !self.claims.contains_key(id) {
+            self.count(id.kind, 1);
+        }
         let claims = self.claims.entry(id.clone()).or_default();
         claims.insert(path.to_owned());
         let first = claims.first().filter(|first| *first != path).cloned();
@@ -308,6 +319,7 @@ impl Folder {
             }
         } else {
             self.claims.remove(id);
+            self.count(id.kind, -1);
             changes.0.insert(id.clone(), None);
         }
     }

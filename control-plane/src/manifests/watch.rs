@@ -6,12 +6,12 @@
 //! change that is not plainly one file's makes for a look at everything, and so does the clock.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+use std::{fs, io};
 
 use notify::event::{AccessKind, AccessMode, EventKind, ModifyKind};
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
@@ -159,6 +159,9 @@ impl Watch {
             _ => Change::Other,
         };
         for path in event.paths {
+            if self.is_gone_for_good(&path) {
+                continue;
+            }
             if change == Change::Done {
                 // A folder that went away takes its watch along, also when another comes in its
                 // place.
@@ -166,6 +169,14 @@ impl Watch {
             }
             self.note_path(&path, change);
         }
+    }
+
+    /// Whether a file went away that nothing was read from, such as an editor's temporary one.
+    fn is_gone_for_good(&self, path: &Path) -> bool {
+        let beside = path.parent().is_some_and(|parent| self.folders.contains_key(parent));
+        let folder = self.folders.contains_key(path)
+            || self.folders.values().flatten().any(|known_as| known_as == path);
+        beside && !folder && !is_manifest(path) && fs::symlink_metadata(path).is_err()
     }
 
     fn note_path(&mut self, path: &Path, change: Change) {

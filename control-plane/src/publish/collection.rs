@@ -23,8 +23,8 @@ pub struct Collection {
 #[derive(Debug)]
 pub struct Member {
     pub id: EndpointId,
-    zone: Option<Box<str>>,
-    /// What each proxy ranks it by.
+    /// Hashes of its zone and of its id, which each proxy ranks it by.
+    zone: Option<u64>,
     hash: u64,
     pub resource: Encoded,
 }
@@ -38,28 +38,28 @@ impl Member {
         convert::endpoint::from_wire(&name, &wire)?;
         Ok(Self {
             hash: subset::hash_of(&endpoint.id.to_string()),
-            zone: endpoint.zone.map(Into::into),
+            zone: endpoint.zone.as_deref().map(subset::hash_of),
             id: endpoint.id,
             resource: Encoded::new(&name, wire.encode_to_vec()),
         })
     }
 
-    fn rank(&self, seed: u64, zone: Option<&str>) -> Rank {
-        Rank::new(seed, zone.is_some() && self.zone.as_deref() == zone, self.hash)
+    fn rank(&self, seed: u64, zone: Option<u64>) -> Rank {
+        Rank::new(seed, zone.is_some() && self.zone == zone, self.hash)
     }
 }
 
 /// Where a proxy's share of a large collection ends: a member ranked below is none of its business.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Cut {
     seed: u64,
-    zone: Option<Box<str>>,
+    zone: Option<u64>,
     least: Rank,
 }
 
 impl Cut {
     pub(super) fn reaches(&self, member: &Member) -> bool {
-        member.rank(self.seed, self.zone.as_deref()) >= self.least
+        member.rank(self.seed, self.zone) >= self.least
     }
 }
 
@@ -176,13 +176,13 @@ impl Collection {
         if self.members.len() <= max {
             return Share { members: self.members.values().cloned().collect(), cut: None };
         }
-        let seed = subset::hash_of(proxy);
+        let (seed, zone) = (subset::hash_of(proxy), zone.map(subset::hash_of));
         let ranked = self.members.values().map(|member| (member.rank(seed, zone), member));
         let chosen = subset::best(ranked, max, |member| &member.id);
         let least = chosen.iter().map(|(rank, _)| *rank).min();
         // Of its own size, not in the room that choosing took.
         let mut members: Vec<_> = chosen.iter().map(|(_, member)| Arc::clone(member)).collect();
-        let cut = least.map(|least| Cut { seed, zone: zone.map(Into::into), least });
+        let cut = least.map(|least| Cut { seed, zone, least });
         if pins.is_empty() {
             members.sort_unstable_by(|a, b| a.id.cmp(&b.id));
             return Share { members, cut };
