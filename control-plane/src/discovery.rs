@@ -7,19 +7,19 @@
 mod bounds;
 mod outbox;
 mod session;
+mod transport;
 
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use outrigger_core::name::DestinationName;
-use outrigger_proto::wire::{
-    self, AggregatedDiscoveryService, DeltaDiscoveryRequest, DeltaDiscoveryResponse,
-};
+use outrigger_proto::wire::{self, DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Request, Status, Streaming};
 
 pub use session::{MAX_NAME, MAX_SUBSCRIPTIONS, Nack, Proxy, Session};
+pub use transport::DiscoveryServer;
 
 use crate::ca::Authority;
 use crate::connection::Connection;
@@ -106,14 +106,12 @@ impl Caller {
     }
 }
 
-#[tonic::async_trait]
-impl AggregatedDiscoveryService for Discovery {
-    type DeltaAggregatedResourcesStream = ReceiverStream<Result<DeltaDiscoveryResponse, Status>>;
-
-    async fn delta_aggregated_resources(
+impl Discovery {
+    /// Begins a stream; gives what it sends.
+    fn open(
         &self,
         request: Request<Streaming<DeltaDiscoveryRequest>>,
-    ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
+    ) -> Result<mpsc::Receiver<Result<Bytes, Status>>, Status> {
         let caller = self.authenticate(&request)?;
         let (responses, receiver) = mpsc::channel(QUEUE);
         let publisher = self.publisher.clone();
@@ -130,11 +128,11 @@ impl AggregatedDiscoveryService for Discovery {
                 let _ = responses.send(Err(status)).await;
             }
         });
-        Ok(Response::new(ReceiverStream::new(receiver)))
+        Ok(receiver)
     }
 }
 
-type Responses = mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>;
+type Responses = mpsc::Sender<Result<Bytes, Status>>;
 
 async fn stream(
     publisher: &Publisher,
@@ -255,7 +253,9 @@ impl Parts<'_> {
             let (ready, since, more) = self.pump();
             for response in ready {
                 self.metrics.pushed(&response);
-                if self.responses.send(Ok(response)).await.is_err() {
+                let frame = transport::frame(&response)?;
+                drop(response);
+                if self.responses.send(Ok(frame)).await.is_err() {
                     return Ok(());
                 }
             }

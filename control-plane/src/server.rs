@@ -10,7 +10,6 @@ use outrigger_logging::Log;
 use outrigger_proto::identity::identity_server::IdentityServer;
 use outrigger_proto::mesh::experiments_server::ExperimentsServer;
 use outrigger_proto::mesh::workload_server::WorkloadServer;
-use outrigger_proto::wire::AggregatedDiscoveryServiceServer;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -21,7 +20,7 @@ use crate::ca::Authority;
 use crate::ca::own::OwnCertificate;
 use crate::connection::{self, Tls};
 use crate::control;
-use crate::discovery::Discovery;
+use crate::discovery::{Discovery, DiscoveryServer};
 use crate::experiments::Stopper;
 use crate::experiments::saved::{self, SavedStops};
 use crate::identity::Certifier;
@@ -41,8 +40,6 @@ use crate::store::Store;
 use crate::store::dir::Directory;
 use crate::token::Tokens;
 
-/// Bytes of one request: what a proxy with ten thousand names sends at once.
-const MAX_REQUEST: usize = 4 * 1024 * 1024;
 /// Bytes of a registration, with as many labels and ports as one may have.
 const MAX_REGISTER: usize = 256 * 1024;
 /// Bytes of a request for a certificate, or to stop an experiment.
@@ -332,8 +329,7 @@ fn routes(
     certifier: Certifier,
     stopper: Stopper,
 ) -> Routes {
-    let discovery =
-        AggregatedDiscoveryServiceServer::new(discovery).max_decoding_message_size(MAX_REQUEST);
+    let discovery = DiscoveryServer::new(discovery);
     let registrar = WorkloadServer::new(registrar).max_decoding_message_size(MAX_REGISTER);
     let certifier = IdentityServer::new(certifier).max_decoding_message_size(MAX_CERTIFY);
     let stopper = ExperimentsServer::new(stopper).max_decoding_message_size(MAX_CERTIFY);

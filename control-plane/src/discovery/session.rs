@@ -123,47 +123,34 @@ struct Held {
     /// Send it although its version is known: the proxy asked again, or does not know it by a name.
     announce: bool,
     /// Names that the proxy does not know it by.
-    unannounced: Few<Arc<str>>,
-    sent: Option<Version>,
-    acknowledged: Option<Version>,
+    unannounced: Option<Box<Few<Arc<str>>>>,
+    sent: Option<Arc<EncodedDestination>>,
+    acknowledged: Option<Arc<EncodedDestination>>,
     /// Why the proxy refused the version sent last, if it did.
     refused: Option<Box<str>>,
 }
 
-/// A version of a destination.
-#[derive(Clone, Debug)]
-enum Version {
-    /// Whose endpoints it needs is known.
-    Whole(Arc<EncodedDestination>),
-    /// From an earlier stream.
-    Kept(Arc<str>),
-}
-
-impl Version {
-    fn as_str(&self) -> &str {
-        match self {
-            Self::Whole(whole) => &whole.resource.version,
-            Self::Kept(version) => version,
-        }
+impl Held {
+    fn unannounce(&mut self, name: Arc<str>) {
+        self.announce = true;
+        self.unannounced.get_or_insert_default().insert(name);
     }
 
-    /// Whose endpoints it needs.
-    fn endpoints(&self) -> &[Arc<PortId>] {
-        match self {
-            Self::Whole(whole) => &whole.endpoints,
-            Self::Kept(_) => &[],
+    fn forget_name(&mut self, name: &str) {
+        self.names.remove(name);
+        if let Some(unannounced) = &mut self.unannounced {
+            unannounced.remove(name);
         }
     }
 }
 
-impl PartialEq for Version {
-    fn eq(&self, other: &Self) -> bool {
-        self.as_str() == other.as_str()
-    }
+/// Whose endpoints a version needs.
+fn endpoints_of(version: &Option<Arc<EncodedDestination>>) -> &[Arc<PortId>] {
+    version.as_ref().map_or(&[], |version| &version.endpoints)
 }
 
-fn endpoints_of(version: &Option<Version>) -> &[Arc<PortId>] {
-    version.as_ref().map_or(&[], Version::endpoints)
+fn version_of(version: &Option<Arc<EncodedDestination>>) -> Option<&str> {
+    version.as_ref().map(|version| &*version.resource.version)
 }
 
 #[derive(Debug, Default)]

@@ -55,6 +55,15 @@ impl EncodedDestination {
     }
 }
 
+impl EncodedDestination {
+    /// A version that a proxy has kept from an earlier stream, of which nothing else is known.
+    pub fn kept(name: &Arc<DestinationName>, version: &str) -> Self {
+        let (name, version) = (name.clone(), version.into());
+        let resource = Encoded { name: Box::default(), version, body: Bytes::new() };
+        Self { name, resource, endpoints: Vec::new(), left_out: Vec::new() }
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct EncodedInbound {
     pub(super) resource: Arc<Encoded>,

@@ -10,7 +10,7 @@ use outrigger_proto::wire::{self, DeltaDiscoveryRequest};
 
 use super::{
     Endpoints, InFlight, MAX_NACKS, MAX_NAME, MAX_REASON, MAX_SUBSCRIPTIONS, Nack, Session,
-    Version, endpoints_of, single_dep,
+    endpoints_of, single_dep, version_of,
 };
 use crate::index::PortId;
 use crate::publish::EncodedDestination;
@@ -38,8 +38,8 @@ impl Session {
                     continue;
                 }
                 let held = self.destinations.get_mut(&one.name);
-                let version = Some(Version::Whole(one));
-                if let Some(held) = held.filter(|held| held.sent == version) {
+                let version = Some(&*one.resource.version);
+                if let Some(held) = held.filter(|held| version_of(&held.sent) == version) {
                     held.refused = Some(reason.as_str().into());
                 }
             }
@@ -69,7 +69,7 @@ impl Session {
         let Some(held) = self.destinations.get_mut(&name) else { return };
         // What the old version needed may be let go now.
         self.needed.replace(endpoints_of(&held.acknowledged), &sent.endpoints);
-        held.acknowledged = Some(Version::Whole(sent));
+        held.acknowledged = Some(sent);
         self.retire_after(&name);
     }
 
@@ -116,8 +116,7 @@ impl Session {
             if let Some(target) = &state.target
                 && let Some(held) = self.destinations.get_mut(&target.name)
             {
-                held.announce = true;
-                held.unannounced.insert(name.clone());
+                held.unannounce(name.clone());
                 self.work.destinations.insert(target.name.clone());
             }
             self.work.names.insert(name);
@@ -158,8 +157,7 @@ impl Session {
             self.move_pin(state.target.as_ref(), None);
             let Some(target) = state.target else { continue };
             let Some(held) = self.destinations.get_mut(&target.name) else { continue };
-            held.names.remove(&**name);
-            held.unannounced.remove(&**name);
+            held.forget_name(name);
             if held.names.is_empty() {
                 // The proxy has let go of it itself: nothing to say.
                 self.drop_destination(&target.name);

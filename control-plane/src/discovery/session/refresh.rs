@@ -7,12 +7,12 @@ use outrigger_core::name::{DestinationName, EndpointId};
 use outrigger_proto::wire;
 
 use super::{
-    Endpoints, Held, MARKER_VERSION, MAX_NAME, NAMES_AT_ONCE, Session, Target, Version,
-    endpoints_of, marker, single_dep,
+    Endpoints, Held, MARKER_VERSION, MAX_NAME, NAMES_AT_ONCE, Session, Target, endpoints_of,
+    marker, single_dep, version_of,
 };
 use crate::discovery::outbox::{Outbox, resource};
 use crate::index::{Dep, PortId, Resolution};
-use crate::publish::View;
+use crate::publish::{EncodedDestination, View};
 
 /// Aliases that are sent with one resource: together below a quarter of a response.
 const MAX_ALIASES: usize = wire::MAX_RESPONSE / 8 / MAX_NAME;
@@ -39,8 +39,7 @@ impl Session {
                 if held.names.insert(name.clone()) {
                     // A proxy that still has the destination by this name need not hear it again.
                     if !known {
-                        held.announce = true;
-                        held.unannounced.insert(name.clone());
+                        held.unannounce(name.clone());
                     }
                     self.work.destinations.insert(new_name.clone());
                 }
@@ -48,8 +47,7 @@ impl Session {
             let old_name = old.map(|target| target.name);
             if let Some(old_name) = old_name.filter(|old| Some(old) != new_name.as_ref()) {
                 if let Some(held) = self.destinations.get_mut(&old_name) {
-                    held.names.remove(&*name);
-                    held.unannounced.remove(&*name);
+                    held.forget_name(&name);
                     if let Some(new_name) = &new_name {
                         let successors = self.retiring.entry((*old_name).clone()).or_default();
                         successors.insert((**new_name).clone());
@@ -173,16 +171,16 @@ impl Session {
             self.retiring.remove(&*name);
             let Some(held) = self.destinations.get_mut(&name) else { continue };
             if let Some(kept) = kept {
-                let kept = Version::Kept(kept.into());
+                let kept = Arc::new(EncodedDestination::kept(&name, &kept));
                 held.acknowledged = Some(kept.clone());
                 held.sent = Some(kept);
             }
-            let new = Some(Version::Whole(encoded.clone()));
-            let same = held.sent == new;
+            let new = Some(encoded.clone());
+            let same = version_of(&held.sent) == version_of(&new);
             self.needed.replace(endpoints_of(&held.sent), &encoded.endpoints);
             held.sent.clone_from(&new);
             if same && !held.announce {
-                if held.acknowledged == new {
+                if version_of(&held.acknowledged) == version_of(&new) {
                     self.needed.replace(endpoints_of(&held.acknowledged), &encoded.endpoints);
                     held.acknowledged = new;
                     self.retire_after(&name);
@@ -192,9 +190,9 @@ impl Session {
             held.announce = false;
             held.refused = None;
             // A proxy goes on knowing it by the names that it was told, so many are not told again.
-            let unannounced = std::mem::take(&mut held.unannounced);
+            let unannounced = held.unannounced.take().unwrap_or_default();
             let names =
-                if same || held.names.len() > MAX_ALIASES { &unannounced } else { &held.names };
+                if same || held.names.len() > MAX_ALIASES { &*unannounced } else { &held.names };
             let aliases = names.iter().map(|alias| alias.to_string());
             let mut aliases: Vec<_> =
                 aliases.filter(|alias| **alias != *encoded.resource.name).collect();

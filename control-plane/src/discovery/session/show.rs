@@ -4,7 +4,7 @@ use outrigger_core::name::DestinationName;
 use outrigger_proto::wire;
 use serde_json::{Value, json};
 
-use super::{Session, Version, marker};
+use super::{Session, marker, version_of};
 use crate::publish::Answer;
 
 impl Session {
@@ -14,7 +14,9 @@ impl Session {
         sent.map(|(name, held)| (&**name, held)).map(|(name, held)| {
             let answer = match &held.refused {
                 Some(reason) => Answer::Refused(reason),
-                None if held.sent == held.acknowledged => Answer::Acknowledged,
+                None if version_of(&held.sent) == version_of(&held.acknowledged) => {
+                    Answer::Acknowledged
+                }
                 None => Answer::Pending,
             };
             (name, answer)
@@ -46,8 +48,8 @@ impl Session {
         });
         let destinations = self.destinations.iter().map(|(name, held)| {
             json!({
-                "name": name.to_string(), "sent": held.sent.as_ref().map(Version::as_str),
-                "acknowledged": held.acknowledged.as_ref().map(Version::as_str),
+                "name": name.to_string(), "sent": version_of(&held.sent),
+                "acknowledged": version_of(&held.acknowledged),
                 "refused": held.refused,
             })
         });
