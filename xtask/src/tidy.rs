@@ -1,11 +1,12 @@
 //! `cargo xtask tidy`: rules of the repository that a compiler does not check.
 //!
 //! Each file here is one kind of rule, as a function from text to problems, so that a bad example
-//! shows that it bites: [`layers`] who may depend on whom, [`documents`] whether the pages are
+//! shows that it bites: [`layers`] who may depend on whom, [`modules`] the same inside a crate, [`documents`] whether the pages are
 //! true, [`sources`] how the code must look.
 
 mod documents;
 mod layers;
+mod modules;
 mod sources;
 
 use std::fs;
@@ -53,6 +54,7 @@ fn check() -> io::Result<Vec<String>> {
             .map_err(|error| io::Error::new(error.kind(), format!("{path}: {error}")))
     };
     let mut problems = layers::check(&metadata()?);
+    problems.extend(modules::check(&code));
     problems.extend(documents::check_architecture(&read("ARCHITECTURE.md")?, &paths, &code));
     let reasons = (read("core/src/reason.rs")?, read("docs/reasons.md")?);
     problems.extend(documents::check_reasons(&reasons.0, &reasons.1));
