@@ -100,14 +100,20 @@ impl Topics {
         lock(&self.shards[hash % SHARDS])
     }
 
-    /// Gives the topic's own copy of the key, for all subscribers to share.
-    pub(super) fn subscribe(&self, dep: &Dep, handle: &Arc<Handle>) -> Arc<Dep> {
+    /// Gives the topic's own copy of the key, for all subscribers to share. `newest` is asked once the topic can be
+    /// touched, so that whatever is older than its answer, and may have missed the topic, does not count as current.
+    pub(super) fn subscribe(
+        &self,
+        dep: &Dep,
+        handle: &Arc<Handle>,
+        newest: impl FnOnce() -> u64,
+    ) -> Arc<Dep> {
         let mut shard = self.shard(dep);
         if !shard.contains_key(dep) {
             let dep = Arc::new(dep.clone());
             let topic = Topic {
                 dep: dep.clone(),
-                changed: 0,
+                changed: newest(),
                 subscribers: Vec::new(),
                 cuts: HashMap::new(),
                 value: Value::None,

@@ -52,7 +52,8 @@ impl<'a> View<'a> {
     /// The stream depends on something from now on. Gives the key that all who do share.
     pub fn subscribe(&self, dep: &Dep) -> Arc<Dep> {
         let Some(handle) = self.handle else { return Arc::new(dep.clone()) };
-        let shared = self.publisher.topics.subscribe(dep, handle);
+        let newest = || self.publisher.snapshot.load().commit.generation;
+        let shared = self.publisher.topics.subscribe(dep, handle, newest);
         // What has happened since this state was taken may have missed the stream.
         let newest = self.publisher.snapshot.load().commit;
         if newest.generation != self.commit.generation {

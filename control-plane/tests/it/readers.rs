@@ -41,6 +41,22 @@ impl Reader {
         });
     }
 
+    fn unsubscribe(&mut self, names: &[String]) {
+        self.session.receive(DeltaDiscoveryRequest {
+            type_url: wire::DESTINATION.to_owned(),
+            resource_names_unsubscribe: names.to_vec(),
+            ..Default::default()
+        });
+        self.held.retain(|(type_url, _), _| type_url != wire::DESTINATION);
+    }
+
+    /// What it dials.
+    fn names(&self) -> Vec<String> {
+        let page = self.session.describe();
+        let names = page["subscriptions"].as_array().unwrap().iter();
+        names.map(|name| name["name"].as_str().unwrap().to_owned()).collect()
+    }
+
     /// Takes and acknowledges what there is, as the stream's task does; gives how many resources came.
     fn pump(&mut self, publisher: &Publisher) -> usize {
         let told = publisher.told();
@@ -254,12 +270,7 @@ fn a_change_of_a_large_service_concerns_few() {
 fn assert_same(publisher: &Publisher, readers: &mut [Reader]) {
     for reader in readers {
         while reader.pump(publisher) > 0 {}
-        let names: Vec<String> = reader.session.describe()["subscriptions"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .map(|name| name["name"].as_str().unwrap().to_owned())
-            .collect();
+        let names = reader.names();
         let new = Reader::new(publisher, &reader.session.proxy.id.clone(), &names);
         assert_eq!(reader.held, new.held, "{}", reader.session.proxy.id);
     }
@@ -275,6 +286,12 @@ fn readers_that_race_with_writers_end_with_the_newest() {
             scope.spawn(move || {
                 while !over.load(Ordering::Relaxed) {
                     for reader in &mut *chunk {
+                        reader.pump(publisher);
+                        // Some let go of everything and come back, while it changes.
+                        let names = reader.names();
+                        reader.unsubscribe(&names);
+                        reader.pump(publisher);
+                        reader.subscribe(wire::DESTINATION, &names);
                         reader.pump(publisher);
                     }
                 }
@@ -353,5 +370,42 @@ fn a_new_namespace_is_told_without_all_others() {
             ..Default::default()
         });
         assert_eq!(again.pump(&publisher), 0);
+    }
+}
+
+/// A commit between the moment at which a stream looks and that at which it subscribes.
+#[test]
+fn what_changes_between_a_look_and_a_subscription_is_not_missed() {
+    let changes: [fn(&mut Index); 3] = [
+        |index| index.apply(slice("s7", 0, 7..8, 2)),
+        |index| index.apply(traffic("s7", "s7", 2)),
+        |index| {
+            let Object::Service(mut service) = service_object("other") else { unreachable!() };
+            service.id.namespace = "shop".to_owned();
+            index.apply(Object::Service(service));
+        },
+    ];
+    for change in changes {
+        let (publisher, _) = mesh(200);
+        let names = ["s7.bank:80".to_owned()];
+        let mut reader = Reader::new(&publisher, "bank.late", &[]);
+        reader.subscribe(wire::DESTINATION, &names);
+        reader.subscribe(wire::MESH_SETTINGS, &[wire::MESH_SETTINGS_NAME.to_owned()]);
+        let mut before = publisher.view_for(&reader.handle, publisher.told());
+        publisher.commit(change);
+        let responses = reader.session.pump(&mut before, 0);
+        drop(before);
+        for response in responses {
+            reader.take(response);
+        }
+        while reader.pump(&publisher) > 0 {}
+        // Versions are of the content: what somebody holds to whom nothing else has happened.
+        let (publisher, _) = mesh(200);
+        publisher.commit(change);
+        let mut expected = Reader::new(&publisher, "bank.late", &names);
+        expected.subscribe(wire::MESH_SETTINGS, &[wire::MESH_SETTINGS_NAME.to_owned()]);
+        expected.pump(&publisher);
+        assert_eq!(expected.held.len(), 4, "destination, endpoint, marker and settings");
+        assert_eq!(reader.held, expected.held);
     }
 }
