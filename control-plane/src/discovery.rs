@@ -11,7 +11,6 @@ mod session;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use outrigger_core::name::DestinationName;
 use outrigger_proto::wire::{
     self, AggregatedDiscoveryService, DeltaDiscoveryRequest, DeltaDiscoveryResponse,
 };
@@ -24,7 +23,7 @@ pub use session::{MAX_NAME, MAX_SUBSCRIPTIONS, Nack, Proxy, Session};
 use crate::ca::Authority;
 use crate::connection::Connection;
 use crate::metrics::Metrics;
-use crate::publish::{Answer, Handle, Publisher, Subscriber};
+use crate::publish::{Handle, Publisher, Subscriber};
 use crate::sync::lock;
 use crate::token::{Tokens, bearer};
 
@@ -158,6 +157,7 @@ async fn stream(
     let parts = Parts { publisher, metrics, stream: &stream, responses, caller };
     let result = parts.serve(first, &mut requests).await;
     metrics.proxies.dec();
+    stream.session().retract(publisher, &stream.handle);
     let interests = stream.session().take_interests();
     publisher.unsubscribe(&stream.handle, &interests);
     publisher.disconnect(&stream.handle);
@@ -179,14 +179,6 @@ impl Stream {
 }
 
 impl Subscriber for Stream {
-    fn answers(&self, take: &mut dyn FnMut(&DestinationName, Answer<'_>)) {
-        self.session().answers().for_each(|(name, answer)| take(name, answer));
-    }
-
-    fn inbound_answers(&self, take: &mut dyn FnMut(&str, Answer<'_>)) {
-        self.session().inbound_answers().for_each(|(uid, answer)| take(uid, answer));
-    }
-
     fn describe(&self) -> serde_json::Value {
         self.session().describe()
     }
@@ -228,6 +220,7 @@ impl Parts<'_> {
         let refused = session.counts.nacks;
         let about_trust = request.type_url == wire::TRUST_BUNDLE;
         session.receive(request);
+        session.report(self.publisher, &self.stream.handle);
         if session.counts.nacks > refused
             && let Some(nack) = session.nacks.back()
         {
@@ -284,6 +277,7 @@ impl Parts<'_> {
         }
         let nanos = dirty.newest.unwrap_or(view.commit).nanos;
         let responses = session.pump(&mut view, nanos);
+        session.report(publisher, &stream.handle);
         publisher.unsubscribe(&stream.handle, &session.interest_changes());
         stream.handle.acknowledge(session.acknowledged_generation());
         (responses, dirty.since, session.has_more())

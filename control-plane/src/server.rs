@@ -22,8 +22,8 @@ use crate::ca::own::OwnCertificate;
 use crate::connection::{self, Tls};
 use crate::control;
 use crate::discovery::Discovery;
-use crate::experiments::saved::{self, SavedStops};
 use crate::experiments::Stopper;
+use crate::experiments::saved::{self, SavedStops};
 use crate::identity::Certifier;
 use crate::index::Index;
 use crate::keys;
@@ -37,6 +37,7 @@ use crate::problems::Problems;
 use crate::publish::Publisher;
 use crate::registration::{Registrar, Registrations};
 use crate::replica::Replica;
+use crate::status::reader::Statuses;
 use crate::store::Store;
 use crate::store::dir::Directory;
 use crate::token::Tokens;
@@ -136,15 +137,18 @@ pub async fn start(options: Options, log: Log) -> Result<Server, StartError> {
     let discovery = local_address(&listener, options.listen);
     let admin_address = local_address(&admin_listener, options.admin);
     let authority = security.as_ref().map(|security| security.authority.clone());
+    let (statuses, rounds) = Statuses::new(publisher.clone(), problems.clone(), &metrics);
     let admin = Admin {
         publisher: publisher.clone(),
         registrations: registrations.clone(),
         authority: authority.clone(),
         problems,
+        statuses,
         metrics: metrics.clone(),
         log,
     };
-    let mut background = vec![tokio::spawn(admin::serve(admin_listener, admin))];
+    let mut background =
+        vec![tokio::spawn(admin::serve(admin_listener, admin)), tokio::spawn(rounds.run())];
     background.push(tokio::spawn(keys::run(publisher.clone(), root, local)));
     background.push(tokio::spawn(lookup::run(publisher.clone(), local)));
     background.extend(registrations.clone().map(|r| tokio::spawn(r.run())));
