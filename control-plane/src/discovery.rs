@@ -148,21 +148,38 @@ async fn stream(
     bounds::check(&first)?;
     let proxy = caller.admit(&first)?;
     tracing::info!(proxy = proxy.id, "proxy connected");
-    let stream = Arc::new(Stream {
-        handle: publisher.handle(),
-        session: Mutex::new(Session::new(proxy.clone())),
-    });
-    publisher.connect(&stream.handle, stream.clone());
-    metrics.proxies.inc();
-    let parts = Parts { publisher, metrics, stream: &stream, responses, caller };
-    let result = parts.serve(first, &mut requests).await;
-    metrics.proxies.dec();
-    stream.session().retract(publisher, &stream.handle);
-    let interests = stream.session().take_interests();
-    publisher.unsubscribe(&stream.handle, &interests);
-    publisher.disconnect(&stream.handle);
-    tracing::info!(proxy = proxy.id, "proxy disconnected");
-    result
+    let stream =
+        Arc::new(Stream { handle: publisher.handle(), session: Mutex::new(Session::new(proxy)) });
+    let connected = Connected::new(publisher, metrics, stream);
+    let parts = Parts { publisher, metrics, stream: &connected.stream, responses, caller };
+    parts.serve(first, &mut requests).await
+}
+
+/// A proxy that is told of changes, until this is dropped: also when its connection has to end.
+struct Connected<'a> {
+    publisher: &'a Publisher,
+    metrics: &'a Metrics,
+    stream: Arc<Stream>,
+}
+
+impl<'a> Connected<'a> {
+    fn new(publisher: &'a Publisher, metrics: &'a Metrics, stream: Arc<Stream>) -> Self {
+        publisher.connect(&stream.handle, stream.clone());
+        metrics.proxies.inc();
+        Self { publisher, metrics, stream }
+    }
+}
+
+impl Drop for Connected<'_> {
+    fn drop(&mut self) {
+        let Self { publisher, metrics, stream } = self;
+        metrics.proxies.dec();
+        let mut session = stream.session();
+        session.retract(publisher, &stream.handle);
+        publisher.unsubscribe(&stream.handle, &session.take_interests());
+        publisher.disconnect(&stream.handle);
+        tracing::info!(proxy = session.proxy.id, "proxy disconnected");
+    }
 }
 
 /// One proxy's stream.
