@@ -29,6 +29,7 @@ use crate::problems::{Problem, Problems};
 use crate::publish::{Publisher, View};
 use crate::registration::Registrations;
 use crate::status;
+use crate::status::reader::{StatusTable, Statuses};
 
 /// The content type of Prometheus' text format as `prometheus-client` writes it.
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -40,6 +41,7 @@ pub struct Admin {
     pub registrations: Option<Arc<Registrations>>,
     pub authority: Option<Arc<Authority>>,
     pub problems: Arc<Problems>,
+    pub statuses: Arc<Statuses>,
     pub metrics: Arc<Metrics>,
     pub log: Log,
 }
@@ -113,17 +115,17 @@ async fn problems(State(admin): State<Admin>) -> Json<ProblemsPage> {
 }
 
 async fn index(State(admin): State<Admin>) -> impl IntoResponse {
+    let statuses = admin.statuses.up_to_date().await;
     // A large index takes a while to write down: not on a thread that serves proxies.
-    let page = tokio::task::spawn_blocking(move || index_page(&admin)).await;
+    let page = tokio::task::spawn_blocking(move || index_page(&admin, &statuses)).await;
     ([(CONTENT_TYPE, "application/json")], page.unwrap_or_default())
 }
 
 /// Of one state; services are written one by one, so that the page takes no more memory than its text.
-fn index_page(admin: &Admin) -> String {
+fn index_page(admin: &Admin, statuses: &StatusTable) -> String {
     let problems = admin.problems.all();
     let view = admin.publisher.view();
-    let programmed = status::programmed(&view);
-    let summary = summary(&view, &problems);
+    let summary = summary(&view, statuses);
     let problems: Vec<_> = problems.into_iter().map(ProblemLine::from).collect();
     let mut page = summary;
     page["problems"] = json!(problems);
@@ -142,7 +144,7 @@ fn index_page(admin: &Admin) -> String {
     let mut separator = "";
     for service in view.index.services() {
         let mut value = self::service(&view.index, service);
-        value["programmed"] = json!(programmed.get(&service.id));
+        value["programmed"] = json!(status::programmed(&view, &service.id));
         text.push_str(&format!("{separator}\"{}\":{value}", service.id));
         separator = ",";
     }
@@ -150,7 +152,7 @@ fn index_page(admin: &Admin) -> String {
     text
 }
 
-fn summary(view: &View<'_>, problems: &[Problem]) -> Value {
+fn summary(view: &View<'_>, statuses: &StatusTable) -> Value {
     let index = &view.index;
     let settings = index.settings();
     let routes: Vec<Value> = index
@@ -175,7 +177,7 @@ fn summary(view: &View<'_>, problems: &[Problem]) -> Value {
         },
         "routes": routes,
         "workloads": workloads,
-        "status": status::objects(view, problems),
+        "status": statuses.values().map(|status| &**status).collect::<Vec<_>>(),
     })
 }
 

@@ -13,7 +13,6 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use outrigger_core::name::DestinationName;
 use outrigger_proto::wire::{self, DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 use tokio::sync::mpsc;
 use tonic::{Request, Status, Streaming};
@@ -24,7 +23,7 @@ pub use transport::DiscoveryServer;
 use crate::ca::Authority;
 use crate::connection::Connection;
 use crate::metrics::Metrics;
-use crate::publish::{Answer, Handle, Publisher, Subscriber};
+use crate::publish::{Handle, Publisher, Subscriber};
 use crate::sync::lock;
 use crate::token::{Tokens, bearer};
 
@@ -147,20 +146,38 @@ async fn stream(
     bounds::check(&first)?;
     let proxy = caller.admit(&first)?;
     tracing::info!(proxy = proxy.id, "proxy connected");
-    let stream = Arc::new(Stream {
-        handle: publisher.handle(),
-        session: Mutex::new(Session::new(proxy.clone())),
-    });
-    publisher.connect(&stream.handle, stream.clone());
-    metrics.proxies.inc();
-    let parts = Parts { publisher, metrics, stream: &stream, responses, caller };
-    let result = parts.serve(first, &mut requests).await;
-    metrics.proxies.dec();
-    let interests = stream.session().take_interests();
-    publisher.unsubscribe(&stream.handle, &interests);
-    publisher.disconnect(&stream.handle);
-    tracing::info!(proxy = proxy.id, "proxy disconnected");
-    result
+    let stream =
+        Arc::new(Stream { handle: publisher.handle(), session: Mutex::new(Session::new(proxy)) });
+    let connected = Connected::new(publisher, metrics, stream);
+    let parts = Parts { publisher, metrics, stream: &connected.stream, responses, caller };
+    parts.serve(first, &mut requests).await
+}
+
+/// A proxy that is told of changes, until this is dropped: also when its connection has to end.
+struct Connected<'a> {
+    publisher: &'a Publisher,
+    metrics: &'a Metrics,
+    stream: Arc<Stream>,
+}
+
+impl<'a> Connected<'a> {
+    fn new(publisher: &'a Publisher, metrics: &'a Metrics, stream: Arc<Stream>) -> Self {
+        publisher.connect(&stream.handle, stream.clone());
+        metrics.proxies.inc();
+        Self { publisher, metrics, stream }
+    }
+}
+
+impl Drop for Connected<'_> {
+    fn drop(&mut self) {
+        let Self { publisher, metrics, stream } = self;
+        metrics.proxies.dec();
+        let mut session = stream.session();
+        session.retract(publisher, &stream.handle);
+        publisher.unsubscribe(&stream.handle, &session.take_interests());
+        publisher.disconnect(&stream.handle);
+        tracing::info!(proxy = session.proxy.id, "proxy disconnected");
+    }
 }
 
 /// One proxy's stream.
@@ -177,14 +194,6 @@ impl Stream {
 }
 
 impl Subscriber for Stream {
-    fn answers(&self, take: &mut dyn FnMut(&DestinationName, Answer<'_>)) {
-        self.session().answers().for_each(|(name, answer)| take(name, answer));
-    }
-
-    fn inbound_answers(&self, take: &mut dyn FnMut(&str, Answer<'_>)) {
-        self.session().inbound_answers().for_each(|(uid, answer)| take(uid, answer));
-    }
-
     fn describe(&self) -> serde_json::Value {
         self.session().describe()
     }
@@ -226,6 +235,7 @@ impl Parts<'_> {
         let refused = session.counts.nacks;
         let about_trust = request.type_url == wire::TRUST_BUNDLE;
         session.receive(request);
+        session.report(self.publisher, &self.stream.handle);
         if session.counts.nacks > refused
             && let Some(nack) = session.nacks.back()
         {
@@ -284,6 +294,7 @@ impl Parts<'_> {
         }
         let nanos = dirty.newest.unwrap_or(view.commit).nanos;
         let responses = session.pump(&mut view, nanos);
+        session.report(publisher, &stream.handle);
         publisher.unsubscribe(&stream.handle, &session.interest_changes());
         stream.handle.acknowledge(session.acknowledged_generation());
         (responses, dirty.since, session.has_more())

@@ -6,6 +6,7 @@
 //! kept in persistent maps, so that a copy costs next to nothing: each commit leaves one behind for its
 //! readers, which never changes. There is no I/O here, no clock and no lock.
 
+mod changes;
 mod endpoints;
 mod externals;
 mod links;
@@ -170,6 +171,8 @@ pub struct Index {
     dirty: HashSet<Dep>,
     /// Of the Services in it whose endpoints are dirty: which of them.
     touched: HashMap<ServiceId, Touched>,
+    /// See [`Index::take_changed`].
+    changed: HashSet<ObjectId>,
 }
 
 impl Index {
@@ -288,16 +291,6 @@ impl Index {
                 index.registered.remove(uid);
             });
         }
-    }
-
-    /// What the changes since the last call touched.
-    pub fn take_dirty(&mut self) -> HashSet<Dep> {
-        std::mem::take(&mut self.dirty)
-    }
-
-    /// Of the Services whose endpoints have changed since the last call, which.
-    pub fn take_touched(&mut self) -> HashMap<ServiceId, Touched> {
-        std::mem::take(&mut self.touched)
     }
 
     /// A Service, or an ExternalService as one.

@@ -40,6 +40,7 @@ pub struct Metrics {
     pub proxies: Gauge,
     pub workloads: Gauge,
     pub nacks: Counter,
+    pub status_changes: Counter,
     pub log_dropped: Counter,
     pub publish_seconds: Histogram,
     pub load_seconds: Histogram,
@@ -64,6 +65,7 @@ impl Metrics {
             proxies: Gauge::default(),
             workloads: Gauge::default(),
             nacks: Counter::default(),
+            status_changes: Counter::default(),
             log_dropped: Counter::default(),
             publish_seconds: latency(),
             load_seconds: latency(),
@@ -82,6 +84,11 @@ impl Metrics {
         registry.register("proxies", "Proxies with a discovery stream", metrics.proxies.clone());
         registry.register("workloads", "Registered workloads", metrics.workloads.clone());
         registry.register("nacks", "Responses that proxies refused", metrics.nacks.clone());
+        registry.register(
+            "status_changes",
+            "Times that the status of an object became another one",
+            metrics.status_changes.clone(),
+        );
         registry.register(
             "log_dropped",
             "Lines dropped because nobody read the log",

@@ -4,6 +4,7 @@
 //! at another object.
 
 mod external;
+mod id;
 pub mod policy;
 pub mod stopped;
 pub mod targets;

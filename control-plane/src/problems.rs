@@ -1,11 +1,12 @@
 //! What is wrong with what people wrote, with file, line and field.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use serde::{Serialize, Serializer};
+use tokio::sync::Notify;
 
 use crate::object::ObjectId;
 use crate::sync::lock;
@@ -33,6 +34,13 @@ pub struct Problem {
     pub problem: String,
 }
 
+impl Problem {
+    /// The object whose newest version it keeps from being accepted.
+    pub fn refused(&self) -> Option<&ObjectId> {
+        self.object.as_ref().filter(|_| self.severity == Severity::Error)
+    }
+}
+
 fn display_path<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(&path.display())
 }
@@ -49,14 +57,26 @@ impl fmt::Display for Problem {
 
 /// The problems of each file, shared between who finds them and who shows them.
 #[derive(Debug, Default)]
-pub struct Problems(Mutex<BTreeMap<PathBuf, Vec<Problem>>>);
+pub struct Problems {
+    known: Mutex<Known>,
+    /// Told of whatever [`Self::take_changed`] gives.
+    pub changed: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    files: BTreeMap<PathBuf, Vec<Problem>>,
+    /// Errors of each object: where each stands in its file's list.
+    by_object: BTreeMap<ObjectId, BTreeMap<PathBuf, Vec<usize>>>,
+    changed: BTreeSet<ObjectId>,
+}
 
 impl Problems {
     /// Puts what a file's last reading found in the place of what the one before did, and logs
     /// what is new.
     pub fn set(&self, file: &Path, problems: Vec<Problem>) {
-        let mut all = lock(&self.0);
-        let old = all.remove(file).unwrap_or_default();
+        let mut known = lock(&self.known);
+        let old = known.files.remove(file).unwrap_or_default();
         for problem in problems.iter().filter(|problem| !old.contains(problem)) {
             let object = problem.object.as_ref().map(tracing::field::display);
             match problem.severity {
@@ -67,16 +87,58 @@ impl Problems {
         if !old.is_empty() && problems.is_empty() {
             tracing::info!(file = %file.display(), "no problems left in this file");
         }
+        if old != problems {
+            known.link(file, &old, &problems);
+            self.changed.notify_one();
+        }
         if !problems.is_empty() {
-            all.insert(file.to_owned(), problems);
+            known.files.insert(file.to_owned(), problems);
         }
     }
 
     pub fn all(&self) -> Vec<Problem> {
-        lock(&self.0).values().flatten().cloned().collect()
+        lock(&self.known).files.values().flatten().cloned().collect()
+    }
+
+    /// Why the newest version of an object is not accepted, a line for each error.
+    pub fn errors_of(&self, object: &ObjectId) -> Vec<String> {
+        let known = lock(&self.known);
+        let files = known.by_object.get(object).into_iter().flatten();
+        let errors = files.flat_map(|(file, positions)| {
+            let of_file = known.files.get(file);
+            positions.iter().filter_map(move |position| of_file?.get(*position))
+        });
+        errors.map(ToString::to_string).collect()
+    }
+
+    /// Objects whose errors have changed since the last call: for the one reader that keeps their status.
+    pub fn take_changed(&self) -> BTreeSet<ObjectId> {
+        std::mem::take(&mut lock(&self.known).changed)
     }
 
     pub fn count(&self) -> usize {
-        lock(&self.0).values().map(Vec::len).sum()
+        lock(&self.known).files.values().map(Vec::len).sum()
+    }
+}
+
+impl Known {
+    /// Follows which errors of a file are which object's.
+    fn link(&mut self, file: &Path, old: &[Problem], new: &[Problem]) {
+        let before: BTreeSet<&ObjectId> = old.iter().filter_map(Problem::refused).collect();
+        for object in before {
+            self.changed.insert(object.clone());
+            if let Some(files) = self.by_object.get_mut(object) {
+                files.remove(file);
+                if files.is_empty() {
+                    self.by_object.remove(object);
+                }
+            }
+        }
+        for (position, problem) in new.iter().enumerate() {
+            let Some(object) = problem.refused() else { continue };
+            self.changed.insert(object.clone());
+            let files = self.by_object.entry(object.clone()).or_default();
+            files.entry(file.to_owned()).or_default().push(position);
+        }
     }
 }

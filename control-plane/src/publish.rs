@@ -9,7 +9,9 @@
 mod collection;
 mod encode;
 mod fit;
+mod follow;
 mod handle;
+mod progress;
 mod subscriber;
 mod topics;
 mod view;
@@ -26,15 +28,19 @@ use tokio::sync::watch;
 pub use collection::{Collection, Cut, Member, Share};
 pub use encode::{Encoded, EncodedDestination};
 pub use fit::{LeftOut, MAX_RESOURCE, Part};
+pub use follow::{Follower, News};
 pub use handle::{Dirty, Handle};
+pub use progress::{Answers, Programmed};
 pub use subscriber::{Answer, Subscriber};
 pub use view::View;
 
 use encode::EncodedInbound;
+use follow::Followers;
+use progress::Progress;
 use topics::{Topics, TouchedTopic};
 
 use crate::index::{Dep, Index, PortId, Touched};
-use crate::object::ServiceId;
+use crate::object::{ObjectId, ServiceId};
 use crate::sync::lock;
 
 /// One change of the index.
@@ -88,6 +94,8 @@ pub struct Publisher {
     told: watch::Sender<u64>,
     streams: Mutex<BTreeMap<u64, Arc<dyn Subscriber>>>,
     next_stream: AtomicU64,
+    progress: Progress,
+    followers: Followers,
     counters: Counters,
 }
 
@@ -105,6 +113,7 @@ struct ChangeSet {
     deps: HashSet<Dep>,
     /// Of the Services whose endpoints it has touched, which.
     touched: HashMap<ServiceId, Touched>,
+    objects: HashSet<ObjectId>,
 }
 
 impl Publisher {
@@ -120,6 +129,8 @@ impl Publisher {
             told: watch::Sender::new(0),
             streams: Mutex::default(),
             next_stream: AtomicU64::new(0),
+            progress: Progress::default(),
+            followers: Followers::default(),
             counters: Counters::default(),
         }
     }
@@ -129,6 +140,7 @@ impl Publisher {
         let mut writer = lock(&self.writer);
         let result = change(&mut writer.index);
         let (deps, touched) = (writer.index.take_dirty(), writer.index.take_touched());
+        let objects = writer.index.take_changed();
         let is_change = !deps.is_empty();
         if is_change {
             let generation = writer.commit.generation + 1;
@@ -137,8 +149,8 @@ impl Publisher {
         let commit = writer.commit;
         // Also what nothing depends on yet is there to be seen.
         let old = self.snapshot.swap(Arc::new(Snapshot { index: writer.index.clone(), commit }));
-        if is_change {
-            lock(&self.queue).push_back(ChangeSet { commit, deps, touched });
+        if is_change || !objects.is_empty() {
+            lock(&self.queue).push_back(ChangeSet { commit, deps, touched, objects });
         }
         drop(writer);
         drop(old);
@@ -187,6 +199,23 @@ impl Publisher {
         handle.acknowledge(u64::MAX);
     }
 
+    /// By which a reader is told of everything that happens from now on.
+    pub fn follow(&self) -> Arc<Follower> {
+        self.followers.add()
+    }
+
+    /// What the proxy of a stream has made of everything that it was sent of a Service or of its own ports;
+    /// none: it has nothing of it.
+    pub fn note_answers(&self, handle: &Handle, of: &Dep, answers: Option<Answers>) {
+        if self.progress.set(of, handle.id, answers) {
+            self.followers.tell(|news| news.progress.extend([of.clone()]));
+        }
+    }
+
+    fn note_left_out(&self, of: &Dep) {
+        self.followers.tell(|news| news.left_out.extend([of.clone()]));
+    }
+
     /// Every stream, in the order in which they came.
     pub fn streams(&self) -> Vec<Arc<dyn Subscriber>> {
         lock(&self.streams).values().cloned().collect()
@@ -195,14 +224,25 @@ impl Publisher {
     /// A stream no longer depends on something.
     pub fn unsubscribe<D: Deref<Target = Dep>>(&self, handle: &Handle, ended: &[D]) {
         for dep in ended {
-            self.topics.unsubscribe(dep, handle);
+            if self.topics.unsubscribe(dep, handle) {
+                self.note_left_out(dep);
+            }
         }
+    }
+
+    /// Completes when everybody concerned has been told of everything until now.
+    pub async fn all_told(&self) {
+        self.told_of(self.snapshot.load().commit).await;
+    }
+
+    async fn told_of(&self, commit: Commit) {
+        // An error means that the publisher is gone, and it is here.
+        let _ = self.told.subscribe().wait_for(|told| *told >= commit.generation).await;
     }
 
     /// Completes when every proxy that knows endpoints of `ports` has acknowledged `commit`.
     pub async fn settled(&self, commit: Commit, ports: &[PortId]) {
-        // An error means that the publisher is gone, and it is here.
-        let _ = self.told.subscribe().wait_for(|told| *told >= commit.generation).await;
+        self.told_of(commit).await;
         let mut waiting: HashMap<u64, Arc<Handle>> = HashMap::new();
         for port in ports {
             let subscribers = self.topics.subscribers(&Dep::Endpoints(port.clone()));
@@ -225,6 +265,7 @@ impl Publisher {
                 let next = lock(&self.queue).pop_front();
                 let Some(changes) = next else { break };
                 self.tell(&changes);
+                self.followers.tell_commit(&changes.deps, &changes.objects);
                 self.told.send_replace(changes.commit.generation);
             }
             drop(telling);
@@ -241,6 +282,9 @@ impl Publisher {
                 _ => None,
             };
             let Some(mut topic) = self.topics.touch(dep, generation, touched) else { continue };
+            if topic.had_left_out {
+                self.note_left_out(dep);
+            }
             if let Dep::Endpoints(port) = dep {
                 self.leave_out_unconcerned(port, &mut topic);
             }

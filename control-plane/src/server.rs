@@ -36,6 +36,7 @@ use crate::problems::Problems;
 use crate::publish::Publisher;
 use crate::registration::{Registrar, Registrations};
 use crate::replica::Replica;
+use crate::status::reader::Statuses;
 use crate::store::Store;
 use crate::store::dir::Directory;
 use crate::token::Tokens;
@@ -133,15 +134,18 @@ pub async fn start(options: Options, log: Log) -> Result<Server, StartError> {
     let discovery = local_address(&listener, options.listen);
     let admin_address = local_address(&admin_listener, options.admin);
     let authority = security.as_ref().map(|security| security.authority.clone());
+    let (statuses, rounds) = Statuses::new(publisher.clone(), problems.clone(), &metrics);
     let admin = Admin {
         publisher: publisher.clone(),
         registrations: registrations.clone(),
         authority: authority.clone(),
         problems,
+        statuses,
         metrics: metrics.clone(),
         log,
     };
-    let mut background = vec![tokio::spawn(admin::serve(admin_listener, admin))];
+    let mut background =
+        vec![tokio::spawn(admin::serve(admin_listener, admin)), tokio::spawn(rounds.run())];
     background.push(tokio::spawn(keys::run(publisher.clone(), root, local)));
     background.push(tokio::spawn(lookup::run(publisher.clone(), local)));
     background.extend(registrations.clone().map(|r| tokio::spawn(r.run())));

@@ -1,24 +1,32 @@
 //! What has become of each object: accepted, references resolved, programmed on how many proxies.
+//!
+//! [`of`] says it of one object, and looks at nothing but what that depends on; [`concerned`] goes the other way,
+//! from what has changed to the objects whose status it may change. [`reader`] follows the publisher by both.
 
+pub mod concerned;
 mod external;
 mod left_out;
+mod of;
 mod policy;
+pub mod reader;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use outrigger_core::config::BackendTarget;
 use serde::Serialize;
 
-use crate::index::{Index, PortId};
+pub use of::of;
+
+use crate::index::{Dep, Index};
 use crate::object::stopped::Stopped;
 use crate::object::targets::for_each_target;
-use crate::object::{Kind, ObjectId, Route, RouteBody, ServiceId};
-use crate::problems::{Problem, Severity};
-use crate::publish::{Answer, View};
+use crate::object::{ObjectId, Policy, Route, RouteBody, ServiceId};
+use crate::problems::Problem;
+use crate::publish::{Programmed, View};
 use crate::translate::destination;
 
 /// Of one object.
-#[derive(Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Status {
     pub object: ObjectId,
     /// Whether its newest version is in force.
@@ -34,7 +42,7 @@ pub struct Status {
 }
 
 /// Whether something holds, and if not why not, with field paths.
-#[derive(Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Condition {
     pub status: bool,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -47,99 +55,49 @@ impl From<Vec<String>> for Condition {
     }
 }
 
-/// How many of the proxies that have a Service's destinations have acknowledged the current ones.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Programmed {
-    pub acknowledged: usize,
-    pub proxies: usize,
-    /// Why proxies refused, each reason once.
-    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
-    pub refused: BTreeSet<String>,
-}
-
-impl Programmed {
-    fn add(&mut self, other: &Self) {
-        self.acknowledged += other.acknowledged;
-        self.proxies += other.proxies;
-        self.refused.extend(other.refused.iter().cloned());
-    }
-}
-
 /// Status of every route, policy and ExternalService, and of every object whose newest version was not accepted.
 pub fn objects(view: &View<'_>, problems: &[Problem]) -> Vec<Status> {
-    let programmed = programmed(view);
-    let mut statuses: BTreeMap<ObjectId, Status> = BTreeMap::new();
-    for route in view.index.routes() {
-        let mut total = Programmed::default();
-        let parents: BTreeSet<&ServiceId> = route.parents.iter().map(|p| &p.service).collect();
-        for of_parent in parents.into_iter().filter_map(|parent| programmed.get(parent)) {
-            total.add(of_parent);
+    let mut written: BTreeMap<&ObjectId, Vec<String>> = BTreeMap::new();
+    for problem in problems {
+        if let Some(object) = problem.refused() {
+            written.entry(object).or_default().push(problem.to_string());
         }
-        let status = Status {
-            object: route.id.clone(),
-            accepted: not_in_force(&view.index, route).into(),
-            resolved_refs: unresolved_backends(&view.index, route).into(),
-            programmed: total,
-            overridden: Vec::new(),
-            stopped: None,
-        };
-        statuses.insert(route.id.clone(), status);
     }
-    statuses.extend(policy::policies(view, &programmed).map(|s| (s.object.clone(), s)));
-    statuses.extend(external::externals(view, &programmed).map(|s| (s.object.clone(), s)));
-    let written = problems.iter().filter(|problem| problem.severity == Severity::Error);
-    let written =
-        written.filter_map(|problem| Some((problem.object.clone()?, problem.to_string())));
-    let closed = closed(&view.index);
-    for (object, problem) in written.chain(left_out::objects(view)).chain(closed) {
-        let status = statuses.entry(object.clone()).or_insert_with(|| Status {
-            object,
-            accepted: Vec::new().into(),
-            resolved_refs: Vec::new().into(),
-            programmed: Programmed::default(),
-            overridden: Vec::new(),
-            stopped: None,
-        });
-        status.accepted.status = false;
-        status.accepted.problems.push(problem);
-    }
-    statuses.into_values().collect()
+    let with_status = with_status(&view.index);
+    let all: BTreeSet<&ObjectId> = with_status.iter().chain(written.keys().copied()).collect();
+    let status = |id: &ObjectId| of(view, id, written.get(id).cloned().unwrap_or_default());
+    all.into_iter().filter_map(status).collect()
+}
+
+/// Objects of kinds that have a status also when nothing is wrong with them, and AccessPolicies.
+fn with_status(index: &Index) -> BTreeSet<ObjectId> {
+    let mut all: BTreeSet<ObjectId> = index.routes().map(|route| route.id.clone()).collect();
+    all.extend(index.traffic_policies().map(|policy| policy.id.clone()));
+    all.extend(index.server_policies().map(|policy| policy.id.clone()));
+    all.extend(index.fault_injections().map(|policy| policy.id.clone()));
+    all.extend(index.externals().map(|external| external.service().object()));
+    all.extend(index.policies().map(Policy::id));
+    all
 }
 
 /// Whatever proxies would not take, of everything that they may ask for, as lines for `check`.
 pub fn left_out_of_all(view: &mut View<'_>) -> Vec<String> {
     left_out::ask_for_everything(view);
-    let lines = left_out::objects(view).into_iter();
-    lines.map(|(object, problem)| format!("{object}: {problem}")).collect()
+    let mut lines = Vec::new();
+    for id in with_status(&view.index) {
+        lines.extend(left_out::of(view, &id).into_iter().map(|problem| format!("{id}: {problem}")));
+    }
+    lines
 }
 
-/// How far the destinations of each Service have come.
-pub fn programmed(view: &View<'_>) -> BTreeMap<ServiceId, Programmed> {
-    let mut services: BTreeMap<ServiceId, Programmed> = BTreeMap::new();
-    for stream in view.streams() {
-        let mut of_proxy: BTreeMap<ServiceId, bool> = BTreeMap::new();
-        stream.answers(&mut |name, answer| {
-            let service = PortId::from(name).service;
-            if let Answer::Refused(reason) = answer {
-                services.entry(service.clone()).or_default().refused.insert(reason.to_owned());
-            }
-            *of_proxy.entry(service).or_insert(true) &= answer == Answer::Acknowledged;
-        });
-        for (service, current) in of_proxy {
-            let total = services.entry(service).or_default();
-            total.proxies += 1;
-            total.acknowledged += usize::from(current);
-        }
-    }
-    services
+/// How far the destinations of a Service have come; none: no proxy has any.
+pub fn programmed(view: &View<'_>, service: &ServiceId) -> Option<Programmed> {
+    view.programmed(&Dep::Service(service.clone()))
 }
 
 /// AccessPolicies of which no version is right, and what that means.
 fn closed(index: &Index) -> impl Iterator<Item = (ObjectId, String)> + '_ {
-    index.policies().filter_map(|policy| {
-        let (namespace, name) = (policy.namespace.clone(), policy.name.clone());
-        Some((ObjectId { kind: Kind::AccessPolicy, namespace, name }, policy.closed_because()?))
-    })
+    index.policies().filter_map(|policy| Some((policy.id(), policy.closed_because()?)))
 }
 
 /// Every reference that does not resolve, and every policy that something stands in for, as lines for

@@ -15,6 +15,7 @@ mod few;
 mod interests;
 mod receive;
 mod refresh;
+mod report;
 mod show;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
@@ -28,6 +29,7 @@ use outrigger_core::identity::SpiffeId;
 use outrigger_core::name::{DestinationName, EndpointId};
 use outrigger_proto::convert;
 use outrigger_proto::wire::{self, DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node};
+use report::{Unreported, of_service};
 use tonic::Status;
 
 use super::outbox::{Outbox, Sent};
@@ -74,6 +76,7 @@ pub struct Session {
     /// Versions that the proxy kept from an earlier stream and that nothing has asked for yet.
     kept: HashMap<&'static str, BTreeMap<String, String>>,
     work: Work,
+    unreported: Unreported,
     /// It has been said that there are too many subscriptions.
     full: bool,
     in_flight: BTreeMap<u64, InFlight>,
@@ -224,6 +227,7 @@ impl Session {
             settings_parts: Vec::new(),
             kept: HashMap::new(),
             work: Work::default(),
+            unreported: Unreported::default(),
             full: false,
             in_flight: BTreeMap::new(),
             last_nonce: 0,
@@ -277,11 +281,7 @@ impl Session {
             self.work.names.extend(self.interests.names(dep).cloned());
             match &**dep {
                 Dep::Service(id) => {
-                    let from = PortId::new(id, 0).destination();
-                    let of_service = self.destinations.range(from..).map(|(name, _)| name);
-                    let of_service = of_service.take_while(|name| {
-                        name.namespace == id.namespace && name.service == id.name
-                    });
+                    let of_service = of_service(&self.destinations, id).map(|(name, _)| name);
                     self.work.destinations.extend(of_service.cloned());
                 }
                 Dep::Endpoints(port) => {

@@ -17,8 +17,10 @@ use crate::object::{External, Service, ServiceId};
 pub(super) struct Externals {
     all: OrdMap<ServiceId, Arc<External>>,
     as_services: OrdMap<ServiceId, Arc<Service>>,
-    /// By namespace and what is dialled there.
-    dialled: Links<(String, Authority), ServiceId>,
+    /// By what is dialled and the namespace where it is.
+    pub(super) dialled: Links<(Authority, String), ServiceId>,
+    /// By the Service that has the dialled name if it exists, see [`Index::inside`].
+    pub(super) naming: Links<ServiceId, ServiceId>,
     /// By the host whose addresses they need.
     looked_up: Links<String, ServiceId>,
     /// By host name, once somebody has asked.
@@ -49,6 +51,15 @@ impl Externals {
 
 impl Index {
     pub(super) fn set_external(&mut self, id: ServiceId, new: Option<External>) {
+        let named = |external: &External| match &external.dialled.host {
+            Host::Name(host) => {
+                let (_, service, namespace) = self.inside(host)?;
+                Some(ServiceId::new(namespace, service))
+            }
+            Host::Ip(_) => None,
+        };
+        let before = self.externals.all.get(&id).and_then(|old| named(old));
+        let after = new.as_ref().and_then(named);
         let externals = &mut self.externals;
         let old = externals.all.remove(&id);
         if old.as_deref() == new.as_ref() {
@@ -61,13 +72,19 @@ impl Index {
             self.dirty.extend([Dep::Dialled(one.dialled.clone()), Dep::Endpoints(port)]);
         }
         if let Some(old) = &old {
-            externals.dialled.unlink(&(old.namespace.clone(), old.dialled.clone()), &id);
+            externals.dialled.unlink(&(old.dialled.clone(), old.namespace.clone()), &id);
+            if let Some(named) = &before {
+                externals.naming.unlink(named, &id);
+            }
             if let Some(host) = old.looked_up() {
                 externals.looked_up.unlink(&host.to_owned(), &id);
             }
         }
         if let Some(new) = new {
-            externals.dialled.link((new.namespace.clone(), new.dialled.clone()), id.clone());
+            externals.dialled.link((new.dialled.clone(), new.namespace.clone()), id.clone());
+            if let Some(named) = after {
+                externals.naming.link(named, id.clone());
+            }
             if let Some(host) = new.looked_up() {
                 externals.looked_up.link(host.to_owned(), id.clone());
             }
@@ -81,6 +98,7 @@ impl Index {
         }
         self.touched.insert(id.clone(), Touched::All);
         self.touch_parents_of_backend(&id);
+        self.changed.insert(id.object());
         self.dirty.insert(Dep::Service(id));
     }
 
@@ -115,6 +133,9 @@ impl Index {
             Ok(found) => new = Addresses { found, problem: None },
             Err(problem) => new.problem = Some(problem),
         }
+        if old.map(|old| &old.problem) != Some(&new.problem) {
+            self.changed.extend(users.iter().map(ServiceId::object));
+        }
         if old.map(|old| &old.found) != Some(&new.found) {
             for id in users {
                 if let Some(external) = externals.all.get(&id) {
@@ -143,7 +164,7 @@ impl Index {
     /// The ExternalService that a name means in `namespace`: of several the oldest, then the first by
     /// name.
     pub fn external_dialled(&self, namespace: &str, dialled: &Authority) -> Option<&External> {
-        let key = (namespace.to_owned(), dialled.clone());
+        let key = (dialled.clone(), namespace.to_owned());
         let all = self.externals.dialled.of(&key).filter_map(|id| self.external_of(id));
         all.min_by_key(|external| (external.created, &external.name))
     }

@@ -64,18 +64,25 @@ impl Index {
         }
     }
 
-    pub(super) fn resolve_host(&self, host: &str, port: u16, namespace: &str) -> Resolution {
+    /// A host as the mesh may know it: the host name of an endpoint, the Service, its namespace.
+    pub(super) fn inside<'a>(&self, host: &'a str) -> Option<(Option<&'a str>, &'a str, &'a str)> {
         let inside = host
             .strip_suffix(self.settings.cluster_domain.as_str())
             .and_then(|host| host.strip_suffix('.'))
             .filter(|host| host.ends_with(".svc"));
         let labels: Vec<&str> = inside.unwrap_or(host).split('.').collect();
-        let (hostname, service, service_namespace) = match labels[..] {
-            [service, ns] | [service, ns, "svc"] => (None, service, ns),
+        match labels[..] {
+            [service, ns] | [service, ns, "svc"] => Some((None, service, ns)),
             [hostname, service, ns] | [hostname, service, ns, "svc"] => {
-                (Some(hostname), service, ns)
+                Some((Some(hostname), service, ns))
             }
-            _ => return Resolution::default(),
+            _ => None,
+        }
+    }
+
+    pub(super) fn resolve_host(&self, host: &str, port: u16, namespace: &str) -> Resolution {
+        let Some((hostname, service, service_namespace)) = self.inside(host) else {
+            return Resolution::default();
         };
         let port = PortId::new(&ServiceId::new(service_namespace, service), port);
         let mut found = self.resolve_service(&port, namespace);

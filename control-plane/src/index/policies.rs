@@ -35,7 +35,7 @@ enum TargetId {
 }
 
 impl<S: PartialEq> Policies<Attached<S>> {
-    fn get(&self, key: &Key) -> Option<&Attached<S>> {
+    pub(super) fn get(&self, key: &Key) -> Option<&Attached<S>> {
         self.all.get(key).map(|policy| &**policy)
     }
 
@@ -113,6 +113,7 @@ impl Index {
         }
         for policy in old.as_deref().into_iter().chain(&new) {
             self.touch_workloads_of(policy);
+            self.changed.insert(policy.id());
         }
         if let Some(old) = &old {
             self.link_policy(&key, old, false);
@@ -142,20 +143,8 @@ impl Index {
         }
     }
 
-    /// The workloads that an AccessPolicy is for.
     fn touch_workloads_of(&mut self, policy: &Policy) {
-        let namespace = &policy.namespace;
-        let first = policy.selector.as_ref().and_then(|selector| selector.iter().next());
-        let everywhere = policy.closed.as_ref().is_some_and(|closed| closed.everywhere);
-        let touched: Vec<String> = match (everywhere, first) {
-            (true, _) => self.workloads().filter(|w| policy.is_for(w)).map(Workload::uid).collect(),
-            (false, Some((k, v))) => {
-                let found = self.workloads_by.of(namespace, k, v);
-                let found = found.filter_map(|uid| self.workload(uid));
-                found.filter(|w| policy.is_for(w)).map(Workload::uid).collect()
-            }
-            (false, None) => self.workloads_in(namespace).map(Workload::uid).collect(),
-        };
+        let touched = self.workloads_of_access(policy);
         self.dirty.extend(touched.into_iter().map(Dep::Inbound));
     }
 
@@ -245,6 +234,7 @@ impl Index {
         let old = self.traffic.set(key, new.clone());
         for policy in old.as_deref().into_iter().chain(&new) {
             self.touch_calls(policy, policy.sections.spares());
+            self.changed.insert(policy.id.clone());
         }
         if let Some(old) = &old {
             for service in fallen_back_to(old) {
@@ -256,10 +246,6 @@ impl Index {
                 self.sending.link(service, new.id.clone());
             }
         }
-    }
-
-    pub(super) fn traffic_policy(&self, id: &ObjectId) -> Option<&TrafficPolicy> {
-        self.traffic.get(&(id.namespace.clone(), id.name.clone()))
     }
 
     /// The Services that a policy speaks of, those whose routes send there, and the parents of routes.
@@ -289,9 +275,11 @@ impl Index {
             return;
         }
         let touched: Vec<_> = new.iter().flat_map(|new| self.workloads_of(new)).collect();
+        self.changed.extend(new.iter().map(|new| new.id.clone()));
         let old = self.server.set(key, new);
         let before = old.iter().flat_map(|old| self.workloads_of(old)).collect::<Vec<_>>();
         self.dirty.extend(touched.into_iter().chain(before).map(Dep::Inbound));
+        self.changed.extend(old.map(|old| old.id.clone()));
     }
 
     pub(super) fn set_fault_injection(&mut self, key: &Key, new: Option<FaultInjection>) {
@@ -319,6 +307,7 @@ impl Index {
     }
 
     fn touch_experiment(&mut self, policy: &FaultInjection) {
+        self.changed.insert(policy.id.clone());
         self.touch_calls(policy, true);
         if let Some(watched) = watched(policy) {
             self.touch_parents_of_backend(&watched);
@@ -397,14 +386,6 @@ impl Index {
             return self.services_in(policy.namespace()).cloned().collect();
         }
         policy.services().filter(|id| self.service(id).is_some()).collect()
-    }
-
-    fn workloads_of(&self, policy: &ServerPolicy) -> BTreeSet<String> {
-        if policy.is_for_namespace() {
-            return self.workloads_in(policy.namespace()).map(Workload::uid).collect();
-        }
-        let services = policy.services().filter_map(|id| self.services.get(&id));
-        services.flat_map(|service| self.selected(service)).map(Workload::uid).collect()
     }
 }
 

@@ -52,6 +52,7 @@ impl Index {
         for port in ports {
             self.touch_endpoints(PortId::new(&id, port), &Touched::All);
         }
+        self.changed.insert(id.object());
         self.dirty.insert(Dep::Service(id));
     }
 
@@ -91,6 +92,9 @@ impl Index {
     pub(super) fn set_route(&mut self, id: &ObjectId, new: Option<Route>) {
         let old = self.routes.remove(id);
         let changed = old.as_deref() != new.as_ref();
+        if changed {
+            self.changed.insert(id.clone());
+        }
         if let Some(old) = old {
             for parent in &old.parents {
                 self.attached.unlink(&parent.service, id);
@@ -144,6 +148,7 @@ impl Index {
         for policy in policies.collect::<Vec<_>>() {
             self.touch_callers(&policy);
         }
+        self.changed.extend(touched);
     }
 
     /// Runs `change` on the workload `uid` and notes what looked or looks different.
@@ -154,6 +159,11 @@ impl Index {
         if old == new {
             return;
         }
+        // Health is nothing that a workload's own ports depend on.
+        let same_ports = match (&old, &new) {
+            (Some(old), Some(new)) => Workload { ready: old.ready, ..new.clone() } == *old,
+            _ => false,
+        };
         let mut services: BTreeSet<ServiceId> = BTreeSet::new();
         if let Some(old) = &old {
             services.extend(self.selecting(old).into_iter().cloned());
@@ -167,13 +177,12 @@ impl Index {
                 self.workloads_by.link(&new.namespace, k, v, uid.to_owned());
             }
         }
-        // Health is nothing that a workload's own ports depend on.
-        let same_ports = match (&old, &new) {
-            (Some(old), Some(new)) => Workload { ready: old.ready, ..new.clone() } == *old,
-            _ => false,
-        };
         if !same_ports {
             self.dirty.insert(Dep::Inbound(uid.to_owned()));
+            for workload in old.iter().chain(&new) {
+                self.note_policies_of(workload);
+                self.changed.insert(workload.id());
+            }
         }
         let touched = Touched::Workloads([uid.to_owned()].into());
         for service in services {

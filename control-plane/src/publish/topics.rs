@@ -55,6 +55,17 @@ pub(super) enum Value {
     Trust(Arc<Encoded>),
 }
 
+impl Value {
+    /// Whether proxies would not take some part of it.
+    pub(super) fn has_left_out(&self) -> bool {
+        match self {
+            Self::Destinations(known) => known.values().any(|one| !one.left_out.is_empty()),
+            Self::Inbound(known) => !known.left_out.is_empty(),
+            Self::None | Self::Collection(_) | Self::Settings(_) | Self::Trust(_) => false,
+        }
+    }
+}
+
 /// A collection, and what has changed since it was made.
 #[derive(Clone, Debug)]
 pub(super) struct Cached {
@@ -87,6 +98,8 @@ pub(super) struct TouchedTopic {
     pub(super) cuts: HashMap<u64, Cut>,
     /// The collection as it was.
     pub(super) before: Option<Cached>,
+    /// Parts of what it held were left out.
+    pub(super) had_left_out: bool,
 }
 
 impl Topics {
@@ -127,10 +140,10 @@ impl Topics {
         topic.dep.clone()
     }
 
-    /// What nobody needs is encoded again when somebody does.
-    pub(super) fn unsubscribe(&self, dep: &Dep, handle: &Handle) {
+    /// What nobody needs is encoded again when somebody does. Gives whether parts of what is gone were left out.
+    pub(super) fn unsubscribe(&self, dep: &Dep, handle: &Handle) -> bool {
         let mut shard = self.shard(dep);
-        let Some(topic) = shard.get_mut(dep) else { return };
+        let Some(topic) = shard.get_mut(dep) else { return false };
         if let Ok(at) = topic.position(handle.id) {
             topic.subscribers.remove(at);
             topic.cuts.remove(&handle.id);
@@ -138,7 +151,7 @@ impl Topics {
         let unused = if topic.subscribers.is_empty() { shard.remove(dep) } else { None };
         drop(shard);
         // Megabytes, perhaps: freed outside the lock.
-        drop(unused);
+        unused.is_some_and(|topic| topic.value.has_left_out())
     }
 
     /// Notes that a commit has touched it. None: nobody depends on it.
@@ -166,8 +179,9 @@ impl Topics {
         let (dep, subscribers, cuts) =
             (topic.dep.clone(), topic.subscribers.clone(), topic.cuts.clone());
         drop(shard);
+        let had_left_out = old.has_left_out();
         drop(old);
-        Some(TouchedTopic { dep, subscribers, cuts, before })
+        Some(TouchedTopic { dep, subscribers, cuts, before, had_left_out })
     }
 
     /// Looks at a topic; none: nobody depends on it.
@@ -177,15 +191,6 @@ impl Topics {
 
     pub(super) fn subscribers(&self, dep: &Dep) -> Vec<Arc<Handle>> {
         self.with(dep, |topic| topic.subscribers.clone()).unwrap_or_default()
-    }
-
-    /// Looks at every topic, a shard at a time.
-    pub(super) fn for_each(&self, mut look: impl FnMut(&Dep, &Value)) {
-        for shard in &self.shards {
-            for (dep, topic) in &*lock(shard) {
-                look(dep, &topic.value);
-            }
-        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! What a reader sees: one state of the index, and resources of that state or a newer one.
 
+use std::collections::BTreeMap;
 use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -11,10 +12,11 @@ use prost::Message;
 use super::collection::{Cut, Effort};
 use super::topics::Value;
 use super::{
-    Collection, Encoded, EncodedDestination, EncodedInbound, Handle, LeftOut, Publisher, Snapshot,
-    Subscriber, encode,
+    Collection, Encoded, EncodedDestination, EncodedInbound, Handle, LeftOut, Programmed,
+    Publisher, Snapshot, encode,
 };
 use crate::index::{Dep, PortId};
+use crate::object::ServiceId;
 
 /// The state that a reader has before it; nothing is locked. What a stream that depends on something is given
 /// is kept for others, too.
@@ -25,9 +27,10 @@ pub struct View<'a> {
     handle: Option<&'a Arc<Handle>>,
     /// The generation up to which the stream was told of everything.
     pub told: u64,
-    /// Of what was put together here and not kept, since no stream needs it.
-    left_out: Vec<(DestinationName, LeftOut)>,
-    left_out_inbound: Vec<(String, LeftOut)>,
+    /// Of what was put together here and not kept, since no stream needs it: by the Service.
+    left_out: BTreeMap<Dep, Vec<(DestinationName, LeftOut)>>,
+    /// By the workload.
+    left_out_inbound: BTreeMap<String, Vec<LeftOut>>,
 }
 
 impl Deref for View<'_> {
@@ -77,21 +80,27 @@ impl<'a> View<'a> {
         self.encoded(1);
         if self.handle.is_none() {
             let left_out = new.as_ref().map_or_else(|left_out| left_out, |new| &new.left_out);
-            self.left_out.extend(left_out.iter().map(|what| (name.clone(), what.clone())));
+            let left_out = left_out.iter().map(|what| (name.clone(), what.clone()));
+            self.left_out.entry(dep.clone()).or_default().extend(left_out);
         }
         let new = Arc::new(new.ok()?);
         let made = self.commit.generation;
-        self.publisher.topics.with(&dep, |topic| {
+        let old = self.publisher.topics.with(&dep, |topic| {
             if !topic.is_current(made) {
-                return;
+                return None;
             }
             if let Value::None = topic.value {
                 topic.value = Value::Destinations(Default::default());
             }
-            if let Value::Destinations(known) = &mut topic.value {
-                known.insert(new.name.clone(), new.clone());
+            match &mut topic.value {
+                Value::Destinations(known) => known.insert(new.name.clone(), new.clone()),
+                _ => None,
             }
         });
+        let old_left_out = old.flatten().is_some_and(|old| !old.left_out.is_empty());
+        if old_left_out || !new.left_out.is_empty() {
+            self.publisher.note_left_out(&dep);
+        }
         Some(new)
     }
 
@@ -118,11 +127,6 @@ impl<'a> View<'a> {
         };
         self.publisher.topics.with(&dep, |topic| topic.keep_collection(made, &new));
         Some(new)
-    }
-
-    /// Every stream.
-    pub fn streams(&self) -> Vec<Arc<dyn Subscriber>> {
-        self.publisher.streams()
     }
 
     /// Notes where the stream's share of a collection ends; `None` where everything of it concerns the stream.
@@ -158,8 +162,7 @@ impl<'a> View<'a> {
         self.encoded(1);
         if self.handle.is_none() {
             let left_out = new.as_ref().map_or_else(|left_out| left_out, |new| &new.left_out);
-            let left_out = left_out.iter().map(|what| (uid.to_owned(), what.clone()));
-            self.left_out_inbound.extend(left_out);
+            self.left_out_inbound.insert(uid.to_owned(), left_out.clone());
         }
         let new = Arc::new(new.ok()?);
         let resource = new.resource.clone();
@@ -210,35 +213,59 @@ impl<'a> View<'a> {
         }
     }
 
-    /// What proxies would not take of the destinations that somebody has, by its Service and port.
+    /// What proxies would not take of the destinations that this view put together for nobody.
     pub fn left_out(&self) -> impl Iterator<Item = (DestinationName, LeftOut)> + use<> {
-        let mut all = self.left_out.clone();
-        self.publisher.topics.for_each(|_, value| {
-            let Value::Destinations(known) = value else { return };
-            for (name, encoded) in known {
-                let left_out = encoded.left_out.iter().cloned();
-                all.extend(left_out.map(|what| ((**name).clone(), what)));
-            }
-        });
+        let all: Vec<_> = self.left_out.values().flatten().cloned().collect();
         all.into_iter()
     }
 
     /// The same of workloads' own ports, by the workload's uid.
     pub fn left_out_inbound(&self) -> impl Iterator<Item = (String, LeftOut)> + use<> {
-        let mut all = self.left_out_inbound.clone();
-        self.publisher.topics.for_each(|dep, value| {
-            let (Dep::Inbound(uid), Value::Inbound(known)) = (dep, value) else { return };
-            all.extend(known.left_out.iter().cloned().map(|what| (uid.clone(), what)));
+        let all = self.left_out_inbound.iter();
+        let all = all.flat_map(|(uid, all)| all.iter().map(|what| (uid.clone(), what.clone())));
+        all.collect::<Vec<_>>().into_iter()
+    }
+
+    /// What proxies would not take of the destinations of a Service that somebody has, or this view.
+    pub fn left_out_of(&self, service: &ServiceId) -> Vec<(DestinationName, LeftOut)> {
+        let dep = Dep::Service(service.clone());
+        let mut all = self.left_out.get(&dep).cloned().unwrap_or_default();
+        self.publisher.topics.with(&dep, |topic| {
+            let Value::Destinations(known) = &topic.value else { return };
+            for (name, encoded) in known {
+                let left_out = encoded.left_out.iter().cloned();
+                all.extend(left_out.map(|what| ((**name).clone(), what)));
+            }
         });
-        all.into_iter()
+        all
+    }
+
+    /// The same of a workload's own ports, by its uid.
+    pub fn left_out_of_inbound(&self, uid: &str) -> Vec<LeftOut> {
+        let mut all = self.left_out_inbound.get(uid).cloned().unwrap_or_default();
+        self.publisher.topics.with(&Dep::Inbound(uid.to_owned()), |topic| {
+            let Value::Inbound(known) = &topic.value else { return };
+            all.extend(known.left_out.iter().cloned());
+        });
+        all
+    }
+
+    /// How many proxies have destinations of a Service, or a workload's own ports, and have acknowledged the
+    /// current ones; none: nobody has any.
+    pub fn programmed(&self, of: &Dep) -> Option<Programmed> {
+        self.publisher.progress.of(of)
     }
 
     fn keep(&self, dep: &Dep, value: Value) {
         let made = self.commit.generation;
         let old = self.publisher.topics.with(dep, |topic| {
-            topic.is_current(made).then(|| std::mem::replace(&mut topic.value, value))
+            let left_out = value.has_left_out();
+            let old = topic.is_current(made).then(|| std::mem::replace(&mut topic.value, value))?;
+            Some((left_out, old))
         });
-        drop(old);
+        if old.flatten().is_some_and(|(left_out, old)| left_out || old.has_left_out()) {
+            self.publisher.note_left_out(dep);
+        }
     }
 
     fn encoded(&self, more: u64) {

@@ -1,25 +1,15 @@
-//! Status of ExternalServices: whether they are what their callers reach, where, and how far they have
-//! come.
+//! Status of ExternalServices: whether they are what their callers reach, and where.
 
-use std::collections::BTreeMap;
-
-use super::{Programmed, Status};
+use super::Status;
 use crate::index::Index;
-use crate::object::{External, Kind, ObjectId, ServiceId};
-use crate::publish::View;
+use crate::object::{External, ObjectId, ServiceId};
 
-pub(super) fn externals<'a>(
-    view: &'a View<'a>,
-    programmed: &'a BTreeMap<ServiceId, Programmed>,
-) -> impl Iterator<Item = Status> + 'a {
-    let index = &view.index;
-    index.externals().map(move |external| Status {
-        object: id(external),
+pub(super) fn status(index: &Index, id: &ObjectId) -> Option<Status> {
+    let external = index.external(&id.namespace, &id.name)?;
+    Some(Status {
         accepted: shadowed(index, external).into_iter().collect::<Vec<_>>().into(),
         resolved_refs: not_found(index, external).into_iter().collect::<Vec<_>>().into(),
-        programmed: programmed.get(&external.service()).cloned().unwrap_or_default(),
-        overridden: Vec::new(),
-        stopped: None,
+        ..Status::of_nothing(id)
     })
 }
 
@@ -27,7 +17,7 @@ pub(super) fn externals<'a>(
 pub(super) fn unresolved(index: &Index) -> impl Iterator<Item = String> + '_ {
     index.externals().filter_map(|external| {
         let problem = shadowed(index, external)?;
-        Some(format!("{}: {problem}", id(external)))
+        Some(format!("{}: {problem}", external.service().object()))
     })
 }
 
@@ -43,9 +33,4 @@ fn shadowed(index: &Index, external: &External) -> Option<String> {
 fn not_found(index: &Index, external: &External) -> Option<String> {
     let problem = index.look_up(external)?.problem.as_ref()?;
     Some(format!("spec.host: cannot be looked up: {problem}"))
-}
-
-fn id(external: &External) -> ObjectId {
-    let (namespace, name) = (external.namespace.clone(), external.name.clone());
-    ObjectId { kind: Kind::ExternalService, namespace, name }
 }

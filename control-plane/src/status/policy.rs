@@ -1,44 +1,37 @@
-//! Status of TrafficPolicies, ServerPolicies and FaultInjections: whether what they are for exists, what they lost to
-//! others, and how far they have come.
+//! Status of TrafficPolicies, ServerPolicies and FaultInjections: whether what they are for exists, and what
+//! they lost to others.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use outrigger_core::config::BackendTarget;
 use outrigger_core::policy::bounds;
 
-use super::{Condition, Programmed, Status};
+use super::Status;
 use crate::index::Index;
 use crate::object::policy::{
     Attached, FaultInjection, RuleCall, Sections, ServerPolicy, Target, TrafficPolicy,
 };
 use crate::object::targets::for_each_fallback;
 use crate::object::{ObjectId, Route, RouteBody, ServiceId};
-use crate::publish::{Answer, View};
 use crate::translate::effective::{self, Speaker};
 
-/// Of every policy that is attached by `targetRefs`.
-pub(super) fn policies<'a>(
-    view: &'a View<'a>,
-    programmed: &'a BTreeMap<ServiceId, Programmed>,
-) -> impl Iterator<Item = Status> + 'a {
-    let index = &view.index;
-    let traffic = index.traffic_policies().map(move |policy| {
-        let programmed = callers(index, policy, programmed);
-        let mut status = status(index, policy, lost_calls(index, policy), programmed);
-        let mut unresolved = unresolved_targets(index, policy);
-        unresolved.extend(unresolved_fallbacks(index, policy));
-        status.resolved_refs = unresolved.into();
-        status
-    });
-    let faults = index.fault_injections().map(move |policy| {
-        let stopped = index.stopped(policy).cloned();
-        let programmed = callers(index, policy, programmed);
-        Status { stopped, ..status(index, policy, too_many(index, policy), programmed) }
-    });
-    let server = index.server_policies().map(move |policy| {
-        status(index, policy, lost_ports(index, policy), inbounds(view, policy))
-    });
-    traffic.chain(server).chain(faults)
+pub(super) fn traffic(index: &Index, id: &ObjectId) -> Option<Status> {
+    let policy = index.traffic_policy(id)?;
+    let mut unresolved = unresolved_targets(index, policy);
+    unresolved.extend(unresolved_fallbacks(index, policy));
+    let status = status(index, policy, lost_calls(index, policy));
+    Some(Status { resolved_refs: unresolved.into(), ..status })
+}
+
+pub(super) fn faults(index: &Index, id: &ObjectId) -> Option<Status> {
+    let policy = index.fault_injection(id)?;
+    let stopped = index.stopped(policy).cloned();
+    Some(Status { stopped, ..status(index, policy, too_many(index, policy)) })
+}
+
+pub(super) fn server(index: &Index, id: &ObjectId) -> Option<Status> {
+    let policy = index.server_policy(id)?;
+    Some(status(index, policy, lost_ports(index, policy)))
 }
 
 /// Every target that does not exist.
@@ -58,32 +51,11 @@ pub(super) fn unresolved(index: &Index) -> impl Iterator<Item = String> + '_ {
     traffic.chain(server).chain(faults)
 }
 
-/// How far the destinations of all services have come that a policy speaks of.
-fn callers<S>(
-    index: &Index,
-    policy: &Attached<S>,
-    programmed: &BTreeMap<ServiceId, Programmed>,
-) -> Programmed {
-    let mut total = Programmed::default();
-    for of_service in services(index, policy).iter().filter_map(|id| programmed.get(id)) {
-        total.add(of_service);
-    }
-    total
-}
-
-fn status<S>(
-    index: &Index,
-    policy: &Attached<S>,
-    overridden: BTreeSet<String>,
-    programmed: Programmed,
-) -> Status {
+fn status<S>(index: &Index, policy: &Attached<S>, overridden: BTreeSet<String>) -> Status {
     Status {
-        object: policy.id.clone(),
-        accepted: Condition::from(Vec::new()),
         resolved_refs: unresolved_targets(index, policy).into(),
-        programmed,
         overridden: overridden.into_iter().collect(),
-        stopped: None,
+        ..Status::of_nothing(&policy.id)
     }
 }
 
@@ -158,12 +130,16 @@ fn rules(route: &Route) -> impl Iterator<Item = (usize, Option<&str>)> {
 }
 
 /// The Services whose callers a policy speaks to.
-fn services<S>(index: &Index, policy: &Attached<S>) -> BTreeSet<ServiceId> {
-    let named = policy.services();
+pub(super) fn services<S>(index: &Index, policy: &Attached<S>) -> BTreeSet<ServiceId> {
     let routed = policy.routes().filter_map(|id| index.route(&id));
     let routed = routed.flat_map(|route| route.parents.iter().map(|p| p.service.clone()));
-    let whole = index.services_in(policy.namespace()).filter(|_| policy.is_for_namespace());
-    named.chain(routed).chain(whole.cloned()).collect()
+    routed.chain(spoken_of(index, policy)).collect()
+}
+
+/// Those of them of which it speaks whatever route leads there.
+pub(super) fn spoken_of<S>(index: &Index, policy: &Attached<S>) -> BTreeSet<ServiceId> {
+    let whole = policy.is_for_namespace().then(|| index.services_in(policy.namespace()));
+    policy.services().chain(whole.into_iter().flatten().cloned()).collect()
 }
 
 /// Sections of a TrafficPolicy that somebody more specific or older decides, and where.
@@ -255,7 +231,7 @@ fn note_lost_to_rule(
 /// Sections of a ServerPolicy that another one decides for some port.
 fn lost_ports(index: &Index, policy: &ServerPolicy) -> BTreeSet<String> {
     let mut lost = BTreeSet::new();
-    for workload in index.workloads_in(policy.namespace()) {
+    for workload in index.workloads_of(policy).iter().filter_map(|uid| index.workload(uid)) {
         let mut ports: BTreeSet<u16> = workload.ports.iter().map(|port| port.port).collect();
         let services = index.selecting(workload).into_iter().filter_map(|id| index.service(id));
         let targets = services.flat_map(|service| &service.ports);
@@ -285,27 +261,4 @@ fn note_lost<S: Sections>(
             lost.insert(format!("spec.{section}: overridden by {} ({target})", by.id));
         }
     }
-}
-
-/// How many of the proxies whose ports a policy speaks of have acknowledged their current ones.
-fn inbounds(view: &View<'_>, policy: &ServerPolicy) -> Programmed {
-    let index = &view.index;
-    let services: Vec<_> = policy.services().filter_map(|id| index.service(&id)).collect();
-    let mut total = Programmed::default();
-    for stream in view.streams() {
-        stream.inbound_answers(&mut |uid, answer| {
-            let Some(workload) = index.workload(uid) else { return };
-            let whole = policy.is_for_namespace() && workload.namespace == policy.namespace();
-            let selecting = index.selecting(workload);
-            if !whole && !services.iter().any(|service| selecting.contains(&service.id)) {
-                return;
-            }
-            total.proxies += 1;
-            total.acknowledged += usize::from(answer == Answer::Acknowledged);
-            if let Answer::Refused(reason) = answer {
-                total.refused.insert(reason.to_owned());
-            }
-        });
-    }
-    total
 }

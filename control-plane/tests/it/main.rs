@@ -18,6 +18,7 @@ mod render;
 mod replicas;
 mod rotation;
 mod scale;
+mod status;
 mod support;
 mod tenants;
 mod tls;

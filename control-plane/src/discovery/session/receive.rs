@@ -37,6 +37,7 @@ impl Session {
                     self.acknowledge(one);
                     continue;
                 }
+                self.unreported.destinations.insert(one.name.clone());
                 let held = self.destinations.get_mut(&one.name);
                 let version = Some(&*one.resource.version);
                 if let Some(held) = held.filter(|held| version_of(&held.sent) == version) {
@@ -44,6 +45,7 @@ impl Session {
                 }
             }
             for (key, version) in sent.singles {
+                self.unreported.inbound |= key.0 == wire::INBOUND;
                 let single = self.singles.get_mut(&key);
                 if let Some(single) = single.filter(|s| s.sent.as_ref() == Some(&version)) {
                     single.objection = Some(reason.clone());
@@ -58,6 +60,7 @@ impl Session {
             self.acknowledge(one);
         }
         for (key, version) in sent.singles {
+            self.unreported.inbound |= key.0 == wire::INBOUND;
             if let Some(single) = self.singles.get_mut(&key) {
                 single.acknowledged = Some(version);
             }
@@ -66,6 +69,7 @@ impl Session {
 
     fn acknowledge(&mut self, sent: Arc<EncodedDestination>) {
         let name = sent.name.clone();
+        self.unreported.destinations.insert(name.clone());
         let Some(held) = self.destinations.get_mut(&name) else { return };
         // What the old version needed may be let go now.
         self.needed.replace(endpoints_of(&held.acknowledged), &sent.endpoints);
@@ -200,6 +204,7 @@ impl Session {
     }
 
     pub(super) fn subscribe_singles(&mut self, mut request: DeltaDiscoveryRequest) {
+        self.unreported.inbound |= request.type_url == wire::INBOUND;
         for name in &request.resource_names_unsubscribe {
             let key = (request.type_url.clone(), name.clone());
             if self.singles.remove(&key).is_some_and(|single| single.subscribed) {

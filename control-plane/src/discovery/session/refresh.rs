@@ -124,12 +124,13 @@ impl Session {
 
     /// The proxy no longer has a destination, or is about to be told so.
     pub(super) fn drop_destination(&mut self, name: &DestinationName) -> Option<Held> {
-        let held = self.destinations.remove(name)?;
-        self.interests.remove(&Dep::Service(PortId::from(name).service));
+        let (name, held) = self.destinations.remove_entry(name)?;
+        self.interests.remove(&Dep::Service(PortId::from(&*name).service));
         self.needed.replace(endpoints_of(&held.sent), &[]);
         self.needed.replace(endpoints_of(&held.acknowledged), &[]);
-        self.retiring.remove(name);
-        self.retire_after(name);
+        self.retiring.remove(&*name);
+        self.retire_after(&name);
+        self.unreported.destinations.insert(name);
         Some(held)
     }
 
@@ -169,6 +170,7 @@ impl Session {
                 continue;
             };
             self.retiring.remove(&*name);
+            self.unreported.destinations.insert(name.clone());
             let Some(held) = self.destinations.get_mut(&name) else { continue };
             if let Some(kept) = kept {
                 let kept = Arc::new(EncodedDestination::kept(&name, &kept));
@@ -299,6 +301,7 @@ impl Session {
     pub(super) fn refresh_singles(&mut self, view: &mut View<'_>, outbox: &mut Outbox) {
         for key in std::mem::take(&mut self.work.singles) {
             let Some(single) = self.singles.get_mut(&key) else { continue };
+            self.unreported.inbound |= key.0 == wire::INBOUND;
             if !std::mem::replace(&mut single.subscribed, true) {
                 self.interests.add(&single_dep(&key), view);
             }

@@ -4,23 +4,28 @@ use outrigger_core::name::DestinationName;
 use outrigger_proto::wire;
 use serde_json::{Value, json};
 
-use super::{Session, marker, version_of};
+use super::{Held, Session, marker, version_of};
 use crate::publish::Answer;
+
+impl Held {
+    /// What the proxy made of what it was sent last; none: it was sent nothing.
+    pub(super) fn answer(&self) -> Option<Answer<'_>> {
+        self.sent.as_ref()?;
+        Some(match &self.refused {
+            Some(reason) => Answer::Refused(reason),
+            None if version_of(&self.sent) == version_of(&self.acknowledged) => {
+                Answer::Acknowledged
+            }
+            None => Answer::Pending,
+        })
+    }
+}
 
 impl Session {
     /// The destinations that the proxy was sent, and what it made of what it was sent last.
     pub fn answers(&self) -> impl Iterator<Item = (&DestinationName, Answer<'_>)> {
-        let sent = self.destinations.iter().filter(|(_, held)| held.sent.is_some());
-        sent.map(|(name, held)| (&**name, held)).map(|(name, held)| {
-            let answer = match &held.refused {
-                Some(reason) => Answer::Refused(reason),
-                None if version_of(&held.sent) == version_of(&held.acknowledged) => {
-                    Answer::Acknowledged
-                }
-                None => Answer::Pending,
-            };
-            (name, answer)
-        })
+        let all = self.destinations.iter();
+        all.filter_map(|(name, held)| Some((&**name, held.answer()?)))
     }
 
     /// What the proxy has made of its own ports, by workload.

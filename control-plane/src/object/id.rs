@@ -1,0 +1,39 @@
+//! What objects are called as objects of their kind.
+
+use outrigger_core::name::external_name;
+
+use super::{Kind, ObjectId, Policy, ServiceId, Workload};
+
+impl ServiceId {
+    /// As an object: a Service or an ExternalService.
+    pub fn object(&self) -> ObjectId {
+        let (kind, name) = match external_name(&self.name) {
+            Some(name) => (Kind::ExternalService, name),
+            None => (Kind::Service, self.name.as_str()),
+        };
+        ObjectId { kind, namespace: self.namespace.clone(), name: name.to_owned() }
+    }
+}
+
+impl ObjectId {
+    /// Namespace and name.
+    pub fn key(&self) -> (String, String) {
+        (self.namespace.clone(), self.name.clone())
+    }
+}
+
+impl Policy {
+    /// As an object.
+    pub fn id(&self) -> ObjectId {
+        let (namespace, name) = (self.namespace.clone(), self.name.clone());
+        ObjectId { kind: Kind::AccessPolicy, namespace, name }
+    }
+}
+
+impl Workload {
+    /// As an ExternalWorkload, also one that registered itself.
+    pub fn id(&self) -> ObjectId {
+        let (namespace, name) = (self.namespace.clone(), self.name.clone());
+        ObjectId { kind: Kind::ExternalWorkload, namespace, name }
+    }
+}

@@ -1,0 +1,106 @@
+//! How far proxies have come with what they were sent: kept as streams report it, so that nobody has to ask
+//! every one of them.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Mutex;
+
+use serde::Serialize;
+
+use super::Answer;
+use crate::index::Dep;
+use crate::sync::lock;
+
+/// How many of the proxies that have a Service's destinations have acknowledged the current ones.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Programmed {
+    pub acknowledged: usize,
+    pub proxies: usize,
+    /// Why proxies refused, each reason once.
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    pub refused: BTreeSet<String>,
+}
+
+impl Programmed {
+    pub fn add(&mut self, other: &Self) {
+        self.acknowledged += other.acknowledged;
+        self.proxies += other.proxies;
+        self.refused.extend(other.refused.iter().cloned());
+    }
+}
+
+/// What one proxy has made of everything that it was sent of a Service, or of its own ports.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answers {
+    acknowledged: bool,
+    refused: BTreeSet<String>,
+}
+
+impl Answers {
+    /// Of several resources; none: it was sent nothing.
+    pub fn of<'a>(all: impl IntoIterator<Item = Answer<'a>>) -> Option<Self> {
+        let mut together: Option<Self> = None;
+        for answer in all {
+            let nothing = Self { acknowledged: true, refused: BTreeSet::new() };
+            let so_far = together.get_or_insert(nothing);
+            so_far.acknowledged &= answer == Answer::Acknowledged;
+            if let Answer::Refused(reason) = answer {
+                so_far.refused.insert(reason.to_owned());
+            }
+        }
+        together
+    }
+}
+
+/// By Service or workload.
+#[derive(Debug, Default)]
+pub(super) struct Progress(Mutex<HashMap<Dep, OfProxies>>);
+
+#[derive(Debug, Default)]
+struct OfProxies {
+    /// Of each stream, whether it has acknowledged everything: a few bytes, since there is one for every
+    /// Service that a proxy calls.
+    streams: BTreeMap<u64, bool>,
+    acknowledged: usize,
+    /// Of the few streams that have refused something, why.
+    refused: BTreeMap<u64, BTreeSet<String>>,
+}
+
+impl Progress {
+    /// Puts a stream's answers in the place of earlier ones; gives whether they differ.
+    pub(super) fn set(&self, of: &Dep, stream: u64, answers: Option<Answers>) -> bool {
+        let mut all = lock(&self.0);
+        let Some(answers) = answers else {
+            let Some(known) = all.get_mut(of) else { return false };
+            let before = known.streams.remove(&stream);
+            known.acknowledged -= usize::from(before == Some(true));
+            known.refused.remove(&stream);
+            if known.streams.is_empty() {
+                all.remove(of);
+            }
+            return before.is_some();
+        };
+        if !all.contains_key(of) {
+            all.insert(of.clone(), OfProxies::default());
+        }
+        let known = all.get_mut(of).expect("invariant: put there above");
+        let before = known.streams.insert(stream, answers.acknowledged);
+        known.acknowledged += usize::from(answers.acknowledged);
+        known.acknowledged -= usize::from(before == Some(true));
+        let refused = match answers.refused.is_empty() {
+            true => known.refused.remove(&stream),
+            false => known.refused.insert(stream, answers.refused.clone()),
+        };
+        before != Some(answers.acknowledged) || refused.unwrap_or_default() != answers.refused
+    }
+
+    /// None: no proxy has anything of it.
+    pub(super) fn of(&self, dep: &Dep) -> Option<Programmed> {
+        let all = lock(&self.0);
+        let known = all.get(dep)?;
+        Some(Programmed {
+            acknowledged: known.acknowledged,
+            proxies: known.streams.len(),
+            refused: known.refused.values().flatten().cloned().collect(),
+        })
+    }
+}
