@@ -1,6 +1,6 @@
 //! What has become of each object: accepted, references resolved, programmed on how many proxies.
 //!
-//! [`of`] says it of one object, and looks at nothing but what that depends on; [`concerned`] goes the other way,
+//! [`mod@of`] says it of one object, and looks at nothing but what that depends on; [`concerned`] goes the other way,
 //! from what has changed to the objects whose status it may change. [`reader`] follows the publisher by both.
 
 pub mod concerned;
