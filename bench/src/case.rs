@@ -25,7 +25,7 @@ pub enum Case {
     Handshake,
     /// The same, resumed.
     Resumption,
-    /// No traffic: the control plane with a thousand clients ([`crate::control_plane`]).
+    /// No traffic: the control plane with a thousand clients ([`mod@crate::control_plane`]).
     ControlPlane,
 }
 
