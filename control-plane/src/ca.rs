@@ -203,7 +203,7 @@ impl Authority {
         Ok(())
     }
 
-    /// Tells everybody in this process, and whoever starts proxies.
+    /// Tells every subscriber in this process, and writes the bundle for operators who start proxies.
     fn announce(&self, state: &mut State, new: Arc<InForce>) {
         if let Err(error) = store::write_bundle(&*self.replica.store, &new.roots) {
             tracing::error!(%error, "could not write the trust bundle for new proxies");

@@ -1,7 +1,7 @@
 //! The socket by which the commands of `trust` reach the running control plane.
 //!
-//! It lies in the state directory, one for each replica, and only its owner can open it: whoever can do that
-//! has the authority's key anyway. It speaks HTTP, so that `curl --unix-socket` can look at it, too. The
+//! It lies in the state directory, one for each replica, and only its owner can open it, who can
+//! read the authority's key anyway. It speaks HTTP, so that `curl --unix-socket` can look at it, too. The
 //! client is [`crate::trust`].
 
 use std::fmt::Write as _;

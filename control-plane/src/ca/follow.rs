@@ -77,7 +77,7 @@ impl Authority {
     }
 
     /// Whether a certificate that was issued under `root`, and noted, may be handed out: whether every step of
-    /// another replica has seen it or will. Otherwise whoever asked for it should ask again.
+    /// another replica has seen it or will. Otherwise the client should ask again.
     ///
     /// The certificate is in the store by now. A step takes its lease first and reads the ledger then, so
     /// either the step finds the certificate or this finds the lease, or what the step has done.

@@ -23,7 +23,7 @@ pub struct News {
     pub left_out: HashSet<Dep>,
 }
 
-/// A reader, as whoever tells it of changes knows it; dropped, it is told no more.
+/// The publisher's side of a reader of all changes; dropped, it is told no more.
 #[derive(Debug, Default)]
 pub struct Follower {
     pub wake: Notify,

@@ -11,7 +11,7 @@ use super::Commit;
 use crate::index::Dep;
 use crate::sync::lock;
 
-/// A stream, as whoever tells it of changes knows it.
+/// The publisher's side of a stream.
 #[derive(Debug)]
 pub struct Handle {
     pub(super) id: u64,

@@ -1,4 +1,4 @@
-//! Follows the publisher and keeps the status of every object, for whoever shows it or writes it down.
+//! Follows the publisher and keeps the status of every object, for the admin API and for writers of status.
 //!
 //! [`Rounds`] computes: a round takes everything that has happened since the one before, as a set, and looks at
 //! the objects that it concerns and at no other. No lock is held meanwhile, and nobody waits for a round but who
