@@ -2,9 +2,9 @@
 
 mod policies;
 
-use std::fs::{DirBuilder, Permissions};
+use std::fs::Permissions;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -72,17 +72,18 @@ pub async fn serve(
 /// # Errors
 /// If it cannot be made there.
 pub fn bind_socket(path: &Path) -> io::Result<UnixListener> {
-    let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_string_lossy();
-    let folder = path.with_file_name(format!(".{name}.{}", std::process::id()));
-    DirBuilder::new().mode(0o700).create(&folder)?;
-    let hidden = folder.join("socket");
-    let bound = UnixListener::bind(&hidden).and_then(|listener| {
-        std::fs::set_permissions(&hidden, Permissions::from_mode(0o600))?;
-        std::fs::rename(&hidden, path)?;
-        Ok(listener)
-    });
-    std::fs::remove_dir_all(&folder)?;
-    bound
+    let parent = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
+    let parent = if parent == Path::new("") { Path::new(".") } else { parent };
+    let owner = Permissions::from_mode(0o700);
+    // Of a name that was never there: a process that was killed here leaves its folder behind, and in a
+    // container the next one has the same process id.
+    let folder =
+        tempfile::Builder::new().prefix(".outrigger-").permissions(owner).tempdir_in(parent)?;
+    let hidden = folder.path().join("socket");
+    let listener = UnixListener::bind(&hidden)?;
+    std::fs::set_permissions(&hidden, Permissions::from_mode(0o600))?;
+    std::fs::rename(&hidden, path)?;
+    Ok(listener)
 }
 
 /// Nobody gets here through a proxy, which would call in its own name.
@@ -233,5 +234,24 @@ async fn set_log(State(admin): State<Admin>, filter: String) -> (StatusCode, Str
     match set {
         Ok(()) => (StatusCode::OK, "ok\n".to_owned()),
         Err(why) => (StatusCode::BAD_REQUEST, format!("bad filter: {why}\n")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_socket_is_its_owners_whatever_a_killed_process_has_left() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("admin");
+        // What an earlier process of the same id had made when it was killed.
+        std::fs::create_dir(dir.path().join(format!(".admin.{}", std::process::id()))).unwrap();
+        let first = bind_socket(&path).unwrap();
+        let mode = std::fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        drop(first);
+        let _second = bind_socket(&path).unwrap();
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2, "nothing new is left");
     }
 }

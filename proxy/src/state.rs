@@ -137,13 +137,13 @@ mod tests {
 
     #[test]
     fn a_directory_belongs_to_one_proxy() {
-        let dir = std::env::temp_dir().join(format!("outrigger-state-{}", std::process::id()));
-        let first = StateDir::open(&dir).unwrap();
-        assert!(StateDir::open(&dir).is_err());
+        let folder = tempfile::tempdir().unwrap();
+        let dir = folder.path();
+        let first = StateDir::open(dir).unwrap();
+        assert!(StateDir::open(dir).is_err());
         let saved = Saved { wanted: vec!["a.b:80".to_owned()], ..Saved::default() };
         first.store(&saved).unwrap();
         drop(first);
-        assert_eq!(StateDir::open(&dir).unwrap().load(), Some(saved));
-        fs::remove_dir_all(&dir).unwrap();
+        assert_eq!(StateDir::open(dir).unwrap().load(), Some(saved));
     }
 }

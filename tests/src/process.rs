@@ -1,55 +1,78 @@
 //! Our own processes under test.
 
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
 use std::io::{BufRead, BufReader, Read};
+use std::mem;
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::atomic::{AtomicU16, AtomicU32, Ordering::Relaxed};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::client::http_get;
 use crate::{eventually, within};
 
-/// A folder of its own, removed when dropped.
-pub struct TempDir(PathBuf);
+/// A folder of its own, removed when dropped. Its name is nobody else's: process ids come again while
+/// a folder of a process of the same id may still be there.
+pub struct TempDir(tempfile::TempDir);
 
 impl TempDir {
     pub fn new(what: &str) -> Self {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let name =
-            format!("outrigger-{what}-{}-{}", std::process::id(), NEXT.fetch_add(1, Relaxed));
-        let path = std::env::temp_dir().join(name);
-        fs::create_dir_all(&path).expect("a temporary folder");
-        Self(path)
+        // Some processes under test run as another user.
+        let made = tempfile::Builder::new()
+            .prefix(&format!("outrigger-{what}-"))
+            .permissions(Permissions::from_mode(0o755))
+            .tempdir();
+        Self(made.expect("a temporary folder"))
     }
 
     pub fn path(&self) -> &Path {
-        &self.0
+        self.0.path()
     }
 }
 
-impl Drop for TempDir {
-    fn drop(&mut self) {
-        // Left behind in the temporary folder at worst.
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
-
-/// A port that nothing listens on. Each test process hands out a range of its own, below the ports
-/// that the kernel gives to clients, so that two tests never race for one.
+/// A port that nothing listens on. Each test process has ranges of its own while it lives, below the
+/// ports that the kernel gives to clients, so that two tests never race for one.
 pub fn free_port() -> u16 {
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    const FIRST: u32 = 20_000;
-    const PER_PROCESS: u32 = 40;
-    const RANGES: u32 = 300;
+    static RANGE: Mutex<Option<Range>> = Mutex::new(None);
+    let mut range = RANGE.lock().unwrap_or_else(PoisonError::into_inner);
     loop {
-        let n = u32::from(NEXT.fetch_add(1, Relaxed));
-        let range = (std::process::id() + n / PER_PROCESS * 101) % RANGES;
-        let port = (FIRST + range * PER_PROCESS + n % PER_PROCESS) as u16;
+        let current =
+            range.take().filter(|range| range.next < range.end).unwrap_or_else(Range::claim);
+        let port = current.next;
+        *range = Some(Range { next: port + 1, ..current });
         if TcpListener::bind(("127.0.0.1", port)).is_ok() {
             return port;
         }
+    }
+}
+
+/// Ports that this process alone hands out.
+struct Range {
+    next: u16,
+    end: u16,
+}
+
+impl Range {
+    fn claim() -> Self {
+        const FIRST: u16 = 20_000;
+        const PORTS: u16 = 40;
+        const RANGES: u16 = 300;
+        let locks = std::env::temp_dir().join("outrigger-test-ports");
+        fs::create_dir_all(&locks).expect("a folder of locks");
+        // From another place each time: a port that a test has just let go of rests.
+        let from = (std::process::id() % u32::from(RANGES)) as u16;
+        for range in (0..RANGES).map(|n| (from + n) % RANGES) {
+            let lock = File::create(locks.join(range.to_string())).expect("a lock");
+            if lock.try_lock().is_ok() {
+                // Held for as long as this process lives.
+                mem::forget(lock);
+                let next = FIRST + range * PORTS;
+                return Self { next, end: next + PORTS };
+            }
+        }
+        panic!("every range of ports is in use");
     }
 }
 
@@ -496,4 +519,25 @@ impl Proxy {
 /// Whether something accepts connections on a local port.
 pub fn listens(port: u16) -> bool {
     TcpStream::connect(local(port)).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_that_was_left_behind_is_not_taken_over() {
+        let left = std::env::temp_dir().join(format!("outrigger-left-{}-0", std::process::id()));
+        fs::create_dir(&left).expect("a folder");
+        fs::write(left.join("file"), "").expect("a file");
+        let taken = TempDir::new("left");
+        fs::remove_dir_all(&left).expect("to remove it");
+        assert_eq!(fs::read_dir(taken.path()).expect("a folder").count(), 0);
+    }
+
+    #[test]
+    fn no_port_is_given_out_twice() {
+        let ports: std::collections::HashSet<_> = (0..100).map(|_| free_port()).collect();
+        assert_eq!(ports.len(), 100);
+    }
 }

@@ -89,8 +89,8 @@ mod tests {
 
     #[test]
     fn every_kind_of_difference_is_told() {
-        let root = std::env::temp_dir().join(format!("outrigger-codegen-{}", std::process::id()));
-        let (old, new) = (root.join("old"), root.join("new"));
+        let root = tempfile::tempdir().unwrap();
+        let (old, new) = (root.path().join("old"), root.path().join("new"));
         for (path, text) in [
             (old.join("same.rs"), "1"),
             (new.join("same.rs"), "1"),
@@ -103,7 +103,6 @@ mod tests {
             fs::write(path, text).unwrap();
         }
         let found = differences(&old, &new).unwrap();
-        fs::remove_dir_all(root).unwrap();
         assert_eq!(
             found,
             [

@@ -119,9 +119,11 @@ pub(crate) fn run(options: &Options) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let scratch = std::env::temp_dir().join(format!("outrigger-demo-{}", std::process::id()));
-    let outcome = play(options, stop, &scratch);
-    let _ = std::fs::remove_dir_all(&scratch);
+    let outcome = tempfile::Builder::new()
+        .prefix("outrigger-demo-")
+        .tempdir()
+        .map_err(Halt::from)
+        .and_then(|scratch| play(options, stop, scratch.path()));
     match outcome {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
@@ -166,7 +168,6 @@ fn play(options: &Options, stop: Receiver<()>, scratch: &Path) -> Result<bool, H
     let logs = workspace::target_dir().join("demo").join("logs");
     let _ = std::fs::remove_dir_all(&logs);
     std::fs::create_dir_all(&logs)?;
-    std::fs::create_dir_all(scratch)?;
     let nowhere = ports::loopback(0);
     let stage = Stage {
         proxy: program("outrigger-proxy")?,

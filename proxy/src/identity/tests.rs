@@ -93,9 +93,8 @@ fn a_bundle_that_cannot_be_read_leaves_the_last_good_one() {
 #[tokio::test]
 async fn the_disk_copy_is_its_owners_alone_and_comes_back_whole() {
     let ca = Ca::new("root");
-    let dir = std::env::temp_dir().join(format!("outrigger-identity-{}", std::process::id()));
-    std::fs::create_dir_all(&dir).unwrap();
-    let path = dir.join("identity");
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("identity");
     let keeping =
         Identity { copy: DiskCopy::new(path.clone()).ok(), ..Identity::testing("bank", "shop") };
     let (key, chain) = ca.issue(Leaf::of(id("shop").as_str()));
@@ -121,5 +120,4 @@ async fn the_disk_copy_is_its_owners_alone_and_comes_back_whole() {
     let damaged = Identity { copy: DiskCopy::new(path).ok(), ..Identity::testing("bank", "shop") };
     damaged.restore();
     assert!(damaged.current().is_err());
-    std::fs::remove_dir_all(dir).unwrap();
 }

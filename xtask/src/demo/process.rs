@@ -168,8 +168,8 @@ mod tests {
 
     #[test]
     fn output_is_kept_and_the_end_is_seen() {
-        let logs = std::env::temp_dir().join(format!("outrigger-xtask-{}", std::process::id()));
-        std::fs::create_dir_all(&logs).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let logs = folder.path().to_owned();
         let script = shell("echo one; echo two >&2; exit 3");
         let (mut process, lines) = Process::start_reading("shell", script, &logs).unwrap();
         assert_eq!(lines.recv_timeout(Duration::from_secs(10)).unwrap(), "one");
@@ -182,6 +182,5 @@ mod tests {
         assert!(stubborn.wait(Instant::now() + Duration::from_millis(20)).is_none());
         stubborn.kill();
         assert!(stubborn.ended().is_some());
-        std::fs::remove_dir_all(logs).unwrap();
     }
 }
