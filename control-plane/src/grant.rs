@@ -31,6 +31,9 @@ pub struct Grant {
     /// Not empty: the workload has one of these names.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub workloads: Vec<String>,
+    /// The uid of the pod that it was given to: a certificate is renewed for that one only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod: Option<String>,
 }
 
 impl Grant {
@@ -111,6 +114,7 @@ mod tests {
             any_address: true,
             labels: labels(&[("app", "orders")]),
             workloads: vec!["orders-1".to_owned()],
+            pod: None,
         };
         let content = grant.to_extension().unwrap();
         assert_eq!(Grant::from_extension(&content), Some(grant));

@@ -17,6 +17,7 @@ use crate::ca::ledger::shown;
 use crate::ca::root::RootId;
 use crate::ca::verify::Verified;
 use crate::ca::{Authority, CertifyError};
+use crate::cluster::review::{PodProof, ReviewError, Reviewer};
 use crate::connection::Connection;
 use crate::metrics::{Metrics, ReasonLabel};
 use crate::token::{Claims, TokenError, Tokens, bearer};
@@ -28,6 +29,8 @@ const MAX_NODE: usize = bounds::NAME;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Credential {
     JoinToken(Claims),
+    /// A pod's token of its service account, as the API server of the cluster has reviewed it.
+    Pod(PodProof),
     /// The certificate of the connection, which is still valid: whoever has its key renews it.
     Certificate(Verified),
 }
@@ -50,6 +53,8 @@ pub enum Refused {
     Node,
     #[error("{0}")]
     Bound(outrigger_core::error::FieldError),
+    #[error(transparent)]
+    Review(#[from] ReviewError),
     #[error("csr: {0}")]
     Csr(#[from] CsrError),
     #[error(transparent)]
@@ -60,12 +65,18 @@ pub enum Refused {
 #[derive(Debug)]
 pub struct Certifier {
     security: Option<(Arc<Authority>, Arc<Tokens>)>,
+    /// In a cluster: who knows its pods.
+    reviewer: Option<Arc<Reviewer>>,
     metrics: Arc<Metrics>,
 }
 
 impl Certifier {
-    pub fn new(security: Option<(Arc<Authority>, Arc<Tokens>)>, metrics: Arc<Metrics>) -> Self {
-        Self { security, metrics }
+    pub fn new(
+        security: Option<(Arc<Authority>, Arc<Tokens>)>,
+        reviewer: Option<Arc<Reviewer>>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self { security, reviewer, metrics }
     }
 }
 
@@ -80,7 +91,11 @@ impl Identity for Certifier {
                 "this control plane runs with --identity off and issues no certificates",
             ));
         };
-        let (response, root) = match certify(authority, tokens, &request) {
+        let certified = match self.credential(tokens, &request).await {
+            Ok(credential) => certify(authority, &credential, &request),
+            Err(refused) => Err(refused),
+        };
+        let (response, root) = match certified {
             Ok(issued) => issued,
             Err(refused) => return Err(self.refuse(refused, &request)),
         };
@@ -99,6 +114,40 @@ impl Identity for Certifier {
 }
 
 impl Certifier {
+    /// What a request proves. A token says who somebody is; one that has merely ended does not speak against a
+    /// certificate.
+    async fn credential(
+        &self,
+        tokens: &Tokens,
+        request: &Request<CertifyRequest>,
+    ) -> Result<Credential, Refused> {
+        let connection = request.extensions().get::<Connection>();
+        let client = connection.and_then(|connection| connection.client());
+        let renewed = |client: &Verified| -> Result<Credential, Refused> {
+            if let (Some(uid), Some(connection)) = (&client.grant.pod, connection) {
+                let reviewer = self.reviewer.as_ref().ok_or(Refused::NoCredential)?;
+                reviewer.renew(uid, connection.peer)?;
+            }
+            Ok(Credential::Certificate(client.clone()))
+        };
+        let Some(token) = bearer(request.metadata())? else {
+            return client.ok_or(Refused::NoCredential).and_then(renewed);
+        };
+        match (tokens.verify(token), client, &self.reviewer, connection) {
+            (Ok(claims), ..) => Ok(Credential::JoinToken(claims)),
+            (Err(TokenError::Expired), Some(client), ..) => renewed(client),
+            (Err(TokenError::Foreign), client, Some(reviewer), Some(connection)) => {
+                match (reviewer.review(token, connection.peer).await, client) {
+                    (Ok(proof), _) => Ok(Credential::Pod(proof)),
+                    // Nobody can be asked: the pod is known, and so is its key.
+                    (Err(ReviewError::Unavailable(_)), Some(client)) => renewed(client),
+                    (Err(error), _) => Err(error.into()),
+                }
+            }
+            (Err(error), ..) => Err(error.into()),
+        }
+    }
+
     /// Says that no certificate was issued, and why.
     fn refuse(&self, refused: Refused, request: &Request<CertifyRequest>) -> Status {
         let reason = refused.reason();
@@ -111,20 +160,18 @@ impl Certifier {
 
 fn certify(
     authority: &Authority,
-    tokens: &Tokens,
+    credential: &Credential,
     request: &Request<CertifyRequest>,
 ) -> Result<(CertifyResponse, RootId), Refused> {
-    let connection = request.extensions().get::<Connection>();
-    let proven = connection.and_then(|connection| connection.client());
-    let credential = credential(tokens, request, proven)?;
     let id = credential.identity(authority)?;
     let CertifyRequest { csr, node } = request.get_ref();
     if node.is_empty() || node.len() > MAX_NODE || !node.bytes().all(|b| b.is_ascii_graphic()) {
         return Err(Refused::Node);
     }
     let key = csr::parse(csr)?;
-    let grant = match &credential {
+    let grant = match credential {
         Credential::JoinToken(claims) => &claims.grant,
+        Credential::Pod(proof) => &proof.grant,
         Credential::Certificate(proven) => &proven.grant,
     };
     grant.check_node(node).map_err(Refused::Bound)?;
@@ -138,23 +185,6 @@ fn certify(
     Ok((response, leaf.root))
 }
 
-/// A token says who somebody is; one that has merely ended does not speak against a certificate.
-fn credential(
-    tokens: &Tokens,
-    request: &Request<CertifyRequest>,
-    proven: Option<&Verified>,
-) -> Result<Credential, Refused> {
-    match (bearer(request.metadata())?, proven) {
-        (Some(token), proven) => match (tokens.verify(token), proven) {
-            (Ok(claims), _) => Ok(Credential::JoinToken(claims)),
-            (Err(TokenError::Expired), Some(client)) => Ok(Credential::Certificate(client.clone())),
-            (Err(error), _) => Err(error.into()),
-        },
-        (None, Some(client)) => Ok(Credential::Certificate(client.clone())),
-        (None, None) => Err(Refused::NoCredential),
-    }
-}
-
 impl Credential {
     /// The one identity that it gives.
     fn identity(&self, authority: &Authority) -> Result<SpiffeId, Refused> {
@@ -162,6 +192,11 @@ impl Credential {
             Self::JoinToken(claims) => {
                 let domain = &authority.trust_domain;
                 SpiffeId::new(domain, &claims.namespace, &claims.service_account)
+                    .map_err(Refused::Identity)?
+            }
+            Self::Pod(proof) => {
+                let domain = &authority.trust_domain;
+                SpiffeId::new(domain, &proof.namespace, &proof.service_account)
                     .map_err(Refused::Identity)?
             }
             Self::Certificate(proven) => proven.id.clone(),
@@ -180,6 +215,8 @@ impl Refused {
             Self::Reserved | Self::Identity(_) => "identity",
             Self::Node => "node",
             Self::Bound(_) => "bound",
+            Self::Review(ReviewError::Unavailable(_)) => "api_server",
+            Self::Review(_) => "pod_token",
             Self::Csr(_) => "csr",
             Self::Certify(CertifyError::TooManyNodes) => "too_many_nodes",
             Self::Certify(CertifyError::Issue(_)) => "issuer",
@@ -196,6 +233,8 @@ impl From<Refused> for Status {
             Refused::Reserved | Refused::Identity(_) | Refused::Bound(_) => {
                 Self::permission_denied(text)
             }
+            Refused::Review(error) if error.is_passing() => Self::unavailable(text),
+            Refused::Review(_) => Self::permission_denied(text),
             Refused::Node | Refused::Csr(_) => Self::invalid_argument(text),
             Refused::Certify(CertifyError::TooManyNodes) => Self::resource_exhausted(text),
             Refused::Certify(CertifyError::Issue(_) | CertifyError::Unconfirmed(_)) => {

@@ -127,7 +127,7 @@ pub struct Index {
     services: OrdMap<ServiceId, Arc<Service>>,
     slices: OrdMap<Key, Arc<EndpointSlice>>,
     slices_of: Links<ServiceId, Key>,
-    /// Slices by the Service and each uid that they hold, hashed.
+    /// Slices by each uid that they hold, hashed.
     holders: Links<u64, Arc<Key>>,
     /// Uids of slices' endpoints by the Service and the host name that they have.
     hostnames: Links<(ServiceId, String), String>,
@@ -159,6 +159,10 @@ pub struct Index {
     keys: OrdMap<KeySource, Arc<str>>,
     external: OrdMap<String, Arc<Workload>>,
     registered: OrdMap<String, Arc<Workload>>,
+    /// Pods as workloads.
+    pods_as_workloads: OrdMap<String, Arc<Workload>>,
+    /// Uids of workloads by the uid of the pod that they are.
+    pod_uids: OrdMap<String, String>,
     /// Uids of workloads by each of their labels.
     workloads_by: Labels<String>,
     /// Services by one pair of their selector.
@@ -243,6 +247,11 @@ impl Index {
                     index.external.insert(workload.uid(), workload.into());
                 });
             }
+            Object::Pod(workload) => {
+                self.change_workload(&workload.uid(), |index| index.set_pod(workload));
+            }
+            // That it is there is remembered already.
+            Object::Namespace(_) => {}
         }
     }
 
@@ -270,6 +279,12 @@ impl Index {
                     index.external.remove(&uid);
                 });
             }
+            Kind::Pod => {
+                let uid = format!("{}.{}", id.namespace, id.name);
+                self.change_workload(&uid, |index| index.remove_pod(&uid));
+            }
+            // Its names stay the mesh's.
+            Kind::Namespace => {}
         }
     }
 
@@ -342,12 +357,13 @@ impl Index {
         }
     }
 
-    /// Registered workloads, and ExternalWorkloads that none of them hides.
+    /// Registered workloads, ExternalWorkloads that none of them hides, and pods that none of both hides.
     pub fn workloads(&self) -> impl Iterator<Item = &Workload> {
-        let external = self.external.iter();
-        let external = external.filter(|(uid, _)| !self.registered.contains_key(*uid));
-        let all = self.registered.values().chain(external.map(|(_, workload)| workload));
-        all.map(|workload| &**workload)
+        let all = [&self.registered, &self.external, &self.pods_as_workloads];
+        all.into_iter().enumerate().flat_map(move |(i, source)| {
+            let seen = move |uid: &String| all[..i].iter().any(|hiding| hiding.contains_key(uid));
+            source.iter().filter(move |(uid, _)| !seen(uid)).map(|(_, workload)| &**workload)
+        })
     }
 
     /// Those of a namespace.
@@ -355,18 +371,41 @@ impl Index {
         // No namespace holds a dot: uids of one stand together.
         let from = format!("{namespace}.");
         let prefix = from.clone();
-        let registered = self.registered.range(from.clone()..);
-        let registered = registered.take_while(move |(uid, _)| uid.starts_with(&prefix));
-        let prefix = from.clone();
-        let external = self.external.range(from..);
-        let external = external.take_while(move |(uid, _)| uid.starts_with(&prefix));
-        let external = external.filter(|(uid, _)| !self.registered.contains_key(*uid));
-        registered.chain(external).map(|(_, workload)| &**workload)
+        let all = [&self.registered, &self.external, &self.pods_as_workloads];
+        all.into_iter().enumerate().flat_map(move |(i, source)| {
+            let prefix = prefix.clone();
+            let range = source.range(from.clone()..);
+            range
+                .take_while(move |(uid, _)| uid.starts_with(&prefix))
+                .filter(move |(uid, _)| all[..i].iter().all(|hiding| !hiding.contains_key(*uid)))
+                .map(|(_, workload)| &**workload)
+        })
     }
 
     pub fn workload(&self, uid: &str) -> Option<&Workload> {
         let found = self.registered.get(uid).or_else(|| self.external.get(uid));
+        found.or_else(|| self.pods_as_workloads.get(uid)).map(|workload| &**workload)
+    }
+
+    /// The pod of a uid.
+    pub fn pod(&self, uid: &str) -> Option<&Workload> {
+        let found = self.pods_as_workloads.get(self.pod_uids.get(uid)?);
         found.map(|workload| &**workload)
+    }
+
+    fn set_pod(&mut self, workload: Workload) {
+        let uid = workload.uid();
+        self.remove_pod(&uid);
+        if let Some(pod) = &workload.pod {
+            self.pod_uids.insert(pod.uid.clone(), uid.clone());
+        }
+        self.pods_as_workloads.insert(uid, workload.into());
+    }
+
+    fn remove_pod(&mut self, uid: &str) {
+        if let Some(pod) = self.pods_as_workloads.remove(uid).and_then(|old| old.pod.clone()) {
+            self.pod_uids.remove(&pod.uid);
+        }
     }
 
     pub fn is_registered(&self, uid: &str) -> bool {

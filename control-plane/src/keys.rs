@@ -21,6 +21,9 @@ use crate::translate::access_policy::check_keys;
 const LOOK: Duration = Duration::from_secs(1);
 /// After a fetch that failed.
 const AGAIN: Duration = Duration::from_secs(10);
+/// Why a cluster's policies name no files.
+const NO_FILES: &str =
+    "files are read beside a folder of manifests only: use inline or externalService";
 /// Bytes of a key set: far more than any issuer has.
 const MAX_KEYS: u64 = 256 * 1024;
 
@@ -35,8 +38,9 @@ struct Known {
 }
 
 /// Keeps the key sets of the index as their sources have them, until dropped. Files are named relative
-/// to `root`; `local` says which addresses of this machine may be fetched from.
-pub async fn run(publisher: Arc<Publisher>, root: PathBuf, local: LocalEndpoints) {
+/// to `root`; where there is none, none is read: who may write a policy may not read the control plane's disk.
+/// `local` says which addresses of this machine may be fetched from.
+pub async fn run(publisher: Arc<Publisher>, root: Option<PathBuf>, local: LocalEndpoints) {
     let mut known: HashMap<KeySource, Known> = HashMap::new();
     let mut tick = tokio::time::interval(LOOK);
     loop {
@@ -47,11 +51,13 @@ pub async fn run(publisher: Arc<Publisher>, root: PathBuf, local: LocalEndpoints
             let known = known.entry(source.clone()).or_default();
             let read = match &source {
                 KeySource::Inline(_) => continue,
-                KeySource::File(path) => {
-                    let path = root.join(path);
-                    let read = tokio::task::spawn_blocking(move || read(&path)).await;
-                    read.unwrap_or_else(|error| Err(error.to_string()))
-                }
+                KeySource::File(path) => match root.as_ref().map(|root| root.join(path)) {
+                    Some(path) => {
+                        let read = tokio::task::spawn_blocking(move || read(&path)).await;
+                        read.unwrap_or_else(|error| Err(error.to_string()))
+                    }
+                    None => Err(format!("{}: {NO_FILES}", path.display())),
+                },
                 KeySource::External { namespace, name, path } => {
                     let from = publisher.view().index.external(namespace, name).cloned();
                     match from {

@@ -8,6 +8,7 @@
 
 pub mod admin;
 pub mod ca;
+pub mod cluster;
 pub mod connection;
 pub mod control;
 pub mod discovery;
@@ -18,7 +19,7 @@ pub mod index;
 pub mod keys;
 pub mod kinds;
 pub mod lookup;
-pub mod manifests;
+
 pub mod metrics;
 pub mod namespaces;
 pub mod object;
@@ -28,6 +29,7 @@ pub mod publish;
 pub mod registration;
 pub mod replica;
 pub mod server;
+pub mod source;
 pub mod status;
 pub mod store;
 mod sync;

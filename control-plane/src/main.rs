@@ -8,12 +8,12 @@ use std::time::Duration;
 
 use clap::Parser;
 use outrigger_control_plane::index::Index;
-use outrigger_control_plane::manifests::Folder;
 use outrigger_control_plane::metrics::Metrics;
 use outrigger_control_plane::options::{Cli, Command, Options, TokenOptions, TrustStep};
 use outrigger_control_plane::problems::{Problems, Severity};
 use outrigger_control_plane::publish::Publisher;
 use outrigger_control_plane::server;
+use outrigger_control_plane::source::manifests::Folder;
 use outrigger_control_plane::token::Tokens;
 use outrigger_core::address::LocalEndpoints;
 use outrigger_core::identity;

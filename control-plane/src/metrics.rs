@@ -42,6 +42,7 @@ pub struct Metrics {
     pub nacks: Counter,
     pub status_changes: Counter,
     pub log_dropped: Counter,
+    pub watch_errors: Family<KindLabel, Counter>,
     pub publish_seconds: Histogram,
     pub load_seconds: Histogram,
     pub certificates_issued: Counter,
@@ -67,6 +68,7 @@ impl Metrics {
             nacks: Counter::default(),
             status_changes: Counter::default(),
             log_dropped: Counter::default(),
+            watch_errors: Family::default(),
             publish_seconds: latency(),
             load_seconds: latency(),
             certificates_issued: Counter::default(),
@@ -94,6 +96,11 @@ impl Metrics {
             "Lines dropped because nobody read the log",
             metrics.log_dropped.clone(),
         );
+        registry.register(
+            "watch_errors",
+            "Times that a watch of the Kubernetes API failed, by kind",
+            metrics.watch_errors.clone(),
+        );
         registry.register("pushes", "Responses sent, by type", metrics.pushes.clone());
         registry.register("resources", "Resources sent, by type", metrics.resources.clone());
         registry.register(
@@ -103,7 +110,7 @@ impl Metrics {
         );
         registry.register(
             "load_seconds",
-            "From noticing changed files to their effect in the index",
+            "From noticing changed files or objects to their effect in the index",
             metrics.load_seconds.clone(),
         );
         metrics.register_identity(&mut registry);

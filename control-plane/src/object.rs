@@ -39,9 +39,14 @@ pub enum Kind {
     ServerPolicy,
     FaultInjection,
     ExternalService,
+    /// Of a cluster alone.
+    Pod,
+    /// Of a cluster alone; without a namespace of its own.
+    Namespace,
 }
 
 impl Kind {
+    /// Those that manifests may hold.
     pub const ALL: [Self; 13] = [
         Self::Service,
         Self::EndpointSlice,
@@ -95,6 +100,8 @@ impl Kind {
             Self::ServerPolicy => "ServerPolicy",
             Self::FaultInjection => "FaultInjection",
             Self::ExternalService => "ExternalService",
+            Self::Pod => "Pod",
+            Self::Namespace => "Namespace",
         }
     }
 }
@@ -164,6 +171,9 @@ pub enum Object {
     ServerPolicy(policy::ServerPolicy),
     FaultInjection(Box<policy::FaultInjection>),
     ExternalService(External),
+    Pod(Workload),
+    /// By name.
+    Namespace(String),
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -215,7 +225,7 @@ pub struct EndpointSlice {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct SliceEndpoint {
     pub address: IpAddr,
-    /// What identifies it across changes of its address; a hand-written one has only that.
+    /// What identifies it across changes of its address: a pod's uid; a hand-written one has only its address.
     pub uid: String,
     pub ready: bool,
     pub zone: Option<String>,
@@ -356,7 +366,7 @@ pub enum KeySource {
     },
 }
 
-/// A process that serves: an ExternalWorkload, or one that registered itself.
+/// A process that serves: a pod, an ExternalWorkload, or one that registered itself.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Workload {
     pub namespace: String,
@@ -370,6 +380,17 @@ pub struct Workload {
     pub zone: Option<String>,
     /// Only a ready workload is an endpoint.
     pub ready: bool,
+    /// What a pod has more.
+    pub pod: Option<Pod>,
+}
+
+/// Pods are endpoints where an EndpointSlice names them, and not by the selectors of Services.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pod {
+    /// Of the object: a pod that comes after it under the same name has another one.
+    pub uid: String,
+    /// One or two, the first of which is the workload's.
+    pub addresses: Vec<IpAddr>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -414,6 +435,8 @@ impl Object {
             Self::ExternalWorkload(o) => (Kind::ExternalWorkload, &o.namespace, &o.name),
             Self::AccessPolicy(o) => (Kind::AccessPolicy, &o.namespace, &o.name),
             Self::ExternalService(o) => (Kind::ExternalService, &o.namespace, &o.name),
+            Self::Pod(o) => (Kind::Pod, &o.namespace, &o.name),
+            Self::Namespace(name) => (Kind::Namespace, name, name),
         };
         ObjectId { kind, namespace: namespace.clone(), name: name.clone() }
     }

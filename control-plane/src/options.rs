@@ -13,8 +13,10 @@ use outrigger_core::identity::TrustDomain;
 use outrigger_core::policy::access::Action;
 
 use crate::ca::files::CaFiles;
+use crate::cluster::review::AUDIENCE;
 use crate::index::Security;
 use crate::replica::{ReplicaName, Timing};
+use crate::source::kubernetes::Cluster;
 pub use commands::{StateDir, TokenOptions, TrustStep};
 
 /// The control plane of the Outrigger service mesh: tells every proxy what it needs to know.
@@ -23,7 +25,8 @@ pub use commands::{StateDir, TokenOptions, TrustStep};
     name = "outrigger-control-plane",
     version,
     args_conflicts_with_subcommands = true,
-    after_help = "Example: outrigger-control-plane --manifests ./manifests --state-dir ./state"
+    after_help = "Examples:\n  outrigger-control-plane --manifests ./manifests --state-dir ./state\n  \
+                  outrigger-control-plane --kubernetes --kube-context staging --identity off"
 )]
 pub struct Cli {
     #[command(subcommand)]
@@ -66,6 +69,34 @@ pub struct Options {
     #[arg(long, env = "OUTRIGGER_MANIFESTS", value_name = "DIR")]
     pub manifests: Option<PathBuf>,
 
+    /// Take Services, pods, routes and policies from the API of a Kubernetes cluster: in a pod from its own
+    /// cluster, elsewhere from the one of KUBECONFIG or ~/.kube/config.
+    #[arg(long, env = "OUTRIGGER_KUBERNETES", conflicts_with = "manifests")]
+    pub kubernetes: bool,
+
+    /// The file that says how the cluster is reached.
+    #[arg(long, env = "OUTRIGGER_KUBECONFIG", value_name = "FILE", requires = "kubernetes")]
+    pub kubeconfig: Option<PathBuf>,
+
+    /// Another context of that file than its current one.
+    #[arg(long, env = "OUTRIGGER_KUBE_CONTEXT", value_name = "NAME", requires = "kubernetes")]
+    pub kube_context: Option<String>,
+
+    /// The namespace in which the control plane keeps its Secrets, ConfigMaps and Leases: its own one unless
+    /// set.
+    #[arg(long, env = "OUTRIGGER_KUBE_NAMESPACE", value_name = "NAME", requires = "kubernetes")]
+    pub kube_namespace: Option<String>,
+
+    /// What the projected service-account tokens are for that pods prove themselves with.
+    #[arg(
+        long,
+        env = "OUTRIGGER_TOKEN_AUDIENCE",
+        value_name = "AUDIENCE",
+        default_value = AUDIENCE,
+        requires = "kubernetes"
+    )]
+    pub token_audience: String,
+
     /// Address for certificates, discovery and registration (gRPC).
     #[arg(
         long,
@@ -83,7 +114,8 @@ pub struct Options {
 
     /// Folder for the certificate authority, the key of join tokens and registrations, so that a
     /// restart forgets none of them. Identity needs it, and so do workloads that register
-    /// themselves.
+    /// themselves. With --kubernetes all of that is kept in the cluster, and nothing but the socket
+    /// for the commands of `trust` is here.
     #[arg(long, env = "OUTRIGGER_STATE_DIR", value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
 
@@ -274,6 +306,12 @@ impl Options {
     /// Which endpoints on the callers' own machines are taken.
     pub fn local(&self) -> LocalEndpoints {
         self.local_endpoints.of(self.listen.ip().to_canonical().is_loopback())
+    }
+
+    /// The cluster that objects come from, if they come from one.
+    pub fn cluster(&self) -> Option<Cluster> {
+        let (kubeconfig, context) = (self.kubeconfig.clone(), self.kube_context.clone());
+        self.kubernetes.then_some(Cluster { kubeconfig, context })
     }
 
     /// The user's issuing certificate; the three flags come together or not at all.

@@ -1,4 +1,4 @@
-//! What is wrong with what people wrote, with file, line and field.
+//! What is wrong with what people wrote: in a file with its line, or in an object of a cluster; with the field.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -21,9 +21,10 @@ pub enum Severity {
     Warning,
 }
 
-/// One problem; its text form is `file:line: field.path: problem`.
+/// One problem; its text form is `file:line: field.path: problem`, without a place where there is no file.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 pub struct Problem {
+    /// Empty for an object of a cluster.
     #[serde(serialize_with = "display_path")]
     pub file: PathBuf,
     /// 0 when the file could not be read at all.
@@ -47,7 +48,9 @@ fn display_path<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::E
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}: ", self.file.display(), self.line)?;
+        if !self.file.as_os_str().is_empty() {
+            write!(f, "{}:{}: ", self.file.display(), self.line)?;
+        }
         if !self.field.is_empty() {
             write!(f, "{}: ", self.field)?;
         }
@@ -72,8 +75,8 @@ struct Known {
 }
 
 impl Problems {
-    /// Puts what a file's last reading found in the place of what the one before did, and logs
-    /// what is new.
+    /// Puts what the last reading of a file, or of an object of a cluster, found in the place of what the one
+    /// before did, and logs what is new.
     pub fn set(&self, file: &Path, problems: Vec<Problem>) {
         let mut known = lock(&self.known);
         let old = known.files.remove(file).unwrap_or_default();
@@ -85,7 +88,7 @@ impl Problems {
             }
         }
         if !old.is_empty() && problems.is_empty() {
-            tracing::info!(file = %file.display(), "no problems left in this file");
+            tracing::info!(place = %file.display(), "no problems left here");
         }
         if old != problems {
             known.link(file, &old, &problems);

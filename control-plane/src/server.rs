@@ -1,4 +1,4 @@
-//! Puts the parts together: folder, index, authority, discovery, registration, admin.
+//! Puts the parts together: source, index, authority, discovery, registration, admin.
 
 use std::io;
 use std::net::SocketAddr;
@@ -16,8 +16,12 @@ use tokio::task::JoinHandle;
 use tonic::service::Routes;
 
 use crate::admin::{self, Admin};
+use kube::Client;
+
 use crate::ca::Authority;
 use crate::ca::own::OwnCertificate;
+use crate::cluster::review::Reviewer;
+use crate::cluster::writer::Writer;
 use crate::connection::{self, Tls};
 use crate::control;
 use crate::discovery::{Discovery, DiscoveryServer};
@@ -27,7 +31,6 @@ use crate::identity::Certifier;
 use crate::index::Index;
 use crate::keys;
 use crate::lookup;
-use crate::manifests::{self, Folder, Watching};
 use crate::metrics::Metrics;
 use crate::namespaces;
 use crate::object::stopped::Stops;
@@ -36,8 +39,11 @@ use crate::problems::Problems;
 use crate::publish::Publisher;
 use crate::registration::{Registrar, Registrations};
 use crate::replica::Replica;
+use crate::source::kubernetes::{ConnectError, Kubernetes};
+use crate::source::manifests::{self, Folder, Watching};
 use crate::status::reader::Statuses;
 use crate::store::Store;
+use crate::store::cluster::Cluster;
 use crate::store::dir::Directory;
 use crate::token::Tokens;
 
@@ -54,8 +60,14 @@ const BACKLOG: u32 = 4096;
 /// Why the control plane could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    #[error("--manifests is required: the folder of manifests that describe the mesh")]
-    NoManifests,
+    #[error(
+        "nothing says what the mesh is made of: give --kubernetes, or --manifests with a folder"
+    )]
+    NoSource,
+    #[error("--kubernetes: {0}")]
+    Kubernetes(#[from] ConnectError),
+    #[error("{0}")]
+    Store(io::Error),
     #[error("--manifests: {path}: {error}")]
     Manifests { path: PathBuf, error: io::Error },
     #[error("--state-dir: {path}: {error}")]
@@ -88,46 +100,65 @@ pub struct Server {
     shutdown: watch::Sender<bool>,
     grpc: JoinHandle<()>,
     background: Vec<JoinHandle<()>>,
-    watching: Option<Watching>,
+    source: Option<Source>,
 }
 
-/// Loads the folder, then listens: nobody is told of half a mesh.
-/// `log`: of everything that the process says, for its metrics.
-pub async fn start(options: Options, log: Log) -> Result<Server, StartError> {
-    let root = options.manifests.clone().ok_or(StartError::NoManifests)?;
-    let metrics = Arc::new(Metrics::new());
-    let problems = Arc::new(Problems::default());
-    let replica = open_store(&options)?;
-    let store = replica.as_ref().map(|replica| replica.store.clone());
-    let stops = store.as_deref().map(saved::read).unwrap_or_default();
-    let publisher = Arc::new(Publisher::new(first_index(&options, store.as_deref(), &stops)));
-    let security = Security::open(&options, replica.as_ref())?;
-    if let Some(security) = &security {
-        security.publish(&publisher);
-    }
-    let local = options.local();
-    let watching = {
-        let folder = Folder::new(root.clone(), local, problems.clone(), metrics.clone());
-        let publisher = publisher.clone();
+/// Where objects come from, while the server runs.
+#[derive(Debug)]
+enum Source {
+    Manifests(#[expect(dead_code, reason = "watches until it is dropped")] Watching),
+    Kubernetes(Kubernetes),
+}
+
+impl Source {
+    /// Takes everything over that is there, and whatever changes from then on.
+    async fn start(
+        options: &Options,
+        client: Option<&Client>,
+        publisher: &Arc<Publisher>,
+        problems: &Arc<Problems>,
+        metrics: &Arc<Metrics>,
+    ) -> Result<Self, StartError> {
+        let (publisher, problems) = (publisher.clone(), problems.clone());
+        let (metrics, local) = (metrics.clone(), options.local());
+        if let Some(client) = client {
+            let client = client.clone();
+            let kubernetes = Kubernetes::start(client, publisher, problems, metrics, local);
+            kubernetes.synced().await;
+            return Ok(Self::Kubernetes(kubernetes));
+        }
+        let path = options.manifests.clone().ok_or(StartError::NoSource)?;
+        let folder = Folder::new(path.clone(), local, problems, metrics);
         let loaded = tokio::task::spawn_blocking(move || manifests::watch(folder, publisher)).await;
         let loaded = loaded.unwrap_or_else(|error| Err(io::Error::other(error)));
-        loaded.map_err(|error| StartError::Manifests { path: root.clone(), error })?
+        loaded.map(Self::Manifests).map_err(|error| StartError::Manifests { path, error })
+    }
+}
+
+/// Takes over what the source has, then listens: nobody is told of half a mesh.
+/// `log`: of everything that the process says, for its metrics.
+pub async fn start(options: Options, log: Log) -> Result<Server, StartError> {
+    let metrics = Arc::new(Metrics::new());
+    let problems = Arc::new(Problems::default());
+    let client = match options.cluster() {
+        Some(cluster) => Some(cluster.client().await?),
+        None => None,
     };
+    let Durable { replica, stops, publisher, security, tokens } =
+        Durable::open(&options, client.as_ref()).await?;
+    let store = replica.as_ref().map(|replica| replica.store.clone());
+    let local = options.local();
+    let source = Source::start(&options, client.as_ref(), &publisher, &problems, &metrics).await?;
     let (shutdown, stopping) = watch::channel(false);
-    let (tokens, registrations) = match &replica {
+    let registrations = match replica.clone() {
         Some(replica) => {
-            let tokens =
-                Tokens::of(&*replica.store).map_err(|error| state_dir_error(&options, error))?;
-            let registrations = Registrations::open(
-                publisher.clone(),
-                metrics.clone(),
-                replica.clone(),
-                options.grace_period,
-                local,
-            );
-            (Some(Arc::new(tokens)), Some(Arc::new(registrations)))
+            let (publisher, metrics, grace) =
+                (publisher.clone(), metrics.clone(), options.grace_period);
+            let open = move || Registrations::open(publisher, metrics, replica, grace, local);
+            let opened = tokio::task::spawn_blocking(open).await;
+            Some(Arc::new(opened.map_err(|error| StartError::Store(io::Error::other(error)))?))
         }
-        None => (None, None),
+        None => None,
     };
     let listener = bind("--listen", options.listen)?;
     let admin_listener = bind("--admin", options.admin)?;
@@ -140,13 +171,13 @@ pub async fn start(options: Options, log: Log) -> Result<Server, StartError> {
         registrations: registrations.clone(),
         authority: authority.clone(),
         problems,
-        statuses,
+        statuses: statuses.clone(),
         metrics: metrics.clone(),
         log,
     };
     let mut background =
         vec![tokio::spawn(admin::serve(admin_listener, admin)), tokio::spawn(rounds.run())];
-    background.push(tokio::spawn(keys::run(publisher.clone(), root, local)));
+    background.push(tokio::spawn(keys::run(publisher.clone(), options.manifests.clone(), local)));
     background.push(tokio::spawn(lookup::run(publisher.clone(), local)));
     background.extend(registrations.clone().map(|r| tokio::spawn(r.run())));
     let saved_stops = store.clone().map(|s| Arc::new(SavedStops::new(publisher.clone(), s, stops)));
@@ -159,12 +190,23 @@ pub async fn start(options: Options, log: Log) -> Result<Server, StartError> {
         }
         None => None,
     };
+    if let (Some(client), Source::Kubernetes(kubernetes), Some(replica)) =
+        (&client, &source, &replica)
+    {
+        let generations = kubernetes.generations.clone();
+        let writer = Writer::new(client.clone(), statuses, generations, replica.clone());
+        background.push(tokio::spawn(writer.run()));
+    }
+    let reviewer = client.map(|client| {
+        let audience = options.token_audience.clone();
+        Arc::new(Reviewer::new(client, publisher.clone(), audience))
+    });
     let certify = authority.clone().zip(tokens.clone());
     let stopper = Stopper::new(publisher.clone(), tokens.clone(), saved_stops);
     let routes = routes(
         Discovery::new(publisher.clone(), tokens.clone(), authority, metrics.clone()),
         Registrar::new(registrations.clone(), tokens, stopping.clone()),
-        Certifier::new(certify, metrics.clone()),
+        Certifier::new(certify, reviewer, metrics.clone()),
         stopper,
     );
     let identity = if tls.is_some() { "on" } else { "off" };
@@ -180,7 +222,7 @@ pub async fn start(options: Options, log: Log) -> Result<Server, StartError> {
         shutdown,
         grpc,
         background,
-        watching: Some(watching),
+        source: Some(source),
     })
 }
 
@@ -224,15 +266,16 @@ impl Server {
             }
         };
         let _ = tokio::task::spawn_blocking(write).await;
-        let watching = self.watching.take();
-        let _ = tokio::task::spawn_blocking(move || drop(watching)).await;
+        let source = self.source.take();
+        let _ = tokio::task::spawn_blocking(move || drop(source)).await;
     }
 }
 
 /// What a mesh with identities has more.
 #[derive(Debug)]
 struct Security {
-    state_dir: PathBuf,
+    /// Where the commands of `trust` come in, if anywhere.
+    state_dir: Option<PathBuf>,
     replica: Arc<Replica>,
     authority: Arc<Authority>,
     own: Arc<OwnCertificate>,
@@ -251,7 +294,7 @@ impl Security {
                 Mtls::Strict => Err(StartError::StrictWithoutIdentity),
             };
         }
-        let state_dir = options.state_dir.clone().ok_or(StartError::NoStateDir)?;
+        let state_dir = options.state_dir.clone();
         let replica = replica.ok_or(StartError::NoStateDir)?.clone();
         let authority = Authority::open(
             replica.clone(),
@@ -277,9 +320,15 @@ impl Security {
         publisher: &Arc<Publisher>,
         metrics: &Arc<Metrics>,
     ) -> Result<Vec<JoinHandle<()>>, StartError> {
-        let path = self.state_dir.join(control::socket(&self.replica.name));
-        let listener = control::bind(&self.state_dir, &self.replica.name)
-            .map_err(|error| StartError::Control { path, error })?;
+        let control = match &self.state_dir {
+            Some(folder) => {
+                let path = folder.join(control::socket(&self.replica.name));
+                let listener = control::bind(folder, &self.replica.name)
+                    .map_err(|error| StartError::Control { path, error })?;
+                Some(tokio::spawn(control::serve(listener, self.authority.clone())))
+            }
+            None => None,
+        };
         let (authority, publisher) = (self.authority.clone(), publisher.clone());
         let mut changes = authority.changes();
         let publishing = async move {
@@ -288,14 +337,15 @@ impl Security {
                 publisher.commit(|index| index.set_trust(bundle));
             }
         };
-        Ok(vec![
+        let mut tasks = vec![
             tokio::spawn(publishing),
             tokio::spawn(self.authority.ledger.clone().run()),
             tokio::spawn(self.authority.clone().follow_others()),
             tokio::spawn(self.authority.clone().follow_files()),
             tokio::spawn(self.own.clone().run(self.authority.clone(), metrics.clone())),
-            tokio::spawn(control::serve(listener, self.authority.clone())),
-        ])
+        ];
+        tasks.extend(control);
+        Ok(tasks)
     }
 }
 
@@ -306,6 +356,43 @@ fn keep_state(replica: &Arc<Replica>, publisher: &Arc<Publisher>) -> [JoinHandle
     [tokio::spawn(namespaces), tokio::spawn(replica.clone().run())]
 }
 
+/// What outlives the process, as it was found.
+struct Durable {
+    replica: Option<Arc<Replica>>,
+    stops: Stops,
+    publisher: Arc<Publisher>,
+    security: Option<Security>,
+    tokens: Option<Arc<Tokens>>,
+}
+
+impl Durable {
+    /// Reads all of it; the store may be far away.
+    async fn open(options: &Options, client: Option<&Client>) -> Result<Self, StartError> {
+        let namespace = options.kube_namespace.clone();
+        let cluster = client.map(|client| {
+            let namespace = namespace.unwrap_or_else(|| client.default_namespace().to_owned());
+            Arc::new(Cluster::new(client, &namespace))
+        });
+        let options = options.clone();
+        let open = move || {
+            let replica = open_store(&options, cluster)?;
+            let store = replica.as_ref().map(|replica| &*replica.store);
+            let stops = store.map(saved::read).unwrap_or_default();
+            let index = first_index(&options, store, &stops);
+            let tokens = store.map(Tokens::of).transpose();
+            let tokens = tokens.map_err(|error| state_dir_error(&options, error))?.map(Arc::new);
+            let publisher = Arc::new(Publisher::new(index));
+            let security = Security::open(&options, replica.as_ref())?;
+            if let Some(security) = &security {
+                security.publish(&publisher);
+            }
+            Ok(Self { replica, stops, publisher, security, tokens })
+        };
+        let opened = tokio::task::spawn_blocking(open).await;
+        opened.map_err(|error| StartError::Store(io::Error::other(error)))?
+    }
+}
+
 /// An index without objects, with what outlived the last process.
 fn first_index(options: &Options, store: Option<&dyn Store>, stops: &Stops) -> Index {
     let known = store.map(namespaces::read).unwrap_or_default();
@@ -313,18 +400,27 @@ fn first_index(options: &Options, store: Option<&dyn Store>, stops: &Stops) -> I
     index.with_stops(stops.clone()).with_namespaces(known)
 }
 
-/// The store in the state directory, if there is one, and this process among those that share it.
-fn open_store(options: &Options) -> Result<Option<Arc<Replica>>, StartError> {
-    let Some(path) = &options.state_dir else { return Ok(None) };
+/// The store in the cluster or the state directory, if there is one, and this process among those that share it.
+fn open_store(
+    options: &Options,
+    cluster: Option<Arc<Cluster>>,
+) -> Result<Option<Arc<Replica>>, StartError> {
     let failed = |error| state_dir_error(options, error);
-    let store = Arc::new(Directory::open(path).map_err(failed)?);
+    let store: Arc<dyn Store> = match (cluster, &options.state_dir) {
+        (Some(cluster), _) => cluster,
+        (None, Some(path)) => Arc::new(Directory::open(path).map_err(failed)?),
+        (None, None) => return Ok(None),
+    };
     let replica = Arc::new(Replica::new(options.replica.clone(), store, options.timing));
     replica.renew().map_err(|error| failed(error.into()))?;
     Ok(Some(replica))
 }
 
 fn state_dir_error(options: &Options, error: io::Error) -> StartError {
-    StartError::StateDir { path: options.state_dir.clone().unwrap_or_default(), error }
+    match &options.state_dir {
+        Some(path) if !options.kubernetes => StartError::StateDir { path: path.clone(), error },
+        _ => StartError::Store(error),
+    }
 }
 
 fn routes(

@@ -4,6 +4,7 @@
 //! from what has changed to the objects whose status it may change. [`reader`] follows the publisher by both.
 
 pub mod concerned;
+pub mod conditions;
 mod external;
 mod left_out;
 mod of;

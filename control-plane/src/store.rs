@@ -2,8 +2,8 @@
 //!
 //! A document is small, read and written whole, and has a [`Version`]. Whoever writes says which version it
 //! read: when another one is there by now, nothing is written ([`StoreError::Conflict`]), and the writer
-//! reads again. Today the store is a directory ([`dir`]); Kubernetes' Secrets, ConfigMaps and Leases can do
-//! the same. Everything blocks: call it where blocking is allowed.
+//! reads again. A store is a directory ([`dir`]) or a namespace of a Kubernetes cluster, with its Secrets,
+//! ConfigMaps and Leases ([`cluster`]). Everything blocks: call it where blocking is allowed.
 //!
 //! # Who writes what
 //!
@@ -32,6 +32,7 @@
 //! own files hold, and what each proxy connected to it has acknowledged. Of every replica, also one that is no
 //! more: the certificates that it has issued and that have not ended.
 
+pub mod cluster;
 pub mod dir;
 mod lease;
 

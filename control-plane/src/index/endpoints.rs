@@ -10,7 +10,7 @@ use outrigger_core::config::{Endpoint, MeshAddress};
 use outrigger_core::name::{EndpointId, external_name};
 
 use super::{Index, Key, PortId, selects};
-use crate::object::{EndpointSlice, Service, ServiceId, ServicePort, Workload};
+use crate::object::{EndpointSlice, Service, ServiceId, ServicePort, SliceEndpoint, Workload};
 
 impl Index {
     /// Every endpoint of a port in the order of their ids; `None` when there is no such port, or its
@@ -23,9 +23,9 @@ impl Index {
         let port = service.port(id.port)?;
         let mut endpoints = BTreeMap::new();
         for slice in self.slices_of(&service.id) {
-            add_slice(slice, None, service, port, &mut endpoints);
+            self.add_slice(slice, None, service, port, &mut endpoints);
         }
-        for workload in self.selected(service) {
+        for workload in self.selected(service).filter(|workload| workload.pod.is_none()) {
             self.add_workload(workload, service, port, &mut endpoints);
         }
         Some(endpoints.into_values().collect())
@@ -41,14 +41,15 @@ impl Index {
         }
         let Some(service) = self.service(&id.service) else { return endpoints };
         let Some(port) = service.port(id.port) else { return endpoints };
-        for key in self.holders.of(&holder(&service.id, uid)) {
+        for key in self.holders.of(&holder(uid)) {
             // Another uid may have the same hash.
             if let Some(slice) = self.slices.get(&**key).filter(|slice| slice.service == service.id)
             {
-                add_slice(slice, Some(uid), service, port, &mut endpoints);
+                self.add_slice(slice, Some(uid), service, port, &mut endpoints);
             }
         }
-        let workload = self.workload(uid).filter(|w| w.namespace == service.id.namespace);
+        let workload = self.workload(uid).filter(|w| w.pod.is_none());
+        let workload = workload.filter(|w| w.namespace == service.id.namespace);
         if let Some(workload) = workload.filter(|w| selects(&service.selector, w)) {
             self.add_workload(workload, service, port, &mut endpoints);
         }
@@ -115,7 +116,7 @@ impl Index {
         for ((uid, hostname), slice) in before.difference(&after).zip(old.into_iter().cycle()) {
             let service = &slice.service;
             if !self.holds(key, uid) {
-                self.holders.unlink(&holder(service, uid), key);
+                self.holders.unlink(&holder(uid), key);
             }
             // Another slice may say so as well.
             if let Some(hostname) =
@@ -125,7 +126,7 @@ impl Index {
             }
         }
         for ((uid, hostname), slice) in after.difference(&before).zip(new.into_iter().cycle()) {
-            self.holders.link(holder(&slice.service, uid), key.clone());
+            self.holders.link(holder(uid), key.clone());
             if let Some(hostname) = hostname {
                 self.hostnames.link((slice.service.clone(), hostname.clone()), uid.clone());
             }
@@ -138,46 +139,68 @@ impl Index {
     }
 
     fn has_hostname(&self, service: &ServiceId, uid: &str, hostname: &str) -> bool {
-        let slices =
-            self.holders.of(&holder(service, uid)).filter_map(|key| self.slices.get(&**key));
+        let slices = self.holders.of(&holder(uid)).filter_map(|key| self.slices.get(&**key));
+        let slices = slices.filter(|slice| slice.service == *service);
         let mut endpoints = slices.flat_map(|slice| &slice.endpoints);
         endpoints.any(|e| e.uid == uid && e.hostname.as_deref() == Some(hostname))
     }
-}
+    /// Services whose slices hold a uid.
+    pub(super) fn holding(&self, uid: &str) -> BTreeSet<&ServiceId> {
+        let slices = self.holders.of(&holder(uid)).filter_map(|key| self.slices.get(&**key));
+        // Another uid may have the same hash.
+        let slices = slices.filter(|slice| slice.endpoints.iter().any(|e| e.uid == uid));
+        slices.map(|slice| &slice.service).collect()
+    }
 
-fn add_slice(
-    slice: &EndpointSlice,
-    only: Option<&str>,
-    service: &Service,
-    port: &ServicePort,
-    endpoints: &mut BTreeMap<EndpointId, Endpoint>,
-) {
-    let destination = PortId::new(&service.id, port.port).destination();
-    // As in Kubernetes, a slice's port belongs to the Service's port of the same name.
-    let numbers = slice.ports.iter().filter(|(name, _)| *name == port.name);
-    for (_, number) in numbers {
-        let ready = slice.endpoints.iter().filter(|e| e.ready || service.publish_not_ready);
-        for endpoint in ready.filter(|e| only.is_none_or(|uid| e.uid == uid)) {
-            let Ok(id) = EndpointId::new(endpoint.uid.clone(), *number) else { continue };
-            let value = Endpoint {
-                destination: destination.clone(),
-                id: id.clone(),
-                address: SocketAddr::new(endpoint.address, *number),
-                mesh: None,
-                zone: endpoint.zone.clone(),
-                hostname: endpoint.hostname.clone(),
-                workload: None,
-                tls: None,
-            };
-            endpoints.insert(id, value);
+    fn add_slice(
+        &self,
+        slice: &EndpointSlice,
+        only: Option<&str>,
+        service: &Service,
+        port: &ServicePort,
+        endpoints: &mut BTreeMap<EndpointId, Endpoint>,
+    ) {
+        let destination = PortId::new(&service.id, port.port).destination();
+        // As in Kubernetes, a slice's port belongs to the Service's port of the same name.
+        let numbers = slice.ports.iter().filter(|(name, _)| *name == port.name);
+        for (_, number) in numbers {
+            let ready = slice.endpoints.iter().filter(|e| e.ready || service.publish_not_ready);
+            for endpoint in ready.filter(|e| only.is_none_or(|uid| e.uid == uid)) {
+                let Ok(id) = EndpointId::new(endpoint.uid.clone(), *number) else { continue };
+                let pod = self.pod_of(slice, endpoint);
+                let value = Endpoint {
+                    destination: destination.clone(),
+                    id: id.clone(),
+                    address: SocketAddr::new(endpoint.address, *number),
+                    mesh: pod.and_then(|pod| self.sidecar(pod, endpoint)),
+                    zone: endpoint.zone.clone().or_else(|| pod?.zone.clone()),
+                    hostname: endpoint.hostname.clone(),
+                    workload: pod.map(|pod| format!("{}/{}", pod.namespace, pod.service_account)),
+                    tls: None,
+                };
+                endpoints.insert(id, value);
+            }
         }
     }
-}
 
+    /// The pod that an endpoint is. Who may write a slice may write any uid and any address into it: both must
+    /// be those of a pod of the slice's own namespace.
+    fn pod_of(&self, slice: &EndpointSlice, endpoint: &SliceEndpoint) -> Option<&Workload> {
+        let workload = self.pod(&endpoint.uid).filter(|w| w.namespace == slice.namespace)?;
+        let pod = workload.pod.as_ref()?;
+        pod.addresses.contains(&endpoint.address).then_some(workload)
+    }
+
+    /// The sidecar of a pod at the address by which the pod is reached.
+    fn sidecar(&self, pod: &Workload, endpoint: &SliceEndpoint) -> Option<MeshAddress> {
+        let mesh = pod.mesh.clone()?;
+        let address = SocketAddr::new(endpoint.address, mesh.address.port());
+        Some(MeshAddress { address, identity: self.identity(pod), ..mesh })
+    }
+}
 /// By what slices are found that hold a uid: small, since there is one for every endpoint of the mesh.
-fn holder(service: &ServiceId, uid: &str) -> u64 {
-    let parts = [service.namespace.as_bytes(), service.name.as_bytes(), uid.as_bytes()];
-    outrigger_core::balance::hash(&parts.join(&0))
+fn holder(uid: &str) -> u64 {
+    outrigger_core::balance::hash(uid.as_bytes())
 }
 
 /// The uids whose endpoints differ between two versions of a slice.

@@ -164,15 +164,21 @@ impl Index {
             (Some(old), Some(new)) => Workload { ready: old.ready, ..new.clone() } == *old,
             _ => false,
         };
+        // A pod is an endpoint where a slice says so.
+        let is_pod = |workload: &Workload| workload.pod.is_some();
         let mut services: BTreeSet<ServiceId> = BTreeSet::new();
         if let Some(old) = &old {
-            services.extend(self.selecting(old).into_iter().cloned());
+            if !is_pod(old) {
+                services.extend(self.selecting(old).into_iter().cloned());
+            }
             for (k, v) in &old.labels {
                 self.workloads_by.unlink(&old.namespace, k, v, &uid.to_owned());
             }
         }
         if let Some(new) = &new {
-            services.extend(self.selecting(new).into_iter().cloned());
+            if !is_pod(new) {
+                services.extend(self.selecting(new).into_iter().cloned());
+            }
             for (k, v) in &new.labels {
                 self.workloads_by.link(&new.namespace, k, v, uid.to_owned());
             }
@@ -187,6 +193,13 @@ impl Index {
         let touched = Touched::Workloads([uid.to_owned()].into());
         for service in services {
             self.touch_all_endpoints(&service, &touched);
+        }
+        for pod in [&old, &new].into_iter().flatten().filter_map(|workload| workload.pod.as_ref()) {
+            let touched = Touched::Workloads([pod.uid.clone()].into());
+            let holding: Vec<_> = self.holding(&pod.uid).into_iter().cloned().collect();
+            for service in holding {
+                self.touch_all_endpoints(&service, &touched);
+            }
         }
     }
 

@@ -31,9 +31,10 @@ impl Policy {
 }
 
 impl Workload {
-    /// As an ExternalWorkload, also one that registered itself.
+    /// As a Pod or an ExternalWorkload, also one that registered itself.
     pub fn id(&self) -> ObjectId {
         let (namespace, name) = (self.namespace.clone(), self.name.clone());
-        ObjectId { kind: Kind::ExternalWorkload, namespace, name }
+        let kind = if self.pod.is_some() { Kind::Pod } else { Kind::ExternalWorkload };
+        ObjectId { kind, namespace, name }
     }
 }

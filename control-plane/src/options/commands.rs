@@ -46,6 +46,7 @@ impl TokenOptions {
             any_address: self.any_address,
             labels: self.labels.iter().cloned().collect(),
             workloads: self.workloads.clone(),
+            pod: None,
         }
     }
 }

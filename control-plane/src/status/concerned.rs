@@ -58,6 +58,8 @@ impl Concerned {
                 Kind::EndpointSlice
                 | Kind::ReferenceGrant
                 | Kind::ExternalWorkload
+                | Kind::Pod
+                | Kind::Namespace
                 | Kind::AccessPolicy => {}
             }
             concerned.by_object(index, id);
@@ -89,6 +91,8 @@ impl Concerned {
             Kind::EndpointSlice
             | Kind::ReferenceGrant
             | Kind::ExternalWorkload
+            | Kind::Pod
+            | Kind::Namespace
             | Kind::AccessPolicy => {}
         }
     }

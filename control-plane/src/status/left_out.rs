@@ -53,6 +53,8 @@ pub(super) fn of(view: &View<'_>, id: &ObjectId) -> BTreeSet<String> {
         | Kind::EndpointSlice
         | Kind::ReferenceGrant
         | Kind::ExternalWorkload
+        | Kind::Pod
+        | Kind::Namespace
         | Kind::FaultInjection
         | Kind::ExternalService => BTreeSet::new(),
     }

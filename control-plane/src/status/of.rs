@@ -10,7 +10,7 @@ use crate::publish::{Programmed, View};
 
 impl Status {
     /// Nothing is wrong, and no proxy has anything of it.
-    pub(super) fn of_nothing(object: &ObjectId) -> Self {
+    pub fn of_nothing(object: &ObjectId) -> Self {
         Self {
             object: object.clone(),
             accepted: Condition::from(Vec::new()),
@@ -63,6 +63,8 @@ fn in_force(index: &Index, id: &ObjectId) -> Option<Status> {
         | Kind::EndpointSlice
         | Kind::ReferenceGrant
         | Kind::ExternalWorkload
+        | Kind::Pod
+        | Kind::Namespace
         | Kind::AccessPolicy => None,
     }
 }
@@ -92,6 +94,8 @@ pub(super) fn programmed(view: &View<'_>, id: &ObjectId) -> Option<Programmed> {
         | Kind::EndpointSlice
         | Kind::ReferenceGrant
         | Kind::ExternalWorkload
+        | Kind::Pod
+        | Kind::Namespace
         | Kind::AccessPolicy => None,
     }
 }

@@ -67,5 +67,6 @@ pub fn translate(raw: &ExternalWorkload, report: &mut Report) -> Option<Workload
         mesh,
         zone: spec.zone.clone().filter(|zone| !zone.is_empty()),
         ready: true,
+        pod: None,
     })
 }

@@ -47,5 +47,8 @@ fn inbound_port(index: &Index, workload: &Workload, port: u16, protocol: Protoco
 }
 
 fn addresses(workload: &Workload) -> Vec<std::net::IpAddr> {
-    vec![workload.address]
+    match &workload.pod {
+        Some(pod) => pod.addresses.clone(),
+        None => vec![workload.address],
+    }
 }

@@ -19,6 +19,7 @@ pub mod grpc_route;
 pub mod http_route;
 pub mod inbound;
 mod matching;
+pub mod pod;
 pub mod reference_grant;
 mod route;
 mod rule_call;

@@ -36,6 +36,7 @@ pub fn translate(raw: &mesh::Registration, local: LocalEndpoints) -> Result<Work
         mesh: mesh.map_err(|e| e.under("mesh"))?,
         zone: Some(raw.zone.clone()).filter(|zone| !zone.is_empty()),
         ready: false,
+        pod: None,
     })
 }
 

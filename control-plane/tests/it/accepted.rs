@@ -9,10 +9,10 @@ use std::fs;
 use std::sync::Arc;
 
 use outrigger_control_plane::index::{Index, PortId};
-use outrigger_control_plane::manifests::Folder;
 use outrigger_control_plane::metrics::Metrics;
 use outrigger_control_plane::problems::{Problems, Severity};
 use outrigger_control_plane::publish::{Publisher, View};
+use outrigger_control_plane::source::manifests::Folder;
 use outrigger_core::compile::compile;
 use outrigger_core::config::MeshSettings;
 use outrigger_core::name::DestinationName;

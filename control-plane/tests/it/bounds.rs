@@ -7,10 +7,10 @@ use std::sync::Arc;
 
 use outrigger_control_plane::ca::csr;
 use outrigger_control_plane::index::Index;
-use outrigger_control_plane::manifests::Folder;
 use outrigger_control_plane::metrics::Metrics;
 use outrigger_control_plane::problems::{Problems, Severity};
 use outrigger_control_plane::publish::Publisher;
+use outrigger_control_plane::source::manifests::Folder;
 use outrigger_control_plane::translate;
 use outrigger_core::bounds;
 use outrigger_core::config::MeshSettings;

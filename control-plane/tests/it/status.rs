@@ -8,12 +8,12 @@ use std::sync::Arc;
 
 use outrigger_control_plane::discovery::{Proxy, Session};
 use outrigger_control_plane::index::{Dep, Index, PortId};
-use outrigger_control_plane::manifests::Folder;
 use outrigger_control_plane::metrics::Metrics;
 use outrigger_control_plane::object::ObjectId;
 use outrigger_control_plane::object::stopped::Stopped;
 use outrigger_control_plane::problems::Problems;
 use outrigger_control_plane::publish::{Answers, Handle, Programmed, Publisher};
+use outrigger_control_plane::source::manifests::Folder;
 use outrigger_control_plane::status;
 use outrigger_control_plane::status::reader::{
     RoundCounts, Rounds, StatusTable, Statuses, Watcher,

@@ -5,12 +5,12 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use outrigger_control_plane::index::{Index, PortId};
-use outrigger_control_plane::manifests::Folder;
 use outrigger_control_plane::metrics::Metrics;
 use outrigger_control_plane::object::ServiceId;
 use outrigger_control_plane::options::{Cli, LocalPolicy};
 use outrigger_control_plane::problems::Problems;
 use outrigger_control_plane::publish::Publisher;
+use outrigger_control_plane::source::manifests::Folder;
 use outrigger_control_plane::translate;
 use outrigger_core::address::LocalEndpoints;
 use outrigger_core::config::MeshSettings;

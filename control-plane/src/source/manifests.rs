@@ -5,8 +5,6 @@
 //! keeps its last good version, and a file that cannot be read, is empty or is still being written takes
 //! nothing away. Only deleting the file, or the document from what remains, does.
 
-mod bounds;
-mod closed;
 mod listing;
 mod locate;
 mod parse;
@@ -25,7 +23,8 @@ pub use watch::{Watching, watch};
 
 use outrigger_core::address::LocalEndpoints;
 
-use crate::index::Index;
+use super::closed;
+use super::event::{self, Event};
 use crate::metrics::{KindLabel, Metrics};
 use crate::object::{Kind, Object, ObjectId, Policy};
 use crate::problems::{Problem, Problems, Severity};
@@ -150,7 +149,7 @@ impl Folder {
             return;
         }
         let count = changes.0.len();
-        let ((), commit) = publisher.commit(|index| changes.apply(index));
+        let commit = event::commit(publisher, changes.events());
         self.count_objects();
         self.metrics.load_seconds.observe(started.elapsed().as_secs_f64());
         let (generation, elapsed) = (commit.generation, started.elapsed());
@@ -326,13 +325,11 @@ impl Folder {
 }
 
 impl Changes {
-    fn apply(self, index: &mut Index) {
-        for (id, object) in self.0 {
-            match object {
-                Some(object) => index.apply(object),
-                None => index.remove(&id),
-            }
-        }
+    fn events(self) -> impl Iterator<Item = Event> {
+        self.0.into_iter().map(|(id, object)| match object {
+            Some(object) => Event::Apply(object),
+            None => Event::Remove(id),
+        })
     }
 }
 

@@ -5,26 +5,21 @@
 
 use std::path::Path;
 
-use k8s_openapi::api::core::v1::Service;
-use k8s_openapi::api::discovery::v1::EndpointSlice;
 use outrigger_core::address::LocalEndpoints;
 use outrigger_core::error::FieldError;
 use outrigger_core::name::{check_label, check_subdomain};
 use serde::Deserialize;
-use serde::de::{DeserializeOwned, IgnoredAny};
+use serde::de::IgnoredAny;
 use serde_json::Value;
 use serde_saphyr::Spanned;
 
-use super::bounds;
-use super::closed::{self, Unread};
+use super::super::closed::{self, Unread};
+use super::super::read::{Reading, identity, read};
 use super::locate;
-use crate::kinds::{
-    AccessPolicy, ExternalService, ExternalWorkload, FaultInjection, ServerPolicy, TrafficPolicy,
-};
 use crate::object::{Kind, Object, ObjectId, Policy};
 use crate::problems::{Problem, Severity};
 use crate::publish::MAX_RESOURCE;
-use crate::translate::{self, DEFAULT_NAMESPACE, Report};
+use crate::translate;
 
 /// The version of our own kinds.
 const VERSION: &str = "v1alpha1";
@@ -161,10 +156,6 @@ impl Parser<'_> {
     }
 
     fn typed(&mut self, place: &Place<'_>) {
-        use gateway_api::experimental::{
-            grpcroutes::GrpcRoute, httproutes::HttpRoute, referencegrants::ReferenceGrant,
-            tcproutes::TcpRoute, tlsroutes::TlsRoute,
-        };
         let [api_version, kind] = ["apiVersion", "kind"].map(|name| place.value[name].as_str());
         let (Some(api_version), Some(kind)) = (api_version, kind) else {
             let missing = if api_version.is_none() { "apiVersion" } else { "kind" };
@@ -175,64 +166,7 @@ impl Parser<'_> {
             return self.unreadable(place, FieldError::at(missing, "is missing").into());
         };
         match Kind::of(api_version, kind) {
-            Some(kind @ Kind::Service) => self.object(place, kind, |raw: &Service, report| {
-                translate::service::translate(raw, report).map(Object::Service)
-            }),
-            Some(kind @ Kind::EndpointSlice) => {
-                self.object(place, kind, |raw: &EndpointSlice, report| {
-                    translate::endpoint_slice::translate(raw, report).map(Object::EndpointSlice)
-                });
-            }
-            Some(kind @ Kind::HttpRoute) => self.object(place, kind, |raw: &HttpRoute, report| {
-                translate::http_route::translate(raw, report).map(Object::Route)
-            }),
-            Some(kind @ Kind::GrpcRoute) => self.object(place, kind, |raw: &GrpcRoute, report| {
-                translate::grpc_route::translate(raw, report).map(Object::Route)
-            }),
-            Some(kind @ Kind::TlsRoute) => self.object(place, kind, |raw: &TlsRoute, report| {
-                translate::tls_route::translate(raw, report).map(Object::Route)
-            }),
-            Some(kind @ Kind::TcpRoute) => self.object(place, kind, |raw: &TcpRoute, report| {
-                translate::tcp_route::translate(raw, report).map(Object::Route)
-            }),
-            Some(kind @ Kind::ReferenceGrant) => {
-                self.object(place, kind, |raw: &ReferenceGrant, report| {
-                    translate::reference_grant::translate(raw, report).map(Object::ReferenceGrant)
-                });
-            }
-            Some(kind @ Kind::AccessPolicy) => {
-                self.object(place, kind, |raw: &AccessPolicy, report| {
-                    translate::access_policy::translate(raw, report).map(Object::AccessPolicy)
-                });
-            }
-            Some(kind @ Kind::TrafficPolicy) => {
-                self.object(place, kind, |raw: &TrafficPolicy, report| {
-                    let policy = translate::traffic_policy::translate(raw, report);
-                    policy.map(|policy| Object::TrafficPolicy(Box::new(policy)))
-                });
-            }
-            Some(kind @ Kind::ServerPolicy) => {
-                self.object(place, kind, |raw: &ServerPolicy, report| {
-                    translate::server_policy::translate(raw, report).map(Object::ServerPolicy)
-                });
-            }
-            Some(kind @ Kind::FaultInjection) => {
-                self.object(place, kind, |raw: &FaultInjection, report| {
-                    let policy = translate::fault_injection::translate(raw, report);
-                    policy.map(|policy| Object::FaultInjection(Box::new(policy)))
-                });
-            }
-            Some(kind @ Kind::ExternalService) => {
-                self.object(place, kind, |raw: &ExternalService, report| {
-                    translate::external_service::translate(raw, report).map(Object::ExternalService)
-                });
-            }
-            Some(kind @ Kind::ExternalWorkload) => {
-                self.object(place, kind, |raw: &ExternalWorkload, report| {
-                    let workload = translate::external_workload::translate(raw, report);
-                    workload.map(Object::ExternalWorkload)
-                });
-            }
+            Some(kind) => self.object(place, kind),
             None => self.unknown(place, api_version, kind),
         }
     }
@@ -256,7 +190,7 @@ impl Parser<'_> {
         self.problem(place, None, Severity::Error, error.into());
         if is_policy {
             self.reject(place, Kind::AccessPolicy, None);
-        } else if let Some(id) = right.and_then(|kind| identity(place, kind)) {
+        } else if let Some(id) = right.and_then(|kind| identity(kind, place.value)) {
             self.parsed.wrong.push(id);
         } else {
             self.parsed.unreadable = true;
@@ -266,7 +200,7 @@ impl Parser<'_> {
     /// An object that is wrong: its last good version stays in force. An AccessPolicy without one lets
     /// nobody in.
     fn reject(&mut self, place: &Place<'_>, kind: Kind, id: Option<ObjectId>) {
-        let id = id.or_else(|| identity(place, kind));
+        let id = id.or_else(|| identity(kind, place.value));
         if kind != Kind::AccessPolicy {
             match id {
                 Some(id) => self.parsed.wrong.push(id),
@@ -289,50 +223,16 @@ impl Parser<'_> {
         }
     }
 
-    fn object<R: DeserializeOwned>(
-        &mut self,
-        place: &Place<'_>,
-        kind: Kind,
-        translate: impl FnOnce(&R, &mut Report) -> Option<Object>,
-    ) {
-        if let Err(error) = bounds::check(place.value) {
-            return self.wrong(place, kind, error.into());
+    fn object(&mut self, place: &Place<'_>, kind: Kind) {
+        let is_small = place.text.len() <= MAX_RESOURCE;
+        let Reading { id, object, problems } = read(kind, place.value, is_small, self.local);
+        for (severity, error) in problems {
+            self.problem(place, id.as_ref(), severity, error.into());
         }
-        // An EndpointSlice becomes many resources, anything else one or a part of one.
-        if kind != Kind::EndpointSlice && place.text.len() > MAX_RESOURCE {
-            let len = place.value["spec"].to_string().len();
-            if len > MAX_RESOURCE {
-                let problem =
-                    format!("has {len} bytes, at most {MAX_RESOURCE} can be sent to proxies");
-                let error = ReadError::from(FieldError::at("spec", problem));
-                return self.wrong(place, kind, error);
-            }
+        match object {
+            Some(object) => self.parsed.objects.push((object, place.before + place.first)),
+            None => self.reject(place, kind, id),
         }
-        let raw = match read::<R>(place.value) {
-            Ok(raw) => raw,
-            Err(error) => return self.wrong(place, kind, error),
-        };
-        let mut report = Report::trusting(self.local);
-        let object = translate(&raw, &mut report);
-        let id = object.as_ref().map(Object::id).or_else(|| identity(place, kind));
-        for warning in report.warnings {
-            self.problem(place, id.as_ref(), Severity::Warning, warning.into());
-        }
-        let accepted = report.errors.is_empty();
-        for error in report.errors.into_iter().chain(report.refused) {
-            self.problem(place, id.as_ref(), Severity::Error, error.into());
-        }
-        match (object, id) {
-            (Some(object), _) if accepted => {
-                self.parsed.objects.push((object, place.before + place.first));
-            }
-            (_, id) => self.reject(place, kind, id),
-        }
-    }
-
-    fn wrong(&mut self, place: &Place<'_>, kind: Kind, error: ReadError) {
-        self.problem(place, identity(place, kind).as_ref(), Severity::Error, error);
-        self.reject(place, kind, None);
     }
 
     fn unreadable(&mut self, place: &Place<'_>, error: ReadError) {
@@ -360,17 +260,6 @@ impl Parser<'_> {
     }
 }
 
-/// Which object a document is about, even if the rest of it is wrong.
-fn identity(place: &Place<'_>, kind: Kind) -> Option<ObjectId> {
-    let meta = &place.value["metadata"];
-    let namespace = match &meta["namespace"] {
-        Value::Null => DEFAULT_NAMESPACE,
-        namespace => namespace.as_str()?,
-    };
-    let (namespace, name) = (namespace.to_owned(), meta["name"].as_str()?.to_owned());
-    Some(ObjectId { kind, namespace, name })
-}
-
 struct ReadError {
     /// In the document, from 1; none: to be looked up by path.
     line: Option<u64>,
@@ -382,14 +271,6 @@ impl From<FieldError> for ReadError {
     fn from(error: FieldError) -> Self {
         Self { line: None, path: error.path, problem: error.problem }
     }
-}
-
-fn read<T: DeserializeOwned>(value: &Value) -> Result<T, ReadError> {
-    serde_path_to_error::deserialize(value).map_err(|error| {
-        let path = error.path().to_string();
-        let path = if path == "." { String::new() } else { path };
-        ReadError { line: None, path, problem: error.into_inner().to_string() }
-    })
 }
 
 /// The library's message on one line, without its location, which is reported apart.

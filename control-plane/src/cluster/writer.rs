@@ -1,0 +1,458 @@
+//! Writes the status of objects to the API server: one replica does, the one that holds the lease, and only what
+//! differs from what is there.
+//!
+//! A change is written once: whoever changes often is written once a second, with the newest state. Nobody waits
+//! for a write, and one that fails is tried again.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::ObjectReference;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition as Written;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{Api, Patch, PatchParams};
+use kube::core::{ApiResource, DynamicObject};
+use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+use kube::{Client, Resource as _};
+use serde_json::{Value, json};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, MissedTickBehavior};
+
+use crate::object::{Kind, ObjectId};
+use crate::replica::Replica;
+use crate::source::kubernetes::Generations;
+use crate::status::Status;
+use crate::status::conditions::{self, Condition};
+use crate::status::reader::{Statuses, Watcher};
+use crate::store::StoreError;
+
+/// Whose entries in the status of a route are ours.
+pub const CONTROLLER: &str = "outrigger.dev/control-plane";
+/// Whose fields in the status of our own kinds are ours.
+const MANAGER: &str = "outrigger-control-plane";
+const LEASE: &str = "status";
+/// Between two writes of one object.
+const REST: Duration = Duration::from_secs(1);
+/// After a write that failed.
+const AGAIN: Duration = Duration::from_secs(3);
+/// Between any two writes that begin: 50 a second.
+const PACE: Duration = Duration::from_millis(20);
+/// Writes under way.
+const AT_ONCE: usize = 8;
+
+#[derive(Clone)]
+pub struct Writer {
+    client: Client,
+    statuses: Arc<Statuses>,
+    generations: Arc<Generations>,
+    replica: Arc<Replica>,
+    recorder: Recorder,
+}
+
+impl std::fmt::Debug for Writer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Writer")
+    }
+}
+
+/// What a write has come to.
+enum Outcome {
+    /// It is there, or nobody wants it any more.
+    Done,
+    /// What was known of the object is older than what the API server has: news will come.
+    Overtaken,
+}
+
+/// What is to be written, and when.
+#[derive(Default)]
+struct Due {
+    objects: BTreeMap<ObjectId, Instant>,
+    /// When each was written last.
+    rested: HashMap<ObjectId, Instant>,
+    /// What was written last, to be compared without asking the API server.
+    written: HashMap<ObjectId, (i64, Vec<Vec<Condition>>)>,
+}
+
+impl Writer {
+    pub fn new(
+        client: Client,
+        statuses: Arc<Statuses>,
+        generations: Arc<Generations>,
+        replica: Arc<Replica>,
+    ) -> Self {
+        let instance = Some(replica.name.as_str().to_owned());
+        let reporter = Reporter { controller: CONTROLLER.to_owned(), instance };
+        let recorder = Recorder::new(client.clone(), reporter);
+        Self { client, statuses, generations, replica, recorder }
+    }
+
+    /// Writes whenever this replica is the one that does, until dropped.
+    pub async fn run(self) {
+        let mut said = None;
+        loop {
+            match self.acquire().await {
+                Ok(()) => {
+                    tracing::info!("this replica writes the status of objects");
+                    self.lead().await;
+                    tracing::warn!("this replica no longer writes the status of objects");
+                }
+                Err(StoreError::Leased { holder, .. }) => {
+                    if said.as_ref() != Some(&holder) {
+                        tracing::info!(holder, "another replica writes the status of objects");
+                        said = Some(holder);
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "cannot find out who writes the status of objects")
+                }
+            }
+            tokio::time::sleep(self.replica.timing.renew).await;
+        }
+    }
+
+    async fn acquire(&self) -> Result<(), StoreError> {
+        let replica = self.replica.clone();
+        let acquired = tokio::task::spawn_blocking(move || {
+            replica.store.acquire(LEASE, replica.name.as_str(), replica.timing.expiry)
+        });
+        match acquired.await {
+            Ok(acquired) => acquired,
+            Err(error) => Err(StoreError::Io {
+                place: LEASE.to_owned(),
+                error: std::io::Error::other(error.to_string()),
+            }),
+        }
+    }
+
+    /// Writes while the lease can be renewed in time.
+    async fn lead(&self) {
+        let changes = self.statuses.watch();
+        let mut due = Due::default();
+        self.generations.take_changed();
+        due.add(self.generations.all(), Instant::now());
+        let mut pace = tokio::time::interval(PACE);
+        pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut renew = tokio::time::interval(self.replica.timing.renew);
+        let mut renewed = Instant::now();
+        let mut writes: JoinSet<(
+            ObjectId,
+            i64,
+            Vec<Vec<Condition>>,
+            Result<Outcome, kube::Error>,
+        )> = JoinSet::new();
+        loop {
+            // Others may begin when it has run out: this one stops before.
+            if renewed.elapsed() > self.replica.timing.expiry * 2 / 3 {
+                return;
+            }
+            tokio::select! {
+                _ = renew.tick() => match self.acquire().await {
+                    Ok(()) => renewed = Instant::now(),
+                    Err(StoreError::Leased { .. }) => return,
+                    Err(error) => tracing::warn!(%error, "cannot renew the lease for writing status"),
+                },
+                changed = news(&changes, &self.generations) => due.add(changed, Instant::now()),
+                Some(done) = writes.join_next() => {
+                    if let Ok((id, generation, conditions, result)) = done {
+                        due.written(id, generation, conditions, result);
+                    }
+                }
+                _ = pace.tick(), if due.is_ready() && writes.len() < AT_ONCE => {
+                    if let Some(id) = due.next() && let Some(write) = self.begin(&id, &due).await {
+                        writes.spawn(write);
+                    }
+                }
+            }
+        }
+    }
+
+    /// What has to be done to have an object's status there; none: nothing.
+    async fn begin(
+        &self,
+        id: &ObjectId,
+        due: &Due,
+    ) -> Option<
+        impl Future<Output = (ObjectId, i64, Vec<Vec<Condition>>, Result<Outcome, kube::Error>)> + use<>,
+    > {
+        // In this order: the status is of this generation or of a later one.
+        let generation = self.generations.of(id)?;
+        let resource = self.generations.resource(id.kind)?;
+        let status = self.statuses.up_to_date().await.get(id).cloned();
+        let status = status.unwrap_or_else(|| Arc::new(Status::of_nothing(id)));
+        let wanted = wanted(id, &status);
+        if due
+            .written
+            .get(id)
+            .is_some_and(|(of, known)| *of == generation && *known == wanted.all())
+        {
+            return None;
+        }
+        let (writer, id) = (self.clone(), id.clone());
+        Some(async move {
+            let written = writer.write(&id, &resource, generation, &wanted).await;
+            (id, generation, wanted.all(), written)
+        })
+    }
+
+    async fn write(
+        &self,
+        id: &ObjectId,
+        resource: &ApiResource,
+        generation: i64,
+        wanted: &Wanted,
+    ) -> Result<Outcome, kube::Error> {
+        let api =
+            Api::<DynamicObject>::namespaced_with(self.client.clone(), &id.namespace, resource);
+        let Some(object) = api.get_opt(&id.name).await? else { return Ok(Outcome::Done) };
+        if object.metadata.generation.unwrap_or_default() != generation {
+            return Ok(Outcome::Overtaken);
+        }
+        let now = Timestamp::now();
+        let stamped = |new: &[Condition], old: &Value| stamped(new, old, generation, now);
+        let (before, patch) = match wanted {
+            Wanted::Own(conditions) => {
+                let before = &object.data["status"]["conditions"];
+                let new = stamped(conditions, before);
+                if same(&new, before) {
+                    return Ok(Outcome::Done);
+                }
+                let body = json!({
+                    "apiVersion": resource.api_version,
+                    "kind": resource.kind,
+                    "metadata": {"name": id.name, "namespace": id.namespace},
+                    "status": {"conditions": new},
+                });
+                (before.clone(), Patch::Apply(body))
+            }
+            Wanted::Route(status) => {
+                let before = &object.data["status"]["parents"];
+                let new = parents(status, &object.data["spec"]["parentRefs"], before, stamped);
+                if new == *before || (before.is_null() && new == json!([])) {
+                    return Ok(Outcome::Done);
+                }
+                // The list belongs to all controllers together: nobody else may have changed it meanwhile.
+                let body = json!({
+                    "metadata": {"resourceVersion": object.metadata.resource_version},
+                    "status": {"parents": new},
+                });
+                (before.clone(), Patch::Merge(body))
+            }
+        };
+        let mut params =
+            PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
+        params.force = matches!(patch, Patch::Apply(_));
+        api.patch_status(&id.name, &params, &patch).await?;
+        self.tell(&object, resource, wanted, &before).await;
+        Ok(Outcome::Done)
+    }
+
+    /// An Event for what somebody should see: it is not accepted any more, or an experiment was stopped.
+    async fn tell(
+        &self,
+        object: &DynamicObject,
+        resource: &ApiResource,
+        wanted: &Wanted,
+        before: &Value,
+    ) {
+        let before = before.to_string();
+        for condition in wanted.all().iter().flatten() {
+            let is_bad = (condition.kind == "Accepted" && condition.status == "False")
+                || condition.kind == "Stopped";
+            let (kind, reason) = (condition.kind, condition.reason);
+            // The same as before need not be said again.
+            if !is_bad || before.contains(&format!("{:?}", condition.message)) {
+                continue;
+            }
+            let event = Event {
+                type_: EventType::Warning,
+                reason: reason.to_owned(),
+                // The API's own bound.
+                note: Some(condition.message.chars().take(1000).collect()),
+                action: kind.to_owned(),
+                secondary: None,
+            };
+            let reference: ObjectReference = object.object_ref(resource);
+            if let Err(error) = self.recorder.publish(&event, &reference).await {
+                tracing::warn!(%error, object = reference.name, "could not write an Event");
+            }
+        }
+    }
+}
+
+/// Objects whose status or generation is another one.
+async fn news(changes: &Watcher, generations: &Generations) -> Vec<ObjectId> {
+    loop {
+        let mut news: Vec<ObjectId> = generations.take_changed().into_iter().collect();
+        news.extend(changes.take());
+        if !news.is_empty() {
+            return news;
+        }
+        tokio::select! {
+            changed = changes.changed() => news.extend(changed),
+            () = generations.wake.notified() => {}
+        }
+        if !news.is_empty() {
+            return news;
+        }
+    }
+}
+
+impl Due {
+    fn add(&mut self, ids: impl IntoIterator<Item = ObjectId>, now: Instant) {
+        for id in ids {
+            let rested = self.rested.get(&id).map_or(now, |at| (*at + REST).max(now));
+            let at = self.objects.entry(id).or_insert(rested);
+            *at = (*at).min(rested);
+        }
+    }
+
+    fn is_ready(&self) -> bool {
+        !self.objects.is_empty()
+    }
+
+    /// One whose time has come.
+    fn next(&mut self) -> Option<ObjectId> {
+        let now = Instant::now();
+        let id = self.objects.iter().find(|(_, at)| **at <= now).map(|(id, _)| id.clone())?;
+        self.objects.remove(&id);
+        self.rested.insert(id.clone(), now);
+        // Only those that still have to rest matter.
+        if self.rested.len() > 2 * self.objects.len() + 1000 {
+            self.rested.retain(|_, at| now.saturating_duration_since(*at) < REST);
+        }
+        Some(id)
+    }
+
+    fn written(
+        &mut self,
+        id: ObjectId,
+        generation: i64,
+        conditions: Vec<Vec<Condition>>,
+        result: Result<Outcome, kube::Error>,
+    ) {
+        match result {
+            Ok(Outcome::Done) => drop(self.written.insert(id, (generation, conditions))),
+            Ok(Outcome::Overtaken) => {}
+            Err(error) => {
+                let is_race = matches!(&error, kube::Error::Api(status) if status.code == 409);
+                if !is_race {
+                    tracing::warn!(object = %id, %error, "could not write a status; it is tried again");
+                }
+                self.written.remove(&id);
+                let pause = if is_race { Duration::ZERO } else { AGAIN };
+                self.objects.entry(id).or_insert(Instant::now() + pause);
+            }
+        }
+    }
+}
+
+/// The status that an object is to have.
+enum Wanted {
+    Own(Vec<Condition>),
+    Route(Arc<Status>),
+}
+
+impl Wanted {
+    /// Everything that it consists of, to be compared.
+    fn all(&self) -> Vec<Vec<Condition>> {
+        match self {
+            Self::Own(conditions) => vec![conditions.clone()],
+            Self::Route(status) => {
+                // What differs between parents follows from the problems.
+                let positions = status.accepted.problems.iter().filter_map(|problem| {
+                    problem.strip_prefix("spec.parentRefs[")?.split(']').next()?.parse().ok()
+                });
+                let positions: std::collections::BTreeSet<usize> =
+                    positions.chain([usize::MAX]).collect();
+                positions.into_iter().map(|at| conditions::at_parent(status, at)).collect()
+            }
+        }
+    }
+}
+
+fn wanted(id: &ObjectId, status: &Arc<Status>) -> Wanted {
+    match id.kind {
+        Kind::HttpRoute | Kind::GrpcRoute | Kind::TlsRoute | Kind::TcpRoute => {
+            Wanted::Route(status.clone())
+        }
+        kind => {
+            let has_progress = matches!(
+                kind,
+                Kind::TrafficPolicy
+                    | Kind::ServerPolicy
+                    | Kind::FaultInjection
+                    | Kind::ExternalService
+            );
+            Wanted::Own(conditions::of(status, has_progress))
+        }
+    }
+}
+
+/// Conditions as they are written. The time is that of the last change of `status`.
+fn stamped(new: &[Condition], old: &Value, generation: i64, now: Timestamp) -> Vec<Written> {
+    let old: Vec<Written> = old
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|condition| serde_json::from_value(condition.clone()).ok())
+        .collect();
+    let stamped = new.iter().map(|condition| {
+        let before = old.iter().find(|old| old.type_ == condition.kind);
+        let before = before.filter(|old| old.status == condition.status);
+        Written {
+            type_: condition.kind.to_owned(),
+            status: condition.status.to_owned(),
+            reason: condition.reason.to_owned(),
+            message: condition.message.clone(),
+            observed_generation: Some(generation),
+            last_transition_time: before
+                .map_or(Time(whole(now)), |old| old.last_transition_time.clone()),
+        }
+    });
+    stamped.collect()
+}
+
+/// Times of the API have whole seconds.
+fn whole(time: Timestamp) -> Timestamp {
+    Timestamp::from_second(time.as_second()).unwrap_or(time)
+}
+
+fn same(new: &[Written], old: &Value) -> bool {
+    let new = serde_json::to_value(new).unwrap_or_default();
+    let sorted = |value: &Value| {
+        let mut all: Vec<String> =
+            value.as_array().into_iter().flatten().map(Value::to_string).collect();
+        all.sort();
+        all
+    };
+    sorted(&new) == sorted(old)
+}
+
+/// The entries of a route's status: other controllers' as they are, and ours anew.
+fn parents(
+    status: &Status,
+    refs: &Value,
+    before: &Value,
+    stamped: impl Fn(&[Condition], &Value) -> Vec<Written>,
+) -> Value {
+    let before = before.as_array().map(Vec::as_slice).unwrap_or_default();
+    let is_ours = |entry: &&Value| entry["controllerName"] == CONTROLLER;
+    let mut entries: Vec<Value> = before.iter().filter(|entry| !is_ours(entry)).cloned().collect();
+    for (position, parent) in refs.as_array().into_iter().flatten().enumerate() {
+        let (group, kind) = (parent["group"].as_str(), parent["kind"].as_str());
+        if kind != Some("Service") || !matches!(group, Some("" | "core")) {
+            continue;
+        }
+        let old = before.iter().filter(is_ours).find(|entry| entry["parentRef"] == *parent);
+        let old = old.map_or(&Value::Null, |entry| &entry["conditions"]);
+        let conditions = stamped(&conditions::at_parent(status, position), old);
+        entries.push(json!({
+            "parentRef": parent,
+            "controllerName": CONTROLLER,
+            "conditions": conditions,
+        }));
+    }
+    Value::Array(entries)
+}
