@@ -188,6 +188,9 @@ pub struct Service {
     pub balancer: Balancer,
     /// Endpoints that are not ready count too.
     pub publish_not_ready: bool,
+    /// Requests stay in the caller's zone while so many percent of its endpoints are fit, unless a policy says
+    /// otherwise.
+    pub min_healthy_percent: Option<u8>,
 }
 
 impl Service {

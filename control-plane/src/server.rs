@@ -39,7 +39,7 @@ use crate::problems::Problems;
 use crate::publish::Publisher;
 use crate::registration::{Registrar, Registrations};
 use crate::replica::Replica;
-use crate::source::kubernetes::{ConnectError, Kubernetes};
+use crate::source::kubernetes::{self, ConnectError, Kubernetes};
 use crate::source::manifests::{self, Folder, Watching};
 use crate::status::reader::Statuses;
 use crate::store::Store;
@@ -141,7 +141,11 @@ pub async fn start(options: Options, log: Log) -> Result<Server, StartError> {
     let metrics = Arc::new(Metrics::new());
     let problems = Arc::new(Problems::default());
     let client = match options.cluster() {
-        Some(cluster) => Some(cluster.client().await?),
+        Some(cluster) => {
+            let client = cluster.client().await?;
+            kubernetes::reachable(&client).await;
+            Some(client)
+        }
         None => None,
     };
     let Durable { replica, stops, publisher, security, tokens } =

@@ -1,6 +1,7 @@
 //! What whole-process tests are made of: a control plane, proxies, apps, and clients that we did not
 //! write. Everything listens on loopback, on ports of its own, and ends with the value that holds it.
 
+pub mod apiserver;
 pub mod app;
 pub mod capture;
 pub mod client;

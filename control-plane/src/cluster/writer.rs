@@ -4,7 +4,7 @@
 //! A change is written once: whoever changes often is written once a second, with the newest state. Nobody waits
 //! for a write, and one that fails is tried again.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -57,6 +57,14 @@ impl std::fmt::Debug for Writer {
     }
 }
 
+/// A write that has ended.
+struct Done {
+    id: ObjectId,
+    generation: i64,
+    conditions: Vec<Vec<Condition>>,
+    result: Result<Outcome, kube::Error>,
+}
+
 /// What a write has come to.
 enum Outcome {
     /// It is there, or nobody wants it any more.
@@ -69,6 +77,8 @@ enum Outcome {
 #[derive(Default)]
 struct Due {
     objects: BTreeMap<ObjectId, Instant>,
+    /// Those that are being written: what comes later must not be overtaken by what was before.
+    writing: HashSet<ObjectId>,
     /// When each was written last.
     rested: HashMap<ObjectId, Instant>,
     /// What was written last, to be compared without asking the API server.
@@ -136,12 +146,7 @@ impl Writer {
         pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut renew = tokio::time::interval(self.replica.timing.renew);
         let mut renewed = Instant::now();
-        let mut writes: JoinSet<(
-            ObjectId,
-            i64,
-            Vec<Vec<Condition>>,
-            Result<Outcome, kube::Error>,
-        )> = JoinSet::new();
+        let mut writes = JoinSet::new();
         loop {
             // Others may begin when it has run out: this one stops before.
             if renewed.elapsed() > self.replica.timing.expiry * 2 / 3 {
@@ -155,12 +160,13 @@ impl Writer {
                 },
                 changed = news(&changes, &self.generations) => due.add(changed, Instant::now()),
                 Some(done) = writes.join_next() => {
-                    if let Ok((id, generation, conditions, result)) = done {
-                        due.written(id, generation, conditions, result);
+                    if let Ok(done) = done {
+                        due.written(done);
                     }
                 }
                 _ = pace.tick(), if due.is_ready() && writes.len() < AT_ONCE => {
-                    if let Some(id) = due.next() && let Some(write) = self.begin(&id, &due).await {
+                    if let Some(id) = due.next() && let Some(write) = self.begin(&id, &mut due).await {
+                        due.writing.insert(id);
                         writes.spawn(write);
                     }
                 }
@@ -172,12 +178,13 @@ impl Writer {
     async fn begin(
         &self,
         id: &ObjectId,
-        due: &Due,
-    ) -> Option<
-        impl Future<Output = (ObjectId, i64, Vec<Vec<Condition>>, Result<Outcome, kube::Error>)> + use<>,
-    > {
+        due: &mut Due,
+    ) -> Option<impl Future<Output = Done> + use<>> {
         // In this order: the status is of this generation or of a later one.
-        let generation = self.generations.of(id)?;
+        let Some(generation) = self.generations.of(id) else {
+            due.written.remove(id);
+            return None;
+        };
         let resource = self.generations.resource(id.kind)?;
         let status = self.statuses.up_to_date().await.get(id).cloned();
         let status = status.unwrap_or_else(|| Arc::new(Status::of_nothing(id)));
@@ -191,8 +198,8 @@ impl Writer {
         }
         let (writer, id) = (self.clone(), id.clone());
         Some(async move {
-            let written = writer.write(&id, &resource, generation, &wanted).await;
-            (id, generation, wanted.all(), written)
+            let result = writer.write(&id, &resource, generation, &wanted).await;
+            Done { id, generation, conditions: wanted.all(), result }
         })
     }
 
@@ -315,7 +322,8 @@ impl Due {
     /// One whose time has come.
     fn next(&mut self) -> Option<ObjectId> {
         let now = Instant::now();
-        let id = self.objects.iter().find(|(_, at)| **at <= now).map(|(id, _)| id.clone())?;
+        let mut ready = self.objects.iter().filter(|(_, at)| **at <= now);
+        let id = ready.find(|(id, _)| !self.writing.contains(*id)).map(|(id, _)| id.clone())?;
         self.objects.remove(&id);
         self.rested.insert(id.clone(), now);
         // Only those that still have to rest matter.
@@ -325,13 +333,9 @@ impl Due {
         Some(id)
     }
 
-    fn written(
-        &mut self,
-        id: ObjectId,
-        generation: i64,
-        conditions: Vec<Vec<Condition>>,
-        result: Result<Outcome, kube::Error>,
-    ) {
+    fn written(&mut self, done: Done) {
+        let Done { id, generation, conditions, result } = done;
+        self.writing.remove(&id);
         match result {
             Ok(Outcome::Done) => drop(self.written.insert(id, (generation, conditions))),
             Ok(Outcome::Overtaken) => {}
@@ -364,8 +368,7 @@ impl Wanted {
                 let positions = status.accepted.problems.iter().filter_map(|problem| {
                     problem.strip_prefix("spec.parentRefs[")?.split(']').next()?.parse().ok()
                 });
-                let positions: std::collections::BTreeSet<usize> =
-                    positions.chain([usize::MAX]).collect();
+                let positions: BTreeSet<usize> = positions.chain([usize::MAX]).collect();
                 positions.into_iter().map(|at| conditions::at_parent(status, at)).collect()
             }
         }

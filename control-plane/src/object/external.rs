@@ -66,6 +66,7 @@ impl External {
             ports: vec![port],
             balancer: Balancer::default(),
             publish_not_ready: false,
+            min_healthy_percent: None,
         }
     }
 

@@ -21,6 +21,7 @@ use kube::{Client, Config};
 use outrigger_core::address::LocalEndpoints;
 use tokio::sync::{mpsc, watch as cell};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 pub use keep::Generations;
 
@@ -32,6 +33,8 @@ use crate::publish::Publisher;
 const QUEUE: usize = 1024;
 /// How long the API server may take to accept a connection.
 const CONNECT: Duration = Duration::from_secs(5);
+/// Between two tries to reach it at the start.
+const AGAIN: Duration = Duration::from_millis(500);
 /// How often it is said what has not been listed yet.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -75,6 +78,27 @@ impl Cluster {
         };
         config.connect_timeout = Some(CONNECT);
         Client::try_from(config).map_err(ConnectError::Client)
+    }
+}
+
+/// Completes when the API server answers, and says now and then that it does not.
+pub async fn reachable(client: &Client) {
+    let mut said: Option<Instant> = None;
+    loop {
+        let asked = tokio::time::timeout(CONNECT, client.apiserver_version()).await;
+        let problem = match asked {
+            Ok(Ok(version)) => {
+                tracing::info!(version = version.git_version, "the API server answers");
+                return;
+            }
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => format!("no answer for {CONNECT:?}"),
+        };
+        if said.is_none_or(|said| said.elapsed() >= PATIENCE) {
+            said = Some(Instant::now());
+            tracing::warn!(problem, "waiting for the API server");
+        }
+        tokio::time::sleep(AGAIN).await;
     }
 }
 

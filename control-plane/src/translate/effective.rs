@@ -165,7 +165,8 @@ pub fn backend(index: &Index, service: &ServiceId, port: &ServicePort) -> Backen
         preference: PreferenceConfig {
             slow_start: first(&speakers, |said| said.slow_start),
             panic_threshold: first(&speakers, |said| said.panic_threshold),
-            min_healthy_percent: first(&speakers, |said| said.zones),
+            min_healthy_percent: first(&speakers, |said| said.zones)
+                .or_else(|| index.service(service)?.min_healthy_percent),
         },
         faults: sent(&port_faults(index, service, port)),
         stop_rules: stop_rules(index, service, port),

@@ -7,6 +7,7 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use outrigger_core::config::{Balancer, HashKey, Protocol};
 use outrigger_core::name::check_label;
 
+use super::traffic_policy::MIN_HEALTHY_PERCENT;
 use super::{Report, label_identity};
 use crate::object::{Service, ServiceId, ServicePort, TargetPort};
 
@@ -51,6 +52,24 @@ pub fn translate(raw: &k8s::Service, report: &mut Report) -> Option<Service> {
             Balancer::default()
         }
     };
+    let min_healthy_percent = match spec.traffic_distribution.as_deref() {
+        None | Some("") => None,
+        // One node is in one zone, and what is nearer than that is not known here.
+        Some("PreferClose" | "PreferSameZone" | "PreferSameNode") => {
+            u8::try_from(MIN_HEALTHY_PERCENT).ok()
+        }
+        Some(other) => {
+            let problem = format!("{other:?} is not known, so zones are ignored");
+            report.warn("spec.trafficDistribution", problem);
+            None
+        }
+    };
+    if spec.internal_traffic_policy.as_deref() == Some("Local") {
+        report.warn(
+            "spec.internalTrafficPolicy",
+            "Local is not followed: endpoints of all nodes are used",
+        );
+    }
     Some(Service {
         id: ServiceId { namespace, name },
         cluster_ips,
@@ -59,6 +78,7 @@ pub fn translate(raw: &k8s::Service, report: &mut Report) -> Option<Service> {
         ports,
         balancer,
         publish_not_ready: spec.publish_not_ready_addresses.unwrap_or(false),
+        min_healthy_percent,
     })
 }
 

@@ -44,7 +44,7 @@ const UNHEALTHY_AFTER: u32 = 3;
 const HEALTHY_AFTER: u32 = 2;
 
 /// Envoy's default overprovisioning (140 %) comes to the same: three of ten may be gone.
-const MIN_HEALTHY_PERCENT: u32 = 70;
+pub(super) const MIN_HEALTHY_PERCENT: u32 = 70;
 
 pub fn translate(raw: &Raw, report: &mut Report) -> Option<TrafficPolicy> {
     let spec = &raw.spec;

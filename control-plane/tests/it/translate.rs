@@ -227,6 +227,11 @@ fn services() {
 }
 
 #[test]
+fn a_service_may_prefer_its_callers_zone() {
+    check("distribution");
+}
+
+#[test]
 fn endpoint_slices() {
     check("endpoint_slice");
 }
