@@ -238,7 +238,7 @@ async fn unbelievable(
             // An error means that the server was dropped.
             _ = changes.changed() => {
                 if authority.verify(chain).is_err() {
-                    return "the certificate's root is no longer believed: connect with a new one";
+                    return "the certificate's root is no longer trusted: connect with a new one";
                 }
             }
             () = tokio::time::sleep(LOOK) => {}

@@ -159,7 +159,7 @@ async fn remove_root(
 ) -> Answer {
     step(move || {
         let root = authority.remove_root(&root, !ignore_absent)?;
-        Ok(format!("nobody believes in {root} any more\n"))
+        Ok(format!("{root} is no longer trusted\n"))
     })
     .await
 }

@@ -136,13 +136,8 @@ impl Certifier {
         match (tokens.verify(token), client, &self.reviewer, connection) {
             (Ok(claims), ..) => Ok(Credential::JoinToken(claims)),
             (Err(TokenError::Expired), Some(client), ..) => renewed(client),
-            (Err(TokenError::Foreign), client, Some(reviewer), Some(connection)) => {
-                match (reviewer.review(token, connection.peer).await, client) {
-                    (Ok(proof), _) => Ok(Credential::Pod(proof)),
-                    // Nobody can be asked: the pod is known, and so is its key.
-                    (Err(ReviewError::Unavailable(_)), Some(client)) => renewed(client),
-                    (Err(error), _) => Err(error.into()),
-                }
+            (Err(TokenError::Foreign), _, Some(reviewer), Some(connection)) => {
+                Ok(Credential::Pod(reviewer.review(token, connection.peer).await?))
             }
             (Err(error), ..) => Err(error.into()),
         }

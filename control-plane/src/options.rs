@@ -39,7 +39,7 @@ pub struct Cli {
 pub enum Command {
     /// Print a join token, with which a proxy registers its workload.
     Token(TokenOptions),
-    /// Look at the roots that the mesh believes in, and rotate them step by step: add-root,
+    /// Look at the roots that the mesh trusts, and rotate them step by step: add-root,
     /// issue-from, remove-root. An unsafe step is refused and says who is not ready.
     Trust {
         #[command(subcommand)]
@@ -187,7 +187,7 @@ pub struct Options {
     pub local_endpoints: LocalPolicy,
 
     /// Whether workloads have identities: certificates, and TLS on the gRPC port. Without them
-    /// everything is plaintext and anybody is believed.
+    /// everything is plaintext, and nobody proves who they are.
     #[arg(
         long,
         env = "OUTRIGGER_IDENTITY",

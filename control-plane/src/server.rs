@@ -1,5 +1,7 @@
 //! Puts the parts together: source, index, authority, discovery, registration, admin.
 
+mod durable;
+
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -26,14 +28,12 @@ use crate::connection::{self, Tls};
 use crate::control;
 use crate::discovery::{Discovery, DiscoveryServer};
 use crate::experiments::Stopper;
-use crate::experiments::saved::{self, SavedStops};
+use crate::experiments::saved::SavedStops;
 use crate::identity::Certifier;
-use crate::index::Index;
 use crate::keys;
 use crate::lookup;
 use crate::metrics::Metrics;
 use crate::namespaces;
-use crate::object::stopped::Stops;
 use crate::options::{Mtls, Options, Switch};
 use crate::problems::Problems;
 use crate::publish::Publisher;
@@ -42,10 +42,7 @@ use crate::replica::Replica;
 use crate::source::kubernetes::{self, ConnectError, Kubernetes};
 use crate::source::manifests::{self, Folder, Watching};
 use crate::status::reader::Statuses;
-use crate::store::Store;
-use crate::store::cluster::Cluster;
-use crate::store::dir::Directory;
-use crate::token::Tokens;
+use durable::Durable;
 
 /// Bytes of a registration, with as many labels and ports as one may have.
 const MAX_REGISTER: usize = 256 * 1024;
@@ -291,7 +288,7 @@ impl Security {
     fn open(options: &Options, replica: Option<&Arc<Replica>>) -> Result<Option<Self>, StartError> {
         if options.identity == Switch::Off {
             tracing::warn!(
-                "--identity off: everything is plaintext, and a proxy is believed who it says to be"
+                "--identity off: everything is plaintext, and a proxy is taken for who it says to be"
             );
             return match options.mtls {
                 Mtls::Permissive => Ok(None),
@@ -358,73 +355,6 @@ fn keep_state(replica: &Arc<Replica>, publisher: &Arc<Publisher>) -> [JoinHandle
     let (store, interval) = (replica.store.clone(), replica.timing.poll);
     let namespaces = namespaces::keep(publisher.clone(), store, interval);
     [tokio::spawn(namespaces), tokio::spawn(replica.clone().run())]
-}
-
-/// What outlives the process, as it was found.
-struct Durable {
-    replica: Option<Arc<Replica>>,
-    stops: Stops,
-    publisher: Arc<Publisher>,
-    security: Option<Security>,
-    tokens: Option<Arc<Tokens>>,
-}
-
-impl Durable {
-    /// Reads all of it; the store may be far away.
-    async fn open(options: &Options, client: Option<&Client>) -> Result<Self, StartError> {
-        let namespace = options.kube_namespace.clone();
-        let cluster = client.map(|client| {
-            let namespace = namespace.unwrap_or_else(|| client.default_namespace().to_owned());
-            Arc::new(Cluster::new(client, &namespace))
-        });
-        let options = options.clone();
-        let open = move || {
-            let replica = open_store(&options, cluster)?;
-            let store = replica.as_ref().map(|replica| &*replica.store);
-            let stops = store.map(saved::read).unwrap_or_default();
-            let index = first_index(&options, store, &stops);
-            let tokens = store.map(Tokens::of).transpose();
-            let tokens = tokens.map_err(|error| state_dir_error(&options, error))?.map(Arc::new);
-            let publisher = Arc::new(Publisher::new(index));
-            let security = Security::open(&options, replica.as_ref())?;
-            if let Some(security) = &security {
-                security.publish(&publisher);
-            }
-            Ok(Self { replica, stops, publisher, security, tokens })
-        };
-        let opened = tokio::task::spawn_blocking(open).await;
-        opened.map_err(|error| StartError::Store(io::Error::other(error)))?
-    }
-}
-
-/// An index without objects, with what outlived the last process.
-fn first_index(options: &Options, store: Option<&dyn Store>, stops: &Stops) -> Index {
-    let known = store.map(namespaces::read).unwrap_or_default();
-    let index = Index::new(options.settings()).with_security(options.security());
-    index.with_stops(stops.clone()).with_namespaces(known)
-}
-
-/// The store in the cluster or the state directory, if there is one, and this process among those that share it.
-fn open_store(
-    options: &Options,
-    cluster: Option<Arc<Cluster>>,
-) -> Result<Option<Arc<Replica>>, StartError> {
-    let failed = |error| state_dir_error(options, error);
-    let store: Arc<dyn Store> = match (cluster, &options.state_dir) {
-        (Some(cluster), _) => cluster,
-        (None, Some(path)) => Arc::new(Directory::open(path).map_err(failed)?),
-        (None, None) => return Ok(None),
-    };
-    let replica = Arc::new(Replica::new(options.replica.clone(), store, options.timing));
-    replica.renew().map_err(|error| failed(error.into()))?;
-    Ok(Some(replica))
-}
-
-fn state_dir_error(options: &Options, error: io::Error) -> StartError {
-    match &options.state_dir {
-        Some(path) if !options.kubernetes => StartError::StateDir { path: path.clone(), error },
-        _ => StartError::Store(error),
-    }
 }
 
 fn routes(

@@ -2,7 +2,7 @@
 //! replica that answers. What they do there is in [`crate::ca::rotation`].
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -10,8 +10,9 @@ use std::time::Duration;
 use crate::control::{ADD_ROOT, AddRoot, ISSUE_FROM, REMOVE_ROOT, STATUS, WithRoot, sockets};
 use crate::options::TrustStep;
 
-/// A control plane that does not answer for so long does not answer.
-const ANSWER: Duration = Duration::from_secs(10);
+/// A control plane that does not answer for so long does not answer. A step asks every replica's documents, which
+/// may be far away.
+const ANSWER: Duration = Duration::from_secs(30);
 
 /// The answer, or why there is none.
 pub fn ask(step: &TrustStep) -> Result<String, String> {
@@ -43,7 +44,7 @@ fn post(state_dir: &Path, path: &str, body: &impl serde::Serialize) -> Result<St
 
 fn exchange(state_dir: &Path, method: &str, path: &str, body: &str) -> Result<String, String> {
     let (socket, mut stream) = connect(state_dir)?;
-    let failed = |error: std::io::Error| format!("{}: {error}", socket.display());
+    let failed = |error: io::Error| format!("{}: {error}", socket.display());
     stream.set_read_timeout(Some(ANSWER)).map_err(failed)?;
     let length = body.len();
     let request = format!(
@@ -52,7 +53,13 @@ fn exchange(state_dir: &Path, method: &str, path: &str, body: &str) -> Result<St
     );
     stream.write_all(request.as_bytes()).map_err(failed)?;
     let mut response = String::new();
-    stream.read_to_string(&mut response).map_err(failed)?;
+    stream.read_to_string(&mut response).map_err(|error| match error.kind() {
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => format!(
+            "{}: no answer within {ANSWER:?}: a step may still be taken, `trust status` says whether it was",
+            socket.display()
+        ),
+        _ => failed(error),
+    })?;
     let strange = || format!("{}: no answer that could be understood", socket.display());
     let (head, text) = response.split_once("\r\n\r\n").ok_or_else(strange)?;
     match head.split_ascii_whitespace().nth(1).ok_or_else(strange)? {

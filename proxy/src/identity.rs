@@ -92,8 +92,7 @@ impl Identity {
         let wrong = |why: String| io::Error::new(io::ErrorKind::InvalidInput, why);
         let trust_bundle = settings.trust_bundle.clone().ok_or_else(|| {
             wrong(
-                "an https --control-plane needs --trust-bundle FILE, the roots to believe in"
-                    .to_owned(),
+                "an https --control-plane needs --trust-bundle FILE, the roots to trust".to_owned(),
             )
         })?;
         if settings.token_file.is_none() {

@@ -97,7 +97,7 @@ pub struct Settings {
     #[arg(long, env = "OUTRIGGER_TOKEN_FILE", value_name = "FILE")]
     pub token_file: Option<PathBuf>,
 
-    /// File with the roots to believe in before the control plane sends more, in PEM; for an https
+    /// File with the roots to trust before the control plane sends more, in PEM; for an https
     /// --control-plane, which turns identity on
     #[arg(long, env = "OUTRIGGER_TRUST_BUNDLE", value_name = "FILE")]
     pub trust_bundle: Option<PathBuf>,

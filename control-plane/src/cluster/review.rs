@@ -116,7 +116,7 @@ impl Reviewer {
     }
 
     /// Whether the pod that a certificate was issued to is still there, and is who asks: then it may have
-    /// another one, also while the API server is away.
+    /// another one without a token.
     pub fn renew(&self, uid: &str, peer: IpAddr) -> Result<(), ReviewError> {
         let view = self.publisher.view();
         let pod = view.index.pod(uid).ok_or_else(|| ReviewError::PodGone(uid.to_owned()))?;

@@ -81,17 +81,17 @@ pub enum TrustStep {
         /// The first digits of its name.
         root: String,
         /// Leave out proxies that are not connected: those that are still out there will not
-        /// believe new certificates.
+        /// trust new certificates.
         #[arg(long)]
         ignore_absent: bool,
         #[command(flatten)]
         at: StateDir,
     },
-    /// Stop believing in a root.
+    /// Stop trusting a root.
     RemoveRoot {
         /// The first digits of its name.
         root: String,
-        /// Leave out proxies that are not connected: their certificates will be believed no more.
+        /// Leave out proxies that are not connected: their certificates will no longer be trusted.
         #[arg(long)]
         ignore_absent: bool,
         #[command(flatten)]

@@ -7,7 +7,7 @@ use crate::publish::{Commit, Publisher};
 #[derive(Debug)]
 pub enum Event {
     /// It is there, in this version.
-    Apply(Object),
+    Apply(Box<Object>),
     /// It is no more. One that was never there is no error.
     Remove(ObjectId),
 }
@@ -17,7 +17,7 @@ pub fn commit(publisher: &Publisher, events: impl IntoIterator<Item = Event>) ->
     let ((), commit) = publisher.commit(|index| {
         for event in events {
             match event {
-                Event::Apply(object) => index.apply(object),
+                Event::Apply(object) => index.apply(*object),
                 Event::Remove(id) => index.remove(&id),
             }
         }

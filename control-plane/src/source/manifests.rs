@@ -327,7 +327,7 @@ impl Folder {
 impl Changes {
     fn events(self) -> impl Iterator<Item = Event> {
         self.0.into_iter().map(|(id, object)| match object {
-            Some(object) => Event::Apply(object),
+            Some(object) => Event::Apply(Box::new(object)),
             None => Event::Remove(id),
         })
     }

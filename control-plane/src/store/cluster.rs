@@ -296,8 +296,8 @@ impl Store for Cluster {
         }
         let (api, object, place) = (self.leases.clone(), object_name(name), self.lease_place(name));
         let preconditions = Preconditions {
-            uid: lease.metadata.uid.clone(),
-            resource_version: lease.metadata.resource_version.clone(),
+            uid: lease.metadata.uid,
+            resource_version: lease.metadata.resource_version,
         };
         let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
         match self.call(&place, async move { api.delete(&object, &params).await.map(drop) }) {

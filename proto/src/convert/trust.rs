@@ -18,7 +18,7 @@ pub fn to_wire(bundle: &TrustBundle) -> mesh::TrustBundle {
 pub fn from_wire(wire: &mesh::TrustBundle) -> Result<TrustBundle, FieldError> {
     check_requires(&wire.requires)?;
     if wire.roots.is_empty() {
-        return Err(FieldError::at("roots", "is empty: nobody could be believed"));
+        return Err(FieldError::at("roots", "is empty: nobody could be trusted"));
     }
     let issuing_root = wire.issuing_root.as_ref().try_into();
     Ok(TrustBundle {

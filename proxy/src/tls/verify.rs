@@ -111,7 +111,7 @@ impl Trust {
             trust.roots.push(Sha256::digest(root).into());
         }
         if trust.anchors.is_empty() {
-            return Err(FieldError::at("roots", "there is none: nobody could be believed"));
+            return Err(FieldError::at("roots", "there is none: nobody could be trusted"));
         }
         Ok(trust)
     }

@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 
 /// Names a real cluster that the suite may write to.
 const REAL: &str = "OUTRIGGER_TEST_KUBECONFIG";
+const JSON: &str = "application/json";
 const MERGE: &str = "application/merge-patch+json";
 const APPLY: &str = "application/apply-patch+yaml";
 
@@ -122,7 +123,7 @@ impl Cluster {
 
     pub(super) fn delete(&self, object: &Value) {
         let path = format!("{}?gracePeriodSeconds=0", path(object));
-        self.call("DELETE", &path, MERGE, &json!({})).unwrap_or_else(|e| panic!("{path}: {e}"));
+        self.call("DELETE", &path, JSON, &json!({})).unwrap_or_else(|e| panic!("{path}: {e}"));
     }
 
     pub(super) fn get(&self, object: &Value) -> Value {
@@ -219,7 +220,7 @@ impl Drop for Cluster {
         if self.small.is_none() {
             for name in [&self.namespace, &self.system] {
                 let _ =
-                    self.call("DELETE", &format!("/api/v1/namespaces/{name}"), MERGE, &json!({}));
+                    self.call("DELETE", &format!("/api/v1/namespaces/{name}"), JSON, &json!({}));
             }
         }
     }

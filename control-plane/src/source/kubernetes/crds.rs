@@ -113,7 +113,8 @@ impl Running {
             return;
         }
         let served = definition.spec.versions.iter().filter(|version| version.served);
-        let Some(best) = resource.in_best_of(served.map(|version| version.name.as_str())) else {
+        let served: Vec<&str> = served.map(|version| version.name.as_str()).collect();
+        let Some(best) = resource.in_best_of(&served) else {
             let name = resource.definition();
             tracing::warn!(name, "no version of this kind that can be read here is served");
             return;

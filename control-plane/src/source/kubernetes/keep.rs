@@ -262,7 +262,7 @@ impl Keeper {
         if !batch.events.is_empty() {
             let count = batch.events.len();
             let events = batch.events.into_iter().map(|(id, object)| match object {
-                Some(object) => Event::Apply(object),
+                Some(object) => Event::Apply(Box::new(object)),
                 None => Event::Remove(id),
             });
             let commit = event::commit(&self.publisher, events);

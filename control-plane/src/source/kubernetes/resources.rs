@@ -36,12 +36,9 @@ impl Resource {
     }
 
     /// In the best version that is served; none: none of those that can be read is.
-    pub(super) fn in_best_of<'a>(
-        &self,
-        served: impl Iterator<Item = &'a str> + Clone,
-    ) -> Option<ApiResource> {
-        let is_served = |version: &&&str| served.clone().any(|other| other == **version);
-        self.versions.iter().find(is_served).map(|version| self.in_version(version))
+    pub(super) fn in_best_of(&self, served: &[&str]) -> Option<ApiResource> {
+        let version = self.versions.iter().find(|version| served.contains(*version));
+        version.map(|version| self.in_version(version))
     }
 
     /// In the version that comes first.
