@@ -17,7 +17,6 @@ mod lookups;
 mod mirrors;
 mod names;
 mod once;
-mod outputs;
 mod protocols;
 mod resilience;
 mod server_policy;
