@@ -9,6 +9,7 @@ mod external;
 mod fallbacks;
 mod faults;
 mod gateway_api;
+mod grpc;
 mod health;
 mod hostile;
 mod identity;
