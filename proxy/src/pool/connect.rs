@@ -343,10 +343,16 @@ mod tests {
     use clap::Parser;
     use outrigger_logging::Log;
 
+    use tokio::io::AsyncWriteExt;
+    use tokio::runtime::{Builder, LocalOptions};
+
     use super::*;
+    use crate::identity::Identity;
     use crate::pool::Pools;
     use crate::proxy::Proxy;
     use crate::settings::Settings;
+    use crate::tls::testing::{Ca, Leaf, bundle, id};
+    use crate::tls::unix_now;
 
     fn address(port: u16) -> SocketAddr {
         SocketAddr::from(([127, 0, 0, 1], port))
@@ -391,8 +397,13 @@ mod tests {
 
     /// How long the kernel waits for the other side to take what was sent; none: as it likes.
     fn gone(opened: Result<Opened, ConnectError>) -> Option<Duration> {
-        let Stream::Tcp(stream) = opened.unwrap().stream else { panic!("not in plaintext") };
-        SockRef::from(&stream).tcp_user_timeout().unwrap()
+        let opened = opened.unwrap();
+        let stream = match &opened.stream {
+            Stream::Tcp(stream) => stream,
+            Stream::Tls(stream) => stream.get_ref().0,
+            Stream::Memory(_) => panic!("no socket"),
+        };
+        SockRef::from(stream).tcp_user_timeout().unwrap()
     }
 
     #[tokio::test]
@@ -414,6 +425,40 @@ mod tests {
             let hop = connect_hop(at, Expected::NONE, opening).await;
             assert_eq!(gone(hop), Some(GONE), "{idle}: another proxy reads whatever comes");
         }
+    }
+
+    #[test]
+    fn another_proxy_that_proves_its_identity_may_pause_no_longer() {
+        let ca = Ca::new("root");
+        let identity = |account: &str| {
+            let identity = Identity::testing("bank", account);
+            let (key, chain) = ca.issue(Leaf::of(id(account).as_str()));
+            identity.install(key, chain, bundle(&[&ca]), unix_now()).unwrap();
+            Arc::new(identity)
+        };
+        let settings = Settings::parse_from(["outrigger-proxy"]);
+        let (proxy, _) = Proxy::new(settings, Some(identity("shop")), Log::unread());
+        let pools = Pools::new(&proxy, Rc::default());
+        let orders = identity("orders");
+        let opened = async {
+            let listener = tokio::net::TcpListener::bind(address(0)).await.unwrap();
+            let at = listener.local_addr().unwrap();
+            let called = async {
+                let (stream, _) = listener.accept().await.unwrap();
+                let limit = Duration::from_secs(5);
+                let accepted = handshake::accept(&orders, &pools.opening.pace, stream, limit).await;
+                let (mut stream, _) = accepted.unwrap();
+                // What HTTP/2 says first.
+                stream.write_all(b"settings").await.unwrap();
+                stream.flush().await.unwrap();
+                stream
+            };
+            let expected = Expected::of(Some(&id("orders")));
+            futures::join!(called, connect_hop(at, expected, pools.opening())).1
+        };
+        let mut builder = Builder::new_current_thread();
+        let runtime = builder.enable_all().build_local(LocalOptions::default()).unwrap();
+        assert_eq!(gone(runtime.block_on(opened)), Some(GONE));
     }
 
     #[tokio::test]
