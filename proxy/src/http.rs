@@ -32,5 +32,6 @@ pub mod response_body;
 mod route_answer;
 pub mod server;
 pub mod token;
+pub mod trace;
 pub mod upgrade;
 mod verdict;

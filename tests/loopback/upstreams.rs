@@ -9,6 +9,7 @@ use std::time::Duration;
 use outrigger_tests::app::{Echo, tcp};
 use outrigger_tests::client::{Curl, gets};
 use outrigger_tests::eventually;
+use outrigger_tests::manifests::traffic_policy;
 use outrigger_tests::process::{ControlPlane, Proxy, free_port};
 
 use crate::{service, unmeshed};
@@ -125,6 +126,90 @@ fn connections_that_an_app_has_closed_are_not_used_again() {
         let answer = Curl::through(&caller).args(&["--data", "x"]).get("http://web.bank/");
         assert_eq!(answer.status, 200, "request {i}: {answer:?}");
         eventually("the app has closed", || closed.load(Relaxed) == i);
+    }
+}
+
+/// An HTTP/2 server that answers the first request of each connection. At the second one it closes, as a
+/// server whose idle time has just passed, or says first that it has not taken it.
+fn fickle(says_so: bool) -> (u16, Arc<AtomicU64>) {
+    /// Of frames (RFC 9113 section 6), after their length.
+    const HEADERS: u8 = 1;
+    const GOAWAY: u8 = 7;
+    const PREFACE: usize = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".len();
+    let requests = Arc::new(AtomicU64::new(0));
+    let counted = Arc::clone(&requests);
+    let port = tcp(move |mut stream| {
+        let (mut head, mut first) = ([0; 9], None);
+        // An empty SETTINGS, and the other side's first words.
+        if stream.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).is_err()
+            || stream.read_exact(&mut [0; PREFACE]).is_err()
+        {
+            return;
+        }
+        while stream.read_exact(&mut head).is_ok() {
+            let [a, b, c, kind, _, id @ ..] = head;
+            let mut payload = vec![0; u32::from_be_bytes([0, a, b, c]) as usize];
+            if stream.read_exact(&mut payload).is_err() {
+                return;
+            }
+            if kind != HEADERS {
+                continue;
+            }
+            counted.fetch_add(1, Relaxed);
+            let Some(first) = first.replace(id) else {
+                // END_STREAM and END_HEADERS; `:status: 200` of HPACK's static table.
+                let answer = [&[0, 0, 1, HEADERS, 5][..], &id, &[0x88]].concat();
+                let _ = stream.write_all(&answer);
+                continue;
+            };
+            if says_so {
+                let last = [&[0, 0, 8, GOAWAY, 0, 0, 0, 0, 0][..], &first, &[0; 4]].concat();
+                let _ = stream.write_all(&last);
+                let _ = stream.read_to_end(&mut payload);
+            }
+            return;
+        }
+    });
+    (port, requests)
+}
+
+#[test]
+fn a_request_on_an_http2_connection_that_is_just_closed_is_sent_on_a_fresh_one() {
+    for says_so in [false, true] {
+        let (port, requests) = fickle(says_so);
+        let mut files = vec![
+            ("plain.yaml", unmeshed("plain", "kubernetes.io/h2c", port)),
+            ("meshed.yaml", service("meshed", "kubernetes.io/h2c")),
+        ];
+        if !says_so {
+            // Whatever the policy says: it is no retry, but where nobody has taken the request.
+            let none = "  retries: {maxAttempts: 1}\n";
+            files.push(("plain-policy.yaml", traffic_policy("plain", none)));
+            files.push(("meshed-policy.yaml", traffic_policy("meshed", none)));
+        }
+        let files: Vec<_> = files.iter().map(|(name, text)| (*name, &**text)).collect();
+        let plane = ControlPlane::start(&files);
+        let one = ["--workers", "1"];
+        let _sidecar = Proxy::beside(&plane, "meshed", &[format!("{port}=h2:main")], &one);
+        let caller = Proxy::caller(&plane, &one);
+        for name in ["plain", "meshed"] {
+            let url = format!("http://{name}.bank/");
+            let before = requests.load(Relaxed);
+            for n in 0..6 {
+                let answer = Curl::through(&caller).get(&url);
+                assert_eq!(answer.status, 200, "{name} {n}: {answer:?}");
+            }
+            // Each but the first one met a connection that had carried one, and was sent twice.
+            assert_eq!(requests.load(Relaxed) - before, 11, "{name}");
+            let answer = Curl::through(&caller).args(&["--data", "once"]).get(&url);
+            let sent = requests.load(Relaxed) - before - 11;
+            if says_so {
+                assert_eq!((answer.status, sent), (200, 2), "{name}: {answer:?}");
+            } else {
+                assert_eq!((answer.status, sent), (502, 1), "{name}: {answer:?}");
+                assert!(answer.body.contains("upstream_reset_ambiguous"), "{name}: {answer:?}");
+            }
+        }
     }
 }
 

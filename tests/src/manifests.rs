@@ -1,5 +1,12 @@
 //! Manifests that most tests need.
 
+/// A route that copies each request to `bank/app:80` to `bank/shadow:80`.
+pub const MIRRORED: &str = "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\n\
+    metadata: {name: copied, namespace: bank}\nspec:\n  \
+    parentRefs: [{group: \"\", kind: Service, name: app}]\n  rules:\n  \
+    - filters: [{type: RequestMirror, requestMirror: {backendRef: {name: shadow, port: 80}}}]\n    \
+    backendRefs: [{name: app, port: 80}]\n";
+
 /// A service `bank/<name>:80` of workloads labelled `app: <name>`, with a port of some protocol.
 pub fn service(name: &str, protocol: &str) -> String {
     let app_protocol = match protocol {

@@ -348,8 +348,8 @@ pub struct Proxy {
     args: Vec<String>,
     /// Its standard output is a pipe that nobody empties.
     unread: bool,
-    /// What it finds at /etc/hosts, if that is not the system's.
-    hosts: Option<PathBuf>,
+    /// A file that is not the system's for it, and what is there instead.
+    file: Option<(&'static str, PathBuf)>,
 }
 
 impl Proxy {
@@ -394,11 +394,21 @@ impl Proxy {
         Self::start_as(plane, name, more, true, None)
     }
 
-    /// A proxy with an /etc/hosts of its own, in a mount namespace: for root alone.
+    /// A proxy with an /etc/hosts of its own: for root alone.
     pub fn start_with_hosts(plane: &ControlPlane, name: &str, hosts: &str) -> Self {
-        let file = plane.dir.path().join(format!("{name}.hosts"));
-        fs::write(&file, hosts).expect("a file");
-        Self::start_as(plane, name, &[], false, Some(file))
+        Self::start_with_file(plane, name, "/etc/hosts", hosts)
+    }
+
+    /// A proxy with one of the system's files of its own, in a mount namespace: for root alone.
+    pub fn start_with_file(
+        plane: &ControlPlane,
+        name: &str,
+        path: &'static str,
+        text: &str,
+    ) -> Self {
+        let file = plane.dir.path().join(format!("{name}.file"));
+        fs::write(&file, text).expect("a file");
+        Self::start_as(plane, name, &[], false, Some((path, file)))
     }
 
     fn start_as(
@@ -406,9 +416,9 @@ impl Proxy {
         name: &str,
         more: &[&str],
         unread: bool,
-        hosts: Option<PathBuf>,
+        file: Option<(&'static str, PathBuf)>,
     ) -> Self {
-        let mut proxy = Self::prepare(plane, name, more, unread, hosts);
+        let mut proxy = Self::prepare(plane, name, more, unread, file);
         proxy.run();
         proxy.wait_ready();
         proxy
@@ -419,7 +429,7 @@ impl Proxy {
         name: &str,
         more: &[&str],
         unread: bool,
-        hosts: Option<PathBuf>,
+        file: Option<(&'static str, PathBuf)>,
     ) -> Self {
         let dir = TempDir::new("proxy");
         let [outbound, inbound, admin] = [free_port(), free_port(), free_port()];
@@ -449,17 +459,17 @@ impl Proxy {
             args.extend(["--access-log".to_owned(), "all".to_owned()]);
         }
         args.extend(more.iter().map(|&arg| arg.to_owned()));
-        Self { dir, outbound, inbound, admin, args, unread, hosts, process: None }
+        Self { dir, outbound, inbound, admin, args, unread, file, process: None }
     }
 
     /// Starts the process, again after it has ended.
     pub fn run(&mut self) {
         let program = binary("outrigger-proxy");
-        let mut command = match &self.hosts {
+        let mut command = match &self.file {
             None => Command::new(program),
-            Some(hosts) => {
+            Some((path, file)) => {
                 let mut command = Command::new("unshare");
-                let script = format!("mount --bind {} /etc/hosts && exec \"$@\"", hosts.display());
+                let script = format!("mount --bind {} {path} && exec \"$@\"", file.display());
                 command.args(["--mount", "sh", "-c", &script, "sh"]).arg(program);
                 command
             }

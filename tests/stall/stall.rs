@@ -2,4 +2,8 @@
 //! every permit and connection comes back.
 
 mod callers;
+mod disk;
+mod lookups;
+mod outputs;
+mod shadows;
 mod upstreams;

@@ -1,12 +1,22 @@
 //! The folder of manifests: every way in which a file changes.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write as _;
 use std::os::unix::fs::symlink;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
+use outrigger_control_plane::index::Index;
+use outrigger_control_plane::manifests::Folder;
+use outrigger_control_plane::metrics::Metrics;
+use outrigger_control_plane::problems::Problems;
+use outrigger_control_plane::publish::Publisher;
+use outrigger_core::config::MeshSettings;
 use serde_json::Value;
+use tempfile::TempDir;
 
-use crate::support::{Mesh, service, slice};
+use crate::support::{LOOPBACK, Mesh, service, slice};
 
 fn services(page: &Value) -> Vec<String> {
     page["services"].as_object().unwrap().keys().cloned().collect()
@@ -111,6 +121,8 @@ async fn a_file_that_is_empty_or_half_written_takes_nothing_away() {
     let mut writer = fs::File::create(mesh.path("a.yaml")).unwrap();
     writer.write_all(service("a").as_bytes()).unwrap();
     writer.flush().unwrap();
+    // For so long that it would be taken for whole if nobody had it open.
+    writer.set_modified(SystemTime::now() - Duration::from_secs(60)).unwrap();
     fs::write(mesh.path("new.yaml"), service("new")).unwrap();
     fs::create_dir(mesh.path("below")).unwrap();
     fs::write(mesh.path("below/more.yaml"), service("more")).unwrap();
@@ -127,6 +139,32 @@ async fn a_file_that_is_empty_or_half_written_takes_nothing_away() {
     mesh.remove("a.yaml");
     let rest = ["bank/more", "bank/new", "bank/z"];
     mesh.admin_until("/index", |page| texts(page).is_empty() && services(page) == rest).await;
+}
+
+/// A writer that keeps its file open is not waited for without end.
+#[test]
+fn a_file_that_stays_open_adds_what_it_says_and_takes_away_when_it_is_closed() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("a.yaml");
+    fs::write(&path, format!("{}---\n{}", service("a"), service("b"))).unwrap();
+    let (problems, metrics) = (Arc::new(Problems::default()), Arc::new(Metrics::new()));
+    let root = folder.path().to_owned();
+    let mut reader = Folder::new(root, LOOPBACK, problems.clone(), metrics);
+    let publisher = Publisher::new(Index::new(MeshSettings::default()));
+    let names = || {
+        let view = publisher.view();
+        view.index.services().map(|service| service.id.name.clone()).collect::<Vec<_>>()
+    };
+    reader.scan(&publisher).unwrap();
+    assert_eq!(names(), ["a", "b"]);
+    fs::write(&path, format!("{}---\n{}", service("a"), service("c"))).unwrap();
+    let this = BTreeSet::from([path]);
+    reader.load(BTreeSet::new(), &this, &publisher);
+    assert_eq!(names(), ["a", "b", "c"]);
+    assert!(problems.all()[0].problem.starts_with("is still being written"), "{problems:?}");
+    reader.load(this, &BTreeSet::new(), &publisher);
+    assert_eq!(names(), ["a", "c"]);
+    assert_eq!(problems.count(), 0, "{problems:?}");
 }
 
 #[tokio::test]

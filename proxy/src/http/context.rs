@@ -18,10 +18,11 @@ use outrigger_core::reason::Reason;
 use super::deadline::{exceeded, tell, told};
 use super::exchange::Exchange;
 use super::head::Head;
-use super::headers::{self, PRIORITY, REQUEST_ID, Says, Trace, VIA};
+use super::headers::{PRIORITY, REQUEST_ID, Says, VIA};
 use super::hop::Hop;
 use super::respond::Refusal;
 use super::server::Connection;
+use super::trace::{self, Trace};
 use crate::peer::Peer;
 use crate::store::Live;
 
@@ -187,7 +188,7 @@ fn identify(
     says: Says,
 ) -> Trace {
     let worker = &connection.worker;
-    let (id, trace) = headers::identify(&mut head.headers, says, || worker.random());
+    let (id, trace) = trace::identify(&mut head.headers, says, || worker.random());
     exchange.request_id = Some(id);
     exchange.trace_id = trace.id;
     trace

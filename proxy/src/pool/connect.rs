@@ -67,15 +67,19 @@ impl Drop for Count {
     }
 }
 
-/// In plaintext: to an app, or to a proxy in a mesh without identities.
+/// In plaintext, to an app.
 pub async fn connect(address: SocketAddr, opening: &Opening) -> Result<Opened, ConnectError> {
     refuse_own(address, opening, false)?;
-    connect_plain(address, opening).await
+    connect_plain(address, opening, opening.config.app_gone).await
 }
 
-async fn connect_plain(address: SocketAddr, opening: &Opening) -> Result<Opened, ConnectError> {
+async fn connect_plain(
+    address: SocketAddr,
+    opening: &Opening,
+    gone: Option<Duration>,
+) -> Result<Opened, ConnectError> {
     let stream = match opening.memory.get() {
-        None => Stream::Tcp(dial(address, opening, opening.config.app_gone).await?),
+        None => Stream::Tcp(dial(address, opening, gone).await?),
         Some(network) => Stream::Memory(network(address)),
     };
     Ok(Opened::new(stream, None, &opening.metrics))
@@ -116,7 +120,7 @@ pub async fn connect_hop(
     let refuse =
         |reason, why: &str| ConnectError { reason, detail: format!("{address}: {why}").into() };
     let (identity, id) = match (&opening.identity, expected.id()) {
-        (None, None) => return connect_plain(address, opening).await,
+        (None, None) => return connect_plain(address, opening, Some(GONE)).await,
         (Some(identity), Some(id)) => (identity, id),
         (Some(_), None) => {
             let why = "the control plane names no identity for this endpoint's proxy";
@@ -334,8 +338,21 @@ impl AsyncWrite for Opened {
 #[cfg(test)]
 mod tests {
     use std::future::pending;
+    use std::rc::Rc;
+
+    use clap::Parser;
+    use outrigger_logging::Log;
+
+    use tokio::io::AsyncWriteExt;
+    use tokio::runtime::{Builder, LocalOptions};
 
     use super::*;
+    use crate::identity::Identity;
+    use crate::pool::Pools;
+    use crate::proxy::Proxy;
+    use crate::settings::Settings;
+    use crate::tls::testing::{Ca, Leaf, bundle, id};
+    use crate::tls::unix_now;
 
     fn address(port: u16) -> SocketAddr {
         SocketAddr::from(([127, 0, 0, 1], port))
@@ -376,6 +393,72 @@ mod tests {
         let (won, took) = winner(&[1, 10, 80]).await;
         assert_eq!(won, Ok(80), "the first one is silent");
         assert!(took >= ATTEMPT_DELAY && took < ATTEMPT_DELAY * 4, "{took:?}");
+    }
+
+    /// How long the kernel waits for the other side to take what was sent; none: as it likes.
+    fn gone(opened: Result<Opened, ConnectError>) -> Option<Duration> {
+        let opened = opened.unwrap();
+        let stream = match &opened.stream {
+            Stream::Tcp(stream) => stream,
+            Stream::Tls(stream) => stream.get_ref().0,
+            Stream::Memory(_) => panic!("no socket"),
+        };
+        SockRef::from(stream).tcp_user_timeout().unwrap()
+    }
+
+    #[tokio::test]
+    async fn an_app_may_pause_for_longer_than_another_proxy() {
+        let listener = tokio::net::TcpListener::bind(address(0)).await.unwrap();
+        let at = listener.local_addr().unwrap();
+        let seconds = |seconds| Some(Duration::from_secs(seconds));
+        // Some time after exchanges that stand still have been ended, and said why.
+        for (idle, app) in [("5m", seconds(310)), ("15s", seconds(25)), ("0s", None)] {
+            let flags = ["outrigger-proxy", "--stream-idle-timeout", idle];
+            let (proxy, _) = Proxy::new(Settings::parse_from(flags), None, Log::unread());
+            let pools = Pools::new(&proxy, Rc::default());
+            let opening = pools.opening();
+            assert_eq!(gone(connect(at, opening).await), app, "{idle}");
+            let bytes = connect_outside(at, Expected::NONE, None, opening).await;
+            assert_eq!(gone(bytes), app, "{idle}");
+            race(&[at], opening).await.unwrap();
+            assert_eq!(gone(connect(at, opening).await), app, "{idle}: of several addresses");
+            let hop = connect_hop(at, Expected::NONE, opening).await;
+            assert_eq!(gone(hop), Some(GONE), "{idle}: another proxy reads whatever comes");
+        }
+    }
+
+    #[test]
+    fn another_proxy_that_proves_its_identity_may_pause_no_longer() {
+        let ca = Ca::new("root");
+        let identity = |account: &str| {
+            let identity = Identity::testing("bank", account);
+            let (key, chain) = ca.issue(Leaf::of(id(account).as_str()));
+            identity.install(key, chain, bundle(&[&ca]), unix_now()).unwrap();
+            Arc::new(identity)
+        };
+        let settings = Settings::parse_from(["outrigger-proxy"]);
+        let (proxy, _) = Proxy::new(settings, Some(identity("shop")), Log::unread());
+        let pools = Pools::new(&proxy, Rc::default());
+        let orders = identity("orders");
+        let opened = async {
+            let listener = tokio::net::TcpListener::bind(address(0)).await.unwrap();
+            let at = listener.local_addr().unwrap();
+            let called = async {
+                let (stream, _) = listener.accept().await.unwrap();
+                let limit = Duration::from_secs(5);
+                let accepted = handshake::accept(&orders, &pools.opening.pace, stream, limit).await;
+                let (mut stream, _) = accepted.unwrap();
+                // What HTTP/2 says first.
+                stream.write_all(b"settings").await.unwrap();
+                stream.flush().await.unwrap();
+                stream
+            };
+            let expected = Expected::of(Some(&id("orders")));
+            futures::join!(called, connect_hop(at, expected, pools.opening())).1
+        };
+        let mut builder = Builder::new_current_thread();
+        let runtime = builder.enable_all().build_local(LocalOptions::default()).unwrap();
+        assert_eq!(gone(runtime.block_on(opened)), Some(GONE));
     }
 
     #[tokio::test]

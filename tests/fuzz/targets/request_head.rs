@@ -12,7 +12,7 @@ use outrigger_core::policy::cache::asked;
 use outrigger_core::policy::deadline::{Deadline, millis};
 use outrigger_core::time::Later;
 use outrigger_proxy::http::deadline::{tell, told};
-use outrigger_proxy::http::{grammar, headers};
+use outrigger_proxy::http::{grammar, headers, trace};
 use outrigger_proxy::peer::Peer;
 
 fuzz_target!(|text: &[u8]| {
@@ -48,7 +48,7 @@ fuzz_target!(|text: &[u8]| {
         assert!(!map.contains_key("connection") && !map.contains_key("transfer-encoding"));
         let internal = map.keys().any(|name| name.as_str().starts_with("x-outrigger-"));
         assert!(!internal || peer != Peer::Outside);
-        let (id, trace) = headers::identify(&mut map, says, || 7);
+        let (id, trace) = trace::identify(&mut map, says, || 7);
         assert_eq!(map.get("x-request-id"), Some(&id));
         let parent = map.get_all("traceparent").iter().collect::<Vec<_>>();
         assert_eq!(parent.len(), usize::from(trace.sent != 0));

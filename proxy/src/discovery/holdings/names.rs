@@ -55,3 +55,29 @@ impl Names {
         self.of.len()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_sides_agree_whichever_way_a_name_goes() {
+        let name = |text: &str| Authority::parse(text, None).unwrap();
+        let (a, b) = (name("a.bank:80"), name("b.bank:80"));
+        let mut names = Names::default();
+        names.insert(a.clone(), "bank/x:80");
+        names.insert(b.clone(), "bank/x:80");
+        assert_eq!(names.of("bank/x:80").collect::<Vec<_>>(), [&a, &b]);
+        // One moves: where it was it is no more.
+        names.insert(a.clone(), "bank/y:80");
+        assert_eq!(names.of("bank/x:80").collect::<Vec<_>>(), [&b]);
+        assert_eq!(names.of("bank/y:80").collect::<Vec<_>>(), [&a]);
+        assert_eq!((names.iter().count(), names.destinations()), (2, 2));
+        // With its last name a destination is gone.
+        names.remove(&b);
+        names.remove(&b);
+        assert!(!names.has("bank/x:80") && names.has("bank/y:80"));
+        assert!(!names.contains(&b) && names.contains(&a));
+        assert_eq!(names.destinations(), 1);
+    }
+}

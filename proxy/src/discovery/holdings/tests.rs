@@ -142,4 +142,12 @@ fn what_is_gone_is_gone_whatever_was_refused() {
     holdings.apply(wire::DESTINATION, &[], &[DIALLED.to_owned()]);
     assert_eq!(leads_to(&holdings, DIALLED), None);
     assert_eq!(holdings.live().count(), 0);
+    // And when the replacement is withdrawn that was refused.
+    holdings.apply(wire::DESTINATION, &[destination(ORDERS, "/a", DIALLED)], &[]);
+    let own = destination(OWN, "/a b", DIALLED);
+    holdings.apply(wire::DESTINATION, &[own], &[ORDERS.to_owned()]);
+    assert_eq!(leads_to(&holdings, DIALLED).as_deref(), Some(ORDERS));
+    holdings.apply(wire::DESTINATION, &[], &[OWN.to_owned()]);
+    assert_eq!(leads_to(&holdings, DIALLED), None);
+    assert_eq!(holdings.live().count(), 0);
 }

@@ -6,10 +6,9 @@ use std::time::{Duration, Instant};
 
 use outrigger_tests::app::Echo;
 use outrigger_tests::client::{Curl, gets, http_get};
+use outrigger_tests::manifests::{service, unmeshed};
 use outrigger_tests::process::{ControlPlane, Proxy, free_port, local};
 use outrigger_tests::{eventually, within};
-
-use crate::{service, unmeshed};
 
 /// Longest that anybody may be kept waiting by something that has nothing to do with them.
 const AT_ONCE: Duration = Duration::from_secs(1);
