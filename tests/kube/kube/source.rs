@@ -179,3 +179,18 @@ fn a_burst_of_changes_is_few_commits_and_a_single_one_does_not_wait() {
     eprintln!("median {:?}, slowest {:?}", took[10], took[19]);
     assert!(took[10] < Duration::from_millis(200), "{took:?}");
 }
+
+#[test]
+fn a_policy_cannot_have_a_file_of_the_control_plane_read() {
+    let cluster = Cluster::start();
+    let plane = Plane::start(&cluster, &["--identity", "off"]);
+    let jwks = json!({"file": "keys.json"});
+    cluster.apply(&json!({
+        "apiVersion": "outrigger.dev/v1alpha1", "kind": "AccessPolicy",
+        "metadata": {"name": "tokens", "namespace": cluster.namespace},
+        "spec": {"jwt": [{"issuer": "https://issuer.example.com", "jwks": jwks}]},
+    }));
+    eventually("it is said that none is read", || {
+        plane.log().contains("keys.json: files are read beside a folder of manifests only")
+    });
+}
