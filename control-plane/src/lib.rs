@@ -10,6 +10,7 @@ pub mod admin;
 pub mod ca;
 pub mod connection;
 pub mod control;
+pub mod crds;
 pub mod discovery;
 pub mod experiments;
 pub mod grant;

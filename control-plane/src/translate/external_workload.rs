@@ -7,11 +7,9 @@ use outrigger_core::name::check_label;
 
 use super::service::app_protocol;
 use super::{Report, label_identity};
-use crate::kinds::ExternalWorkload;
+use crate::kinds::{ExternalWorkload, defaults};
 use crate::object::{Workload, WorkloadPort};
 
-/// The account of a workload that names none, as in Kubernetes.
-const DEFAULT_ACCOUNT: &str = "default";
 /// The only version of the protocol between two proxies.
 const HOP_VERSION: u32 = 1;
 
@@ -54,7 +52,7 @@ pub fn translate(raw: &ExternalWorkload, report: &mut Report) -> Option<Workload
             ports.push(WorkloadPort { port: port_number, name, protocol });
         }
     }
-    let account = spec.service_account.clone().unwrap_or_else(|| DEFAULT_ACCOUNT.to_owned());
+    let account = spec.service_account.clone().unwrap_or_else(|| defaults::ACCOUNT.to_owned());
     // Its identity holds it.
     report.check("spec.serviceAccount", check_label(&account));
     Some(Workload {

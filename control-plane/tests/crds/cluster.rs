@@ -1,0 +1,117 @@
+//! The same asked of a real API server.
+
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::time::Duration;
+
+use http::Request;
+use k8s_openapi::api::core::v1::Namespace;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::api::{Api, Patch, PatchParams};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::runtime::wait::{await_condition, conditions};
+use kube::{Client, Config};
+use serde_json::{Value, json};
+
+use crate::wrong::{By, wrong};
+use crate::{CRDS, crd_of, examples, manifests};
+
+/// Names the kubeconfig of a cluster that tests may write to. No other variable is looked at.
+const KUBECONFIG: &str = "OUTRIGGER_TEST_KUBECONFIG";
+/// Where objects are tried.
+const NAMESPACE: &str = "outrigger-crds";
+/// Until the API server serves a new kind.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+#[tokio::test]
+async fn an_api_server_takes_examples_and_refuses_wrong_objects() {
+    let Some(client) = cluster().await else { return };
+    establish(&client).await;
+    let (mut loaded, mut failures) = (0, Vec::new());
+    let examples = examples::all().into_iter().map(|example| (example.at, example.object));
+    let templates =
+        manifests::templates().into_iter().map(|object| ("template".to_owned(), object));
+    for (at, object) in examples.chain(templates) {
+        if object["apiVersion"] == "outrigger.dev/v1alpha1" {
+            match create(&client, &object).await {
+                Ok(_) => loaded += 1,
+                Err(message) => failures.push(format!("{at}: {message}")),
+            }
+        }
+    }
+    let (mut refused, mut by_rule) = (0, 0);
+    for case in wrong() {
+        match create(&client, &case.object).await {
+            Err(message) if names(&message, &case.field) => {
+                refused += 1;
+                by_rule += usize::from(case.by == By::Rule);
+            }
+            answer => failures.push(format!("{} of {}: {answer:?}", case.field, case.object)),
+        }
+    }
+    assert!(failures.is_empty(), "{}:\n{}", failures.len(), failures.join("\n"));
+    eprintln!(
+        "{loaded} examples loaded, {refused} wrong objects refused, {by_rule} of them by rules alone"
+    );
+}
+
+/// `spec.a.b: Invalid value`, `unknown field "spec.a.b"`.
+fn names(message: &str, field: &str) -> bool {
+    message.contains(&format!("{field}: ")) || message.contains(&format!("\"{field}\""))
+}
+
+async fn cluster() -> Option<Client> {
+    let Some(path) = std::env::var_os(KUBECONFIG) else {
+        skip(&format!("{KUBECONFIG} names no cluster"));
+        return None;
+    };
+    let file = Kubeconfig::read_from(path).unwrap();
+    let config = Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.unwrap();
+    Some(Client::try_from(config).unwrap())
+}
+
+/// As `skip` of outrigger-tests.
+fn skip(reason: &str) {
+    let line = format!("SKIPPED crds on an API server: {reason}");
+    eprintln!("{line}");
+    if let Some(path) = std::env::var_os("OUTRIGGER_SKIP_LOG")
+        && let Ok(mut file) = OpenOptions::new().create(true).append(true).open(path)
+    {
+        // The line on standard error is there in any case.
+        let _ = writeln!(file, "{line}");
+    }
+}
+
+async fn establish(client: &Client) {
+    let apply = PatchParams::apply("outrigger-tests").force();
+    let definitions: Api<CustomResourceDefinition> = Api::all(client.clone());
+    for crd in CRDS.iter() {
+        let name = crd.definition["metadata"]["name"].as_str().unwrap().to_owned();
+        let applied = definitions.patch(&name, &apply, &Patch::Apply(&crd.definition)).await;
+        applied.unwrap_or_else(|error| panic!("{name}: {error}"));
+        let established =
+            await_condition(definitions.clone(), &name, conditions::is_crd_established());
+        tokio::time::timeout(PATIENCE, established).await.unwrap().unwrap();
+    }
+    let namespaces: Api<Namespace> = Api::all(client.clone());
+    let namespace =
+        json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}});
+    namespaces.patch(NAMESPACE, &apply, &Patch::Apply(&namespace)).await.unwrap();
+}
+
+/// As `kubectl create --dry-run=server --validate=strict`; a refusal is given as its message.
+async fn create(client: &Client, object: &Value) -> Result<Value, String> {
+    let plural = &crd_of(object).plural;
+    let mut object = object.clone();
+    object["metadata"]["namespace"] = json!(NAMESPACE);
+    let path = format!(
+        "/apis/outrigger.dev/v1alpha1/namespaces/{NAMESPACE}/{plural}?dryRun=All&fieldValidation=Strict"
+    );
+    let body = object.to_string().into_bytes();
+    let request =
+        Request::post(path).header("content-type", "application/json").body(body).unwrap();
+    client.request::<Value>(request).await.map_err(|error| match error {
+        kube::Error::Api(status) => status.message,
+        other => panic!("{object}: {other}"),
+    })
+}
