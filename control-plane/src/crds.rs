@@ -82,9 +82,7 @@ fn made<Kind: CustomResourceExt, Spec: JsonSchema>() -> Crd {
     let crd: CustomResourceDefinition = Kind::crd();
     let kind = crd.spec.names.kind.clone();
     let plural = crd.spec.names.plural.clone();
-    let mut settings = SchemaSettings::draft2020_12();
-    settings.inline_subschemas = true;
-    let spec = settings.into_generator().into_root_schema_for::<Spec>();
+    let spec = SchemaSettings::draft2020_12().into_generator().into_root_schema_for::<Spec>();
     let schema = structural::object(&kind, spec.as_value());
     let mut definition = json!({
         "apiVersion": "apiextensions.k8s.io/v1",

@@ -15,7 +15,7 @@ const MOST_COUNTED: usize = 1_000_000;
 /// The schema of an object, given that of its `spec`, with what people read.
 pub(super) fn object(kind: &str, spec: &Value) -> Value {
     let mut keys = vec!["spec".to_owned()];
-    let spec = Walk { keys: &mut keys, count: 1 }.schema(spec);
+    let spec = Walk { types: &spec["$defs"], keys: &mut keys, count: 1 }.schema(spec);
     let mut metadata = json!({"type": "object"});
     // Its name becomes part of a uid that is a host name.
     if kind == "ExternalWorkload" {
@@ -78,6 +78,9 @@ pub(super) fn bounds(schema: &Value) -> Option<String> {
     }
     let own =
         |bound: &str, general: usize| schema[bound].as_u64().filter(|most| *most != general as u64);
+    if schema["minProperties"].as_u64() == Some(1) {
+        parts.push("at least one field".to_owned());
+    }
     match (schema["minItems"].as_u64(), schema["maxItems"].as_u64()) {
         (Some(least), Some(most)) => parts.push(format!("{least} to {most} items")),
         (None, Some(most)) => parts.push(format!("at most {most} items")),
@@ -108,6 +111,8 @@ pub(super) fn default(schema: &Value) -> Option<String> {
 }
 
 struct Walk<'a> {
+    /// Types by their names.
+    types: &'a Value,
     /// The keys that lead to a value, as the table of bounds knows them.
     keys: &'a mut Vec<String>,
     /// How many of it there may be.
@@ -118,8 +123,9 @@ impl Walk<'_> {
     fn schema(&mut self, raw: &Value) -> Value {
         let mut schema = raw.as_object().cloned().unwrap_or_default();
         unwrap_option(&mut schema);
+        self.resolve(&mut schema);
         self.variants(&mut schema);
-        for gone in ["$schema", "title", "nullable"] {
+        for gone in ["$schema", "$defs", "title"] {
             schema.remove(gone);
         }
         if let Some(Value::String(text)) = schema.get_mut("description") {
@@ -138,6 +144,31 @@ impl Walk<'_> {
         Value::Object(schema)
     }
 
+    /// Puts the type in place that a field refers to; what the field says of itself is said first, and decides.
+    fn resolve(&self, schema: &mut Map<String, Value>) {
+        let Some(Value::String(reference)) = schema.remove("$ref") else { return };
+        let name = reference.rsplit('/').next().unwrap_or_default();
+        let mut of_type = self.types[name].as_object().cloned().unwrap_or_default();
+        let about = of_type.remove("description");
+        for (key, value) in std::mem::take(schema) {
+            match (of_type.get_mut(&key), value) {
+                (Some(Value::Object(fields)), Value::Object(more)) => {
+                    for (name, more) in more {
+                        merge(fields.entry(name).or_insert_with(|| json!({})), more);
+                    }
+                }
+                (Some(Value::Array(rules)), Value::Array(mut more)) if key == RULES => {
+                    rules.append(&mut more);
+                }
+                (_, value) => drop(of_type.insert(key, value)),
+            }
+        }
+        *schema = of_type;
+        if let Some(Value::String(about)) = about {
+            describe(schema, &about);
+        }
+    }
+
     fn text(&self, schema: &mut Map<String, Value>) {
         if !schema.contains_key("enum") {
             let keys: Vec<_> = self.keys.iter().map(String::as_str).collect();
@@ -152,7 +183,7 @@ impl Walk<'_> {
         schema.entry("x-kubernetes-list-type").or_insert_with(|| json!("atomic"));
         let count = self.count.saturating_mul(most);
         if let Some(items) = schema.get_mut("items") {
-            *items = Walk { keys: self.keys, count }.schema(items);
+            *items = Walk { types: self.types, keys: self.keys, count }.schema(items);
         }
     }
 
@@ -234,13 +265,17 @@ fn unwrap_option(schema: &mut Map<String, Value>) {
     }
     let Some(Value::Array(either)) = schema.remove("anyOf") else { return };
     let inner = either.into_iter().find(|one| one["type"] != json!("null"));
-    let Some(Value::Object(mut inner)) = inner else { return };
-    let about = inner.remove("description");
-    inner.append(schema);
-    if let Some(Value::String(about)) = about {
-        describe(&mut inner, &about);
+    // A reference, since everything else has a list of types.
+    if let Some(reference) = inner.as_ref().and_then(|inner| inner.get("$ref")) {
+        schema.insert("$ref".to_owned(), reference.clone());
     }
-    *schema = inner;
+}
+
+fn merge(value: &mut Value, more: Value) {
+    match (value, more) {
+        (Value::Object(fields), Value::Object(more)) => fields.extend(more),
+        (value, more) => *value = more,
+    }
 }
 
 /// Only values that are alike for everybody and everywhere are written into objects.

@@ -10,7 +10,8 @@ use serde_json::json;
 
 use super::AccessJwt;
 use super::schema::{
-    each, header, items, method, never, pattern, port, rule_at, some_field, within,
+    a_label, a_subdomain, each, header, items, method, never, pattern, port, rule_at, some_field,
+    within,
 };
 
 /// Who may call the workloads of a namespace, and with what. All policies that select a workload's port add up: a
@@ -55,7 +56,6 @@ pub struct AccessPolicySpec {
     pub jwt: Vec<AccessJwt>,
 }
 
-/// Which workloads are meant, by their labels.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct WorkloadSelector {
@@ -109,7 +109,7 @@ pub struct AccessFrom {
     /// Service accounts: `namespace/account`, or an account of the policy's own namespace. Example: `[orders,
     /// shop/web]`.
     #[schemars(transform = each(pattern(
-        r"^([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?/)?[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*$",
+        format!("^({}/)?{}$", a_label(), a_subdomain()),
         "account, or namespace/account",
     )))]
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -146,7 +146,7 @@ fn somebody(schema: &mut Schema) {
 pub struct AccessTo {
     /// Hosts that the request names, without the port. Example: `[ledger.bank, "*.bank"]`.
     #[schemars(transform = items(0, bounds::MAX_HOSTS), transform = each(pattern(
-        r"^(\*\.)?[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*$",
+        format!(r"^(\*\.)?{}$", a_subdomain()),
         "a host name, or one after `*.`",
     )))]
     #[serde(skip_serializing_if = "Vec::is_empty")]

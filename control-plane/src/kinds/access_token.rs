@@ -34,7 +34,6 @@ pub struct AccessJwt {
     pub required: bool,
 }
 
-/// Where the keys come from.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum AccessJwks {
@@ -51,7 +50,6 @@ pub enum AccessJwks {
     ExternalService(AccessJwksService),
 }
 
-/// Where at an ExternalService the keys are.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct AccessJwksService {

@@ -86,7 +86,6 @@ pub struct ExternalEndpoint {
     pub port: Option<i32>,
 }
 
-/// How TLS is originated.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct ExternalServiceTls {

@@ -26,7 +26,6 @@ pub struct TrafficHedge {
     pub after_p95: Option<TrafficHedgeP95>,
 }
 
-/// After an observed percentile.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct TrafficHedgeP95 {
@@ -95,7 +94,6 @@ pub enum TrafficFailureClass {
     ServerError,
 }
 
-/// Says nothing more: `{}`.
 #[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct TrafficFallbackCached {}
@@ -129,7 +127,6 @@ pub struct TrafficFallbackBackend {
     pub port: i32,
 }
 
-/// Another path of the same service.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TrafficFallbackRoute {
@@ -139,7 +136,7 @@ pub struct TrafficFallbackRoute {
     pub path: String,
 }
 
-/// An answer that is always the same. Example: `{status: 200, contentType: application/json, body: "[]"}`.
+/// Example: `{status: 200, contentType: application/json, body: "[]"}`.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct TrafficFallbackStatic {

@@ -198,7 +198,6 @@ pub struct FaultHeader {
     pub value: String,
 }
 
-/// What happens to an attempt.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum FaultKind {
@@ -212,7 +211,6 @@ pub enum FaultKind {
     Partition(Nothing),
 }
 
-/// A delay.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct FaultDelay {
@@ -225,7 +223,6 @@ pub struct FaultDelay {
     pub jitter: Option<String>,
 }
 
-/// An answer.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum FaultAbort {

@@ -40,7 +40,6 @@ pub struct TrafficHealthCheck {
     pub healthy_after: Option<u32>,
 }
 
-/// A check by HTTP.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TrafficHttpCheck {
@@ -49,7 +48,6 @@ pub struct TrafficHttpCheck {
     pub path: String,
 }
 
-/// A check by gRPC.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct TrafficGrpcCheck {
@@ -59,7 +57,6 @@ pub struct TrafficGrpcCheck {
     pub service: String,
 }
 
-/// A check by a connection: `{}`.
 #[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct TrafficTcpCheck {}

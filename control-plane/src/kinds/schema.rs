@@ -8,6 +8,7 @@
 use std::fmt::Display;
 use std::time::Duration;
 
+use outrigger_core::name::{MAX_HOST, MAX_LABEL};
 use outrigger_core::policy::bounds::{self, Durations, Numbers};
 use schemars::Schema;
 use serde_json::{Value, json};
@@ -19,17 +20,6 @@ pub const BOUNDS: &str = "x-outrigger-bounds";
 /// In words, what holds where it is left out.
 pub const DEFAULT: &str = "x-outrigger-default";
 
-/// GEP-2257, as `translate/duration.rs` reads it.
-const DURATION: &str = "^([0-9]{1,5}(h|m|s|ms)){1,4}$";
-/// Characters of the longest one: four times five digits and a unit.
-const DURATION_LENGTH: usize = 4 * (5 + 2);
-/// RFC 1123 label, of at most 63 characters: names of Services, namespaces, ports.
-const LABEL: &str = "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$";
-const LABEL_LENGTH: usize = 63;
-/// RFC 1123 subdomain: labels joined by dots.
-const SUBDOMAIN: &str =
-    r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*$";
-const SUBDOMAIN_LENGTH: usize = 253;
 /// RFC 9110 token.
 const TOKEN: &str = "^[!#$%&'*+.^_`|~0-9A-Za-z-]+$";
 /// RFC 3339, and the longest one with nanoseconds and an offset.
@@ -86,9 +76,12 @@ pub fn window() -> impl FnMut(&mut Schema) {
     }
 }
 
+/// GEP-2257, as `translate/duration.rs` reads it.
 fn a_duration(schema: &mut Schema) {
-    schema.insert("pattern".to_owned(), json!(DURATION));
-    schema.insert("maxLength".to_owned(), json!(DURATION_LENGTH));
+    let (digits, parts) = (bounds::DURATION_DIGITS, bounds::DURATION_PARTS);
+    let pattern = format!("^([0-9]{{1,{digits}}}(h|m|s|ms)){{1,{parts}}}$");
+    schema.insert("pattern".to_owned(), json!(pattern));
+    schema.insert("maxLength".to_owned(), json!(parts * (digits + "ms".len())));
 }
 
 /// A point in time, RFC 3339.
@@ -107,12 +100,24 @@ pub fn ip(schema: &mut Schema) {
 }
 
 pub fn label(schema: &mut Schema) {
-    patterned(schema, LABEL, LABEL_LENGTH, "a name: lower-case letters, digits and '-'");
+    pattern(format!("^{}$", a_label()), "a name: lower-case letters, digits and '-'")(schema);
+    schema.insert("maxLength".to_owned(), json!(MAX_LABEL));
 }
 
 pub fn subdomain(schema: &mut Schema) {
     let says = "a name: lower-case letters, digits, '-' and '.'";
-    patterned(schema, SUBDOMAIN, SUBDOMAIN_LENGTH, says);
+    pattern(format!("^{}$", a_subdomain()), says)(schema);
+    schema.insert("maxLength".to_owned(), json!(MAX_HOST));
+}
+
+/// RFC 1123 label, as a part of a pattern: names of Services, namespaces, ports.
+pub fn a_label() -> String {
+    format!("[a-z0-9]([a-z0-9-]{{0,{}}}[a-z0-9])?", MAX_LABEL - 2)
+}
+
+/// RFC 1123 subdomain: labels joined by dots.
+pub fn a_subdomain() -> String {
+    format!(r"{label}(\.{label})*", label = a_label())
 }
 
 /// A header, whatever its case.
@@ -126,16 +131,10 @@ pub fn method(schema: &mut Schema) {
     pattern("^[!#$%&'*+.^_`|~0-9A-Z-]+$", "a method in upper case")(schema);
 }
 
-fn patterned(schema: &mut Schema, pattern: &str, most: usize, says: &str) {
-    schema.insert("pattern".to_owned(), json!(pattern));
-    schema.insert("maxLength".to_owned(), json!(most));
-    say(schema, BOUNDS, says);
-}
-
 /// RE2; says in words what it asks for.
-pub fn pattern(regex: &'static str, says: &'static str) -> impl FnMut(&mut Schema) {
+pub fn pattern(regex: impl Display, says: &'static str) -> impl FnMut(&mut Schema) {
     move |schema| {
-        schema.insert("pattern".to_owned(), json!(regex));
+        schema.insert("pattern".to_owned(), json!(regex.to_string()));
         say(schema, BOUNDS, says);
     }
 }

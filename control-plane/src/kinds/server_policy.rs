@@ -85,7 +85,6 @@ pub enum ServerStrategy {
     PerKey,
 }
 
-/// What tells requests apart.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum ServerKey {
@@ -98,12 +97,11 @@ pub enum ServerKey {
     Path(Nothing),
 }
 
-/// Says nothing more: `{}`.
 #[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Nothing {}
 
-/// How many requests at a time, and who waits: exactly one of `static` and `adaptive`.
+/// Exactly one of `static` and `adaptive` says how many.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
 #[schemars(transform = exactly_one(&["static", "adaptive"]))]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
@@ -112,7 +110,7 @@ pub struct ServerConcurrency {
     #[schemars(transform = number(&bounds::CONCURRENCY))]
     #[serde(rename = "static", skip_serializing_if = "Option::is_none")]
     pub fixed: Option<u32>,
-    /// A number of requests at a time that is learnt from their latency.
+    /// Requests at a time, as many as their latency allows.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub adaptive: Option<ServerAdaptive>,
     /// Requests that may wait for one of those at work to end; 0: none.

@@ -1,11 +1,12 @@
 //! `targetRefs`: what a policy is for.
 
+use outrigger_core::name::MAX_LABEL;
 use outrigger_core::policy::bounds;
 use schemars::{JsonSchema, Schema};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::schema::{RULES, default, escaped, items, not_blank, port, rule, rule_at, subdomain};
+use super::schema::{default, escaped, items, not_blank, port, rule, rule_at, subdomain};
 
 /// One target of a policy, in the policy's own namespace (policy attachment of the Gateway API).
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
@@ -44,10 +45,11 @@ fn fits_its_kind(schema: &mut Schema) {
     let says = "must be empty for a Service or Namespace, gateway.networking.k8s.io for a route, outrigger.dev for \
                 an ExternalService";
     rule_at("group", group, says)(schema);
-    let name = "self.kind != 'Service' || self.name.size() <= 63 && !self.name.contains('.')";
-    rule_at("name", name, "is not the name of a Service: at most 63 characters without dots")(
-        schema,
+    let name = format!(
+        "self.kind != 'Service' || self.name.size() <= {MAX_LABEL} && !self.name.contains('.')"
     );
+    let says = format!("is not the name of a Service: at most {MAX_LABEL} characters without dots");
+    rule_at("name", name, says)(schema);
     let section = "!has(self.sectionName) || !(self.kind in ['Namespace', 'ExternalService'])";
     rule_at("sectionName", section, "a Namespace or ExternalService has no sections")(schema);
     rule_at("port", "!has(self.port) || self.kind == 'Service'", "only a Service has ports")(
@@ -65,8 +67,9 @@ pub(super) fn targets(kinds: &'static [&'static str]) -> impl FnMut(&mut Schema)
                     (has(a.sectionName) ? a.sectionName : '') == (has(b.sectionName) ? b.sectionName : '') && \
                     (has(a.port) ? a.port : 0) == (has(b.port) ? b.port : 0)";
         rule(format!("self.all(a, self.exists_one(b, {same}))"), "has a target twice")(schema);
-        if let Some(kind) = schema.pointer_mut("/items/properties/kind") {
-            kind["enum"] = json!(kinds);
+        // Added to what the type says of its fields.
+        if let Some(items) = schema.get_mut("items") {
+            items["properties"] = json!({"kind": {"enum": kinds}});
         }
     }
 }
@@ -78,7 +81,6 @@ pub(super) fn some_section(schema: &mut Schema) {
     let sections = sections.filter(|name| *name != "targetRefs");
     let any: Vec<_> = sections.map(|name| format!("has(self.{})", escaped(name))).collect();
     rule(any.join(" || "), "says nothing: it has no section beside targetRefs")(schema);
-    debug_assert!(schema.get(RULES).is_some());
 }
 
 /// Sections that are one for all that call a service, whatever route they take.

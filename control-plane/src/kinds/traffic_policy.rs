@@ -54,29 +54,28 @@ pub struct TrafficPolicySpec {
     /// Unset: `false`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub streaming: Option<bool>,
-    /// Bounds of the parts of a call. Unset: none but those of the proxy.
+    /// Timeouts. Unset: none but those of the proxy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeouts: Option<TrafficTimeouts>,
-    /// Which failed attempts are made again, beyond those that provably nobody processed.
+    /// Retries. Unset: only what provably nobody processed is sent again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retries: Option<TrafficRetries>,
-    /// How many retries a caller has for the service, as a share of its requests. Not for routes.
+    /// Retry budget. Not for routes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_budget: Option<TrafficRetryBudget>,
-    /// Answers a caller at once while calls of the service fail. Unset: there is none. Not for routes.
+    /// Circuit breaker. Unset: there is none. Not for routes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub breaker: Option<TrafficBreaker>,
-    /// Leaves endpoints out that fail while others do not. Unset: none is left out. Not for routes.
+    /// Outlier ejection. Unset: no endpoint is ejected. Not for routes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outlier_ejection: Option<TrafficOutlierEjection>,
-    /// How much of the service a caller's proxy takes at a time. Unset: whatever comes. Not for routes.
+    /// Limits of what is in flight. Unset: there are none. Not for routes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limits: Option<TrafficLimits>,
-    /// Endpoints are asked how they are. Unset: they are not. Not for routes.
+    /// Health checks. Unset: there are none. Not for routes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health_check: Option<TrafficHealthCheck>,
-    /// A new endpoint's share grows from a tenth to its full one. Unset: it has its full share at once. Not for
-    /// routes.
+    /// Warm-up of new endpoints. Unset: they have their full share at once. Not for routes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slow_start: Option<TrafficSlowStart>,
     /// Percent of the endpoints: when fewer are neither ejected nor unhealthy, ejections and checks are ignored. 0:
@@ -84,7 +83,7 @@ pub struct TrafficPolicySpec {
     #[schemars(transform = number(&bounds::PANIC))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub panic_threshold: Option<u32>,
-    /// Endpoints of the caller's own zone come first. Unset: zones are ignored. Not for routes.
+    /// Zone preference. Unset: zones are ignored. Not for routes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub zone_preference: Option<TrafficZonePreference>,
     /// Priority of requests that bring none in `x-outrigger-priority`. Unset: Default.
@@ -94,10 +93,10 @@ pub struct TrafficPolicySpec {
     #[schemars(transform = number(&bounds::VISITS), transform = stated_default(CallPolicy::default().max_visits))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_visits: Option<u32>,
-    /// A second attempt while the first one waits. Unset: none is made.
+    /// Hedging. Unset: no second attempt is made while one waits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hedge: Option<TrafficHedge>,
-    /// Answers to GET that are kept. Unset: none is.
+    /// Cache. Unset: no answer is kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cache: Option<TrafficCache>,
     /// What a caller gets instead of a failure: the first entry that is for it and can be given. Unset: the failure.

@@ -30,7 +30,7 @@ pub struct TrafficZonePreference {
     pub min_healthy_percent: Option<u32>,
 }
 
-/// How many retries a caller has for the service. Example: `{percent: 10, minPerSecond: 5}`.
+/// How many retries a caller has for the service, as a share of its requests. Example: `{percent: 10, minPerSecond: 5}`.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct TrafficRetryBudget {
@@ -57,7 +57,7 @@ pub struct TrafficBreaker {
     /// Share of failures that opens it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub failure_rate: Option<TrafficFailureRate>,
-    /// How long it stays open: `fixed`, or `base` and `max`.
+    /// Time that it stays open.
     #[schemars(transform = stated_default(format!(
         "`{{base: {}, max: {}}}`", text(defaults::OPEN_BASE), text(defaults::OPEN_MAX)
     )))]

@@ -7,10 +7,11 @@ use std::time::Duration;
 use http::Request;
 use k8s_openapi::api::core::v1::Namespace;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
-use kube::api::{Api, Patch, PatchParams};
+use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, Patch, PatchParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::runtime::wait::{await_condition, conditions};
 use kube::{Client, Config};
+use outrigger_control_plane::kinds::TrafficPolicy;
 use serde_json::{Value, json};
 
 use crate::wrong::{By, wrong};
@@ -53,6 +54,46 @@ async fn an_api_server_takes_examples_and_refuses_wrong_objects() {
     eprintln!(
         "{loaded} examples loaded, {refused} wrong objects refused, {by_rule} of them by rules alone"
     );
+}
+
+/// Each writer of a condition has its own entry, and none may write nonsense.
+#[tokio::test]
+async fn conditions_are_a_list_by_type() {
+    let Some(client) = cluster().await else { return };
+    establish(&client).await;
+    let kind = ApiResource::erase::<TrafficPolicy>(&());
+    let policies: Api<DynamicObject> = Api::namespaced_with(client, NAMESPACE, &kind);
+    let name = "conditions";
+    let policy = json!({
+        "apiVersion": "outrigger.dev/v1alpha1", "kind": "TrafficPolicy", "metadata": {"name": name},
+        "spec": {"targetRefs": [{"kind": "Service", "name": "orders"}], "deadline": "1s"},
+    });
+    let apply = |manager: &str| PatchParams::apply(manager).force();
+    policies.patch(name, &apply("outrigger-tests"), &Patch::Apply(&policy)).await.unwrap();
+    let status = |kind: &str, status: &str| {
+        json!({
+            "apiVersion": "outrigger.dev/v1alpha1", "kind": "TrafficPolicy",
+            "status": {"conditions": [{
+                "type": kind, "status": status, "reason": kind, "message": "", "observedGeneration": 1,
+                "lastTransitionTime": "2030-01-01T00:00:00Z",
+            }]},
+        })
+    };
+    let mut last = None;
+    for kind in ["Accepted", "Programmed"] {
+        let patch = Patch::Apply(status(kind, "True"));
+        last = Some(policies.patch_status(name, &apply(kind), &patch).await.unwrap());
+    }
+    let last = last.unwrap();
+    let conditions = last.data["status"]["conditions"].as_array().unwrap();
+    let kinds: Vec<_> =
+        conditions.iter().map(|condition| condition["type"].as_str().unwrap()).collect();
+    assert_eq!(kinds, ["Accepted", "Programmed"]);
+    assert_eq!(last.metadata.generation, Some(1), "status is no part of what is wanted");
+    let wrong = Patch::Apply(status("Accepted", "Maybe"));
+    let refused = policies.patch_status(name, &apply("Accepted"), &wrong).await.unwrap_err();
+    assert!(refused.to_string().contains("status.conditions[0].status"), "{refused}");
+    policies.delete(name, &DeleteParams::default()).await.unwrap();
 }
 
 /// `spec.a.b: Invalid value`, `unknown field "spec.a.b"`.

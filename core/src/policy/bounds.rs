@@ -30,6 +30,10 @@ const MINUTE: Duration = Duration::from_secs(60);
 /// More of anything is a slip of the pen, and sums of it stay far from overflowing.
 const PLENTY: u32 = 1_000_000;
 
+/// Digits of each number of a duration, and numbers of one (GEP-2257).
+pub const DURATION_DIGITS: usize = 5;
+pub const DURATION_PARTS: usize = 4;
+
 pub const PORT: Numbers = 1..=65_535;
 /// Targets of one policy: the bound of the Gateway API's own policies.
 pub const MAX_TARGETS: usize = 16;
