@@ -264,19 +264,13 @@ pub fn rule_at(
     move |schema| add_rule(schema, Some(field), &rule.to_string(), &message.to_string())
 }
 
-/// `most`, if it is set, is not below `least` or what holds without it.
-pub fn ascending(
-    least: &'static str,
-    unset: Duration,
-    most: &'static str,
-) -> impl FnMut(&mut Schema) {
+/// In CEL, that `most`, if it is set, is not below `least` or what holds without it.
+pub fn ascends(least: &str, unset: Duration, most: &str) -> String {
     let unset = text(unset);
-    let rule = format!(
+    format!(
         "!has(self.{most}) || \
          duration(self.{most}) >= duration(has(self.{least}) ? self.{least} : '{unset}')"
-    );
-    let message = format!("must not be less than {least}");
-    move |schema| add_rule(schema, Some(most), &rule, &message)
+    )
 }
 
 fn add_rule(schema: &mut Schema, field: Option<&str>, rule: &str, message: &str) {

@@ -130,9 +130,9 @@ pub struct ServerConcurrency {
     "self.algorithm != 'Gradient' || !has(self.latency)",
     "has no effect with Gradient",
 ), transform = rule_at(
-    "algorithm",
+    "latency",
     "self.algorithm != 'Aimd' || has(self.latency)",
-    "is Aimd, for which latency must be set",
+    "must be set for Aimd",
 ), transform = rule_at(
     "max",
     "!has(self.max) || self.max >= self.min",

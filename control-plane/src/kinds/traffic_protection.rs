@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use super::defaults;
 use super::schema::{
-    ascending, at_least_one, default, default_duration, duration, number, rule, rule_at,
-    some_field, stated_default, text, window,
+    ascends, at_least_one, default, default_duration, duration, number, rule, rule_at, some_field,
+    stated_default, text, window,
 };
 
 /// A new endpoint's share grows from a tenth to its full one. Example: `{window: 30s}`.
@@ -92,7 +92,11 @@ pub struct TrafficFailureRate {
 #[schemars(transform = some_field, transform = rule(
     "!has(self.fixed) || !has(self.base) && !has(self.max)",
     "has both fixed and a growing time: write one of them",
-), transform = ascending("base", defaults::OPEN_BASE, "max"))]
+), transform = rule_at(
+    "max",
+    format!("has(self.fixed) || {}", ascends("base", defaults::OPEN_BASE, "max")),
+    "must not be less than base",
+))]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct TrafficOpen {
     /// Always this time. Example: `30s`.
@@ -115,7 +119,11 @@ pub struct TrafficOpen {
 /// when. Example: `{consecutiveFailures: 5, baseEjection: 10s}`.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
 #[schemars(transform = at_least_one(&["consecutiveFailures", "failureRate"]),
-    transform = ascending("baseEjection", defaults::BASE_EJECTION, "maxEjection"))]
+    transform = rule_at(
+    "maxEjection",
+    ascends("baseEjection", defaults::BASE_EJECTION, "maxEjection"),
+    "must not be less than baseEjection",
+))]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct TrafficOutlierEjection {
     /// Failures in a row that eject an endpoint. Example: `5`.

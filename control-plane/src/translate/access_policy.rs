@@ -6,7 +6,7 @@ use std::str::FromStr;
 use http::{HeaderName, Method, header};
 use outrigger_core::config::{MtlsMode, PathMatch, ValueMatch};
 use outrigger_core::error::FieldError;
-use outrigger_core::name::check_label;
+use outrigger_core::name::{check_label, check_subdomain};
 use outrigger_core::policy::access::{
     Access, Action, Caller, ClaimMatch, CompiledAccess, HeaderRule, Network, Operation, Rule,
     TokenIssuer,
@@ -221,6 +221,8 @@ fn issuer(raw: &AccessJwt, namespace: &str, path: &str, report: &mut Report) -> 
             KeySource::File(file.into())
         }
         AccessJwks::ExternalService(service) => {
+            let name = format!("{path}.jwks.externalService.name");
+            report.check(&name, check_subdomain(&service.name));
             if service.path.parse::<http::uri::PathAndQuery>().is_err()
                 || !service.path.starts_with('/')
             {

@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use outrigger_core::bounds;
 use outrigger_core::config::{MeshAddress, Protocol};
 use outrigger_core::name::check_label;
 
@@ -49,12 +50,15 @@ pub fn translate(raw: &ExternalWorkload, report: &mut Report) -> Option<Workload
         let number = report.port(&format!("{path}.port"), port.port);
         if let (Some(port_number), Some(protocol)) = (number, protocol) {
             let name = port.name.clone().unwrap_or_default();
+            report.check(&format!("{path}.name"), bounds::text(&name, bounds::PORT_NAME));
             ports.push(WorkloadPort { port: port_number, name, protocol });
         }
     }
     let account = spec.service_account.clone().unwrap_or_else(|| defaults::ACCOUNT.to_owned());
     // Its identity holds it.
     report.check("spec.serviceAccount", check_label(&account));
+    let zone = spec.zone.clone().filter(|zone| !zone.is_empty());
+    report.check("spec.zone", bounds::text(zone.as_deref().unwrap_or_default(), bounds::ZONE));
     Some(Workload {
         namespace,
         name,
@@ -63,7 +67,7 @@ pub fn translate(raw: &ExternalWorkload, report: &mut Report) -> Option<Workload
         address: address?,
         ports,
         mesh,
-        zone: spec.zone.clone().filter(|zone| !zone.is_empty()),
+        zone,
         ready: true,
     })
 }

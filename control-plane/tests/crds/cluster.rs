@@ -14,7 +14,7 @@ use kube::{Client, Config};
 use outrigger_control_plane::kinds::TrafficPolicy;
 use serde_json::{Value, json};
 
-use crate::wrong::{By, wrong};
+use crate::wrong::{By, rules, without_places, wrong};
 use crate::{CRDS, crd_of, examples, manifests};
 
 /// Names the kubeconfig of a cluster that tests may write to. No other variable is looked at.
@@ -41,16 +41,24 @@ async fn an_api_server_takes_examples_and_refuses_wrong_objects() {
         }
     }
     let (mut refused, mut by_rule) = (0, 0);
+    let mut unheard = rules();
     for case in wrong() {
         match create(&client, &case.object).await {
             Err(message) if names(&message, &case.field) => {
                 refused += 1;
                 by_rule += usize::from(case.by == By::Rule);
+                let said = without_places(&message);
+                unheard.retain(|(kind, field, problem)| {
+                    kind != case.kind()
+                        || !(said.contains(&format!("{field}: Invalid value"))
+                            && said.contains(problem))
+                });
             }
             answer => failures.push(format!("{} of {}: {answer:?}", case.field, case.object)),
         }
     }
     assert!(failures.is_empty(), "{}:\n{}", failures.len(), failures.join("\n"));
+    assert!(unheard.is_empty(), "rules that nothing broke: {unheard:#?}");
     eprintln!(
         "{loaded} examples loaded, {refused} wrong objects refused, {by_rule} of them by rules alone"
     );

@@ -1,5 +1,6 @@
 //! What can be told without a cluster.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
@@ -11,12 +12,13 @@ use outrigger_control_plane::metrics::Metrics;
 use outrigger_control_plane::problems::{Problems, Severity};
 use outrigger_control_plane::publish::Publisher;
 use outrigger_core::address::LocalEndpoints;
+use outrigger_core::bounds::manifest;
 use outrigger_core::config::MeshSettings;
 use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::structural::problems;
-use crate::wrong::{By, wrong};
+use crate::wrong::{By, rules, without_places, wrong};
 use crate::{CRDS, examples, manifests};
 
 #[test]
@@ -126,5 +128,45 @@ fn bounded(schema: &Value, path: &str) {
             }
         }
         _ => {}
+    }
+}
+
+#[test]
+fn every_bound_and_rule_has_a_wrong_object() {
+    let tried: BTreeSet<_> = wrong()
+        .into_iter()
+        .map(|case| (case.kind().to_owned(), without_places(&case.field)))
+        .collect();
+    let missing = |found: Vec<(String, String)>| {
+        found.into_iter().filter(|one| !tried.contains(one)).collect::<Vec<_>>()
+    };
+    let rules = rules().into_iter().map(|(kind, field, _)| (kind, field)).collect();
+    assert_eq!(missing(rules), []);
+    let mut bounds = Vec::new();
+    for crd in CRDS.iter() {
+        own_bounds(&crd.schema()["properties"]["spec"], &crd.kind, "spec", &mut bounds);
+    }
+    assert!(bounds.len() > 100);
+    assert_eq!(missing(bounds), []);
+}
+
+/// Fields that have bounds beyond those that everything has.
+fn own_bounds(schema: &Value, kind: &str, path: &str, found: &mut Vec<(String, String)>) {
+    let bounds =
+        ["minimum", "pattern", "enum", "minItems", "minProperties", "not", "oneOf", "minLength"];
+    let general = |bound: &str, general: usize| {
+        schema[bound].as_u64().is_some_and(|own| own != general as u64)
+    };
+    if bounds.iter().any(|bound| !schema[bound].is_null())
+        || general("maxLength", manifest::text(&[]))
+        || general("maxItems", manifest::list(&[]))
+    {
+        found.push((kind.to_owned(), path.to_owned()));
+    }
+    for (name, field) in schema["properties"].as_object().into_iter().flatten() {
+        own_bounds(field, kind, &format!("{path}.{name}"), found);
+    }
+    if schema["items"].is_object() {
+        own_bounds(&schema["items"], kind, path, found);
     }
 }

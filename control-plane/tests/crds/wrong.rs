@@ -1,6 +1,9 @@
 //! Wrong objects: at least one for each kind of bound and for each rule, with the field that a refusal must name.
 
+use regex::Regex;
 use serde_json::{Value, json};
+
+use crate::CRDS;
 
 /// What refuses an object.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -18,17 +21,60 @@ pub(crate) struct Wrong {
     pub(crate) by: By,
 }
 
+impl Wrong {
+    pub(crate) fn kind(&self) -> &str {
+        self.object["kind"].as_str().unwrap()
+    }
+}
+
+/// `spec.rules[0].to` is `spec.rules.to`.
+pub(crate) fn without_places(text: &str) -> String {
+    Regex::new(r"\[[0-9]+\]").unwrap().replace_all(text, "").into_owned()
+}
+
+/// Kind, field without places, and message of every rule in CEL.
+pub(crate) fn rules() -> Vec<(String, String, String)> {
+    let mut found = Vec::new();
+    for crd in CRDS.iter() {
+        rules_of(&crd.schema()["properties"]["spec"], &crd.kind, "spec", &mut found);
+    }
+    found
+}
+
+fn rules_of(schema: &Value, kind: &str, path: &str, found: &mut Vec<(String, String, String)>) {
+    for rule in schema["x-kubernetes-validations"].as_array().into_iter().flatten() {
+        let field = rule["fieldPath"].as_str().unwrap_or_default();
+        let message = rule["message"].as_str().unwrap().to_owned();
+        found.push((kind.to_owned(), format!("{path}{field}"), message));
+    }
+    for (name, field) in schema["properties"].as_object().into_iter().flatten() {
+        rules_of(field, kind, &format!("{path}.{name}"), found);
+    }
+    if schema["items"].is_object() {
+        rules_of(&schema["items"], kind, path, found);
+    }
+}
+
 pub(crate) fn wrong() -> Vec<Wrong> {
+    let tables = [
+        ("TrafficPolicy", TRAFFIC),
+        ("ServerPolicy", SERVER),
+        ("FaultInjection", FAULT),
+        ("AccessPolicy", ACCESS),
+        ("ExternalService", SERVICE),
+        ("ExternalWorkload", WORKLOAD),
+    ];
     let mut all = Vec::new();
-    all.extend(TRAFFIC.iter().map(|case| policy("TrafficPolicy", case)));
-    all.extend(SERVER.iter().map(|case| policy("ServerPolicy", case)));
-    all.extend(FAULT.iter().map(|case| fault(case)));
-    all.extend(ACCESS.iter().map(|case| made("AccessPolicy", case.0, case)));
-    all.extend(SERVICE.iter().map(|case| made("ExternalService", case.0, case)));
-    all.extend(WORKLOAD.iter().map(|case| made("ExternalWorkload", case.0, case)));
+    for (kind, cases) in tables {
+        for (spec, field, by) in cases {
+            let mut wrong = of(kind, spec, *by);
+            wrong.field = format!("spec.{field}").trim_end_matches('.').to_owned();
+            all.push(wrong);
+        }
+    }
     all.extend(targets());
     all.extend(long());
-    let mut named = made("ExternalWorkload", "{address: 192.0.2.1}", &("", "", By::Schema));
+    let mut named = made("ExternalWorkload", "{address: 192.0.2.1}", By::Schema);
     named.object["metadata"]["name"] = json!("a.b");
     named.field = "metadata.name".to_owned();
     all.push(named);
@@ -38,32 +84,29 @@ pub(crate) fn wrong() -> Vec<Wrong> {
 /// A spec, the field below it that is wrong, and what refuses it.
 type Case = (&'static str, &'static str, By);
 
-fn made(kind: &str, spec: &str, (_, field, by): &Case) -> Wrong {
+fn made(kind: &str, spec: &str, by: By) -> Wrong {
     let spec: Value = serde_saphyr::from_str(spec).unwrap_or_else(|e| panic!("{spec}: {e}"));
     let object = json!({
         "apiVersion": "outrigger.dev/v1alpha1", "kind": kind,
         "metadata": {"name": "wrong", "namespace": "bank"}, "spec": spec,
     });
-    let field = if field.is_empty() { "spec".to_owned() } else { format!("spec.{field}") };
-    Wrong { object, field, by: *by }
+    Wrong { object, field: "spec".to_owned(), by }
 }
 
-fn policy(kind: &str, case: &Case) -> Wrong {
-    let mut wrong = made(kind, case.0, case);
-    if wrong.object["spec"].get("targetRefs").is_none() {
-        wrong.object["spec"]["targetRefs"] = json!([{"kind": "Service", "name": "orders"}]);
-    }
-    wrong
-}
-
-/// A good experiment with other fields.
-fn fault(case: &Case) -> Wrong {
-    let mut wrong = policy("FaultInjection", case);
+/// A spec with whatever else its kind asks for.
+fn of(kind: &str, spec: &str, by: By) -> Wrong {
+    let mut wrong = made(kind, spec, by);
+    let good = match kind {
+        "TrafficPolicy" | "ServerPolicy" => {
+            json!({"targetRefs": [{"kind": "Service", "name": "orders"}]})
+        }
+        "FaultInjection" => json!({
+            "targetRefs": [{"kind": "Service", "name": "orders"}], "percent": 1, "fault": {"reset": {}},
+            "start": "2030-01-01T00:00:00Z", "end": "2030-01-01T01:00:00Z",
+        }),
+        _ => json!({}),
+    };
     let spec = wrong.object["spec"].as_object_mut().unwrap();
-    let good = json!({
-        "percent": 1, "fault": {"reset": {}},
-        "start": "2030-01-01T00:00:00Z", "end": "2030-01-01T01:00:00Z",
-    });
     for (name, value) in good.as_object().unwrap() {
         spec.entry(name.clone()).or_insert_with(|| value.clone());
     }
@@ -73,6 +116,38 @@ fn fault(case: &Case) -> Wrong {
 }
 
 const TRAFFIC: &[Case] = &[
+    ("{timeouts: {idle: 25h}}", "timeouts.idle", By::Rule),
+    ("{breaker: {consecutiveFailures: 5, open: {max: 2h}}}", "breaker.open.max", By::Rule),
+    (
+        "{outlierEjection: {consecutiveFailures: 5, maxEjection: 2h}}",
+        "outlierEjection.maxEjection",
+        By::Rule,
+    ),
+    (
+        "{outlierEjection: {failureRate: {percent: 0}}}",
+        "outlierEjection.failureRate.percent",
+        By::Schema,
+    ),
+    (
+        "{outlierEjection: {failureRate: {percent: 5, minRequests: 0}}}",
+        "outlierEjection.failureRate.minRequests",
+        By::Schema,
+    ),
+    (
+        "{outlierEjection: {failureRate: {percent: 5, window: soon}}}",
+        "outlierEjection.failureRate.window",
+        By::Schema,
+    ),
+    (
+        "{outlierEjection: {failureRate: {percent: 5, window: 301s}}}",
+        "outlierEjection.failureRate.window",
+        By::Rule,
+    ),
+    (
+        "{outlierEjection: {failureRate: {percent: 5, window: 1500ms}}}",
+        "outlierEjection.failureRate.window",
+        By::Rule,
+    ),
     ("{}", "", By::Rule),
     ("{deadline: 2}", "deadline", By::Schema),
     ("{deadline: 1.5s}", "deadline", By::Schema),
@@ -244,7 +319,7 @@ const SERVER: &[Case] = &[
         "concurrency.adaptive.latency",
         By::Rule,
     ),
-    ("{concurrency: {adaptive: {algorithm: Aimd}}}", "concurrency.adaptive.algorithm", By::Rule),
+    ("{concurrency: {adaptive: {algorithm: Aimd}}}", "concurrency.adaptive.latency", By::Rule),
     (
         "{concurrency: {adaptive: {algorithm: Aimd, latency: 61s}}}",
         "concurrency.adaptive.latency",
@@ -268,6 +343,53 @@ const SERVER: &[Case] = &[
 ];
 
 const FAULT: &[Case] = &[
+    ("{from: [{namespace: b, serviceAccount: A}]}", "from[0].serviceAccount", By::Schema),
+    (
+        "{guard: {from: {namespace: B}, to: {kind: Service, name: a, port: 80}, maxP99: 1s}}",
+        "guard.from.namespace",
+        By::Schema,
+    ),
+    (
+        "{guard: {from: {namespace: b, serviceAccount: A}, to: {kind: Service, name: a, port: 80}, maxP99: 1s}}",
+        "guard.from.serviceAccount",
+        By::Schema,
+    ),
+    (
+        "{guard: {from: {namespace: b}, to: {kind: Service, name: A, port: 80}, maxP99: 1s}}",
+        "guard.to.name",
+        By::Schema,
+    ),
+    (
+        "{guard: {from: {namespace: b}, to: {kind: Service, name: a, port: 0}, maxP99: 1s}}",
+        "guard.to.port",
+        By::Schema,
+    ),
+    (
+        "{guard: {from: {namespace: b}, to: {kind: Service, name: a, port: 80}, maxP99: 1s, minRequests: 0}}",
+        "guard.minRequests",
+        By::Schema,
+    ),
+    (
+        "{guard: {from: {namespace: b}, to: {kind: Service, name: a, port: 80}, maxP99: 1s, window: soon}}",
+        "guard.window",
+        By::Schema,
+    ),
+    (
+        "{guard: {from: {namespace: b}, to: {kind: Service, name: a, port: 80}, maxP99: 1s, window: 301s}}",
+        "guard.window",
+        By::Rule,
+    ),
+    (
+        "{guard: {from: {namespace: b}, to: {kind: Service, name: a, port: 80}, maxP99: 1s, window: 1500ms}}",
+        "guard.window",
+        By::Rule,
+    ),
+    ("{matches: [{path: {type: Regex, value: /a}}]}", "matches[0].path.type", By::Schema),
+    (
+        r#"{matches: [{headers: [{name: a, value: "\x01"}]}]}"#,
+        "matches[0].headers[0].value",
+        By::Schema,
+    ),
     ("{percent: -1}", "percent", By::Schema),
     ("{percent: 0}", "percent", By::Rule),
     ("{percent: 100.01}", "percent", By::Schema),
@@ -314,6 +436,16 @@ const FAULT: &[Case] = &[
 ];
 
 const ACCESS: &[Case] = &[
+    (
+        "{jwt: [{issuer: a, jwks: {externalService: {name: A, path: /b}}}]}",
+        "jwt[0].jwks.externalService.name",
+        By::Schema,
+    ),
+    (
+        "{rules: [{action: Allow, to: [{paths: [{prefix: a}]}]}]}",
+        "rules[0].to[0].paths[0].prefix",
+        By::Schema,
+    ),
     ("{ports: [0]}", "ports[0]", By::Schema),
     ("{mtls: Off}", "mtls", By::Schema),
     ("{default: Refuse}", "default", By::Schema),
@@ -388,6 +520,11 @@ const ACCESS: &[Case] = &[
 ];
 
 const SERVICE: &[Case] = &[
+    (
+        "{host: a.example, port: 443, endpoints: [{address: 192.0.2.1, port: 0}]}",
+        "endpoints[0].port",
+        By::Schema,
+    ),
     ("{port: 443}", "host", By::Schema),
     ("{host: 'a b', port: 443}", "host", By::Schema),
     ("{host: a.example, port: 65536}", "port", By::Schema),
@@ -427,67 +564,36 @@ const WORKLOAD: &[Case] = &[
 
 /// What a policy may be for.
 fn targets() -> Vec<Wrong> {
-    let cases: &[(&str, &str, &str, By)] = &[
-        ("TrafficPolicy", "[]", "targetRefs", By::Schema),
-        ("TrafficPolicy", "[{kind: Pod, name: a}]", "targetRefs[0].kind", By::Schema),
-        ("TrafficPolicy", "[{kind: HTTPRoute, name: a}]", "targetRefs[0].group", By::Rule),
-        (
-            "TrafficPolicy",
-            "[{group: apps, kind: Service, name: a}]",
-            "targetRefs[0].group",
-            By::Rule,
-        ),
-        ("TrafficPolicy", "[{kind: Service, name: A}]", "targetRefs[0].name", By::Schema),
-        ("TrafficPolicy", "[{kind: Service, name: a.b}]", "targetRefs[0].name", By::Rule),
-        (
-            "TrafficPolicy",
-            "[{kind: Service, name: a, sectionName: ''}]",
-            "targetRefs[0].sectionName",
-            By::Schema,
-        ),
-        (
-            "TrafficPolicy",
-            "[{kind: Namespace, name: bank, sectionName: a}]",
-            "targetRefs[0].sectionName",
-            By::Rule,
-        ),
-        (
-            "TrafficPolicy",
-            "[{kind: Namespace, name: bank, port: 80}]",
-            "targetRefs[0].port",
-            By::Rule,
-        ),
-        (
-            "TrafficPolicy",
-            "[{kind: Service, name: a, sectionName: b, port: 80}]",
-            "targetRefs[0].port",
-            By::Rule,
-        ),
-        (
-            "TrafficPolicy",
-            "[{kind: Service, name: a}, {kind: Service, name: a}]",
-            "targetRefs",
-            By::Rule,
-        ),
-        ("ServerPolicy", "[{kind: HTTPRoute, name: a}]", "targetRefs[0].kind", By::Schema),
+    let of_all: &[(&str, &str, By)] = &[
+        ("[]", "", By::Schema),
+        ("[{kind: Pod, name: a}]", "[0].kind", By::Schema),
+        ("[{group: apps, kind: Service, name: a}]", "[0].group", By::Rule),
+        ("[{kind: Service, name: A}]", "[0].name", By::Schema),
+        ("[{kind: Service, name: a.b}]", "[0].name", By::Rule),
+        ("[{kind: Service, name: a, sectionName: ''}]", "[0].sectionName", By::Schema),
+        ("[{kind: Service, name: a, port: 65536}]", "[0].port", By::Schema),
+        ("[{kind: Namespace, name: bank, sectionName: a}]", "[0].sectionName", By::Rule),
+        ("[{kind: Namespace, name: bank, port: 80}]", "[0].port", By::Rule),
+        ("[{kind: Service, name: a, sectionName: b, port: 80}]", "[0].port", By::Rule),
+        ("[{kind: Service, name: a}, {kind: Service, name: a}]", "", By::Rule),
     ];
-    let target = cases.iter().map(|(kind, targets, field, by)| {
-        let section = match *kind {
+    let made = |kind: &str, (targets, field, by): &(&str, &str, By)| {
+        let section = match kind {
             "ServerPolicy" => "concurrency: {static: 1}",
+            "FaultInjection" => "percent: 1, fault: {reset: {}}, end: '2026-01-01T00:00:00Z'",
             _ => "deadline: 1s",
         };
-        let spec = format!("{{targetRefs: {targets}, {section}}}");
-        let mut wrong = made(kind, &spec, &("", "", *by));
-        wrong.field = format!("spec.{field}");
-        // A default that the API server writes before it asks.
-        for target in wrong.object["spec"]["targetRefs"].as_array_mut().unwrap() {
-            if target["group"].is_null() {
-                target["group"] = json!("");
-            }
-        }
+        let mut wrong = made(kind, &format!("{{targetRefs: {targets}, {section}}}"), *by);
+        wrong.field = format!("spec.targetRefs{field}");
         wrong
-    });
-    let mut all: Vec<_> = target.collect();
+    };
+    let mut all = Vec::new();
+    for kind in ["TrafficPolicy", "ServerPolicy", "FaultInjection"] {
+        all.extend(of_all.iter().map(|case| made(kind, case)));
+    }
+    let route = "[{kind: HTTPRoute, name: a}]";
+    all.push(made("TrafficPolicy", &(route, "[0].group", By::Rule)));
+    all.push(made("ServerPolicy", &(route, "[0].kind", By::Schema)));
     let sections = [
         ("retryBudget", "{percent: 10}"),
         ("breaker", "{consecutiveFailures: 5}"),
@@ -501,7 +607,7 @@ fn targets() -> Vec<Wrong> {
     for (section, says) in sections {
         let route = "{group: gateway.networking.k8s.io, kind: HTTPRoute, name: a}";
         let spec = format!("{{targetRefs: [{route}], {section}: {says}}}");
-        let mut wrong = made("TrafficPolicy", &spec, &("", "", By::Rule));
+        let mut wrong = self::made("TrafficPolicy", &spec, By::Rule);
         wrong.field = format!("spec.{section}");
         all.push(wrong);
     }
@@ -515,6 +621,26 @@ fn long() -> Vec<Wrong> {
     let limits: Vec<_> =
         (0..17).map(|i| format!("{{name: l{i}, requests: 1, period: 1s}}")).collect();
     let cases = [
+        ("FaultInjection", format!("{{from: [{}]}}", many("{namespace: b}", 17)), "from"),
+        ("FaultInjection", format!("{{matches: [{}]}}", many("{method: GET}", 17)), "matches"),
+        (
+            "FaultInjection",
+            format!("{{matches: [{{headers: [{}]}}]}}", many("{name: a, value: b}", 17)),
+            "matches[0].headers",
+        ),
+        (
+            "AccessPolicy",
+            format!(
+                "{{rules: [{{action: Deny, to: [{{headers: [{{name: a, regex: {}}}]}}]}}]}}",
+                text(1025)
+            ),
+            "rules[0].to[0].headers[0].regex",
+        ),
+        (
+            "ExternalWorkload",
+            format!("{{address: 192.0.2.1, ports: [{{port: 80, name: {}}}]}}", text(64)),
+            "ports[0].name",
+        ),
         ("TrafficPolicy", format!("{{deadline: {}s}}", "0".repeat(40)), "deadline"),
         ("TrafficPolicy", format!("{{fallbacks: [{}]}}", many("{static: {}}", 9)), "fallbacks"),
         (
@@ -565,7 +691,7 @@ fn long() -> Vec<Wrong> {
             format!("{{rules: [{{action: Deny, to: [{{paths: [{{regex: {}}}]}}]}}]}}", text(1025)),
             "rules[0].to[0].paths[0].regex",
         ),
-        ("ExternalWorkload", format!("{{address: 192.0.2.1, zone: {}}}", text(4097)), "zone"),
+        ("ExternalWorkload", format!("{{address: 192.0.2.1, zone: {}}}", text(254)), "zone"),
         (
             "ExternalService",
             format!("{{host: a, port: 1, endpoints: [{}]}}", many("{address: 192.0.2.1}", 65)),
@@ -573,10 +699,7 @@ fn long() -> Vec<Wrong> {
         ),
     ];
     let made = cases.into_iter().map(|(kind, spec, field)| {
-        let mut wrong = made(kind, &spec, &("", "", By::Schema));
-        if matches!(kind, "TrafficPolicy" | "ServerPolicy") {
-            wrong.object["spec"]["targetRefs"] = json!([{"kind": "Service", "name": "orders"}]);
-        }
+        let mut wrong = of(kind, &spec, By::Schema);
         wrong.field = format!("spec.{field}");
         wrong
     });
