@@ -14,7 +14,7 @@ pub(super) fn page(all: &[Crd]) -> String {
          # Reference: objects of outrigger.dev/v1alpha1\n\n\
          Every field of Outrigger's own kinds, as `kubectl explain` tells it. A field in bold is required. Durations \
          are those of the Gateway API (GEP-2257): numbers with `h`, `m`, `s` or `ms`, as in `1m30s`. A text without other bounds has at most {text} bytes, a list {list} items. `[]` stands for \
-         each item of a list. What an API server refuses, translation refuses as well, with the same field; what only \
+         each item of a list. What an API server refuses, translation refuses as well; what only \
          translation can tell (regular expressions, keys, references) is in the object's status.\n",
         text = manifest::text(&[]),
         list = manifest::list(&[]),

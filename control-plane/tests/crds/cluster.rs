@@ -14,6 +14,7 @@ use kube::{Client, Config};
 use outrigger_control_plane::kinds::TrafficPolicy;
 use serde_json::{Value, json};
 
+use crate::schema::translated;
 use crate::wrong::{By, rules, without_places, wrong};
 use crate::{CRDS, crd_of, examples, manifests};
 
@@ -26,7 +27,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 #[tokio::test]
 async fn an_api_server_takes_examples_and_refuses_wrong_objects() {
-    let Some(client) = cluster().await else { return };
+    let Some(client) = cluster("objects on an API server").await else { return };
     establish(&client).await;
     let (mut loaded, mut failures) = (0, Vec::new());
     let examples = examples::all().into_iter().map(|example| (example.at, example.object));
@@ -35,7 +36,14 @@ async fn an_api_server_takes_examples_and_refuses_wrong_objects() {
     for (at, object) in examples.chain(templates) {
         if object["apiVersion"] == "outrigger.dev/v1alpha1" {
             match create(&client, &object).await {
-                Ok(_) => loaded += 1,
+                Ok(mut written) => {
+                    loaded += 1;
+                    // Defaults that the API server writes change nothing for translation.
+                    written["metadata"]["namespace"] = object["metadata"]["namespace"].clone();
+                    let wrong = translated(&written);
+                    failures
+                        .extend(wrong.iter().map(|wrong| format!("{at}, with defaults: {wrong}")));
+                }
                 Err(message) => failures.push(format!("{at}: {message}")),
             }
         }
@@ -67,7 +75,7 @@ async fn an_api_server_takes_examples_and_refuses_wrong_objects() {
 /// Each writer of a condition has its own entry, and none may write nonsense.
 #[tokio::test]
 async fn conditions_are_a_list_by_type() {
-    let Some(client) = cluster().await else { return };
+    let Some(client) = cluster("conditions on an API server").await else { return };
     establish(&client).await;
     let kind = ApiResource::erase::<TrafficPolicy>(&());
     let policies: Api<DynamicObject> = Api::namespaced_with(client, NAMESPACE, &kind);
@@ -109,9 +117,10 @@ fn names(message: &str, field: &str) -> bool {
     message.contains(&format!("{field}: ")) || message.contains(&format!("\"{field}\""))
 }
 
-async fn cluster() -> Option<Client> {
+/// Without one, says that a test could not run.
+async fn cluster(test: &str) -> Option<Client> {
     let Some(path) = std::env::var_os(KUBECONFIG) else {
-        skip(&format!("{KUBECONFIG} names no cluster"));
+        skip(test);
         return None;
     };
     let file = Kubeconfig::read_from(path).unwrap();
@@ -120,8 +129,8 @@ async fn cluster() -> Option<Client> {
 }
 
 /// As `skip` of outrigger-tests.
-fn skip(reason: &str) {
-    let line = format!("SKIPPED crds on an API server: {reason}");
+fn skip(test: &str) {
+    let line = format!("SKIPPED {test}: {KUBECONFIG} names no cluster");
     eprintln!("{line}");
     if let Some(path) = std::env::var_os("OUTRIGGER_SKIP_LOG")
         && let Ok(mut file) = OpenOptions::new().create(true).append(true).open(path)

@@ -65,16 +65,22 @@ fn wrong_objects_are_refused_with_the_field() {
 #[test]
 fn translation_refuses_what_the_schemas_refuse() {
     for case in wrong() {
-        let folder = TempDir::new().unwrap();
-        fs::write(folder.path().join("a.yaml"), case.object.to_string()).unwrap();
-        let problems = Arc::new(Problems::default());
-        let metrics = Arc::new(Metrics::new());
-        let path = folder.path().to_owned();
-        let mut reader = Folder::new(path, LocalEndpoints::Refuse, problems.clone(), metrics);
-        reader.scan(&Publisher::new(Index::new(MeshSettings::default()))).unwrap();
-        let refused = problems.all().iter().any(|problem| problem.severity == Severity::Error);
-        assert!(refused, "{} of {}", case.field, case.object);
+        let found = translated(&case.object);
+        assert!(!found.is_empty(), "{} of {}", case.field, case.object);
     }
+}
+
+/// What is wrong with an object in a folder of manifests.
+pub(crate) fn translated(object: &Value) -> Vec<String> {
+    let folder = TempDir::new().unwrap();
+    fs::write(folder.path().join("a.yaml"), object.to_string()).unwrap();
+    let problems = Arc::new(Problems::default());
+    let metrics = Arc::new(Metrics::new());
+    let path = folder.path().to_owned();
+    let mut reader = Folder::new(path, LocalEndpoints::Refuse, problems.clone(), metrics);
+    reader.scan(&Publisher::new(Index::new(MeshSettings::default()))).unwrap();
+    let wrong = problems.all().into_iter().filter(|problem| problem.severity == Severity::Error);
+    wrong.map(|problem| format!("{}: {}", problem.field, problem.problem)).collect()
 }
 
 #[test]
