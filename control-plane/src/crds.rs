@@ -1,7 +1,7 @@
 //! CustomResourceDefinitions of our kinds, made from their Rust types, and the reference of their fields.
 //!
 //! Names, bounds, defaults, rules and descriptions are those of [`crate::kinds`]; [`structural`] makes of them what an
-//! API server takes, [`reference`] what people read. charts/outrigger/crds and docs/reference.md hold copies.
+//! API server takes, [`mod@reference`] what people read. charts/outrigger/crds and docs/reference.md hold copies.
 
 mod columns;
 mod conditions;
