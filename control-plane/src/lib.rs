@@ -11,6 +11,7 @@ pub mod ca;
 pub mod cluster;
 pub mod connection;
 pub mod control;
+pub mod crds;
 pub mod discovery;
 pub mod experiments;
 pub mod grant;

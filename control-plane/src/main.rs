@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Parser;
+use outrigger_control_plane::crds;
 use outrigger_control_plane::index::Index;
 use outrigger_control_plane::metrics::Metrics;
 use outrigger_control_plane::options::{Cli, Command, Options, TokenOptions, TrustStep};
@@ -33,6 +34,7 @@ fn main() -> ExitCode {
         Some(Command::Check { folder, local_endpoints }) => {
             check(&folder, local_endpoints.of(true))
         }
+        Some(Command::Crds { repository }) => crds(repository.as_deref()),
     };
     match result {
         Ok(code) => code,
@@ -142,6 +144,20 @@ fn check(folder: &Path, local: LocalEndpoints) -> Result<ExitCode, Fatal> {
         print(&lines.join("\n"))?;
     }
     Ok(if wrong { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+fn crds(repository: Option<&Path>) -> Result<ExitCode, Fatal> {
+    let Some(repository) = repository else {
+        return print(crds::yaml()?.trim_end());
+    };
+    for (path, text) in crds::files()? {
+        let path = repository.join(path);
+        let folder = path.parent().unwrap_or(repository);
+        std::fs::create_dir_all(folder)
+            .and_then(|()| std::fs::write(&path, text))
+            .map_err(|error| format!("{}: {error}", path.display()))?;
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn print(text: &str) -> Result<ExitCode, Fatal> {

@@ -60,6 +60,19 @@ pub enum Command {
         )]
         local_endpoints: LocalPolicy,
     },
+    /// Print the CustomResourceDefinitions of TrafficPolicy, ServerPolicy, AccessPolicy, FaultInjection,
+    /// ExternalService and ExternalWorkload as YAML, each with its schema, bounds, rules and descriptions. A cluster
+    /// needs them before anything else, and those of a new version before its control plane.
+    #[command(
+        after_help = "Example: outrigger-control-plane crds | kubectl apply --server-side -f -\n\n\
+                      Afterwards `kubectl explain trafficpolicy.spec.retries` tells what a field does, and\n\
+                      `kubectl get outrigger -A` lists every object of these kinds."
+    )]
+    Crds {
+        /// Write them, and docs/reference.md, into a copy of the repository instead.
+        #[arg(long, hide = true, value_name = "DIR")]
+        repository: Option<PathBuf>,
+    },
 }
 
 #[derive(Clone, Debug, Args)]

@@ -151,16 +151,7 @@ pub async fn start(options: Options, log: Log) -> Result<Server, StartError> {
     let local = options.local();
     let source = Source::start(&options, client.as_ref(), &publisher, &problems, &metrics).await?;
     let (shutdown, stopping) = watch::channel(false);
-    let registrations = match replica.clone() {
-        Some(replica) => {
-            let (publisher, metrics, grace) =
-                (publisher.clone(), metrics.clone(), options.grace_period);
-            let open = move || Registrations::open(publisher, metrics, replica, grace, local);
-            let opened = tokio::task::spawn_blocking(open).await;
-            Some(Arc::new(opened.map_err(|error| StartError::Store(io::Error::other(error)))?))
-        }
-        None => None,
-    };
+    let registrations = registrations(&options, replica.as_ref(), &publisher, &metrics).await?;
     let listener = bind("--listen", options.listen)?;
     let admin_listener = bind("--admin", options.admin)?;
     let discovery = local_address(&listener, options.listen);
@@ -348,6 +339,21 @@ impl Security {
         tasks.extend(control);
         Ok(tasks)
     }
+}
+
+/// Takes over those that the store remembers.
+async fn registrations(
+    options: &Options,
+    replica: Option<&Arc<Replica>>,
+    publisher: &Arc<Publisher>,
+    metrics: &Arc<Metrics>,
+) -> Result<Option<Arc<Registrations>>, StartError> {
+    let Some(replica) = replica.cloned() else { return Ok(None) };
+    let (publisher, metrics) = (publisher.clone(), metrics.clone());
+    let (grace, local) = (options.grace_period, options.local());
+    let open = move || Registrations::open(publisher, metrics, replica, grace, local);
+    let opened = tokio::task::spawn_blocking(open).await;
+    Ok(Some(Arc::new(opened.map_err(|error| StartError::Store(io::Error::other(error)))?)))
 }
 
 /// What keeps index and store alike, and says that this replica lives.

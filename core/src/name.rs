@@ -9,9 +9,9 @@ use std::str::FromStr;
 use crate::error::FieldError;
 
 /// The longest DNS label (RFC 1035 section 2.3.4), which Kubernetes takes for its names.
-const MAX_LABEL: usize = 63;
+pub const MAX_LABEL: usize = 63;
 /// The longest DNS name in text form (RFC 1035 section 2.3.4).
-const MAX_HOST: usize = 253;
+pub const MAX_HOST: usize = 253;
 
 /// On a request that a proxy passes on to where the mesh has no service: whoever is not to be reached through
 /// a proxy, as admin servers are not, knows by it.

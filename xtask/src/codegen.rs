@@ -1,5 +1,5 @@
-//! `cargo xtask codegen`: the wire types from their `.proto` files, and whether the checked-in ones
-//! are those.
+//! `cargo xtask codegen`: the wire types from their `.proto` files, CRDs and their reference from the kinds, and
+//! whether the checked-in ones are those.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -12,7 +12,10 @@ use clap::Args;
 use crate::workspace;
 
 /// Where generated code is; nothing else is in these folders.
-const FOLDERS: &[&str] = &["proto/src/generated", "examples/simplebank/src/generated"];
+const FOLDERS: &[&str] =
+    &["proto/src/generated", "examples/simplebank/src/generated", "charts/outrigger/crds"];
+/// Generated pages, beside others that are written.
+const FILES: &[&str] = &["docs/reference.md"];
 
 #[derive(Debug, Args)]
 pub(crate) struct Options {
@@ -37,12 +40,17 @@ pub(crate) fn run(options: &Options) -> ExitCode {
 }
 
 fn generate(root: &Path) -> io::Result<()> {
-    let programs = workspace::build(&["outrigger-codegen"], &[])?;
-    let program = programs
-        .get("outrigger-codegen")
-        .ok_or_else(|| io::Error::other("outrigger-codegen was not built"))?;
-    let status = Command::new(program).arg(root).current_dir(workspace::root()).status()?;
-    if status.success() { Ok(()) } else { Err(io::Error::other(format!("it failed: {status}"))) }
+    run_built("outrigger-codegen", |command| command.arg(root))?;
+    run_built("outrigger-control-plane", |command| command.args(["crds", "--repository"]).arg(root))
+}
+
+fn run_built(name: &str, arguments: impl FnOnce(&mut Command) -> &mut Command) -> io::Result<()> {
+    let programs = workspace::build(&[name], &[])?;
+    let program =
+        programs.get(name).ok_or_else(|| io::Error::other(format!("{name} was not built")))?;
+    let mut command = Command::new(program);
+    let status = arguments(&mut command).current_dir(workspace::root()).status()?;
+    if status.success() { Ok(()) } else { Err(io::Error::other(format!("{name}: {status}"))) }
 }
 
 /// How many files differ.
@@ -56,6 +64,13 @@ fn check() -> io::Result<usize> {
         for difference in differences(&workspace::root().join(folder), &fresh.join(folder))? {
             differ += 1;
             eprintln!("codegen: {folder}/{difference}");
+        }
+    }
+    for file in FILES {
+        let (old, new) = (fs::read(workspace::root().join(file)), fs::read(fresh.join(file))?);
+        if old.ok() != Some(new) {
+            differ += 1;
+            eprintln!("codegen: {file}: differs from what is generated");
         }
     }
     Ok(differ)

@@ -38,7 +38,7 @@ enum Task {
     },
     /// Check the rules of the repository that a compiler does not check.
     Tidy,
-    /// Generate the wire types from their .proto files.
+    /// Generate the wire types from their .proto files, and CRDs with their reference from the kinds.
     Codegen(codegen::Options),
     /// Everything that must hold before a change is taken.
     Ci,

@@ -1,9 +1,11 @@
-//! `ExternalService`: what lies outside the mesh. docs/external.md says how it is called; the bounds are
-//! in `translate/external_service.rs`.
+//! `ExternalService`: what lies outside the mesh. docs/external.md says how it is called.
 
 use kube::CustomResource;
-use schemars::JsonSchema;
+use outrigger_core::policy::bounds;
+use schemars::{JsonSchema, Schema};
 use serde::{Deserialize, Serialize};
+
+use super::schema::{ip, items, length, pattern, port, rule_at};
 
 /// A service outside the mesh: what apps of its namespace reach by its host and port, and where the
 /// keys of an issuer of tokens are fetched.
@@ -13,31 +15,57 @@ use serde::{Deserialize, Serialize};
     version = "v1alpha1",
     kind = "ExternalService",
     plural = "externalservices",
+    shortname = "exs",
+    category = "outrigger",
     namespaced,
     doc = "A service outside the mesh"
 )]
+#[schemars(transform = one_tls, transform = endpoints_once)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ExternalServiceSpec {
-    /// Host name or IP address, as apps dial it.
+    /// Host name or IP address, as apps dial it. Example: `api.pay.example`.
+    #[schemars(transform = pattern("^[0-9A-Za-z._:-]+$", "a host name or an IP address"), transform = length(1, 254))]
     pub host: String,
+    /// Port, as apps dial it. Example: `443`.
+    #[schemars(transform = port())]
     pub port: i32,
-    /// What is spoken there. Unset: detected.
+    /// Protocol that the app speaks. Unset: detected from the first bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub protocol: Option<ExternalProtocol>,
-    /// Where it is reached. Empty: at the addresses of the host, which the control plane looks up.
+    /// Where it is reached. Unset: at the addresses of the host, which the control plane looks up.
+    #[schemars(transform = items(1, bounds::MAX_OUTSIDE))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub endpoints: Option<Vec<ExternalEndpoint>>,
-    /// The calling proxy begins TLS: the host's certificate is verified against the system's roots, or
-    /// these.
+    /// The calling proxy originates TLS for the app and verifies the host's certificate. Unset: what the app sends
+    /// goes out as it is. Example: `{}`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls: Option<ExternalServiceTls>,
+}
+
+fn one_tls(schema: &mut Schema) {
+    let rule = "!has(self.tls) || !has(self.protocol) || self.protocol != 'TLS'";
+    let says = "is TLS, which the app speaks itself, and so would the proxy with tls: write what the app speaks, or \
+                leave tls out";
+    rule_at("protocol", rule, says)(schema);
+}
+
+fn endpoints_once(schema: &mut Schema) {
+    let same = "a.address == b.address && \
+                (has(a.port) ? a.port : self.port) == (has(b.port) ? b.port : self.port)";
+    let rule = format!(
+        "!has(self.endpoints) || self.endpoints.all(a, self.endpoints.exists_one(b, {same}))"
+    );
+    rule_at("endpoints", rule, "has an endpoint twice")(schema);
 }
 
 #[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, JsonSchema)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum ExternalProtocol {
+    /// HTTP/1.1.
     Http,
+    /// HTTP/2.
     Http2,
+    /// gRPC.
     Grpc,
     /// Bytes that are not looked into.
     Tcp,
@@ -45,12 +73,15 @@ pub enum ExternalProtocol {
     Tls,
 }
 
+/// One address of the service.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ExternalEndpoint {
-    /// IP address.
+    /// IP address. Example: `192.0.2.10`.
+    #[schemars(transform = ip)]
     pub address: String,
-    /// As the service's unless set.
+    /// Port at this address. Unset: the service's. Example: `8081`.
+    #[schemars(transform = port())]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port: Option<i32>,
 }
@@ -58,7 +89,8 @@ pub struct ExternalEndpoint {
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct ExternalServiceTls {
-    /// Roots in PEM, instead of the system's.
+    /// Roots in PEM that the host's certificate is verified against. Unset: those of the proxy's system.
+    #[schemars(transform = pattern("-----BEGIN CERTIFICATE-----", "certificates in PEM"))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ca_certificates: Option<String>,
 }

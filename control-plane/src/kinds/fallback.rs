@@ -1,16 +1,27 @@
 //! `hedge`, `cache` and `fallbacks` of a `TrafficPolicy`: what a caller gets instead of a failure.
 
+use outrigger_core::policy::bounds;
+use outrigger_core::policy::cache::DEFAULT_ENTRY_BYTES;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// A second try while the first one waits: exactly one of `after` and `afterP95`.
+use super::defaults;
+use super::schema::{
+    default, default_duration, duration, exactly_one, label, length, not_empty, number, pattern,
+    port, rule, rule_at, subdomain,
+};
+
+/// A second attempt at another endpoint while the first one waits: exactly one of `after` and `afterP95`. The first
+/// good answer wins. Example: `{afterP95: {min: 5ms}}`.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
+#[schemars(transform = exactly_one(&["after", "afterP95"]))]
 #[serde(default, deny_unknown_fields)]
 pub struct TrafficHedge {
-    /// After this time.
+    /// Time that the first attempt has for itself. Example: `50ms`.
+    #[schemars(transform = duration(&bounds::HEDGE))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub after: Option<String>,
-    /// After the observed 95th percentile of the service.
+    /// After the 95th percentile of what the service took in the last 15 to 30 seconds. Example: `{}`.
     #[serde(rename = "afterP95", skip_serializing_if = "Option::is_none")]
     pub after_p95: Option<TrafficHedgeP95>,
 }
@@ -18,37 +29,49 @@ pub struct TrafficHedge {
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct TrafficHedgeP95 {
-    /// Never earlier than this (5ms unless set).
+    /// Never earlier than this.
+    #[schemars(transform = duration(&bounds::HEDGE), transform = default_duration(defaults::HEDGE_MIN))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub min: Option<String>,
 }
 
-/// Answers to GET that are kept and given again (RFC 9111, as a shared cache).
+/// Answers to GET that the caller's proxy keeps and gives again (RFC 9111, as a shared cache). Example: `{ttl: 5s,
+/// staleOnError: 10m}`.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
+#[schemars(transform = rule(
+    "duration(self.ttl) > duration('0s') || \
+     has(self.staleOnError) && duration(self.staleOnError) > duration('0s')",
+    "keeps nothing: ttl and staleOnError are both 0",
+))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TrafficCache {
     /// How long an answer is given again without asking; what it says itself can only shorten this. `0s`:
-    /// it is kept for `fallbacks` alone.
+    /// it is kept for `fallbacks` alone. Example: `5s`.
+    #[schemars(transform = duration(&bounds::KEPT))]
     pub ttl: String,
-    /// For so long after that it may be given instead of a failure (`0s` unless set).
+    /// How long after that the fallback `cached` may give it instead of a failure. Example: `10m`.
+    #[schemars(transform = duration(&bounds::KEPT), transform = default("0s"))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stale_on_error: Option<String>,
-    /// Bytes of one answer's body (65536 unless set).
+    /// Bytes of one answer's body; a longer one is not kept.
+    #[schemars(transform = number(&bounds::ENTRY_BYTES), transform = default(DEFAULT_ENTRY_BYTES))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_entry_bytes: Option<u32>,
 }
 
 /// One answer to give instead of a failure: exactly one of `cached`, `backend`, `route` and `static`.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
+#[schemars(transform = exactly_one(&["cached", "backend", "route", "static"]))]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct TrafficFallback {
-    /// For which failures; unset: for all.
+    /// Failures that it is for. Unset: all. Example: `[Unavailable, Timeout]`.
+    #[schemars(transform = not_empty)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub when: Option<Vec<TrafficFailureClass>>,
-    /// The answer that was kept; needs `cache`.
+    /// The answer that was kept; needs `cache`. Example: `{}`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cached: Option<TrafficFallbackCached>,
-    /// The answer of another service.
+    /// The answer of another service to the same request.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backend: Option<TrafficFallbackBackend>,
     /// The same service's answer to another path; for GET and HEAD.
@@ -61,7 +84,7 @@ pub struct TrafficFallback {
 
 #[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, JsonSchema)]
 pub enum TrafficFailureClass {
-    /// Nobody answered: no instance, no connection, a reset, an open breaker.
+    /// Nobody answered: no endpoint, no connection, a reset, an open breaker.
     Unavailable,
     /// An attempt's timeout or the deadline passed.
     Timeout,
@@ -71,44 +94,61 @@ pub enum TrafficFailureClass {
     ServerError,
 }
 
-/// Says nothing more.
 #[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct TrafficFallbackCached {}
 
-/// A Service, or an ExternalService.
+/// A port of a Service, or of an ExternalService. Example: `{name: market-data-backup, port: 8000}`.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
+#[schemars(transform = rule_at(
+    "kind",
+    "self.kind == 'ExternalService' ? has(self.group) && self.group == 'outrigger.dev' : \
+     (self.kind == 'Service' && (!has(self.group) || self.group in ['', 'core']))",
+    "is not Service, or ExternalService of the group outrigger.dev",
+))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TrafficFallbackBackend {
-    /// Empty for a Service, `outrigger.dev` for an ExternalService.
+    /// API group: empty for a Service, `outrigger.dev` for an ExternalService.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub group: String,
-    /// `Service` unless set.
+    /// Kind: `Service` or `ExternalService`.
+    #[schemars(transform = default(defaults::BACKEND_KIND))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kind: Option<String>,
+    /// Name. Example: `market-data-backup`.
+    #[schemars(transform = subdomain)]
     pub name: String,
-    /// The policy's own unless set; another one needs a ReferenceGrant there.
+    /// Namespace; another one than the policy's own needs a ReferenceGrant there. Unset: the policy's own.
+    #[schemars(transform = label)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub namespace: Option<String>,
+    /// Number of the port. Example: `8000`.
+    #[schemars(transform = port())]
     pub port: i32,
 }
 
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TrafficFallbackRoute {
-    /// The request's query is kept unless the path has its own.
+    /// Path that is asked for instead; the request's query is kept unless the path has its own. Example:
+    /// `/prices/summary`.
+    #[schemars(transform = pattern("^/[^#]*$", "begins with `/`"), transform = length(1, bounds::PATH_BYTES))]
     pub path: String,
 }
 
+/// Example: `{status: 200, contentType: application/json, body: "[]"}`.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct TrafficFallbackStatic {
-    /// 200 unless set.
+    /// Status of the answer.
+    #[schemars(transform = number(&bounds::STATIC_STATUS), transform = default(defaults::STATIC_STATUS.as_u16()))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub status: Option<u32>,
+    /// Media type of the body. Unset: none is named. Example: `application/json`.
+    #[schemars(transform = pattern("^[ -~]*/[ -~]*$", "a media type"))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub content_type: Option<String>,
-    /// At most 8 KiB.
+    /// Body of the answer. Unset: empty.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub body: Option<String>,
 }

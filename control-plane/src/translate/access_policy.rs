@@ -6,23 +6,23 @@ use std::str::FromStr;
 use http::{HeaderName, Method, header};
 use outrigger_core::config::{MtlsMode, PathMatch, ValueMatch};
 use outrigger_core::error::FieldError;
-use outrigger_core::name::check_label;
+use outrigger_core::name::{check_label, check_subdomain};
 use outrigger_core::policy::access::{
     Access, Action, Caller, ClaimMatch, CompiledAccess, HeaderRule, Network, Operation, Rule,
     TokenIssuer,
 };
+use outrigger_core::policy::bounds;
 
 use super::route::hostnames;
 use super::{Report, created, identity};
 use crate::index::Index;
+use crate::kinds::defaults;
 use crate::kinds::{
     AccessAction, AccessFrom, AccessHeader, AccessJwks, AccessJwt, AccessMtls, AccessPath,
     AccessPolicy, AccessTo,
 };
 use crate::object::{KeySource, Policy, PolicyIssuer, Workload};
 
-/// Seconds that an issuer's clock may differ by unless a policy says otherwise.
-const CLOCK_SKEW: u32 = 30;
 /// Headers that end at each proxy (RFC 9110 section 7.6.1), and what only a proxy says.
 const OF_THE_CONNECTION: [HeaderName; 6] = [
     header::CONNECTION,
@@ -32,8 +32,6 @@ const OF_THE_CONNECTION: [HeaderName; 6] = [
     HeaderName::from_static("keep-alive"),
     HeaderName::from_static("proxy-connection"),
 ];
-/// More would make `exp` and `nbf` meaningless.
-const MAX_CLOCK_SKEW: u32 = 300;
 /// Keys of an issuer that are not known (yet): no token holds.
 const NO_KEYS: &str = r#"{"keys":[]}"#;
 
@@ -203,12 +201,11 @@ fn issuer(raw: &AccessJwt, namespace: &str, path: &str, report: &mut Report) -> 
     if raw.issuer.is_empty() {
         report.error(format!("{path}.issuer"), "is empty");
     }
-    let clock_skew = raw.clock_skew_seconds.unwrap_or(CLOCK_SKEW);
-    if clock_skew > MAX_CLOCK_SKEW {
-        report.error(
-            format!("{path}.clockSkewSeconds"),
-            format!("{clock_skew} is more than {MAX_CLOCK_SKEW}"),
-        );
+    let clock_skew = raw.clock_skew_seconds.unwrap_or(defaults::CLOCK_SKEW_SECONDS);
+    let most = *bounds::CLOCK_SKEW.end();
+    if clock_skew > most {
+        report
+            .error(format!("{path}.clockSkewSeconds"), format!("{clock_skew} is more than {most}"));
     }
     let source = match &raw.jwks {
         AccessJwks::Inline(text) => {
@@ -224,6 +221,8 @@ fn issuer(raw: &AccessJwt, namespace: &str, path: &str, report: &mut Report) -> 
             KeySource::File(file.into())
         }
         AccessJwks::ExternalService(service) => {
+            let name = format!("{path}.jwks.externalService.name");
+            report.check(&name, check_subdomain(&service.name));
             if service.path.parse::<http::uri::PathAndQuery>().is_err()
                 || !service.path.starts_with('/')
             {

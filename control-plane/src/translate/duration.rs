@@ -3,10 +3,7 @@
 use std::time::Duration;
 
 use outrigger_core::error::FieldError;
-
-/// Digits before each unit, and units.
-const MAX_DIGITS: usize = 5;
-const MAX_PARTS: usize = 4;
+use outrigger_core::policy::bounds::{DURATION_DIGITS, DURATION_PARTS};
 
 /// `([0-9]{1,5}(h|m|s|ms)){1,4}`; zero is a duration, too.
 pub(super) fn parse(text: &str) -> Result<Duration, FieldError> {
@@ -25,7 +22,7 @@ pub(super) fn parse(text: &str) -> Result<Duration, FieldError> {
         let unit = after.bytes().take_while(u8::is_ascii_alphabetic).count();
         let (unit, after) = after.split_at(unit);
         parts += 1;
-        if digits > MAX_DIGITS || parts > MAX_PARTS {
+        if digits > DURATION_DIGITS || parts > DURATION_PARTS {
             return Err(wrong());
         }
         let number: u64 = number.parse().map_err(|_| wrong())?;

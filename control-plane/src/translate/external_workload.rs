@@ -2,16 +2,15 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use outrigger_core::bounds;
 use outrigger_core::config::{MeshAddress, Protocol};
 use outrigger_core::name::check_label;
 
 use super::service::app_protocol;
 use super::{Report, label_identity};
-use crate::kinds::ExternalWorkload;
+use crate::kinds::{ExternalWorkload, defaults};
 use crate::object::{Workload, WorkloadPort};
 
-/// The account of a workload that names none, as in Kubernetes.
-const DEFAULT_ACCOUNT: &str = "default";
 /// The only version of the protocol between two proxies.
 const HOP_VERSION: u32 = 1;
 
@@ -51,12 +50,15 @@ pub fn translate(raw: &ExternalWorkload, report: &mut Report) -> Option<Workload
         let number = report.port(&format!("{path}.port"), port.port);
         if let (Some(port_number), Some(protocol)) = (number, protocol) {
             let name = port.name.clone().unwrap_or_default();
+            report.check(&format!("{path}.name"), bounds::text(&name, bounds::PORT_NAME));
             ports.push(WorkloadPort { port: port_number, name, protocol });
         }
     }
-    let account = spec.service_account.clone().unwrap_or_else(|| DEFAULT_ACCOUNT.to_owned());
+    let account = spec.service_account.clone().unwrap_or_else(|| defaults::ACCOUNT.to_owned());
     // Its identity holds it.
     report.check("spec.serviceAccount", check_label(&account));
+    let zone = spec.zone.clone().filter(|zone| !zone.is_empty());
+    report.check("spec.zone", bounds::text(zone.as_deref().unwrap_or_default(), bounds::ZONE));
     Some(Workload {
         namespace,
         name,
@@ -65,7 +67,7 @@ pub fn translate(raw: &ExternalWorkload, report: &mut Report) -> Option<Workload
         address: address?,
         ports,
         mesh,
-        zone: spec.zone.clone().filter(|zone| !zone.is_empty()),
+        zone,
         ready: true,
         pod: None,
     })

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use http::StatusCode;
 use outrigger_core::policy::bounds;
 use outrigger_core::policy::cache::{CacheConfig, DEFAULT_ENTRY_BYTES};
 use outrigger_core::policy::fallback::{Class, Classes, Fallback, Give, Static};
@@ -12,13 +11,11 @@ use super::Report;
 use super::route::backend_name;
 use super::target_ref::OUTRIGGER;
 use super::traffic_policy::{number, time};
+use crate::kinds::defaults;
 use crate::kinds::{
     TrafficCache, TrafficFailureClass, TrafficFallback, TrafficFallbackBackend,
     TrafficFallbackStatic, TrafficHedge,
 };
-
-/// What is answered within this needs no second try.
-const HEDGE_MIN: Duration = Duration::from_millis(5);
 
 pub(super) fn translate(
     raw: &[TrafficFallback],
@@ -79,7 +76,7 @@ pub(super) fn hedge(raw: &TrafficHedge, report: &mut Report) -> Option<HedgeConf
         }
         (None, Some(raw)) => {
             let min = match raw.min.as_deref() {
-                None => Some(HEDGE_MIN),
+                None => Some(defaults::HEDGE_MIN),
                 text => time(report, &format!("{path}.afterP95.min"), text, &bounds::HEDGE),
             };
             min.map(|min| HedgeConfig::AfterP95 { min })
@@ -128,7 +125,8 @@ fn backend(
 ) -> Option<Give> {
     let port = report.port(&format!("{path}.port"), raw.port)?;
     let namespace = raw.namespace.as_deref().unwrap_or(namespace);
-    let external = match (raw.group.as_str(), raw.kind.as_deref().unwrap_or("Service")) {
+    let external = match (raw.group.as_str(), raw.kind.as_deref().unwrap_or(defaults::BACKEND_KIND))
+    {
         ("" | "core", "Service") => false,
         (OUTRIGGER, "ExternalService") => true,
         (group, kind) => {
@@ -144,7 +142,7 @@ fn backend(
 
 fn fixed(raw: &TrafficFallbackStatic, path: &str, report: &mut Report) -> Option<Give> {
     let status = match raw.status {
-        None => Some(StatusCode::OK),
+        None => Some(defaults::STATIC_STATUS),
         Some(status) => report.check(&format!("{path}.status"), bounds::static_status(status)),
     };
     let content_type = raw

@@ -15,8 +15,9 @@ use outrigger_proto::convert;
 use super::filter::header_name;
 use super::http_route::check_path;
 use super::target_ref::{Allowed, attached};
-use super::traffic_policy::{MIN_REQUESTS, WINDOW, number, time};
+use super::traffic_policy::{number, time};
 use super::{Report, check_subdomain, created, duration};
+use crate::kinds::defaults;
 use crate::kinds::{
     FaultAbort, FaultCaller, FaultGuard, FaultInjection as Raw, FaultInjectionSpec, FaultKind,
     FaultMatch, FaultPathType, FaultSchedule,
@@ -191,10 +192,10 @@ fn guard(raw: &FaultGuard, fault: &Fault, report: &mut Report) -> Option<Guard> 
     let percent = number(report, &percent_path, raw.min_success_percent, &bounds::PERCENT);
     let p99_path = format!("{path}.maxP99");
     let max_p99 = time(report, &p99_path, raw.max_p99.as_deref(), &bounds::LATENCY);
-    let window = raw.window.as_deref().map_or(Some(WINDOW), |text| {
+    let window = raw.window.as_deref().map_or(Some(defaults::WINDOW), |text| {
         report.check(&format!("{path}.window"), duration::parse(text).and_then(bounds::window))
     });
-    let least = raw.min_requests.map_or(Some(MIN_REQUESTS), |least| {
+    let least = raw.min_requests.map_or(Some(defaults::MIN_REQUESTS), |least| {
         number(report, &format!("{path}.minRequests"), Some(least), &bounds::MIN_REQUESTS)
     });
     if raw.min_success_percent.is_none() && raw.max_p99.is_none() {

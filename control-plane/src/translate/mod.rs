@@ -38,6 +38,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use outrigger_core::address::LocalEndpoints;
 use outrigger_core::error::FieldError;
 use outrigger_core::name::{check_label, check_subdomain};
+use outrigger_core::policy::bounds;
 
 /// What translation finds in one object. An object with an error is not accepted as a whole: the
 /// last good version stays in force. What is refused is a part of an object that fails closed where
@@ -76,13 +77,7 @@ impl Report {
 
     /// A port number as the Kubernetes types carry it.
     pub fn port(&mut self, path: &str, port: i32) -> Option<u16> {
-        match u16::try_from(port) {
-            Ok(port) if port != 0 => Some(port),
-            _ => {
-                self.error(path, format!("{port} must be between 1 and 65535"));
-                None
-            }
-        }
+        self.check(path, bounds::number(port, &bounds::PORT))
     }
 
     /// At most `max` items in a list; the bounds are those of the Gateway API's schema.

@@ -4,6 +4,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use outrigger_core::config::{BackendTarget, HostMatch, TcpBackend};
 use outrigger_core::error::FieldError;
 use outrigger_core::name::{DestinationName, check_label};
+use outrigger_core::policy::bounds;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -14,7 +15,6 @@ use crate::object::{Kind, ObjectId, Parent, Route, RouteBody, ServiceId};
 /// Bounds of the Gateway API's own schema.
 const MAX_PARENTS: usize = 32;
 const MAX_BACKENDS: usize = 16;
-const MAX_HOSTNAMES: usize = 16;
 pub(super) const MAX_RULES: usize = 16;
 const MAX_WEIGHT: i32 = 1_000_000;
 
@@ -187,7 +187,7 @@ pub(super) fn stream_backends<R: Serialize>(
 
 /// Server names of a TLSRoute.
 pub(super) fn hostnames(hostnames: &[String], report: &mut Report) -> Vec<HostMatch> {
-    report.at_most("spec.hostnames", hostnames.len(), MAX_HOSTNAMES);
+    report.at_most("spec.hostnames", hostnames.len(), bounds::MAX_HOSTS);
     let mut matches = Vec::new();
     for (i, hostname) in hostnames.iter().enumerate() {
         let (suffix, name) = match hostname.strip_prefix("*.") {

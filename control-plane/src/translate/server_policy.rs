@@ -1,7 +1,5 @@
 //! `ServerPolicy`: what a workload lets in. [`super::effective`] puts together what several say.
 
-use std::time::Duration;
-
 use http::HeaderName;
 use outrigger_core::error::FieldError;
 use outrigger_core::policy;
@@ -12,19 +10,13 @@ use outrigger_core::policy::rate_limit::{Key, RateLimitConfig, Strategy};
 use super::Report;
 use super::target_ref::{Allowed, attached};
 use super::traffic_policy::{number, time};
+use crate::kinds::defaults;
 use crate::kinds::{
     ServerAdaptive, ServerAlgorithm, ServerConcurrency, ServerKey, ServerPolicy as Raw,
     ServerRateLimit, ServerStrategy,
 };
 use crate::object::Kind;
 use crate::object::policy::{ServerPolicy, ServerSections};
-
-/// Enough to bridge a burst; a longer queue only makes everybody late.
-const MAX_QUEUE: u32 = 50;
-const MAX_WAIT: Duration = Duration::from_millis(100);
-/// Of an adaptive limit: never so few that a pause of one request stops the port.
-const ADAPTIVE_MIN: u32 = 4;
-const ADAPTIVE_MAX: u32 = 200;
 
 pub fn translate(raw: &Raw, report: &mut Report) -> Option<ServerPolicy> {
     let spec = &raw.spec;
@@ -103,8 +95,8 @@ fn concurrency(raw: &ServerConcurrency, report: &mut Report) -> Option<Concurren
     };
     let config = ConcurrencyConfig {
         limit,
-        max_queue: queue.unwrap_or(MAX_QUEUE),
-        max_wait: wait.unwrap_or(MAX_WAIT),
+        max_queue: queue.unwrap_or(defaults::MAX_QUEUE),
+        max_wait: wait.unwrap_or(defaults::MAX_WAIT),
     };
     report.check(path, config.check());
     Some(config)
@@ -113,10 +105,10 @@ fn concurrency(raw: &ServerConcurrency, report: &mut Report) -> Option<Concurren
 fn adaptive(raw: &ServerAdaptive, path: &str, report: &mut Report) -> Option<Limit> {
     let latency_path = format!("{path}.latency");
     let latency = time(report, &latency_path, raw.latency.as_deref(), &bounds::LATENCY);
-    let min = raw.min.map_or(Some(ADAPTIVE_MIN), |min| {
+    let min = raw.min.map_or(Some(defaults::ADAPTIVE_MIN), |min| {
         number(report, &format!("{path}.min"), Some(min), &bounds::CONCURRENCY)
     });
-    let max = raw.max.map_or(Some(ADAPTIVE_MAX.max(min.unwrap_or(0))), |max| {
+    let max = raw.max.map_or(Some(defaults::ADAPTIVE_MAX.max(min.unwrap_or(0))), |max| {
         number(report, &format!("{path}.max"), Some(max), &bounds::CONCURRENCY)
     });
     let algorithm = match (raw.algorithm, &raw.latency) {

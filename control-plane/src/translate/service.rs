@@ -7,8 +7,8 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use outrigger_core::config::{Balancer, HashKey, Protocol};
 use outrigger_core::name::check_label;
 
-use super::traffic_policy::MIN_HEALTHY_PERCENT;
 use super::{Report, label_identity};
+use crate::kinds::defaults;
 use crate::object::{Service, ServiceId, ServicePort, TargetPort};
 
 pub fn translate(raw: &k8s::Service, report: &mut Report) -> Option<Service> {
@@ -56,7 +56,7 @@ pub fn translate(raw: &k8s::Service, report: &mut Report) -> Option<Service> {
         None | Some("") => None,
         // One node is in one zone, and what is nearer than that is not known here.
         Some("PreferClose" | "PreferSameZone" | "PreferSameNode") => {
-            u8::try_from(MIN_HEALTHY_PERCENT).ok()
+            u8::try_from(defaults::MIN_HEALTHY_PERCENT).ok()
         }
         Some(other) => {
             let problem = format!("{other:?} is not known, so zones are ignored");

@@ -2,14 +2,13 @@
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use outrigger_core::name::{check_label, external_service};
+use outrigger_core::policy::bounds;
 
 use super::{Report, check_subdomain, created, identity};
 use crate::kinds::TargetRef;
 use crate::object::policy::{Attached, PortRef, Target};
 use crate::object::{Kind, ObjectId};
 
-/// Bound of the Gateway API's own policies.
-const MAX_TARGETS: usize = 16;
 const GATEWAY: &str = "gateway.networking.k8s.io";
 pub(super) const OUTRIGGER: &str = super::GROUP;
 
@@ -33,7 +32,7 @@ pub(super) fn attached<S>(
     if refs.is_empty() {
         report.error("spec.targetRefs", "is empty: say what the policy is for");
     }
-    report.at_most("spec.targetRefs", refs.len(), MAX_TARGETS);
+    report.at_most("spec.targetRefs", refs.len(), bounds::MAX_TARGETS);
     let mut targets: Vec<Target> = Vec::with_capacity(refs.len());
     for (i, raw) in refs.iter().enumerate() {
         let path = format!("spec.targetRefs[{i}]");

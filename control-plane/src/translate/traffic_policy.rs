@@ -15,6 +15,7 @@ use outrigger_core::policy::timeouts::Timeouts;
 
 use super::target_ref::{Allowed, attached};
 use super::{DEFAULT_NAMESPACE, Report, duration, fallback};
+use crate::kinds::defaults;
 use crate::kinds::{
     TrafficBackoff, TrafficBreaker, TrafficFailureRate, TrafficHealthCheck, TrafficJitter,
     TrafficLimits, TrafficOpen, TrafficOutlierEjection, TrafficPolicy as Raw, TrafficPolicySpec,
@@ -22,29 +23,6 @@ use crate::kinds::{
 };
 use crate::object::Kind;
 use crate::object::policy::{Target, TrafficPolicy, TrafficSections};
-
-/// Long enough for a restart that goes well, short enough that nobody forgets it.
-const OPEN_BASE: Duration = Duration::from_secs(5);
-const OPEN_MAX: Duration = Duration::from_secs(60);
-/// Of a failure rate: a few requests a second are enough to judge by.
-pub(super) const WINDOW: Duration = Duration::from_secs(10);
-pub(super) const MIN_REQUESTS: u32 = 20;
-/// Envoy's, which operators know.
-const BASE_EJECTION: Duration = Duration::from_secs(30);
-const MAX_EJECTION: Duration = Duration::from_secs(300);
-/// With more gone, those that are left would carry more than twice their load.
-const MAX_EJECTED_PERCENT: u8 = 50;
-
-/// Often enough that a broken endpoint is out after some 15 s, seldom enough that a hundred callers are
-/// twenty requests a second.
-const CHECK_INTERVAL: Duration = Duration::from_secs(5);
-const CHECK_TIMEOUT: Duration = Duration::from_secs(1);
-/// One lost packet or one long pause is no illness.
-const UNHEALTHY_AFTER: u32 = 3;
-const HEALTHY_AFTER: u32 = 2;
-
-/// Envoy's default overprovisioning (140 %) comes to the same: three of ten may be gone.
-pub(super) const MIN_HEALTHY_PERCENT: u32 = 70;
 
 pub fn translate(raw: &Raw, report: &mut Report) -> Option<TrafficPolicy> {
     let spec = &raw.spec;
@@ -75,7 +53,7 @@ pub fn translate(raw: &Raw, report: &mut Report) -> Option<TrafficPolicy> {
             &bounds::PANIC,
         ),
         zones: spec.zone_preference.as_ref().and_then(|raw| {
-            let percent = raw.min_healthy_percent.unwrap_or(MIN_HEALTHY_PERCENT);
+            let percent = raw.min_healthy_percent.unwrap_or(defaults::MIN_HEALTHY_PERCENT);
             let path = "spec.zonePreference.minHealthyPercent";
             number(report, path, Some(percent), &bounds::PERCENT)
         }),
@@ -179,7 +157,7 @@ fn backoff(raw: &TrafficBackoff, report: &mut Report) -> Option<Backoff> {
     let base = time(report, &format!("{path}.base"), Some(&raw.base), &bounds::BACKOFF);
     let max = time(report, &format!("{path}.max"), raw.max.as_deref(), &bounds::BACKOFF);
     let base = base?;
-    let max = max.unwrap_or_else(|| (base * 10).min(*bounds::BACKOFF.end()));
+    let max = max.unwrap_or_else(|| (base * defaults::BACKOFF_GROWTH).min(*bounds::BACKOFF.end()));
     let jitter = match raw.jitter {
         TrafficJitter::Full => Jitter::Full,
         TrafficJitter::Additive => Jitter::Additive,
@@ -211,7 +189,8 @@ fn breaker(raw: &TrafficBreaker, report: &mut Report) -> BreakerConfig {
         consecutive_failures: failures(path, raw.consecutive_failures, report),
         failure_rate: rate(path, raw.failure_rate.as_ref(), report),
         open: raw.open.as_ref().map_or_else(growing, |raw| open(raw, report)),
-        trials: number(report, &format!("{path}.trials"), raw.trials, &bounds::TRIALS).unwrap_or(1),
+        trials: number(report, &format!("{path}.trials"), raw.trials, &bounds::TRIALS)
+            .unwrap_or(defaults::TRIALS),
     };
     // A wrong value has been reported at its own path.
     if report.errors.len() == before {
@@ -221,7 +200,7 @@ fn breaker(raw: &TrafficBreaker, report: &mut Report) -> BreakerConfig {
 }
 
 fn growing() -> OpenTime {
-    OpenTime::Backoff { base: OPEN_BASE, max: OPEN_MAX }
+    OpenTime::Backoff { base: defaults::OPEN_BASE, max: defaults::OPEN_MAX }
 }
 
 fn open(raw: &TrafficOpen, report: &mut Report) -> OpenTime {
@@ -237,8 +216,8 @@ fn open(raw: &TrafficOpen, report: &mut Report) -> OpenTime {
             growing()
         }
         None => {
-            let base = base.unwrap_or(OPEN_BASE);
-            OpenTime::Backoff { base, max: max.unwrap_or(OPEN_MAX.max(base)) }
+            let base = base.unwrap_or(defaults::OPEN_BASE);
+            OpenTime::Backoff { base, max: max.unwrap_or(defaults::OPEN_MAX.max(base)) }
         }
         Some(_) => {
             if raw.base.is_some() || raw.max.is_some() {
@@ -255,8 +234,8 @@ fn outlier(raw: &TrafficOutlierEjection, report: &mut Report) -> OutlierConfig {
     let mut read = |name: &str, text: &Option<String>| {
         time(report, &format!("{path}.{name}"), text.as_deref(), &bounds::OPEN)
     };
-    let base = read("baseEjection", &raw.base_ejection).unwrap_or(BASE_EJECTION);
-    let max = read("maxEjection", &raw.max_ejection).unwrap_or(MAX_EJECTION.max(base));
+    let base = read("baseEjection", &raw.base_ejection).unwrap_or(defaults::BASE_EJECTION);
+    let max = read("maxEjection", &raw.max_ejection).unwrap_or(defaults::MAX_EJECTION.max(base));
     let percent = number(
         report,
         &format!("{path}.maxEjectedPercent"),
@@ -268,7 +247,7 @@ fn outlier(raw: &TrafficOutlierEjection, report: &mut Report) -> OutlierConfig {
         failure_rate: rate(path, raw.failure_rate.as_ref(), report),
         base_ejection: base,
         max_ejection: max,
-        max_ejected_percent: percent.unwrap_or(MAX_EJECTED_PERCENT),
+        max_ejected_percent: percent.unwrap_or(defaults::MAX_EJECTED_PERCENT),
     };
     // A wrong value has been reported at its own path.
     if report.errors.len() == before {
@@ -285,10 +264,10 @@ fn rate(path: &str, raw: Option<&TrafficFailureRate>, report: &mut Report) -> Op
     let raw = raw?;
     let path = format!("{path}.failureRate");
     let percent = number(report, &format!("{path}.percent"), Some(raw.percent), &bounds::PERCENT);
-    let window = raw.window.as_deref().map_or(Some(WINDOW), |text| {
+    let window = raw.window.as_deref().map_or(Some(defaults::WINDOW), |text| {
         report.check(&format!("{path}.window"), duration::parse(text).and_then(bounds::window))
     });
-    let least = raw.min_requests.map_or(Some(MIN_REQUESTS), |least| {
+    let least = raw.min_requests.map_or(Some(defaults::MIN_REQUESTS), |least| {
         number(report, &format!("{path}.minRequests"), Some(least), &bounds::MIN_REQUESTS)
     });
     Some(FailureRate { percent: percent?, window: window?, min_requests: least? })
@@ -339,12 +318,12 @@ fn health(raw: &TrafficHealthCheck, report: &mut Report) -> Option<HealthConfig>
         let value = Some(value.unwrap_or(default));
         number(report, &format!("{path}.{name}"), value, &bounds::CHECKS)
     };
-    let unhealthy_after = checks("unhealthyAfter", raw.unhealthy_after, UNHEALTHY_AFTER);
-    let healthy_after = checks("healthyAfter", raw.healthy_after, HEALTHY_AFTER);
+    let unhealthy_after = checks("unhealthyAfter", raw.unhealthy_after, defaults::UNHEALTHY_AFTER);
+    let healthy_after = checks("healthyAfter", raw.healthy_after, defaults::HEALTHY_AFTER);
     Some(HealthConfig {
         probe: probes.pop()??,
-        interval: interval.unwrap_or(CHECK_INTERVAL),
-        timeout: timeout.unwrap_or(CHECK_TIMEOUT),
+        interval: interval.unwrap_or(defaults::CHECK_INTERVAL),
+        timeout: timeout.unwrap_or(defaults::CHECK_TIMEOUT),
         unhealthy_after: unhealthy_after?,
         healthy_after: healthy_after?,
     })

@@ -30,6 +30,18 @@ const MINUTE: Duration = Duration::from_secs(60);
 /// More of anything is a slip of the pen, and sums of it stay far from overflowing.
 const PLENTY: u32 = 1_000_000;
 
+/// Digits of each number of a duration, and numbers of one (GEP-2257).
+pub const DURATION_DIGITS: usize = 5;
+pub const DURATION_PARTS: usize = 4;
+
+pub const PORT: Numbers = 1..=65_535;
+/// Targets of one policy: the bound of the Gateway API's own policies.
+pub const MAX_TARGETS: usize = 16;
+/// Host names of one route or of one entry of an access rule.
+pub const MAX_HOSTS: usize = 16;
+/// Seconds that an issuer's clock may differ by: more would make `exp` and `nbf` meaningless.
+pub const CLOCK_SKEW: Numbers = 0..=300;
+
 /// Of a deadline and of each timeout; what takes longer than a day is nobody's request.
 pub const TIMEOUT: Durations = Duration::from_millis(1)..=DAY;
 /// A way that sees the same service more often than there may be hops has no meaning.
@@ -41,6 +53,10 @@ pub const REPLAY_BYTES: Numbers = 0..=1024 * 1024;
 pub const BACKOFF: Durations = Duration::from_millis(1)..=MINUTE;
 /// gRPC status codes that are failures.
 pub const GRPC: Numbers = 1..=16;
+/// Statuses that may be tried again, and the one below them: what says that the server, not the request, is
+/// the trouble.
+pub const RETRY_STATUSES: Numbers = 500..=599;
+pub const TOO_MANY_REQUESTS: u32 = 429;
 /// There are no more of them.
 pub const MAX_STATUSES: usize = 101;
 pub const MAX_GRPC: usize = 16;
@@ -80,6 +96,8 @@ pub const KEPT: Durations = Duration::ZERO..=DAY;
 pub const ENTRY_BYTES: Numbers = 1..=1024 * 1024;
 /// Each one that sends may take as long as a try.
 pub const MAX_FALLBACKS: usize = 8;
+/// Statuses of a static answer.
+pub const STATIC_STATUS: Numbers = 200..=599;
 /// Bytes of a static answer: every proxy that calls the service keeps it.
 pub const STATIC_BYTES: usize = 8 * 1024;
 /// Bytes of a path, as in routes.
@@ -143,16 +161,25 @@ pub fn window(value: Duration) -> Result<Duration, FieldError> {
 
 /// A status that may be tried again: what says that the server, not the request, is the trouble.
 pub fn status(value: impl TryInto<u16> + Copy + Debug) -> Result<StatusCode, FieldError> {
-    let code = value.try_into().ok().filter(|code| matches!(code, 429 | 500..=599));
-    code.and_then(|code| StatusCode::from_u16(code).ok())
-        .ok_or_else(|| FieldError::here(format!("{value:?} is not 429 or between 500 and 599")))
+    let retried = |code: &u16| {
+        let code = u32::from(*code);
+        code == TOO_MANY_REQUESTS || RETRY_STATUSES.contains(&code)
+    };
+    let code = value.try_into().ok().filter(retried);
+    code.and_then(|code| StatusCode::from_u16(code).ok()).ok_or_else(|| {
+        let (least, most) = (RETRY_STATUSES.start(), RETRY_STATUSES.end());
+        let problem = format!("is not {TOO_MANY_REQUESTS} or between {least} and {most}");
+        FieldError::here(format!("{value:?} {problem}"))
+    })
 }
 
 /// Of a static answer.
 pub fn static_status(value: u32) -> Result<StatusCode, FieldError> {
-    let code = u16::try_from(value).ok().filter(|code| (200..=599).contains(code));
-    code.and_then(|code| StatusCode::from_u16(code).ok())
-        .ok_or_else(|| FieldError::here(format!("{value} is not between 200 and 599")))
+    let code = u16::try_from(value).ok().filter(|_| STATIC_STATUS.contains(&value));
+    code.and_then(|code| StatusCode::from_u16(code).ok()).ok_or_else(|| {
+        let (least, most) = (STATIC_STATUS.start(), STATIC_STATUS.end());
+        FieldError::here(format!("{value} is not between {least} and {most}"))
+    })
 }
 
 pub fn content_type(text: &str) -> Result<HeaderValue, FieldError> {

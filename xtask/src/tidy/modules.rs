@@ -19,7 +19,7 @@ const ORDERS: &[Order] = &[Order {
     sources: "control-plane/src",
     layers: &[
         &["kinds", "metrics", "object", "sync"],
-        &["grant", "index", "problems", "store"],
+        &["crds", "grant", "index", "problems", "store"],
         &["replica", "token", "translate"],
         &["ca", "publish"],
         &["connection", "control", "keys", "lookup", "namespaces", "source", "status"],
