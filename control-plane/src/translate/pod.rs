@@ -123,7 +123,7 @@ mod tests {
 
     use super::*;
 
-    fn pod(spec: Value, status: Value) -> Option<Workload> {
+    fn pod(spec: &Value, status: &Value) -> Option<Workload> {
         let raw = json!({
             "metadata": {"name": "ledger-0", "namespace": "bank", "uid": "u-1",
                 "labels": {"app": "ledger", "topology.kubernetes.io/zone": "z1"}},
@@ -149,7 +149,7 @@ mod tests {
         });
         let running =
             json!({"phase": "Running", "podIPs": [{"ip": "10.0.0.1"}, {"ip": "fd00::1"}]});
-        let workload = pod(spec.clone(), running.clone()).unwrap();
+        let workload = pod(&spec, &running).unwrap();
         assert_eq!(
             (workload.service_account.as_str(), workload.zone.as_deref()),
             ("ledger", Some("z1"))
@@ -159,12 +159,12 @@ mod tests {
         assert_eq!((mesh.address.to_string().as_str(), mesh.hop_version), ("10.0.0.1:15000", 1));
         let addresses = workload.pod.unwrap().addresses;
         assert_eq!(addresses, ["10.0.0.1", "fd00::1"].map(|ip| ip.parse::<IpAddr>().unwrap()));
-        assert_eq!(pod(spec.clone(), json!({"phase": "Pending"})), None);
+        assert_eq!(pod(&spec, &json!({"phase": "Pending"})), None);
         let ended = json!({"phase": "Succeeded", "podIPs": [{"ip": "10.0.0.1"}]});
-        assert_eq!(pod(spec, ended), None);
+        assert_eq!(pod(&spec, &ended), None);
         // Its port belongs to the node, and so would the sidecar's.
         let host = json!({"hostNetwork": true, "containers": [{"name": "outrigger-proxy"}]});
-        let workload = pod(host, running).unwrap();
+        let workload = pod(&host, &running).unwrap();
         assert_eq!((workload.mesh, workload.service_account.as_str()), (None, "default"));
     }
 }

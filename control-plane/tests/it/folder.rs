@@ -8,10 +8,10 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use outrigger_control_plane::index::Index;
-use outrigger_control_plane::manifests::Folder;
 use outrigger_control_plane::metrics::Metrics;
 use outrigger_control_plane::problems::Problems;
 use outrigger_control_plane::publish::Publisher;
+use outrigger_control_plane::source::manifests::Folder;
 use outrigger_core::config::MeshSettings;
 use serde_json::Value;
 use tempfile::TempDir;
