@@ -1,9 +1,10 @@
 //! Outrigger's control plane: reads what people declare, and tells each proxy what it needs.
 //!
-//! A change travels [`manifests`] -> [`index`] -> [`translate`] -> `outrigger_core::config` ->
+//! A change travels [`source`] -> [`index`] -> [`translate`] -> `outrigger_core::config` ->
 //! [`publish`] -> [`discovery`]. Workloads that register themselves enter at [`registration`],
 //! those that need a certificate at [`identity`], which asks the authority in [`ca`]. Who is at the
-//! other end of a connection is found out in [`connection`]. What outlives the process is in the
+//! other end of a connection is found out in [`connection`]; what there is to do in a Kubernetes cluster besides
+//! is in [`cluster`]. What outlives the process is in the
 //! [`store`], which several replicas may share ([`replica`]). [`server`] puts the parts together.
 
 pub mod admin;

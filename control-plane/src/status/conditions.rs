@@ -93,6 +93,8 @@ fn resolved(status: &Status) -> Condition {
         "RefNotPermitted"
     } else if all("is not supported") {
         "InvalidKind"
+    } else if all("cannot be looked up") {
+        "LookupFailed"
     } else if all("targetRefs[") {
         "TargetNotFound"
     } else {

@@ -34,11 +34,8 @@ impl fmt::Display for Right {
 
 /// The rules of the roles in the document; of its namespace where they are a Role's.
 fn allowed() -> BTreeSet<Right> {
-    let yaml = DOCUMENT.split("```yaml\n").last().and_then(|rest| rest.split("```").next());
-    let roles = yaml
-        .expect("the roles")
-        .split("---\n")
-        .map(|document| serde_saphyr::from_str::<Value>(document).expect("a role"));
+    let blocks = DOCUMENT.split("```yaml\n").skip(1).filter_map(|rest| rest.split("```").next());
+    let roles = blocks.map(|block| serde_saphyr::from_str::<Value>(block).expect("YAML"));
     let texts = |value: &Value| -> Vec<String> {
         let all = value.as_array().into_iter().flatten();
         all.filter_map(|text| Some(text.as_str()?.to_owned())).collect()
