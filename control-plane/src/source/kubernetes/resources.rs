@@ -23,7 +23,7 @@ impl Resource {
         versions: &'static [&'static str],
         plural: &'static str,
     ) -> Self {
-        Self { kind, group, versions, plural, is_builtin: true }
+        Self { is_builtin: true, ..Self::defined(kind, group, versions, plural) }
     }
 
     const fn defined(
