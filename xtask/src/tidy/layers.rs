@@ -15,12 +15,22 @@ struct Rule {
 const RULES: &[Rule] = &[
     Rule {
         package: "outrigger-core",
-        never: &["tokio", "hyper", "tonic", "prost", "kube", "rustls", "outrigger-*"],
+        never: &[
+            "tokio",
+            "hyper",
+            "tonic",
+            "prost",
+            "kube",
+            "kube-*",
+            "k8s-openapi",
+            "rustls",
+            "outrigger-*",
+        ],
         why: "core only decides: it has no I/O and no wire",
     },
     Rule {
         package: "outrigger-proto",
-        never: &["kube", "outrigger-proxy", "outrigger-control-plane"],
+        never: &["kube", "kube-*", "k8s-openapi", "outrigger-proxy", "outrigger-control-plane"],
         why: "proto is the wire between the two, and knows neither",
     },
     Rule {
