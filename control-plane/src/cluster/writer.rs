@@ -1,7 +1,7 @@
 //! Writes the status of objects to the API server: one replica does, the one that holds the lease, and only what
 //! differs from what is there.
 //!
-//! A change is written once: whoever changes often is written once a second, with the newest state. Nobody waits
+//! A change is written once; an object that changes often is written once a second, with the newest state. Nobody waits
 //! for a write, and one that fails is tried again.
 
 mod wanted;
@@ -38,6 +38,8 @@ const LEASE: &str = "status";
 const REST: Duration = Duration::from_secs(1);
 /// After a write that failed.
 const AGAIN: Duration = Duration::from_secs(3);
+/// How long the API server may take for one: a connection that hangs must not hold up all others.
+const LIMIT: Duration = Duration::from_secs(10);
 /// Between any two writes that begin: 50 a second.
 const PACE: Duration = Duration::from_millis(20);
 /// Writes under way.
@@ -72,6 +74,8 @@ enum Outcome {
     Done,
     /// What was known of the object is older than what the API server has: news will come.
     Overtaken,
+    /// The API server took too long; whether it was written is not known.
+    Unanswered,
 }
 
 /// What is to be written, and when.
@@ -199,7 +203,9 @@ impl Writer {
         }
         let (writer, id) = (self.clone(), id.clone());
         Some(async move {
-            let result = writer.write(&id, &resource, generation, &wanted).await;
+            let write = writer.write(&id, &resource, generation, &wanted);
+            let result = tokio::time::timeout(LIMIT, write).await;
+            let result = result.unwrap_or(Ok(Outcome::Unanswered));
             Done { id, generation, conditions: wanted.all(), result }
         })
     }
@@ -340,6 +346,11 @@ impl Due {
         match result {
             Ok(Outcome::Done) => drop(self.written.insert(id, (generation, conditions))),
             Ok(Outcome::Overtaken) => {}
+            Ok(Outcome::Unanswered) => {
+                tracing::warn!(object = %id, "a status was not written in {LIMIT:?}; it is tried again");
+                self.written.remove(&id);
+                self.objects.entry(id).or_insert(Instant::now() + AGAIN);
+            }
             Err(error) => {
                 let is_race = matches!(&error, kube::Error::Api(status) if status.code == 409);
                 if !is_race {

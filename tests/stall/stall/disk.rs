@@ -1,4 +1,4 @@
-//! A disk that stalls: whoever writes to it waits, and nobody else.
+//! A disk that stalls: what is written to it waits, and nothing else.
 
 use std::path::Path;
 use std::time::{Duration, Instant};

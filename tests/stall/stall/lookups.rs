@@ -1,4 +1,4 @@
-//! A name server that says nothing: whoever asks for its names waits, and nobody else.
+//! A name server that says nothing: requests for its names wait, and no others.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
@@ -16,9 +16,9 @@ const SERVER: &str = "127.83.72.104";
 const WAITING: usize = 200;
 
 #[test]
-fn whoever_asks_a_silent_name_server_waits_alone_and_not_for_ever() {
+fn a_silent_name_server_holds_up_its_own_requests_only_and_not_for_ever() {
     if !rustix::process::geteuid().is_root() {
-        let test = "whoever_asks_a_silent_name_server_waits_alone_and_not_for_ever";
+        let test = "a_silent_name_server_holds_up_its_own_requests_only_and_not_for_ever";
         return skip(test, "an /etc/resolv.conf of its own takes root");
     }
     // Both take every question, and answer none.
