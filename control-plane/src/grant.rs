@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use outrigger_core::bounds;
 use outrigger_core::error::FieldError;
-use outrigger_core::name::check_label;
+use outrigger_core::name::check_subdomain;
 use serde::{Deserialize, Serialize};
 
 use crate::object::Workload;
@@ -40,7 +40,7 @@ impl Grant {
     /// Whether a token may be issued with it.
     pub fn validate(&self) -> Result<(), FieldError> {
         for name in &self.workloads {
-            check_label(name).map_err(|e| e.under("workload"))?;
+            check_subdomain(name).map_err(|e| e.under("workload"))?;
         }
         for (key, value) in &self.labels {
             bounds::text(key, bounds::LABEL_KEY).map_err(|e| e.under("label"))?;

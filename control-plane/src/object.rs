@@ -191,6 +191,10 @@ pub struct Service {
     /// Requests stay in the caller's zone while so many percent of its endpoints are fit, unless a policy says
     /// otherwise.
     pub min_healthy_percent: Option<u8>,
+    /// Of type ExternalName: the host that its name stands for, in lower case.
+    pub alias: Option<String>,
+    /// `internalTrafficPolicy: Local`: callers use the endpoints of their own node alone.
+    pub same_node_only: bool,
 }
 
 impl Service {
@@ -233,6 +237,7 @@ pub struct SliceEndpoint {
     pub ready: bool,
     pub zone: Option<String>,
     pub hostname: Option<String>,
+    pub node: Option<String>,
 }
 
 /// An HTTPRoute, GRPCRoute, TLSRoute or TCPRoute.
@@ -405,7 +410,7 @@ pub struct WorkloadPort {
 }
 
 impl Workload {
-    /// Unique in the mesh: no part can hold a dot.
+    /// Unique in the mesh: a namespace's name can hold no dot.
     pub fn uid(&self) -> String {
         format!("{}.{}", self.namespace, self.name)
     }

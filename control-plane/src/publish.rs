@@ -25,7 +25,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
 
-pub use collection::{Collection, Cut, Member, Share};
+pub use collection::{Collection, Cut, Member, Place, Share};
 pub use encode::{Encoded, EncodedDestination};
 pub use fit::{LeftOut, MAX_RESOURCE, Part};
 pub use follow::{Follower, News};

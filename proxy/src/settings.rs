@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use outrigger_core::config::Protocol;
-use outrigger_core::name::{Authority, check_label};
+use outrigger_core::name::{Authority, check_label, check_subdomain};
 
 use crate::local::reaches;
 use crate::metrics::Direction;
@@ -69,16 +69,20 @@ pub struct Settings {
     pub namespace: String,
 
     /// Service account of the workload
-    #[arg(long, env = "OUTRIGGER_SERVICE_ACCOUNT", default_value = "default", value_parser = parse_label)]
+    #[arg(long, env = "OUTRIGGER_SERVICE_ACCOUNT", default_value = "default", value_parser = parse_name)]
     pub service_account: String,
 
     /// Name of the workload, unique in its namespace
-    #[arg(long, env = "OUTRIGGER_WORKLOAD", default_value = "proxy", value_parser = parse_label)]
+    #[arg(long, env = "OUTRIGGER_WORKLOAD", default_value = "proxy", value_parser = parse_name)]
     pub workload: String,
 
     /// Topology zone of the workload
     #[arg(long, env = "OUTRIGGER_ZONE")]
     pub zone: Option<String>,
+
+    /// Node that the workload runs on, for Services whose traffic stays on one (internalTrafficPolicy)
+    #[arg(long, env = "OUTRIGGER_NODE")]
+    pub node: Option<String>,
 
     /// A label of the workload, which Services select by; may be repeated
     #[arg(long = "label", env = "OUTRIGGER_LABELS", value_name = "KEY=VALUE", value_parser = parse_label_pair, value_delimiter = ',')]
@@ -288,6 +292,11 @@ fn parse_listener(text: &str) -> Result<StaticListener, String> {
         listen: listen.parse().map_err(|e| format!("{listen:?}: {e}"))?,
         destination: Authority::parse(destination, None).map_err(|e| e.to_string())?,
     })
+}
+
+/// Pods and service accounts may have dots in their names.
+fn parse_name(text: &str) -> Result<String, String> {
+    check_subdomain(text).map(|()| text.to_owned()).map_err(|e| e.to_string())
 }
 
 fn parse_label(text: &str) -> Result<String, String> {

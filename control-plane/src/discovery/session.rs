@@ -34,7 +34,7 @@ use tonic::Status;
 
 use super::outbox::{Outbox, Sent};
 use crate::index::{Dep, PortId};
-use crate::publish::{Dirty, EncodedDestination, Member, View};
+use crate::publish::{Dirty, EncodedDestination, Member, Place, View};
 
 /// Names that one proxy may be subscribed to; an app calls dozens of destinations. A proxy holds at most
 /// 10,000; the rest is for names that it is about to exchange for others.
@@ -94,6 +94,7 @@ pub struct Proxy {
     pub id: String,
     pub namespace: String,
     pub zone: Option<String>,
+    pub node: Option<String>,
     pub version: String,
     /// What it has proven; none in a mesh without identities.
     pub identity: Option<SpiffeId>,
@@ -369,6 +370,11 @@ fn single_dep((type_url, name): &(String, String)) -> Dep {
 }
 
 impl Proxy {
+    fn place(&self) -> Place<'_> {
+        let (zone, node) = (self.zone.as_deref(), self.node.as_deref());
+        Place { proxy: &self.id, zone, node }
+    }
+
     /// Whether a workload is one of the proxy's proven identity.
     fn owns(&self, view: &View<'_>, uid: &str) -> bool {
         let Some(identity) = &self.identity else { return true };
@@ -392,11 +398,14 @@ impl Proxy {
             let problem = problem.under("node.metadata.namespace");
             return Err(Status::invalid_argument(problem.to_string()));
         }
-        let zone = node.locality.as_ref().map(|locality| locality.zone.clone());
+        let place = node.locality.clone().unwrap_or_default();
+        let set = |text: String| Some(text).filter(|text| !text.is_empty());
         Ok(Self {
             id: node.id.clone(),
             namespace,
-            zone: zone.filter(|zone| !zone.is_empty()),
+            zone: set(place.zone),
+            // As Envoy has it: the part of a zone.
+            node: set(place.sub_zone),
             version: node.user_agent_version.clone(),
             identity: None,
         })

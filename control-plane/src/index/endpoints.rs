@@ -152,6 +152,14 @@ impl Index {
         slices.map(|slice| &slice.service).collect()
     }
 
+    /// The node on which an endpoint of a Service is, as its slices say.
+    pub fn node_of(&self, service: &ServiceId, uid: &str) -> Option<&str> {
+        let slices = self.holders.of(&holder(uid)).filter_map(|key| self.slices.get(&**key));
+        let slices = slices.filter(|slice| slice.service == *service);
+        let mut endpoints = slices.flat_map(|slice| &slice.endpoints).filter(|e| e.uid == uid);
+        endpoints.find_map(|endpoint| endpoint.node.as_deref())
+    }
+
     fn add_slice(
         &self,
         slice: &EndpointSlice,

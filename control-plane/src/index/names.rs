@@ -3,12 +3,16 @@
 //! A Service answers to `svc.ns:port`, `svc.ns.svc:port`, `svc.ns.svc.<cluster domain>:port` and
 //! its cluster addresses; an endpoint of a headless Service to its own address, and any endpoint
 //! with a host name to that name in front of the Service's. What none of them answers to may be the
-//! host and port of an ExternalService of the caller's namespace.
+//! host and port of an ExternalService of the caller's namespace. A Service of type ExternalName
+//! is another name for its host, at any port.
 
 use outrigger_core::name::{Authority, DestinationName, EndpointId, Host};
 
 use super::{Dep, Index, PortId};
 use crate::object::ServiceId;
+
+/// How many Services of type ExternalName may stand for one another before a name means nothing.
+const MAX_ALIASES: u8 = 4;
 
 /// What a dialled name means, and what that depends on.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
@@ -29,6 +33,10 @@ impl Index {
     /// Resolves a name as a caller in `namespace` means it. A canonical destination name means
     /// itself, so that a proxy can ask again for what it has on disk.
     pub fn resolve(&self, dialled: &str, namespace: &str) -> Resolution {
+        self.resolve_within(dialled, namespace, MAX_ALIASES)
+    }
+
+    fn resolve_within(&self, dialled: &str, namespace: &str, aliases: u8) -> Resolution {
         if let Ok(name) = dialled.parse::<DestinationName>() {
             let mut found = self.resolve_service(&PortId::from(&name), namespace);
             found.target =
@@ -40,7 +48,18 @@ impl Index {
         };
         match authority.in_namespace(namespace) {
             Authority { host: Host::Name(host), port } => {
-                let found = self.resolve_host(&host, port, namespace);
+                let mut found = self.resolve_host(&host, port, namespace);
+                let alias = self.inside(&host).and_then(|(_, service, in_namespace)| {
+                    self.service(&ServiceId::new(in_namespace, service))?.alias.as_ref()
+                });
+                let alias = alias.map(|alias| format!("{alias}:{port}"));
+                if let Some(left) = aliases.checked_sub(1)
+                    && let Some(alias) = alias.filter(|alias| alias.contains('.'))
+                {
+                    let meant = self.resolve_within(&alias, namespace, left);
+                    found.target = meant.target;
+                    found.deps.extend(meant.deps);
+                }
                 let dialled = Authority { host: Host::Name(host), port };
                 self.resolve_external(dialled, namespace, found)
             }

@@ -67,6 +67,8 @@ impl External {
             balancer: Balancer::default(),
             publish_not_ready: false,
             min_healthy_percent: None,
+            alias: None,
+            same_node_only: false,
         }
     }
 

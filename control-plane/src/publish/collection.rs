@@ -18,6 +18,8 @@ use crate::index::{Index, PortId, Touched};
 #[derive(Clone, Debug, Default)]
 pub struct Collection {
     pub members: OrdMap<EndpointId, Arc<Member>>,
+    /// Each proxy is told of those on its own node alone.
+    same_node_only: bool,
 }
 
 #[derive(Debug)]
@@ -26,12 +28,14 @@ pub struct Member {
     /// Hashes of its zone and of its id, which each proxy ranks it by.
     zone: Option<u64>,
     hash: u64,
+    /// Hash of its node's name, where a proxy is told of its own node's alone.
+    node: Option<u64>,
     pub resource: Encoded,
 }
 
 impl Member {
     /// As a proxy will read it.
-    fn new(endpoint: Endpoint) -> Result<Self, FieldError> {
+    fn new(endpoint: Endpoint, node: Option<&str>) -> Result<Self, FieldError> {
         let name = convert::endpoint::name(&endpoint);
         let wire = convert::endpoint::to_wire(&endpoint);
         fit::check_len(wire.encoded_len())?;
@@ -40,6 +44,7 @@ impl Member {
             hash: subset::hash_of(&endpoint.id.to_string()),
             zone: endpoint.zone.as_deref().map(subset::hash_of),
             id: endpoint.id,
+            node: node.map(subset::hash_of),
             resource: Encoded::new(&name, wire.encode_to_vec()),
         })
     }
@@ -61,6 +66,15 @@ impl Cut {
     pub(super) fn reaches(&self, member: &Member) -> bool {
         member.rank(self.seed, self.zone) >= self.least
     }
+}
+
+/// Who a share is for, and where that proxy runs.
+#[derive(Clone, Copy, Debug)]
+pub struct Place<'a> {
+    /// The workload's uid.
+    pub proxy: &'a str,
+    pub zone: Option<&'a str>,
+    pub node: Option<&'a str>,
 }
 
 /// What one proxy is told of.
@@ -99,10 +113,16 @@ impl Collection {
             }
         }
         let before = old.cloned().unwrap_or_default();
+        let same_node_only = index.service(&port.service)?.same_node_only;
+        let node = |endpoint: &Endpoint| {
+            let uid = &endpoint.id.workload;
+            same_node_only.then(|| index.node_of(&port.service, uid)).flatten()
+        };
         if all {
-            let mut new = Self::default();
+            let mut new = Self { same_node_only, ..Self::default() };
             for endpoint in index.endpoints(port)? {
-                new.put(endpoint, &before, effort);
+                let node = node(&endpoint);
+                new.put(endpoint, node, &before, effort);
             }
             return Some(new);
         }
@@ -113,19 +133,21 @@ impl Collection {
                 new.members.remove(&id);
             }
             for (_, endpoint) in index.endpoints_of(port, uid) {
-                new.put(endpoint, &before, effort);
+                let node = node(&endpoint);
+                new.put(endpoint, node, &before, effort);
             }
         }
         Some(new)
     }
 
-    fn put(&mut self, endpoint: Endpoint, before: &Self, effort: &mut Effort) {
+    fn put(&mut self, endpoint: Endpoint, node: Option<&str>, before: &Self, effort: &mut Effort) {
         effort.examined += 1;
         let id = endpoint.id.clone();
-        match Member::new(endpoint) {
+        match Member::new(endpoint, node) {
             Ok(member) => {
                 let same = before.members.get(&id);
                 let same = same.filter(|same| same.resource.body == member.resource.body);
+                let same = same.filter(|same| same.node == member.node);
                 effort.encoded += u64::from(same.is_none());
                 let member = same.cloned().unwrap_or_else(|| Arc::new(member));
                 self.members.insert(id, member);
@@ -166,17 +188,22 @@ impl Collection {
     }
 
     /// The share of one proxy: at most `max`, and `pins` whatever happens.
-    pub fn share(
-        &self,
-        proxy: &str,
-        zone: Option<&str>,
-        max: usize,
-        pins: &HashSet<EndpointId>,
-    ) -> Share {
+    pub fn share(&self, of: &Place<'_>, max: usize, pins: &HashSet<EndpointId>) -> Share {
+        let node = of.node.map(subset::hash_of);
+        if self.same_node_only {
+            let own = |member: &&Arc<Member>| {
+                (node.is_some() && member.node == node) || pins.contains(&member.id)
+            };
+            // As many as fit on one node.
+            return Share {
+                members: self.members.values().filter(own).cloned().collect(),
+                cut: None,
+            };
+        }
         if self.members.len() <= max {
             return Share { members: self.members.values().cloned().collect(), cut: None };
         }
-        let (seed, zone) = (subset::hash_of(proxy), zone.map(subset::hash_of));
+        let (seed, zone) = (subset::hash_of(of.proxy), of.zone.map(subset::hash_of));
         let ranked = self.members.values().map(|member| (member.rank(seed, zone), member));
         let chosen = subset::best(ranked, max, |member| &member.id);
         let least = chosen.iter().map(|(rank, _)| *rank).min();

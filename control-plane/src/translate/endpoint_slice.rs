@@ -82,5 +82,6 @@ fn endpoint(raw: &k8s::Endpoint, i: usize, report: &mut Report) -> Option<SliceE
         ready: raw.conditions.as_ref().and_then(|c| c.ready).unwrap_or(true),
         zone: raw.zone.clone().filter(|zone| !zone.is_empty()),
         hostname: raw.hostname.clone(),
+        node: raw.node_name.clone().filter(|node| !node.is_empty()),
     })
 }

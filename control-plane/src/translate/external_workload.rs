@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use outrigger_core::bounds;
 use outrigger_core::config::{MeshAddress, Protocol};
-use outrigger_core::name::check_label;
+use outrigger_core::name::check_subdomain;
 
 use super::service::app_protocol;
 use super::{Report, label_identity};
@@ -56,7 +56,7 @@ pub fn translate(raw: &ExternalWorkload, report: &mut Report) -> Option<Workload
     }
     let account = spec.service_account.clone().unwrap_or_else(|| defaults::ACCOUNT.to_owned());
     // Its identity holds it.
-    report.check("spec.serviceAccount", check_label(&account));
+    report.check("spec.serviceAccount", check_subdomain(&account));
     let zone = spec.zone.clone().filter(|zone| !zone.is_empty());
     report.check("spec.zone", bounds::text(zone.as_deref().unwrap_or_default(), bounds::ZONE));
     Some(Workload {

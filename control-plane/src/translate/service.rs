@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use k8s_openapi::api::core::v1 as k8s;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use outrigger_core::config::{Balancer, HashKey, Protocol};
-use outrigger_core::name::check_label;
+use outrigger_core::name::{Authority, Host, check_label};
 
 use super::{Report, label_identity};
 use crate::kinds::defaults;
@@ -18,9 +18,7 @@ pub fn translate(raw: &k8s::Service, report: &mut Report) -> Option<Service> {
         return None;
     };
     let external = spec.type_.as_deref() == Some("ExternalName");
-    if external {
-        report.warn("spec.type", "ExternalName is not part of the mesh; its name stays unknown");
-    }
+    let alias = external.then(|| alias(spec.external_name.as_deref(), report)).flatten();
     let ports = spec.ports.iter().flatten().filter(|_| !external).enumerate();
     let ports: Vec<_> = ports.filter_map(|(i, raw)| port(raw, i, report)).collect();
     for (i, port) in ports.iter().enumerate() {
@@ -64,12 +62,15 @@ pub fn translate(raw: &k8s::Service, report: &mut Report) -> Option<Service> {
             None
         }
     };
-    if spec.internal_traffic_policy.as_deref() == Some("Local") {
-        report.warn(
-            "spec.internalTrafficPolicy",
-            "Local is not followed: endpoints of all nodes are used",
-        );
-    }
+    let same_node_only = match spec.internal_traffic_policy.as_deref() {
+        None | Some("" | "Cluster") => false,
+        Some("Local") => true,
+        Some(other) => {
+            let path = "spec.internalTrafficPolicy";
+            report.error(path, format!("{other:?} must be Cluster or Local"));
+            false
+        }
+    };
     Some(Service {
         id: ServiceId { namespace, name },
         cluster_ips,
@@ -79,7 +80,21 @@ pub fn translate(raw: &k8s::Service, report: &mut Report) -> Option<Service> {
         balancer,
         publish_not_ready: spec.publish_not_ready_addresses.unwrap_or(false),
         min_healthy_percent,
+        alias,
+        same_node_only,
     })
+}
+
+/// The host that a Service of type ExternalName stands for.
+fn alias(host: Option<&str>, report: &mut Report) -> Option<String> {
+    let host = host.unwrap_or_default().trim_end_matches('.').to_ascii_lowercase();
+    match Authority::parse(&format!("{host}:1"), None) {
+        Ok(Authority { host: Host::Name(_), .. }) => Some(host),
+        _ => {
+            report.error("spec.externalName", format!("{host:?} is not a host name"));
+            None
+        }
+    }
 }
 
 fn port(raw: &k8s::ServicePort, i: usize, report: &mut Report) -> Option<ServicePort> {

@@ -7,7 +7,7 @@ use outrigger_core::address::{LocalEndpoints, Special};
 use outrigger_core::bounds;
 use outrigger_core::config::{MeshAddress, Protocol};
 use outrigger_core::error::FieldError;
-use outrigger_core::name::check_label;
+use outrigger_core::name::{check_label, check_subdomain};
 use outrigger_proto::mesh;
 
 use crate::object::{Workload, WorkloadPort};
@@ -17,8 +17,8 @@ use crate::object::{Workload, WorkloadPort};
 pub fn translate(raw: &mesh::Registration, local: LocalEndpoints) -> Result<Workload, FieldError> {
     check_bounds(raw)?;
     check_label(&raw.namespace).map_err(|e| e.under("namespace"))?;
-    check_label(&raw.name).map_err(|e| e.under("name"))?;
-    check_label(&raw.service_account).map_err(|e| e.under("service_account"))?;
+    check_subdomain(&raw.name).map_err(|e| e.under("name"))?;
+    check_subdomain(&raw.service_account).map_err(|e| e.under("service_account"))?;
     let ports = raw.ports.iter().enumerate();
     let ports = ports.map(|(i, p)| port(p).map_err(|e| e.under(format!("ports[{i}]"))));
     let address: IpAddr = raw.address.parse().map_err(|_| {

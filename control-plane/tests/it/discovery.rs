@@ -278,6 +278,31 @@ async fn a_proxy_gets_its_share_of_many_endpoints() {
 }
 
 #[tokio::test]
+async fn a_service_whose_traffic_stays_local_has_the_endpoints_of_the_callers_node_alone() {
+    let local = service("orders").replace("spec:\n", "spec:\n  internalTrafficPolicy: Local\n");
+    let on = |first: &str| {
+        let nodes = [("10.0.0.1", first), ("10.0.0.2", "node-of-bank.b")];
+        nodes.iter().fold(slice("orders", &["10.0.0.1", "10.0.0.2"]), |slice, (ip, node)| {
+            slice.replace(&format!("['{ip}']"), &format!("['{ip}']\n  nodeName: {node}"))
+        })
+    };
+    let files = [("orders.yaml", local.as_str()), ("slice.yaml", &on("node-of-bank.a"))];
+    let mesh = Mesh::start(&files).await;
+    let (mut a, mut c) = (mesh.proxy("bank.a", "bank").await, mesh.proxy("bank.c", "bank").await);
+    for proxy in [&mut a, &mut c] {
+        proxy.dial(&["orders.bank:80"]).await;
+        proxy.until("known", |p| p.has("Destination", ORDERS)).await;
+    }
+    assert_eq!(a.endpoints(ORDERS), ["10.0.0.1:9000"]);
+    assert_eq!(c.endpoints(ORDERS), [""; 0]);
+    mesh.write("slice.yaml", &on("node-of-bank.c"));
+    c.until("moved here", |p| p.endpoints(ORDERS) == ["10.0.0.1:9000"]).await;
+    a.until("moved away", |p| p.removed.contains("bank/orders:80/10.0.0.1:9000")).await;
+    mesh.write("orders.yaml", &service("orders"));
+    a.until("everywhere", |p| p.endpoints(ORDERS).len() == 2).await;
+}
+
+#[tokio::test]
 async fn settings_name_every_namespace_and_nobody_sees_anothers_inbound() {
     let mesh = Mesh::start(&[("orders.yaml", &service("orders"))]).await;
     let mut proxy = mesh.proxy("bank.caller", "bank").await;

@@ -128,6 +128,16 @@ fn names_mean_services_endpoints_and_addresses() {
     index.apply(slice_object("h", &["10.0.0.1"]));
     let ip = service("i").replace("spec:\n", "spec:\n  clusterIP: 10.96.0.1\n");
     index.apply(service_object(&ip));
+    for (name, host) in [
+        ("own", "A.bank.svc.cluster.local."),
+        ("chain", "own.bank.svc.cluster.local"),
+        ("loop", "loop.bank.svc.cluster.local"),
+        ("short", "a"),
+        ("outside", "www.example.com"),
+    ] {
+        let kind = format!("spec:\n  type: ExternalName\n  externalName: {host}\n");
+        index.apply(service_object(&service(name).replace("spec:\n", &kind)));
+    }
     index.apply(route("shop", "own", "a", "a"));
     for (name, namespace, want) in [
         ("a:80", "bank", Some("bank/a:80")),
@@ -148,6 +158,14 @@ fn names_mean_services_endpoints_and_addresses() {
         ("bank/a:80", "bank", Some("bank/a:80")),
         ("bank/a:80", "shop", Some("bank/a:80@shop")),
         ("bank/a:80@shop", "bank", Some("bank/a:80")),
+        ("own.bank:80", "other", Some("bank/a:80")),
+        ("own:80", "shop", None),
+        ("own.bank.svc:80", "shop", Some("bank/a:80@shop")),
+        ("own.bank:81", "bank", None),
+        ("chain:80", "bank", Some("bank/a:80")),
+        ("loop:80", "bank", None),
+        ("short:80", "bank", None),
+        ("outside:80", "bank", None),
         ("www.example.com:443", "bank", None),
         ("localhost:80", "bank", None),
     ] {

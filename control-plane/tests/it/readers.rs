@@ -95,6 +95,7 @@ fn slice(service: &str, number: usize, uids: std::ops::Range<usize>, last: u8) -
         uid: format!("uid-{i}"),
         ready: true,
         zone: None,
+        node: None,
         hostname: None,
     };
     Object::EndpointSlice(EndpointSlice {
@@ -314,6 +315,7 @@ fn readers_that_race_with_writers_end_with_the_newest() {
                                         uid: format!("moved-{writer}-{}", i + round % 7),
                                         ready: true,
                                         zone: None,
+                                        node: None,
                                         hostname: None,
                                     })
                                     .collect();

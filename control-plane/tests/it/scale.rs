@@ -15,6 +15,7 @@ pub(crate) fn slice_object(name: &str, addresses: &[&str]) -> Object {
         uid: (*address).to_owned(),
         ready: true,
         zone: None,
+        node: None,
         hostname: None,
     });
     Object::EndpointSlice(EndpointSlice {

@@ -351,7 +351,11 @@ pub(crate) fn node(id: &str, namespace: &str) -> Node {
     Node {
         id: id.to_owned(),
         metadata: Some(Struct { fields: fields.into() }),
-        locality: Some(Locality { zone: "z1".to_owned(), ..Default::default() }),
+        locality: Some(Locality {
+            zone: "z1".to_owned(),
+            sub_zone: format!("node-of-{id}"),
+            ..Default::default()
+        }),
         ..Default::default()
     }
 }

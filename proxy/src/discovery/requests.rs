@@ -86,6 +86,8 @@ fn node(settings: &Settings) -> Node {
         metadata: Some(metadata),
         locality: Some(Locality {
             zone: settings.zone.clone().unwrap_or_default(),
+            // As Envoy has it: the part of a zone.
+            sub_zone: settings.node.clone().unwrap_or_default(),
             ..Default::default()
         }),
         user_agent_name: "outrigger-proxy".to_owned(),

@@ -264,8 +264,7 @@ impl Session {
                 continue;
             };
             state.refused = false;
-            let zone = self.proxy.zone.as_deref();
-            let share = collection.share(&self.proxy.id, zone, max, &pins);
+            let share = collection.share(&self.proxy.place(), max, &pins);
             view.set_cut(&port, &collection, share.cut);
             let mut gone = before.iter().peekable();
             for member in &share.members {

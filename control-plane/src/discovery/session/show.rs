@@ -72,6 +72,7 @@ impl Session {
             "namespace": self.proxy.namespace,
             "identity": self.proxy.identity.as_ref().map(ToString::to_string),
             "zone": self.proxy.zone,
+            "node": self.proxy.node,
             "version": self.proxy.version,
             "subscriptions": names.collect::<Vec<_>>(),
             "destinations": destinations.collect::<Vec<_>>(),
