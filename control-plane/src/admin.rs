@@ -64,6 +64,18 @@ pub async fn serve(listener: TcpListener, admin: Admin) {
     }
 }
 
+/// Numbers and probes alone, which anybody may see.
+pub async fn serve_public(listener: TcpListener, admin: Admin) {
+    let app = Router::new()
+        .route("/live", get(|| async { "live\n" }))
+        .route("/ready", get(|| async { "ready\n" }))
+        .route("/metrics", get(metrics))
+        .with_state(admin);
+    if let Err(error) = axum::serve(listener, app).await {
+        tracing::error!(%error, "the server of metrics ended");
+    }
+}
+
 /// Nobody gets here through a proxy, which would call in its own name.
 async fn refuse_proxied(request: Request, next: Next) -> Response {
     if request.headers().contains_key(PROXIED) {

@@ -4,10 +4,11 @@
 //! [`publish`] -> [`discovery`]. Workloads that register themselves enter at [`registration`],
 //! those that need a certificate at [`identity`], which asks the authority in [`ca`]. Who is at the
 //! other end of a connection is found out in [`connection`]; what there is to do in a Kubernetes cluster besides
-//! is in [`cluster`]. What outlives the process is in the
+//! is in [`cluster`], what its API server asks in [`admission`]. What outlives the process is in the
 //! [`store`], which several replicas may share ([`replica`]). [`server`] puts the parts together.
 
 pub mod admin;
+pub mod admission;
 pub mod ca;
 pub mod cluster;
 pub mod connection;

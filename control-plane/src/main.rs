@@ -7,10 +7,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Parser;
+use outrigger_control_plane::cluster::definitions::{self, Remove};
 use outrigger_control_plane::crds;
 use outrigger_control_plane::index::Index;
 use outrigger_control_plane::metrics::Metrics;
-use outrigger_control_plane::options::{Cli, Command, Options, TokenOptions, TrustStep};
+use outrigger_control_plane::options::{
+    Cli, ClusterOptions, Command, Options, TokenOptions, TrustStep,
+};
 use outrigger_control_plane::problems::{Problems, Severity};
 use outrigger_control_plane::publish::Publisher;
 use outrigger_control_plane::server;
@@ -34,7 +37,10 @@ fn main() -> ExitCode {
         Some(Command::Check { folder, local_endpoints }) => {
             check(&folder, local_endpoints.of(true))
         }
-        Some(Command::Crds { repository }) => crds(repository.as_deref()),
+        Some(Command::Crds { apply: false, remove: None, repository, .. }) => {
+            crds(repository.as_deref())
+        }
+        Some(Command::Crds { remove, cluster, .. }) => definitions(remove, &cluster),
     };
     match result {
         Ok(code) => code,
@@ -158,6 +164,22 @@ fn crds(repository: Option<&Path>) -> Result<ExitCode, Fatal> {
             .map_err(|error| format!("{}: {error}", path.display()))?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Changes which kinds a cluster knows.
+fn definitions(remove: Option<Remove>, options: &ClusterOptions) -> Result<ExitCode, Fatal> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| format!("could not start: {error}"))?;
+    let said = runtime.block_on(async {
+        let client = options.cluster().client().await.map_err(|error| error.to_string())?;
+        let namespace = options.kube_namespace.clone().unwrap_or_default();
+        match remove {
+            Some(how) => definitions::remove(&client, &namespace, how).await,
+            None => definitions::apply(&client).await,
+        }
+        .map_err(|error| error.to_string())
+    })?;
+    print(&said.join("\n"))
 }
 
 fn print(text: &str) -> Result<ExitCode, Fatal> {

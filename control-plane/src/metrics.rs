@@ -33,6 +33,12 @@ pub struct RootLabel {
     pub issuing: String,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct WebhookLabel {
+    pub webhook: &'static str,
+    pub allowed: String,
+}
+
 #[derive(Debug)]
 pub struct Metrics {
     pub objects: Family<KindLabel, Gauge>,
@@ -43,6 +49,7 @@ pub struct Metrics {
     pub status_changes: Counter,
     pub log_dropped: Counter,
     pub watch_errors: Family<KindLabel, Counter>,
+    pub reviews: Family<WebhookLabel, Counter>,
     pub publish_seconds: Histogram,
     pub load_seconds: Histogram,
     pub certificates_issued: Counter,
@@ -69,6 +76,7 @@ impl Metrics {
             status_changes: Counter::default(),
             log_dropped: Counter::default(),
             watch_errors: Family::default(),
+            reviews: Family::default(),
             publish_seconds: latency(),
             load_seconds: latency(),
             certificates_issued: Counter::default(),
@@ -100,6 +108,11 @@ impl Metrics {
             "watch_errors",
             "Times that a watch of the Kubernetes API failed, by kind",
             metrics.watch_errors.clone(),
+        );
+        registry.register(
+            "admission_reviews",
+            "Objects that the API server asked about before it stored them, by webhook and answer",
+            metrics.reviews.clone(),
         );
         registry.register("pushes", "Responses sent, by type", metrics.pushes.clone());
         registry.register("resources", "Resources sent, by type", metrics.resources.clone());

@@ -13,6 +13,7 @@ use outrigger_core::identity::TrustDomain;
 use outrigger_core::policy::access::Action;
 
 use crate::ca::files::CaFiles;
+use crate::cluster::definitions::Remove;
 use crate::cluster::review::AUDIENCE;
 use crate::index::Security;
 use crate::replica::{ReplicaName, Timing};
@@ -69,10 +70,44 @@ pub enum Command {
                       `kubectl get outrigger -A` lists every object of these kinds."
     )]
     Crds {
+        /// Apply them to the cluster instead, and wait until it serves them.
+        #[arg(long, conflicts_with = "repository")]
+        apply: bool,
+
+        /// Take away what a control plane has kept in --kube-namespace, the root of its mesh included, and the
+        /// definitions of kinds of which there is no object; `keep` leaves all definitions.
+        #[arg(long, value_name = "WHICH", value_enum, conflicts_with_all = ["apply", "repository"], requires = "kube_namespace")]
+        remove: Option<Remove>,
+
+        #[command(flatten)]
+        cluster: ClusterOptions,
+
         /// Write them, and docs/reference.md, into a copy of the repository instead.
         #[arg(long, hide = true, value_name = "DIR")]
         repository: Option<PathBuf>,
     },
+}
+
+/// How a command finds its cluster.
+#[derive(Clone, Debug, Default, Args)]
+pub struct ClusterOptions {
+    /// The file that says how the cluster is reached; in a pod its own one unless set.
+    #[arg(long, env = "OUTRIGGER_KUBECONFIG", value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+
+    /// Another context of that file than its current one.
+    #[arg(long, env = "OUTRIGGER_KUBE_CONTEXT", value_name = "NAME")]
+    pub kube_context: Option<String>,
+
+    /// The control plane's namespace.
+    #[arg(long, env = "OUTRIGGER_KUBE_NAMESPACE", value_name = "NAME")]
+    pub kube_namespace: Option<String>,
+}
+
+impl ClusterOptions {
+    pub fn cluster(&self) -> Cluster {
+        Cluster { kubeconfig: self.kubeconfig.clone(), context: self.kube_context.clone() }
+    }
 }
 
 #[derive(Clone, Debug, Args)]
@@ -110,6 +145,31 @@ pub struct Options {
     )]
     pub token_audience: String,
 
+    /// Address of the webhook server, which the API server asks about objects before it stores them (HTTPS);
+    /// without it nobody is asked, and a wrong object is stored and not put in force.
+    #[arg(
+        long,
+        env = "OUTRIGGER_WEBHOOK",
+        value_name = "IP:PORT",
+        requires_all = ["kubernetes", "webhook_host"]
+    )]
+    pub webhook: Option<SocketAddr>,
+
+    /// The name by which the API server calls the webhook: SERVICE.NAMESPACE.svc of its Service.
+    #[arg(long, env = "OUTRIGGER_WEBHOOK_HOST", value_name = "HOST")]
+    pub webhook_host: Option<String>,
+
+    /// What the ValidatingWebhookConfiguration and the MutatingWebhookConfiguration are called that
+    /// are given the mesh's roots.
+    #[arg(
+        long,
+        env = "OUTRIGGER_WEBHOOK_CONFIGURATION",
+        value_name = "NAME",
+        default_value = "outrigger",
+        requires = "kubernetes"
+    )]
+    pub webhook_configuration: String,
+
     /// Address for certificates, discovery and registration (gRPC).
     #[arg(
         long,
@@ -124,6 +184,10 @@ pub struct Options {
     /// everything and asks nobody who they are: keep it local.
     #[arg(long, env = "OUTRIGGER_ADMIN", value_name = "IP:PORT", default_value = "127.0.0.1:4782")]
     pub admin: SocketAddr,
+
+    /// Address of /live, /ready and /metrics, and of nothing else: for a kubelet and Prometheus.
+    #[arg(long, env = "OUTRIGGER_METRICS", value_name = "IP:PORT")]
+    pub metrics: Option<SocketAddr>,
 
     /// Folder for the certificate authority, the key of join tokens and registrations, so that a
     /// restart forgets none of them. Identity needs it, and so do workloads that register

@@ -20,8 +20,9 @@ use tonic::service::Routes;
 use crate::admin::{self, Admin};
 use kube::Client;
 
+use crate::admission::{Bundle, Webhook};
 use crate::ca::Authority;
-use crate::ca::own::OwnCertificate;
+use crate::ca::own::{OwnCertificate, Subject};
 use crate::cluster::review::Reviewer;
 use crate::cluster::writer::Writer;
 use crate::connection::{self, Tls};
@@ -78,6 +79,10 @@ pub enum StartError {
     StrictWithoutIdentity,
     #[error("the certificate authority: {0}")]
     Authority(String),
+    #[error("--webhook needs --identity on: its certificate is under the roots of the mesh")]
+    WebhookWithoutIdentity,
+    #[error("--webhook-host: {0}")]
+    Webhook(String),
     #[error("{path}: {error}; the commands of `trust` come by this socket")]
     Control { path: PathBuf, error: io::Error },
     #[error("{flag}: {address}: {error}")]
@@ -90,6 +95,8 @@ pub struct Server {
     /// Where discovery and registration listen.
     pub discovery: SocketAddr,
     pub admin: SocketAddr,
+    /// Where the API server asks about objects.
+    pub webhook: Option<SocketAddr>,
     publisher: Arc<Publisher>,
     replica: Option<Arc<Replica>>,
     registrations: Option<Arc<Registrations>>,
@@ -167,8 +174,12 @@ pub async fn start(options: Options, log: Log) -> Result<Server, StartError> {
         metrics: metrics.clone(),
         log,
     };
-    let mut background =
-        vec![tokio::spawn(admin::serve(admin_listener, admin)), tokio::spawn(rounds.run())];
+    let mut background = vec![tokio::spawn(rounds.run())];
+    if let Some(address) = options.metrics {
+        let listener = bind("--metrics", address)?;
+        background.push(tokio::spawn(admin::serve_public(listener, admin.clone())));
+    }
+    background.push(tokio::spawn(admin::serve(admin_listener, admin)));
     background.push(tokio::spawn(keys::run(publisher.clone(), options.manifests.clone(), local)));
     background.push(tokio::spawn(lookup::run(publisher.clone(), local)));
     background.extend(registrations.clone().map(|r| tokio::spawn(r.run())));
@@ -189,6 +200,16 @@ pub async fn start(options: Options, log: Log) -> Result<Server, StartError> {
         let writer = Writer::new(client.clone(), statuses, generations, replica.clone());
         background.push(tokio::spawn(writer.run()));
     }
+    let webhook = match (&client, options.webhook) {
+        (Some(client), Some(_)) => {
+            let security = security.as_ref().ok_or(StartError::WebhookWithoutIdentity)?;
+            let webhook = Webhook::new(publisher.clone(), metrics.clone(), local);
+            let (address, tasks) = security.webhook(&options, client, webhook)?;
+            background.extend(tasks);
+            Some(address)
+        }
+        _ => None,
+    };
     let reviewer = client.map(|client| {
         let audience = options.token_audience.clone();
         Arc::new(Reviewer::new(client, publisher.clone(), audience))
@@ -207,6 +228,7 @@ pub async fn start(options: Options, log: Log) -> Result<Server, StartError> {
     Ok(Server {
         discovery,
         admin: admin_address,
+        webhook,
         publisher,
         replica,
         registrations,
@@ -296,9 +318,33 @@ impl Security {
         );
         let authority = authority.map_err(|error| StartError::Authority(error.to_string()))?;
         let authority = Arc::new(authority);
-        let own = Arc::new(OwnCertificate::new(&authority).map_err(StartError::Authority)?);
+        let own = Arc::new(
+            OwnCertificate::new(&authority, Subject::ControlPlane)
+                .map_err(StartError::Authority)?,
+        );
         let tls = Tls::new(authority.clone(), own.clone()).map_err(StartError::Authority)?;
         Ok(Some(Self { state_dir, replica, authority, own, tls }))
+    }
+
+    /// Starts the webhook server, with a certificate of its own, and what tells the API server of the roots.
+    fn webhook(
+        &self,
+        options: &Options,
+        client: &Client,
+        webhook: Webhook,
+    ) -> Result<(SocketAddr, [JoinHandle<()>; 3]), StartError> {
+        let address = options.webhook.unwrap_or(options.listen);
+        let host = options.webhook_host.clone().unwrap_or_default();
+        let authority = self.authority.clone();
+        let own = OwnCertificate::new(&authority, Subject::Host(host));
+        let own = Arc::new(own.map_err(StartError::Webhook)?);
+        let listener = bind("--webhook", address)?;
+        let address = local_address(&listener, address);
+        let renewed = own.clone().run(authority.clone(), webhook.metrics.clone());
+        let serve = webhook.serve(listener, own).map_err(StartError::Webhook)?;
+        let name = options.webhook_configuration.clone();
+        let bundle = Bundle { client: client.clone(), authority, name };
+        Ok((address, [tokio::spawn(renewed), tokio::spawn(serve), tokio::spawn(bundle.run())]))
     }
 
     fn publish(&self, publisher: &Publisher) {

@@ -7,4 +7,4 @@ mod closed;
 pub mod event;
 pub mod kubernetes;
 pub mod manifests;
-mod read;
+pub mod read;

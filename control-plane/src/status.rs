@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use outrigger_core::config::BackendTarget;
 use serde::Serialize;
 
-pub use of::of;
+pub use of::{in_force, of};
 
 use crate::index::{Dep, Index};
 use crate::object::stopped::Stopped;

@@ -10,3 +10,4 @@ mod identity;
 mod permissions;
 mod source;
 mod status;
+mod webhook;

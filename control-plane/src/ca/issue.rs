@@ -92,28 +92,52 @@ impl Issuer {
         lifetime: Duration,
         now: SystemTime,
     ) -> Result<Leaf, IssueError> {
+        let id = id.as_str().try_into().map_err(failed)?;
+        let purposes = [ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        let extension = grant.to_extension();
+        let extension = extension.map(|text| CustomExtension::from_oid_content(&grant::OID, text));
+        let mut params = CertificateParams::default();
+        params.subject_alt_names = vec![SanType::URI(id)];
+        params.extended_key_usages = purposes.into();
+        params.custom_extensions = extension.into_iter().collect();
+        self.sign(params, key, lifetime, now)
+    }
+
+    /// Issues a leaf for a server that others know by a host name: in the mesh it is nobody.
+    pub fn server_leaf(
+        &self,
+        host: &str,
+        key: &impl PublicKeyData,
+        lifetime: Duration,
+        now: SystemTime,
+    ) -> Result<Leaf, IssueError> {
+        let mut params = CertificateParams::default();
+        params.subject_alt_names = vec![SanType::DnsName(host.try_into().map_err(failed)?)];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        self.sign(params, key, lifetime, now)
+    }
+
+    fn sign(
+        &self,
+        mut params: CertificateParams,
+        key: &impl PublicKeyData,
+        lifetime: Duration,
+        now: SystemTime,
+    ) -> Result<Leaf, IssueError> {
         let not_after = whole_seconds((now + lifetime).min(self.not_after));
         if not_after < now + MIN_LIFETIME {
             return Err(IssueError::IssuerEnds);
         }
         let not_before = whole_seconds(now - BACKDATED);
-        let failed = |error: rcgen::Error| IssueError::Failed(error.to_string());
         let mut serial = [0; SERIAL];
         getrandom::fill(&mut serial).map_err(|error| IssueError::Failed(error.to_string()))?;
         // Positive, and of full length.
         serial[0] = serial[0] & 0x7f | 0x40;
-        let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
         params.serial_number = Some(SerialNumber::from_slice(&serial));
-        params.subject_alt_names = vec![SanType::URI(id.as_str().try_into().map_err(failed)?)];
         params.is_ca = IsCa::ExplicitNoCa;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages =
-            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         params.use_authority_key_identifier_extension = true;
-        let extension = grant.to_extension();
-        let extension = extension.map(|text| CustomExtension::from_oid_content(&grant::OID, text));
-        params.custom_extensions = extension.into_iter().collect();
         params.not_before = OffsetDateTime::from(not_before);
         params.not_after = OffsetDateTime::from(not_after);
         let leaf = params.signed_by(key, &self.issuer).map_err(failed)?;
@@ -133,6 +157,10 @@ impl fmt::Debug for Issuer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Issuer({})", self.root)
     }
+}
+
+fn failed(error: rcgen::Error) -> IssueError {
+    IssueError::Failed(error.to_string())
 }
 
 /// Certificates count whole seconds.

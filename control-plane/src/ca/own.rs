@@ -26,8 +26,18 @@ const ALARM: Duration = Duration::from_secs(30 * 24 * 3600);
 /// How long the same alarm is not repeated.
 const REPEAT: Duration = Duration::from_secs(3600);
 
-/// What the TLS server shows.
+/// Who a server says it is.
+#[derive(Clone, Debug)]
+pub enum Subject {
+    /// The control plane, to proxies.
+    ControlPlane,
+    /// A host name, to the API server of a cluster.
+    Host(String),
+}
+
+/// What a TLS server shows.
 pub struct OwnCertificate {
+    subject: Subject,
     current: RwLock<Current>,
 }
 
@@ -38,8 +48,9 @@ struct Current {
 }
 
 impl OwnCertificate {
-    pub fn new(authority: &Authority) -> Result<Self, String> {
-        Ok(Self { current: RwLock::new(make(authority, &authority.in_force())?) })
+    pub fn new(authority: &Authority, subject: Subject) -> Result<Self, String> {
+        let current = make(authority, &subject, &authority.in_force())?;
+        Ok(Self { current: RwLock::new(current), subject })
     }
 
     pub fn not_after(&self) -> SystemTime {
@@ -54,7 +65,9 @@ impl OwnCertificate {
         loop {
             if tokio::time::Instant::now() >= next_look {
                 next_look = tokio::time::Instant::now() + LOOK.min(self.half_life());
-                self.watch_ends(&authority.in_force(), &metrics, &mut last_alarm);
+                if let Subject::ControlPlane = self.subject {
+                    self.watch_ends(&authority.in_force(), &metrics, &mut last_alarm);
+                }
             }
             let renewal = tokio::time::sleep(self.until_renewal());
             tokio::select! {
@@ -63,10 +76,11 @@ impl OwnCertificate {
                 () = tokio::time::sleep_until(next_look) => continue,
             }
             let in_force = changes.borrow_and_update().clone();
-            match make(&authority, &in_force) {
+            match make(&authority, &self.subject, &in_force) {
                 Ok(new) => {
                     tracing::info!(
                         root = %new.leaf.root, not_after = super::ledger::shown(new.leaf.not_after),
+                        subject = ?self.subject,
                         "the control plane has a new certificate"
                     );
                     *self.current.write().unwrap_or_else(std::sync::PoisonError::into_inner) = new;
@@ -151,10 +165,16 @@ impl fmt::Debug for OwnCertificate {
     }
 }
 
-fn make(authority: &Authority, in_force: &InForce) -> Result<Current, String> {
+fn make(authority: &Authority, subject: &Subject, in_force: &InForce) -> Result<Current, String> {
     let key = KeyPair::generate().map_err(|error| error.to_string())?;
-    let id = SpiffeId::control_plane(&authority.trust_domain);
-    let leaf = in_force.issuer.leaf(&id, &key, authority.lifetime, SystemTime::now());
+    let (issuer, lifetime, now) = (&in_force.issuer, authority.lifetime, SystemTime::now());
+    let leaf = match subject {
+        Subject::ControlPlane => {
+            let id = SpiffeId::control_plane(&authority.trust_domain);
+            issuer.leaf(&id, &key, lifetime, now)
+        }
+        Subject::Host(host) => issuer.server_leaf(host, &key, lifetime, now),
+    };
     let leaf = leaf.map_err(|error| error.to_string())?;
     let der = PrivateKeyDer::try_from(key.serialize_der()).map_err(str::to_owned)?;
     let key = rustls::crypto::aws_lc_rs::sign::any_ecdsa_type(&der);

@@ -20,16 +20,16 @@ use crate::translate::{self, DEFAULT_NAMESPACE, Report};
 
 /// What one object says.
 #[derive(Debug)]
-pub(super) struct Reading {
+pub struct Reading {
     /// Which one it is; none where not even that can be read.
-    pub(super) id: Option<ObjectId>,
+    pub id: Option<ObjectId>,
     /// None: it is wrong, and its last good version stays.
-    pub(super) object: Option<Object>,
-    pub(super) problems: Vec<(Severity, FieldError)>,
+    pub object: Option<Object>,
+    pub problems: Vec<(Severity, FieldError)>,
 }
 
 /// Reads an object of a kind. `is_small`: it is known to be smaller than anything that proxies would not take.
-pub(super) fn read(kind: Kind, value: &Value, is_small: bool, local: LocalEndpoints) -> Reading {
+pub fn read(kind: Kind, value: &Value, is_small: bool, local: LocalEndpoints) -> Reading {
     use gateway_api::experimental::{
         grpcroutes::GrpcRoute, httproutes::HttpRoute, referencegrants::ReferenceGrant,
         tcproutes::TcpRoute, tlsroutes::TlsRoute,

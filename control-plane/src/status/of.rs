@@ -44,8 +44,9 @@ pub fn of(view: &View<'_>, id: &ObjectId, written: Vec<String>) -> Option<Status
     Some(status)
 }
 
-/// What the index says of the version in force.
-fn in_force(index: &Index, id: &ObjectId) -> Option<Status> {
+/// What the index says of the version in force; none: there is no such object, or it is of a kind without a
+/// status.
+pub fn in_force(index: &Index, id: &ObjectId) -> Option<Status> {
     match id.kind {
         Kind::HttpRoute | Kind::GrpcRoute | Kind::TlsRoute | Kind::TcpRoute => {
             let route = index.route(id)?;

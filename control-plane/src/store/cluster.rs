@@ -30,6 +30,8 @@ const MAX_DOCUMENT: usize = 1_000_000;
 /// On everything that is kept here.
 const LABEL: &str = "app.kubernetes.io/managed-by";
 const LABELLED: &str = "outrigger-control-plane";
+/// Selects what is kept here.
+pub const MANAGED_BY_US: &str = "app.kubernetes.io/managed-by=outrigger-control-plane";
 /// Which document an object is.
 const ANNOTATION: &str = "outrigger.dev/document";
 /// The key of an object's data.
@@ -246,7 +248,7 @@ impl Store for Cluster {
     }
 
     fn list(&self, folder: &str) -> Result<Vec<String>, StoreError> {
-        let params = ListParams::default().labels(&format!("{LABEL}={LABELLED}"));
+        let params = ListParams::default().labels(MANAGED_BY_US);
         let place = format!("Secrets of {}", self.namespace);
         let api = self.secrets.clone();
         let all = self.call(&place, async move { api.list_metadata(&params).await });

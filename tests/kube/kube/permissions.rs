@@ -5,6 +5,7 @@ use std::fmt;
 
 use outrigger_tests::apiserver::Request;
 use outrigger_tests::eventually;
+use outrigger_tests::process::{free_port, local};
 use serde_json::{Value, json};
 
 use super::cluster::{Cluster, Plane};
@@ -75,7 +76,17 @@ fn no_more_is_asked_for_than_the_roles_allow_and_no_more_allowed_than_is_asked_f
         cluster.define(group, plural, kind);
     }
     cluster.apply(&cluster.service("orders"));
-    let mut plane = Plane::start(&cluster, &["--identity", "on"]);
+    for kind in ["ValidatingWebhookConfiguration", "MutatingWebhookConfiguration"] {
+        let service = json!({"namespace": cluster.system, "name": "outrigger"});
+        cluster.apply(&json!({
+            "apiVersion": "admissionregistration.k8s.io/v1", "kind": kind,
+            "metadata": {"name": "outrigger"},
+            "webhooks": [{"name": "one.outrigger.dev", "clientConfig": {"service": service}}],
+        }));
+    }
+    let webhook = local(free_port()).to_string();
+    let webhook = ["--webhook", &webhook, "--webhook-host", "outrigger.system.svc"];
+    let mut plane = Plane::start(&cluster, &[&["--identity", "on"], &webhook[..]].concat());
     // One of each kind that has a status.
     for (api_version, kind) in [
         ("gateway.networking.k8s.io/v1", "HTTPRoute"),

@@ -64,6 +64,16 @@ impl Objects {
             ("events.k8s.io", "events", "Event"),
             ("discovery.k8s.io", "endpointslices", "EndpointSlice"),
             ("coordination.k8s.io", "leases", "Lease"),
+            (
+                "admissionregistration.k8s.io",
+                "validatingwebhookconfigurations",
+                "ValidatingWebhookConfiguration",
+            ),
+            (
+                "admissionregistration.k8s.io",
+                "mutatingwebhookconfigurations",
+                "MutatingWebhookConfiguration",
+            ),
             ("apiextensions.k8s.io", "customresourcedefinitions", "CustomResourceDefinition"),
         ];
         let kinds = builtin.map(|(group, plural, kind)| (resource(group, plural), kind.to_owned()));

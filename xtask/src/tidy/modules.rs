@@ -25,7 +25,7 @@ const ORDERS: &[Order] = &[Order {
         &["connection", "control", "keys", "lookup", "namespaces", "source", "status"],
         &["cluster"],
         &["options"],
-        &["discovery", "experiments", "identity", "registration", "trust"],
+        &["admission", "discovery", "experiments", "identity", "registration", "trust"],
         &["admin"],
         &["server"],
     ],
