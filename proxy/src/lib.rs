@@ -22,6 +22,7 @@ pub mod http;
 pub mod identity;
 pub mod inbound;
 pub mod inbound_ports;
+pub mod init;
 pub mod io;
 mod local;
 pub mod memory;

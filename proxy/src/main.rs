@@ -2,8 +2,9 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use outrigger_logging::{LAST_WORDS, Log, say_last};
+use outrigger_proxy::init::Init;
 use outrigger_proxy::memory::Allocator;
 use outrigger_proxy::run;
 use outrigger_proxy::settings::Settings;
@@ -14,8 +15,31 @@ use tracing_subscriber::{EnvFilter, fmt, reload};
 #[global_allocator]
 static ALLOCATOR: Allocator = Allocator;
 
+#[derive(Debug, Parser)]
+#[command(args_conflicts_with_subcommands = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    settings: Settings,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Init(Init),
+}
+
 fn main() -> ExitCode {
-    let settings = Settings::parse();
+    let Cli { command, settings } = Cli::parse();
+    if let Some(Command::Init(init)) = command {
+        return match init.run() {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                say_last(format!("error: {error}"));
+                ExitCode::FAILURE
+            }
+        };
+    }
     let filter = match EnvFilter::try_new(&settings.log) {
         Ok(filter) => filter,
         Err(error) => {

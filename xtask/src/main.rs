@@ -8,6 +8,7 @@
 mod ci;
 mod codegen;
 mod demo;
+mod images;
 mod test;
 mod tidy;
 mod workspace;
@@ -40,6 +41,8 @@ enum Task {
     Tidy,
     /// Generate the wire types from their .proto files, and CRDs with their reference from the kinds.
     Codegen(codegen::Options),
+    /// Build container images under target/images, without a daemon.
+    Images(images::Options),
     /// Everything that must hold before a change is taken.
     Ci,
 }
@@ -51,6 +54,7 @@ fn main() -> ExitCode {
         Task::Bench { arguments } => bench(&arguments),
         Task::Tidy => tidy::run(),
         Task::Codegen(options) => codegen::run(&options),
+        Task::Images(options) => images::run(&options),
         Task::Ci => ci::run(),
     }
 }
