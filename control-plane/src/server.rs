@@ -37,6 +37,7 @@ use crate::namespaces;
 use crate::options::{Mtls, Options, Switch};
 use crate::problems::Problems;
 use crate::publish::Publisher;
+use crate::registration::objects::Objects;
 use crate::registration::{Registrar, Registrations};
 use crate::replica::Replica;
 use crate::source::kubernetes::{self, ConnectError, Kubernetes};
@@ -189,6 +190,10 @@ pub async fn start(options: Options, log: Log) -> Result<Server, StartError> {
         let writer = Writer::new(client.clone(), statuses, generations, replica.clone());
         background.push(tokio::spawn(writer.run()));
     }
+        let objects = registrations
+            .clone()
+            .map(|registrations| Objects::new(client.clone(), registrations, replica.clone()));
+        background.extend(objects.map(|objects| tokio::spawn(objects.run())));
     let reviewer = client.map(|client| {
         let audience = options.token_audience.clone();
         Arc::new(Reviewer::new(client, publisher.clone(), audience))

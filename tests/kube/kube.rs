@@ -9,4 +9,5 @@ mod cluster;
 mod identity;
 mod permissions;
 mod source;
+mod registration;
 mod status;

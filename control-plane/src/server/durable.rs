@@ -61,7 +61,10 @@ impl Durable {
 /// An index without objects, with what outlived the last process.
 fn first_index(options: &Options, store: Option<&dyn Store>, stops: &Stops) -> Index {
     let known = store.map(namespaces::read).unwrap_or_default();
-    let index = Index::new(options.settings()).with_security(options.security());
+    let mut index = Index::new(options.settings()).with_security(options.security());
+    if options.kubernetes {
+        index = index.with_replica(options.replica.as_str());
+    }
     index.with_stops(stops.clone()).with_namespaces(known)
 }
 
