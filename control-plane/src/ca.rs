@@ -36,7 +36,7 @@ use crate::replica::Replica;
 use crate::store::{StoreError, Version};
 use crate::sync::lock;
 use csr::PublicKey;
-use files::CaFiles;
+use files::Source;
 use issue::{IssueError, Issuer, Leaf};
 use ledger::{Ledger, NodeId};
 use root::{Root, RootId};
@@ -53,7 +53,7 @@ pub struct Authority {
     pub ledger: Arc<Ledger>,
     replica: Arc<Replica>,
     lifetime: Duration,
-    files: Option<CaFiles>,
+    source: Option<Source>,
     state: Mutex<State>,
     in_force: watch::Sender<Arc<InForce>>,
 }
@@ -64,11 +64,11 @@ struct State {
     history: VecDeque<(String, Vec<RootId>)>,
     /// Of the document of roots that is in force.
     version: Option<Version>,
-    /// Roots in the user's files.
+    /// Roots that the user gives.
     wanted: Vec<RootId>,
     /// Why the roots in the store could not be taken over.
     problem: Option<String>,
-    /// What the user's files ask for and what is not done yet, or what is wrong with them.
+    /// What the user's certificates ask for and what is not done yet, or what is wrong with them.
     held: Option<String>,
 }
 
@@ -102,13 +102,13 @@ impl Authority {
         replica: Arc<Replica>,
         trust_domain: TrustDomain,
         lifetime: Duration,
-        files: Option<CaFiles>,
+        source: Option<Source>,
     ) -> io::Result<Self> {
         let ledger = Ledger::open(replica.clone(), lifetime, SystemTime::now())?;
         let mut tries = 0;
         let (in_force, state) = loop {
             tries += 1;
-            let (in_force, mut state) = begin(&replica, &trust_domain, files.as_ref())?;
+            let (in_force, mut state) = begin(&replica, &trust_domain, source.as_ref())?;
             let (roots, issuing) = (&in_force.roots, in_force.issuer.root);
             let before = state.version.take();
             match store::write(&*replica.store, &trust_domain, roots, issuing, before.as_ref()) {
@@ -124,7 +124,7 @@ impl Authority {
             ledger,
             replica,
             lifetime,
-            files,
+            source,
             state: Mutex::new(state),
             in_force: watch::Sender::new(in_force.clone()),
         };
@@ -182,7 +182,7 @@ impl Authority {
         known.or_else(|| self.ledger.roots_of(version))
     }
 
-    /// What the user's files ask for and what is not done, and why.
+    /// What the user's certificates ask for and what is not done, and why.
     pub fn held(&self) -> Option<String> {
         self.lock().held.clone()
     }
@@ -245,16 +245,16 @@ type Issuing = (Vec<Arc<Root>>, Arc<Issuer>);
 fn begin(
     replica: &Replica,
     trust_domain: &TrustDomain,
-    files: Option<&CaFiles>,
+    source: Option<&Source>,
 ) -> io::Result<(InForce, State)> {
     let wrong = |problem: String| io::Error::new(io::ErrorKind::InvalidData, problem);
     let now = SystemTime::now();
     let stored = store::read(&*replica.store, trust_domain)?;
     let version = stored.as_ref().map(|stored| stored.version.clone());
     let mut wanted = Vec::new();
-    let (roots, issuer) = match files {
-        Some(files) => {
-            let given = files.load(trust_domain, now).map_err(wrong)?;
+    let (roots, issuer) = match source {
+        Some(source) => {
+            let given = source.load(trust_domain, now).map_err(wrong)?;
             wanted = given.roots();
             given.beside(stored)
         }

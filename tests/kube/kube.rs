@@ -7,7 +7,8 @@
 
 mod cluster;
 mod identity;
+mod issuer;
 mod permissions;
-mod source;
 mod registration;
+mod source;
 mod status;

@@ -55,11 +55,11 @@ impl Authority {
             return Ok(());
         };
         let issuer = match stored.roots.iter().find(|root| root.id == stored.issuing) {
-            Some(root) if root.id != before.issuer.root && self.files.is_none() => {
+            Some(root) if root.id != before.issuer.root && self.source.is_none() => {
                 let problem = |problem| io::Error::new(io::ErrorKind::InvalidData, problem);
                 Arc::new(Issuer::from_root(root).map_err(problem)?)
             }
-            // A replica with files of its own issues as they say.
+            // A replica that is given an issuing certificate issues as that says.
             _ => before.issuer.clone(),
         };
         let mut roots = stored.roots;

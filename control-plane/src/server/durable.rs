@@ -40,14 +40,14 @@ impl Durable {
         });
         let options = options.clone();
         let open = move || {
-            let replica = open_store(&options, cluster)?;
+            let replica = open_store(&options, cluster.clone())?;
             let store = replica.as_ref().map(|replica| &*replica.store);
             let stops = store.map(saved::read).unwrap_or_default();
             let index = first_index(&options, store, &stops);
             let tokens = store.map(Tokens::of).transpose();
             let tokens = tokens.map_err(|error| state_dir_error(&options, error))?.map(Arc::new);
             let publisher = Arc::new(Publisher::new(index));
-            let security = Security::open(&options, replica.as_ref())?;
+            let security = Security::open(&options, replica.as_ref(), cluster.as_ref())?;
             if let Some(security) = &security {
                 security.publish(&publisher);
             }
