@@ -54,22 +54,23 @@ pub struct Authority {
     replica: Arc<Replica>,
     lifetime: Duration,
     source: Option<Source>,
+    /// Held across what the store is asked, which may be far away: never locked where others are served.
     state: Mutex<State>,
+    /// Version of each bundle and its roots.
+    history: Mutex<VecDeque<(String, Vec<RootId>)>>,
+    /// What the user's certificates ask for and what is not done yet, or what is wrong with them.
+    held: Mutex<Option<String>>,
     in_force: watch::Sender<Arc<InForce>>,
 }
 
 #[derive(Debug)]
 struct State {
-    /// Version of each bundle and its roots.
-    history: VecDeque<(String, Vec<RootId>)>,
     /// Of the document of roots that is in force.
     version: Option<Version>,
     /// Roots that the user gives.
     wanted: Vec<RootId>,
     /// Why the roots in the store could not be taken over.
     problem: Option<String>,
-    /// What the user's certificates ask for and what is not done yet, or what is wrong with them.
-    held: Option<String>,
 }
 
 /// Roots and issuer at one moment.
@@ -126,12 +127,12 @@ impl Authority {
             lifetime,
             source,
             state: Mutex::new(state),
+            history: Mutex::default(),
+            held: Mutex::default(),
             in_force: watch::Sender::new(in_force.clone()),
         };
-        let mut state = authority.lock();
-        authority.announce(&mut state, in_force);
-        authority.stand(&state);
-        drop(state);
+        authority.announce(in_force);
+        authority.stand(&authority.lock());
         authority.ledger.flush();
         Ok(authority)
     }
@@ -145,7 +146,7 @@ impl Authority {
         self.in_force.subscribe()
     }
 
-    /// Issues a certificate for a node and notes it.
+    /// Issues a certificate for a node and notes it. Blocks while a step of a rotation is taken.
     pub fn certify(
         &self,
         id: &SpiffeId,
@@ -175,8 +176,8 @@ impl Authority {
     /// The roots of a bundle that this process had in force, or that other replicas' proxies have acknowledged.
     pub fn roots_of(&self, version: &str) -> Option<Vec<RootId>> {
         let known = {
-            let state = self.lock();
-            let found = state.history.iter().find(|(known, _)| known == version);
+            let history = lock(&self.history);
+            let found = history.iter().find(|(known, _)| known == version);
             found.map(|(_, roots)| roots.clone())
         };
         known.or_else(|| self.ledger.roots_of(version))
@@ -184,13 +185,13 @@ impl Authority {
 
     /// What the user's certificates ask for and what is not done, and why.
     pub fn held(&self) -> Option<String> {
-        self.lock().held.clone()
+        lock(&self.held).clone()
     }
 
     /// Writes the new state, then tells everybody.
     fn put_in_force(&self, state: &mut State, new: Arc<InForce>) -> Result<(), StoreError> {
         self.write(state, &new)?;
-        self.announce(state, new);
+        self.announce(new);
         self.stand(state);
         Ok(())
     }
@@ -204,15 +205,18 @@ impl Authority {
     }
 
     /// Tells every subscriber in this process, and writes the bundle for operators who start proxies.
-    fn announce(&self, state: &mut State, new: Arc<InForce>) {
+    fn announce(&self, new: Arc<InForce>) {
         if let Err(error) = store::write_bundle(&*self.replica.store, &new.roots) {
             tracing::error!(%error, "could not write the trust bundle for new proxies");
         }
         let roots = new.roots.iter().map(|root| root.id).collect();
-        state.history.retain(|(version, _)| *version != new.version);
-        state.history.push_back((new.version.clone(), roots));
-        if state.history.len() > HISTORY {
-            state.history.pop_front();
+        {
+            let mut history = lock(&self.history);
+            history.retain(|(version, _)| *version != new.version);
+            history.push_back((new.version.clone(), roots));
+            if history.len() > HISTORY {
+                history.pop_front();
+            }
         }
         self.in_force.send_replace(new);
     }
@@ -260,7 +264,7 @@ fn begin(
         }
         None => own_issuer(stored, trust_domain, now).map_err(wrong)?,
     };
-    let state = State { history: VecDeque::new(), version, wanted, problem: None, held: None };
+    let state = State { version, wanted, problem: None };
     Ok((InForce::new(trust_domain, roots, issuer), state))
 }
 

@@ -21,6 +21,7 @@ use super::rotation::Refusal;
 use super::store::Stored;
 use super::{Authority, InForce, Issuing, State, verify};
 use crate::store::cluster::Cluster;
+use crate::sync::lock;
 
 /// How often they are looked at. Secrets mounted by Kubernetes change by renamed links, which
 /// reading notices and watching may not.
@@ -206,12 +207,14 @@ impl Authority {
             }
             Err(problem) => Some(format!("{problem}; the last good one stays in force")),
         };
-        if held != state.held {
+        drop(state);
+        let mut before = lock(&self.held);
+        if held != *before {
             match &held {
                 Some(held) => tracing::error!(problem = held, "the authority's {}", source.what()),
                 None => tracing::info!("what the authority's {} give is in force", source.what()),
             }
-            state.held = held;
+            *before = held;
         }
     }
 

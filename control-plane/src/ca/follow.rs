@@ -70,7 +70,7 @@ impl Authority {
         state.version = Some(stored.version);
         if new.version != before.version {
             tracing::info!(issuing = %new.issuer.root, roots = new.roots.len(), "took over the roots");
-            self.announce(state, Arc::new(new));
+            self.announce(Arc::new(new));
         }
         self.stand(state);
         Ok(())

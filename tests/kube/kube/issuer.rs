@@ -46,7 +46,7 @@ fn authority(name: &str, until: i32) -> CertificateParams {
 fn secret(cluster: &Cluster, (certificate, key): (&str, &str), root: &str) -> Value {
     let text = |text: &str| ByteString(text.as_bytes().to_vec());
     json!({
-        "apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/tls",
+        "apiVersion": "v1", "kind": "Secret", "type": "Opaque",
         "metadata": {"name": "mesh-issuer", "namespace": cluster.system},
         "data": {"tls.crt": text(certificate), "tls.key": text(key), "ca.crt": text(root)},
     })
