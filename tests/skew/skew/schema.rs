@@ -143,6 +143,9 @@ fn no_message_of_a_recorded_release_is_read_otherwise() {
     }
 }
 
+/// A change of a message, and the end of what is said about it.
+type Break<'a> = (&'a dyn Fn(&mut DescriptorProto), &'a str);
+
 #[test]
 fn each_kind_of_break_is_noticed() {
     let present = present();
@@ -153,7 +156,7 @@ fn each_kind_of_break_is_noticed() {
     let field = |i: usize, change: fn(&mut FieldDescriptorProto)| {
         move |message: &mut DescriptorProto| change(&mut message.field[i])
     };
-    let changes: [(&dyn Fn(&mut DescriptorProto), &str); 5] = [
+    let changes: [Break<'_>; 5] = [
         (&field(1, |f| f.number = Some(90)), "Endpoint.address is gone and not reserved"),
         (
             &field(1, |f| f.set_type(prost_types::field_descriptor_proto::Type::Bytes)),
