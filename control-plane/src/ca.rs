@@ -36,7 +36,7 @@ use crate::replica::Replica;
 use crate::store::{StoreError, Version};
 use crate::sync::lock;
 use csr::PublicKey;
-use files::CaFiles;
+use files::Source;
 use issue::{IssueError, Issuer, Leaf};
 use ledger::{Ledger, NodeId};
 use root::{Root, RootId};
@@ -53,23 +53,24 @@ pub struct Authority {
     pub ledger: Arc<Ledger>,
     replica: Arc<Replica>,
     lifetime: Duration,
-    files: Option<CaFiles>,
+    source: Option<Source>,
+    /// Held across what the store is asked, which may be far away: never locked where others are served.
     state: Mutex<State>,
+    /// Version of each bundle and its roots.
+    history: Mutex<VecDeque<(String, Vec<RootId>)>>,
+    /// What the user's certificates ask for and what is not done yet, or what is wrong with them.
+    held: Mutex<Option<String>>,
     in_force: watch::Sender<Arc<InForce>>,
 }
 
 #[derive(Debug)]
 struct State {
-    /// Version of each bundle and its roots.
-    history: VecDeque<(String, Vec<RootId>)>,
     /// Of the document of roots that is in force.
     version: Option<Version>,
-    /// Roots in the user's files.
+    /// Roots that the user gives.
     wanted: Vec<RootId>,
     /// Why the roots in the store could not be taken over.
     problem: Option<String>,
-    /// What the user's files ask for and what is not done yet, or what is wrong with them.
-    held: Option<String>,
 }
 
 /// Roots and issuer at one moment.
@@ -102,13 +103,13 @@ impl Authority {
         replica: Arc<Replica>,
         trust_domain: TrustDomain,
         lifetime: Duration,
-        files: Option<CaFiles>,
+        source: Option<Source>,
     ) -> io::Result<Self> {
         let ledger = Ledger::open(replica.clone(), lifetime, SystemTime::now())?;
         let mut tries = 0;
         let (in_force, state) = loop {
             tries += 1;
-            let (in_force, mut state) = begin(&replica, &trust_domain, files.as_ref())?;
+            let (in_force, mut state) = begin(&replica, &trust_domain, source.as_ref())?;
             let (roots, issuing) = (&in_force.roots, in_force.issuer.root);
             let before = state.version.take();
             match store::write(&*replica.store, &trust_domain, roots, issuing, before.as_ref()) {
@@ -124,14 +125,14 @@ impl Authority {
             ledger,
             replica,
             lifetime,
-            files,
+            source,
             state: Mutex::new(state),
+            history: Mutex::default(),
+            held: Mutex::default(),
             in_force: watch::Sender::new(in_force.clone()),
         };
-        let mut state = authority.lock();
-        authority.announce(&mut state, in_force);
-        authority.stand(&state);
-        drop(state);
+        authority.announce(in_force);
+        authority.stand(&authority.lock());
         authority.ledger.flush();
         Ok(authority)
     }
@@ -145,7 +146,7 @@ impl Authority {
         self.in_force.subscribe()
     }
 
-    /// Issues a certificate for a node and notes it.
+    /// Issues a certificate for a node and notes it. Blocks while a step of a rotation is taken.
     pub fn certify(
         &self,
         id: &SpiffeId,
@@ -175,22 +176,22 @@ impl Authority {
     /// The roots of a bundle that this process had in force, or that other replicas' proxies have acknowledged.
     pub fn roots_of(&self, version: &str) -> Option<Vec<RootId>> {
         let known = {
-            let state = self.lock();
-            let found = state.history.iter().find(|(known, _)| known == version);
+            let history = lock(&self.history);
+            let found = history.iter().find(|(known, _)| known == version);
             found.map(|(_, roots)| roots.clone())
         };
         known.or_else(|| self.ledger.roots_of(version))
     }
 
-    /// What the user's files ask for and what is not done, and why.
+    /// What the user's certificates ask for and what is not done, and why.
     pub fn held(&self) -> Option<String> {
-        self.lock().held.clone()
+        lock(&self.held).clone()
     }
 
     /// Writes the new state, then tells everybody.
     fn put_in_force(&self, state: &mut State, new: Arc<InForce>) -> Result<(), StoreError> {
         self.write(state, &new)?;
-        self.announce(state, new);
+        self.announce(new);
         self.stand(state);
         Ok(())
     }
@@ -204,15 +205,18 @@ impl Authority {
     }
 
     /// Tells every subscriber in this process, and writes the bundle for operators who start proxies.
-    fn announce(&self, state: &mut State, new: Arc<InForce>) {
+    fn announce(&self, new: Arc<InForce>) {
         if let Err(error) = store::write_bundle(&*self.replica.store, &new.roots) {
             tracing::error!(%error, "could not write the trust bundle for new proxies");
         }
         let roots = new.roots.iter().map(|root| root.id).collect();
-        state.history.retain(|(version, _)| *version != new.version);
-        state.history.push_back((new.version.clone(), roots));
-        if state.history.len() > HISTORY {
-            state.history.pop_front();
+        {
+            let mut history = lock(&self.history);
+            history.retain(|(version, _)| *version != new.version);
+            history.push_back((new.version.clone(), roots));
+            if history.len() > HISTORY {
+                history.pop_front();
+            }
         }
         self.in_force.send_replace(new);
     }
@@ -245,22 +249,22 @@ type Issuing = (Vec<Arc<Root>>, Arc<Issuer>);
 fn begin(
     replica: &Replica,
     trust_domain: &TrustDomain,
-    files: Option<&CaFiles>,
+    source: Option<&Source>,
 ) -> io::Result<(InForce, State)> {
     let wrong = |problem: String| io::Error::new(io::ErrorKind::InvalidData, problem);
     let now = SystemTime::now();
     let stored = store::read(&*replica.store, trust_domain)?;
     let version = stored.as_ref().map(|stored| stored.version.clone());
     let mut wanted = Vec::new();
-    let (roots, issuer) = match files {
-        Some(files) => {
-            let given = files.load(trust_domain, now).map_err(wrong)?;
+    let (roots, issuer) = match source {
+        Some(source) => {
+            let given = source.load(trust_domain, now).map_err(wrong)?;
             wanted = given.roots();
             given.beside(stored)
         }
         None => own_issuer(stored, trust_domain, now).map_err(wrong)?,
     };
-    let state = State { history: VecDeque::new(), version, wanted, problem: None, held: None };
+    let state = State { version, wanted, problem: None };
     Ok((InForce::new(trust_domain, roots, issuer), state))
 }
 

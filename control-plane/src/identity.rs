@@ -92,7 +92,12 @@ impl Identity for Certifier {
             ));
         };
         let certified = match self.credential(tokens, &request).await {
-            Ok(credential) => certify(authority, &credential, &request),
+            Ok(credential) => {
+                let (authority, asked) = (authority.clone(), request.get_ref().clone());
+                let issue = move || certify(&authority, &credential, &asked);
+                let issued = tokio::task::spawn_blocking(issue).await;
+                issued.map_err(|error| Status::internal(error.to_string()))?
+            }
             Err(refused) => Err(refused),
         };
         let (response, root) = match certified {
@@ -156,10 +161,10 @@ impl Certifier {
 fn certify(
     authority: &Authority,
     credential: &Credential,
-    request: &Request<CertifyRequest>,
+    request: &CertifyRequest,
 ) -> Result<(CertifyResponse, RootId), Refused> {
     let id = credential.identity(authority)?;
-    let CertifyRequest { csr, node } = request.get_ref();
+    let CertifyRequest { csr, node } = request;
     if node.is_empty() || node.len() > MAX_NODE || !node.bytes().all(|b| b.is_ascii_graphic()) {
         return Err(Refused::Node);
     }

@@ -14,6 +14,7 @@ mod names;
 mod namespaces;
 mod policies;
 mod references;
+mod registered;
 mod update;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -159,6 +160,10 @@ pub struct Index {
     keys: OrdMap<KeySource, Arc<str>>,
     external: OrdMap<String, Arc<Workload>>,
     registered: OrdMap<String, Arc<Workload>>,
+    /// This process among those that write objects for workloads that registered with them; none: nobody does.
+    replica: Option<Arc<str>>,
+    /// Objects that this one has written.
+    own_objects: OrdMap<String, Arc<Workload>>,
     /// Pods as workloads.
     pods_as_workloads: OrdMap<String, Arc<Workload>>,
     /// Uids of workloads by the uid of the pod that they are.
@@ -243,9 +248,7 @@ impl Index {
                 self.set_external(external.service(), Some(external));
             }
             Object::ExternalWorkload(workload) => {
-                self.change_workload(&workload.uid(), |index| {
-                    index.external.insert(workload.uid(), workload.into());
-                });
+                self.set_external_workload(&workload.uid(), Some(workload));
             }
             Object::Pod(workload) => {
                 self.change_workload(&workload.uid(), |index| index.set_pod(workload));
@@ -275,9 +278,7 @@ impl Index {
             }
             Kind::ExternalWorkload => {
                 let uid = format!("{}.{}", id.namespace, id.name);
-                self.change_workload(&uid, |index| {
-                    index.external.remove(&uid);
-                });
+                self.set_external_workload(&uid, None);
             }
             Kind::Pod => {
                 let uid = format!("{}.{}", id.namespace, id.name);
@@ -285,26 +286,6 @@ impl Index {
             }
             // Its names stay the mesh's.
             Kind::Namespace => {}
-        }
-    }
-
-    /// Adds or replaces a workload that registered itself. It hides an ExternalWorkload of the
-    /// same name: what is alive knows better.
-    pub fn register(&mut self, workload: Workload) {
-        self.remember(&workload.namespace);
-        let uid = workload.uid();
-        if self.registered.get(&uid).map(|known| &**known) != Some(&workload) {
-            self.change_workload(&uid.clone(), |index| {
-                index.registered.insert(uid, workload.into());
-            });
-        }
-    }
-
-    pub fn deregister(&mut self, uid: &str) {
-        if self.registered.contains_key(uid) {
-            self.change_workload(uid, |index| {
-                index.registered.remove(uid);
-            });
         }
     }
 
@@ -406,10 +387,6 @@ impl Index {
         if let Some(pod) = self.pods_as_workloads.remove(uid).and_then(|old| old.pod.clone()) {
             self.pod_uids.remove(&pod.uid);
         }
-    }
-
-    pub fn is_registered(&self, uid: &str) -> bool {
-        self.registered.contains_key(uid)
     }
 
     /// Workloads that a Service's selector matches, ready or not.

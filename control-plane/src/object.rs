@@ -6,6 +6,7 @@
 mod external;
 mod id;
 pub mod policy;
+pub mod registered;
 pub mod stopped;
 pub mod targets;
 
@@ -22,6 +23,7 @@ use outrigger_core::policy::access::{Action, Rule, TokenIssuer};
 use serde::{Serialize, Serializer};
 
 pub use external::{External, ExternalTls};
+use registered::Registered;
 
 /// The kinds that this control plane reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -390,6 +392,8 @@ pub struct Workload {
     pub ready: bool,
     /// What a pod has more.
     pub pod: Option<Pod>,
+    /// Of an object that a replica has written for a workload that registered with it.
+    pub registered: Option<Registered>,
 }
 
 /// Pods are endpoints where an EndpointSlice names them, and not by the selectors of Services.

@@ -4,6 +4,7 @@ pub mod commands;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -12,12 +13,13 @@ use outrigger_core::config::{MeshSettings, MtlsMode, Unmatched};
 use outrigger_core::identity::TrustDomain;
 use outrigger_core::policy::access::Action;
 
-use crate::ca::files::CaFiles;
+use crate::ca::files::{CaFiles, CaSecret, Source};
 use crate::cluster::definitions::Remove;
 use crate::cluster::review::AUDIENCE;
 use crate::index::Security;
 use crate::replica::{ReplicaName, Timing};
 use crate::source::kubernetes::Cluster;
+use crate::store::cluster::Cluster as ClusterStore;
 pub use commands::{StateDir, TokenOptions, TrustStep};
 
 /// The control plane of the Outrigger service mesh: tells every proxy what it needs to know.
@@ -322,6 +324,17 @@ pub struct Options {
     )]
     pub ca_root: Option<PathBuf>,
 
+    /// The same from a Secret of the control plane's own namespace, as cert-manager writes it: tls.crt, tls.key
+    /// and ca.crt. Read again when it changes.
+    #[arg(
+        long,
+        env = "OUTRIGGER_ISSUER_SECRET",
+        value_name = "NAME",
+        requires = "kubernetes",
+        conflicts_with = "ca_certificate"
+    )]
+    pub issuer_secret: Option<String>,
+
     /// Whether inbound ports take plaintext from outside the mesh.
     #[arg(
         long,
@@ -391,13 +404,18 @@ impl Options {
         self.kubernetes.then_some(Cluster { kubeconfig, context })
     }
 
-    /// The user's issuing certificate; the three flags come together or not at all.
-    pub fn ca_files(&self) -> Option<CaFiles> {
-        Some(CaFiles {
+    /// Where the user's issuing certificate is, if there is one.
+    pub fn issuing(&self, cluster: Option<&Arc<ClusterStore>>) -> Option<Source> {
+        if let (Some(name), Some(cluster)) = (self.issuer_secret.clone(), cluster.cloned()) {
+            return Some(Source::Secret(CaSecret { cluster, name }));
+        }
+        // The three flags come together or not at all.
+        let files = CaFiles {
             certificate: self.ca_certificate.clone()?,
             key: self.ca_key.clone()?,
             root: self.ca_root.clone()?,
-        })
+        };
+        Some(Source::Files(files))
     }
 }
 

@@ -4,9 +4,11 @@
 //! when every proxy that knew it has acknowledged that; a cleanly closed stream withdraws it at
 //! once, a broken one after the grace period. Whoever holds a name keeps it while it is alive: another one
 //! gets it only when the holder's stream has ended and it had time to come back. [`registrar`] is the gRPC
-//! service, [`saved`] keeps registrations over a restart, [`others`] are those of other replicas, [`session`]
-//! tells one process from another.
+//! service, [`saved`] keeps registrations over a restart, [`others`] are those of other replicas, [`objects`]
+//! writes each as an ExternalWorkload in a cluster, [`session`] tells one process from another.
 
+mod entry;
+pub mod objects;
 mod others;
 mod registrar;
 mod saved;
@@ -20,9 +22,10 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use outrigger_core::address::LocalEndpoints;
 use outrigger_core::bounds;
 use outrigger_proto::mesh::Health;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{oneshot, watch};
 use tonic::Status;
 
+use entry::{Entry, Link};
 use others::{Others, Versions};
 pub use registrar::Registrar;
 use saved::{Saved, Stream};
@@ -37,10 +40,6 @@ use crate::sync::lock;
 
 /// How long proxies have to acknowledge that an endpoint is gone.
 const ACKNOWLEDGED: Duration = Duration::from_secs(5);
-/// How long a name is kept for its holder after its stream has broken: a proxy that is alive is back by then,
-/// since it waits for 2 s at most between two tries.
-const COMES_BACK: Duration = Duration::from_secs(5);
-
 /// Every workload registered at this replica, connected or within its grace period, and those of others.
 #[derive(Debug)]
 pub struct Registrations {
@@ -56,29 +55,7 @@ pub struct Registrations {
     local: LocalEndpoints,
     replica: Arc<Replica>,
     saved: Own,
-    changed: Notify,
-}
-
-#[derive(Debug)]
-struct Entry {
-    workload: Workload,
-    health: Health,
-    /// The process that holds the name.
-    session: Option<Session>,
-    /// The stream that speaks for it; an older one's end means nothing.
-    stream: u64,
-    /// When it was taken: milliseconds since the Unix epoch.
-    since: u64,
-    link: Link,
-}
-
-/// Whether a workload is heard from.
-#[derive(Debug)]
-enum Link {
-    /// Dropped when another stream speaks for it, used when the name is somebody else's.
-    Open(oneshot::Sender<Refused>),
-    /// Since when its stream is no more, here and for others.
-    Broken(Instant, u64),
+    changed: watch::Sender<()>,
 }
 
 /// A stream that speaks for a workload.
@@ -96,6 +73,11 @@ enum Refused {
          of its own"
     )]
     Held(String),
+    #[error(
+        "name: {0} is an ExternalWorkload that no registration has made: give the workload another name, or \
+         remove that object"
+    )]
+    Taken(String),
     #[error("at most {} workloads can be registered", bounds::WORKLOADS)]
     TooMany,
     #[error(
@@ -109,7 +91,7 @@ impl From<Refused> for Status {
     fn from(refused: Refused) -> Self {
         let text = refused.to_string();
         match refused {
-            Refused::Held(_) => Self::already_exists(text),
+            Refused::Held(_) | Refused::Taken(_) => Self::already_exists(text),
             Refused::TooMany | Refused::TooManyOfAccount => Self::resource_exhausted(text),
         }
     }
@@ -143,7 +125,7 @@ impl Registrations {
             local,
             replica,
             saved,
-            changed: Notify::new(),
+            changed: watch::Sender::new(()),
         };
         registrations.publisher.commit(|index| {
             for entry in registrations.entries().values() {
@@ -171,10 +153,16 @@ impl Registrations {
             }
         };
         let write = async {
-            loop {
-                self.changed.notified().await;
+            let mut changed = self.changed.subscribe();
+            changed.mark_changed();
+            while changed.changed().await.is_ok() {
                 let registrations = self.clone();
-                let _ = tokio::task::spawn_blocking(move || registrations.flush()).await;
+                let written = tokio::task::spawn_blocking(move || registrations.flush()).await;
+                if !matches!(written, Ok(true)) {
+                    // Until the store is back.
+                    tokio::time::sleep(self.replica.timing.poll).await;
+                    changed.mark_changed();
+                }
             }
         };
         let look = async {
@@ -196,6 +184,10 @@ impl Registrations {
     fn register(&self, workload: Workload, session: Option<Session>) -> Result<Speaker, Refused> {
         let stream = self.next_stream.fetch_add(1, Ordering::Relaxed);
         let uid = workload.uid();
+        if self.publisher.view().index.is_taken(&uid) {
+            tracing::warn!(uid, "a workload was refused: its name is an ExternalWorkload's");
+            return Err(Refused::Taken(uid));
+        }
         let mut entries = self.entries();
         let before = entries.get(&uid);
         let elsewhere = self.others().find(&uid, Instant::now());
@@ -274,11 +266,19 @@ impl Registrations {
 
     /// Removes a workload unless another stream speaks for it by now.
     fn remove(&self, uid: &str, stream: u64) {
+        self.end(uid, stream, None);
+    }
+
+    /// The same; `why` is told the proxy.
+    fn end(&self, uid: &str, stream: u64, why: Option<Refused>) {
         let mut entries = self.entries();
         if entries.get(uid).is_none_or(|entry| entry.stream != stream) {
             return;
         }
-        entries.remove(uid);
+        if let (Some(why), Some(Entry { link: Link::Open(told), .. })) = (why, entries.remove(uid))
+        {
+            let _ = told.send(why);
+        }
         let elsewhere = self.others().show(uid, Instant::now());
         self.publisher.commit(|index| match elsewhere {
             Some(workload) => index.register(workload),
@@ -292,16 +292,18 @@ impl Registrations {
     fn note_change(&self) {
         let count = self.entries().len();
         self.metrics.workloads.set(i64::try_from(count).unwrap_or(i64::MAX));
-        self.changed.notify_one();
+        self.changed.send_replace(());
     }
 
-    /// Writes what is registered now.
-    pub fn flush(&self) {
+    /// Writes what is registered now; false: it could not be written.
+    pub fn flush(&self) -> bool {
         let mut entries: Vec<_> = self.entries().values().map(Entry::to_saved).collect();
         entries.sort_by_key(|saved| saved.workload.uid());
         if let Err(error) = self.saved.write(|_| saved::encode(&entries)) {
             tracing::error!(%error, "could not write registrations to the store");
+            return false;
         }
+        true
     }
 
     /// What the admin server shows of a workload.
@@ -323,58 +325,21 @@ impl Registrations {
     }
 }
 
-impl Entry {
-    /// The workload as the index has it.
-    fn published(&self) -> Workload {
-        Workload { ready: self.health == Health::Ready, ..self.workload.clone() }
-    }
-
-    fn connected(&self) -> bool {
-        matches!(self.link, Link::Open(_))
-    }
-
-    /// Whether the name is not to be had for `session`: its holder is another one, and alive.
-    fn is_held_against(&self, session: Option<&Session>, now: Instant) -> bool {
-        if session.is_some() && session == self.session.as_ref() {
-            return false;
-        }
-        match self.link {
-            Link::Open(_) => true,
-            // It has said good-bye.
-            Link::Broken(..) if self.health == Health::Draining => false,
-            Link::Broken(since, _) => now.saturating_duration_since(since) < COMES_BACK,
-        }
-    }
-
-    fn to_saved(&self) -> Saved {
-        let (workload, session) = (self.workload.clone(), self.session.clone());
-        Saved { workload, health: self.health, session, stream: self.stream() }
-    }
-
-    /// As other replicas are told of it.
-    fn stream(&self) -> Stream {
-        let broken = match self.link {
-            Link::Open(_) => 0,
-            Link::Broken(_, at) => at,
-        };
-        Stream { since: self.since, broken }
-    }
-}
-
 /// Whoever holds a token could otherwise fill the index with made-up workloads.
 fn room_for(
     workload: &Workload,
     entries: &HashMap<String, Entry>,
     others: &Others,
 ) -> Result<(), Refused> {
-    let count = entries.len() + others.shown().count();
+    let now = Instant::now();
+    let count = entries.len() + others.all(entries, now).count();
     if count >= bounds::WORKLOADS {
         return Err(Refused::TooMany);
     }
     let same = |other: &&Workload| {
         other.namespace == workload.namespace && other.service_account == workload.service_account
     };
-    let all = || entries.values().map(|entry| &entry.workload).chain(others.shown());
+    let all = || entries.values().map(|entry| &entry.workload).chain(others.all(entries, now));
     if count >= bounds::WORKLOADS_OF_ACCOUNT
         && all().filter(same).count() >= bounds::WORKLOADS_OF_ACCOUNT
     {

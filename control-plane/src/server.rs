@@ -38,11 +38,13 @@ use crate::namespaces;
 use crate::options::{Mtls, Options, Switch};
 use crate::problems::Problems;
 use crate::publish::Publisher;
+use crate::registration::objects::Objects;
 use crate::registration::{Registrar, Registrations};
 use crate::replica::Replica;
 use crate::source::kubernetes::{self, ConnectError, Kubernetes};
 use crate::source::manifests::{self, Folder, Watching};
 use crate::status::reader::Statuses;
+use crate::store::cluster::Cluster;
 use durable::Durable;
 
 /// Bytes of a registration, with as many labels and ports as one may have.
@@ -199,6 +201,10 @@ pub async fn start(options: Options, log: Log) -> Result<Server, StartError> {
         let generations = kubernetes.generations.clone();
         let writer = Writer::new(client.clone(), statuses, generations, replica.clone());
         background.push(tokio::spawn(writer.run()));
+        let objects = registrations
+            .clone()
+            .map(|registrations| Objects::new(client.clone(), registrations, replica.clone()));
+        background.extend(objects.map(|objects| tokio::spawn(objects.run())));
     }
     let webhook = match (&client, options.webhook) {
         (Some(client), Some(_)) => {
@@ -298,7 +304,11 @@ struct Security {
 
 impl Security {
     /// `None` in a mesh without identities.
-    fn open(options: &Options, replica: Option<&Arc<Replica>>) -> Result<Option<Self>, StartError> {
+    fn open(
+        options: &Options,
+        replica: Option<&Arc<Replica>>,
+        cluster: Option<&Arc<Cluster>>,
+    ) -> Result<Option<Self>, StartError> {
         if options.identity == Switch::Off {
             tracing::warn!(
                 "--identity off: everything is plaintext, and a proxy is taken for who it says to be"
@@ -314,7 +324,7 @@ impl Security {
             replica.clone(),
             options.trust_domain.clone(),
             options.certificate_lifetime,
-            options.ca_files(),
+            options.issuing(cluster),
         );
         let authority = authority.map_err(|error| StartError::Authority(error.to_string()))?;
         let authority = Arc::new(authority);
@@ -379,7 +389,7 @@ impl Security {
             tokio::spawn(publishing),
             tokio::spawn(self.authority.ledger.clone().run()),
             tokio::spawn(self.authority.clone().follow_others()),
-            tokio::spawn(self.authority.clone().follow_files()),
+            tokio::spawn(self.authority.clone().follow_given()),
             tokio::spawn(self.own.clone().run(self.authority.clone(), metrics.clone())),
         ];
         tasks.extend(control);

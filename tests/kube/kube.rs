@@ -7,7 +7,9 @@
 
 mod cluster;
 mod identity;
+mod issuer;
 mod permissions;
+mod registration;
 mod source;
 mod status;
 mod webhook;

@@ -2,10 +2,10 @@
 //!
 //! It does what the control plane and the tests use, and by the rules of the real one: list (in pages, and of
 //! metadata alone), watch with resource versions, bookmarks and 410 Gone, create, replace and delete with
-//! preconditions, merge patches, server-side apply of conditions, the status subresource, generations, Leases,
-//! definitions of kinds, and TokenReview. It knows no schemas, admission, RBAC or controllers: what needs those
-//! runs on a real one only. It keeps a list of all requests, can be taken away and come back, and can forget
-//! what it has told watches.
+//! preconditions, merge patches, server-side apply of what one manager owns, the status subresource, generations,
+//! Leases, definitions of kinds, and TokenReview. It knows no schemas, admission, RBAC or controllers: what needs those
+//! runs on a real one only. It keeps a list of all requests, can be taken away and come back, can forget
+//! what it has told watches, and can leave requests without an answer.
 
 mod objects;
 mod serve;
@@ -43,7 +43,11 @@ struct Shared {
     cut: watch::Sender<u64>,
     requests: Mutex<Vec<Request>>,
     tokens: Mutex<HashMap<String, Value>>,
+    /// Which requests are never answered.
+    hanging: Mutex<Option<Choice>>,
 }
+
+type Choice = Box<dyn Fn(&Request) -> bool + Send>;
 
 /// One request that was made: `list`, `watch`, `get`, `create`, `update`, `patch` or `delete`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -53,6 +57,8 @@ pub struct Request {
     /// With a subresource behind a slash.
     pub resource: String,
     pub namespace: String,
+    /// Empty where it is about more than one.
+    pub name: String,
 }
 
 impl Default for ApiServer {
@@ -70,6 +76,7 @@ impl ApiServer {
             cut: watch::Sender::new(0),
             requests: Mutex::default(),
             tokens: Mutex::default(),
+            hanging: Mutex::default(),
         });
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
@@ -121,6 +128,16 @@ impl ApiServer {
     /// What TokenReview says of a token; of others it says that they are not genuine.
     pub fn know_token(&self, token: &str, status: Value) {
         lock(&self.shared.tokens).insert(token.to_owned(), status);
+    }
+
+    /// Takes requests that are chosen, and never answers them: nothing comes of them.
+    pub fn hang(&self, chosen: impl Fn(&Request) -> bool + Send + 'static) {
+        *lock(&self.shared.hanging) = Some(Box::new(chosen));
+    }
+
+    /// Answers all that come from now on.
+    pub fn answer_all(&self) {
+        *lock(&self.shared.hanging) = None;
     }
 
     /// Every request until now, but for those of the test itself.

@@ -20,10 +20,11 @@ const SOAK: &str = "OUTRIGGER_SOAK";
 const SHORTEST_SOAK: Duration = Duration::from_secs(120);
 
 /// Properties that are shown by many cases, by the module that their tests are in.
-const SUITES: [(&str, &str); 4] = [
+const SUITES: [(&str, &str); 5] = [
     ("accepted implies compiled", "accepted::"),
     ("adversary", "adversary::"),
     ("replay", "replay::"),
+    ("skew", "skew::"),
     ("stall", "stall::"),
 ];
 

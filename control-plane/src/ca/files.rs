@@ -1,11 +1,12 @@
-//! An issuing certificate given by the user: three PEM files, read again when they change.
+//! An issuing certificate given by the user: three PEM files, or a Secret that holds the same, read again every
+//! second.
 //!
 //! A broken pair changes nothing. A sound one takes effect when it is safe: a new root at once, a
-//! new issuing root when every proxy believes in it, and a root that is no longer in the file goes
+//! new issuing root when every proxy believes in it, and a root that is no longer among those given goes
 //! when nobody needs it any more.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -19,14 +20,23 @@ use super::root::{Root, RootId, authority_validity};
 use super::rotation::Refusal;
 use super::store::Stored;
 use super::{Authority, InForce, Issuing, State, verify};
+use crate::store::cluster::Cluster;
+use crate::sync::lock;
 
-/// How often the files are looked at. Secrets mounted by Kubernetes change by renamed links, which
+/// How often they are looked at. Secrets mounted by Kubernetes change by renamed links, which
 /// reading notices and watching may not.
 const LOOK: Duration = Duration::from_secs(1);
 /// Bytes of one file.
 const MAX_FILE: u64 = 1024 * 1024;
 /// How long the certificate lives that is made to see whether the files fit together.
 const PROBE: Duration = Duration::from_secs(60);
+
+/// Where the user's issuing certificate is.
+#[derive(Clone, Debug)]
+pub enum Source {
+    Files(CaFiles),
+    Secret(CaSecret),
+}
 
 #[derive(Clone, Debug)]
 pub struct CaFiles {
@@ -37,37 +47,101 @@ pub struct CaFiles {
     pub root: PathBuf,
 }
 
-/// What the files say.
+/// A Secret of the control plane's own namespace, as cert-manager writes it.
+#[derive(Clone, Debug)]
+pub struct CaSecret {
+    pub cluster: Arc<Cluster>,
+    pub name: String,
+}
+
+/// What is there, not looked at yet.
+struct Pems {
+    certificate: Pem,
+    key: Pem,
+    root: Pem,
+}
+
+struct Pem {
+    /// For people.
+    place: String,
+    text: String,
+}
+
+/// What the user has given.
 #[derive(Debug)]
 pub(super) struct Given {
     roots: Vec<Arc<Root>>,
     issuer: Arc<Issuer>,
 }
 
-impl CaFiles {
-    /// Reads the files and checks that they fit together; an error names the file.
+impl Source {
+    /// Reads everything and checks that it fits together; an error names the file, or the Secret and its key.
     pub(super) fn load(&self, domain: &TrustDomain, now: SystemTime) -> Result<Given, String> {
-        let chain = certificates(&self.certificate)?;
-        let roots = certificates(&self.root)?.into_iter().map(|root| Root::new(root, None));
+        let pems = match self {
+            Self::Files(files) => files.read()?,
+            Self::Secret(secret) => secret.read()?,
+        };
+        pems.check(domain, now)
+    }
+
+    /// For people.
+    fn what(&self) -> &'static str {
+        match self {
+            Self::Files(_) => "files",
+            Self::Secret(_) => "Secret",
+        }
+    }
+}
+
+impl CaFiles {
+    fn read(&self) -> Result<Pems, String> {
+        Ok(Pems {
+            certificate: read(&self.certificate)?,
+            root: read(&self.root)?,
+            key: read(&self.key)?,
+        })
+    }
+}
+
+impl CaSecret {
+    fn read(&self) -> Result<Pems, String> {
+        let place = self.cluster.secret_place(&self.name);
+        let found = self.cluster.secret(&self.name).map_err(|error| error.to_string())?;
+        let mut data = found.ok_or_else(|| format!("{place} is not there"))?;
+        let mut take = |key: &str| {
+            let place = format!("{place}: {key}");
+            let bytes = data.remove(key).ok_or_else(|| format!("{place} is not there"))?;
+            let text = String::from_utf8(bytes).map_err(|_| format!("{place} is not PEM"))?;
+            Ok::<_, String>(Pem { place, text })
+        };
+        Ok(Pems { certificate: take("tls.crt")?, root: take("ca.crt")?, key: take("tls.key")? })
+    }
+}
+
+impl Pems {
+    fn check(&self, domain: &TrustDomain, now: SystemTime) -> Result<Given, String> {
+        let roots = self.root.certificates()?.into_iter().map(|root| Root::new(root, None));
         let roots: Result<Vec<_>, _> = roots.map(|root| root.map(Arc::new)).collect();
-        let roots = roots.map_err(|e| format!("{}: {e}", self.root.display()))?;
-        let key = read(&self.key)?;
-        let at = |problem: String| format!("{}: {problem}", self.certificate.display());
+        let roots = roots.map_err(|e| format!("{}: {e}", self.root.place))?;
+        let chain = self.certificate.certificates()?;
+        let at = |problem: String| format!("{}: {problem}", self.certificate.place);
         let mut not_after = None;
         for certificate in &chain {
             let (_, end) = authority_validity(certificate).map_err(at)?;
             not_after = Some(not_after.map_or(end, |other: SystemTime| other.min(end)));
         }
-        let (Some(issuing), Some(not_after)) = (chain.first(), not_after) else {
+        let (Some(issuing), Some(not_after)) = (chain.first().cloned(), not_after) else {
             return Err(at("holds no certificate".to_owned()));
         };
+        // A root that issues itself, as cert-manager's self-signed ones do, is no part of the way to it.
+        let between = chain.into_iter().filter(|link| roots.iter().all(|r| r.certificate != *link));
+        let between: Vec<_> = between.collect();
         // A certificate of its own shows whether everything fits: signatures, uses, times, lengths.
-        let anywhere = roots
-            .first()
-            .ok_or_else(|| format!("{}: holds no certificate", self.root.display()))?;
+        let anywhere =
+            roots.first().ok_or_else(|| format!("{}: holds no certificate", self.root.place))?;
         let issuer = |root, end| {
-            Issuer::new(issuing, chain.clone(), &key, root, end).map_err(|problem| {
-                format!("{} and {}: {problem}", self.certificate.display(), self.key.display())
+            Issuer::new(&issuing, between.clone(), &self.key.text, root, end).map_err(|problem| {
+                format!("{} and {}: {problem}", self.certificate.place, self.key.place)
             })
         };
         let probe = KeyPair::generate().map_err(|error| error.to_string())?;
@@ -75,10 +149,18 @@ impl CaFiles {
         let leaf = issuer(anywhere.id, not_after)?.leaf(&id, &probe, PROBE, now);
         let leaf = leaf.map_err(|error| at(error.to_string()))?;
         let verified = verify::client(&leaf.chain, domain, &roots, now)
-            .map_err(|error| at(format!("does not lead to {}: {error}", self.root.display())))?;
+            .map_err(|error| at(format!("does not lead to {}: {error}", self.root.place)))?;
         let root = roots.iter().find(|root| root.id == verified.root);
         let end = root.map_or(not_after, |root| root.not_after.min(not_after));
         Ok(Given { issuer: Arc::new(issuer(verified.root, end)?), roots })
+    }
+}
+
+impl Pem {
+    fn certificates(&self) -> Result<Vec<CertificateDer<'static>>, String> {
+        let all = CertificateDer::pem_slice_iter(self.text.as_bytes());
+        let all: Result<Vec<_>, _> = all.collect();
+        all.map_err(|error| format!("{}: {error}", self.place))
     }
 }
 
@@ -100,21 +182,23 @@ impl Given {
 }
 
 impl Authority {
-    /// Follows the user's files, if there are any.
-    pub async fn follow_files(self: Arc<Self>) {
-        let Some(files) = self.files.clone() else { return };
+    /// Follows what the user gives, if that is anything.
+    pub async fn follow_given(self: Arc<Self>) {
+        let Some(source) = self.source.clone() else { return };
         loop {
             tokio::time::sleep(LOOK).await;
             let authority = self.clone();
-            let files = files.clone();
-            let step = move || authority.take_files(&files, SystemTime::now());
+            let source = source.clone();
+            let step = move || authority.take_given(&source, SystemTime::now());
             let _ = tokio::task::spawn_blocking(step).await;
         }
     }
 
-    fn take_files(&self, files: &CaFiles, now: SystemTime) {
+    fn take_given(&self, source: &Source, now: SystemTime) {
+        // A cluster may take long to answer: certificates are issued meanwhile.
+        let loaded = source.load(&self.trust_domain, now);
         let mut state = self.lock();
-        let held = match files.load(&self.trust_domain, now) {
+        let held = match loaded {
             Ok(given) => {
                 state.wanted = given.roots();
                 let held = self.approach(&mut state, &given, now);
@@ -123,16 +207,18 @@ impl Authority {
             }
             Err(problem) => Some(format!("{problem}; the last good one stays in force")),
         };
-        if held != state.held {
+        drop(state);
+        let mut before = lock(&self.held);
+        if held != *before {
             match &held {
-                Some(held) => tracing::error!(problem = held, "the authority's files"),
-                None => tracing::info!("the authority's files are in force"),
+                Some(held) => tracing::error!(problem = held, "the authority's {}", source.what()),
+                None => tracing::info!("what the authority's {} give is in force", source.what()),
             }
-            state.held = held;
+            *before = held;
         }
     }
 
-    /// Goes as far towards what the files say as is safe, and says what is left to do.
+    /// Goes as far towards what was given as is safe, and says what is left to do.
     fn approach(
         &self,
         state: &mut State,
@@ -209,17 +295,13 @@ fn union(mut roots: Vec<Arc<Root>>, more: &[Arc<Root>]) -> Vec<Arc<Root>> {
     roots
 }
 
-fn certificates(path: &PathBuf) -> Result<Vec<CertificateDer<'static>>, String> {
-    let pem = read(path)?;
-    let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem.as_bytes()).collect();
-    certificates.map_err(|error| format!("{}: {error}", path.display()))
-}
-
-fn read(path: &PathBuf) -> Result<String, String> {
-    let at = |problem: String| format!("{}: {problem}", path.display());
+fn read(path: &Path) -> Result<Pem, String> {
+    let place = path.display().to_string();
+    let at = |problem: String| format!("{place}: {problem}");
     let size = fs::metadata(path).map_err(|error| at(error.to_string()))?.len();
     if size > MAX_FILE {
         return Err(at(format!("has {size} bytes, at most {MAX_FILE} are read")));
     }
-    fs::read_to_string(path).map_err(|error| at(error.to_string()))
+    let text = fs::read_to_string(path).map_err(|error| at(error.to_string()))?;
+    Ok(Pem { place, text })
 }

@@ -55,11 +55,11 @@ impl Authority {
             return Ok(());
         };
         let issuer = match stored.roots.iter().find(|root| root.id == stored.issuing) {
-            Some(root) if root.id != before.issuer.root && self.files.is_none() => {
+            Some(root) if root.id != before.issuer.root && self.source.is_none() => {
                 let problem = |problem| io::Error::new(io::ErrorKind::InvalidData, problem);
                 Arc::new(Issuer::from_root(root).map_err(problem)?)
             }
-            // A replica with files of its own issues as they say.
+            // A replica that is given an issuing certificate issues as that says.
             _ => before.issuer.clone(),
         };
         let mut roots = stored.roots;
@@ -70,7 +70,7 @@ impl Authority {
         state.version = Some(stored.version);
         if new.version != before.version {
             tracing::info!(issuing = %new.issuer.root, roots = new.roots.len(), "took over the roots");
-            self.announce(state, Arc::new(new));
+            self.announce(Arc::new(new));
         }
         self.stand(state);
         Ok(())

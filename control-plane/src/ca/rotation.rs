@@ -31,7 +31,9 @@ const MIN_DIGITS: usize = 4;
 
 #[derive(Debug, thiserror::Error)]
 pub enum Refusal {
-    #[error("the roots come from the file of --ca-root: change that file and the issuing pair")]
+    #[error(
+        "the roots come with --ca-root or --issuer-secret: change what is there, and the issuing pair with it"
+    )]
     Files,
     #[error("there is no root {0}; `trust status` lists them")]
     NoSuchRoot(String),
@@ -181,7 +183,7 @@ impl Authority {
     }
 
     fn own_roots(&self) -> Result<(), Refusal> {
-        if self.files.is_some() { Err(Refusal::Files) } else { Ok(()) }
+        if self.source.is_some() { Err(Refusal::Files) } else { Ok(()) }
     }
 }
 

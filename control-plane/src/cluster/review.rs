@@ -268,6 +268,7 @@ mod tests {
                 uid: "u-1".to_owned(),
                 addresses: vec!["10.0.0.1".parse().unwrap(), "fd00::1".parse().unwrap()],
             }),
+            registered: None,
         }
     }
 

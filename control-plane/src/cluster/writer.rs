@@ -33,7 +33,8 @@ use wanted::{Wanted, parents, same, stamped, wanted};
 pub const CONTROLLER: &str = "outrigger.dev/control-plane";
 /// Whose fields in the status of our own kinds are ours.
 const MANAGER: &str = "outrigger-control-plane";
-const LEASE: &str = "status";
+/// Of the replica that does.
+pub const LEASE: &str = "status";
 /// Between two writes of one object.
 const REST: Duration = Duration::from_secs(1);
 /// After a write that failed.

@@ -51,5 +51,7 @@ pub const ADAPTIVE_MAX: u32 = 200;
 
 /// Seconds that an issuer's clock may differ by.
 pub const CLOCK_SKEW_SECONDS: u32 = 30;
+/// The protocol between two proxies, where a workload names no version.
+pub const HOP_VERSION: u32 = 1;
 /// The account of a workload that names none, as in Kubernetes.
 pub const ACCOUNT: &str = "default";

@@ -2,11 +2,12 @@
 
 use kube::CustomResource;
 use outrigger_core::bounds::{ADDRESS, PORT_NAME, WORKLOAD_PORTS, ZONE};
+use outrigger_core::policy::bounds::HOP_VERSION;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::defaults;
-use super::schema::{default, ip, items, label, length, pattern, port};
+use super::schema::{default, ip, items, label, length, number, pattern, port};
 
 /// A process outside the cluster (a virtual machine, a laptop) that serves as an endpoint of every
 /// Service of its namespace whose selector matches its labels.
@@ -42,6 +43,11 @@ pub struct ExternalWorkloadSpec {
     #[schemars(transform = length(0, ZONE))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub zone: Option<String>,
+    /// Whether it takes requests. False: it is known, with its policies and its sidecar's configuration, and no
+    /// endpoint. Of a workload that registers itself this is its health.
+    #[schemars(transform = default(true))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ready: Option<bool>,
 }
 
 /// One port that the process listens on.
@@ -75,4 +81,8 @@ pub struct ExternalWorkloadMesh {
         "an IP address and a port",
     ), transform = length(1, ADDRESS))]
     pub address: String,
+    /// Version of the protocol between proxies that the sidecar speaks.
+    #[schemars(transform = number(&HOP_VERSION), transform = default(defaults::HOP_VERSION))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hop_version: Option<i64>,
 }

@@ -4,16 +4,20 @@
 //! replicas within that second belongs to the one who was there first: each replica sees the other's claim, both
 //! decide alike, and the later stream is ended with ALREADY_EXISTS. A proxy that has moved from one replica to
 //! another is known there at once by its session, and its entry of before goes.
+//!
+//! In a cluster each workload is an object as well ([`super::objects`]): once that is seen, it is what the index
+//! shows, and the document only says whose the name is.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use outrigger_core::address::LocalEndpoints;
 use outrigger_proto::mesh::Health;
 
+use super::entry::{COMES_BACK, Entry, Link};
 use super::saved::{self, Saved};
 use super::session::Session;
-use super::{COMES_BACK, Entry, Link, Refused, Registrations, unix_millis};
+use super::{Refused, Registrations, unix_millis};
 use crate::object::Workload;
 use crate::replica::{Replica, ReplicaName};
 use crate::store::{StoreError, Version};
@@ -25,6 +29,8 @@ pub(super) struct Others {
     replicas: HashMap<ReplicaName, Theirs>,
     /// What of it is in the index now.
     shown: HashMap<String, Workload>,
+    /// Those of which the index has seen another replica's object.
+    objects: HashSet<String>,
     grace: Duration,
 }
 
@@ -69,7 +75,7 @@ struct Claim<'a> {
 
 impl Others {
     pub(super) fn new(grace: Duration) -> Self {
-        Self { replicas: HashMap::new(), shown: HashMap::new(), grace }
+        Self { replicas: HashMap::new(), shown: HashMap::new(), objects: HashSet::new(), grace }
     }
 
     /// The workload that goes by this name elsewhere.
@@ -91,10 +97,7 @@ impl Others {
 
     /// Of several replicas that have it, the one whose claim counts.
     fn best(&self, uid: &str, now: Instant) -> Option<(&ReplicaName, &Theirs, &Saved)> {
-        let counts = |theirs: &Theirs| {
-            theirs.gone.is_none_or(|gone| now.saturating_duration_since(gone) < self.grace)
-        };
-        let replicas = self.replicas.iter().filter(|(_, theirs)| counts(theirs));
+        let replicas = self.replicas.iter().filter(|(_, theirs)| self.counts(theirs, now));
         let found =
             replicas.filter_map(|(name, theirs)| Some((name, theirs, theirs.entries.get(uid)?)));
         found.reduce(|a, b| match Claim::of(b).outranks(&Claim::of(a)) {
@@ -110,15 +113,42 @@ impl Others {
 
     /// A name is this replica's own no longer: what the index shows instead.
     pub(super) fn show(&mut self, uid: &str, now: Instant) -> Option<Workload> {
-        let (_, _, saved) = self.best(uid, now)?;
+        let (_, _, saved) = self.best(uid, now).filter(|_| !self.objects.contains(uid))?;
         let workload = published(saved);
         self.shown.insert(uid.to_owned(), workload.clone());
         Some(workload)
     }
 
-    /// Every workload of another replica that the index has.
-    pub(super) fn shown(&self) -> impl Iterator<Item = &Workload> {
-        self.shown.values()
+    /// Every workload that another replica has registered and this one has not.
+    pub(super) fn all(
+        &self,
+        own: &HashMap<String, Entry>,
+        now: Instant,
+    ) -> impl Iterator<Item = &Workload> {
+        let replicas = self.replicas.values().filter(move |theirs| self.counts(theirs, now));
+        let entries = replicas.flat_map(|theirs| &theirs.entries);
+        // One that has moved is at two replicas for a moment.
+        let entries: HashMap<&String, &Saved> =
+            entries.filter(|(uid, _)| !own.contains_key(*uid)).collect();
+        entries.into_values().map(|saved| &saved.workload)
+    }
+
+    fn counts(&self, theirs: &Theirs, now: Instant) -> bool {
+        theirs.gone.is_none_or(|gone| now.saturating_duration_since(gone) < self.grace)
+    }
+
+    /// How long a replica has been dead; zero: it is alive, and `None`: it has left nothing here.
+    pub(super) fn gone(&self, replica: &ReplicaName, now: Instant) -> Option<Duration> {
+        let theirs = self.replicas.get(replica)?;
+        Some(theirs.gone.map_or(Duration::ZERO, |gone| now.saturating_duration_since(gone)))
+    }
+
+    /// Notes of which workloads there are objects.
+    fn note_objects(&mut self, is_object: impl Fn(&str) -> bool) {
+        let names = self.replicas.values().flat_map(|theirs| theirs.entries.keys());
+        // One whose object has gone stays noted: its document is about to say the same.
+        let noted = names.filter(|uid| self.objects.contains(*uid) || is_object(uid));
+        self.objects = noted.cloned().collect();
     }
 
     pub(super) fn any_alive(&self) -> bool {
@@ -167,7 +197,8 @@ impl Others {
     ) -> (Vec<Workload>, Vec<String>) {
         let names = self.replicas.values().flat_map(|theirs| theirs.entries.keys());
         let names: BTreeSet<&String> = names.filter(|uid| !own.contains_key(*uid)).collect();
-        let wanted = names.into_iter().filter_map(|uid| {
+        let names = names.into_iter().filter(|uid| !self.objects.contains(*uid));
+        let wanted = names.filter_map(|uid| {
             let (_, _, saved) = self.best(uid, now)?;
             Some((uid.clone(), published(saved)))
         });
@@ -254,6 +285,8 @@ impl Registrations {
             for news in news {
                 others.take(news, now);
             }
+            let index = self.publisher.view().index.clone();
+            others.note_objects(|uid| index.is_object_of_other(uid));
             let before = entries.len();
             others.resolve(&self.replica.name, &mut entries, now);
             let lost = entries.len() < before;

@@ -129,6 +129,7 @@ mod tests {
             zone: Some("a".to_owned()),
             ready: false,
             pod: None,
+            registered: None,
         };
         let session = Session::of(b"a random value");
         let stream = Stream { since: 1_700_000_000_000, broken: 0 };

@@ -40,14 +40,14 @@ impl Durable {
         });
         let options = options.clone();
         let open = move || {
-            let replica = open_store(&options, cluster)?;
+            let replica = open_store(&options, cluster.clone())?;
             let store = replica.as_ref().map(|replica| &*replica.store);
             let stops = store.map(saved::read).unwrap_or_default();
             let index = first_index(&options, store, &stops);
             let tokens = store.map(Tokens::of).transpose();
             let tokens = tokens.map_err(|error| state_dir_error(&options, error))?.map(Arc::new);
             let publisher = Arc::new(Publisher::new(index));
-            let security = Security::open(&options, replica.as_ref())?;
+            let security = Security::open(&options, replica.as_ref(), cluster.as_ref())?;
             if let Some(security) = &security {
                 security.publish(&publisher);
             }
@@ -61,7 +61,10 @@ impl Durable {
 /// An index without objects, with what outlived the last process.
 fn first_index(options: &Options, store: Option<&dyn Store>, stops: &Stops) -> Index {
     let known = store.map(namespaces::read).unwrap_or_default();
-    let index = Index::new(options.settings()).with_security(options.security());
+    let mut index = Index::new(options.settings()).with_security(options.security());
+    if options.kubernetes {
+        index = index.with_replica(options.replica.as_str());
+    }
     index.with_stops(stops.clone()).with_namespaces(known)
 }
 

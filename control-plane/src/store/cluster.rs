@@ -94,6 +94,24 @@ impl Cluster {
         }
     }
 
+    /// What a Secret of the namespace holds that is no document of the store; none: it is not there.
+    pub fn secret(&self, name: &str) -> Result<Option<BTreeMap<String, Vec<u8>>>, StoreError> {
+        let (api, place, name) = (self.secrets.clone(), self.secret_place(name), name.to_owned());
+        match self.call(&place, async move { api.get(&name).await }) {
+            Ok(secret) => {
+                let data = secret.data.unwrap_or_default();
+                Ok(Some(data.into_iter().map(|(key, bytes)| (key, bytes.0)).collect()))
+            }
+            Err(Failure::Missing) => Ok(None),
+            Err(failure) => Err(failure.error(place)),
+        }
+    }
+
+    /// Where that is, for people.
+    pub fn secret_place(&self, name: &str) -> String {
+        format!("Secret {}/{name}", self.namespace)
+    }
+
     fn get(&self, document: &Document) -> Result<Option<(ObjectMeta, Vec<u8>)>, StoreError> {
         let (name, place) = (object_name(document.name()), self.place(document));
         let found = if document.is_secret() {

@@ -101,6 +101,7 @@ pub fn translate(raw: &Pod, report: &mut Report) -> Option<Workload> {
         mesh,
         ready: true,
         pod: Some(object::Pod { uid, addresses }),
+        registered: None,
     })
 }
 

@@ -8,6 +8,7 @@ use outrigger_core::bounds;
 use outrigger_core::config::{MeshAddress, Protocol};
 use outrigger_core::error::FieldError;
 use outrigger_core::name::{check_label, check_subdomain};
+use outrigger_core::policy::bounds as numbers;
 use outrigger_proto::mesh;
 
 use crate::object::{Workload, WorkloadPort};
@@ -37,6 +38,7 @@ pub fn translate(raw: &mesh::Registration, local: LocalEndpoints) -> Result<Work
         zone: Some(raw.zone.clone()).filter(|zone| !zone.is_empty()),
         ready: false,
         pod: None,
+        registered: None,
     })
 }
 
@@ -151,9 +153,8 @@ fn mesh_address(raw: &mesh::MeshAddress, local: LocalEndpoints) -> Result<MeshAd
         .parse()
         .map_err(|_| FieldError::at("address", format!("{:?} is not an ip:port", raw.address)))?;
     check_endpoint(address.ip(), local).map_err(|e| e.under("address"))?;
-    if raw.hop_version == 0 {
-        return Err(FieldError::at("hop_version", "must be set"));
-    }
+    let hop_version = numbers::number(raw.hop_version, &numbers::HOP_VERSION);
+    let hop_version = hop_version.map_err(|e| e.under("hop_version"))?;
     // Whom a caller must expect is for the control plane to say, not for the workload.
-    Ok(MeshAddress { address, hop_version: raw.hop_version, identity: None })
+    Ok(MeshAddress { address, hop_version, identity: None })
 }

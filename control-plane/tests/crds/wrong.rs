@@ -553,6 +553,11 @@ const WORKLOAD: &[Case] = &[
     ("{}", "address", By::Schema),
     ("{address: a.example}", "address", By::Rule),
     ("{address: 192.0.2.1, mesh: {address: 192.0.2.1}}", "mesh.address", By::Schema),
+    (
+        "{address: 192.0.2.1, mesh: {address: '192.0.2.1:1', hopVersion: 0}}",
+        "mesh.hopVersion",
+        By::Schema,
+    ),
     ("{address: 192.0.2.1, ports: [{port: 0}]}", "ports[0].port", By::Schema),
     (
         "{address: 192.0.2.1, ports: [{port: 80, appProtocol: smtp}]}",

@@ -35,6 +35,8 @@ pub const DURATION_DIGITS: usize = 5;
 pub const DURATION_PARTS: usize = 4;
 
 pub const PORT: Numbers = 1..=65_535;
+/// Version of the protocol between two proxies.
+pub const HOP_VERSION: Numbers = 1..=PLENTY;
 /// Targets of one policy: the bound of the Gateway API's own policies.
 pub const MAX_TARGETS: usize = 16;
 /// Host names of one route or of one entry of an access rule.

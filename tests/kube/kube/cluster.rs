@@ -130,6 +130,10 @@ impl Cluster {
         self.try_get(&path(object)).expect("the object")
     }
 
+    pub(super) fn try_get_object(&self, object: &Value) -> Option<Value> {
+        self.try_get(&path(object)).ok()
+    }
+
     pub(super) fn try_get(&self, path: &str) -> Result<Value, kube::Error> {
         self.call("GET", path, MERGE, &Value::Null)
     }
@@ -280,6 +284,11 @@ impl Plane {
     pub(super) fn index(&self) -> Value {
         let (_, text) = http_get(self.admin, "/index").expect("an answer");
         serde_json::from_str(&text).expect("JSON")
+    }
+
+    /// What a page of the admin server says.
+    pub(super) fn page(&self, path: &str) -> String {
+        http_get(self.admin, path).expect("an answer").1
     }
 
     /// Addresses of the endpoints of a Service's first port.

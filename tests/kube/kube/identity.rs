@@ -2,7 +2,9 @@
 
 use std::path::PathBuf;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
+use outrigger_tests::apiserver::Request;
 use outrigger_tests::eventually;
 use outrigger_tests::process::{Process, TempDir, binary, free_port, local};
 use serde_json::{Value, json};
@@ -139,4 +141,26 @@ fn replicas_share_their_root_and_a_restart_keeps_it() {
         outrigger_tests::client::http_get(admin, "/ready").is_some_and(|answer| answer.0 == 200)
     });
     eventually("it says that it has one", || sidecar.log().contains("a new certificate"));
+}
+
+/// While the roots were read, nobody else got to what is in force: who asked held up a thread that serves others,
+/// and the answer that was waited for could not come in.
+#[test]
+fn nobody_waits_for_an_api_server_that_is_asked_for_the_roots() {
+    let Some(cluster) = Cluster::small_only("kube::identity::nobody_waits_for_...") else { return };
+    let server = cluster.small.as_ref().expect("the small one");
+    let plane = Plane::start(&cluster, &["--identity", "on"]);
+    let is_of_roots = |r: &Request| r.resource == "secrets" && r.name == "outrigger-ca.roots.json";
+    let asked = || server.requests().iter().filter(|request| is_of_roots(request)).count();
+    server.hang(is_of_roots);
+    let before = asked();
+    eventually("the roots are asked for", || asked() > before);
+    let began = Instant::now();
+    for _ in 0..4 {
+        assert!(plane.page("/identity").contains("issuing_root"));
+    }
+    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+    server.answer_all();
+    let before = asked();
+    eventually("the roots are read again", || asked() > before + 1);
 }

@@ -9,6 +9,7 @@ use outrigger_tests::process::{free_port, local};
 use serde_json::{Value, json};
 
 use super::cluster::{Cluster, Plane};
+use super::registration::{Joining, Outside};
 
 const DOCUMENT: &str = include_str!("../../../docs/kubernetes.md");
 /// What comes up only after a long time, in a rotation, or at the moment of a pod's start.
@@ -112,6 +113,17 @@ fn no_more_is_asked_for_than_the_roles_allow_and_no_more_allowed_than_is_asked_f
     eventually("an Event is written", || {
         server.requests().iter().any(|request| request.resource == "events")
     });
+    // A workload that registers itself, and goes.
+    let other = Plane::start(&cluster, &["--identity", "off", "--replica", "two"]);
+    let joining = Joining::new(&cluster);
+    let mut outside = Outside::start(&cluster, &joining, "till-1", other.listen);
+    let made = |verb: &str| {
+        let requests = server.requests();
+        requests.iter().any(|r| r.resource == "externalworkloads" && r.verb == verb)
+    };
+    eventually("its object is written", || made("create") && made("patch"));
+    outside.leave();
+    eventually("its object is removed", || made("delete"));
     plane.terminate();
     let asked = server.requests().into_iter().map(|Request { verb, group, resource, .. }| Right {
         verb: verb.to_owned(),

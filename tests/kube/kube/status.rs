@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use outrigger_tests::apiserver::Request;
 use outrigger_tests::{eventually, within};
 use serde_json::{Value, json};
 
@@ -148,6 +149,36 @@ fn an_access_policy_that_was_never_right_lets_nobody_in() {
     cluster.delete(&policy);
     eventually("with it goes what stood in for it", || {
         !plane.index().to_string().contains("nobody may call")
+    });
+}
+
+#[test]
+fn a_write_that_is_never_answered_stops_no_other() {
+    let Some(cluster) = Cluster::small_only("kube::status::a_write_that_is_never_answered_...")
+    else {
+        return;
+    };
+    let server = cluster.small.as_ref().expect("the small one");
+    cluster.apply(&cluster.service("orders"));
+    let is_stuck = |r: &Request| r.resource == "httproutes/status" && r.name == "stuck";
+    server.hang(is_stuck);
+    let _plane = Plane::start(&cluster, &["--identity", "off"]);
+    let stuck = cluster.route("stuck", &["orders"], "orders");
+    cluster.apply(&stuck);
+    eventually("its write is under way", || server.requests().iter().any(is_stuck));
+    let others: Vec<Value> =
+        (0..20).map(|i| cluster.route(&format!("route-{i}"), &["orders"], "orders")).collect();
+    for route in &others {
+        cluster.apply(route);
+    }
+    // Below the limit after which the one that hangs is given up.
+    within(Duration::from_secs(8), "all others have a status", || {
+        others.iter().all(|route| !at_parent(&cluster.get(route), "orders").is_empty())
+    });
+    assert!(at_parent(&cluster.get(&stuck), "orders").is_empty());
+    server.answer_all();
+    within(Duration::from_secs(30), "it is given up and tried again", || {
+        !at_parent(&cluster.get(&stuck), "orders").is_empty()
     });
 }
 

@@ -43,13 +43,16 @@ pub(super) struct Objects {
     history: VecDeque<Change>,
     /// Changes up to this one are forgotten.
     forgotten: u64,
+    /// What each manager has applied last, to an object or (true) its status.
+    applied: HashMap<(Resource, Key, String, bool), Value>,
 }
 
 /// How an object is changed.
 pub(super) enum Update<'a> {
     Replace(&'a Value),
     Merge(&'a Value),
-    Apply(&'a Value),
+    /// By a manager, who has no conflicts or forces them.
+    Apply(&'a Value, &'a str),
 }
 
 impl Objects {
@@ -84,6 +87,7 @@ impl Objects {
             objects: BTreeMap::new(),
             history: VecDeque::new(),
             forgotten: 0,
+            applied: HashMap::new(),
         }
     }
 
@@ -196,12 +200,14 @@ impl Objects {
     ) -> Result<Value, Refusal> {
         let old = match (self.get(of, key), update) {
             (Ok(old), _) => old.clone(),
-            (Err(_), Update::Apply(body)) if !is_status => {
-                return self.create(of, &key.0, (*body).clone());
+            (Err(_), Update::Apply(body, manager)) if !is_status => {
+                let created = self.create(of, &key.0, (*body).clone())?;
+                self.note_applied(of, key, manager, is_status, body);
+                return Ok(created);
             }
             (Err(missing), _) => return Err(missing),
         };
-        let (Update::Replace(body) | Update::Merge(body) | Update::Apply(body)) = update;
+        let (Update::Replace(body) | Update::Merge(body) | Update::Apply(body, _)) = update;
         check(&old, &body["metadata"])?;
         let mut new = old.clone();
         match update {
@@ -214,8 +220,12 @@ impl Objects {
                 }
             }
             // Of lists that are maps, such as conditions, one manager's entries are all that we ever apply.
-            Update::Merge(body) | Update::Apply(body) => {
+            Update::Merge(body) | Update::Apply(body, _) => {
                 let mut body = (*body).clone();
+                if let Update::Apply(_, manager) = update {
+                    let before = self.note_applied(of, key, manager, is_status, &body);
+                    leave_out(&mut body, &before);
+                }
                 if let Some(fields) = body.as_object_mut() {
                     fields.remove("apiVersion");
                     fields.remove("kind");
@@ -246,6 +256,19 @@ impl Objects {
         Ok(self.put(of, key.clone(), "MODIFIED", new))
     }
 
+    /// What the same manager applied before.
+    fn note_applied(
+        &mut self,
+        of: &Resource,
+        key: &Key,
+        manager: &str,
+        is_status: bool,
+        body: &Value,
+    ) -> Value {
+        let by = (of.clone(), key.clone(), manager.to_owned(), is_status);
+        self.applied.insert(by, body.clone()).unwrap_or_default()
+    }
+
     pub(super) fn delete(
         &mut self,
         of: &Resource,
@@ -255,6 +278,7 @@ impl Objects {
         let old = self.get(of, key)?.clone();
         check(&old, preconditions)?;
         self.objects.entry(of.clone()).or_default().remove(key);
+        self.applied.retain(|(resource, name, ..), _| resource != of || name != key);
         if of.1 == "customresourcedefinitions" {
             let spec = &old["spec"];
             let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
@@ -320,6 +344,17 @@ fn merge(into: &mut Value, patch: &Value) {
             }
         } else {
             merge(&mut into[key], value);
+        }
+    }
+}
+
+/// What was applied before and is not any more goes, as nobody else owns it.
+fn leave_out(body: &mut Value, before: &Value) {
+    let (Some(fields), Some(before)) = (body.as_object_mut(), before.as_object()) else { return };
+    for (field, value) in before {
+        match fields.get_mut(field) {
+            Some(now) => leave_out(now, value),
+            None => drop(fields.insert(field.clone(), Value::Null)),
         }
     }
 }

@@ -94,7 +94,12 @@ async fn answer(shared: &Arc<Shared>, request: http::Request<Incoming>) -> Respo
         Err(_) => return refused(&refuse(400, "BadRequest", "the body broke off")),
     };
     if is_noted {
-        lock(&shared.requests).push(asked.noted(&method));
+        let noted = asked.noted(&method);
+        let hangs = lock(&shared.hanging).as_ref().is_some_and(|hangs| hangs(&noted));
+        lock(&shared.requests).push(noted);
+        if hangs {
+            std::future::pending::<()>().await;
+        }
     }
     if asked.resource == resource("authentication.k8s.io", "tokenreviews") {
         return json_response(StatusCode::CREATED, &review(shared, body));
@@ -145,7 +150,10 @@ fn change(
         (&Method::PATCH, Some(name)) => {
             let update = match content {
                 "application/merge-patch+json" => Update::Merge(body),
-                "application/apply-patch+yaml" => Update::Apply(body),
+                "application/apply-patch+yaml" => {
+                    let manager = asked.query.get("fieldManager");
+                    Update::Apply(body, manager.map(String::as_str).unwrap_or_default())
+                }
                 other => {
                     let message = format!("{other} is not supported by this server");
                     return Err(refuse(415, "UnsupportedMediaType", message));
@@ -300,7 +308,8 @@ impl Asked {
             Some(subresource) => format!("{plural}/{subresource}"),
             None => plural,
         };
-        Request { verb, group, resource, namespace: self.namespace.clone() }
+        let name = self.name.clone().unwrap_or_default();
+        Request { verb, group, resource, namespace: self.namespace.clone(), name }
     }
 
     fn api_version(&self) -> String {

@@ -1,0 +1,76 @@
+//! One workload that is registered at this replica.
+
+use std::time::{Duration, Instant};
+
+use outrigger_proto::mesh::Health;
+use tokio::sync::oneshot;
+
+use super::Refused;
+use super::saved::{Saved, Stream};
+use super::session::Session;
+use crate::object::Workload;
+
+/// How long a name is kept for its holder after its stream has broken: a proxy that is alive is back by then,
+/// since it waits for 2 s at most between two tries.
+pub(super) const COMES_BACK: Duration = Duration::from_secs(5);
+
+/// A workload registered at this replica.
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub(super) workload: Workload,
+    pub(super) health: Health,
+    /// The process that holds the name.
+    pub(super) session: Option<Session>,
+    /// The stream that speaks for it; an older one's end means nothing.
+    pub(super) stream: u64,
+    /// When it was taken: milliseconds since the Unix epoch.
+    pub(super) since: u64,
+    pub(super) link: Link,
+}
+
+/// Whether a workload is heard from.
+#[derive(Debug)]
+pub(super) enum Link {
+    /// Dropped when another stream speaks for it, used when the name is somebody else's.
+    Open(oneshot::Sender<Refused>),
+    /// Since when its stream is no more, here and for others.
+    Broken(Instant, u64),
+}
+
+impl Entry {
+    /// The workload as the index has it.
+    pub(super) fn published(&self) -> Workload {
+        Workload { ready: self.health == Health::Ready, ..self.workload.clone() }
+    }
+
+    pub(super) fn connected(&self) -> bool {
+        matches!(self.link, Link::Open(_))
+    }
+
+    /// Whether the name is not to be had for `session`: its holder is another one, and alive.
+    pub(super) fn is_held_against(&self, session: Option<&Session>, now: Instant) -> bool {
+        if session.is_some() && session == self.session.as_ref() {
+            return false;
+        }
+        match self.link {
+            Link::Open(_) => true,
+            // It has said good-bye.
+            Link::Broken(..) if self.health == Health::Draining => false,
+            Link::Broken(since, _) => now.saturating_duration_since(since) < COMES_BACK,
+        }
+    }
+
+    pub(super) fn to_saved(&self) -> Saved {
+        let (workload, session) = (self.workload.clone(), self.session.clone());
+        Saved { workload, health: self.health, session, stream: self.stream() }
+    }
+
+    /// As other replicas are told of it.
+    pub(super) fn stream(&self) -> Stream {
+        let broken = match self.link {
+            Link::Open(_) => 0,
+            Link::Broken(_, at) => at,
+        };
+        Stream { since: self.since, broken }
+    }
+}

@@ -1,0 +1,3 @@
+//! The suite of [`skew`].
+
+mod skew;
