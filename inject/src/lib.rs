@@ -13,6 +13,7 @@ mod annotations;
 mod containers;
 mod environment;
 mod lifecycle;
+mod mark;
 mod object;
 mod patch;
 mod pod;
@@ -29,6 +30,7 @@ use outrigger_core::error::FieldError;
 use serde_json::{Value, json};
 
 pub use annotations::{ANNOTATIONS, Annotation, INJECT, INJECTED, network, quantity};
+pub use mark::Mark;
 pub use object::{Kind, inject_object};
 pub use patch::patch;
 pub use service::{Service, ServicePort, Target};
@@ -83,6 +85,11 @@ impl std::fmt::Display for Refused {
 
 impl std::error::Error for Refused {}
 
+/// Whether a pod should have a proxy: it asked, and can have one. For whoever looks for pods without.
+pub fn should_have_proxy(pod: &Value, namespace: &Namespace) -> bool {
+    matches!(wish::wish(pod, namespace), Ok(Ok(_))) && refuse::impossible(pod).is_none()
+}
+
 /// Injects a pod: `pod` is a `Pod` or a `PodTemplateSpec`, `namespace` the one that it is in, and `services`
 /// those of that namespace, of which the ones that select the pod count.
 ///
@@ -129,7 +136,7 @@ pub fn inject(
         &mut new,
         &containers::Parts { settings, overrides: &overrides, ports, probes },
     );
-    let mark = format!("version={},mode={}", settings.version, overrides.mode);
-    pod::annotate(&mut new, INJECTED, &json!(mark));
+    let mark = Mark { version: settings.version.clone(), mode: overrides.mode };
+    pod::annotate(&mut new, INJECTED, &json!(mark.to_string()));
     Ok(Outcome::Injected(Injected { pod: new, mode: overrides.mode, warnings }))
 }

@@ -104,8 +104,6 @@ impl One<'_> {
             let problem = format!("a probe whose path has a comma is refused {strict}");
             return self.warnings.push(FieldError::at(format!("{path}.path"), problem));
         }
-        // The proxy compares the path alone.
-        let text = text.split('?').next().unwrap_or(text);
         let slash = if text.starts_with('/') { "" } else { "/" };
         self.know(port, &format!("{slash}{text}"));
         for header in http["httpHeaders"].as_array().into_iter().flatten() {

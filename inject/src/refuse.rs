@@ -219,6 +219,13 @@ pub(crate) fn warnings(pod: &Value, overrides: &Overrides) -> Vec<FieldError> {
             }
         }
     }
+    if !pod["spec"]["resources"].is_null() {
+        let problem = format!(
+            "must have room for the proxy's requests, {} of CPU and {} of memory",
+            overrides.proxy.cpu_request, overrides.proxy.memory_request
+        );
+        warnings.push(FieldError::at("spec.resources", problem));
+    }
     if overrides.mode == Mode::Cni && !overrides.before.is_empty() {
         let problem = "everything is redirected before they run, and the proxy is not there yet: they reach \
                        nobody but what is skipped";

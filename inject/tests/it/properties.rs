@@ -1,6 +1,6 @@
 //! What holds for every pod of the table.
 
-use outrigger_inject::{INIT, Mode, PROXY, patch, strip};
+use outrigger_inject::{INIT, Mark, Mode, Outcome, PROXY, patch, should_have_proxy, strip};
 use serde_json::{Value, json};
 
 use super::table::{Case, cases, injected_cases};
@@ -117,6 +117,22 @@ fn a_patch_does_what_the_injector_did() {
 }
 
 #[test]
+fn whoever_is_injected_bears_the_mark_and_should_have_a_proxy() {
+    for case in cases() {
+        let should = should_have_proxy(case.pod_of(&case.object), &case.namespace);
+        match case.outcome() {
+            Ok(Outcome::Injected(injected)) => {
+                let mark = Mark::of(case.pod_of(&injected.pod)).expect("a mark");
+                assert_eq!((&*mark.version, mark.mode), ("1.2.3", injected.mode), "{}", case.name);
+                assert!(should, "{}", case.name);
+            }
+            Ok(Outcome::NotInjected(_)) => assert!(!should, "{}", case.name),
+            Err(_) => {}
+        }
+    }
+}
+
+#[test]
 fn every_refusal_names_a_field_and_says_what_to_do() {
     let mut refused = 0;
     for case in cases() {
@@ -183,7 +199,7 @@ fn whatever_shape_a_pod_has_nothing_panics() {
                     if let Some(place) = case_pod(&mut odd).pointer_mut(pointer) {
                         *place = shape.clone();
                     }
-                    if let Ok(outrigger_inject::Outcome::Injected(injected)) = odd.outcome() {
+                    if let Ok(Outcome::Injected(injected)) = odd.outcome() {
                         let again = odd.with(injected.pod.clone()).outcome();
                         assert!(again.is_ok(), "{}: {pointer} {shape}: {again:?}", case.name);
                     }
