@@ -9,9 +9,9 @@ use std::net::IpAddr;
 use outrigger_core::error::FieldError;
 use serde_json::Value;
 
+use crate::opt_in::Namespace;
 use crate::quantity::parse as parse_quantity;
 use crate::settings::{Mode, Resources, Settings};
-use crate::wish::Namespace;
 
 /// What every annotation and label of the mesh begins with.
 const PREFIX: &str = "outrigger.dev/";
@@ -114,7 +114,8 @@ impl Said {
         let path = format!("{path}[{key:?}]");
         let Some(known) = ANNOTATIONS.iter().find(|known| known.name == name) else {
             let near = ANNOTATIONS.iter().min_by_key(|known| distance(known.name, name));
-            let hint = near.map_or(String::new(), |near| format!(": is it {PREFIX}{}", near.name));
+            let hint = near
+                .map_or(String::new(), |near| format!("; the nearest is {PREFIX}{}", near.name));
             return errors.push(FieldError::at(path, format!("is not known{hint}")));
         };
         match value {

@@ -15,6 +15,7 @@ mod environment;
 mod lifecycle;
 mod mark;
 mod object;
+mod opt_in;
 mod patch;
 mod pod;
 mod ports;
@@ -24,7 +25,6 @@ mod refuse;
 mod service;
 mod settings;
 mod strip;
-mod wish;
 
 use outrigger_core::error::FieldError;
 use serde_json::{Value, json};
@@ -32,11 +32,11 @@ use serde_json::{Value, json};
 pub use annotations::{ANNOTATIONS, Annotation, INJECT, INJECTED, network, quantity};
 pub use mark::Mark;
 pub use object::{Kind, inject_object};
+pub use opt_in::{Namespace, NotInjected};
 pub use patch::patch;
 pub use service::{Service, ServicePort, Target};
 pub use settings::{ConfigMapKey, Mode, PullPolicy, Resources, Settings};
 pub use strip::strip;
-pub use wish::{Namespace, NotInjected};
 
 use annotations::Overrides;
 use ports::AppPorts;
@@ -87,7 +87,7 @@ impl std::error::Error for Refused {}
 
 /// Whether a pod should have a proxy: it asked, and can have one. For whoever looks for pods without.
 pub fn should_have_proxy(pod: &Value, namespace: &Namespace) -> bool {
-    matches!(wish::wish(pod, namespace), Ok(Ok(_))) && refuse::impossible(pod).is_none()
+    matches!(opt_in::decide(pod, namespace), Ok(Ok(_))) && refuse::impossible(pod).is_none()
 }
 
 /// Injects a pod: `pod` is a `Pod` or a `PodTemplateSpec`, `namespace` the one that it is in, and `services`
@@ -102,15 +102,15 @@ pub fn inject(
     services: &[Service],
     settings: &Settings,
 ) -> Result<Outcome, Refused> {
-    let by = match wish::wish(pod, namespace)? {
+    let by = match opt_in::decide(pod, namespace)? {
         Ok(by) => by,
         Err(why) => return Ok(Outcome::NotInjected(why)),
     };
     if let Some(why) = refuse::impossible(pod) {
         return match by {
             // Only who asked for this very pod is told that it cannot be.
-            wish::By::Pod => Err(Refused(vec![why])),
-            wish::By::Namespace => Ok(Outcome::NotInjected(NotInjected::Impossible(why))),
+            opt_in::AskedBy::Pod => Err(Refused(vec![why])),
+            opt_in::AskedBy::Namespace => Ok(Outcome::NotInjected(NotInjected::Impossible(why))),
         };
     }
     let overrides = Overrides::read(pod, namespace, settings).map_err(Refused)?;

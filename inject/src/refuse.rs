@@ -6,12 +6,12 @@ use serde_json::Value;
 
 use crate::annotations::Overrides;
 use crate::containers::PORTS as OWN_PORT_NAMES;
+use crate::opt_in::Namespace;
 use crate::pod::{LISTS, containers, is_ours, name};
 use crate::ports::is_tcp;
 use crate::service::number;
 use crate::settings::Mode;
 use crate::strip::is_injected;
-use crate::wish::Namespace;
 use crate::{ADMIN_PORT, INBOUND_PORT, OUTBOUND_PORT};
 
 /// Containers of other meshes, which redirect the same traffic.

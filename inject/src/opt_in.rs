@@ -70,20 +70,23 @@ impl fmt::Display for NotInjected {
 
 /// Who asked for the injection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum By {
+pub(crate) enum AskedBy {
     Pod,
     Namespace,
 }
 
 /// Whether to inject; the inner error says why not.
-pub(crate) fn wish(pod: &Value, namespace: &Namespace) -> Result<Result<By, NotInjected>, Refused> {
+pub(crate) fn decide(
+    pod: &Value,
+    namespace: &Namespace,
+) -> Result<Result<AskedBy, NotInjected>, Refused> {
     let metadata = &pod["metadata"];
     if !metadata["annotations"]["kubernetes.io/config.mirror"].is_null() {
         return Ok(Err(NotInjected::Mirror));
     }
     let own = said(&metadata["labels"][INJECT], &metadata["annotations"][INJECT]);
     match own.map_err(|e| Refused(vec![e.under("metadata")]))? {
-        Some(true) => return Ok(Ok(By::Pod)),
+        Some(true) => return Ok(Ok(AskedBy::Pod)),
         Some(false) => return Ok(Err(NotInjected::DisabledByPod)),
         None => {}
     }
@@ -91,7 +94,7 @@ pub(crate) fn wish(pod: &Value, namespace: &Namespace) -> Result<Result<By, NotI
         |from: &BTreeMap<String, String>| from.get(INJECT).map_or(Value::Null, |v| json!(v));
     let said = said(&value(&namespace.labels), &value(&namespace.annotations));
     match said.map_err(|e| Refused(vec![FieldError::at(namespace.path(&e.path), e.problem)]))? {
-        Some(true) => Ok(Ok(By::Namespace)),
+        Some(true) => Ok(Ok(AskedBy::Namespace)),
         Some(false) => Ok(Err(NotInjected::DisabledByNamespace)),
         None => Ok(Err(NotInjected::NotAsked)),
     }
