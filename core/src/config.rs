@@ -86,6 +86,31 @@ impl Protocol {
         matches!(self, Self::Http1 | Self::Http2 | Self::Grpc)
     }
 
+    /// What an `appProtocol` declares: Kubernetes' prefixed names, IANA names and what people write for them.
+    /// None: it is not known.
+    pub fn from_app_protocol(name: &str) -> Option<Self> {
+        match name.to_ascii_lowercase().as_str() {
+            "http" | "http1" | "http/1.1" | "kubernetes.io/ws" | "ws" => Some(Self::Http1),
+            "kubernetes.io/h2c" | "h2c" | "http2" => Some(Self::Http2),
+            "grpc" => Some(Self::Grpc),
+            "tls" | "https" | "kubernetes.io/wss" | "wss" => Some(Self::Tls),
+            "tcp" => Some(Self::Tcp),
+            _ => None,
+        }
+    }
+
+    /// What a port's name declares, alone (`grpc`) or as a prefix (`grpc-orders`).
+    pub fn from_port_name(name: &str) -> Self {
+        match name.split_once('-').map_or(name, |(prefix, _)| prefix) {
+            "http" => Self::Http1,
+            "http2" | "h2c" => Self::Http2,
+            "grpc" => Self::Grpc,
+            "tls" | "https" => Self::Tls,
+            "tcp" => Self::Tcp,
+            _ => Self::Detect,
+        }
+    }
+
     /// The word used in metrics, logs and the hop header.
     pub fn as_str(self) -> &'static str {
         match self {

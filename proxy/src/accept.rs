@@ -4,7 +4,7 @@
 //! would tie a few long-lived HTTP/2 connections to one worker for life.
 
 use std::io;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
@@ -102,9 +102,10 @@ pub fn bind(settings: &Settings) -> io::Result<Vec<(TcpListener, Via)>> {
     all.into_iter().map(|(address, via)| Ok((listen(address)?, via))).collect()
 }
 
-/// A non-blocking listener on `address`; the error names it.
+/// A non-blocking listener on `address`; the error names it. `[::]` is every address of both families, or of
+/// IPv4 where the kernel has no IPv6.
 pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
-    let open = || {
+    let open = |address: SocketAddr| {
         let domain = socket2::Domain::for_address(address);
         let socket = socket2::Socket::new(domain, socket2::Type::STREAM, None)?;
         socket.set_reuse_address(true)?;
@@ -113,9 +114,20 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
         socket.listen(BACKLOG)?;
         Ok(TcpListener::from(socket))
     };
-    open().map_err(|e: io::Error| {
+    let opened = open(address).or_else(|error: io::Error| match without_ipv6(address, &error) {
+        Some(address) => open(address),
+        None => Err(error),
+    });
+    opened.map_err(|e: io::Error| {
         io::Error::new(e.kind(), format!("cannot listen on {address}: {e}"))
     })
+}
+
+/// What to listen on instead, where there is no IPv6 for `[::]`.
+fn without_ipv6(address: SocketAddr, error: &io::Error) -> Option<SocketAddr> {
+    let none = error.raw_os_error() == Some(rustix::io::Errno::AFNOSUPPORT.raw_os_error());
+    let everywhere = address.is_ipv6() && address.ip().is_unspecified();
+    (none && everywhere).then(|| SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port())))
 }
 
 /// Accepts until the proxy closes.
@@ -162,4 +174,20 @@ fn hand_over(proxy: &Arc<Proxy>, stream: TcpStream, remote: SocketAddr, via: &Vi
     let _ = SockRef::from(&stream).set_tcp_keepalive(&keepalive);
     // Fails only when the worker has ended, at exit.
     let _ = seat.queue.send(Accepted { stream, remote, via: via.clone(), slot });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_address_is_those_of_ipv4_where_there_is_no_ipv6() {
+        let none = io::Error::from_raw_os_error(rustix::io::Errno::AFNOSUPPORT.raw_os_error());
+        let taken = io::Error::from_raw_os_error(rustix::io::Errno::ADDRINUSE.raw_os_error());
+        let everywhere: SocketAddr = "[::]:4743".parse().unwrap();
+        assert_eq!(without_ipv6(everywhere, &none), "0.0.0.0:4743".parse().ok());
+        assert_eq!(without_ipv6(everywhere, &taken), None);
+        assert_eq!(without_ipv6("[::1]:4743".parse().unwrap(), &none), None);
+        assert_eq!(without_ipv6("0.0.0.0:1".parse().unwrap(), &none), None);
+    }
 }

@@ -1,16 +1,16 @@
 //! The admin server: is it alive, is it ready, what does it know, what has it seen.
 
+mod platform;
 mod policies;
 
 use std::fs::Permissions;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
 use std::sync::Arc;
 
 use axum::Json;
 use axum::Router;
-use axum::extract::{Request, State};
+use axum::extract::{Path, Query, Request, State};
 use axum::http::{StatusCode, header};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
@@ -49,7 +49,10 @@ pub async fn serve(
         .route("/metrics", get(metrics))
         .route("/config", get(config))
         .route("/identity", get(identity))
-        .route("/policies", get(policies));
+        .route("/policies", get(policies))
+        .route("/startup", get(startup))
+        .route("/prestop", get(pre_stop))
+        .route("/probe/tcp/{port}", get(probe_tcp));
     let changes = Router::new().route("/drain", post(drain)).route("/log", put(set_log));
     let with_token = from_fn_with_state(admin.clone(), demand_token);
     let open = looks.clone().merge(changes.clone().route_layer(with_token));
@@ -71,9 +74,9 @@ pub async fn serve(
 ///
 /// # Errors
 /// If it cannot be made there.
-pub fn bind_socket(path: &Path) -> io::Result<UnixListener> {
+pub fn bind_socket(path: &std::path::Path) -> io::Result<UnixListener> {
     let parent = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
-    let parent = if parent == Path::new("") { Path::new(".") } else { parent };
+    let parent = if parent.as_os_str().is_empty() { std::path::Path::new(".") } else { parent };
     let owner = Permissions::from_mode(0o700);
     // Of a name that was never there: a process that was killed here leaves its folder behind, and in a
     // container the next one has the same process id.
@@ -127,8 +130,9 @@ async fn demand_token(State(admin): State<Admin>, request: Request, next: Next) 
 }
 
 async fn index() -> &'static str {
-    "GET /live, /ready, /metrics, /config, /identity, /policies; POST /drain; PUT /log with a filter such as \
-     outrigger_proxy=debug. What is no GET wants --admin-socket or the token of --admin-token-file\n"
+    "GET /live, /ready, /metrics, /config, /identity, /policies; for the kubelet: GET /startup, \
+     /prestop?limit=5s, /probe/tcp/PORT; POST /drain; PUT /log with a filter such as outrigger_proxy=debug. \
+     What is no GET wants --admin-socket or the token of --admin-token-file\n"
 }
 
 async fn ready(State(admin): State<Admin>) -> (StatusCode, String) {
@@ -136,6 +140,21 @@ async fn ready(State(admin): State<Admin>) -> (StatusCode, String) {
         None => (StatusCode::OK, "ready\n".to_owned()),
         Some(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {why}\n")),
     }
+}
+
+async fn startup(State(admin): State<Admin>) -> (StatusCode, String) {
+    platform::started(&admin.proxy).await
+}
+
+async fn pre_stop(
+    State(admin): State<Admin>,
+    Query(query): Query<platform::PreStop>,
+) -> (StatusCode, String) {
+    platform::pre_stop(&admin.proxy, &query).await
+}
+
+async fn probe_tcp(State(admin): State<Admin>, Path(port): Path<u16>) -> (StatusCode, String) {
+    platform::probe_tcp(&admin.proxy, port).await
 }
 
 async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {

@@ -77,7 +77,8 @@ impl InboundPorts {
                     port.service = service;
                     port.strict = strict;
                     port.rules = rules;
-                    if port.protocol == Protocol::Detect {
+                    // What callers speak may have changed since this process was started.
+                    if known.protocol != Protocol::Detect {
                         port.protocol = known.protocol;
                     }
                 }

@@ -68,7 +68,8 @@ impl Proxy {
         let proxy = Self {
             correlation: Correlation::new(Arc::clone(&metrics)),
             cache: Cache::new(settings.cache_bytes),
-            store: Store::new(settings.zone.clone()),
+            // Empty is what a pod has whose node is in no zone.
+            store: Store::new(settings.zone.clone().filter(|zone| !zone.is_empty())),
             resolver: Resolver::default(),
             inbound: ArcSwap::from_pointee(InboundPorts::registered(&settings, identity.is_some())),
             limits: Limits::default(),

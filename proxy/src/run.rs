@@ -190,6 +190,7 @@ async fn control(
     let mut removed = None;
     if let Some(control_plane) = control_plane
         && !settings.app_ports.is_empty()
+        && !settings.no_registration
     {
         let (tell, heard) = oneshot::channel();
         removed = Some(heard);

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Parser;
+use http::HeaderName;
 use outrigger_core::config::Protocol;
 use outrigger_core::name::{Authority, check_label, check_subdomain};
 
@@ -97,6 +98,11 @@ pub struct Settings {
     #[arg(long = "app-port", env = "OUTRIGGER_APP_PORTS", value_name = "PORT[=PROTOCOL[:NAME]]", value_parser = parse_app_port, value_delimiter = ',')]
     pub app_ports: Vec<AppPort>,
 
+    /// Registers nothing, whatever --app-port names: the platform makes the workload known, as Kubernetes
+    /// does with pods
+    #[arg(long, env = "OUTRIGGER_NO_REGISTRATION")]
+    pub no_registration: bool,
+
     /// File with the join token, read at each connection to the control plane
     #[arg(long, env = "OUTRIGGER_TOKEN_FILE", value_name = "FILE")]
     pub token_file: Option<PathBuf>,
@@ -111,10 +117,20 @@ pub struct Settings {
     #[arg(long, env = "OUTRIGGER_PERSIST_IDENTITY")]
     pub persist_identity: bool,
 
-    /// A platform's probe that needs no identity: exactly GET (or HEAD) of this path on this port of
-    /// the app; may be repeated
-    #[arg(long = "probe", env = "OUTRIGGER_PROBES", value_name = "PORT/PATH", value_parser = parse_probe, value_delimiter = ',')]
+    /// A platform's probe that needs no identity: exactly GET of this path on this port of the app, or
+    /// the gRPC call /grpc.health.v1.Health/Check; may be repeated. A port alone may be asked for on
+    /// --admin: GET /probe/tcp/PORT dials it
+    #[arg(long = "probe", env = "OUTRIGGER_PROBES", value_name = "PORT[/PATH]", value_parser = parse_probe, value_delimiter = ',')]
     pub probes: Vec<Probe>,
+
+    /// A header that probes may carry besides what a kubelet sends; may be repeated
+    #[arg(
+        long = "probe-header",
+        env = "OUTRIGGER_PROBE_HEADERS",
+        value_name = "NAME",
+        value_delimiter = ','
+    )]
+    pub probe_headers: Vec<HeaderName>,
 
     /// Tells the app who called, in x-forwarded-client-cert; never from outside
     #[arg(long, env = "OUTRIGGER_FORWARD_CLIENT_IDENTITY")]
@@ -231,7 +247,7 @@ pub struct AppPort {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Probe {
     pub port: u16,
-    /// As sent, without a query.
+    /// As sent, with its query; empty: whether the port takes connections.
     pub path: String,
 }
 
@@ -330,9 +346,9 @@ fn parse_app_port(text: &str) -> Result<AppPort, String> {
 }
 
 fn parse_probe(text: &str) -> Result<Probe, String> {
-    let at = text.find('/').ok_or("write it as PORT/PATH, as in 8080/healthz".to_owned())?;
-    let (port, path) = text.split_at(at);
-    let port = port.parse().ok().filter(|p| *p != 0).ok_or(format!("{port:?} is not a port"))?;
+    let (port, path) = text.split_at(text.find('/').unwrap_or(text.len()));
+    let wrong = || format!("{port:?} is not a port: write it as 8080/healthz, or as 5432");
+    let port = port.parse().ok().filter(|p| *p != 0).ok_or_else(wrong)?;
     Ok(Probe { port, path: path.to_owned() })
 }
 
@@ -383,6 +399,7 @@ mod tests {
         assert_eq!(parse_access_log("1/100"), Ok(AccessLogSetting::OneOf(100)));
         assert!(parse_access_log("1/0").is_err());
         assert_eq!(parse_probe("8080/healthz").unwrap().path, "/healthz");
+        assert_eq!(parse_probe("5432").unwrap().path, "");
         assert!(parse_probe("healthz").is_err());
         assert!(parse_probe("/healthz").is_err());
         assert!(parse_listener("127.0.0.1:1=a.b:80").is_ok());

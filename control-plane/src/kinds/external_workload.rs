@@ -68,7 +68,7 @@ pub struct ExternalWorkloadPort {
     pub app_protocol: Option<String>,
 }
 
-/// As `app_protocol` in `translate/service.rs` reads it.
+/// As `Protocol::from_app_protocol` reads it.
 const APP_PROTOCOL: &str = "^(?i:http|http1|http/1[.]1|http2|h2c|kubernetes[.]io/h2c|grpc|tcp|tls|https|ws|wss|kubernetes[.]io/wss?)$";
 
 /// How the sidecar of the process is reached.

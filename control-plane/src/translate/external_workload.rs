@@ -7,7 +7,6 @@ use outrigger_core::config::{MeshAddress, Protocol};
 use outrigger_core::name::check_subdomain;
 use outrigger_core::policy::bounds::{self as numbers, HOP_VERSION};
 
-use super::service::app_protocol;
 use super::{Report, label_identity};
 use crate::kinds::{
     ExternalWorkload, ExternalWorkloadMesh, ExternalWorkloadPort, ExternalWorkloadSpec, defaults,
@@ -44,7 +43,7 @@ pub fn translate(raw: &ExternalWorkload, report: &mut Report) -> Option<Workload
     let mut ports = Vec::with_capacity(spec.ports.len());
     for (i, port) in spec.ports.iter().enumerate() {
         let path = format!("spec.ports[{i}]");
-        let protocol = port.app_protocol.as_deref().map_or(Some(Protocol::Detect), app_protocol);
+        let protocol = port.app_protocol.as_deref().map_or(Some(Protocol::Detect), Protocol::from_app_protocol);
         if protocol.is_none() {
             report.error(
                 format!("{path}.appProtocol"),

@@ -121,38 +121,14 @@ fn port(raw: &k8s::ServicePort, i: usize, report: &mut Report) -> Option<Service
         },
     };
     let protocol = match raw.app_protocol.as_deref() {
-        Some(app) => app_protocol(app).unwrap_or_else(|| {
+        Some(app) => Protocol::from_app_protocol(app).unwrap_or_else(|| {
             report.warn(
                 format!("{path}.appProtocol"),
                 format!("{app:?} is not known, so the protocol is detected"),
             );
             Protocol::Detect
         }),
-        None => named_protocol(&name),
+        None => Protocol::from_port_name(&name),
     };
     Some(ServicePort { port: number, name, target, protocol })
-}
-
-/// `appProtocol` of a port: Kubernetes' prefixed names, IANA names and what people write for them.
-pub(super) fn app_protocol(name: &str) -> Option<Protocol> {
-    match name.to_ascii_lowercase().as_str() {
-        "http" | "http1" | "http/1.1" | "kubernetes.io/ws" | "ws" => Some(Protocol::Http1),
-        "kubernetes.io/h2c" | "h2c" | "http2" => Some(Protocol::Http2),
-        "grpc" => Some(Protocol::Grpc),
-        "tls" | "https" | "kubernetes.io/wss" | "wss" => Some(Protocol::Tls),
-        "tcp" => Some(Protocol::Tcp),
-        _ => None,
-    }
-}
-
-/// The protocol that a port's name declares, alone (`grpc`) or as a prefix (`grpc-orders`).
-fn named_protocol(name: &str) -> Protocol {
-    match name.split_once('-').map_or(name, |(prefix, _)| prefix) {
-        "http" => Protocol::Http1,
-        "http2" | "h2c" => Protocol::Http2,
-        "grpc" => Protocol::Grpc,
-        "tls" | "https" => Protocol::Tls,
-        "tcp" => Protocol::Tcp,
-        _ => Protocol::Detect,
-    }
 }

@@ -20,6 +20,7 @@ use super::respond::Refusal;
 use super::server::Connection;
 use crate::metrics::Label;
 use crate::peer::{Fixed, Peer};
+use crate::settings::Probe;
 use crate::store::{Dialed, Live, Resolution};
 use crate::worker::Worker;
 
@@ -203,18 +204,38 @@ pub fn inbound(
 /// The headers of a probe as a kubelet sends it.
 const PROBE_HEADERS: [HeaderName; 5] =
     [header::HOST, header::USER_AGENT, header::ACCEPT, header::ACCEPT_ENCODING, header::CONNECTION];
+/// The same of a gRPC one.
+const GRPC_PROBE_HEADERS: [HeaderName; 6] = [
+    header::HOST,
+    header::USER_AGENT,
+    header::CONTENT_TYPE,
+    header::TE,
+    HeaderName::from_static("grpc-timeout"),
+    HeaderName::from_static("grpc-accept-encoding"),
+];
+/// What a gRPC probe calls. Its message is the name of a service, and it changes nothing.
+const GRPC_PROBE: &str = "/grpc.health.v1.Health/Check";
 
-/// Whether the platform asks how the app is: a GET of exactly what `--probe` names, with nothing in it that
-/// could make the app do something else.
+/// Whether the platform asks how the app is: a GET of exactly what `--probe` names, or the health check of gRPC,
+/// with nothing in it that could make the app do something else.
 fn is_probe(connection: &Connection, port: u16, head: &Head, has_body: bool) -> bool {
-    let probes = &connection.worker.proxy.settings.probes;
-    head.method == Method::GET
-        && connection.protocol == Protocol::Http1
-        && head.authority.is_none()
-        && head.upgrade.is_none()
-        && !has_body
-        && probes.iter().any(|probe| probe.port == port && probe.path == head.path.as_str())
-        && head.headers.keys().all(|name| PROBE_HEADERS.contains(name))
+    let settings = &connection.worker.proxy.settings;
+    let (asks, usual) = match connection.protocol {
+        Protocol::Http1 => (
+            head.method == Method::GET && head.authority.is_none() && !has_body,
+            &PROBE_HEADERS[..],
+        ),
+        Protocol::Http2 => (
+            head.method == Method::POST && head.path.as_str() == GRPC_PROBE,
+            &GRPC_PROBE_HEADERS[..],
+        ),
+        _ => return false,
+    };
+    let known = |name| usual.contains(name) || settings.probe_headers.contains(name);
+    let listed = |probe: &Probe| probe.port == port && probe.path == head.path.as_str();
+    asks && head.upgrade.is_none()
+        && settings.probes.iter().any(listed)
+        && head.headers.keys().all(known)
 }
 
 /// What one proxy tells another about where a request goes.

@@ -43,6 +43,27 @@ const RULES: &[Rule] = &[
         never: &["outrigger-proxy"],
         why: "the control plane must not need the data plane's code",
     },
+    Rule {
+        package: "outrigger-inject",
+        never: &[
+            "tokio",
+            "hyper",
+            "tonic",
+            "prost",
+            "kube",
+            "kube-*",
+            "rustls",
+            "outrigger-proto",
+            "outrigger-proxy",
+            "outrigger-control-plane",
+        ],
+        why: "injecting is a function from a pod to a pod, for the webhook and for files alike",
+    },
+    Rule {
+        package: "outrigger-cli",
+        never: &["outrigger-proxy", "outrigger-control-plane"],
+        why: "the command line talks to both, and is neither",
+    },
     Rule { package: "simplebank", never: &["outrigger-*"], why: "apps know nothing of the mesh" },
     Rule {
         package: "xtask",
@@ -195,11 +216,13 @@ mod tests {
 
     #[test]
     fn every_rule_bites() {
-        let cases: [(&str, &str); 6] = [
+        let cases: [(&str, &str); 8] = [
             ("outrigger-core", "outrigger-proto"),
             ("outrigger-proto", "kube"),
             ("outrigger-proxy", "kube-client"),
             ("outrigger-control-plane", "outrigger-proxy"),
+            ("outrigger-inject", "kube-core"),
+            ("outrigger-cli", "outrigger-control-plane"),
             ("simplebank", "outrigger-core"),
             ("xtask", "simplebank"),
         ];

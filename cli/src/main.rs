@@ -1,0 +1,28 @@
+//! `outrigger`: the command line of the mesh. See `outrigger --help`.
+
+mod inject;
+mod input;
+mod write;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// The command line of an Outrigger mesh.
+#[derive(Debug, Parser)]
+#[command(name = "outrigger", version)]
+struct Options {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Inject(Box<inject::Options>),
+}
+
+fn main() -> ExitCode {
+    match Options::parse().command {
+        Command::Inject(options) => inject::run(&options),
+    }
+}
