@@ -9,7 +9,7 @@ use clap::Args;
 use outrigger_core::error::FieldError;
 use outrigger_inject::{
     ConfigMapKey, INJECT, Kind, Mode, Namespace, Outcome, PullPolicy, Refused, Resources, Service,
-    Settings, inject_object, network, quantity,
+    Settings, TrustBundle, inject_object, network, quantity,
 };
 use serde_json::Value;
 
@@ -70,12 +70,12 @@ pub(crate) struct Options {
     control_plane: Option<String>,
 
     /// ConfigMap with the roots of the mesh, in the pod's namespace
-    #[arg(long, value_name = "NAME")]
-    trust_bundle_config_map: Option<String>,
+    #[arg(long, value_name = "NAME", default_value = "outrigger-trust-bundle.pem")]
+    trust_bundle_config_map: String,
 
     /// Its key
-    #[arg(long, value_name = "KEY")]
-    trust_bundle_key: Option<String>,
+    #[arg(long, value_name = "KEY", default_value = "document")]
+    trust_bundle_key: String,
 
     /// Audience of the projected token, the control plane's --token-audience
     #[arg(long, value_name = "NAME")]
@@ -291,10 +291,10 @@ impl Options {
             init_image: self.init_image.clone(),
             image_pull_policy: self.image_pull_policy,
             control_plane: or(&self.control_plane, default.control_plane),
-            trust_bundle: ConfigMapKey {
-                name: or(&self.trust_bundle_config_map, default.trust_bundle.name),
-                key: or(&self.trust_bundle_key, default.trust_bundle.key),
-            },
+            trust_bundle: TrustBundle::ConfigMap(ConfigMapKey {
+                name: self.trust_bundle_config_map.clone(),
+                key: self.trust_bundle_key.clone(),
+            }),
             token_audience: or(&self.token_audience, default.token_audience),
             uid: self.uid,
             cluster_domain: self.cluster_domain.clone(),

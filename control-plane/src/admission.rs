@@ -1,11 +1,12 @@
 //! The webhook server: the API server asks it about objects before it stores them.
 //!
-//! `POST /validate` says what is wrong with an object of a kind that the mesh is made of ([`validate`]), with the
+//! `POST /inject` gives a pod its proxy ([`mod@inject`]). `POST /validate` says what is wrong with an object of a kind that the mesh is made of ([`validate`]), with the
 //! code that reads it when it is there. A connection is TLS with a certificate for the Service's name under the
 //! mesh's own roots, which [`bundle`] writes into the webhook configurations. Nothing here changes anything in the
 //! mesh: without this server objects are stored unasked, and a wrong one is not put in force.
 
 mod bundle;
+mod inject;
 mod review;
 mod validate;
 
@@ -36,9 +37,10 @@ use tower::Service as _;
 use crate::ca::own::OwnCertificate;
 use crate::metrics::{Metrics, WebhookLabel};
 use crate::publish::Publisher;
-use review::Review;
+use review::{Request, Review, Verdict};
 
 pub use bundle::Bundle;
+pub use inject::Injector;
 
 /// Connections at one time: each API server of a cluster keeps a few.
 const MAX_CONNECTIONS: usize = 256;
@@ -62,6 +64,8 @@ pub struct Webhook {
     pub metrics: Arc<Metrics>,
     /// Which endpoints on the callers' own machines are taken.
     pub local: LocalEndpoints,
+    /// None: pods stay as they are.
+    pub injector: Option<Arc<Injector>>,
     turns: Arc<Semaphore>,
 }
 
@@ -73,7 +77,8 @@ impl fmt::Debug for Webhook {
 
 impl Webhook {
     pub fn new(publisher: Arc<Publisher>, metrics: Arc<Metrics>, local: LocalEndpoints) -> Self {
-        Self { publisher, metrics, local, turns: Arc::new(Semaphore::new(AT_ONCE)) }
+        let turns = Arc::new(Semaphore::new(AT_ONCE));
+        Self { publisher, metrics, local, injector: None, turns }
     }
 
     /// Serves until dropped.
@@ -90,6 +95,7 @@ impl Webhook {
         let metrics = self.metrics.clone();
         let app = Router::new()
             .route("/validate", post(validate))
+            .route("/inject", post(inject_pod))
             .layer(DefaultBodyLimit::max(MAX_REVIEW))
             .with_state(self);
         Ok(accept(listener, acceptor, app, metrics))
@@ -164,23 +170,52 @@ async fn connection(
 }
 
 async fn validate(State(webhook): State<Webhook>, body: Bytes) -> Response {
-    answer(webhook, "validate", body, validate::review).await
+    match read(&body) {
+        Ok(request) => {
+            let judge = |webhook: &Webhook, request: &Request| validate::review(webhook, request);
+            answer(webhook, "validate", request, judge).await
+        }
+        Err(answer) => answer,
+    }
+}
+
+async fn inject_pod(State(webhook): State<Webhook>, body: Bytes) -> Response {
+    let Some(injector) = webhook.injector.clone() else {
+        let why = "the control plane runs without --inject, and does not know with what\n";
+        return (StatusCode::NOT_FOUND, why).into_response();
+    };
+    let request = match read(&body) {
+        Ok(request) => request,
+        Err(answer) => return answer,
+    };
+    let namespace = match injector.namespace(&request).await {
+        Ok(namespace) => namespace,
+        // The API server does what its configuration says of such a failure.
+        Err(problem) => {
+            tracing::warn!(problem, "whether a pod is to be injected is not known");
+            return (StatusCode::SERVICE_UNAVAILABLE, format!("{problem}\n")).into_response();
+        }
+    };
+    let judge = move |webhook: &Webhook, request: &Request| {
+        injector.review(&webhook.publisher.view().index, &namespace, request)
+    };
+    answer(webhook, "inject", request, judge).await
+}
+
+fn read(body: &[u8]) -> Result<Request, Response> {
+    serde_json::from_slice::<Review>(body).map(|review| review.request).map_err(|error| {
+        let problem = format!("not an AdmissionReview of admission.k8s.io/v1: {error}\n");
+        (StatusCode::BAD_REQUEST, problem).into_response()
+    })
 }
 
 /// Hands a review to what knows the answer, on a thread that serves no proxies.
 async fn answer(
     webhook: Webhook,
     name: &'static str,
-    body: Bytes,
-    judge: fn(&Webhook, &review::Request) -> review::Verdict,
+    request: Request,
+    judge: impl FnOnce(&Webhook, &Request) -> Verdict + Send + 'static,
 ) -> Response {
-    let review: Review = match serde_json::from_slice(&body) {
-        Ok(review) => review,
-        Err(error) => {
-            let problem = format!("not an AdmissionReview of admission.k8s.io/v1: {error}\n");
-            return (StatusCode::BAD_REQUEST, problem).into_response();
-        }
-    };
     // It is never closed.
     let Ok(turn) = webhook.turns.clone().acquire_owned().await else {
         return StatusCode::SERVICE_UNAVAILABLE.into_response();
@@ -188,13 +223,13 @@ async fn answer(
     let metrics = webhook.metrics.clone();
     let judged = tokio::task::spawn_blocking(move || {
         let _turn = turn;
-        let verdict = judge(&webhook, &review.request);
-        (review, verdict)
+        let verdict = judge(&webhook, &request);
+        (request.uid, verdict)
     });
-    let Ok((review, verdict)) = judged.await else {
+    let Ok((uid, verdict)) = judged.await else {
         return StatusCode::INTERNAL_SERVER_ERROR.into_response();
     };
     let label = WebhookLabel { webhook: name, allowed: verdict.allowed.to_string() };
     metrics.reviews.get_or_create(&label).inc();
-    axum::Json(verdict.answer(&review.request.uid)).into_response()
+    axum::Json(verdict.answer(&uid)).into_response()
 }

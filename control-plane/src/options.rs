@@ -187,6 +187,11 @@ pub struct Options {
     #[arg(long, env = "OUTRIGGER_ADMIN", value_name = "IP:PORT", default_value = "127.0.0.1:4782")]
     pub admin: SocketAddr,
 
+    /// File with what pods are injected with (JSON: image, controlPlane and more, see docs/injection.md), which
+    /// the webhook then does at /inject.
+    #[arg(long, env = "OUTRIGGER_INJECT", value_name = "FILE", requires = "webhook")]
+    pub inject: Option<PathBuf>,
+
     /// Address of /live, /ready and /metrics, and of nothing else: for a kubelet and Prometheus.
     #[arg(long, env = "OUTRIGGER_METRICS", value_name = "IP:PORT")]
     pub metrics: Option<SocketAddr>,

@@ -20,7 +20,7 @@ use tonic::service::Routes;
 use crate::admin::{self, Admin};
 use kube::Client;
 
-use crate::admission::{Bundle, Webhook};
+use crate::admission::{Bundle, Injector, Webhook};
 use crate::ca::Authority;
 use crate::ca::own::{OwnCertificate, Subject};
 use crate::cluster::review::Reviewer;
@@ -83,6 +83,8 @@ pub enum StartError {
     Authority(String),
     #[error("--webhook needs --identity on: its certificate is under the roots of the mesh")]
     WebhookWithoutIdentity,
+    #[error("--inject: {0}")]
+    Inject(String),
     #[error("--webhook-host: {0}")]
     Webhook(String),
     #[error("{path}: {error}; the commands of `trust` come by this socket")]
@@ -341,11 +343,15 @@ impl Security {
         &self,
         options: &Options,
         client: &Client,
-        webhook: Webhook,
+        mut webhook: Webhook,
     ) -> Result<(SocketAddr, [JoinHandle<()>; 3]), StartError> {
         let address = options.webhook.unwrap_or(options.listen);
         let host = options.webhook_host.clone().unwrap_or_default();
         let authority = self.authority.clone();
+        if let Some(path) = &options.inject {
+            let injector = Injector::open(path, client.clone(), authority.clone());
+            webhook.injector = Some(Arc::new(injector.map_err(StartError::Inject)?));
+        }
         let own = OwnCertificate::new(&authority, Subject::Host(host));
         let own = Arc::new(own.map_err(StartError::Webhook)?);
         let listener = bind("--webhook", address)?;

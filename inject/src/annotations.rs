@@ -19,6 +19,8 @@ const PREFIX: &str = "outrigger.dev/";
 pub const INJECT: &str = "outrigger.dev/inject";
 /// Written by the injector: by which version and in which mode.
 pub const INJECTED: &str = "outrigger.dev/injected";
+/// Written by the injector: the roots of the mesh, where the proxy reads them as a file.
+pub(crate) const TRUST_BUNDLE: &str = "outrigger.dev/trust-bundle";
 /// What an annotation's list may hold, in entries: no app has more.
 const MAX_LIST: usize = 64;
 
@@ -31,10 +33,15 @@ pub struct Annotation {
     pub meaning: &'static str,
 }
 
-/// Of pods and, but for `injected`, of namespaces, where they hold for all pods that do not say it themselves.
+/// Of pods and, but for those that the injector writes, of namespaces, where they hold for all pods that do not say it themselves.
 pub const ANNOTATIONS: &[Annotation] = &[
     row("inject", "`enabled`, `disabled`", "asks for a proxy, or for none; also as a label"),
     row("injected", "written by the injector", "version and mode of the proxy in the pod"),
+    row(
+        "trust-bundle",
+        "written by the injector",
+        "the roots of the mesh at the pod's start, in PEM",
+    ),
     row("mode", "`init`, `cni`, `env`", "how the app's traffic comes to the proxy"),
     row("skip-inbound-ports", "ports", "of the app, reached by everybody without the proxy"),
     row("skip-outbound-ports", "ports", "of others, reached by the app without the proxy"),

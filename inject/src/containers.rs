@@ -2,11 +2,11 @@
 
 use serde_json::{Value, json};
 
-use crate::annotations::Overrides;
+use crate::annotations::{Overrides, TRUST_BUNDLE};
 use crate::pod::{grace_seconds, list, name, runs_for_ever};
 use crate::ports::AppPorts;
 use crate::probes::{self, Probes};
-use crate::settings::{Mode, Resources, Settings, listeners};
+use crate::settings::{Mode, Resources, Settings, TrustBundle, listeners};
 use crate::{ADMIN_PORT, INBOUND_PORT, INIT, OUTBOUND_PORT, PROXY};
 
 /// Names of the volumes.
@@ -141,7 +141,7 @@ fn environment(pod: &Value, parts: &Parts<'_>) -> Vec<Value> {
     set("ADMIN", format!("[::]:{ADMIN_PORT}"));
     set("ADMIN_SOCKET", format!("{STATE}/admin.sock"));
     set("TOKEN_FILE", format!("{TOKEN}/token"));
-    set("TRUST_BUNDLE", format!("{TRUST}/{}", settings.trust_bundle.key));
+    set("TRUST_BUNDLE", format!("{TRUST}/{}", trust_file(settings)));
     set("STATE_DIR", format!("{STATE}/state"));
     set("PERSIST_IDENTITY", "true".to_owned());
     // The API server knows the pod, and the control plane asks that.
@@ -166,6 +166,7 @@ fn environment(pod: &Value, parts: &Parts<'_>) -> Vec<Value> {
     all.push(field("NAMESPACE", "metadata.namespace"));
     all.push(field("SERVICE_ACCOUNT", "spec.serviceAccountName"));
     all.push(field("WORKLOAD", "metadata.name"));
+    all.push(field("NODE", "spec.nodeName"));
     all.push(field("ZONE", "metadata.labels['topology.kubernetes.io/zone']"));
     // What listens on loopback alone is not for others, with a mesh as without.
     all.push(field("APP_ADDRESS", "status.podIP"));
@@ -178,18 +179,37 @@ fn volumes(settings: &Settings) -> [Value; 3] {
         "expirationSeconds": settings.token_seconds,
         "path": "token",
     } });
-    let trust = &settings.trust_bundle;
+    let file = trust_file(settings);
+    let mut trust = match &settings.trust_bundle {
+        TrustBundle::ConfigMap(map) => json!({ "configMap": {
+            "defaultMode": 0o644,
+            "name": map.name,
+            "items": [{ "key": map.key, "path": file }],
+        } }),
+        TrustBundle::Roots(_) => {
+            let path = format!("metadata.annotations['{TRUST_BUNDLE}']");
+            let field = json!({ "apiVersion": "v1", "fieldPath": path });
+            json!({ "downwardAPI": {
+                "defaultMode": 0o644,
+                "items": [{ "fieldRef": field, "path": file }],
+            } })
+        }
+    };
     let [state_name, token_name, trust_name] = VOLUMES;
+    trust["name"] = json!(trust_name);
     [
         // In memory: it holds the key, which must not outlive the pod on a disk.
         json!({ "name": state_name, "emptyDir": { "medium": "Memory", "sizeLimit": STATE_LIMIT } }),
         json!({ "name": token_name, "projected": { "defaultMode": 0o644, "sources": [token] } }),
-        json!({ "name": trust_name, "configMap": {
-            "defaultMode": 0o644,
-            "name": trust.name,
-            "items": [{ "key": trust.key, "path": trust.key }],
-        } }),
+        trust,
     ]
+}
+
+fn trust_file(settings: &Settings) -> &str {
+    match &settings.trust_bundle {
+        TrustBundle::ConfigMap(map) => &map.key,
+        TrustBundle::Roots(_) => "roots.pem",
+    }
 }
 
 /// What PodSecurity `restricted` wants.

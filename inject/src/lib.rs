@@ -35,7 +35,7 @@ pub use object::{Kind, inject_object};
 pub use opt_in::{Namespace, NotInjected};
 pub use patch::patch;
 pub use service::{Service, ServicePort, Target};
-pub use settings::{ConfigMapKey, Mode, PullPolicy, Resources, Settings};
+pub use settings::{ConfigMapKey, Mode, PullPolicy, Resources, Settings, TrustBundle};
 pub use strip::strip;
 
 use annotations::Overrides;
@@ -138,5 +138,8 @@ pub fn inject(
     );
     let mark = Mark { version: settings.version.clone(), mode: overrides.mode };
     pod::annotate(&mut new, INJECTED, &json!(mark.to_string()));
+    if let TrustBundle::Roots(roots) = &settings.trust_bundle {
+        pod::annotate(&mut new, annotations::TRUST_BUNDLE, &json!(roots));
+    }
     Ok(Outcome::Injected(Injected { pod: new, mode: overrides.mode, warnings }))
 }

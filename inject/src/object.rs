@@ -67,12 +67,6 @@ pub fn inject_object(
     let outcome = inject(kind.pod(object), namespace, services, settings);
     let outcome = outcome.map_err(|Refused(all)| Refused(all.into_iter().map(under).collect()))?;
     let Outcome::Injected(mut injected) = outcome else { return Ok(outcome) };
-    if let Some(name) = object["metadata"]["name"].as_str().filter(|name| name.contains('.')) {
-        let problem = format!(
-            "{name:?} would begin the names of its pods, and a name in the mesh has no dot"
-        );
-        return Err(Refused(vec![FieldError::at("metadata.name", problem)]));
-    }
     injected.warnings = injected.warnings.into_iter().map(under).collect();
     let mut whole = object.clone();
     let place = kind.template.iter().try_fold(&mut whole, |value, key| value.get_mut(key));

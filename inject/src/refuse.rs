@@ -1,7 +1,7 @@
 //! What a pod may not be, or should not be, beside a proxy.
 
 use outrigger_core::error::FieldError;
-use outrigger_core::name::check_label;
+use outrigger_core::name::check_subdomain;
 use serde_json::Value;
 
 use crate::annotations::Overrides;
@@ -126,22 +126,16 @@ fn shape(pod: &Value, errors: &mut Vec<FieldError>) {
     }
 }
 
-/// The proxy tells the control plane who it is by these, and the mesh's names have no dots in their parts.
+/// The proxy tells the control plane who it is by these.
 fn names(pod: &Value, errors: &mut Vec<FieldError>) {
     let mut one = |path: &str, name: &str| {
-        if check_label(name).is_err() {
-            let problem = format!(
-                "{name:?} cannot be a name in the mesh: use at most 63 lower-case letters, digits and '-'"
-            );
-            errors.push(FieldError::at(path, problem));
+        if let Err(error) = check_subdomain(name) {
+            errors.push(error.under(path));
         }
     };
     let metadata = &pod["metadata"];
-    match (metadata["name"].as_str(), metadata["generateName"].as_str()) {
-        (Some(name), _) => one("metadata.name", name),
-        // The API server cuts it so that the name fits; it is its letters that count.
-        (None, Some(prefix)) if prefix.contains('.') => one("metadata.generateName", prefix),
-        _ => {}
+    if let Some(name) = metadata["name"].as_str() {
+        one("metadata.name", name);
     }
     if let Some(account) =
         pod["spec"]["serviceAccountName"].as_str().filter(|name| !name.is_empty())

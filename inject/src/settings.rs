@@ -17,8 +17,8 @@ pub struct Settings {
     pub image_pull_policy: PullPolicy,
     /// URL of the control plane's discovery port, as a pod reaches it.
     pub control_plane: String,
-    /// Where a pod finds the roots of the mesh: a ConfigMap of its own namespace.
-    pub trust_bundle: ConfigMapKey,
+    /// Where a pod finds the roots of the mesh when it starts; later ones come from the control plane.
+    pub trust_bundle: TrustBundle,
     /// Audience of the projected token, the control plane's `--token-audience`.
     pub token_audience: String,
     /// Lifetime of the projected token in seconds; the kubelet renews it. Kubernetes wants 600 at least.
@@ -99,6 +99,14 @@ impl PullPolicy {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TrustBundle {
+    /// In a ConfigMap of the pod's namespace.
+    ConfigMap(ConfigMapKey),
+    /// In PEM, in an annotation of the pod.
+    Roots(String),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigMapKey {
     pub name: String,
     pub key: String,
@@ -125,10 +133,10 @@ impl Default for Settings {
             init_image: None,
             image_pull_policy: PullPolicy::IfNotPresent,
             control_plane: "https://outrigger-control-plane.outrigger-system.svc:4780".to_owned(),
-            trust_bundle: ConfigMapKey {
+            trust_bundle: TrustBundle::ConfigMap(ConfigMapKey {
                 name: "outrigger-trust-bundle.pem".to_owned(),
                 key: "document".to_owned(),
-            },
+            }),
             token_audience: "outrigger.dev".to_owned(),
             token_seconds: 3600,
             uid: u32::from(OUTBOUND_PORT),

@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use crate::annotations::TRUST_BUNDLE;
 use crate::pod::{LISTS, is_ours, name};
 use crate::{INJECTED, containers, environment, lifecycle, probes};
 
@@ -33,6 +34,7 @@ fn unmark(pod: &mut Value) {
     let annotations = metadata.get_mut("annotations").and_then(Value::as_object_mut);
     let Some(annotations) = annotations else { return };
     annotations.remove(INJECTED);
+    annotations.remove(TRUST_BUNDLE);
     if annotations.is_empty() {
         metadata.remove("annotations");
     }

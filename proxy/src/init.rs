@@ -20,7 +20,7 @@ pub use ruleset::{Network, Ruleset};
 /// Redirect the traffic of this pod, or of another network namespace, to its proxy.
 #[derive(Clone, Debug, Args)]
 #[command(
-    after_help = "EXAMPLES:\n  outrigger-proxy init                                   put the rules in force and prove them\n  outrigger-proxy init --dry-run --skip-outbound-ports 3306   show them\n  outrigger-proxy init --verify-only                     is the traffic of this pod redirected?\n  outrigger-proxy init --remove                          as if it had never been there\n\nDocs: docs/redirection.md"
+    after_help = "EXAMPLES:\n  outrigger-proxy init                                   put the rules in force and prove them\n  outrigger-proxy init --dry-run --skip-outbound-ports 3306   show them\n  outrigger-proxy init --check                           is the traffic of this pod redirected?\n  outrigger-proxy init --remove                          as if it had never been there\n\nDocs: docs/redirection.md"
 )]
 pub struct Init {
     /// Port of the proxy for what the app sends
@@ -36,7 +36,7 @@ pub struct Init {
     admin_port: u16,
 
     /// User id of the proxy, whose own traffic goes where it wants to
-    #[arg(long, env = "OUTRIGGER_INIT_UID", default_value_t = 4747, value_name = "UID", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, env = "OUTRIGGER_INIT_UID", default_value_t = 4740, value_name = "UID", value_parser = clap::value_parser!(u32).range(1..))]
     uid: u32,
 
     /// Ports of the app that callers reach directly
@@ -75,16 +75,16 @@ pub struct Init {
     netns: Option<std::path::PathBuf>,
 
     /// Print the rules, and change nothing
-    #[arg(long, conflicts_with_all = ["remove", "verify_only"])]
+    #[arg(long, conflicts_with_all = ["remove", "check"])]
     dry_run: bool,
 
     /// Take the rules away
-    #[arg(long, conflicts_with = "verify_only")]
+    #[arg(long, conflicts_with = "check")]
     remove: bool,
 
     /// Change nothing, and tell whether what this user sends is redirected
     #[arg(long)]
-    verify_only: bool,
+    check: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -137,7 +137,7 @@ impl Init {
             });
             return Ok(());
         }
-        if self.verify_only {
+        if self.check {
             let proven = verify::outbound(self.outbound_port)?;
             say(format_args!("redirected: {proven}\n"));
             return Ok(());

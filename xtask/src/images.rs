@@ -20,7 +20,7 @@ use layer::Layer;
 use layout::Config;
 
 /// The proxy's user, whose traffic the redirection leaves alone.
-const PROXY_USER: u32 = 4747;
+const PROXY_USER: u32 = 4740;
 const CONTROL_PLANE_USER: u32 = 4780;
 const APP_USER: u32 = 1000;
 

@@ -1,5 +1,6 @@
 //! AdmissionReview of `admission.k8s.io/v1`: what the API server asks, and what it is told.
 
+use k8s_openapi::ByteString;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -20,6 +21,9 @@ pub(super) struct Review {
 pub(super) struct Request {
     pub(super) uid: String,
     pub(super) kind: GroupVersionKind,
+    /// Empty for an object that is in none.
+    #[serde(default)]
+    pub(super) namespace: String,
     /// As it is about to be; none when it is deleted.
     #[serde(default)]
     pub(super) object: Value,
@@ -52,6 +56,8 @@ pub(super) struct Verdict {
     /// The field and what is wrong there, for programs.
     pub(super) causes: Vec<(String, String)>,
     pub(super) warnings: Vec<String>,
+    /// What is changed about the object (RFC 6902).
+    pub(super) patch: Option<Value>,
 }
 
 impl Verdict {
@@ -65,6 +71,12 @@ impl Verdict {
         let warnings: Vec<String> = warnings.map(|text| shortened(text, MAX_WARNING)).collect();
         if !warnings.is_empty() {
             response["warnings"] = json!(warnings);
+        }
+        // One without operations would be a change as well.
+        let patch = self.patch.filter(|patch| patch.as_array().is_some_and(|all| !all.is_empty()));
+        if let Some(patch) = patch {
+            response["patchType"] = json!("JSONPatch");
+            response["patch"] = json!(ByteString(patch.to_string().into_bytes()));
         }
         if !self.allowed {
             let cause = |(field, message): (String, String)| json!({"reason": "FieldValueInvalid", "field": field, "message": message});

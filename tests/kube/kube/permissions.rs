@@ -13,10 +13,11 @@ use super::registration::{Joining, Outside};
 
 const DOCUMENT: &str = include_str!("../../../docs/kubernetes.md");
 /// What comes up only after a long time, in a rotation, or at the moment of a pod's start.
-const SELDOM: [&str; 5] = [
+const SELDOM: [&str; 6] = [
     "delete secrets of ",
     "update configmaps of ",
     "get pods of ",
+    "get namespaces of ",
     "create tokenreviews of authentication.k8s.io",
     "patch events of events.k8s.io",
 ];
