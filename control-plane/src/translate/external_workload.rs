@@ -39,7 +39,10 @@ pub fn translate(raw: &ExternalWorkload, report: &mut Report) -> Option<Workload
     let mut ports = Vec::with_capacity(spec.ports.len());
     for (i, port) in spec.ports.iter().enumerate() {
         let path = format!("spec.ports[{i}]");
-        let protocol = port.app_protocol.as_deref().map_or(Some(Protocol::Detect), Protocol::from_app_protocol);
+        let protocol = port
+            .app_protocol
+            .as_deref()
+            .map_or(Some(Protocol::Detect), Protocol::from_app_protocol);
         if protocol.is_none() {
             report.error(
                 format!("{path}.appProtocol"),
