@@ -269,6 +269,32 @@ fn the_admin_server_tells_and_is_told() {
 }
 
 #[test]
+fn a_kubelet_learns_whether_the_app_is_there_and_gives_it_time() {
+    let plane = ControlPlane::start(&[]);
+    let listens = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let open = listens.local_addr().expect("an address").port();
+    let (ports, http) = (format!("{open}"), format!("{}/healthz", free_port()));
+    let args = ["--app-port", &ports, "--no-registration", "--probe", &ports, "--probe", &http];
+    let proxy = Proxy::start(&plane, "pod", &args);
+    let get = |path: &str| http_get(proxy.admin, path).expect("an answer");
+    assert_eq!(get("/startup"), (200, "started\n".to_owned()));
+    assert_eq!(get(&format!("/probe/tcp/{open}")), (200, "open\n".to_owned()));
+    drop(listens);
+    let (status, why) = get(&format!("/probe/tcp/{open}"));
+    assert!(status == 503 && why.contains("refused"), "{status} {why}");
+    // Of the listed TCP ones alone: the admin port is nobody's port scanner.
+    for path in ["/probe/tcp/1", &format!("/probe/tcp/{}", http.trim_end_matches("/healthz"))] {
+        assert_eq!(get(path).0, 404, "{path}");
+    }
+    assert_eq!(get("/prestop?limit=1ms"), (200, "the app may end\n".to_owned()));
+    assert_eq!((get("/prestop?limit=soon").0, get("/prestop").0), (400, 400));
+    assert_eq!(get("/ready").0, 200, "it changes nothing");
+    let workloads = http_get(plane.admin, "/index").expect("an answer").1;
+    assert!(!workloads.contains("\"pod\""), "{workloads}");
+    assert!(!workloads.contains("bank.pod"), "{workloads}");
+}
+
+#[test]
 fn a_proxy_is_ready_only_with_its_first_configuration() {
     let mut plane = ControlPlane::start(&[]);
     plane.kill();
@@ -283,7 +309,12 @@ fn a_proxy_is_ready_only_with_its_first_configuration() {
     eventually("it lives", || http_get(at, "/live").is_some_and(|answer| answer.0 == 200));
     let (status, why) = http_get(at, "/ready").expect("an answer");
     assert!(status == 503 && why.contains("not ready"), "{status} {why}");
+    let started = std::thread::spawn(move || {
+        // Kept until it is, and asked again where this machine is slow.
+        eventually("it has started", || http_get(at, "/startup").is_some_and(|got| got.0 == 200));
+    });
     plane.run();
+    started.join().expect("it has started");
     eventually("it is ready", || http_get(at, "/ready").is_some_and(|answer| answer.0 == 200));
     drop(process);
 }

@@ -13,6 +13,7 @@ mod grpc;
 mod health;
 mod hostile;
 mod identity;
+mod injected;
 mod life;
 mod lookups;
 mod mirrors;

@@ -298,6 +298,51 @@ fn a_probe_carries_nothing_past_the_rules() {
     });
 }
 
+/// The health check of gRPC likewise, and what a pod's author has named besides.
+#[test]
+fn a_grpc_probe_carries_nothing_past_the_rules_either() {
+    let everything = Rule { to: Vec::new(), ..deny(Operation::default()) };
+    let check = "/grpc.health.v1.Health/Check";
+    let probe = |method, path| {
+        vec![
+            (":method", method),
+            (":scheme", "http"),
+            (":path", path),
+            (":authority", "10.0.0.7:8080"),
+            ("content-type", "application/grpc"),
+            ("user-agent", "kube-probe/1.36 grpc-go/1.72"),
+            ("te", "trailers"),
+            ("grpc-timeout", "999m"),
+        ]
+    };
+    // On a bed of its own: this app speaks no HTTP/2, which its proxy remembers.
+    let arrives = |bytes: &[u8]| {
+        let args = ["--probe", &format!("8080{check}"), "--probe-header", "x-probe"];
+        let rules = vec![everything.clone()];
+        run(async {
+            let bed = Bed::new(&args);
+            bed.configure(Protocol::Detect, Access { rules, ..Access::default() }, None);
+            !read_of(&bed, Seat::Outside, bytes).await.1.is_empty()
+        })
+    };
+    let called = |fields: &[(&str, &str)]| arrives(&h2(fields, Some(&[0; 5])));
+    assert!(called(&probe("POST", check)));
+    assert!(called(&[probe("POST", check), vec![("x-probe", "1")]].concat()));
+    for other in [
+        probe("GET", check),
+        probe("POST", "/grpc.health.v1.Health/Watch"),
+        probe("POST", "/grpc.health.v1.Health/Check?x"),
+        probe("POST", "/orders.Orders/Delete"),
+        [probe("POST", check), vec![("x-debug", "1")]].concat(),
+        [probe("POST", check), vec![("authorization", "Bearer x")]].concat(),
+    ] {
+        assert!(!called(&other), "{other:?}");
+    }
+    // A path in the list is one for a GET of HTTP/1.1 as well, and carries no more there.
+    let get = format!("GET {check} HTTP/1.1\r\nHost: a\r\nX-Debug: 1\r\n\r\n");
+    assert!(!arrives(get.as_bytes()));
+}
+
 /// A limit of one request an hour, on a port that is declared and on one that is not.
 #[test]
 fn a_limit_holds_whatever_the_bytes_look_like() {
