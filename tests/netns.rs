@@ -1,5 +1,5 @@
 //! Transparent interception: pods are network namespaces, joined by a bridge in a third one, and
-//! nftables redirects what they send and get to their proxies, which speak mutual TLS. Needs root; else it is skipped.
+//! `outrigger-proxy init` redirects what they send and get to their proxies, which speak mutual TLS. Needs root; else it is skipped.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -20,22 +20,6 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 /// Whose traffic is not redirected: the proxies run under it.
 const PROXY_UID: &str = "4747";
-const RULES: &str = "
-table inet outrigger {
-  chain output {
-    type nat hook output priority -100;
-    meta skuid 4747 return
-    fib daddr type local return
-    meta l4proto tcp redirect to :4740
-  }
-  chain prerouting {
-    type nat hook prerouting priority -100;
-    iifname lo return
-    tcp dport 4743 return
-    meta l4proto tcp redirect to :4743
-  }
-}
-";
 const MANIFESTS: &str = "
 apiVersion: v1
 kind: Service
@@ -71,6 +55,13 @@ struct Network {
     caller: String,
     server: String,
     ipv6: bool,
+}
+
+/// What an init container does in a pod, with more flags than the user.
+fn init(pod: &str, flags: &str) -> Result<(), String> {
+    let program = binary("outrigger-proxy");
+    let command = format!("netns exec {pod} {} init --uid {PROXY_UID} {flags}", program.display());
+    run("ip", &command, "")
 }
 
 /// Runs a command to its end; its error output if it failed.
@@ -117,7 +108,7 @@ impl Network {
             ipv6 = ipv6
                 .and_then(|()| ip(format!("-n {pod} addr add fd77::{number}/64 dev eth0 nodad")))
                 .and_then(|()| ip(format!("-n {pod} -6 route add default via fd77::1")));
-            run("ip", &format!("netns exec {pod} nft -f -"), RULES)?;
+            init(pod, "")?;
         }
         if let Err(why) = ipv6 {
             skip("transparent interception of IPv6", &why);
@@ -450,5 +441,91 @@ fn only_the_pods_own_addresses_are_reached_through_it() {
     eventually("the proxy says why", || {
         let log = pods.server.log();
         log.contains("10.99.0.7") && log.contains("not_for_us")
+    });
+}
+
+#[test]
+fn rules_are_put_in_force_again_without_harm_and_can_be_taken_away() {
+    let test = "rules_are_put_in_force_again_without_harm_and_can_be_taken_away";
+    let Some(pods) = Pods::start(test) else { return };
+    let (caller, server) = (&pods.network.caller, &pods.network.server);
+    // As an app: another user than the proxy.
+    let redirected = || {
+        let program = pods.dir.path().join("outrigger-proxy");
+        let program = program.display();
+        let command = format!("netns exec {server} setpriv --reuid 1000 {program} init --check");
+        run("ip", &command, "")
+    };
+    // A connection that the app keeps, and one after each change.
+    let mut kept = within(caller, || TcpStream::connect("10.96.0.11:7000").expect("a connection"));
+    for flags in
+        ["", "", "--skip-outbound-ports 3306 --skip-outbound-networks 192.0.2.128/25,fd00::/8"]
+    {
+        init(caller, flags).expect("rules");
+        assert_eq!(pods.get("http://10.96.0.10/again").status, 200, "{flags}");
+    }
+    kept.write_all(b"still").expect("written");
+    kept.shutdown(Shutdown::Write).expect("half closed");
+    let mut said = String::new();
+    kept.read_to_string(&mut said).expect("an answer");
+    assert!(said.contains('5'), "{said}");
+    // Where no proxy has the ports. What is shown is not done.
+    let hub = &pods.network.hub;
+    let why = |result: Result<(), String>| result.expect_err("an error");
+    let check = |pod: &str| {
+        let program = binary("outrigger-proxy");
+        let command = format!(
+            "netns exec {pod} setpriv --reuid 1000 {} init --check --outbound-port 4750",
+            program.display()
+        );
+        run("ip", &command, "")
+    };
+    run("ip", &format!("-n {hub} route add default dev bridge"), "").expect("a route");
+    let mut backends = vec!["nftables"];
+    match has("iptables-restore") {
+        true => backends.push("iptables"),
+        false => skip(test, "iptables is not installed: only nftables was tried"),
+    }
+    for backend in backends {
+        let flags = format!("--outbound-port 4750 --inbound-port 4753 --backend {backend}");
+        init(hub, &format!("{flags} --dry-run")).expect("rules");
+        assert!(why(check(hub)).contains("are not redirected"), "{backend}");
+        init(hub, &flags).expect("rules");
+        init(hub, &flags).expect("the same rules");
+        check(hub).expect("it is redirected");
+        init(hub, &format!("{flags} --remove")).expect("no rules");
+        init(hub, &format!("{flags} --remove")).expect("still none");
+        assert!(why(check(hub)).contains("are not redirected"), "{backend}");
+    }
+    // There the proxy itself has the port, and answers.
+    redirected().expect("it is redirected");
+}
+
+/// A proxy that is restarted is not there for a moment.
+#[test]
+fn a_connection_begun_while_the_proxy_is_away_waits_for_it() {
+    let test = "a_connection_begun_while_the_proxy_is_away_waits_for_it";
+    let Some(pods) = Pods::start(test) else { return };
+    let Pods { mut server, _caller, _plane, app, dir, network } = pods;
+    server.kill();
+    let address = format!("10.77.0.3:{}", app.port);
+    let began = std::time::Instant::now();
+    let refused = within(&network.hub, || {
+        TcpStream::connect_timeout(
+            &address.parse().expect("an address"),
+            Duration::from_millis(500),
+        )
+    });
+    let error = refused.expect_err("nobody is there");
+    assert_eq!(error.kind(), std::io::ErrorKind::TimedOut, "{error}");
+    thread::scope(|scope| {
+        let waits = scope.spawn(|| {
+            within(&network.hub, || Curl::direct().get(&format!("http://{address}/late")))
+        });
+        let port = format!("{}=detect:web", app.port);
+        let args = ["--label", "app=web", "--app-address", "10.77.0.3", "--app-port", &port];
+        let _again = proxy(&network.server, &dir, "web", &args);
+        let answer = waits.join().expect("no panic");
+        assert_eq!(answer.status, 200, "{answer:?} after {:?}", began.elapsed());
     });
 }

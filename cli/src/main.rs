@@ -2,6 +2,7 @@
 
 mod inject;
 mod input;
+mod upgrade;
 mod write;
 
 use std::process::ExitCode;
@@ -19,10 +20,12 @@ struct Options {
 #[derive(Debug, Subcommand)]
 enum Command {
     Inject(Box<inject::Options>),
+    Upgrade(Box<upgrade::Options>),
 }
 
 fn main() -> ExitCode {
     match Options::parse().command {
         Command::Inject(options) => inject::run(&options),
+        Command::Upgrade(options) => upgrade::run(&options),
     }
 }

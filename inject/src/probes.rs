@@ -168,7 +168,7 @@ pub(crate) fn own() -> [(&'static str, Value); 3] {
             "readinessProbe",
             json!({
                 "httpGet": get("/ready"),
-                "periodSeconds": 2, "timeoutSeconds": 2, "failureThreshold": 3, "successThreshold": 1,
+                "periodSeconds": 1, "timeoutSeconds": 2, "failureThreshold": 3, "successThreshold": 1,
             }),
         ),
         // A minute, since a machine that is too busy is no reason for a restart.

@@ -5,6 +5,7 @@
 //! OUTRIGGER_TEST_KUBECONFIG names the kubeconfig of a cluster that may be written to: the Gateway API's
 //! definitions must be there, and a controller manager for the tests of tokens. What only one of both can do says so.
 
+mod chart;
 mod cluster;
 mod identity;
 mod issuer;

@@ -50,6 +50,7 @@ fn settings(mode: Mode) -> Settings {
             Some("metadata.name") => "orders-1",
             Some("spec.serviceAccountName") => "orders",
             Some("status.podIP") => "10.0.0.7",
+            Some("spec.nodeName") => "node-1",
             Some(path) if path.contains("zone") => "",
             Some(path) => panic!("{path} is new here"),
         };

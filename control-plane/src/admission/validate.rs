@@ -38,7 +38,8 @@ pub(super) fn review(webhook: &Webhook, request: &Request) -> Verdict {
         return Verdict { allowed: true, warnings, ..Verdict::default() };
     }
     let causes = of(Severity::Error).map(|error| (error.path.clone(), error.problem.clone()));
-    Verdict { allowed: false, message: errors.join("; "), causes: causes.collect(), warnings }
+    let message = errors.join("; ");
+    Verdict { message, causes: causes.collect(), warnings, ..Verdict::default() }
 }
 
 fn is_being_deleted(object: &Value) -> bool {

@@ -28,6 +28,9 @@ use crate::translate::pod::{self, PodSpec, PodStatus};
 pub const AUDIENCE: &str = "outrigger.dev";
 /// How long the API server may take.
 const LIMIT: Duration = Duration::from_secs(5);
+/// How long a pod is waited for that has no address yet, and how often it is looked at.
+const ADDRESS: Duration = Duration::from_secs(3);
+const LOOK: Duration = Duration::from_millis(100);
 /// Reviews at one time: more wait, and cost the API server nothing.
 const AT_ONCE: usize = 16;
 /// Bytes of a token; those of Kubernetes have about a thousand.
@@ -46,7 +49,9 @@ pub enum ReviewError {
     NoAccount(String),
     #[error("the token is bound to no pod: it must be projected into the pod that uses it")]
     NoPod,
-    #[error("the token's pod {0} is not there, or has no address yet")]
+    #[error("the token's pod {0} has no address yet")]
+    NoAddress(String),
+    #[error("the token's pod {0} is not there, or has ended")]
     PodGone(String),
     #[error("the token's pod {0} has been replaced by another one of the same name")]
     OtherPod(String),
@@ -142,8 +147,24 @@ impl Reviewer {
         answer.status.ok_or_else(|| unavailable(&"it has not said anything"))
     }
 
-    /// The pod as the index has it; one that the index does not know yet is asked for.
+    /// The pod, once it has an address: the kubelet tells it at about the time at which the first container runs,
+    /// and who has to come again is later than who waits.
     async fn pod(&self, owner: &Owner) -> Result<Workload, ReviewError> {
+        let mut waited = Duration::ZERO;
+        loop {
+            let asked = self.ask_for_pod(owner).await;
+            match asked {
+                Err(ReviewError::NoAddress(_)) if waited < ADDRESS => {
+                    tokio::time::sleep(LOOK).await;
+                    waited = waited.saturating_add(LOOK);
+                }
+                asked => return asked,
+            }
+        }
+    }
+
+    /// The pod as the index has it; one that the index does not know yet is asked for.
+    async fn ask_for_pod(&self, owner: &Owner) -> Result<Workload, ReviewError> {
         if let Some(known) = self.publisher.view().index.pod(&owner.uid) {
             return Ok(known.clone());
         }
@@ -170,8 +191,12 @@ impl Reviewer {
             spec: found.spec,
             status: found.status.unwrap_or_default(),
         };
+        let has_address = !raw.status.pod_ips.is_empty();
         let mut report = Report::trusting(LocalEndpoints::Refuse);
-        pod::translate(&raw, &mut report).ok_or(ReviewError::PodGone(name))
+        pod::translate(&raw, &mut report).ok_or(match has_address {
+            true => ReviewError::PodGone(name),
+            false => ReviewError::NoAddress(name),
+        })
     }
 }
 

@@ -1,7 +1,8 @@
 //! Proves that what a process of this user sends reaches the proxy's port.
 //!
 //! A connection to an address that nobody has (RFC 5737, RFC 3849) is made while this process listens on the
-//! proxy's port, and must arrive there with the address that it was meant for.
+//! proxy's port, and must arrive there with the address that it was meant for. Where the proxy itself listens
+//! already, somebody must answer.
 
 use std::fmt;
 use std::io::{self, ErrorKind};
@@ -35,8 +36,8 @@ pub enum VerifyError {
         "{family} connections are not redirected: one to {to} did not reach port {port} of this pod"
     )]
     NotRedirected { family: &'static str, to: SocketAddr, port: u16 },
-    #[error("port {port} is taken ({error}): is the proxy, or something else, running already?")]
-    Taken { port: u16, error: io::Error },
+    #[error("whether connections are redirected could not be tried: {0}")]
+    Socket(io::Error),
     #[error("this pod has neither an IPv4 nor an IPv6 address that it could send from")]
     NoNetwork,
 }
@@ -52,11 +53,20 @@ pub fn outbound(port: u16) -> Result<Proven, VerifyError> {
         if !has_route(address) {
             continue;
         }
-        let taken = |error| VerifyError::Taken { port, error };
-        let listener = TcpListener::bind(SocketAddr::new(local, port)).map_err(taken)?;
-        listener.set_nonblocking(true).map_err(taken)?;
         let to = SocketAddr::new(address, PORT);
-        if !arrives(&listener, to) {
+        let listener = TcpListener::bind(SocketAddr::new(local, port));
+        let is_redirected = match listener {
+            Ok(listener) => {
+                listener.set_nonblocking(true).map_err(VerifyError::Socket)?;
+                arrives(&listener, to)
+            }
+            // The proxy is there already: nobody else answers at that address.
+            Err(error) if error.kind() == ErrorKind::AddrInUse => {
+                TcpStream::connect_timeout(&to, LIMIT).is_ok()
+            }
+            Err(error) => return Err(VerifyError::Socket(error)),
+        };
+        if !is_redirected {
             return Err(VerifyError::NotRedirected { family, to, port });
         }
         proven.0.push(family);

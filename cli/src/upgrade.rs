@@ -1,0 +1,232 @@
+//! `outrigger upgrade`: another version of the proxy in pods that run, while their apps go on.
+//!
+//! The image of a native sidecar may be changed in a running pod, and the kubelet restarts that container alone. The old
+//! proxy leaves its Services' endpoints and finishes what it has; while nobody listens, new connections wait
+//! (docs/redirection.md); the new one finds identity and configuration in the pod's volume.
+
+mod plan;
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Args;
+use futures::StreamExt;
+use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::api::{ListParams, Patch, PatchParams};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Api, Client, Config};
+use outrigger_inject::PROXY;
+use serde_json::json;
+use tokio::time::Instant;
+
+use plan::{Progress, Step};
+
+/// How often a pod is looked at that is on its way.
+const LOOK: Duration = Duration::from_millis(300);
+/// From a slice that says that a pod serves until every caller has heard it, with room to spare.
+const TOLD: Duration = Duration::from_secs(2);
+/// How long the API server may take to accept a connection.
+const CONNECT: Duration = Duration::from_secs(5);
+
+/// Replace the proxies of running pods, one after another, without restarting their apps.
+///
+/// It stops at the first pod that does not come back, and says how to go back. Pods that are made later get the
+/// image that the injector knows: upgrade the chart first.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "EXAMPLES:\n  outrigger upgrade --image outrigger.dev/proxy:0.2.0 --namespace bank --dry-run\n  outrigger upgrade --image outrigger.dev/proxy:0.2.0 --all-namespaces --at-once 3\n\nDocs: docs/upgrade.md"
+)]
+pub(crate) struct Options {
+    /// Image of the new proxy
+    #[arg(long)]
+    image: String,
+
+    /// Pods of this namespace
+    #[arg(short, long, required_unless_present = "all_namespaces")]
+    namespace: Option<String>,
+
+    /// Pods of all namespaces
+    #[arg(short = 'A', long, conflicts_with = "namespace")]
+    all_namespaces: bool,
+
+    /// Only pods with these labels, as in app=orders
+    #[arg(short = 'l', long, value_name = "LABELS")]
+    selector: Option<String>,
+
+    /// How many pods may be on their way at one time
+    #[arg(long, default_value_t = 1, value_name = "PODS", value_parser = clap::value_parser!(u16).range(1..=100))]
+    at_once: u16,
+
+    /// How long one pod may take, in seconds
+    #[arg(long, default_value_t = 120, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(5..=3600))]
+    timeout: u64,
+
+    /// Show what would be done
+    #[arg(long)]
+    dry_run: bool,
+
+    /// How the cluster is reached; KUBECONFIG or ~/.kube/config unless set
+    #[arg(long, value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
+
+    /// Another context of that file than its current one
+    #[arg(long, value_name = "NAME")]
+    context: Option<String>,
+}
+
+pub(crate) fn run(options: &Options) -> ExitCode {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let done = match runtime {
+        Ok(runtime) => runtime.block_on(upgrade(options)),
+        Err(error) => Err(error.to_string()),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = writeln!(io::stderr(), "error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn upgrade(options: &Options) -> Result<(), String> {
+    let client = client(options).await?;
+    let pods = match &options.namespace {
+        Some(namespace) => Api::<Pod>::namespaced(client.clone(), namespace),
+        None => Api::<Pod>::all(client.clone()),
+    };
+    let mut params = ListParams::default();
+    params.label_selector.clone_from(&options.selector);
+    let pods = pods.list(&params).await.map_err(|error| error.to_string())?;
+    let mut steps = Vec::new();
+    for pod in &pods {
+        match plan::step(pod, &options.image) {
+            Ok(step) => steps.push(step),
+            Err(Some(why)) => say(&format!("{}: left alone: {why}", plan::name(pod))),
+            Err(None) => {}
+        }
+    }
+    if steps.is_empty() {
+        say(&format!("no pod has a proxy of another image than {}", options.image));
+        return Ok(());
+    }
+    let total = steps.len();
+    if options.dry_run {
+        for step in &steps {
+            say(&format!("{}: {} -> {}", step.name(), step.image, options.image));
+        }
+        say(&format!("{total} pods would be upgraded"));
+        return Ok(());
+    }
+    let limit = Duration::from_secs(options.timeout);
+    let one = |step: Step| one(&client, step, &options.image, limit);
+    let mut done = futures::stream::iter(steps).map(one).buffer_unordered(options.at_once.into());
+    let mut count = 0;
+    // Dropped at the first that fails, it begins no other.
+    while let Some(result) = done.next().await {
+        let (step, took) = result.map_err(|(step, why)| stopped(&step, &why, count, total))?;
+        count += 1;
+        let seconds = took.as_secs_f64();
+        say(&format!("[{count}/{total}] {}: ready after {seconds:.1} s", step.name()));
+    }
+    Ok(())
+}
+
+fn stopped(step: &Step, why: &str, done: usize, total: usize) -> String {
+    let (name, namespace, pod, image) = (step.name(), &step.namespace, &step.pod, &step.image);
+    format!(
+        "{name}: {why}\n{done} of {total} pods have the new proxy, and no further one is begun. To give this one its \
+         old proxy back:\n  outrigger upgrade --image {image} --namespace {namespace} --selector LABELS\n  kubectl -n \
+         {namespace} set image pod/{pod} {PROXY}={image}"
+    )
+}
+
+async fn client(options: &Options) -> Result<Client, String> {
+    let wanted = KubeConfigOptions { context: options.context.clone(), ..Default::default() };
+    let config = match &options.kubeconfig {
+        Some(path) => {
+            let file = Kubeconfig::read_from(path);
+            let file = file.map_err(|error| format!("{}: {error}", path.display()))?;
+            Config::from_custom_kubeconfig(file, &wanted).await.map_err(|error| error.to_string())
+        }
+        None if options.context.is_some() => {
+            Config::from_kubeconfig(&wanted).await.map_err(|error| error.to_string())
+        }
+        None => Config::infer().await.map_err(|error| error.to_string()),
+    };
+    let mut config = config.map_err(|error| format!("no cluster was found: {error}"))?;
+    config.connect_timeout = Some(CONNECT);
+    Client::try_from(config).map_err(|error| error.to_string())
+}
+
+/// Replaces one proxy and waits until it is ready.
+async fn one(
+    client: &Client,
+    step: Step,
+    image: &str,
+    limit: Duration,
+) -> Result<(Step, Duration), (Step, String)> {
+    let began = Instant::now();
+    match tokio::time::timeout(limit, replaced(client, &step, image)).await {
+        Ok(Ok(())) => Ok((step, began.elapsed())),
+        Ok(Err(why)) => Err((step, why)),
+        Err(_) => {
+            let why =
+                format!("not ready after {} s: {}", limit.as_secs(), last(client, &step).await);
+            Err((step, why))
+        }
+    }
+}
+
+async fn replaced(client: &Client, step: &Step, image: &str) -> Result<(), String> {
+    let api = Api::<Pod>::namespaced(client.clone(), &step.namespace);
+    let path = format!("/spec/initContainers/{}/image", step.container);
+    // Nothing, if somebody else has been here meanwhile.
+    let patch = json!([
+        {"op": "test", "path": "/metadata/uid", "value": step.uid},
+        {"op": "test", "path": path, "value": step.image},
+        {"op": "replace", "path": path, "value": image},
+    ]);
+    let patch: json_patch::Patch =
+        serde_json::from_value(patch).map_err(|error| error.to_string())?;
+    let patched = api.patch(&step.pod, &PatchParams::default(), &Patch::Json::<()>(patch)).await;
+    patched.map_err(|error| format!("its image could not be changed: {error}"))?;
+    loop {
+        let pod = api.get_opt(&step.pod).await.map_err(|error| error.to_string())?;
+        match plan::progress(step, pod.as_ref()) {
+            Progress::Ready => break,
+            Progress::Failed(why) => return Err(why),
+            Progress::Waiting(_) => tokio::time::sleep(LOOK).await,
+        }
+    }
+    // Ready is one thing, and that callers know it another: before that the next pod would be missed.
+    let slices = Api::<EndpointSlice>::namespaced(client.clone(), &step.namespace);
+    loop {
+        let all = slices.list(&ListParams::default()).await.map_err(|error| error.to_string())?;
+        if plan::is_serving(step, &all.items) {
+            tokio::time::sleep(TOLD).await;
+            return Ok(());
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// What a pod that did not come back says of itself.
+async fn last(client: &Client, step: &Step) -> String {
+    let api = Api::<Pod>::namespaced(client.clone(), &step.namespace);
+    match tokio::time::timeout(CONNECT, api.get_opt(&step.pod)).await {
+        Ok(Ok(pod)) => match plan::progress(step, pod.as_ref()) {
+            Progress::Waiting(why) | Progress::Failed(why) => why,
+            Progress::Ready => "it has just become ready".to_owned(),
+        },
+        _ => "the API server does not say why".to_owned(),
+    }
+}
+
+fn say(line: &str) {
+    // Nobody may be listening.
+    let _ = writeln!(io::stdout(), "{line}");
+}
