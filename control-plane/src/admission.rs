@@ -1,6 +1,6 @@
 //! The webhook server: the API server asks it about objects before it stores them.
 //!
-//! `POST /inject` gives a pod its proxy ([`mod@inject`]). `POST /validate` says what is wrong with an object of a kind that the mesh is made of ([`validate`]), with the
+//! `POST /inject` gives a pod its proxy ([`mod@inject`]). `POST /validate` says what is wrong with an object of a kind that the mesh is made of ([`mod@validate`]), with the
 //! code that reads it when it is there. A connection is TLS with a certificate for the Service's name under the
 //! mesh's own roots, which [`bundle`] writes into the webhook configurations. Nothing here changes anything in the
 //! mesh: without this server objects are stored unasked, and a wrong one is not put in force.
@@ -10,7 +10,6 @@ mod inject;
 mod review;
 mod validate;
 
-use std::convert::Infallible;
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -159,7 +158,7 @@ async fn connection(
         async move {
             let answer = tokio::time::timeout(ANSWER, app.call(request)).await;
             let late = || Ok((StatusCode::REQUEST_TIMEOUT, "took too long\n").into_response());
-            Ok::<Response, Infallible>(answer.unwrap_or_else(|_| late())?)
+            answer.unwrap_or_else(|_| late())
         }
     });
     let mut builder = http1::Builder::new();
@@ -175,7 +174,7 @@ async fn validate(State(webhook): State<Webhook>, body: Bytes) -> Response {
             let judge = |webhook: &Webhook, request: &Request| validate::review(webhook, request);
             answer(webhook, "validate", request, judge).await
         }
-        Err(answer) => answer,
+        Err(problem) => problem.into_response(),
     }
 }
 
@@ -186,7 +185,7 @@ async fn inject_pod(State(webhook): State<Webhook>, body: Bytes) -> Response {
     };
     let request = match read(&body) {
         Ok(request) => request,
-        Err(answer) => return answer,
+        Err(problem) => return problem.into_response(),
     };
     let namespace = match injector.namespace(&request).await {
         Ok(namespace) => namespace,
@@ -202,10 +201,11 @@ async fn inject_pod(State(webhook): State<Webhook>, body: Bytes) -> Response {
     answer(webhook, "inject", request, judge).await
 }
 
-fn read(body: &[u8]) -> Result<Request, Response> {
+/// An error is the answer.
+fn read(body: &[u8]) -> Result<Request, (StatusCode, String)> {
     serde_json::from_slice::<Review>(body).map(|review| review.request).map_err(|error| {
         let problem = format!("not an AdmissionReview of admission.k8s.io/v1: {error}\n");
-        (StatusCode::BAD_REQUEST, problem).into_response()
+        (StatusCode::BAD_REQUEST, problem)
     })
 }
 

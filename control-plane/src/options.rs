@@ -1,6 +1,7 @@
 //! Every flag and environment variable of the control plane; those of its commands are in [`commands`].
 
 pub mod commands;
+mod pods;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -15,12 +16,12 @@ use outrigger_core::policy::access::Action;
 
 use crate::ca::files::{CaFiles, CaSecret, Source};
 use crate::cluster::definitions::Remove;
-use crate::cluster::review::AUDIENCE;
 use crate::index::Security;
 use crate::replica::{ReplicaName, Timing};
 use crate::source::kubernetes::Cluster;
 use crate::store::cluster::Cluster as ClusterStore;
-pub use commands::{StateDir, TokenOptions, TrustStep};
+pub use commands::{ClusterOptions, StateDir, TokenOptions, TrustStep};
+pub use pods::PodOptions;
 
 /// The control plane of the Outrigger service mesh: tells every proxy what it needs to know.
 #[derive(Debug, Parser)]
@@ -90,28 +91,6 @@ pub enum Command {
     },
 }
 
-/// How a command finds its cluster.
-#[derive(Clone, Debug, Default, Args)]
-pub struct ClusterOptions {
-    /// The file that says how the cluster is reached; in a pod its own one unless set.
-    #[arg(long, env = "OUTRIGGER_KUBECONFIG", value_name = "FILE")]
-    pub kubeconfig: Option<PathBuf>,
-
-    /// Another context of that file than its current one.
-    #[arg(long, env = "OUTRIGGER_KUBE_CONTEXT", value_name = "NAME")]
-    pub kube_context: Option<String>,
-
-    /// The control plane's namespace.
-    #[arg(long, env = "OUTRIGGER_KUBE_NAMESPACE", value_name = "NAME")]
-    pub kube_namespace: Option<String>,
-}
-
-impl ClusterOptions {
-    pub fn cluster(&self) -> Cluster {
-        Cluster { kubeconfig: self.kubeconfig.clone(), context: self.kube_context.clone() }
-    }
-}
-
 #[derive(Clone, Debug, Args)]
 pub struct Options {
     /// Folder of Kubernetes manifests (YAML, JSON) that describe the mesh; changes take effect at
@@ -137,40 +116,8 @@ pub struct Options {
     #[arg(long, env = "OUTRIGGER_KUBE_NAMESPACE", value_name = "NAME", requires = "kubernetes")]
     pub kube_namespace: Option<String>,
 
-    /// What the projected service-account tokens are for that pods prove themselves with.
-    #[arg(
-        long,
-        env = "OUTRIGGER_TOKEN_AUDIENCE",
-        value_name = "AUDIENCE",
-        default_value = AUDIENCE,
-        requires = "kubernetes"
-    )]
-    pub token_audience: String,
-
-    /// Address of the webhook server, which the API server asks about objects before it stores them (HTTPS);
-    /// without it nobody is asked, and a wrong object is stored and not put in force.
-    #[arg(
-        long,
-        env = "OUTRIGGER_WEBHOOK",
-        value_name = "IP:PORT",
-        requires_all = ["kubernetes", "webhook_host"]
-    )]
-    pub webhook: Option<SocketAddr>,
-
-    /// The name by which the API server calls the webhook: SERVICE.NAMESPACE.svc of its Service.
-    #[arg(long, env = "OUTRIGGER_WEBHOOK_HOST", value_name = "HOST")]
-    pub webhook_host: Option<String>,
-
-    /// What the ValidatingWebhookConfiguration and the MutatingWebhookConfiguration are called that
-    /// are given the mesh's roots.
-    #[arg(
-        long,
-        env = "OUTRIGGER_WEBHOOK_CONFIGURATION",
-        value_name = "NAME",
-        default_value = "outrigger",
-        requires = "kubernetes"
-    )]
-    pub webhook_configuration: String,
+    #[command(flatten)]
+    pub pods: PodOptions,
 
     /// Address for certificates, discovery and registration (gRPC).
     #[arg(
@@ -186,11 +133,6 @@ pub struct Options {
     /// everything and asks nobody who they are: keep it local.
     #[arg(long, env = "OUTRIGGER_ADMIN", value_name = "IP:PORT", default_value = "127.0.0.1:4782")]
     pub admin: SocketAddr,
-
-    /// File with what pods are injected with (JSON: image, controlPlane and more, see docs/injection.md), which
-    /// the webhook then does at /inject.
-    #[arg(long, env = "OUTRIGGER_INJECT", value_name = "FILE", requires = "webhook")]
-    pub inject: Option<PathBuf>,
 
     /// Address of /live, /ready and /metrics, and of nothing else: for a kubelet and Prometheus.
     #[arg(long, env = "OUTRIGGER_METRICS", value_name = "IP:PORT")]

@@ -99,8 +99,6 @@ pub struct Server {
     /// Where discovery and registration listen.
     pub discovery: SocketAddr,
     pub admin: SocketAddr,
-    /// Where the API server asks about objects.
-    pub webhook: Option<SocketAddr>,
     publisher: Arc<Publisher>,
     replica: Option<Arc<Replica>>,
     registrations: Option<Arc<Registrations>>,
@@ -190,36 +188,23 @@ pub async fn start(options: Options, log: Log) -> Result<Server, StartError> {
     let saved_stops = store.clone().map(|s| Arc::new(SavedStops::new(publisher.clone(), s, stops)));
     background.extend(saved_stops.clone().map(|saved| tokio::spawn(saved.keep())));
     background.extend(replica.iter().flat_map(|replica| keep_state(replica, &publisher)));
-    let tls = match &security {
-        Some(security) => {
-            background.extend(security.run(&publisher, &metrics)?);
-            Some(security.tls.clone())
-        }
-        None => None,
-    };
+    if let Some(security) = &security {
+        background.extend(security.run(&publisher, &metrics)?);
+    }
+    let tls = security.as_ref().map(|security| security.tls.clone());
     if let (Some(client), Source::Kubernetes(kubernetes), Some(replica)) =
         (&client, &source, &replica)
     {
-        let generations = kubernetes.generations.clone();
-        let writer = Writer::new(client.clone(), statuses, generations, replica.clone());
-        background.push(tokio::spawn(writer.run()));
-        let objects = registrations
-            .clone()
-            .map(|registrations| Objects::new(client.clone(), registrations, replica.clone()));
-        background.extend(objects.map(|objects| tokio::spawn(objects.run())));
+        let registrations = registrations.clone();
+        background.extend(write_back(client, kubernetes, replica, statuses, registrations));
     }
-    let webhook = match (&client, options.webhook) {
-        (Some(client), Some(_)) => {
-            let security = security.as_ref().ok_or(StartError::WebhookWithoutIdentity)?;
-            let webhook = Webhook::new(publisher.clone(), metrics.clone(), local);
-            let (address, tasks) = security.webhook(&options, client, webhook)?;
-            background.extend(tasks);
-            Some(address)
-        }
-        _ => None,
-    };
+    if let (Some(client), Some(address)) = (&client, options.pods.address) {
+        let security = security.as_ref().ok_or(StartError::WebhookWithoutIdentity)?;
+        let webhook = Webhook::new(publisher.clone(), metrics.clone(), local);
+        background.extend(security.webhook(&options, address, client, webhook)?);
+    }
     let reviewer = client.map(|client| {
-        let audience = options.token_audience.clone();
+        let audience = options.pods.token_audience.clone();
         Arc::new(Reviewer::new(client, publisher.clone(), audience))
     });
     let certify = authority.clone().zip(tokens.clone());
@@ -236,7 +221,6 @@ pub async fn start(options: Options, log: Log) -> Result<Server, StartError> {
     Ok(Server {
         discovery,
         admin: admin_address,
-        webhook,
         publisher,
         replica,
         registrations,
@@ -342,25 +326,24 @@ impl Security {
     fn webhook(
         &self,
         options: &Options,
+        address: SocketAddr,
         client: &Client,
         mut webhook: Webhook,
-    ) -> Result<(SocketAddr, [JoinHandle<()>; 3]), StartError> {
-        let address = options.webhook.unwrap_or(options.listen);
-        let host = options.webhook_host.clone().unwrap_or_default();
+    ) -> Result<[JoinHandle<()>; 3], StartError> {
+        let host = options.pods.host.clone().unwrap_or_default();
         let authority = self.authority.clone();
-        if let Some(path) = &options.inject {
+        if let Some(path) = &options.pods.inject {
             let injector = Injector::open(path, client.clone(), authority.clone());
             webhook.injector = Some(Arc::new(injector.map_err(StartError::Inject)?));
         }
         let own = OwnCertificate::new(&authority, Subject::Host(host));
         let own = Arc::new(own.map_err(StartError::Webhook)?);
         let listener = bind("--webhook", address)?;
-        let address = local_address(&listener, address);
         let renewed = own.clone().run(authority.clone(), webhook.metrics.clone());
         let serve = webhook.serve(listener, own).map_err(StartError::Webhook)?;
-        let name = options.webhook_configuration.clone();
+        let name = options.pods.configuration.clone();
         let bundle = Bundle { client: client.clone(), authority, name };
-        Ok((address, [tokio::spawn(renewed), tokio::spawn(serve), tokio::spawn(bundle.run())]))
+        Ok([tokio::spawn(renewed), tokio::spawn(serve), tokio::spawn(bundle.run())])
     }
 
     fn publish(&self, publisher: &Publisher) {
@@ -401,6 +384,21 @@ impl Security {
         tasks.extend(control);
         Ok(tasks)
     }
+}
+
+/// What writes status and registered workloads to the API server.
+fn write_back(
+    client: &Client,
+    kubernetes: &Kubernetes,
+    replica: &Arc<Replica>,
+    statuses: Arc<Statuses>,
+    registrations: Option<Arc<Registrations>>,
+) -> Vec<JoinHandle<()>> {
+    let generations = kubernetes.generations.clone();
+    let writer = Writer::new(client.clone(), statuses, generations, replica.clone());
+    let objects = registrations.map(|all| Objects::new(client.clone(), all, replica.clone()));
+    let objects = objects.map(|objects| tokio::spawn(objects.run()));
+    std::iter::once(tokio::spawn(writer.run())).chain(objects).collect()
 }
 
 /// Takes over those that the store remembers.

@@ -159,6 +159,7 @@ impl fmt::Debug for Issuer {
     }
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "what map_err takes")]
 fn failed(error: rcgen::Error) -> IssueError {
     IssueError::Failed(error.to_string())
 }

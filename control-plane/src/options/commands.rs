@@ -1,4 +1,4 @@
-//! The flags of the commands `token` and `trust`.
+//! The flags of the commands.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -7,6 +7,7 @@ use clap::{Args, Subcommand};
 
 use super::parse_duration;
 use crate::grant::Grant;
+use crate::source::kubernetes::Cluster;
 
 #[derive(Debug, Args)]
 pub struct TokenOptions {
@@ -104,4 +105,26 @@ pub struct StateDir {
     /// The state directory of the running control plane.
     #[arg(long, env = "OUTRIGGER_STATE_DIR", value_name = "DIR")]
     pub state_dir: PathBuf,
+}
+
+/// How a command finds its cluster.
+#[derive(Clone, Debug, Default, Args)]
+pub struct ClusterOptions {
+    /// The file that says how the cluster is reached; in a pod its own one unless set.
+    #[arg(long, env = "OUTRIGGER_KUBECONFIG", value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+
+    /// Another context of that file than its current one.
+    #[arg(long, env = "OUTRIGGER_KUBE_CONTEXT", value_name = "NAME")]
+    pub kube_context: Option<String>,
+
+    /// The control plane's namespace.
+    #[arg(long, env = "OUTRIGGER_KUBE_NAMESPACE", value_name = "NAME")]
+    pub kube_namespace: Option<String>,
+}
+
+impl ClusterOptions {
+    pub fn cluster(&self) -> Cluster {
+        Cluster { kubeconfig: self.kubeconfig.clone(), context: self.kube_context.clone() }
+    }
 }

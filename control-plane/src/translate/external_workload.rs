@@ -106,7 +106,7 @@ pub fn to_spec(workload: &Workload) -> ExternalWorkloadSpec {
     }
 }
 
-/// As [`app_protocol`] reads it; none: detected.
+/// As [`Protocol::from_app_protocol`] reads it; none: detected.
 fn protocol_name(protocol: Protocol) -> Option<&'static str> {
     match protocol {
         Protocol::Detect => None,

@@ -9,6 +9,7 @@ use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use socket2::SockRef;
 
 /// TEST-NET-1 and its like of IPv6: documentation alone.
@@ -100,8 +101,13 @@ fn arrives(listener: &TcpListener, to: SocketAddr) -> bool {
                     return true;
                 }
             }
-            Err(error) if error.kind() == ErrorKind::WouldBlock && began.elapsed() < LIMIT => {
-                std::thread::sleep(Duration::from_millis(5));
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                let Some(left) = LIMIT.checked_sub(began.elapsed()) else { return false };
+                let left = Timespec::try_from(left).ok();
+                let mut wanted = [PollFd::new(listener, PollFlags::IN)];
+                if !matches!(poll(&mut wanted, left.as_ref()), Ok(1..)) {
+                    return false;
+                }
             }
             Err(_) => return false,
         }

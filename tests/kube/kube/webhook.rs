@@ -127,7 +127,7 @@ fn a_wrong_object_is_refused_with_its_field_and_a_doubtful_one_is_warned_of() {
     let warning = warned["warnings"][0].as_str().unwrap_or_default();
     assert!(warning.starts_with("spec.rules[0].backendRefs[0]"), "{warned}");
     // A name that is still to be made up, and a kind that is nobody's business here.
-    let mut unnamed = good.clone();
+    let mut unnamed = good;
     unnamed["metadata"] = json!({"generateName": "r-", "namespace": cluster.namespace});
     assert_eq!(webhook.review(&unnamed, &Value::Null), json!({"uid": "r-1", "allowed": true}));
     let other = json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "x"}});

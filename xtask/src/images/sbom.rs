@@ -1,4 +1,4 @@
-//! What a program is made of, as SPDX 2.3 (https://spdx.github.io/spdx-spec/v2.3/).
+//! What a program is made of, as SPDX 2.3 (<https://spdx.github.io/spdx-spec/v2.3/>).
 
 use std::collections::BTreeSet;
 use std::io;
