@@ -1,7 +1,7 @@
 //! `cargo xtask codegen`: the wire types from their `.proto` files, CRDs and their reference from the kinds, and
 //! whether the checked-in ones are those.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -25,7 +25,10 @@ pub(crate) struct Options {
 }
 
 pub(crate) fn run(options: &Options) -> ExitCode {
-    let result = if options.check { check() } else { generate(&workspace::root()).map(|()| 0) };
+    let result = match options.check {
+        true => check(),
+        false => generate(&workspace::root(), false).map(|()| 0),
+    };
     match result {
         Ok(0) => ExitCode::SUCCESS,
         Ok(_) => {
@@ -39,13 +42,24 @@ pub(crate) fn run(options: &Options) -> ExitCode {
     }
 }
 
-fn generate(root: &Path) -> io::Result<()> {
-    run_built("outrigger-codegen", |command| command.arg(root))?;
-    run_built("outrigger-control-plane", |command| command.args(["crds", "--repository"]).arg(root))
+/// `with_all`: by the programs that tests use, and not by such as have only the features of dependencies that they
+/// need themselves, which is another build of everything.
+fn generate(root: &Path, with_all: bool) -> io::Result<()> {
+    let built = |name: &str| match with_all {
+        true => workspace::build(&[], &["--workspace", "--all-targets"]),
+        false => workspace::build(&[name], &[]),
+    };
+    let wire = "outrigger-codegen";
+    run_built(&built(wire)?, wire, |command| command.arg(root))?;
+    let kinds = "outrigger-control-plane";
+    run_built(&built(kinds)?, kinds, |command| command.args(["crds", "--repository"]).arg(root))
 }
 
-fn run_built(name: &str, arguments: impl FnOnce(&mut Command) -> &mut Command) -> io::Result<()> {
-    let programs = workspace::build(&[name], &[])?;
+fn run_built(
+    programs: &BTreeMap<String, PathBuf>,
+    name: &str,
+    arguments: impl FnOnce(&mut Command) -> &mut Command,
+) -> io::Result<()> {
     let program =
         programs.get(name).ok_or_else(|| io::Error::other(format!("{name} was not built")))?;
     let mut command = Command::new(program);
@@ -58,7 +72,7 @@ fn check() -> io::Result<usize> {
     let fresh = workspace::target_dir().join("codegen-check");
     let _ = fs::remove_dir_all(&fresh);
     fs::create_dir_all(&fresh)?;
-    generate(&fresh)?;
+    generate(&fresh, true)?;
     let mut differ = 0;
     for folder in FOLDERS {
         for difference in differences(&workspace::root().join(folder), &fresh.join(folder))? {

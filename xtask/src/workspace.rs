@@ -65,6 +65,10 @@ pub(crate) fn parse_time(text: &str) -> Result<Duration, String> {
 fn programs(messages: &str) -> BTreeMap<String, PathBuf> {
     let messages = messages.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
     let programs = messages.filter_map(|message| {
+        // The tests of a program have its name.
+        if message["profile"]["test"] == true {
+            return None;
+        }
         let name = message["target"]["name"].as_str()?.to_owned();
         Some((name, PathBuf::from(message["executable"].as_str()?)))
     });
@@ -81,6 +85,8 @@ mod tests {
             r#"{"reason":"compiler-artifact","target":{"name":"a"},"executable":null}"#,
             "\n",
             r#"{"reason":"compiler-artifact","target":{"name":"b"},"executable":"/t/b"}"#,
+            "\n",
+            r#"{"reason":"compiler-artifact","target":{"name":"b"},"profile":{"test":true},"executable":"/t/b-1"}"#,
             "\nwarning: not JSON\n"
         );
         let found = programs(messages);
