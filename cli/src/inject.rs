@@ -322,7 +322,7 @@ fn parse_pull_policy(text: &str) -> Result<PullPolicy, String> {
     PullPolicy::parse(text).ok_or_else(wrong)
 }
 
-/// One line on standard error, which is for people: whoever has closed it does not want to know.
+/// One line on standard error, which is for people; it may be closed.
 fn say(line: &str) {
     let _ = writeln!(io::stderr().lock(), "{line}");
 }

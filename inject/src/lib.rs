@@ -85,7 +85,7 @@ impl std::fmt::Display for Refused {
 
 impl std::error::Error for Refused {}
 
-/// Whether a pod should have a proxy: it asked, and can have one. For whoever looks for pods without.
+/// Whether a pod should have a proxy: it asked, and can have one. For a search of pods without.
 pub fn should_have_proxy(pod: &Value, namespace: &Namespace) -> bool {
     matches!(opt_in::decide(pod, namespace), Ok(Ok(_))) && refuse::impossible(pod).is_none()
 }

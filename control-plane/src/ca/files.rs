@@ -2,7 +2,7 @@
 //! second.
 //!
 //! A broken pair changes nothing. A sound one takes effect when it is safe: a new root at once, a
-//! new issuing root when every proxy believes in it, and a root that is no longer among those given goes
+//! new issuing root when every proxy trusts it, and a root that is no longer among those given goes
 //! when nobody needs it any more.
 
 use std::fs;

@@ -34,7 +34,7 @@ impl Sender {
         frame.put_u8(0);
         frame.put_u32(u32::try_from(message.len()).expect("a small message"));
         frame.put_slice(message);
-        // Whoever has gone is noticed by whoever reads.
+        // A peer that has gone is noticed by the task that reads.
         let _ = self.0.send_data(frame.freeze(), false);
     }
 
@@ -137,7 +137,7 @@ impl Client {
     }
 }
 
-/// Takes whoever answers.
+/// Takes any server.
 #[derive(Debug)]
 struct Anybody;
 
