@@ -138,9 +138,9 @@ async fn upgrade(options: &Options) -> Result<(), String> {
 fn stopped(step: &Step, why: &str, done: usize, total: usize) -> String {
     let (name, namespace, pod, image) = (step.name(), &step.namespace, &step.pod, &step.image);
     format!(
-        "{name}: {why}\n{done} of {total} pods have the new proxy, and no further one is begun. To give this one its \
-         old proxy back:\n  outrigger upgrade --image {image} --namespace {namespace} --selector LABELS\n  kubectl -n \
-         {namespace} set image pod/{pod} {PROXY}={image}"
+        "{name}: {why}\n{done} of {total} pods have the new proxy, and no further one is begun. This one gets its old \
+         proxy back by\n  kubectl -n {namespace} set image pod/{pod} {PROXY}={image}\nand those that are ready by \
+         `outrigger upgrade --image {image}`"
     )
 }
 

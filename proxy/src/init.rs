@@ -99,7 +99,7 @@ enum Backend {
 pub enum InitError {
     #[error("--netns: {path}: {error}")]
     Namespace { path: String, error: io::Error },
-    #[error("{program} is not there; the image of the proxy has it")]
+    #[error("{program} is not installed here")]
     Missing { program: &'static str },
     #[error("{program}: {error}")]
     Run { program: &'static str, error: io::Error },

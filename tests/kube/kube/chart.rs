@@ -26,7 +26,6 @@ controlPlane:
 mesh: {trustDomain: example.com, clusterDomain: example.local, mtls: strict, defaultAccess: deny, certificateLifetime: 1h}
 proxy: {mode: env, log: debug, skipOutboundNetworks: [10.0.0.0/8], skipOutboundPorts: [3306], skipInboundPorts: [22]}
 webhook: {timeoutSeconds: 5}
-tracing: {endpoint: 'http://jaeger:4317'}
 networkPolicy: {metricsFrom: {matchLabels: {team: watchers}}}
 podDisruptionBudget: {maxUnavailable: 50%}
 podMonitor: {enabled: true, interval: 10s, labels: {release: prometheus}}
