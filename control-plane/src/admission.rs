@@ -51,6 +51,8 @@ const HEAD: Duration = Duration::from_secs(5);
 const ANSWER: Duration = Duration::from_secs(9);
 /// Bytes of a review, which holds an object twice: etcd takes 1.5 MiB for one.
 const MAX_REVIEW: usize = 4 * 1024 * 1024;
+/// Requests whose bodies are held at one time: anybody who reaches the port may send some.
+const MAX_REQUESTS: usize = 32;
 /// Objects looked at at one time: it is work for a processor.
 const AT_ONCE: usize = 4;
 /// Pause when the system has no more sockets.
@@ -116,12 +118,14 @@ fn acceptor(certificate: Arc<OwnCertificate>) -> Result<TlsAcceptor, String> {
 
 async fn accept(listener: TcpListener, acceptor: TlsAcceptor, app: Router, metrics: Arc<Metrics>) {
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let requests = Arc::new(Semaphore::new(MAX_REQUESTS));
     loop {
         // It is never closed.
         let Ok(place) = places.clone().acquire_owned().await else { return };
         match listener.accept().await {
             Ok((stream, peer)) => {
-                let (acceptor, app, metrics) = (acceptor.clone(), app.clone(), metrics.clone());
+                let (acceptor, metrics) = (acceptor.clone(), metrics.clone());
+                let app = Bounded { app: app.clone(), requests: requests.clone() };
                 tokio::spawn(connection(stream, peer, acceptor, app, metrics, place));
             }
             Err(error) => {
@@ -132,11 +136,18 @@ async fn accept(listener: TcpListener, acceptor: TlsAcceptor, app: Router, metri
     }
 }
 
+/// The routes, and how many requests of all connections may be at them.
+#[derive(Clone)]
+struct Bounded {
+    app: Router,
+    requests: Arc<Semaphore>,
+}
+
 async fn connection(
     stream: TcpStream,
     peer: SocketAddr,
     acceptor: TlsAcceptor,
-    app: Router,
+    app: Bounded,
     metrics: Arc<Metrics>,
     _place: OwnedSemaphorePermit,
 ) {
@@ -154,9 +165,14 @@ async fn connection(
         }
     };
     let service = hyper::service::service_fn(move |request: http::Request<Incoming>| {
-        let mut app = app.clone();
+        let Bounded { mut app, requests } = app.clone();
         async move {
-            let answer = tokio::time::timeout(ANSWER, app.call(request)).await;
+            let answer = async {
+                // It is never closed. Until it is this one's turn nothing is read of it.
+                let _turn = requests.acquire().await;
+                app.call(request).await
+            };
+            let answer = tokio::time::timeout(ANSWER, answer).await;
             let late = || Ok((StatusCode::REQUEST_TIMEOUT, "took too long\n").into_response());
             answer.unwrap_or_else(|_| late())
         }
