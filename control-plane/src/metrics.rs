@@ -12,6 +12,10 @@ use prometheus_client::registry::Registry;
 const LATENCY_FIRST: f64 = 0.000_25;
 const LATENCY_EDGES: u16 = 15;
 
+/// Types of resources that are counted by their names.
+const TYPES: [&str; 5] =
+    [wire::DESTINATION, wire::ENDPOINT, wire::INBOUND, wire::MESH_SETTINGS, wire::TRUST_BUNDLE];
+
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct KindLabel {
     pub kind: String,
@@ -39,12 +43,18 @@ pub struct WebhookLabel {
     pub allowed: String,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct StateLabel {
+    pub state: &'static str,
+}
+
 #[derive(Debug)]
 pub struct Metrics {
     pub objects: Family<KindLabel, Gauge>,
     pub problems: Gauge,
     pub proxies: Gauge,
     pub workloads: Gauge,
+    pub pods: Family<StateLabel, Gauge>,
     pub nacks: Counter,
     pub status_changes: Counter,
     pub log_dropped: Counter,
@@ -58,8 +68,8 @@ pub struct Metrics {
     pub certificate_expiry: Gauge,
     pub ca_expiry: Gauge,
     pub root_expiry: Family<RootLabel, Gauge>,
-    pushes: Family<TypeLabel, Counter>,
-    resources: Family<TypeLabel, Counter>,
+    /// Responses and resources, by the position of their type in [`TYPES`]; the last for any other.
+    by_type: [(Counter, Counter); TYPES.len() + 1],
     registry: Registry,
 }
 
@@ -72,6 +82,7 @@ impl Metrics {
             problems: Gauge::default(),
             proxies: Gauge::default(),
             workloads: Gauge::default(),
+            pods: Family::default(),
             nacks: Counter::default(),
             status_changes: Counter::default(),
             log_dropped: Counter::default(),
@@ -85,14 +96,18 @@ impl Metrics {
             certificate_expiry: Gauge::default(),
             ca_expiry: Gauge::default(),
             root_expiry: Family::default(),
-            pushes: Family::default(),
-            resources: Family::default(),
+            by_type: Default::default(),
             registry: Registry::default(),
         };
         registry.register("objects", "Objects in force, by kind", metrics.objects.clone());
         registry.register("problems", "Problems found in manifests", metrics.problems.clone());
         registry.register("proxies", "Proxies with a discovery stream", metrics.proxies.clone());
         registry.register("workloads", "Registered workloads", metrics.workloads.clone());
+        registry.register(
+            "pods",
+            "Pods with a proxy, and those that should have one, or another one, or are not redirected, by state",
+            metrics.pods.clone(),
+        );
         registry.register("nacks", "Responses that proxies refused", metrics.nacks.clone());
         registry.register(
             "status_changes",
@@ -114,8 +129,14 @@ impl Metrics {
             "Objects that the API server asked about before it stored them, by webhook and answer",
             metrics.reviews.clone(),
         );
-        registry.register("pushes", "Responses sent, by type", metrics.pushes.clone());
-        registry.register("resources", "Resources sent, by type", metrics.resources.clone());
+        let (pushes, resources) = (Family::default(), Family::default());
+        registry.register("pushes", "Responses sent, by type", pushes.clone());
+        registry.register("resources", "Resources sent, by type", resources.clone());
+        let by_type = std::array::from_fn(|position| {
+            let short = TYPES.get(position).and_then(|known| known.rsplit('.').next());
+            let label = TypeLabel { r#type: short.unwrap_or("other").to_owned() };
+            (pushes.get_or_create_owned(&label), resources.get_or_create_owned(&label))
+        });
         registry.register(
             "publish_seconds",
             "From a change of the index to its responses handed to the transport",
@@ -127,7 +148,7 @@ impl Metrics {
             metrics.load_seconds.clone(),
         );
         metrics.register_identity(&mut registry);
-        Self { registry, ..metrics }
+        Self { registry, by_type, ..metrics }
     }
 
     fn register_identity(&self, registry: &mut Registry) {
@@ -165,18 +186,10 @@ impl Metrics {
 
     pub fn pushed(&self, response: &DeltaDiscoveryResponse) {
         // A proxy may ask for any type: only the known ones are labels.
-        let known = [
-            wire::DESTINATION,
-            wire::ENDPOINT,
-            wire::INBOUND,
-            wire::MESH_SETTINGS,
-            wire::TRUST_BUNDLE,
-        ];
-        let known = known.into_iter().find(|known| *known == response.type_url);
-        let short = known.and_then(|known| known.rsplit('.').next()).unwrap_or("other");
-        let label = TypeLabel { r#type: short.to_owned() };
-        self.pushes.get_or_create(&label).inc();
-        self.resources.get_or_create(&label).inc_by(response.resources.len() as u64);
+        let known = TYPES.iter().position(|known| *known == response.type_url);
+        let (pushes, resources) = &self.by_type[known.unwrap_or(TYPES.len())];
+        pushes.inc();
+        resources.inc_by(response.resources.len() as u64);
     }
 
     pub fn encode(&self) -> String {

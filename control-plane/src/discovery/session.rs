@@ -162,6 +162,8 @@ struct Endpoints {
     /// In the order of their ids.
     sent: Vec<Arc<Member>>,
     complete: bool,
+    /// The publisher knows that everything of it concerns the proxy.
+    whole: bool,
     /// Told that there is no such port.
     refused: bool,
 }

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
+use foldhash::quality::RandomState;
 use tokio::sync::{Notify, watch};
 
 use super::Commit;
@@ -27,7 +28,7 @@ pub struct Handle {
 /// and grows nothing.
 #[derive(Debug, Default)]
 pub struct Dirty {
-    pub deps: HashSet<Arc<Dep>>,
+    pub deps: HashSet<Arc<Dep>, RandomState>,
     /// The newest commit among them, for `system_version_info`.
     pub newest: Option<Commit>,
     /// When the oldest of them was committed, for the latency histogram.

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Mutex;
 
+use foldhash::quality::RandomState;
 use serde::Serialize;
 
 use super::Answer;
@@ -53,7 +54,7 @@ impl Answers {
 
 /// By Service or workload.
 #[derive(Debug, Default)]
-pub(super) struct Progress(Mutex<HashMap<Dep, OfProxies>>);
+pub(super) struct Progress(Mutex<HashMap<Dep, OfProxies, RandomState>>);
 
 #[derive(Debug, Default)]
 struct OfProxies {

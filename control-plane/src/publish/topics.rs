@@ -4,9 +4,10 @@
 //! outside with what was taken out, and is put back if nothing has happened meanwhile.
 
 use std::collections::HashMap;
-use std::hash::{BuildHasher, RandomState};
+use std::hash::BuildHasher;
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use foldhash::quality::RandomState;
 use outrigger_core::name::DestinationName;
 
 use super::collection::{Collection, Cut};
@@ -27,7 +28,7 @@ pub(super) struct Topics {
     hasher: RandomState,
 }
 
-type Shard = HashMap<Arc<Dep>, Topic>;
+type Shard = HashMap<Arc<Dep>, Topic, RandomState>;
 
 #[derive(Debug)]
 pub(super) struct Topic {
@@ -105,7 +106,7 @@ pub(super) struct TouchedTopic {
 impl Topics {
     pub(super) fn new() -> Self {
         let shards = (0..SHARDS).map(|_| Mutex::default()).collect();
-        Self { shards, hasher: RandomState::new() }
+        Self { shards, hasher: RandomState::default() }
     }
 
     fn shard(&self, dep: &Dep) -> MutexGuard<'_, Shard> {

@@ -108,13 +108,15 @@ impl<'a> View<'a> {
     pub fn collection(&self, port: &PortId) -> Option<Arc<Collection>> {
         let dep = Dep::Endpoints(port.clone());
         let old = self.publisher.topics.with(&dep, |topic| match &topic.value {
-            Value::Collection(known) => Some(known.clone()),
+            Value::Collection(known) if known.is_fresh() => Some(Ok(known.collection.clone())),
+            Value::Collection(known) => Some(Err(known.clone())),
             _ => None,
         });
-        let old = old.flatten();
-        if let Some(known) = old.as_ref().filter(|known| known.is_fresh()) {
-            return Some(known.collection.clone());
-        }
+        let old = match old.flatten() {
+            Some(Ok(fresh)) => return Some(fresh),
+            Some(Err(old)) => Some(old),
+            None => None,
+        };
         let before = old.as_ref().map(|known| &*known.collection);
         let touched = old.iter().flat_map(|known| known.pending());
         let mut effort = Effort::default();

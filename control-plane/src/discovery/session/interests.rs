@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use foldhash::quality::RandomState;
+
 use super::few::Few;
 use crate::index::Dep;
 use crate::publish::View;
@@ -10,7 +12,7 @@ use crate::publish::View;
 #[derive(Debug, Default)]
 pub(super) struct Interests {
     /// The keys are shared with everybody who depends on the same.
-    all: HashMap<Arc<Dep>, Interest>,
+    all: HashMap<Arc<Dep>, Interest, RandomState>,
     /// What may be nothing to it any more.
     ended: Vec<Arc<Dep>>,
 }

@@ -243,39 +243,40 @@ impl Session {
             let pins = self.pins.get(&port).into_iter().flat_map(HashMap::keys);
             let pins: HashSet<EndpointId> = pins.cloned().collect();
             let Some(state) = self.collections.get_mut(&port) else { continue };
-            let marker = marker(&port);
-            let mut kept = BTreeMap::new();
-            if let Some(all) = self.kept.get_mut(wire::ENDPOINT).filter(|all| !all.is_empty()) {
-                state.complete |= all.remove(&marker).is_some();
-                let prefix = &marker[..marker.len() - 1];
-                let range = all.range(prefix.to_owned()..);
-                let range = range.take_while(|(name, _)| name.starts_with(prefix));
-                let names: Vec<String> = range.map(|(name, _)| name.clone()).collect();
-                kept.extend(names.iter().filter_map(|name| all.remove_entry(name)));
-            }
+            let kept = self.kept.get_mut(wire::ENDPOINT).filter(|all| !all.is_empty());
+            let mut kept = kept.map(|all| state.take_kept(&port, all)).unwrap_or_default();
             let before = std::mem::take(&mut state.sent);
             let Some(collection) = view.collection(&port) else {
                 let names = before.iter().map(|member| member.resource.name.to_string());
                 outbox.endpoints_removed.extend(names.chain(kept.into_keys()));
                 if !std::mem::replace(&mut state.refused, true) {
-                    outbox.endpoints_removed.push(marker);
+                    outbox.endpoints_removed.push(marker(&port));
                 }
                 state.complete = false;
                 continue;
             };
             state.refused = false;
             let share = collection.share(&self.proxy.place(), max, &pins);
-            view.set_cut(&port, &collection, share.cut);
+            if share.cut.is_some() || !state.whole {
+                state.whole = share.cut.is_none();
+                view.set_cut(&port, &collection, share.cut);
+            }
             let mut gone = before.iter().peekable();
             for member in &share.members {
-                let name = &*member.resource.name;
                 while let Some(old) = gone.next_if(|old| old.id < member.id) {
                     outbox.endpoints_removed.push(old.resource.name.to_string());
                 }
                 let sent = gone.next_if(|old| old.id == member.id);
-                let sent = sent.map(|old| old.resource.version.to_string());
-                let sent = kept.remove(name).or(sent);
-                if sent.as_deref() != Some(&*member.resource.version) {
+                let kept = kept.remove(&*member.resource.name);
+                let is_known = match (kept, sent) {
+                    (Some(version), _) => *version == *member.resource.version,
+                    (None, Some(sent)) => {
+                        Arc::ptr_eq(sent, member)
+                            || sent.resource.version == member.resource.version
+                    }
+                    (None, None) => false,
+                };
+                if !is_known {
                     let resource = resource(wire::ENDPOINT, &member.resource, Vec::new());
                     outbox.endpoints.push(resource);
                 }
@@ -286,7 +287,7 @@ impl Session {
             if !std::mem::replace(&mut state.complete, true) {
                 outbox.endpoints.push(wire::Resource {
                     version: MARKER_VERSION.to_owned(),
-                    name: marker,
+                    name: marker(&port),
                     resource: Some(wire::Any {
                         type_url: wire::ENDPOINT.to_owned(),
                         value: bytes::Bytes::new(),
@@ -342,5 +343,23 @@ impl Session {
                 outbox.singles.push((key, resource));
             }
         }
+    }
+}
+
+impl Endpoints {
+    /// What the proxy has of a port from an earlier stream: versions by name, which are taken from those of all
+    /// ports.
+    fn take_kept(
+        &mut self,
+        port: &PortId,
+        all: &mut BTreeMap<String, String>,
+    ) -> BTreeMap<String, String> {
+        let marker = marker(port);
+        self.complete |= all.remove(&marker).is_some();
+        let prefix = &marker[..marker.len() - 1];
+        let range = all.range(prefix.to_owned()..);
+        let range = range.take_while(|(name, _)| name.starts_with(prefix));
+        let names: Vec<String> = range.map(|(name, _)| name.clone()).collect();
+        names.iter().filter_map(|name| all.remove_entry(name)).collect()
     }
 }
