@@ -231,12 +231,21 @@ pub struct EndpointSlice {
     pub endpoints: Vec<SliceEndpoint>,
 }
 
+/// What a slice says of an endpoint, the best first: `ready`, and else `serving` and `terminating` together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Readiness {
+    Ready,
+    /// Its pod is being deleted and still answers.
+    Terminating,
+    Unready,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct SliceEndpoint {
     pub address: IpAddr,
     /// What identifies it across changes of its address: a pod's uid; a hand-written one has only its address.
     pub uid: String,
-    pub ready: bool,
+    pub readiness: Readiness,
     pub zone: Option<String>,
     pub hostname: Option<String>,
     pub node: Option<String>,
@@ -388,7 +397,8 @@ pub struct Workload {
     pub ports: Vec<WorkloadPort>,
     pub mesh: Option<MeshAddress>,
     pub zone: Option<String>,
-    /// Only a ready workload is an endpoint.
+    /// Only a ready workload is an endpoint. Of a pod: its app is ready, whether or not its proxy is; a slice says
+    /// what is an endpoint.
     pub ready: bool,
     /// What a pod has more.
     pub pod: Option<Pod>,

@@ -10,7 +10,9 @@ use outrigger_core::config::{Endpoint, MeshAddress};
 use outrigger_core::name::{EndpointId, external_name};
 
 use super::{Index, Key, PortId, selects};
-use crate::object::{EndpointSlice, Service, ServiceId, ServicePort, SliceEndpoint, Workload};
+use crate::object::{
+    EndpointSlice, Readiness, Service, ServiceId, ServicePort, SliceEndpoint, Workload,
+};
 
 impl Index {
     /// Every endpoint of a port in the order of their ids; `None` when there is no such port, or its
@@ -22,8 +24,9 @@ impl Index {
         let service = self.service(&id.service)?;
         let port = service.port(id.port)?;
         let mut endpoints = BTreeMap::new();
+        let least = self.least(service);
         for slice in self.slices_of(&service.id) {
-            self.add_slice(slice, None, service, port, &mut endpoints);
+            self.add_slice(slice, None, service, port, least, &mut endpoints);
         }
         for workload in self.selected(service).filter(|workload| workload.pod.is_none()) {
             self.add_workload(workload, service, port, &mut endpoints);
@@ -41,11 +44,12 @@ impl Index {
         }
         let Some(service) = self.service(&id.service) else { return endpoints };
         let Some(port) = service.port(id.port) else { return endpoints };
+        let least = self.least(service);
         for key in self.holders.of(&holder(uid)) {
             // Another uid may have the same hash.
             if let Some(slice) = self.slices.get(&**key).filter(|slice| slice.service == service.id)
             {
-                self.add_slice(slice, Some(uid), service, port, &mut endpoints);
+                self.add_slice(slice, Some(uid), service, port, least, &mut endpoints);
             }
         }
         let workload = self.workload(uid).filter(|w| w.pod.is_none());
@@ -166,16 +170,23 @@ impl Index {
         only: Option<&str>,
         service: &Service,
         port: &ServicePort,
+        least: Readiness,
         endpoints: &mut BTreeMap<EndpointId, Endpoint>,
     ) {
         let destination = PortId::new(&service.id, port.port).destination();
         // As in Kubernetes, a slice's port belongs to the Service's port of the same name.
         let numbers = slice.ports.iter().filter(|(name, _)| *name == port.name);
         for (_, number) in numbers {
-            let ready = slice.endpoints.iter().filter(|e| e.ready || service.publish_not_ready);
-            for endpoint in ready.filter(|e| only.is_none_or(|uid| e.uid == uid)) {
+            let serving = slice.endpoints.iter().filter(|e| e.readiness <= least);
+            for endpoint in serving.filter(|e| only.is_none_or(|uid| e.uid == uid)) {
                 let Ok(id) = EndpointId::new(endpoint.uid.clone(), *number) else { continue };
                 let pod = self.pod_of(slice, endpoint);
+                let waits_for_proxy = pod.is_some_and(|pod| pod.mesh.is_some() && pod.ready);
+                if endpoint.readiness == Readiness::Unready
+                    && !(service.publish_not_ready || waits_for_proxy)
+                {
+                    continue;
+                }
                 let value = Endpoint {
                     destination: destination.clone(),
                     id: id.clone(),
@@ -189,6 +200,24 @@ impl Index {
                 endpoints.insert(id, value);
             }
         }
+    }
+
+    /// How ready an endpoint of a Service's slices has to be. While one is ready, so; else those will do that are
+    /// being deleted and still serve, as in Kubernetes (KEP-1669), and else those that wait for their proxy alone: it
+    /// is being replaced, and what comes to its port meanwhile waits for it.
+    pub(super) fn least(&self, service: &Service) -> Readiness {
+        if service.publish_not_ready {
+            return Readiness::Unready;
+        }
+        let all = self.slices_of(&service.id).flat_map(|slice| &slice.endpoints);
+        let mut best = Readiness::Unready;
+        for endpoint in all {
+            best = best.min(endpoint.readiness);
+            if best == Readiness::Ready {
+                break;
+            }
+        }
+        best
     }
 
     /// The pod that an endpoint is. Who may write a slice may write any uid and any address into it: both must

@@ -11,7 +11,7 @@ use outrigger_core::name::EndpointId;
 use super::{Dep, Index, Key, PortId, Touched, endpoints};
 use crate::object::targets::for_each_target;
 use crate::object::{
-    EndpointSlice, Kind, ObjectId, ReferenceGrant, Route, Service, ServiceId, Workload,
+    EndpointSlice, Kind, ObjectId, Readiness, ReferenceGrant, Route, Service, ServiceId, Workload,
 };
 
 impl Index {
@@ -57,12 +57,11 @@ impl Index {
     }
 
     pub(super) fn set_slice(&mut self, key: Key, new: Option<EndpointSlice>) {
-        let old = self.slices.remove(&key);
+        let old = self.slices.get(&key).cloned();
         if old.as_deref() == new.as_ref() {
-            self.slices.extend(old.map(|old| (key, old)));
             return;
         }
-        let mut services: BTreeMap<ServiceId, Touched> = BTreeMap::new();
+        let mut services = BTreeMap::new();
         let moved = old.as_ref().map(|o| &o.service) != new.as_ref().map(|n| &n.service);
         for (before, after) in match moved {
             true => vec![(old.as_deref(), None), (None, new.as_ref())],
@@ -70,9 +69,11 @@ impl Index {
         } {
             if let Some(slice) = before.or(after) {
                 let changed = Touched::Workloads(endpoints::changed(before, after));
-                services.insert(slice.service.clone(), changed);
+                let least = self.least_of(&slice.service);
+                services.insert(slice.service.clone(), (changed, least));
             }
         }
+        self.slices.remove(&key);
         let shared = Arc::new(key.clone());
         let new = new.map(Arc::new);
         if moved && let Some(old) = &old {
@@ -84,9 +85,15 @@ impl Index {
             self.slices.insert(key, new.clone());
             self.link_slice(&shared, old.as_deref().filter(|_| !moved), Some(new));
         }
-        for (service, touched) in services {
+        for (service, (changed, before)) in services {
+            // The first that is ready, or the last that was, decides about all others.
+            let touched = if self.least_of(&service) == before { changed } else { Touched::All };
             self.touch_all_endpoints(&service, &touched);
         }
+    }
+
+    fn least_of(&self, id: &ServiceId) -> Option<Readiness> {
+        Some(self.least(self.service(id)?))
     }
 
     pub(super) fn set_route(&mut self, id: &ObjectId, new: Option<Route>) {

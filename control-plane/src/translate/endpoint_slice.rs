@@ -6,7 +6,7 @@ use k8s_openapi::api::discovery::v1 as k8s;
 use outrigger_core::name::check_label;
 
 use super::{Report, identity};
-use crate::object::{EndpointSlice, ServiceId, SliceEndpoint};
+use crate::object::{EndpointSlice, Readiness, ServiceId, SliceEndpoint};
 
 /// The label that says which Service a slice belongs to.
 const SERVICE_LABEL: &str = "kubernetes.io/service-name";
@@ -78,10 +78,20 @@ fn endpoint(raw: &k8s::Endpoint, i: usize, report: &mut Report) -> Option<SliceE
     Some(SliceEndpoint {
         address,
         uid: uid.filter(|uid| !uid.is_empty()).unwrap_or_else(|| address.to_string()),
-        // Kubernetes: unset means ready.
-        ready: raw.conditions.as_ref().and_then(|c| c.ready).unwrap_or(true),
+        readiness: readiness(raw.conditions.as_ref()),
         zone: raw.zone.clone().filter(|zone| !zone.is_empty()),
         hostname: raw.hostname.clone(),
         node: raw.node_name.clone().filter(|node| !node.is_empty()),
     })
+}
+
+/// Kubernetes: unset means ready, and as serving as it is ready.
+fn readiness(raw: Option<&k8s::EndpointConditions>) -> Readiness {
+    let ready = raw.and_then(|raw| raw.ready).unwrap_or(true);
+    let is_serving = raw.and_then(|raw| raw.serving).unwrap_or(ready);
+    match raw.and_then(|raw| raw.terminating) {
+        _ if ready => Readiness::Ready,
+        Some(true) if is_serving => Readiness::Terminating,
+        _ => Readiness::Unready,
+    }
 }

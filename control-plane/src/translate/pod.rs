@@ -63,6 +63,35 @@ pub struct PodStatus {
     pub phase: Option<String>,
     #[serde(rename = "podIPs")]
     pub pod_ips: Vec<PodIp>,
+    pub conditions: Vec<Condition>,
+    /// Of the app's containers.
+    pub container_statuses: Vec<ContainerStatus>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct Condition {
+    pub r#type: String,
+    pub status: String,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct ContainerStatus {
+    #[serde(default)]
+    pub ready: bool,
+}
+
+impl PodStatus {
+    fn is(&self, kind: &str) -> bool {
+        self.conditions.iter().any(|one| one.r#type == kind && one.status == "True")
+    }
+
+    /// Whether the app is ready, and nothing but its proxy, or the news of it, keeps the pod from serving. One whose
+    /// containers are all ready and which is not itself waits for a readiness gate, or its node is lost.
+    fn is_app_ready(&self) -> bool {
+        let mut apps = self.container_statuses.iter();
+        let all = !self.container_statuses.is_empty() && apps.all(|one| one.ready);
+        all && (self.is("Ready") || !self.is("ContainersReady"))
+    }
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -99,7 +128,7 @@ pub fn translate(raw: &Pod, report: &mut Report) -> Option<Workload> {
         address,
         ports: ports(&raw.spec),
         mesh,
-        ready: true,
+        ready: raw.status.is_app_ready(),
         pod: Some(object::Pod { uid, addresses }),
         registered: None,
     })
@@ -167,5 +196,22 @@ mod tests {
         let host = json!({"hostNetwork": true, "containers": [{"name": "outrigger-proxy"}]});
         let workload = pod(&host, &running).unwrap();
         assert_eq!((workload.mesh, workload.service_account.as_str()), (None, "default"));
+    }
+
+    #[test]
+    fn an_app_is_ready_though_its_proxy_is_not() {
+        let ready = |apps: &[bool], containers: &str, itself: &str| {
+            let apps: Vec<_> =
+                apps.iter().map(|ready| json!({"name": "a", "ready": ready})).collect();
+            let status = json!({"phase": "Running", "podIPs": [{"ip": "10.0.0.1"}], "containerStatuses": apps,
+                "conditions": [{"type": "ContainersReady", "status": containers},
+                    {"type": "Ready", "status": itself}]});
+            pod(&json!({"containers": [{"name": "app"}]}), &status).unwrap().ready
+        };
+        assert!(ready(&[true], "True", "True"));
+        assert!(ready(&[true, true], "False", "False"), "its proxy is away");
+        assert!(!ready(&[true, false], "False", "False"));
+        assert!(!ready(&[true], "True", "False"), "a readiness gate, or a lost node");
+        assert!(!ready(&[], "False", "False"), "nothing has started");
     }
 }

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use outrigger_control_plane::discovery::{Proxy, Session};
 use outrigger_control_plane::index::Index;
 use outrigger_control_plane::object::{
-    EndpointSlice, Kind, Object, ObjectId, ServiceId, SliceEndpoint,
+    EndpointSlice, Kind, Object, ObjectId, Readiness, ServiceId, SliceEndpoint,
 };
 use outrigger_control_plane::publish::{Counts, Handle, Publisher};
 use outrigger_control_plane::translate::{self, Report};
@@ -93,7 +93,7 @@ fn slice(service: &str, number: usize, uids: std::ops::Range<usize>, last: u8) -
     let endpoint = |i: usize| SliceEndpoint {
         address: format!("10.{}.{}.{last}", i / 250, i % 250).parse().unwrap(),
         uid: format!("uid-{i}"),
-        ready: true,
+        readiness: Readiness::Ready,
         zone: None,
         node: None,
         hostname: None,
@@ -313,7 +313,7 @@ fn readers_that_race_with_writers_end_with_the_newest() {
                                     .map(|i| SliceEndpoint {
                                         address: format!("10.77.{i}.{last}").parse().unwrap(),
                                         uid: format!("moved-{writer}-{}", i + round % 7),
-                                        ready: true,
+                                        readiness: Readiness::Ready,
                                         zone: None,
                                         node: None,
                                         hostname: None,
@@ -410,4 +410,66 @@ fn what_changes_between_a_look_and_a_subscription_is_not_missed() {
         assert_eq!(expected.held.len(), 4, "destination, endpoint, marker and settings");
         assert_eq!(reader.held, expected.held);
     }
+}
+
+/// A pod with a proxy; its app is ready or not.
+fn pod(uid: &str, app_ready: bool) -> Object {
+    let raw = serde_json::json!({
+        "metadata": {"name": uid, "namespace": "bank", "uid": uid},
+        "spec": {"containers": [{"name": "app"}], "initContainers": [{"name": "outrigger-proxy"}]},
+        "status": {"phase": "Running", "podIPs": [{"ip": "10.0.0.1"}],
+            "containerStatuses": [{"name": "app", "ready": app_ready}]},
+    });
+    let raw = serde_json::from_value(raw).unwrap();
+    Object::Pod(translate::pod::translate(&raw, &mut Report::default()).unwrap())
+}
+
+/// While one is ready, no other counts; else those that are being deleted, and else those that wait for their proxies.
+#[test]
+fn the_last_endpoints_stay() {
+    use Readiness::{Ready, Terminating, Unready};
+    let publisher = Publisher::new(Index::new(MeshSettings::default()));
+    let apply = |object| {
+        publisher.commit(|index| index.apply(object));
+    };
+    let orders = |states: &[Readiness]| {
+        let mut new = slice("orders", 0, 0..states.len(), 1);
+        let Object::EndpointSlice(slice) = &mut new else { unreachable!() };
+        for (endpoint, state) in slice.endpoints.iter_mut().zip(states) {
+            endpoint.address = "10.0.0.1".parse().unwrap();
+            endpoint.readiness = *state;
+        }
+        new
+    };
+    apply(service_object("orders"));
+    for (uid, app_ready) in [("uid-0", true), ("uid-1", true), ("uid-2", false)] {
+        apply(pod(uid, app_ready));
+    }
+    let mut reader = Reader::new(&publisher, "bank.caller", &["orders:80".to_owned()]);
+    let mut held = |what: &str| -> Vec<String> {
+        reader.pump(&publisher);
+        let endpoints = reader.held.keys().filter(|(type_url, _)| type_url == wire::ENDPOINT);
+        let names = endpoints.filter_map(|(_, name)| name.strip_prefix("bank/orders:80/"));
+        let names: Vec<_> = names.filter(|name| *name != "*").map(str::to_owned).collect();
+        assert!(names.iter().all(|name| name.ends_with(":9000")), "{what}: {names:?}");
+        names.iter().map(|name| name.replace(":9000", "")).collect()
+    };
+    let steps: [(&[Readiness], &[&str]); 7] = [
+        (&[Ready, Ready, Ready], &["uid-0", "uid-1", "uid-2"]),
+        (&[Ready, Terminating, Unready], &["uid-0"]),
+        (&[Terminating, Terminating, Unready], &["uid-0", "uid-1"]),
+        (&[Unready, Terminating, Unready], &["uid-1"]),
+        // The app of uid-2 is not ready itself.
+        (&[Unready, Unready, Unready], &["uid-0", "uid-1"]),
+        (&[Unready, Unready, Ready], &["uid-2"]),
+        (&[Unready, Unready, Unready], &["uid-0", "uid-1"]),
+    ];
+    for (states, expected) in steps {
+        apply(orders(states));
+        assert_eq!(held("a slice"), expected, "{states:?}");
+    }
+    apply(pod("uid-0", false));
+    assert_eq!(held("a pod"), ["uid-1"], "the app of uid-0 is not ready any more");
+    apply(orders(&[]));
+    assert_eq!(held("nothing"), [""; 0]);
 }

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use outrigger_control_plane::discovery::{MAX_SUBSCRIPTIONS, Proxy, Session};
 use outrigger_control_plane::index::Dep;
-use outrigger_control_plane::object::{EndpointSlice, Object, ServiceId, SliceEndpoint};
+use outrigger_control_plane::object::{EndpointSlice, Object, Readiness, ServiceId, SliceEndpoint};
 use outrigger_proto::wire::{self, DeltaDiscoveryRequest};
 
 use crate::support::{LIMIT, Mesh, service, slice};
@@ -13,7 +13,7 @@ pub(crate) fn slice_object(name: &str, addresses: &[&str]) -> Object {
     let endpoints = addresses.iter().map(|address| SliceEndpoint {
         address: address.parse().unwrap(),
         uid: (*address).to_owned(),
-        ready: true,
+        readiness: Readiness::Ready,
         zone: None,
         node: None,
         hostname: None,
