@@ -1,10 +1,6 @@
 //! `outrigger upgrade`: another version of the proxy in pods that run, while their apps go on.
 //!
-//! The image of a native sidecar may be changed in a running pod, and the kubelet restarts that container alone. The old
-//! proxy leaves its Services' endpoints and finishes what it has; while nobody listens, new connections wait
-//! (docs/redirection.md); the new one finds identity and configuration in the pod's volume.
-
-mod plan;
+//! What is done to each of them is in [`outrigger_upgrade`], which the control plane does as well.
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -14,20 +10,12 @@ use std::time::Duration;
 use clap::Args;
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::Pod;
-use k8s_openapi::api::discovery::v1::EndpointSlice;
-use kube::api::{ListParams, Patch, PatchParams};
+use kube::api::ListParams;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, Config};
 use outrigger_inject::PROXY;
-use serde_json::json;
-use tokio::time::Instant;
+use outrigger_upgrade::{Step, name, replace, step};
 
-use plan::{Progress, Step};
-
-/// How often a pod is looked at that is on its way.
-const LOOK: Duration = Duration::from_millis(300);
-/// From a slice that says that a pod serves until every caller has heard it, with room to spare.
-const TOLD: Duration = Duration::from_secs(2);
 /// How long the API server may take to accept a connection.
 const CONNECT: Duration = Duration::from_secs(5);
 
@@ -103,9 +91,9 @@ async fn upgrade(options: &Options) -> Result<(), String> {
     let pods = pods.list(&params).await.map_err(|error| error.to_string())?;
     let mut steps = Vec::new();
     for pod in &pods {
-        match plan::step(pod, &options.image) {
+        match step(pod, &options.image) {
             Ok(step) => steps.push(step),
-            Err(Some(why)) => say(&format!("{}: left alone: {why}", plan::name(pod))),
+            Err(Some(why)) => say(&format!("{}: left alone: {why}", name(pod))),
             Err(None) => {}
         }
     }
@@ -122,7 +110,10 @@ async fn upgrade(options: &Options) -> Result<(), String> {
         return Ok(());
     }
     let limit = Duration::from_secs(options.timeout);
-    let one = |step: Step| one(&client, step, &options.image, limit);
+    let one = async |step: Step| match replace(&client, &step, &options.image, limit).await {
+        Ok(took) => Ok((step, took)),
+        Err(why) => Err((step, why)),
+    };
     let mut done = futures::stream::iter(steps).map(one).buffer_unordered(options.at_once.into());
     let mut count = 0;
     // Dropped at the first that fails, it begins no other.
@@ -160,70 +151,6 @@ async fn client(options: &Options) -> Result<Client, String> {
     let mut config = config.map_err(|error| format!("no cluster was found: {error}"))?;
     config.connect_timeout = Some(CONNECT);
     Client::try_from(config).map_err(|error| error.to_string())
-}
-
-/// Replaces one proxy and waits until it is ready.
-async fn one(
-    client: &Client,
-    step: Step,
-    image: &str,
-    limit: Duration,
-) -> Result<(Step, Duration), (Step, String)> {
-    let began = Instant::now();
-    match tokio::time::timeout(limit, replaced(client, &step, image)).await {
-        Ok(Ok(())) => Ok((step, began.elapsed())),
-        Ok(Err(why)) => Err((step, why)),
-        Err(_) => {
-            let why =
-                format!("not ready after {} s: {}", limit.as_secs(), last(client, &step).await);
-            Err((step, why))
-        }
-    }
-}
-
-async fn replaced(client: &Client, step: &Step, image: &str) -> Result<(), String> {
-    let api = Api::<Pod>::namespaced(client.clone(), &step.namespace);
-    let path = format!("/spec/initContainers/{}/image", step.container);
-    // Nothing, if somebody else has been here meanwhile.
-    let patch = json!([
-        {"op": "test", "path": "/metadata/uid", "value": step.uid},
-        {"op": "test", "path": path, "value": step.image},
-        {"op": "replace", "path": path, "value": image},
-    ]);
-    let patch: json_patch::Patch =
-        serde_json::from_value(patch).map_err(|error| error.to_string())?;
-    let patched = api.patch(&step.pod, &PatchParams::default(), &Patch::Json::<()>(patch)).await;
-    patched.map_err(|error| format!("its image could not be changed: {error}"))?;
-    loop {
-        let pod = api.get_opt(&step.pod).await.map_err(|error| error.to_string())?;
-        match plan::progress(step, pod.as_ref()) {
-            Progress::Ready => break,
-            Progress::Failed(why) => return Err(why),
-            Progress::Waiting(_) => tokio::time::sleep(LOOK).await,
-        }
-    }
-    // Ready is one thing, and that callers know it another: before that the next pod would be missed.
-    let slices = Api::<EndpointSlice>::namespaced(client.clone(), &step.namespace);
-    loop {
-        let all = slices.list(&ListParams::default()).await.map_err(|error| error.to_string())?;
-        if plan::is_serving(step, &all.items) {
-            tokio::time::sleep(TOLD).await;
-            return Ok(());
-        }
-        tokio::time::sleep(LOOK).await;
-    }
-}
-
-/// What a pod that did not come back says of itself.
-async fn last(client: &Client, step: &Step) -> String {
-    let api = Api::<Pod>::namespaced(client.clone(), &step.namespace);
-    match tokio::time::timeout(CONNECT, api.get_opt(&step.pod)).await {
-        Ok(Ok(pod)) => match plan::progress(step, pod.as_ref()) {
-            Progress::Waiting(why) | Progress::Failed(why) => why,
-            Progress::Ready => "it has just become ready".to_owned(),
-        },
-        _ => "the API server does not say why".to_owned(),
-    }
 }
 
 fn say(line: &str) {

@@ -3,5 +3,6 @@
 //! ([`definitions`]).
 
 pub mod definitions;
+pub mod pods;
 pub mod review;
 pub mod writer;

@@ -21,8 +21,9 @@ use tonic::service::Routes;
 use crate::admin::{self, Admin};
 use kube::Client;
 
-use crate::admission::Webhook;
+use crate::admission::{Injector, Webhook};
 use crate::ca::Authority;
+use crate::cluster::pods::PodController;
 use crate::cluster::review::Reviewer;
 use crate::cluster::writer::Writer;
 use crate::connection;
@@ -199,7 +200,20 @@ pub async fn start(options: Options, log: Log) -> Result<Server, StartError> {
     }
     if let (Some(client), Some(address)) = (&client, options.pods.address) {
         let security = security.as_ref().ok_or(StartError::WebhookWithoutIdentity)?;
-        let webhook = Webhook::new(publisher.clone(), metrics.clone(), local);
+        let mut webhook = Webhook::new(publisher.clone(), metrics.clone(), local);
+        if let Some(path) = &options.pods.inject {
+            let injector = Injector::open(path, client.clone(), security.authority.clone());
+            let injector = injector.map_err(StartError::Inject)?;
+            background.extend(look_after_pods(
+                &options,
+                &source,
+                replica.as_ref(),
+                &metrics,
+                client,
+                &injector,
+            ));
+            webhook.injector = Some(Arc::new(injector));
+        }
         background.extend(security.webhook(&options, address, client, webhook)?);
     }
     let reviewer = client.map(|client| {
@@ -289,6 +303,27 @@ fn write_back(
     let objects = registrations.map(|all| Objects::new(client.clone(), all, replica.clone()));
     let objects = objects.map(|objects| tokio::spawn(objects.run()));
     std::iter::once(tokio::spawn(writer.run())).chain(objects).collect()
+}
+
+/// What looks after the proxies of pods that were injected here, or should have been.
+fn look_after_pods(
+    options: &Options,
+    source: &Source,
+    replica: Option<&Arc<Replica>>,
+    metrics: &Arc<Metrics>,
+    client: &Client,
+    injector: &Injector,
+) -> Option<JoinHandle<()>> {
+    let Source::Kubernetes(kubernetes) = source else { return None };
+    let controller = PodController::new(
+        client.clone(),
+        kubernetes.pods.clone(),
+        replica?.clone(),
+        metrics.clone(),
+        injector.image().to_owned(),
+        options.pods.upgrade_proxies,
+    );
+    Some(tokio::spawn(controller.run()))
 }
 
 /// Takes over those that the store remembers.

@@ -33,6 +33,7 @@ pub mod peer;
 pub mod pool;
 mod progress;
 pub mod proxy;
+pub mod ready;
 pub mod registration;
 pub mod run;
 pub mod settings;

@@ -6,6 +6,7 @@ use clap::{Parser, Subcommand};
 use outrigger_logging::{LAST_WORDS, Log, say_last};
 use outrigger_proxy::init::Init;
 use outrigger_proxy::memory::Allocator;
+use outrigger_proxy::ready::Ready;
 use outrigger_proxy::run;
 use outrigger_proxy::settings::Settings;
 use tracing_subscriber::layer::SubscriberExt;
@@ -27,12 +28,18 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Init(Init),
+    Ready(Ready),
 }
 
 fn main() -> ExitCode {
     let Cli { command, settings } = Cli::parse();
-    if let Some(Command::Init(init)) = command {
-        return match init.run() {
+    let done = match command {
+        Some(Command::Init(init)) => Some(init.run().map_err(|error| error.to_string())),
+        Some(Command::Ready(ready)) => Some(ready.run()),
+        None => None,
+    };
+    if let Some(done) = done {
+        return match done {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
                 say_last(format!("error: {error}"));

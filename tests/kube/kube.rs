@@ -10,6 +10,7 @@ mod cluster;
 mod identity;
 mod issuer;
 mod permissions;
+mod pods;
 mod registration;
 mod source;
 mod status;

@@ -7,14 +7,14 @@ use outrigger_inject::{INJECTED, PROXY};
 
 /// One pod, as it is before anything is done to it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Step {
-    pub(super) namespace: String,
-    pub(super) pod: String,
-    pub(super) uid: String,
+pub struct Step {
+    pub namespace: String,
+    pub pod: String,
+    pub uid: String,
     /// Position of the sidecar among the init containers.
     pub(super) container: usize,
     /// Of the sidecar.
-    pub(super) image: String,
+    pub image: String,
     /// How often it has been restarted.
     restarts: i32,
     /// The same of each of the app's containers.
@@ -22,7 +22,8 @@ pub(super) struct Step {
 }
 
 impl Step {
-    pub(super) fn name(&self) -> String {
+    /// As people write it: `namespace/pod`.
+    pub fn name(&self) -> String {
         format!("{}/{}", self.namespace, self.pod)
     }
 }
@@ -36,12 +37,16 @@ pub(super) enum Progress {
     Failed(String),
 }
 
-pub(super) fn name(pod: &Pod) -> String {
+/// As people write it: `namespace/pod`.
+pub fn name(pod: &Pod) -> String {
     format!("{}/{}", pod.namespace().unwrap_or_default(), pod.name_any())
 }
 
-/// What there is to do with a pod; none and, where that may surprise, why.
-pub(super) fn step(pod: &Pod, image: &str) -> Result<Step, Option<String>> {
+/// What there is to do with a pod so that its proxy is of that image.
+///
+/// # Errors
+/// If there is nothing to do, and where that may surprise, why.
+pub fn step(pod: &Pod, image: &str) -> Result<Step, Option<String>> {
     if !pod.annotations().contains_key(INJECTED) || pod.metadata.deletion_timestamp.is_some() {
         return Err(None);
     }

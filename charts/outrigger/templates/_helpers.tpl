@@ -35,3 +35,19 @@ imagePullSecrets:
 {{- end }}
 {{- end }}
 {{- end -}}
+
+{{/* What pods are injected with, as the control plane reads it. */}}
+{{- define "outrigger.inject" -}}
+{{- $settings := dict
+    "image" (include "outrigger.proxyImage" .)
+    "imagePullPolicy" .Values.image.pullPolicy
+    "controlPlane" (printf "https://%s.%s.svc.%s:4780" (include "outrigger.name" .) .Release.Namespace .Values.mesh.clusterDomain)
+    "clusterDomain" .Values.mesh.clusterDomain
+    "mode" .Values.proxy.mode
+    "logLevel" .Values.proxy.log
+    "resources" .Values.proxy.resources
+    "skipOutboundNetworks" .Values.proxy.skipOutboundNetworks
+    "skipOutboundPorts" .Values.proxy.skipOutboundPorts
+    "skipInboundPorts" .Values.proxy.skipInboundPorts }}
+{{- toPrettyJson $settings }}
+{{- end }}

@@ -77,6 +77,11 @@ impl Injector {
         Ok(Self { client, authority, settings })
     }
 
+    /// Of the proxies that new pods get.
+    pub fn image(&self) -> &str {
+        &self.settings.proxy_image
+    }
+
     /// The namespace of a pod, as far as it decides about its pods.
     ///
     /// # Errors

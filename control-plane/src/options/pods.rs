@@ -2,6 +2,7 @@
 //! asks about them and other objects.
 
 use std::net::SocketAddr;
+use std::num::NonZeroU16;
 use std::path::PathBuf;
 
 use clap::Args;
@@ -55,4 +56,9 @@ pub struct PodOptions {
     /// the webhook then does at /inject.
     #[arg(long, env = "OUTRIGGER_INJECT", value_name = "FILE", requires = "webhook")]
     pub inject: Option<PathBuf>,
+
+    /// Replaces proxies of other images than that of --inject in running pods, so many pods at a time, without
+    /// restarting their apps; unless set they are named in Events alone, and `outrigger upgrade` replaces them.
+    #[arg(long, env = "OUTRIGGER_UPGRADE_PROXIES", value_name = "PODS", requires = "inject")]
+    pub upgrade_proxies: Option<NonZeroU16>,
 }

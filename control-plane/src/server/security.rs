@@ -9,7 +9,7 @@ use kube::Client;
 use tokio::task::JoinHandle;
 
 use super::{StartError, bind};
-use crate::admission::{Bundle, Injector, Webhook};
+use crate::admission::{Bundle, Webhook};
 use crate::ca::Authority;
 use crate::ca::own::{OwnCertificate, Subject};
 use crate::connection::Tls;
@@ -71,14 +71,10 @@ impl Security {
         options: &Options,
         address: SocketAddr,
         client: &Client,
-        mut webhook: Webhook,
+        webhook: Webhook,
     ) -> Result<[JoinHandle<()>; 3], StartError> {
         let host = options.pods.host.clone().unwrap_or_default();
         let authority = self.authority.clone();
-        if let Some(path) = &options.pods.inject {
-            let injector = Injector::open(path, client.clone(), authority.clone());
-            webhook.injector = Some(Arc::new(injector.map_err(StartError::Inject)?));
-        }
         let own = OwnCertificate::new(&authority, Subject::Host(host));
         let own = Arc::new(own.map_err(StartError::Webhook)?);
         let listener = bind("--webhook", address)?;

@@ -9,6 +9,7 @@
 
 mod crds;
 mod keep;
+pub mod pods;
 mod resources;
 mod watch;
 
@@ -24,6 +25,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 pub use keep::Generations;
+use pods::Pods;
 
 use crate::metrics::Metrics;
 use crate::problems::Problems;
@@ -106,6 +108,7 @@ pub async fn reachable(client: &Client) {
 #[derive(Debug)]
 pub struct Kubernetes {
     pub generations: Arc<Generations>,
+    pub pods: Arc<Pods>,
     synced: cell::Receiver<Synced>,
     tasks: Vec<JoinHandle<()>>,
 }
@@ -130,17 +133,19 @@ impl Kubernetes {
         let (observations, receiver) = mpsc::channel(QUEUE);
         let (told, synced) = cell::channel(Synced::default());
         let generations = Arc::new(Generations::default());
+        let pods = Arc::new(Pods::default());
         let keeper =
             keep::Keeper::new(publisher, problems, metrics.clone(), generations.clone(), told);
         let watcher = watch::Watcher {
             client,
             generations: generations.clone(),
+            pods: pods.clone(),
             observations,
             metrics,
             local,
         };
         let tasks = vec![tokio::spawn(keeper.run(receiver)), tokio::spawn(crds::run(watcher))];
-        Self { generations, synced, tasks }
+        Self { generations, pods, synced, tasks }
     }
 
     /// Completes when everything that the cluster holds is in force; says now and then what it waits for.

@@ -150,6 +150,17 @@ fn change(
         (&Method::PATCH, Some(name)) => {
             let update = match content {
                 "application/merge-patch+json" => Update::Merge(body),
+                // As RFC 6902 has it, and so what is replaced must be what was tested.
+                "application/json-patch+json" => {
+                    let mut new = objects.get(of, &key(name))?.clone();
+                    let wrong =
+                        |error: &dyn std::fmt::Display| refuse(422, "Invalid", error.to_string());
+                    let patch: json_patch::Patch =
+                        serde_json::from_value(body.clone()).map_err(|error| wrong(&error))?;
+                    json_patch::patch(&mut new, &patch).map_err(|error| wrong(&error))?;
+                    let new = objects.update(of, &key(name), &Update::Replace(&new), is_status)?;
+                    return Ok((StatusCode::OK, asked.shown(&kind, &new)));
+                }
                 "application/apply-patch+yaml" => {
                     let manager = asked.query.get("fieldManager");
                     Update::Apply(body, manager.map(String::as_str).unwrap_or_default())

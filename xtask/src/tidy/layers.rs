@@ -60,6 +60,11 @@ const RULES: &[Rule] = &[
         why: "injecting is a function from a pod to a pod, for the webhook and for files alike",
     },
     Rule {
+        package: "outrigger-upgrade",
+        never: &["outrigger-proxy", "outrigger-control-plane"],
+        why: "the control plane and the command line upgrade pods alike",
+    },
+    Rule {
         package: "outrigger-cli",
         never: &["outrigger-proxy", "outrigger-control-plane"],
         why: "the command line talks to both, and is neither",
@@ -216,12 +221,13 @@ mod tests {
 
     #[test]
     fn every_rule_bites() {
-        let cases: [(&str, &str); 8] = [
+        let cases: [(&str, &str); 9] = [
             ("outrigger-core", "outrigger-proto"),
             ("outrigger-proto", "kube"),
             ("outrigger-proxy", "kube-client"),
             ("outrigger-control-plane", "outrigger-proxy"),
             ("outrigger-inject", "kube-core"),
+            ("outrigger-upgrade", "outrigger-proxy"),
             ("outrigger-cli", "outrigger-control-plane"),
             ("simplebank", "outrigger-core"),
             ("xtask", "simplebank"),

@@ -17,6 +17,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::Generations;
+use super::pods::Pods;
 use crate::metrics::{KindLabel, Metrics};
 use crate::object::{Kind, ObjectId, Policy};
 use crate::source::closed;
@@ -58,6 +59,7 @@ pub(super) struct Seen {
 pub(super) struct Watcher {
     pub(super) client: Client,
     pub(super) generations: Arc<Generations>,
+    pub(super) pods: Arc<Pods>,
     pub(super) observations: mpsc::Sender<Observation>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) local: LocalEndpoints,
@@ -90,12 +92,26 @@ impl Watcher {
 
     fn observe(&self, kind: Kind, event: Event<DynamicObject>) -> Observation {
         match event {
-            Event::Init => Observation::Listing(kind),
-            Event::InitDone => Observation::Listed(kind),
+            Event::Init => {
+                if kind == Kind::Pod {
+                    self.pods.listing();
+                }
+                Observation::Listing(kind)
+            }
+            Event::InitDone => {
+                if kind == Kind::Pod {
+                    self.pods.listed();
+                }
+                Observation::Listed(kind)
+            }
             Event::Apply(object) | Event::InitApply(object) => {
                 Observation::Seen(Box::new(self.see(kind, object)))
             }
-            Event::Delete(object) => Observation::Gone(id(kind, &object)),
+            Event::Delete(object) => {
+                let id = id(kind, &object);
+                self.pods.gone(&id);
+                Observation::Gone(id)
+            }
         }
     }
 
@@ -109,6 +125,7 @@ impl Watcher {
             fields.remove("status");
         }
         let value = serde_json::to_value(&object).unwrap_or_default();
+        self.pods.see(&id, &value);
         let is_small = kind == Kind::Pod || kind == Kind::Namespace;
         let reading = read(kind, &value, is_small, self.local);
         let is_wrong = reading.object.is_none() && kind == Kind::AccessPolicy;
