@@ -1,11 +1,12 @@
 //! `outrigger-cni install`: the process of the DaemonSet, from its start to its end.
 //!
-//! The order matters: first the pods are known and questions answered, then the plugin comes into the node's
-//! configuration; at the end it is taken out first, or, as long as the DaemonSet is there, not at all.
+//! The order matters: first questions are answered, then the plugin comes into the node's configuration; at the end it
+//! is taken out, or, as long as the DaemonSet is there, left to the daemon that comes next.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::Args;
 use outrigger_redirect::Backend;
@@ -26,6 +27,8 @@ use crate::server::{Server, Socket, serve};
 
 /// Pods that wait to be looked at; those that do not fit are found by the next round.
 const SUSPECTS: usize = 256;
+/// How long the program outlives its entry.
+const LAST_CALLS: Duration = Duration::from_secs(1);
 
 /// Where the node's folders are mounted.
 #[derive(Clone, Debug, Args)]
@@ -177,9 +180,11 @@ async fn finish(owner: Option<Arc<Owner>>, installation: Installation) {
     if !is_uninstalled {
         return tracing::info!("stopping; the plugin stays for the daemon that comes next");
     }
-    match tokio::task::spawn_blocking(move || installation.uninstall()).await {
-        Ok(Ok(files)) => tracing::info!(?files, "uninstalled: the plugin is taken out"),
-        Ok(Err(error)) => tracing::error!(%error, "the plugin could not be taken out"),
+    let taken_out = installation.take_out();
+    // A runtime that has read the entry just before runs the program just after.
+    tokio::time::sleep(LAST_CALLS).await;
+    match taken_out.and_then(|files| installation.remove_program().map(|()| files)) {
+        Ok(files) => tracing::info!(?files, "uninstalled: the plugin is taken out"),
         Err(error) => tracing::error!(%error, "the plugin could not be taken out"),
     }
 }

@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use notify::{RecursiveMode, Watcher};
 
@@ -83,16 +83,24 @@ fn keep(
     loop {
         let look = installation.install();
         report(&look, metrics, &mut before);
-        std::thread::sleep(PAUSE);
-        match woken.recv_timeout(ROUND) {
-            Ok(Wake::Stop) | Err(RecvTimeoutError::Disconnected) => return,
-            Ok(Wake::Changed) | Err(RecvTimeoutError::Timeout) => {}
+        if rest(woken) {
+            return;
         }
-        // All that has happened meanwhile is seen by one look.
-        while let Ok(wake) = woken.try_recv() {
-            if matches!(wake, Wake::Stop) {
-                return;
-            }
+    }
+}
+
+/// Until something has changed, and not shorter than [`PAUSE`]: all that happens meanwhile is seen by one look. Whether
+/// it is the end.
+fn rest(woken: &Receiver<Wake>) -> bool {
+    let began = Instant::now();
+    let mut has_changed = false;
+    loop {
+        let limit = if has_changed { PAUSE } else { ROUND };
+        let Some(left) = limit.checked_sub(began.elapsed()) else { return false };
+        match woken.recv_timeout(left) {
+            Ok(Wake::Changed) => has_changed = true,
+            Err(RecvTimeoutError::Timeout) => return false,
+            Ok(Wake::Stop) | Err(RecvTimeoutError::Disconnected) => return true,
         }
     }
 }
@@ -116,11 +124,9 @@ fn report(look: &io::Result<Look>, metrics: &Metrics, before: &mut Option<String
         Err(error) => Err(error.to_string()),
     };
     metrics.installed.set(i64::from(state.is_ok()));
-    if let Ok(look) = look {
-        if let (Some(file), true) = (&look.file, look.changed) {
-            metrics.config_changes.inc();
-            tracing::info!(file, "the plugin was put into the node's network configuration");
-        }
+    if let Ok(Look { file: Some(file), changed: true, .. }) = look {
+        metrics.config_changes.inc();
+        tracing::info!(file, "the plugin was put into the node's network configuration");
     }
     let skipped = look.as_ref().ok().filter(|look| !look.skipped.is_empty());
     let said = match (&state, skipped) {
@@ -148,21 +154,24 @@ impl Installation {
         self.config.put()
     }
 
-    /// First the entry, then the program that it names.
+    /// Takes the entry out; these files had it. The program that it names stays until [`Installation::remove_program`].
     ///
     /// # Errors
-    /// If something is left; all has been tried.
-    pub fn uninstall(&self) -> io::Result<Vec<String>> {
-        let had = self.config.take_out()?;
-        if !self.keep_program {
-            // A runtime that has read the entry just now runs it.
-            std::thread::sleep(Duration::from_secs(1));
-            match fs::remove_file(self.programs.join(PLUGIN)) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
+    /// If it is left in a file; all have been tried.
+    pub fn take_out(&self) -> io::Result<Vec<String>> {
+        self.config.take_out()
+    }
+
+    /// # Errors
+    /// If it is left.
+    pub fn remove_program(&self) -> io::Result<()> {
+        if self.keep_program {
+            return Ok(());
         }
-        Ok(had)
+        match fs::remove_file(self.programs.join(PLUGIN)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
     }
 
     fn put_program(&self) -> io::Result<()> {

@@ -78,7 +78,9 @@ fn install(options: daemon::Install) -> Result<(), String> {
 }
 
 fn uninstall(folders: daemon::Folders) -> Result<(), String> {
-    let had = folders.installation("").uninstall().map_err(|error| error.to_string())?;
+    let installation = folders.installation("");
+    let had = installation.take_out().map_err(|error| error.to_string())?;
+    installation.remove_program().map_err(|error| error.to_string())?;
     let said = match had[..] {
         [] => "the plugin was in no network configuration".to_owned(),
         _ => format!("the plugin is taken out of {}", had.join(", ")),

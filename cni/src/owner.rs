@@ -6,7 +6,6 @@
 //! it has been told before counts, for a watch that is open outlives the right to open it. In doubt it stays,
 //! which is harmless: without a daemon the plugin lets every pod through.
 
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -14,20 +13,23 @@ use k8s_openapi::api::apps::v1::DaemonSet;
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event};
 use kube::{Api, Client};
+use tokio::sync::watch;
+use tokio::time::timeout;
 
-/// How long the end waits for an answer.
+/// How long the end waits for an answer, and then once more for what the watch has not told yet.
 const LIMIT: Duration = Duration::from_secs(3);
 
 /// The DaemonSet that this daemon belongs to.
 pub struct Owner {
     api: Api<DaemonSet>,
     name: String,
-    seen_gone: AtomicBool,
+    seen_gone: watch::Sender<bool>,
 }
 
 impl Owner {
     pub fn new(client: Client, namespace: &str, name: String) -> Self {
-        Self { api: Api::namespaced(client, namespace), name, seen_gone: AtomicBool::new(false) }
+        let api = Api::namespaced(client, namespace);
+        Self { api, name, seen_gone: watch::Sender::new(false) }
     }
 
     /// Watches for ever.
@@ -51,20 +53,23 @@ impl Owner {
                 // What was known stays known.
                 Err(_) => continue,
             };
-            self.seen_gone.store(gone, Relaxed);
+            self.seen_gone.send_replace(gone);
         }
     }
 
     /// Asked once, at the end.
     pub async fn is_uninstalled(&self) -> bool {
-        match tokio::time::timeout(LIMIT, self.api.get_opt(&self.name)).await {
-            Ok(Ok(set)) => set.is_none_or(|set| is_going(&set)),
+        match timeout(LIMIT, self.api.get_opt(&self.name)).await {
+            Ok(Ok(set)) => return set.is_none_or(|set| is_going(&set)),
             Ok(Err(error)) => {
-                tracing::info!(%error, "the DaemonSet cannot be asked for: what was seen last counts");
-                self.seen_gone.load(Relaxed)
+                tracing::info!(%error, "the DaemonSet cannot be asked for: what the watch sees counts");
             }
-            Err(_) => self.seen_gone.load(Relaxed),
+            Err(_) => {
+                tracing::info!("the API server does not answer: what the watch has seen counts");
+            }
         }
+        let mut seen = self.seen_gone.subscribe();
+        matches!(timeout(LIMIT, seen.wait_for(|gone| *gone)).await, Ok(Ok(_)))
     }
 }
 

@@ -139,7 +139,7 @@ impl Call<'_> {
         if let Some(question) = self.question(Command::Add) {
             let namespace = self.namespace()?;
             match ask(&self.socket()?, &question, Some(namespace.as_fd()), LIMIT) {
-                Ok(Answer::Failed(why)) => return Err(not_redirected(&question, why)),
+                Ok(Answer::Failed(why)) => return Err(not_redirected(&question, &why)),
                 Ok(Answer::Unknown(why)) => note(&question, &why),
                 Ok(_) => {}
                 Err(why) => note(&question, &why.to_string()),
@@ -153,7 +153,7 @@ impl Call<'_> {
         let Some(question) = self.question(Command::Check) else { return Ok(()) };
         let namespace = self.namespace()?;
         match ask(&self.socket()?, &question, Some(namespace.as_fd()), LIMIT) {
-            Ok(Answer::Failed(why)) => Err(not_redirected(&question, why)),
+            Ok(Answer::Failed(why)) => Err(not_redirected(&question, &why)),
             _ => Ok(()),
         }
     }
@@ -221,7 +221,7 @@ fn newest() -> String {
     VERSIONS.last().copied().unwrap_or_default().to_owned()
 }
 
-fn not_redirected(question: &Question, why: String) -> CniError {
+fn not_redirected(question: &Question, why: &str) -> CniError {
     let details = format!("pod {}/{}: {why}", question.namespace, question.name);
     error(code::NOT_REDIRECTED, "the pod's traffic could not be redirected to its proxy", details)
 }

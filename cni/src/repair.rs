@@ -129,8 +129,9 @@ impl Repair {
     }
 
     async fn say(&self, pod: &Known, type_: EventType, reason: &str, note: &str) {
-        let (namespace, name) = (&pod.reference.namespace, &pod.reference.name);
-        tracing::warn!(?namespace, ?name, uid = pod.uid, reason, note, "a pod was missed");
+        let text = |field: &Option<String>| field.clone().unwrap_or_default();
+        let (namespace, name) = (text(&pod.reference.namespace), text(&pod.reference.name));
+        tracing::warn!(namespace, name, uid = pod.uid, reason, note, "a pod was missed");
         let event = Event {
             type_,
             reason: reason.to_owned(),
