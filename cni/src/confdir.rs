@@ -13,6 +13,8 @@ use crate::conflist::{self, ConfigError};
 
 /// What runtimes look for (libcni's `ConfFiles` as containerd and CRI-O call it).
 const EXTENSIONS: [&str; 3] = ["conf", "conflist", "json"];
+/// How often a file is read anew that somebody else changes at the same moment.
+const TRIES: u32 = 5;
 /// Behind the name of a file that has become a list.
 const KEPT: &str = ".outrigger";
 
@@ -71,8 +73,10 @@ impl ConfDir {
                 false if look.file.as_ref() == Some(&name) => Ok(()),
                 false => self.take_out_of(&name).map(drop),
             };
+            // Behind the file that has the entry nothing matters.
             if let Err(why) = done
                 && wanted
+                && look.file.is_none()
             {
                 look.skipped.push((name, why.to_string()));
             }
@@ -88,9 +92,16 @@ impl ConfDir {
         let mut had = Vec::new();
         let mut failed = Ok(());
         for name in self.names()? {
-            match self.take_out_of(&name) {
+            let mut done = self.take_out_of(&name);
+            for _ in 0..TRIES {
+                if matches!(done, Err(FileError::Moving)) {
+                    done = self.take_out_of(&name);
+                }
+            }
+            match done {
                 Ok(true) => had.push(name),
-                Ok(false) | Err(FileError::Config(_) | FileError::Link(_)) => {}
+                // No runtime reads an entry in there.
+                Ok(false) | Err(FileError::Config(_)) => {}
                 Err(why) => failed = Err(io::Error::other(format!("{name}: {why}"))),
             }
         }
@@ -141,7 +152,7 @@ impl ConfDir {
         if !is_list(name) {
             return Ok(false);
         }
-        let file = self.open(name)?;
+        let Ok(file) = self.open(name) else { return Ok(false) };
         let Some(new) = conflist::remove(&file.text)? else { return Ok(false) };
         for single in singles(name) {
             let kept = self.kept(&single);

@@ -154,11 +154,12 @@ pub async fn run(options: Install) -> Result<(), String> {
     let path = options.socket.display().to_string();
     let socket =
         Socket::bind(&options.socket).map_err(|error| format!("--socket {path}: {error}"))?;
+    let socket = Arc::new(socket);
     metrics.set(Part::Socket, Ok(()));
     let server = Arc::new(Server { pods, metrics: metrics.clone(), backend: options.backend });
     let host_socket = options.host_socket.unwrap_or(options.socket);
     let installation = options.folders.installation(&host_socket.display().to_string());
-    let installer = Installer::start(installation.clone(), metrics);
+    let installer = Installer::start(installation.clone(), socket.clone(), metrics);
     let installer = installer.map_err(|error| format!("no thread: {error}"))?;
     let ended = tokio::select! {
         ended = serve(&socket, server) => ended.map_err(|error| format!("--socket {path}: {error}")),

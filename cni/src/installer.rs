@@ -12,6 +12,7 @@ use notify::{RecursiveMode, Watcher};
 use crate::confdir::{ConfDir, Look, replace};
 use crate::conflist::PLUGIN;
 use crate::metrics::{Metrics, Part};
+use crate::server::Socket;
 
 /// How often it is looked at without a reason: a file system may not tell of changes.
 const ROUND: Duration = Duration::from_secs(10);
@@ -40,15 +41,21 @@ pub struct Installer {
 }
 
 impl Installer {
-    /// Keeps it there, from now until [`Installer::stop`].
+    /// Keeps it there, from now until [`Installer::stop`], while `socket` is the one that the plugin asks: a daemon that
+    /// is being replaced leaves everything to the next.
     ///
     /// # Errors
     /// If there is no thread for it.
-    pub fn start(installation: Installation, metrics: Arc<Metrics>) -> io::Result<Self> {
+    pub fn start(
+        installation: Installation,
+        socket: Arc<Socket>,
+        metrics: Arc<Metrics>,
+    ) -> io::Result<Self> {
         let (wake, woken) = channel();
         let changed = wake.clone();
         let thread = std::thread::Builder::new().name("installer".to_owned());
-        let thread = thread.spawn(move || keep(&installation, &metrics, &woken, changed))?;
+        let thread =
+            thread.spawn(move || keep(&installation, &socket, &metrics, &woken, changed))?;
         Ok(Self { wake, thread })
     }
 
@@ -61,6 +68,7 @@ impl Installer {
 
 fn keep(
     installation: &Installation,
+    socket: &Socket,
     metrics: &Metrics,
     woken: &Receiver<Wake>,
     wake: Sender<Wake>,
@@ -81,8 +89,9 @@ fn keep(
     }
     let mut before = None;
     loop {
-        let look = installation.install();
-        report(&look, metrics, &mut before);
+        if socket.is_current() {
+            report(&installation.install(), metrics, &mut before);
+        }
         if rest(woken) {
             return;
         }

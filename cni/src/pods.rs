@@ -237,7 +237,7 @@ mod tests {
         ] {
             match known(pod(annotation, args)).wish {
                 Wish::Unreadable(said) => {
-                    assert!(said.contains(why) && !said.contains('\n'), "{said}")
+                    assert!(said.contains(why) && !said.contains('\n'), "{said}");
                 }
                 other => panic!("{args:?}: {other:?}"),
             }

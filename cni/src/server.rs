@@ -61,10 +61,17 @@ impl Socket {
     }
 }
 
+impl Socket {
+    /// Whether no other daemon has taken the path over.
+    pub fn is_current(&self) -> bool {
+        let at_path = fs::metadata(&self.path).map(|metadata| (metadata.dev(), metadata.ino()));
+        at_path.is_ok_and(|at_path| at_path == self.own)
+    }
+}
+
 impl Drop for Socket {
     fn drop(&mut self) {
-        let at_path = fs::metadata(&self.path).map(|metadata| (metadata.dev(), metadata.ino()));
-        if at_path.is_ok_and(|at_path| at_path == self.own) {
+        if self.is_current() {
             let _ = fs::remove_file(&self.path);
         }
     }
@@ -174,7 +181,9 @@ mod tests {
         let path = folder.path().join("cni.sock");
         let first = Socket::bind(&path).unwrap();
         UnixStream::connect(&path).unwrap();
+        assert!(first.is_current());
         let second = Socket::bind(&path).unwrap();
+        assert!(!first.is_current() && second.is_current());
         drop(first);
         UnixStream::connect(&path).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);

@@ -12,9 +12,11 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType, recvmsg, sendmsg,
+    socket_with,
 };
 use serde::{Deserialize, Serialize};
 
@@ -63,9 +65,8 @@ pub fn ask(
     namespace: Option<BorrowedFd<'_>>,
     limit: Duration,
 ) -> io::Result<Answer> {
-    let mut stream = UnixStream::connect(socket)?;
+    let mut stream = connect(socket, limit)?;
     stream.set_read_timeout(Some(limit))?;
-    stream.set_write_timeout(Some(limit))?;
     let text = serde_json::to_vec(question)?;
     let sent = match namespace {
         Some(namespace) => {
@@ -82,6 +83,15 @@ pub fn ask(
     let mut answer = Vec::new();
     (&stream).take(MAX).read_to_end(&mut answer)?;
     Ok(serde_json::from_slice(&answer)?)
+}
+
+/// A daemon that hangs has more callers than it takes at some time: these wait as long as they would for an answer.
+fn connect(socket: &Path, limit: Duration) -> io::Result<UnixStream> {
+    let flags = SocketFlags::CLOEXEC;
+    let stream = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    set_socket_timeout(&stream, Timeout::Send, Some(limit))?;
+    rustix::net::connect(&stream, &SocketAddrUnix::new(socket)?)?;
+    Ok(stream.into())
 }
 
 /// Reads a question, as the daemon, and the namespace that came with it.
