@@ -32,7 +32,7 @@ pub(crate) struct Options {
     /// Tag of all images; the version of the workspace unless set.
     #[arg(long, value_name = "TAG")]
     pub(crate) tag: Option<String>,
-    /// Only these: proxy, control-plane, simplebank.
+    /// Only these: proxy, control-plane, cni, simplebank.
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     pub(crate) only: Vec<String>,
     /// Programs for another machine, as in aarch64-unknown-linux-gnu; needs its linker, and its libraries in --sysroot.
@@ -51,15 +51,18 @@ struct Image {
     user: u32,
     /// Programs of the system that it calls.
     tools: &'static [&'static str],
+    /// The program is copied to nodes, whose libraries are not known.
+    is_static: bool,
 }
 
-const IMAGES: [Image; 3] = [
+const IMAGES: [Image; 4] = [
     Image {
         name: "proxy",
         package: "outrigger-proxy",
         program: "outrigger-proxy",
         user: PROXY_USER,
         tools: &["nft"],
+        is_static: false,
     },
     Image {
         name: "control-plane",
@@ -67,6 +70,16 @@ const IMAGES: [Image; 3] = [
         program: "outrigger-control-plane",
         user: CONTROL_PLANE_USER,
         tools: &[],
+        is_static: false,
+    },
+    Image {
+        name: "cni",
+        package: "outrigger-cni",
+        program: "outrigger-cni",
+        // It enters network namespaces; its pod says so, too.
+        user: 0,
+        tools: &["nft"],
+        is_static: true,
     },
     Image {
         name: "simplebank",
@@ -74,6 +87,7 @@ const IMAGES: [Image; 3] = [
         program: "simplebank",
         user: APP_USER,
         tools: &[],
+        is_static: false,
     },
 ];
 
@@ -136,11 +150,7 @@ pub(crate) fn build(options: &Options) -> io::Result<Vec<Built>> {
 
 impl Image {
     fn build(&self, options: &Options, folder: &std::path::Path) -> io::Result<Built> {
-        let mut more = vec!["--release"];
-        if let Some(target) = &options.target {
-            more.extend(["--target", target]);
-        }
-        let programs: BTreeMap<_, _> = workspace::build(&[self.package], &more)?;
+        let programs = self.programs(options.target.as_deref())?;
         let program = programs
             .get(self.program)
             .ok_or_else(|| io::Error::other(format!("{} was not built", self.program)))?;
@@ -166,6 +176,17 @@ impl Image {
         let reference = format!("{}/{}:{tag}", options.prefix, self.name);
         std::fs::write(folder.join(format!("{}.spdx.json", self.name)), bill)?;
         layout::write(folder, self.name, reference, &config, &layer)
+    }
+}
+
+impl Image {
+    fn programs(&self, target: Option<&str>) -> io::Result<BTreeMap<String, PathBuf>> {
+        if self.is_static {
+            return workspace::build_static(self.package, target, &["--release"]);
+        }
+        let mut more = vec!["--release"];
+        more.extend(target.iter().flat_map(|target| ["--target", target]));
+        workspace::build(&[self.package], &more)
     }
 }
 

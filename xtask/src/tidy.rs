@@ -78,14 +78,9 @@ fn files(root: &Path) -> io::Result<Vec<PathBuf>> {
 
 /// What cargo knows of every crate, for this machine's platform: others may not be downloaded.
 fn metadata() -> io::Result<Value> {
-    let version = Command::new("rustc").arg("-vV").current_dir(workspace::root()).output()?;
-    let version = String::from_utf8_lossy(&version.stdout).into_owned();
-    let host = version.lines().find_map(|line| line.strip_prefix("host: "));
     let mut command = workspace::cargo();
     command.args(["metadata", "--format-version=1"]);
-    if let Some(host) = host {
-        command.args(["--filter-platform", host]);
-    }
+    command.args(["--filter-platform", &workspace::host()?]);
     let output = command.stderr(Stdio::inherit()).output()?;
     if !output.status.success() {
         return Err(io::Error::other("cargo metadata failed"));

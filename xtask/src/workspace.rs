@@ -36,7 +36,36 @@ pub(crate) fn cargo() -> Command {
 
 /// Builds `packages` and returns their programs by name. Cargo itself shows the progress.
 pub(crate) fn build(packages: &[&str], more: &[&str]) -> io::Result<BTreeMap<String, PathBuf>> {
+    build_by(cargo(), packages, more)
+}
+
+/// The same without shared libraries, for a program that runs on systems that are not known. With `--target` alone what
+/// runs while it is built stays as it is.
+pub(crate) fn build_static(
+    package: &str,
+    target: Option<&str>,
+    more: &[&str],
+) -> io::Result<BTreeMap<String, PathBuf>> {
+    let target = target.map_or_else(host, |target| Ok(target.to_owned()))?;
+    let variable = target.to_uppercase().replace(['-', '.'], "_");
     let mut command = cargo();
+    command.env(format!("CARGO_TARGET_{variable}_RUSTFLAGS"), "-C target-feature=+crt-static");
+    build_by(command, &[package], &[more, &["--target", &target]].concat())
+}
+
+/// The triple of this machine.
+pub(crate) fn host() -> io::Result<String> {
+    let version = Command::new("rustc").arg("-vV").current_dir(root()).output()?;
+    let version = String::from_utf8_lossy(&version.stdout).into_owned();
+    let host = version.lines().find_map(|line| line.strip_prefix("host: "));
+    host.map(str::to_owned).ok_or_else(|| io::Error::other("rustc -vV does not say its host"))
+}
+
+fn build_by(
+    mut command: Command,
+    packages: &[&str],
+    more: &[&str],
+) -> io::Result<BTreeMap<String, PathBuf>> {
     command.args(["build", "--message-format=json-render-diagnostics"]).args(more);
     for package in packages {
         command.args(["--package", package]);

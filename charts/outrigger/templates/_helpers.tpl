@@ -19,6 +19,19 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- end -}}
 
+{{- define "outrigger.cniSelector" -}}
+app.kubernetes.io/name: outrigger
+app.kubernetes.io/component: cni
+{{- end -}}
+
+{{- define "outrigger.cniLabels" -}}
+{{ include "outrigger.cniSelector" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
+{{- end -}}
+
 {{- define "outrigger.securityContext" -}}
 allowPrivilegeEscalation: false
 readOnlyRootFilesystem: true

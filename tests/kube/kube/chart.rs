@@ -117,6 +117,60 @@ fn the_chart_gives_the_rights_of_the_document() {
 }
 
 #[test]
+fn the_cni_daemonset_has_the_rights_that_it_needs_and_leaves_no_gap() {
+    if !is_there("kube::chart::the_cni_daemonset_has_the_rights_that_it_needs_and_leaves_no_gap") {
+        return;
+    }
+    assert!(of_kind(&objects(""), "DaemonSet").is_empty(), "only where it is wanted");
+    let values = "
+cni:
+  enabled: true
+  namespace: mesh-cni
+  binDir: /usr/lib/cni
+  confDir: /var/lib/cni/net.d
+  runDir: /run/mesh
+  confName: 10-pods.conflist
+  keepProgram: true
+  nodeSelector: {disk: fast}
+  tolerations: [{key: special, operator: Exists}]
+  podLabels: {team: mesh}
+  podAnnotations: {note: 'a: b'}
+  seLinuxOptions: {type: spc_t}
+podMonitor: {enabled: true}
+";
+    for values in ["cni: {enabled: true}", values] {
+        let all = objects(values);
+        let set = of_kind(&all, "DaemonSet")[0];
+        let rollout = &set["spec"]["updateStrategy"]["rollingUpdate"];
+        assert_eq!(rollout["maxUnavailable"], 0, "one is always there: {rollout}");
+        let pod = &set["spec"]["template"]["spec"];
+        assert_eq!(pod["priorityClassName"], "system-node-critical");
+        assert!(pod["hostNetwork"].is_null() && pod["hostPID"].is_null(), "{pod}");
+        let container = &pod["containers"][0];
+        let context = &container["securityContext"];
+        assert_eq!(context["privileged"], false);
+        let rights = json!({"drop": ["ALL"], "add": ["SYS_ADMIN", "NET_ADMIN", "SYS_PTRACE"]});
+        assert_eq!(context["capabilities"], rights);
+        // What it asks for, and nothing that changes anything but Events.
+        let role = of_kind(&all, "ClusterRole").into_iter();
+        let mut role = role.filter(|role| role["metadata"]["name"] == "outrigger-cni");
+        let rules = &role.next().expect("a role")["rules"];
+        let rules = rules.as_array().into_iter().flatten();
+        let verbs: Vec<&Value> = rules.map(|rule| &rule["verbs"]).collect();
+        assert_eq!(verbs, [&json!(["get", "list", "watch"]), &json!(["create", "patch"])]);
+        // Where the plugin asks is where the daemon listens.
+        let args = container["args"].as_array().into_iter().flatten();
+        let args: Vec<&str> = args.filter_map(Value::as_str).collect();
+        let socket = args.iter().find_map(|arg| arg.strip_prefix("--socket=")).expect("a socket");
+        let volumes = pod["volumes"].as_array().into_iter().flatten();
+        let folders: Vec<&str> =
+            volumes.filter_map(|volume| volume["hostPath"]["path"].as_str()).collect();
+        let run = PathBuf::from(socket).parent().map(PathBuf::from).expect("a folder");
+        assert!(folders.iter().any(|folder| run == PathBuf::from(folder)), "{folders:?}");
+    }
+}
+
+#[test]
 fn wrong_values_are_refused_by_name() {
     if !is_there("kube::chart::wrong_values_are_refused_by_name") {
         return;
@@ -129,6 +183,8 @@ fn wrong_values_are_refused_by_name() {
         ("proxy.skipInboundPorts[0]=70000", "skipInboundPorts"),
         ("image.pullPolicy=Sometimes", "pullPolicy"),
         ("crds.remove=everything", "remove"),
+        ("cni.binDir=opt/cni/bin", "binDir"),
+        ("cni.confName=../x.conf", "confName"),
         ("controlPlan.replicas=2", "controlPlan"),
     ] {
         let output = helm(&["template", "--set", set]);

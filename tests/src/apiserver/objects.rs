@@ -65,6 +65,7 @@ impl Objects {
             ("", "configmaps", "ConfigMap"),
             ("", "serviceaccounts", "ServiceAccount"),
             ("events.k8s.io", "events", "Event"),
+            ("apps", "daemonsets", "DaemonSet"),
             ("discovery.k8s.io", "endpointslices", "EndpointSlice"),
             ("coordination.k8s.io", "leases", "Lease"),
             (

@@ -65,6 +65,16 @@ const RULES: &[Rule] = &[
         why: "the control plane and the command line upgrade pods alike",
     },
     Rule {
+        package: "outrigger-redirect",
+        never: &["tokio", "hyper", "kube", "kube-*", "rustls", "outrigger-*"],
+        why: "the rules of a pod are the same for the proxy's program and for the CNI plugin",
+    },
+    Rule {
+        package: "outrigger-cni",
+        never: &["outrigger-proto", "outrigger-proxy", "outrigger-control-plane"],
+        why: "the CNI plugin works while the rest of the mesh is away",
+    },
+    Rule {
         package: "outrigger-cli",
         never: &["outrigger-proxy", "outrigger-control-plane"],
         why: "the command line talks to both, and is neither",
@@ -221,13 +231,15 @@ mod tests {
 
     #[test]
     fn every_rule_bites() {
-        let cases: [(&str, &str); 9] = [
+        let cases: [(&str, &str); 11] = [
             ("outrigger-core", "outrigger-proto"),
             ("outrigger-proto", "kube"),
             ("outrigger-proxy", "kube-client"),
             ("outrigger-control-plane", "outrigger-proxy"),
             ("outrigger-inject", "kube-core"),
             ("outrigger-upgrade", "outrigger-proxy"),
+            ("outrigger-redirect", "tokio"),
+            ("outrigger-cni", "outrigger-proxy"),
             ("outrigger-cli", "outrigger-control-plane"),
             ("simplebank", "outrigger-core"),
             ("xtask", "simplebank"),

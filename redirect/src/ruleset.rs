@@ -5,8 +5,6 @@ use std::fmt::{self, Write};
 use std::net::IpAddr;
 use std::str::FromStr;
 
-use super::is_v6;
-
 /// The rules of one pod. The traffic of user `uid`, the proxy's, and what stays on the pod's own addresses is never
 /// redirected.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -117,6 +115,7 @@ impl Ruleset {
         )
     }
 
+    /// The script that takes everything away which [`Ruleset::nftables`] puts there, also where nothing is.
     pub fn remove_nftables() -> String {
         // Adding a table that is there does nothing, and one that is not there can be deleted then.
         "table inet outrigger\ndelete table inet outrigger\n".to_owned()
@@ -162,6 +161,9 @@ impl Ruleset {
         text
     }
 
+    /// Arguments of iptables that succeed where rules are in force.
+    pub(crate) const LIST_IPTABLES: [&str; 6] = ["--wait", "-t", "nat", "-n", "-L", OUTBOUND];
+
     /// Arguments of iptables that take everything away which [`Ruleset::iptables`] puts there.
     pub fn unhook_iptables() -> Vec<Vec<&'static str>> {
         let hooks = [
@@ -177,6 +179,11 @@ impl Ruleset {
         }
         commands
     }
+}
+
+/// The family of an address, as iptables keeps them apart.
+fn is_v6(address: IpAddr) -> bool {
+    address.is_ipv6()
 }
 
 fn list(ports: &BTreeSet<u16>) -> String {
