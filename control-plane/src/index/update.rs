@@ -69,7 +69,12 @@ impl Index {
             false => vec![(old.as_deref(), new.as_ref())],
         } {
             if let Some(slice) = before.or(after) {
-                let changed = Touched::Workloads(endpoints::changed(before, after));
+                let changed = endpoints::changed(before, after);
+                // Any of them may be dialled by its own address.
+                let of_both = before.into_iter().chain(after).flat_map(|slice| &slice.endpoints);
+                let of_both = of_both.filter(|endpoint| changed.contains(&endpoint.uid));
+                self.dirty.extend(of_both.map(|endpoint| Dep::Ip(endpoint.address)));
+                let changed = Touched::Workloads(changed);
                 services.insert(slice.service.clone(), changed);
             }
         }
