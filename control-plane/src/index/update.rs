@@ -27,6 +27,12 @@ impl Index {
         let ports: BTreeSet<u16> = both().flat_map(|s| &s.ports).map(|p| p.port).collect();
         let ips: BTreeSet<IpAddr> = both().flat_map(|s| s.cluster_ips.iter().copied()).collect();
         let mut inbounds: BTreeSet<String> = BTreeSet::new();
+        if old.is_none() {
+            // Its slices may have been there before.
+            let waiting = self.slices_of(&id).flat_map(|slice| &slice.endpoints);
+            let waiting: Vec<IpAddr> = waiting.map(|endpoint| endpoint.address).collect();
+            self.moved.extend(waiting);
+        }
         if let Some(old) = &old {
             inbounds.extend(self.selected(old).map(Workload::uid));
             for ip in &old.cluster_ips {
@@ -70,10 +76,9 @@ impl Index {
         } {
             if let Some(slice) = before.or(after) {
                 let changed = endpoints::changed(before, after);
-                // Any of them may be dialled by its own address.
-                let of_both = before.into_iter().chain(after).flat_map(|slice| &slice.endpoints);
-                let of_both = of_both.filter(|endpoint| changed.contains(&endpoint.uid));
-                self.dirty.extend(of_both.map(|endpoint| Dep::Ip(endpoint.address)));
+                let both = before.into_iter().chain(after).flat_map(|slice| &slice.endpoints);
+                let both = both.filter(|endpoint| changed.contains(&endpoint.uid));
+                self.moved.extend(both.map(|endpoint| endpoint.address));
                 let changed = Touched::Workloads(changed);
                 services.insert(slice.service.clone(), changed);
             }
