@@ -178,6 +178,8 @@ pub struct Index {
     pods_of: OrdMap<(PortId, EndpointId), SocketAddr>,
     namespaces: Namespaces,
     dirty: HashSet<Dep>,
+    /// Addresses of endpoints that have come, gone or changed: names that somebody may have dialled.
+    moved: HashSet<IpAddr>,
     /// Of the Services in it whose endpoints are dirty: which of them.
     touched: HashMap<ServiceId, Touched>,
     /// See [`Index::take_changed`].

@@ -139,7 +139,8 @@ impl Publisher {
     pub fn commit<R>(&self, change: impl FnOnce(&mut Index) -> R) -> (R, Commit) {
         let mut writer = lock(&self.writer);
         let result = change(&mut writer.index);
-        let (deps, touched) = (writer.index.take_dirty(), writer.index.take_touched());
+        let (mut deps, touched) = (writer.index.take_dirty(), writer.index.take_touched());
+        deps.extend(writer.index.take_moved().into_iter().map(Dep::Ip));
         let objects = writer.index.take_changed();
         let is_change = !deps.is_empty();
         if is_change {
@@ -276,12 +277,15 @@ impl Publisher {
         let generation = changes.commit.generation;
         let mut woken: HashMap<u64, Arc<Handle>> = HashMap::new();
         for dep in &changes.deps {
-            self.counters.touched.fetch_add(1, Ordering::Relaxed);
+            // Most addresses of endpoints nobody has ever dialled.
+            let is_address = matches!(dep, Dep::Ip(_));
+            self.counters.touched.fetch_add(u64::from(!is_address), Ordering::Relaxed);
             let touched = match dep {
                 Dep::Endpoints(port) => changes.touched.get(&port.service),
                 _ => None,
             };
             let Some(mut topic) = self.topics.touch(dep, generation, touched) else { continue };
+            self.counters.touched.fetch_add(u64::from(is_address), Ordering::Relaxed);
             if topic.had_left_out {
                 self.note_left_out(dep);
             }

@@ -4,6 +4,7 @@
 //! a name stands for. Nothing here talks to the network.
 
 use std::collections::{HashMap, HashSet};
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -303,6 +304,14 @@ impl Dialed {
         (**self.resolution.load()).clone()
     }
 
+    pub fn is_found(&self) -> bool {
+        matches!(**self.resolution.load(), Resolution::Found(_))
+    }
+
+    pub fn is_unknown(&self) -> bool {
+        matches!(**self.resolution.load(), Resolution::Unknown)
+    }
+
     /// Nobody waits for it.
     fn is_idle(&self) -> bool {
         self.waiting.load(Relaxed) == 0
@@ -333,6 +342,14 @@ impl Dialed {
 }
 
 impl Live {
+    /// Whether an app has dialled one instance of the service by its own address. The routes of a service belong to
+    /// its name and its cluster address (GEP-1294), not to its instances.
+    pub fn is_instance(&self, authority: &Authority) -> bool {
+        let Host::Ip(ip) = authority.host else { return false };
+        let address = SocketAddr::new(ip, authority.port);
+        self.backends.first().is_some_and(|own| !own.is_outside && own.load().at(address).is_some())
+    }
+
     pub fn route_label(&self, rule: &Rule) -> Label {
         self.route_label_of(&rule.route)
     }

@@ -16,6 +16,7 @@ use outrigger_core::reason::Reason;
 
 use crate::metrics::Direction;
 use crate::peer::{Caller, Fixed, Origin, Peer};
+use crate::store::Dialed;
 
 /// No head is being read.
 const IDLE: u32 = u32::MAX;
@@ -164,6 +165,15 @@ pub struct Standing {
     pub port: Option<u16>,
     /// Bytes that are not looked into: no later request will be judged by itself.
     pub opaque: bool,
+    pub address: Address,
+}
+
+/// What an app has dialled with a whole connection, if that is what it did.
+#[derive(Default)]
+pub struct Address {
+    dialed: Option<Arc<Dialed>>,
+    /// It has been a service.
+    found: Cell<bool>,
 }
 
 impl Standing {
@@ -172,12 +182,33 @@ impl Standing {
             Fixed::App(address) => Some(address.port()),
             Fixed::Nothing | Fixed::Destination(_) => None,
         };
+        let dialed = match &origin.fixed {
+            Fixed::Destination(dialed) => Some(Arc::clone(dialed)),
+            Fixed::Nothing | Fixed::App(_) => None,
+        };
+        let found = Cell::new(dialed.as_ref().is_some_and(|dialed| dialed.is_found()));
+        let address = Address { dialed, found };
         let (caller, remote) = (origin.caller.clone(), origin.remote.ip());
-        Self { peer: origin.peer, caller, remote, port, opaque: false }
+        Self { peer: origin.peer, caller, remote, port, opaque: false, address }
     }
 
     pub fn of_stream(origin: &Origin) -> Self {
         Self { opaque: true, ..Self::of(origin) }
+    }
+
+    /// Whether requests may go on to come on a connection that an app has opened to one address. Once nothing of the
+    /// mesh has that address any more, the app must look up again what it wants: it would else talk for ever to
+    /// an address that nobody has.
+    pub fn outbound(&self) -> Verdict {
+        let Address { dialed, found } = &self.address;
+        let Some(dialed) = dialed.as_ref().filter(|_| !self.opaque) else {
+            return Verdict::Stays;
+        };
+        if found.get() && dialed.is_unknown() {
+            return Verdict::Leaves;
+        }
+        found.set(found.get() || dialed.is_found());
+        Verdict::Stays
     }
 }
 
@@ -360,6 +391,7 @@ mod tests {
             remote: IpAddr::from([127, 0, 0, 1]),
             port: None,
             opaque: false,
+            address: Address::default(),
         };
         connections.enter(direction, ConnectionWatch::new(false), standing)
     }
@@ -374,6 +406,7 @@ mod tests {
             remote: IpAddr::from([127, 0, 0, 1]),
             port: None,
             opaque: false,
+            address: Address::default(),
         };
         let _entered = connections.enter(Direction::Inbound, Arc::clone(&watch), standing);
         for _ in 0..9 {
@@ -406,6 +439,7 @@ mod tests {
             remote: IpAddr::from([127, 0, 0, 1]),
             port: None,
             opaque: false,
+            address: Address::default(),
         };
         let busy = connections.enter(Direction::Inbound, Arc::clone(&watch), standing());
         let idle = enter(&connections, Direction::Inbound);

@@ -34,7 +34,7 @@ use crate::store::{Dialed, Full, MAX_NAMES};
 use crate::stream::sniff::{Sniffer, Spoke};
 use crate::tls::pace::Pace;
 use crate::tls::unix_now;
-use crate::watch::Connections;
+use crate::watch::{Connections, Standing};
 use crate::{access_log, inbound, outbound};
 
 /// Spellings of authorities remembered, before the cache starts anew.
@@ -187,6 +187,7 @@ impl Worker {
         self.connections.review(Direction::Inbound, grace, |standing| {
             inbound::review(standing, &inbound, ports_changed, trust.as_deref(), now)
         });
+        self.connections.review(Direction::Outbound, grace, Standing::outbound);
     }
 
     /// True at most once a second: for what would flood the log.

@@ -16,7 +16,7 @@ use crate::unmeshed;
 struct Bed {
     plane: ControlPlane,
     caller: Proxy,
-    _apps: [Echo; 2],
+    apps: [Echo; 2],
 }
 
 impl Bed {
@@ -42,7 +42,7 @@ impl Bed {
         let routes = routes.join("---\n");
         let plane = ControlPlane::start(&[("services.yaml", &services), ("routes.yaml", &routes)]);
         let caller = Proxy::caller(&plane, &[]);
-        Self { plane, caller, _apps: apps }
+        Self { plane, caller, apps }
     }
 
     fn get(&self, path: &str, args: &[&str]) -> Answer {
@@ -95,6 +95,19 @@ fn http(rules: &str) -> String {
 
 const V1: &str = "backendRefs: [{name: echo-v1, port: 80}]";
 const V2: &str = "backendRefs: [{name: echo-v2, port: 80}]";
+
+// MeshFrontend.
+#[test]
+fn routes_are_of_a_service_and_not_of_its_pods() {
+    let bed = Bed::start(&[&http(&format!("{{{V2}}}"))]);
+    assert_eq!(bed.app("/", &[]), "v2");
+    let pod = format!("http://127.0.0.1:{}/", bed.apps[0].port);
+    let answer = Curl::through(&bed.caller).get(&pod);
+    assert_eq!((answer.status, header(&answer, "x-app").as_deref()), (200, Some("v1")));
+    // As a pod of the mesh, and not as something outside that is passed through.
+    let counted = "service=\"bank/echo:80\",route=\"\"";
+    eventually("the call is counted", || bed.caller.metrics().contains(counted));
+}
 
 // MeshBasic, HTTPRouteSimpleSameNamespace.
 #[test]

@@ -1,13 +1,13 @@
 //! An app that calls more names than anybody should.
 
 use std::fmt::Write as _;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
 use outrigger_tests::app::Echo;
 use outrigger_tests::client::Curl;
-use outrigger_tests::process::{ControlPlane, Proxy, local};
+use outrigger_tests::process::{ControlPlane, Proxy, free_port, local};
 use outrigger_tests::{eventually, within};
 
 use crate::unmeshed;
@@ -91,4 +91,23 @@ fn plane_is_away(mut plane: ControlPlane, caller: &Proxy) {
         caller.count("outrigger_discovery_connected", &[]) == 0.0
     });
     assert_eq!(Curl::through(caller).get("http://app.bank/").status, 200);
+}
+
+/// What was dialled by redirection goes there with everything on it, so an app has to hear when nothing is there.
+#[test]
+fn a_connection_to_what_is_no_service_any_more_ends() {
+    let app = Echo::start("app");
+    let plane = ControlPlane::start(&[("app.yaml", &unmeshed("app", "http", app.port))]);
+    let listen = free_port();
+    let caller = Proxy::caller(&plane, &["--listen", &format!("127.0.0.1:{listen}=app.bank:80")]);
+    let mut stream = TcpStream::connect(local(listen)).expect("a connection");
+    stream.set_read_timeout(Some(Duration::from_secs(20))).expect("a limit");
+    write!(stream, "GET / HTTP/1.1\r\nHost: app.bank\r\n\r\n").expect("written");
+    let mut start = [0; 12];
+    stream.read_exact(&mut start).expect("an answer");
+    assert_eq!(&start, b"HTTP/1.1 200");
+    plane.remove("app.yaml");
+    // The proxy is told, and no request is made meanwhile.
+    stream.read_to_end(&mut Vec::new()).expect("the end of the connection");
+    assert!(caller.is_ready());
 }

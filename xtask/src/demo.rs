@@ -8,9 +8,9 @@ mod edges;
 mod fleet;
 mod http;
 mod identity;
-mod load;
+pub(crate) mod load;
 mod ports;
-mod process;
+pub(crate) mod process;
 mod resilience;
 mod screen;
 mod steps;
@@ -139,7 +139,10 @@ pub(crate) fn run(options: &Options) -> ExitCode {
 }
 
 /// One message for each signal that asks to stop.
-fn signals() -> io::Result<Receiver<()>> {
+pub(crate) type Stop = Receiver<()>;
+
+/// Watches for them from now on: none ends the process by itself any more.
+pub(crate) fn signals() -> io::Result<Stop> {
     let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP])?;
     let (tell, stop) = channel();
     std::thread::spawn(move || {

@@ -6,6 +6,7 @@
 #![expect(clippy::print_stderr, reason = "a task talks to the person who runs it")]
 
 mod ci;
+mod cluster;
 mod codegen;
 mod demo;
 mod images;
@@ -43,6 +44,8 @@ enum Task {
     Codegen(codegen::Options),
     /// Build container images under target/images, without a daemon.
     Images(images::Options),
+    /// Run the bank in the cluster that KUBECONFIG names, and judge what fails (`cargo xtask cluster --help` tells how).
+    Cluster(cluster::Options),
     /// Everything that must hold before a change is taken.
     Ci,
 }
@@ -55,6 +58,7 @@ fn main() -> ExitCode {
         Task::Tidy => tidy::run(),
         Task::Codegen(options) => codegen::run(&options),
         Task::Images(options) => images::run(&options),
+        Task::Cluster(options) => cluster::run(&options),
         Task::Ci => ci::run(),
     }
 }

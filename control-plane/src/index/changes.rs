@@ -15,6 +15,11 @@ impl Index {
         std::mem::take(&mut self.dirty)
     }
 
+    /// Which addresses have come, gone or changed as those of endpoints since the last call.
+    pub fn take_moved(&mut self) -> HashSet<IpAddr> {
+        std::mem::take(&mut self.moved)
+    }
+
     /// Of the Services whose endpoints have changed since the last call, which.
     pub fn take_touched(&mut self) -> HashMap<ServiceId, Touched> {
         std::mem::take(&mut self.touched)

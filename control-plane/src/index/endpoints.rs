@@ -3,7 +3,7 @@
 //! All of them, or those of one workload: that is what a change of one costs.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use outrigger_core::config::{Endpoint, MeshAddress};
@@ -105,7 +105,7 @@ impl Index {
         named.map(|(id, _)| id).min()
     }
 
-    /// Notes by which uids a slice is to be found, where that differs from before. The index holds the new one.
+    /// Notes by which uids and addresses a slice is to be found, where that differs from before. The index holds the new one.
     pub(super) fn link_slice(
         &mut self,
         key: &Arc<Key>,
@@ -116,7 +116,11 @@ impl Index {
             let endpoints = slice.into_iter().flat_map(|slice| &slice.endpoints);
             endpoints.map(|e| (e.uid.clone(), e.hostname.clone())).collect()
         };
+        let addresses = |slice: Option<&EndpointSlice>| -> BTreeSet<IpAddr> {
+            slice.into_iter().flat_map(|slice| &slice.endpoints).map(|e| e.address).collect()
+        };
         let (before, after) = (names(old), names(new));
+        let (left, came) = (addresses(old), addresses(new));
         for ((uid, hostname), slice) in before.difference(&after).zip(old.into_iter().cycle()) {
             let service = &slice.service;
             if !self.holds(key, uid) {
@@ -129,12 +133,42 @@ impl Index {
                 self.hostnames.unlink(&(service.clone(), hostname.clone()), uid);
             }
         }
+        for ip in left.difference(&came) {
+            self.holders.unlink(&holder(&ip.to_string()), key);
+        }
         for ((uid, hostname), slice) in after.difference(&before).zip(new.into_iter().cycle()) {
             self.holders.link(holder(uid), key.clone());
             if let Some(hostname) = hostname {
                 self.hostnames.link((slice.service.clone(), hostname.clone()), uid.clone());
             }
         }
+        for ip in &came {
+            self.holders.link(holder(&ip.to_string()), key.clone());
+        }
+    }
+
+    /// The endpoint that has this very address, and its Service's port: what an app means that dials a pod. Of
+    /// several Services' the first by name. With the Services whose slices hold the address.
+    pub(super) fn at(&self, address: SocketAddr) -> (Option<(PortId, EndpointId)>, Vec<ServiceId>) {
+        let text = address.ip().to_string();
+        let slices = self.holders.of(&holder(&text)).filter_map(|key| self.slices.get(&**key));
+        // Something else may have the same hash.
+        let held = slices.filter(|s| s.endpoints.iter().any(|e| e.address == address.ip()));
+        let held: Vec<&Arc<EndpointSlice>> = held.collect();
+        let services: BTreeSet<&ServiceId> = held.iter().map(|slice| &slice.service).collect();
+        let uids = held.iter().flat_map(|slice| &slice.endpoints);
+        let uids = uids.filter(|e| e.address == address.ip()).map(|e| e.uid.as_str());
+        let uids: BTreeSet<&str> = uids.collect();
+        let ports = services.iter().filter_map(|id| self.service(id)).flat_map(|service| {
+            service.ports.iter().map(|port| PortId::new(&service.id, port.port))
+        });
+        let found = ports.flat_map(|port| {
+            let of_port =
+                uids.iter().flat_map(|uid| self.endpoints_of(&port, uid)).collect::<Vec<_>>();
+            of_port.into_iter().map(move |(id, endpoint)| (port.clone(), id, endpoint.address))
+        });
+        let found = found.filter(|(_, _, at)| *at == address).map(|(port, id, _)| (port, id)).min();
+        (found, services.into_iter().cloned().collect())
     }
 
     fn holds(&self, key: &Key, uid: &str) -> bool {

@@ -1,10 +1,12 @@
 //! From what an app dials to the destination that it means.
 //!
 //! A Service answers to `svc.ns:port`, `svc.ns.svc:port`, `svc.ns.svc.<cluster domain>:port` and
-//! its cluster addresses; an endpoint of a headless Service to its own address, and any endpoint
-//! with a host name to that name in front of the Service's. What none of them answers to may be the
+//! its cluster addresses; an endpoint to its own address (of a headless Service first, then of the first by
+//! name), and any endpoint with a host name to that name in front of the Service's. What none of them answers to may be the
 //! host and port of an ExternalService of the caller's namespace. A Service of type ExternalName
 //! is another name for its host, at any port.
+
+use std::net::SocketAddr;
 
 use outrigger_core::name::{Authority, DestinationName, EndpointId, Host};
 
@@ -65,17 +67,11 @@ impl Index {
             }
             Authority { host: Host::Ip(ip), port } => {
                 let ip = ip.to_canonical();
-                let mut found = Resolution::default();
                 let cluster_ip = self.cluster_ips.of(&ip).next();
-                let pod = self.pods.of(&(ip, port).into()).next();
-                if let Some(service) = cluster_ip {
-                    found = self.resolve_service(&PortId::new(service, port), namespace);
-                } else if let Some((port, endpoint)) = pod {
-                    found = self.resolve_service(port, namespace);
-                    if let Some(target) = &mut found.target {
-                        target.pin = Some(endpoint.clone());
-                    }
-                }
+                let mut found = match cluster_ip {
+                    Some(service) => self.resolve_service(&PortId::new(service, port), namespace),
+                    None => self.resolve_endpoint(SocketAddr::new(ip, port), namespace),
+                };
                 found.deps.push(Dep::Ip(ip));
                 let dialled = Authority { host: Host::Ip(ip), port };
                 self.resolve_external(dialled, namespace, found)
@@ -114,6 +110,25 @@ impl Index {
                 _ => None,
             };
         }
+        found
+    }
+
+    /// An address that an endpoint has.
+    fn resolve_endpoint(&self, address: SocketAddr, namespace: &str) -> Resolution {
+        let of_headless = self.pods.of(&address).next().cloned();
+        let (at, services) = match of_headless {
+            Some(pod) => (Some(pod), Vec::new()),
+            None => self.at(address),
+        };
+        let mut found = Resolution::default();
+        if let Some((port, endpoint)) = at {
+            found = self.resolve_service(&port, namespace);
+            if let Some(target) = &mut found.target {
+                target.pin = Some(endpoint);
+            }
+        }
+        // Their ports may change, and so may what stands behind these.
+        found.deps.extend(services.into_iter().map(Dep::Service));
         found
     }
 

@@ -27,6 +27,12 @@ impl Index {
         let ports: BTreeSet<u16> = both().flat_map(|s| &s.ports).map(|p| p.port).collect();
         let ips: BTreeSet<IpAddr> = both().flat_map(|s| s.cluster_ips.iter().copied()).collect();
         let mut inbounds: BTreeSet<String> = BTreeSet::new();
+        if old.is_none() {
+            // Its slices may have been there before.
+            let waiting = self.slices_of(&id).flat_map(|slice| &slice.endpoints);
+            let waiting: Vec<IpAddr> = waiting.map(|endpoint| endpoint.address).collect();
+            self.moved.extend(waiting);
+        }
         if let Some(old) = &old {
             inbounds.extend(self.selected(old).map(Workload::uid));
             for ip in &old.cluster_ips {
@@ -68,9 +74,12 @@ impl Index {
             false => vec![(old.as_deref(), new.as_ref())],
         } {
             if let Some(slice) = before.or(after) {
-                let changed = Touched::Workloads(endpoints::changed(before, after));
+                let changed = endpoints::changed(before, after);
+                let both = before.into_iter().chain(after).flat_map(|slice| &slice.endpoints);
+                let both = both.filter(|endpoint| changed.contains(&endpoint.uid));
+                self.moved.extend(both.map(|endpoint| endpoint.address));
                 let least = self.least_of(&slice.service);
-                services.insert(slice.service.clone(), (changed, least));
+                services.insert(slice.service.clone(), (Touched::Workloads(changed), least));
             }
         }
         self.slices.remove(&key);
@@ -88,6 +97,11 @@ impl Index {
         for (service, (changed, before)) in services {
             // The first that is ready, or the last that was, decides about all others.
             let touched = if self.least_of(&service) == before { changed } else { Touched::All };
+            if matches!(touched, Touched::All) {
+                let all = self.slices_of(&service).flat_map(|slice| &slice.endpoints);
+                let all: Vec<IpAddr> = all.map(|endpoint| endpoint.address).collect();
+                self.moved.extend(all);
+            }
             self.touch_all_endpoints(&service, &touched);
         }
     }

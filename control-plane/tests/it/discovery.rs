@@ -258,6 +258,20 @@ async fn a_headless_service_answers_to_its_pods() {
 }
 
 #[tokio::test]
+async fn a_pod_answers_to_its_address_whatever_its_service_is() {
+    let mesh = Mesh::with_flags(&[("orders.yaml", &service("orders"))], &[]).await;
+    let mut proxy = mesh.proxy("bank.caller", "bank").await;
+    proxy.dial(&["10.0.0.1:9000"]).await;
+    proxy.until("nothing there", |p| p.removed.contains("10.0.0.1:9000")).await;
+    mesh.write("slice.yaml", &slice("orders", &["10.0.0.1", "10.0.0.2"]));
+    proxy.until("known", |p| p.has("Destination", ORDERS)).await;
+    proxy.until("both", |p| p.endpoints(ORDERS).len() == 2).await;
+    proxy.removed.clear();
+    mesh.write("slice.yaml", &slice("orders", &["10.0.0.2"]));
+    proxy.until("gone", |p| p.removed.contains("10.0.0.1:9000")).await;
+}
+
+#[tokio::test]
 async fn a_proxy_gets_its_share_of_many_endpoints() {
     let addresses: Vec<String> = (1..=30).map(|i| format!("10.0.0.{i}")).collect();
     let addresses: Vec<&str> = addresses.iter().map(String::as_str).collect();

@@ -128,6 +128,7 @@ fn names_mean_services_endpoints_and_addresses() {
     index.apply(slice_object("h", &["10.0.0.1"]));
     let ip = service("i").replace("spec:\n", "spec:\n  clusterIP: 10.96.0.1\n");
     index.apply(service_object(&ip));
+    index.apply(slice_object("i", &["10.0.0.2"]));
     for (name, host) in [
         ("own", "A.bank.svc.cluster.local."),
         ("chain", "own.bank.svc.cluster.local"),
@@ -155,6 +156,9 @@ fn names_mean_services_endpoints_and_addresses() {
         ("[::ffff:10.96.0.1]:80", "bank", Some("bank/i:80")),
         ("10.0.0.1:9000", "bank", Some("bank/h:80")),
         ("10.0.0.1:80", "bank", None),
+        ("10.0.0.2:9000", "bank", Some("bank/i:80")),
+        ("10.0.0.2:9000", "other", Some("bank/i:80")),
+        ("10.0.0.2:80", "bank", None),
         ("bank/a:80", "bank", Some("bank/a:80")),
         ("bank/a:80", "shop", Some("bank/a:80@shop")),
         ("bank/a:80@shop", "bank", Some("bank/a:80")),

@@ -19,6 +19,7 @@ use http::{HeaderMap, Method, Response, StatusCode, Version};
 use http_body::Body;
 use outrigger_core::compile::{self, Filters, HttpRouting, Matched};
 use outrigger_core::filter::modify_headers;
+use outrigger_core::name::Authority;
 use outrigger_core::path::canonical;
 use outrigger_core::policy::CallPolicy;
 use outrigger_core::policy::cors::Grant;
@@ -120,7 +121,7 @@ async fn serve(
     let mut call = &connection.worker.call;
     let way = match &target {
         Target::Service { live, dialed } => {
-            routed = match route(connection, exchange, live, head)? {
+            routed = match route(connection, exchange, (live, &dialed.authority), head)? {
                 Ok(routed) => routed,
                 Err((status, headers)) => return Ok(Answer::Routes(status, headers)),
             };
@@ -376,10 +377,13 @@ impl<'a> Routed<'a> {
 fn route<'a>(
     connection: &Connection,
     exchange: &mut Exchange,
-    live: &'a Live,
+    (live, dialed): (&'a Live, &Authority),
     head: &Head,
 ) -> Result<Result<Routed<'a>, RouteAnswer>, Refusal> {
     exchange.service = live.label;
+    if live.compiled.has_http_routes() && live.is_instance(dialed) {
+        return Ok(Ok(Routed::default()));
+    }
     let (host, port) = split_port(head.authority().unwrap_or_default());
     // One that servers read differently is matched as it came: only access rules must be sure.
     let path = match live.compiled.has_http_routes() {

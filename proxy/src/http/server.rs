@@ -37,7 +37,7 @@ use crate::peer::{Caller, Fixed, Origin, Peer};
 use crate::settings::Settings;
 use crate::store::Resolution;
 use crate::streams::WireBody;
-use crate::watch::{ConnectionWatch, Registered, Standing};
+use crate::watch::{Address, ConnectionWatch, Registered, Standing};
 use crate::worker::Worker;
 
 /// What one stalled stream may hold; the same on both sides of a hop.
@@ -275,6 +275,7 @@ impl Connection {
             remote: self.remote.ip(),
             port: Some(port),
             opaque,
+            address: Address::default(),
         };
         let watch = ConnectionWatch::new(true);
         watch.request_began();

@@ -89,7 +89,7 @@ impl Load {
 }
 
 impl Heard {
-    fn take(&mut self, line: &str) {
+    pub(crate) fn take(&mut self, line: &str) {
         let Ok(line) = serde_json::from_str::<Value>(line) else { return };
         if line["second"].is_u64() {
             self.seconds.push(Second {
