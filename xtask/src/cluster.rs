@@ -12,7 +12,7 @@ use std::io;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use crate::demo;
 use bank::Bank;
@@ -32,12 +32,34 @@ pub(crate) struct Options {
     /// Take the archives that are under target/images already.
     #[arg(long, conflicts_with = "push")]
     built: bool,
+    /// How the traffic of the bank's pods comes to their proxies. In the modes cni and env the namespace enforces
+    /// PodSecurity `restricted`; cni needs a mesh that was installed with `cni.enabled`.
+    #[arg(long, value_enum, default_value_t = Mode::Init)]
+    mode: Mode,
     /// Requests per second that the load generator sends.
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u32).range(10..=2000))]
     rate: u32,
     /// Leave the mesh and the bank in the cluster.
     #[arg(long)]
     keep: bool,
+}
+
+/// As the annotation `outrigger.dev/mode` has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Mode {
+    Init,
+    Cni,
+    Env,
+}
+
+impl Mode {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Init => "init",
+            Self::Cni => "cni",
+            Self::Env => "env",
+        }
+    }
 }
 
 const TEACHING: &str = "\
@@ -57,6 +79,7 @@ the Gateway API in the cluster, and nobody else's namespace `bank`. What it does
   cargo xtask cluster --load containerd=/run/a.sock,containerd=/run/b.sock
   cargo xtask cluster --push registry.example.com/me     # anything that pulls from a registry
   cargo xtask cluster                                    # the nodes have the images already
+  cargo xtask cluster --mode env                         # apps are told of their proxies, nothing is redirected
 
 It exits with 0 if everything held.";
 
@@ -78,7 +101,7 @@ fn play(options: &Options, stop: &demo::Stop) -> io::Result<bool> {
     let installed = bank::check(&kubectl)?;
     let images = images::provide(&options.load, options.push.as_deref(), options.built)?;
     let began = Instant::now();
-    let bank = Bank { kubectl: &kubectl, images: &images, installed };
+    let bank = Bank { kubectl: &kubectl, images: &images, installed, mode: options.mode };
     let held = bank.install().and_then(|()| {
         eprintln!("the bank is meshed and ready after {:.0} s", began.elapsed().as_secs_f64());
         steps::play(&bank, options.rate, stop)

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io;
 
+use super::Mode;
 use super::images::Images;
 use super::kubectl::{Kubectl, output};
 use crate::workspace;
@@ -29,6 +30,7 @@ pub(super) struct Bank<'a> {
     pub(super) images: &'a Images,
     /// The mesh was in the cluster before, and stays.
     pub(super) installed: bool,
+    pub(super) mode: Mode,
 }
 
 /// Whether the mesh is in the cluster already. Refuses one in which the bank would be in somebody's way.
@@ -47,6 +49,22 @@ pub(super) fn check(kubectl: &Kubectl) -> io::Result<bool> {
     Ok(releases.lines().any(|release| release == RELEASE))
 }
 
+/// What asks for proxies, in the bank's own manifest.
+const ASKS: &str = "labels: {outrigger.dev/inject: enabled}";
+
+/// The namespace asks for that mode, and where nothing in a pod needs rights lets none have any.
+fn in_mode(manifests: &str, mode: Mode) -> String {
+    let more = match mode {
+        Mode::Init => "",
+        Mode::Cni | Mode::Env => ", pod-security.kubernetes.io/enforce: restricted",
+    };
+    let mode = mode.as_str();
+    let asks = format!(
+        "labels: {{outrigger.dev/inject: enabled{more}}}\n  annotations: {{outrigger.dev/mode: {mode}}}"
+    );
+    manifests.replacen(ASKS, &asks, 1)
+}
+
 impl Bank<'_> {
     /// Returns when every pod is ready.
     pub(super) fn install(&self) -> io::Result<()> {
@@ -57,6 +75,7 @@ impl Bank<'_> {
         eprintln!("starting the bank");
         let folder = workspace::root().join("examples/simplebank");
         let mut all = fs::read_to_string(folder.join("cluster/bank.yaml"))?;
+        all = in_mode(&all, self.mode);
         all.push_str(STRICT);
         all.push_str("---\n");
         all.push_str(&fs::read_to_string(folder.join("manifests/market-data.yaml"))?);
@@ -77,7 +96,10 @@ impl Bank<'_> {
         let Images { prefix, tag, pull_policy } = self.images;
         let chart = workspace::root().join("charts/outrigger");
         eprintln!("installing the chart");
-        let set = format!("image.prefix={prefix},image.tag={tag},image.pullPolicy={pull_policy}");
+        let cni = self.mode == Mode::Cni;
+        let set = format!(
+            "image.prefix={prefix},image.tag={tag},image.pullPolicy={pull_policy},cni.enabled={cni}"
+        );
         let release = ["install", RELEASE, &chart.to_string_lossy(), "--namespace", SYSTEM];
         let how = ["--create-namespace", "--wait", LIMIT, "--set", &set];
         output("helm", &[&release[..], &how].concat(), "").map(drop)
@@ -146,7 +168,7 @@ mod tests {
     fn every_image_of_the_bank_is_the_one_that_was_provided() {
         let images =
             Images { prefix: "registry/me".to_owned(), tag: "1.2.3", pull_policy: "Always" };
-        let bank = Bank { kubectl: &Kubectl, images: &images, installed: false };
+        let bank = Bank { kubectl: &Kubectl, images: &images, installed: false, mode: Mode::Init };
         let file = workspace::root().join("examples/simplebank/cluster/bank.yaml");
         let text = fs::read_to_string(file).unwrap();
         let count = text.matches("image: ").count();
@@ -155,6 +177,7 @@ mod tests {
         let image =
             "        image: registry/me/simplebank:1.2.3\n        imagePullPolicy: Always\n";
         assert_eq!(all.matches(image).count(), count);
+        assert!(in_mode(&text, Mode::Env).contains("annotations: {outrigger.dev/mode: env}"));
         let listed = bank.with_images("  - image: outrigger.dev/simplebank:0.1.0");
         let policy = "  - image: registry/me/simplebank:1.2.3\n    imagePullPolicy: Always\n";
         assert_eq!(listed, policy);

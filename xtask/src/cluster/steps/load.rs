@@ -95,8 +95,10 @@ pub(super) fn pod(name: &str, inject: &str, args: &[&str]) -> String {
     format!(
         "apiVersion: v1\nkind: Pod\n\
          metadata: {{name: {name}, namespace: {BANK}, labels: {{app: {name}, outrigger.dev/inject: {inject}}}}}\n\
-         spec:\n  restartPolicy: Never\n  containers:\n  - name: app\n    \
-         image: outrigger.dev/simplebank:0.1.0\n    args: [{args}]\n"
+         spec:\n  restartPolicy: Never\n  \
+         securityContext: {{runAsNonRoot: true, seccompProfile: {{type: RuntimeDefault}}}}\n  \
+         containers:\n  - name: app\n    image: outrigger.dev/simplebank:0.1.0\n    args: [{args}]\n    \
+         securityContext: {{allowPrivilegeEscalation: false, capabilities: {{drop: [ALL]}}}}\n"
     )
 }
 
