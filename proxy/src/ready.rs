@@ -21,7 +21,12 @@ const MAX_ANSWER: u64 = 4096;
 )]
 pub struct Ready {
     /// The proxy's admin server
-    #[arg(long, env = "OUTRIGGER_READY_ADMIN", value_name = "IP:PORT", default_value = "127.0.0.1:4791")]
+    #[arg(
+        long,
+        env = "OUTRIGGER_READY_ADMIN",
+        value_name = "IP:PORT",
+        default_value = "127.0.0.1:4791"
+    )]
     admin: SocketAddr,
 
     /// How long it may take to become ready, in seconds
@@ -53,7 +58,8 @@ impl Ready {
         let mut stream = TcpStream::connect_timeout(&self.admin, LIMIT)?;
         stream.set_read_timeout(Some(LIMIT))?;
         stream.set_write_timeout(Some(LIMIT))?;
-        let request = format!("GET /ready HTTP/1.1\r\nhost: {}\r\nconnection: close\r\n\r\n", self.admin);
+        let request =
+            format!("GET /ready HTTP/1.1\r\nhost: {}\r\nconnection: close\r\n\r\n", self.admin);
         stream.write_all(request.as_bytes())?;
         let mut answer = Vec::new();
         stream.take(MAX_ANSWER).read_to_end(&mut answer)?;
@@ -89,7 +95,8 @@ mod tests {
 
     #[test]
     fn it_waits_until_the_proxy_is_ready_and_says_why_it_is_not() {
-        const NOT_YET: &str = "HTTP/1.1 503 Service Unavailable\r\n\r\nnot ready: no configuration\n";
+        const NOT_YET: &str =
+            "HTTP/1.1 503 Service Unavailable\r\n\r\nnot ready: no configuration\n";
         let ask = |answers, wait| Ready { admin: server(answers), wait }.run();
         assert_eq!(ask(&["HTTP/1.1 200 OK\r\n\r\nready\n"], 0), Ok(()));
         assert_eq!(ask(&[NOT_YET], 0), Err("not ready: no configuration".to_owned()));
