@@ -13,8 +13,7 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::api::ListParams;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, Config};
-use outrigger_inject::PROXY;
-use outrigger_upgrade::{Step, name, replace, step};
+use outrigger_upgrade::{Step, name, quoted, replace, step};
 
 /// How long the API server may take to accept a connection.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -104,7 +103,8 @@ async fn upgrade(options: &Options) -> Result<(), String> {
     let total = steps.len();
     if options.dry_run {
         for step in &steps {
-            say(&format!("{}: {} -> {}", step.name(), step.image, options.image));
+            let before = quoted(&step.image);
+            say(&format!("{}: {before} -> {}", step.name(), options.image));
         }
         say(&format!("{total} pods would be upgraded"));
         return Ok(());
@@ -120,6 +120,13 @@ async fn upgrade(options: &Options) -> Result<(), String> {
     while let Some(result) = done.next().await {
         let (step, took) = result.map_err(|(step, why)| stopped(&step, &why, count, total))?;
         count += 1;
+        let Some(took) = took else {
+            say(&format!(
+                "[{count}/{total}] {}: left alone: it is another one by now",
+                step.name()
+            ));
+            continue;
+        };
         let seconds = took.as_secs_f64();
         say(&format!("[{count}/{total}] {}: ready after {seconds:.1} s", step.name()));
     }
@@ -127,10 +134,10 @@ async fn upgrade(options: &Options) -> Result<(), String> {
 }
 
 fn stopped(step: &Step, why: &str, done: usize, total: usize) -> String {
-    let (name, namespace, pod, image) = (step.name(), &step.namespace, &step.pod, &step.image);
+    let (name, undo, image) = (step.name(), step.undo(), quoted(&step.image));
     format!(
         "{name}: {why}\n{done} of {total} pods have the new proxy, and no further one is begun. This one gets its old \
-         proxy back by\n  kubectl -n {namespace} set image pod/{pod} {PROXY}={image}\nand those that are ready by \
+         proxy back by\n  {undo}\nand those that are ready by \
          `outrigger upgrade --image {image}`"
     )
 }

@@ -4,10 +4,12 @@
 //! whole and never under the hands of who writes them; what cannot be read is left alone and named. A single plugin
 //! (`.conf`, `.json`) becomes a list beside it, and is kept under another name until the entry is taken out again.
 
-use std::fs::{self, File, Permissions};
-use std::io::{self, Write};
-use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::fs::{self, OpenOptions, Permissions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
+
+use rustix::fs::OFlags;
 
 use crate::conflist::{self, ConfigError};
 
@@ -15,6 +17,8 @@ use crate::conflist::{self, ConfigError};
 const EXTENSIONS: [&str; 3] = ["conf", "conflist", "json"];
 /// How often a file is read anew that somebody else changes at the same moment.
 const TRIES: u32 = 5;
+/// Bytes of a configuration that are read.
+const MAX_FILE: u64 = 1024 * 1024;
 /// Behind the name of a file that has become a list.
 const KEPT: &str = ".outrigger";
 
@@ -35,6 +39,10 @@ enum FileError {
     Config(#[from] ConfigError),
     #[error(transparent)]
     Io(#[from] io::Error),
+    #[error("is not a regular file")]
+    NoFile,
+    #[error("is larger than 1 MiB")]
+    TooLarge,
     #[error("is a link to {0}, outside of this folder")]
     Link(String),
     #[error("is being written")]
@@ -140,9 +148,14 @@ impl ConfDir {
         let list = list_name(name);
         let (list_path, kept) = (self.folder.join(&list), self.kept(name));
         if list_path.exists() && !kept.exists() {
-            return Err(FileError::Taken(list));
+            // Unless it is what this has just written before its process ended.
+            let there = read(&list_path).map(|(text, _)| text).unwrap_or_default();
+            let has_entry = matches!(conflist::remove(&there), Ok(Some(_)));
+            if !has_entry || !conflist::is_list_of(&there, &file.text) {
+                return Err(FileError::Taken(list));
+            }
         }
-        write(&list_path, &list_text, &file.metadata)?;
+        write(&list_path, &list_text, &file.metadata, || true)?;
         fs::rename(self.folder.join(name), kept)?;
         Ok((list, true))
     }
@@ -152,11 +165,18 @@ impl ConfDir {
         if !is_list(name) {
             return Ok(false);
         }
-        let Ok(file) = self.open(name) else { return Ok(false) };
+        let file = match self.open(name) {
+            Ok(file) => file,
+            // The entry may be in there all the same.
+            Err(FileError::Io(error)) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(error.into());
+            }
+            Err(_) => return Ok(false),
+        };
         let Some(new) = conflist::remove(&file.text)? else { return Ok(false) };
         for single in singles(name) {
             let kept = self.kept(&single);
-            let Ok(text) = fs::read_to_string(&kept) else { continue };
+            let Ok((text, _)) = read(&kept) else { continue };
             let single = self.folder.join(single);
             if conflist::is_list_of(&file.text, &text) {
                 // There is one of them at every moment. What somebody has put back since is newer.
@@ -197,11 +217,27 @@ impl ConfDir {
             }
             Ok(real) => real,
         };
-        let bytes = fs::read(&path)?;
-        let text = String::from_utf8(bytes)
-            .map_err(|error| ConfigError::Syntax(error.utf8_error().to_string()))?;
-        Ok(Opened { metadata: fs::metadata(&path)?, path, text })
+        let (text, metadata) = read(&path)?;
+        Ok(Opened { metadata, path, text })
     }
+}
+
+/// Reads a file, whatever it is by now: a pipe to which nobody writes holds up nobody.
+fn read(path: &Path) -> Result<(String, fs::Metadata), FileError> {
+    let nonblock = i32::try_from(OFlags::NONBLOCK.bits()).unwrap_or_default();
+    let file = OpenOptions::new().read(true).custom_flags(nonblock).open(path)?;
+    let metadata = file.metadata()?;
+    if !metadata.is_file() {
+        return Err(FileError::NoFile);
+    }
+    let mut bytes = Vec::new();
+    file.take(MAX_FILE + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > MAX_FILE {
+        return Err(FileError::TooLarge);
+    }
+    let text = String::from_utf8(bytes)
+        .map_err(|error| ConfigError::Syntax(error.utf8_error().to_string()))?;
+    Ok((text, metadata))
 }
 
 struct Opened {
@@ -211,12 +247,19 @@ struct Opened {
 }
 
 impl Opened {
-    /// Unless somebody else has changed it since it was read.
+    /// Unless somebody else has changed it since it was read, or removed it.
     fn replace(&self, text: &str) -> Result<(), FileError> {
-        if fs::read(&self.path)? != self.text.as_bytes() {
-            return Err(FileError::Moving);
-        }
-        Ok(write(&self.path, text, &self.metadata)?)
+        let mut changed = Ok(());
+        // Looked at as late as can be: until the draft is on the disk, time goes by.
+        let is_same = || {
+            changed = read(&self.path).and_then(|(now, _)| match now == self.text {
+                true => Ok(()),
+                false => Err(FileError::Moving),
+            });
+            changed.is_ok()
+        };
+        let written = write(&self.path, text, &self.metadata, is_same);
+        changed.and(written.map_err(FileError::from))
     }
 }
 
@@ -234,32 +277,48 @@ fn list_name(name: &str) -> String {
 }
 
 /// As a whole or not at all, with mode and owner of the file that it is instead of.
-fn write(path: &Path, text: &str, like: &fs::Metadata) -> io::Result<()> {
-    replace(path, text.as_bytes(), like.mode() & 0o7777, Some((like.uid(), like.gid())))
+fn write(
+    path: &Path,
+    text: &str,
+    like: &fs::Metadata,
+    is_wanted: impl FnOnce() -> bool,
+) -> io::Result<()> {
+    let owner = Some((like.uid(), like.gid()));
+    replace(path, text.as_bytes(), like.mode() & 0o7777, owner, is_wanted)
 }
 
-/// Puts a file in the place of what is there, at one moment.
+/// Puts a file in the place of what is there, at one moment, if `is_wanted` just before it.
 ///
 /// # Errors
-/// If the folder cannot be written; what is there stays.
+/// If the folder cannot be written, or it is not wanted; what is there stays.
 pub fn replace(
     path: &Path,
     content: &[u8],
     mode: u32,
     owner: Option<(u32, u32)>,
+    is_wanted: impl FnOnce() -> bool,
 ) -> io::Result<()> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     // No runtime looks for this extension.
     let draft = path.with_file_name(format!(".{name}.outrigger-tmp"));
     let written = (|| {
-        let mut file = File::create(&draft)?;
+        // Left behind by somebody who was killed, or somebody else's.
+        match fs::remove_file(&draft) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        // A configuration may hold secrets: nobody else reads it before it has its mode.
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&draft)?;
         file.write_all(content)?;
         file.set_permissions(Permissions::from_mode(mode))?;
         if let Some((user, group)) = owner {
             chown(&draft, Some(user), Some(group))?;
         }
         file.sync_all()?;
-        fs::rename(&draft, path)
+        match is_wanted() {
+            true => fs::rename(&draft, path),
+            false => Err(io::Error::other("is not wanted any more")),
+        }
     })();
     if written.is_err() {
         let _ = fs::remove_file(&draft);
@@ -428,6 +487,76 @@ mod tests {
         assert_eq!(fs::read_to_string(outside.path().join("x")).unwrap(), LIST);
         case.dir.take_out().unwrap();
         assert_eq!(case.read("real.txt"), LIST);
+    }
+
+    /// What a look does within a minute: a file that never ends must not hold it up.
+    fn looked(case: &Case) -> Look {
+        let (done, result) = std::sync::mpsc::channel();
+        let dir = case.dir.clone();
+        std::thread::spawn(move || done.send(dir.put().unwrap()));
+        result.recv_timeout(std::time::Duration::from_secs(60)).expect("a look that ends")
+    }
+
+    #[test]
+    fn what_is_no_file_or_too_large_holds_nobody_up() {
+        let case = case(&[("10-pods.conflist", LIST)]);
+        let pipe = case.folder.path().join("01-pipe.conflist");
+        assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        let large = fs::File::create(case.folder.path().join("02-large.conflist")).unwrap();
+        // Sparse: it takes no place.
+        large.set_len(8 << 30).unwrap();
+        let look = looked(&case);
+        assert_eq!(look.file, some("10-pods.conflist"));
+        let why: Vec<&str> = look.skipped.iter().map(|(_, why)| why.as_str()).collect();
+        assert_eq!(why, ["is not a regular file", "is larger than 1 MiB"]);
+        assert_eq!(case.dir.take_out().unwrap(), ["10-pods.conflist"]);
+    }
+
+    #[test]
+    fn a_list_that_was_written_just_before_the_end_is_known_again() {
+        let case = case(&[("10-net.conf", CONF)]);
+        case.put();
+        let list = case.read("10-net.conflist");
+        // Killed between the list and the other name for the file that it is instead of.
+        fs::rename(
+            case.folder.path().join("10-net.conf.outrigger"),
+            case.folder.path().join("10-net.conf"),
+        )
+        .unwrap();
+        let look = case.dir.put().unwrap();
+        assert_eq!((look.file, look.skipped), (some("10-net.conflist"), Vec::new()));
+        assert_eq!(case.all(), ["10-net.conf.outrigger", "10-net.conflist"]);
+        assert_eq!(case.read("10-net.conflist"), list);
+        case.dir.take_out().unwrap();
+        assert_eq!(case.read("10-net.conf"), CONF);
+    }
+
+    #[test]
+    fn nothing_is_written_through_a_link_and_nobody_else_reads_a_draft() {
+        let case = case(&[("10-pods.conflist", LIST), ("elsewhere", "untouched")]);
+        let draft = case.folder.path().join(".10-pods.conflist.outrigger-tmp");
+        std::os::unix::fs::symlink(case.folder.path().join("elsewhere"), draft).unwrap();
+        case.put();
+        assert!(case.has("10-pods.conflist"));
+        assert_eq!(case.read("elsewhere"), "untouched");
+        assert_eq!(case.all(), ["10-pods.conflist", "elsewhere"]);
+    }
+
+    #[test]
+    fn what_changes_while_a_draft_is_written_stays() {
+        let case = case(&[("10-pods.conflist", LIST)]);
+        let path = case.folder.path().join("10-pods.conflist");
+        let written = replace(&path, b"ours", 0o600, None, || {
+            fs::write(&path, "theirs").unwrap();
+            false
+        });
+        assert!(written.is_err());
+        assert_eq!((case.read("10-pods.conflist"), case.all().len()), ("theirs".to_owned(), 1));
+        // Removed since it was read: it does not come back.
+        let file = case.dir.open("10-pods.conflist").unwrap();
+        fs::remove_file(&path).unwrap();
+        assert!(file.replace("ours").is_err());
+        assert!(case.all().is_empty());
     }
 
     #[test]

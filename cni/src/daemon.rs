@@ -157,7 +157,8 @@ pub async fn run(options: Install) -> Result<(), String> {
         Socket::bind(&options.socket).map_err(|error| format!("--socket {path}: {error}"))?;
     let socket = Arc::new(socket);
     metrics.set(Part::Socket, Ok(()));
-    let server = Arc::new(Server { pods, metrics: metrics.clone(), backend: options.backend });
+    let (backend, proc) = (options.backend, options.proc);
+    let server = Arc::new(Server { pods, metrics: metrics.clone(), backend, proc });
     let host_socket = options.host_socket.unwrap_or(options.socket);
     let installation = options.folders.installation(&host_socket.display().to_string());
     let installer = Installer::start(installation.clone(), socket.clone(), metrics);

@@ -1,5 +1,6 @@
 //! Network namespaces of pods: working in one, and finding that of a pod that the plugin has missed.
 
+use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -68,14 +69,15 @@ fn work_in<T: Send>(
     })
 }
 
-/// Finds the namespace of a pod by its processes: `proc` is the node's `/proc`. None: it has no process.
-///
-/// It is that of the oldest one, the sandbox's own, so that nothing which the pod does later counts.
+/// The oldest process of each pod by the pod's uid: when it began, and its folder in `/proc`.
+pub type Oldest = HashMap<String, (u64, PathBuf)>;
+
+/// Looks through the processes of the node once, for all pods: `proc` is the node's `/proc`.
 ///
 /// # Errors
-/// If the processes cannot be read, or the pod is on the node's network.
-pub fn find(proc: &Path, uid: &str) -> Result<Option<OwnedFd>, NamespaceError> {
-    let mut oldest: Option<(u64, PathBuf)> = None;
+/// If the processes cannot be read.
+pub fn oldest(proc: &Path) -> Result<Oldest, NamespaceError> {
+    let mut oldest = Oldest::new();
     for entry in fs::read_dir(proc).map_err(NamespaceError::Enter)? {
         let Ok(entry) = entry else { continue };
         let name = entry.file_name();
@@ -83,39 +85,68 @@ pub fn find(proc: &Path, uid: &str) -> Result<Option<OwnedFd>, NamespaceError> {
             continue;
         }
         let process = entry.path();
-        // It may have ended meanwhile.
-        let Ok(groups) = fs::read_to_string(process.join("cgroup")) else { continue };
-        if !groups.lines().any(|line| pod_of(line).is_some_and(|pod| pod == uid)) {
-            continue;
-        }
+        let Some(pod) = pod_of_process(&process) else { continue };
         let Some(start) = started(&process) else { continue };
-        if oldest.as_ref().is_none_or(|(before, _)| start < *before) {
-            oldest = Some((start, process));
+        if oldest.get(&pod).is_none_or(|(before, _)| start < *before) {
+            oldest.insert(pod, (start, process));
         }
     }
-    let Some((_, process)) = oldest else { return Ok(None) };
+    Ok(oldest)
+}
+
+/// The namespace of a pod: that of its oldest process, the sandbox's own, so that nothing which the pod does later
+/// counts. None: it has no process.
+///
+/// # Errors
+/// If it cannot be opened, or the pod is on the node's network.
+pub fn find(proc: &Path, oldest: &Oldest, uid: &str) -> Result<Option<OwnedFd>, NamespaceError> {
+    let Some((start, process)) = oldest.get(uid) else { return Ok(None) };
+    let Some(namespace) = namespace_of(process, *start, uid)? else { return Ok(None) };
+    check(proc, &namespace)?;
+    Ok(Some(namespace))
+}
+
+/// The namespace of a process of a pod. None: it has ended, and another one may have its number.
+fn namespace_of(process: &Path, start: u64, uid: &str) -> Result<Option<OwnedFd>, NamespaceError> {
     let file = match File::open(process.join("ns/net")) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         other => other.map_err(NamespaceError::Enter)?,
     };
-    let found = file.metadata().map_err(NamespaceError::Enter)?;
-    // Pods on the node's network are not asked for in the first place; where the first process is out of sight, as on
-    // nodes that are containers themselves, that has to do.
+    let is_same =
+        started(process) == Some(start) && pod_of_process(process).as_deref() == Some(uid);
+    Ok(is_same.then(|| file.into()))
+}
+
+/// # Errors
+/// If a namespace is the node's own. Pods on the node's network are not asked for in the first place; where the node's first
+/// process is out of sight, as on nodes that are containers themselves, that has to do.
+pub fn check(proc: &Path, namespace: &OwnedFd) -> Result<(), NamespaceError> {
+    let found =
+        rustix::fs::fstat(namespace).map_err(|error| NamespaceError::Enter(error.into()))?;
     let node = fs::metadata(proc.join("1/ns/net")).map(|node| (node.dev(), node.ino()));
-    if node.is_ok_and(|node| node == (found.dev(), found.ino())) {
-        return Err(NamespaceError::Node);
+    match node.is_ok_and(|node| node == (found.st_dev, found.st_ino)) {
+        true => Err(NamespaceError::Node),
+        false => Ok(()),
     }
-    Ok(Some(file.into()))
+}
+
+fn pod_of_process(process: &Path) -> Option<String> {
+    // It may have ended meanwhile.
+    let groups = fs::read_to_string(process.join("cgroup")).ok()?;
+    groups.lines().find_map(pod_of)
 }
 
 /// The uid of the pod in whose control group a line of `/proc/PID/cgroup` is: the outermost, which only the kubelet
-/// can have made. Both drivers' names: `.../pod1234-5/...` and `...-pod1234_5.slice/...`.
+/// can have made: users of the node have groups of their own, which they may call anything. Both drivers' names:
+/// `.../pod1234-5/...` and `...kubepods-...pod1234_5.slice/...`.
 fn pod_of(line: &str) -> Option<String> {
     let path = line.splitn(3, ':').nth(2)?;
-    path.split('/').find_map(|group| {
+    let groups = path.split('/').take_while(|group| *group != "user.slice");
+    groups.into_iter().find_map(|group| {
         let group = group.strip_suffix(".slice").unwrap_or(group);
         let uid = match group.rsplit_once("-pod") {
-            Some((_, uid)) if group.starts_with("kubepods") => uid,
+            // With whatever the kubelet's own root is called before it.
+            Some((before, uid)) if before.contains("kubepods") => uid,
             _ => group.strip_prefix("pod")?,
         };
         let uid = uid.replace('_', "-");
@@ -148,6 +179,12 @@ mod tests {
                 "0::/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{under}.slice/cri-containerd-1.scope"
             ),
             format!("0::/../../kubepods-pod{under}.slice/crio-1.scope"),
+            // kind, whose kubelet has a root of its own.
+            format!(
+                "0::/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-burstable.slice/kubelet-kubepods-burstable-pod{under}.slice/x"
+            ),
+            // As a container sees its neighbours that has a group of its own.
+            format!("0::/../../../besteffort/pod{uid}/x"),
             // What a pod makes inside of its own group is no other's.
             format!("0::/kubepods/pod{uid}/x/podffffffff-0000-4000-8000-0123456789ab/y"),
         ] {
@@ -156,6 +193,28 @@ mod tests {
         for line in ["0::/", "", "0::/system.slice/podman.service", "0::/user.slice/pods"] {
             assert_eq!(pod_of(line), None, "{line}");
         }
+        // Users of the node may make groups of any name in their own.
+        for line in [
+            format!("0::/user.slice/user-1000.slice/user@1000.service/pod{uid}"),
+            format!("0::/../../user.slice/user-1000.slice/kubepods-pod{under}.slice"),
+        ] {
+            assert_eq!(pod_of(&line), None, "{line}");
+        }
+    }
+
+    #[test]
+    fn a_process_that_has_ended_is_not_mixed_up_with_the_next_of_its_number() {
+        let process = tempfile::tempdir().unwrap();
+        let uid = "0b1c2d3e-0000-4000-8000-0123456789ab";
+        fs::create_dir(process.path().join("ns")).unwrap();
+        fs::write(process.path().join("ns/net"), "").unwrap();
+        let fields = vec!["0"; 18].join(" ");
+        fs::write(process.path().join("stat"), format!("7 (a) S {fields} 900 0\n")).unwrap();
+        fs::write(process.path().join("cgroup"), format!("0::/kubepods/pod{uid}/x\n")).unwrap();
+        let found = |start, uid| namespace_of(process.path(), start, uid).unwrap().is_some();
+        assert!(found(900, uid));
+        assert!(!found(800, uid), "it began at another time");
+        assert!(!found(900, "cccccccc-0000-4000-8000-0123456789ab"), "another pod's");
     }
 
     #[test]
@@ -181,11 +240,13 @@ mod tests {
         process(72, "/kubepods/podaaaaaaaa-0000-4000-8000-0123456789ab/x", 10, "other");
         process(73, "/kubepods/podbbbbbbbb-0000-4000-8000-0123456789ab/x", 10, "node");
         fs::write(proc.path().join("meminfo"), "").unwrap();
-        let found = File::from(find(proc.path(), uid).unwrap().unwrap());
+        let oldest = oldest(proc.path()).unwrap();
+        let find = |uid: &str| find(proc.path(), &oldest, uid);
+        let found = File::from(find(uid).unwrap().unwrap());
         let want = fs::metadata(proc.path().join("pod")).unwrap().ino();
         assert_eq!(found.metadata().unwrap().ino(), want);
-        assert!(find(proc.path(), "cccccccc-0000-4000-8000-0123456789ab").unwrap().is_none());
-        let node = find(proc.path(), "bbbbbbbb-0000-4000-8000-0123456789ab");
+        assert!(find("cccccccc-0000-4000-8000-0123456789ab").unwrap().is_none());
+        let node = find("bbbbbbbb-0000-4000-8000-0123456789ab");
         assert!(matches!(node, Err(NamespaceError::Node)));
     }
 }

@@ -20,6 +20,7 @@ use serde_json::json;
 use tokio::sync::mpsc;
 
 use crate::metrics::{Metrics, Part};
+use crate::wire::sentence;
 
 /// How long the plugin may wait for the API server, below its own limit.
 const LIMIT: Duration = Duration::from_secs(3);
@@ -89,7 +90,9 @@ fn wish(pod: &Pod) -> Wish {
         Err(error) => {
             let said = error.to_string();
             let first = said.lines().next().unwrap_or_default().trim_start_matches("error: ");
-            Wish::Unreadable(format!("the arguments of its init container {INIT}: {first}"))
+            Wish::Unreadable(sentence(&format!(
+                "the arguments of its init container {INIT}: {first}"
+            )))
         }
     }
 }
@@ -245,6 +248,10 @@ mod tests {
         let mut none = pod(CNI, ARGS);
         none["spec"]["initContainers"] = json!([]);
         assert!(matches!(known(none).wish, Wish::Unreadable(_)));
+        // Neither the log nor a terminal is the pod's to write to, nor is this memory.
+        let long = format!("--\u{1b}[2J{}", "x".repeat(100_000));
+        let Wish::Unreadable(said) = known(pod(CNI, &[&long])).wish else { panic!("readable") };
+        assert!(said.len() < 1000 && !said.contains('\u{1b}'), "{said:?}");
     }
 
     #[test]

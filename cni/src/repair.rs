@@ -6,6 +6,7 @@
 //! runs already has its new connections redirected. What cannot be repaired is named by an Event on the pod.
 
 use std::collections::HashSet;
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,8 +18,9 @@ use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 
 use crate::metrics::{Metrics, ResultLabel};
-use crate::namespaces::{self, NamespaceError};
+use crate::namespaces::{self, NamespaceError, Oldest};
 use crate::pods::{Known, Pods, Wish};
+use crate::wire::sentence;
 
 /// How often all pods are looked at.
 const ROUND: Duration = Duration::from_secs(30);
@@ -61,14 +63,20 @@ impl Repair {
                 _ = rounds.tick() => {
                     well.clear();
                     let mut wrong = 0;
-                    for pod in repair.pods.candidates() {
-                        wrong += i64::from(!repair.look_at(&pod, &mut well).await);
+                    let candidates = repair.pods.candidates();
+                    let processes = match candidates.is_empty() {
+                        true => Arc::new(Ok(Oldest::new())),
+                        false => repair.processes().await,
+                    };
+                    for pod in candidates {
+                        wrong += i64::from(!repair.look_at(&pod, &processes, &mut well).await);
                     }
                     repair.metrics.not_redirected.set(wrong);
                 }
                 pod = suspects.recv() => match pod {
                     Some(pod) if !well.contains(&pod.uid) => {
-                        repair.look_at(&pod, &mut well).await;
+                        let processes = repair.processes().await;
+                        repair.look_at(&pod, &processes, &mut well).await;
                     }
                     Some(_) => {}
                     None => return,
@@ -77,10 +85,23 @@ impl Repair {
         }
     }
 
+    /// One look for all pods: a node may have many processes, and whoever has a pod decides how many.
+    async fn processes(&self) -> Arc<Result<Oldest, NamespaceError>> {
+        let proc = self.proc.clone();
+        let found = tokio::task::spawn_blocking(move || namespaces::oldest(&proc)).await;
+        let ended = |error| Err(NamespaceError::Enter(io::Error::other(error)));
+        Arc::new(found.unwrap_or_else(ended))
+    }
+
     /// Whether the pod is redirected now.
-    async fn look_at(self: &Arc<Self>, pod: &Known, well: &mut HashSet<String>) -> bool {
-        let (this, known) = (self.clone(), pod.clone());
-        let found = tokio::task::spawn_blocking(move || this.look(&known)).await;
+    async fn look_at(
+        self: &Arc<Self>,
+        pod: &Known,
+        processes: &Arc<Result<Oldest, NamespaceError>>,
+        well: &mut HashSet<String>,
+    ) -> bool {
+        let (this, known, processes) = (self.clone(), pod.clone(), processes.clone());
+        let found = tokio::task::spawn_blocking(move || this.look(&known, &processes)).await;
         let found = found.unwrap_or_else(|error| Found::Failed(error.to_string()));
         match found {
             Found::Redirected => {}
@@ -105,14 +126,18 @@ impl Repair {
         true
     }
 
-    fn look(&self, pod: &Known) -> Found {
+    fn look(&self, pod: &Known, processes: &Result<Oldest, NamespaceError>) -> Found {
         let wish = match &pod.wish {
             Wish::Nothing => return Found::Redirected,
             Wish::Unreadable(why) => return Found::Failed(why.clone()),
             Wish::Redirect(wish) => wish,
         };
+        let processes = match processes {
+            Ok(processes) => processes,
+            Err(why) => return Found::Failed(sentence(&why.to_string())),
+        };
         let repaired = || -> Result<Found, NamespaceError> {
-            let Some(namespace) = namespaces::find(&self.proc, &pod.uid)? else {
+            let Some(namespace) = namespaces::find(&self.proc, processes, &pod.uid)? else {
                 return Ok(Found::NoProcess);
             };
             if namespaces::is_redirected(&namespace)? {
@@ -121,7 +146,7 @@ impl Repair {
             namespaces::redirect(&namespace, wish, self.backend)?;
             Ok(Found::Repaired)
         };
-        repaired().unwrap_or_else(|why| Found::Failed(why.to_string()))
+        repaired().unwrap_or_else(|why| Found::Failed(sentence(&why.to_string())))
     }
 
     fn count(&self, result: &'static str) {

@@ -17,7 +17,7 @@ use tokio::sync::Semaphore;
 use crate::metrics::Metrics;
 use crate::namespaces;
 use crate::pods::{Pods, Wish};
-use crate::wire::{self, Answer, Command, Question};
+use crate::wire::{self, Answer, Command, Question, sentence};
 
 /// How long a question may take to come, and its answer to go.
 const LIMIT: Duration = Duration::from_secs(5);
@@ -29,6 +29,8 @@ pub struct Server {
     pub pods: Arc<Pods>,
     pub metrics: Arc<Metrics>,
     pub backend: Backend,
+    /// The node's `/proc`.
+    pub proc: PathBuf,
 }
 
 /// The socket, at its path until it is dropped or another daemon takes the path over.
@@ -116,7 +118,11 @@ impl Server {
         stream.set_read_timeout(Some(LIMIT))?;
         stream.set_write_timeout(Some(LIMIT))?;
         let (question, namespace) = wire::read(stream)?;
-        let answer = self.answer_to(&question, namespace, handle);
+        let answer = match self.answer_to(&question, namespace, handle) {
+            Answer::Failed(why) => Answer::Failed(sentence(&why)),
+            Answer::Unknown(why) => Answer::Unknown(sentence(&why)),
+            other => other,
+        };
         self.metrics.count(question.command, &answer);
         let Question { command, namespace, name, uid } = &question;
         match &answer {
@@ -143,6 +149,9 @@ impl Server {
                 "its network namespace did not come with the question".to_owned(),
             );
         };
+        if let Err(why) = namespaces::check(&self.proc, &network) {
+            return Answer::Failed(why.to_string());
+        }
         let Question { namespace, name, uid, .. } = question;
         if question.command == Command::Del {
             // Also of a pod that is not known any more.
@@ -174,6 +183,35 @@ impl Server {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nothing_is_done_in_the_nodes_own_namespace() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let _entered = runtime.enter();
+        let config = kube::Config::new("http://127.0.0.1:1".parse().unwrap());
+        let client = kube::Client::try_from(config).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir_all(folder.path().join("1/ns")).unwrap();
+        std::os::unix::fs::symlink("/proc/self/ns/net", folder.path().join("1/ns/net")).unwrap();
+        let server = Server {
+            pods: Arc::new(Pods::new(client, "node-1".to_owned())),
+            metrics: Arc::new(Metrics::new()),
+            backend: Backend::Auto,
+            proc: folder.path().to_owned(),
+        };
+        let question = Question {
+            command: Command::Del,
+            namespace: "bank".to_owned(),
+            name: "orders-0".to_owned(),
+            uid: String::new(),
+        };
+        let own = fs::File::open("/proc/self/ns/net").unwrap();
+        let answer = server.answer_to(&question, Some(own.into()), runtime.handle());
+        assert_eq!(
+            answer,
+            Answer::Failed("that is the network namespace of the node itself".to_owned())
+        );
+    }
 
     #[test]
     fn a_second_daemon_takes_the_path_over_and_the_first_leaves_it() {

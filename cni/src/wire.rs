@@ -10,7 +10,7 @@ use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{
@@ -22,6 +22,9 @@ use serde::{Deserialize, Serialize};
 
 /// What either side says at most, in bytes: names of Kubernetes and a sentence.
 const MAX: u64 = 16 * 1024;
+
+/// Bytes of a sentence: an Event has room for 1024, with what is around it.
+const MAX_SENTENCE: usize = 800;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -53,6 +56,14 @@ pub enum Answer {
     /// The pod asked, and is not redirected.
     Failed(String),
     Removed,
+}
+
+/// What has gone wrong, as one line that fits into an answer and an Event: programs and pods say whatever they like.
+pub fn sentence(text: &str) -> String {
+    let shown = text.chars().map(|c| if c.is_control() { ' ' } else { c });
+    let mut sentence: String = shown.take(MAX_SENTENCE).collect();
+    sentence.truncate(sentence.floor_char_boundary(MAX_SENTENCE));
+    sentence
 }
 
 /// Asks the daemon that listens at `socket`, for at most `limit` per step.
@@ -94,11 +105,12 @@ fn connect(socket: &Path, limit: Duration) -> io::Result<UnixStream> {
     Ok(stream.into())
 }
 
-/// Reads a question, as the daemon, and the namespace that came with it.
+/// Reads a question, as the daemon, and the namespace that came with it, for as long as one read of the stream may take.
 ///
 /// # Errors
 /// If it does not come in time, or cannot be understood.
 pub fn read(stream: &UnixStream) -> io::Result<(Question, Option<OwnedFd>)> {
+    let (began, limit) = (Instant::now(), stream.read_timeout()?);
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let mut first = [0; 4096];
@@ -111,8 +123,17 @@ pub fn read(stream: &UnixStream) -> io::Result<(Question, Option<OwnedFd>)> {
         }
     }
     let mut text = first[..received.bytes].to_vec();
-    stream.take(MAX).read_to_end(&mut text)?;
-    Ok((serde_json::from_slice(&text)?, namespace))
+    while text.len() as u64 <= MAX {
+        if let Some(limit) = limit {
+            let left = limit.checked_sub(began.elapsed()).filter(|left| !left.is_zero());
+            stream.set_read_timeout(Some(left.ok_or(io::ErrorKind::TimedOut)?))?;
+        }
+        match (&*stream).read(&mut first)? {
+            0 => return Ok((serde_json::from_slice(&text)?, namespace)),
+            more => text.extend_from_slice(&first[..more]),
+        }
+    }
+    Err(io::Error::new(io::ErrorKind::InvalidData, "the question is too long"))
 }
 
 #[cfg(test)]
@@ -120,6 +141,7 @@ mod tests {
     use std::fs::File;
     use std::os::unix::fs::MetadataExt;
     use std::os::unix::net::UnixListener;
+    use std::sync::mpsc::RecvTimeoutError;
     use std::thread;
 
     use super::*;
@@ -156,6 +178,25 @@ mod tests {
             [with, without]
         });
         assert_eq!(answers, [Answer::Redirected, Answer::Failed("why".to_owned())]);
+    }
+
+    #[test]
+    fn who_says_a_byte_now_and_then_has_no_more_time_than_others() {
+        let (here, there) = UnixStream::pair().unwrap();
+        here.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+        let (stop, stopped) = std::sync::mpsc::channel::<()>();
+        let slow = thread::spawn(move || {
+            let mut said = 0;
+            let pace = Duration::from_millis(20);
+            while said < 500 && stopped.recv_timeout(pace) == Err(RecvTimeoutError::Timeout) {
+                said += (&there).write(b" ").unwrap_or(500);
+            }
+            said
+        });
+        let error = read(&here).unwrap_err();
+        stop.send(()).unwrap();
+        let said = slow.join().unwrap();
+        assert!(said < 500, "it was listened to to the end: {error}");
     }
 
     #[test]

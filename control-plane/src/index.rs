@@ -168,6 +168,8 @@ pub struct Index {
     pods_as_workloads: OrdMap<String, Arc<Workload>>,
     /// Uids of workloads by the uid of the pod that they are.
     pod_uids: OrdMap<String, String>,
+    /// Uids of the workloads that pods are by each of their addresses.
+    pod_addresses: Links<IpAddr, String>,
     /// Uids of workloads by each of their labels.
     workloads_by: Labels<String>,
     /// Services by one pair of their selector.
@@ -381,6 +383,9 @@ impl Index {
         self.remove_pod(&uid);
         if let Some(pod) = &workload.pod {
             self.pod_uids.insert(pod.uid.clone(), uid.clone());
+            for address in &pod.addresses {
+                self.pod_addresses.link(*address, uid.clone());
+            }
         }
         self.pods_as_workloads.insert(uid, workload.into());
     }
@@ -388,6 +393,9 @@ impl Index {
     fn remove_pod(&mut self, uid: &str) {
         if let Some(pod) = self.pods_as_workloads.remove(uid).and_then(|old| old.pod.clone()) {
             self.pod_uids.remove(&pod.uid);
+            for address in &pod.addresses {
+                self.pod_addresses.unlink(address, &uid.to_owned());
+            }
         }
     }
 

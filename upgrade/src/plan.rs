@@ -5,6 +5,9 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::ResourceExt;
 use outrigger_inject::{INJECTED, PROXY};
 
+/// Characters that are taken over from what a pod or the kubelet says.
+const MAX_TEXT: usize = 512;
+
 /// One pod, as it is before anything is done to it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Step {
@@ -25,6 +28,19 @@ impl Step {
     /// As people write it: `namespace/pod`.
     pub fn name(&self) -> String {
         format!("{}/{}", self.namespace, self.pod)
+    }
+
+    /// The command that gives the pod its old proxy back. Any text may be the name of a pod's image: it is quoted for a
+    /// shell where it has to be.
+    pub fn undo(&self) -> String {
+        let image = quoted(&self.image);
+        format!("kubectl -n {} set image pod/{} {PROXY}={image}", self.namespace, self.pod)
+    }
+
+    /// Of the sidecar now.
+    pub(super) fn image_of<'a>(&self, pod: &'a Pod) -> Option<&'a str> {
+        let all = pod.spec.as_ref()?.init_containers.as_ref()?;
+        all.get(self.container)?.image.as_deref()
     }
 }
 
@@ -78,15 +94,32 @@ pub fn step(pod: &Pod, image: &str) -> Result<Step, Option<String>> {
     })
 }
 
+/// What a shell reads as this one word; of characters that would do something to a terminal nothing is left.
+pub fn quoted(text: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "._-/:@".contains(c);
+    match !text.is_empty() && text.chars().all(is_plain) {
+        true => text.to_owned(),
+        false => format!("'{}'", line(text).replace('\'', "'\\''")),
+    }
+}
+
+/// As one line, whatever it is.
+fn line(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(MAX_TEXT).collect()
+}
+
+/// Whether it is not there any more, or goes: another one of its name is another pod.
+pub(super) fn is_gone(step: &Step, pod: Option<&Pod>) -> bool {
+    pod.is_none_or(|pod| {
+        pod.uid().as_deref() != Some(&step.uid) || pod.metadata.deletion_timestamp.is_some()
+    })
+}
+
 /// `pod`: as it is now; none: it is gone.
 pub(super) fn progress(step: &Step, pod: Option<&Pod>) -> Progress {
-    let gone = || Progress::Failed("it was replaced by another pod meanwhile".to_owned());
-    let Some(pod) = pod.filter(|pod| pod.uid().as_deref() == Some(&step.uid)) else {
-        return gone();
+    let Some(pod) = pod.filter(|pod| !is_gone(step, Some(pod))) else {
+        return Progress::Failed("it was replaced by another pod meanwhile".to_owned());
     };
-    if pod.metadata.deletion_timestamp.is_some() {
-        return gone();
-    }
     for ((name, before), (_, now)) in step.apps.iter().zip(apps(pod)) {
         if now > *before {
             let why = format!("its container {name} was restarted, which this must never do");
@@ -98,7 +131,8 @@ pub(super) fn progress(step: &Step, pod: Option<&Pod>) -> Progress {
     let state = proxy.state.clone().unwrap_or_default();
     if let Some(reason) = state.waiting {
         let (reason, message) = (reason.reason.unwrap_or_default(), reason.message);
-        return Progress::Waiting(format!("{reason} {}", message.unwrap_or_default()));
+        let why = format!("{reason} {}", message.unwrap_or_default());
+        return Progress::Waiting(line(&why));
     }
     if proxy.restart_count <= step.restarts || state.running.is_none() {
         return waiting("its old proxy has not ended yet");
@@ -215,6 +249,18 @@ mod tests {
         }))));
         assert!(is_failed(Some(&pod(|pod| pod["metadata"]["uid"] = json!("u-2")))));
         assert!(is_failed(None));
+    }
+
+    #[test]
+    fn an_image_is_one_word_for_a_shell_and_nothing_for_a_terminal() {
+        assert_eq!(
+            quoted("r.example:5000/a/proxy@sha256:0f_-."),
+            "r.example:5000/a/proxy@sha256:0f_-."
+        );
+        assert_eq!(quoted("p; curl it's | sh\u{1b}[2J"), "'p; curl it'\\''s | sh [2J'");
+        let old = pod(|pod| pod["spec"]["initContainers"][1]["image"] = json!("$(reboot)"));
+        let undo = step(&old, "proxy:2").expect("a step").undo();
+        assert_eq!(undo, "kubectl -n bank set image pod/orders-1 outrigger-proxy='$(reboot)'");
     }
 
     #[test]

@@ -3,6 +3,8 @@
 //!
 //! One replica does, the one that holds the lease; each counts what it sees.
 
+mod turns;
+
 use std::collections::HashSet;
 use std::num::NonZeroU16;
 use std::sync::Arc;
@@ -15,6 +17,7 @@ use outrigger_upgrade::{Step, replace, step};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior};
 
+use self::turns::{AFTER_FAILURE, Pauses, Turn};
 use super::writer::CONTROLLER;
 use crate::metrics::{Metrics, StateLabel};
 use crate::replica::Replica;
@@ -23,14 +26,14 @@ use crate::store::StoreError;
 
 /// Of the replica that does.
 const LEASE: &str = "pods";
-/// Events that are written at once; the others a moment later.
+/// Events that are written, and pods that are looked at, in one round; the others in the next.
 const AT_ONCE: usize = 20;
 /// How long the API server may take for one.
 const LIMIT: Duration = Duration::from_secs(5);
 /// How long one pod may take to come back with another proxy.
 const UPGRADE: Duration = Duration::from_secs(120);
-/// Until the next is tried after one that did not come back: whatever is wrong, it is not to go through the whole mesh.
-const AFTER_FAILURE: Duration = Duration::from_secs(600);
+/// Bytes of an Event's note, the API's own bound.
+const MAX_NOTE: usize = 1024;
 
 pub struct PodController {
     client: Client,
@@ -58,9 +61,11 @@ struct Course {
     said: HashSet<(String, FindingKind)>,
     /// By uid.
     upgrading: HashSet<String>,
-    upgrades: JoinSet<(Step, Result<Duration, String>)>,
-    /// No upgrade is begun before.
-    paused: Option<Instant>,
+    upgrades: JoinSet<(Step, Result<Option<Duration>, String>)>,
+    pauses: Pauses,
+    /// Who is the next to be told about, and to be upgraded.
+    telling: Turn,
+    beginning: Turn,
 }
 
 impl PodController {
@@ -88,9 +93,13 @@ impl PodController {
                 _ = tick.tick() => {
                     let review = self.pods.review(&self.image);
                     self.count(&review);
-                    if !self.leads().await {
-                        course = Course::default();
-                        continue;
+                    match self.leads().await {
+                        Some(true) => {}
+                        Some(false) => {
+                            course = Course::default();
+                            continue;
+                        }
+                        None => continue,
                     }
                     self.tell(&mut course, &review).await;
                     self.upgrade(&mut course, &review).await;
@@ -111,18 +120,20 @@ impl PodController {
         }
     }
 
-    async fn leads(&self) -> bool {
+    /// None: that cannot be found out. What is on its way goes on, and nothing else is begun.
+    async fn leads(&self) -> Option<bool> {
         let replica = self.replica.clone();
         let acquired = tokio::task::spawn_blocking(move || {
             replica.store.acquire(LEASE, replica.name.as_str(), replica.timing.expiry)
         });
         match acquired.await {
-            Ok(Ok(())) => true,
-            Ok(Err(StoreError::Leased { .. })) | Err(_) => false,
+            Ok(Ok(())) => Some(true),
+            Ok(Err(StoreError::Leased { .. })) => Some(false),
             Ok(Err(error)) => {
                 tracing::warn!(%error, "cannot find out who looks after pods");
-                false
+                None
             }
+            Err(_) => None,
         }
     }
 
@@ -135,18 +146,27 @@ impl PodController {
             let key = key(finding);
             course.before.contains(&key) && !course.said.contains(&key)
         };
-        let due: Vec<&Finding> = review.findings.iter().filter(due).take(AT_ONCE).collect();
+        let due = course.telling.order(&review.findings).filter(due);
+        let due: Vec<&Finding> = due.take(AT_ONCE).collect();
+        let began = Instant::now();
         for finding in due {
-            if self.event(finding, finding.kind.as_str(), &finding.message).await {
+            course.telling.had(finding);
+            let is_done = self.event(finding, finding.kind.as_str(), &finding.message).await;
+            if is_done {
                 course.said.insert(key(finding));
+            }
+            // The lease is not to run out meanwhile.
+            if !is_done || began.elapsed() > self.replica.timing.renew {
+                break;
             }
         }
         course.before = now;
     }
 
-    /// Gives whether it was written.
+    /// Gives whether that is done with: it was written, or is refused whenever it is tried.
     async fn event(&self, of: &Finding, reason: &str, note: &str) -> bool {
         let Finding { namespace, pod, uid, .. } = of;
+        let note = short(note);
         tracing::warn!(pod = format!("{namespace}/{pod}"), reason, "{note}");
         let reference = ObjectReference {
             api_version: Some("v1".to_owned()),
@@ -159,8 +179,7 @@ impl PodController {
         let event = Event {
             type_: EventType::Warning,
             reason: reason.to_owned(),
-            // The API's own bound.
-            note: Some(note.chars().take(1000).collect()),
+            note: Some(note.to_owned()),
             action: "Proxy".to_owned(),
             secondary: None,
         };
@@ -168,7 +187,7 @@ impl PodController {
             Ok(Ok(())) => true,
             Ok(Err(error)) => {
                 tracing::warn!(%error, pod, "could not write an Event");
-                false
+                matches!(error, kube::Error::Api(status) if status.code < 500 && status.code != 429)
             }
             Err(_) => false,
         }
@@ -177,17 +196,21 @@ impl PodController {
     /// Begins as many as may be on their way.
     async fn upgrade(&self, course: &mut Course, review: &Review) {
         let Some(most) = self.upgrades else { return };
-        if course.paused.is_some_and(|until| Instant::now() < until) {
-            return;
-        }
-        let outdated = review.findings.iter().filter(|one| one.kind == FindingKind::ProxyOutdated);
-        for finding in outdated {
-            if course.upgrades.len() >= usize::from(most.get()) {
+        let began = Instant::now();
+        let may_begin = |finding: &&Finding| {
+            let is_meant = finding.kind == FindingKind::ProxyOutdated && finding.is_upgradable;
+            is_meant
+                && !course.upgrading.contains(&finding.uid)
+                && course.pauses.may_begin(&finding.namespace, began)
+        };
+        let next = course.beginning.order(&review.findings).filter(may_begin);
+        let next: Vec<&Finding> = next.take(AT_ONCE).collect();
+        for finding in next {
+            let is_late = began.elapsed() > self.replica.timing.renew;
+            if is_late || course.upgrades.len() >= usize::from(most.get()) {
                 return;
             }
-            if course.upgrading.contains(&finding.uid) {
-                continue;
-            }
+            course.beginning.had(finding);
             let api = Api::<Pod>::namespaced(self.client.clone(), &finding.namespace);
             let pod = match tokio::time::timeout(LIMIT, api.get_opt(&finding.pod)).await {
                 Ok(Ok(Some(pod))) => pod,
@@ -206,10 +229,15 @@ impl PodController {
         }
     }
 
-    async fn upgraded(&self, course: &mut Course, step: &Step, result: Result<Duration, String>) {
+    async fn upgraded(
+        &self,
+        course: &mut Course,
+        step: &Step,
+        result: Result<Option<Duration>, String>,
+    ) {
         course.upgrading.remove(&step.uid);
         match result {
-            Ok(took) => {
+            Ok(Some(took)) => {
                 tracing::info!(
                     pod = step.name(),
                     image = self.image,
@@ -217,23 +245,47 @@ impl PodController {
                     "has another proxy"
                 );
             }
+            Ok(None) => tracing::info!(pod = step.name(), "was gone before it had another proxy"),
             Err(why) => {
-                course.paused = Some(Instant::now() + AFTER_FAILURE);
+                let whose = match course.pauses.failed(&step.namespace, Instant::now()) {
+                    true => "",
+                    false => "of this namespace ",
+                };
                 let finding = Finding {
                     namespace: step.namespace.clone(),
                     pod: step.pod.clone(),
                     uid: step.uid.clone(),
                     kind: FindingKind::ProxyOutdated,
                     message: String::new(),
+                    is_upgradable: true,
                 };
                 let minutes = AFTER_FAILURE.as_secs() / 60;
                 let note = format!(
-                    "its proxy was replaced by {} and the pod did not come back: {why}; no other pod is begun for {minutes} \
-                     minutes. It gets its old proxy back by kubectl -n {} set image pod/{} outrigger-proxy={}",
-                    self.image, step.namespace, step.pod, step.image
+                    "its proxy was replaced by {} and the pod did not come back: {why}; no other pod {whose}is begun for \
+                     {minutes} minutes. It gets its old proxy back by {}",
+                    self.image,
+                    step.undo()
                 );
                 self.event(&finding, "UpgradeFailed", &note).await;
             }
         }
+    }
+}
+
+/// As much of a text as fits into an Event.
+fn short(text: &str) -> &str {
+    &text[..text.floor_char_boundary(MAX_NOTE)]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_note_has_as_many_bytes_as_the_api_takes() {
+        assert_eq!(short("a note"), "a note");
+        let long = "ä".repeat(1000);
+        assert_eq!(short(&long).len(), 1024);
+        assert_eq!(short(&format!("a{long}")).len(), 1023);
     }
 }

@@ -14,6 +14,9 @@ use crate::object::{
     EndpointSlice, Readiness, Service, ServiceId, ServicePort, SliceEndpoint, Workload,
 };
 
+/// Slices that are looked through for one address: a pod is in one of each of its Services.
+const MAX_HELD: usize = 64;
+
 impl Index {
     /// Every endpoint of a port in the order of their ids; `None` when there is no such port, or its
     /// addresses are not known yet.
@@ -26,7 +29,7 @@ impl Index {
         let mut endpoints = BTreeMap::new();
         let least = self.least(service);
         for slice in self.slices_of(&service.id) {
-            self.add_slice(slice, None, service, port, least, &mut endpoints);
+            self.add_slice(slice, |_| true, (service, port), least, &mut endpoints);
         }
         for workload in self.selected(service).filter(|workload| workload.pod.is_none()) {
             self.add_workload(workload, service, port, &mut endpoints);
@@ -49,7 +52,7 @@ impl Index {
             // Another uid may have the same hash.
             if let Some(slice) = self.slices.get(&**key).filter(|slice| slice.service == service.id)
             {
-                self.add_slice(slice, Some(uid), service, port, least, &mut endpoints);
+                self.add_slice(slice, |e| e.uid == uid, (service, port), least, &mut endpoints);
             }
         }
         let workload = self.workload(uid).filter(|w| w.pod.is_none());
@@ -147,28 +150,55 @@ impl Index {
         }
     }
 
-    /// The endpoint that has this very address, and its Service's port: what an app means that dials a pod. Of
-    /// several Services' the first by name. With the Services whose slices hold the address.
-    pub(super) fn at(&self, address: SocketAddr) -> (Option<(PortId, EndpointId)>, Vec<ServiceId>) {
-        let text = address.ip().to_string();
-        let slices = self.holders.of(&holder(&text)).filter_map(|key| self.slices.get(&**key));
+    /// The endpoint that has this very address, and its Service's port: what an app in `namespace` means that dials a
+    /// pod. Of several Services' the first by name. With the Services that it depends on.
+    pub(super) fn at(
+        &self,
+        address: SocketAddr,
+        namespace: &str,
+    ) -> (Option<(PortId, EndpointId)>, Vec<ServiceId>) {
+        let ip = address.ip();
+        let speakers = self.speakers(ip, namespace);
+        let slices = self.holders.of(&holder(&ip.to_string()));
+        let slices = slices.filter_map(|key| self.slices.get(&**key));
+        let slices = slices.filter(|slice| may_speak(speakers.as_ref(), &slice.namespace));
         // Something else may have the same hash.
-        let held = slices.filter(|s| s.endpoints.iter().any(|e| e.address == address.ip()));
-        let held: Vec<&Arc<EndpointSlice>> = held.collect();
-        let services: BTreeSet<&ServiceId> = held.iter().map(|slice| &slice.service).collect();
-        let uids = held.iter().flat_map(|slice| &slice.endpoints);
-        let uids = uids.filter(|e| e.address == address.ip()).map(|e| e.uid.as_str());
-        let uids: BTreeSet<&str> = uids.collect();
-        let ports = services.iter().filter_map(|id| self.service(id)).flat_map(|service| {
-            service.ports.iter().map(|port| PortId::new(&service.id, port.port))
-        });
-        let found = ports.flat_map(|port| {
-            let of_port =
-                uids.iter().flat_map(|uid| self.endpoints_of(&port, uid)).collect::<Vec<_>>();
-            of_port.into_iter().map(move |(id, endpoint)| (port.clone(), id, endpoint.address))
-        });
-        let found = found.filter(|(_, _, at)| *at == address).map(|(port, id, _)| (port, id)).min();
-        (found, services.into_iter().cloned().collect())
+        let held = slices.filter(|s| s.endpoints.iter().any(|e| e.address == ip)).take(MAX_HELD);
+        let (mut found, mut services) = (None, BTreeMap::new());
+        for slice in held {
+            let service = self.service(&slice.service);
+            let least = services.entry(slice.service.clone());
+            let least = *least.or_insert_with(|| service.map(|service| self.least(service)));
+            let (Some(service), Some(least)) = (service, least) else { continue };
+            let is_served = |port: &&ServicePort| {
+                slice.ports.iter().any(|(name, at)| *name == port.name && *at == address.port())
+            };
+            for port in service.ports.iter().filter(is_served) {
+                let mut of_port = BTreeMap::new();
+                self.add_slice(slice, |e| e.address == ip, (service, port), least, &mut of_port);
+                let of_port = of_port.into_values().filter(|endpoint| endpoint.address == address);
+                let of_port = of_port.map(|e| (PortId::new(&service.id, port.port), e.id));
+                found = found.into_iter().chain(of_port).min();
+            }
+        }
+        (found, services.into_keys().collect())
+    }
+
+    /// The namespaces whose endpoints answer to an address for callers in `caller`; none: all. Who may write slices may write
+    /// any address into them: for one that a pod has, the pod's own namespace speaks alone; for one that is no pod's, each
+    /// namespace for itself. Where no pods are known at all, whoever writes objects writes all of them.
+    pub(super) fn speakers<'a>(&'a self, ip: IpAddr, caller: &'a str) -> Option<BTreeSet<&'a str>> {
+        if self.pods_as_workloads.is_empty() {
+            return None;
+        }
+        let owners = self.pod_addresses.of(&ip);
+        let owners = owners.filter_map(|uid| self.pods_as_workloads.get(uid));
+        // The address of a node is that of all pods on its network.
+        let mut speakers: BTreeSet<&str> = owners.map(|pod| pod.namespace.as_str()).collect();
+        if speakers.is_empty() {
+            speakers.insert(caller);
+        }
+        Some(speakers)
     }
 
     fn holds(&self, key: &Key, uid: &str) -> bool {
@@ -201,9 +231,8 @@ impl Index {
     fn add_slice(
         &self,
         slice: &EndpointSlice,
-        only: Option<&str>,
-        service: &Service,
-        port: &ServicePort,
+        is_meant: impl Fn(&SliceEndpoint) -> bool,
+        (service, port): (&Service, &ServicePort),
         least: Readiness,
         endpoints: &mut BTreeMap<EndpointId, Endpoint>,
     ) {
@@ -212,7 +241,7 @@ impl Index {
         let numbers = slice.ports.iter().filter(|(name, _)| *name == port.name);
         for (_, number) in numbers {
             let serving = slice.endpoints.iter().filter(|e| e.readiness <= least);
-            for endpoint in serving.filter(|e| only.is_none_or(|uid| e.uid == uid)) {
+            for endpoint in serving.filter(|endpoint| is_meant(endpoint)) {
                 let Ok(id) = EndpointId::new(endpoint.uid.clone(), *number) else { continue };
                 let pod = self.pod_of(slice, endpoint);
                 let waits_for_proxy = pod.is_some_and(|pod| pod.mesh.is_some() && pod.ready);
@@ -269,6 +298,11 @@ impl Index {
         Some(MeshAddress { address, identity: self.identity(pod), ..mesh })
     }
 }
+
+pub(super) fn may_speak(speakers: Option<&BTreeSet<&str>>, namespace: &str) -> bool {
+    speakers.is_none_or(|speakers| speakers.contains(namespace))
+}
+
 /// By what slices are found that hold a uid: small, since there is one for every endpoint of the mesh.
 fn holder(uid: &str) -> u64 {
     outrigger_core::balance::hash(uid.as_bytes())

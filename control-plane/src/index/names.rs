@@ -2,7 +2,7 @@
 //!
 //! A Service answers to `svc.ns:port`, `svc.ns.svc:port`, `svc.ns.svc.<cluster domain>:port` and
 //! its cluster addresses; an endpoint to its own address (of a headless Service first, then of the first by
-//! name), and any endpoint with a host name to that name in front of the Service's. What none of them answers to may be the
+//! name; see `Index::speakers`), and any endpoint with a host name to that name in front of the Service's. What none of them answers to may be the
 //! host and port of an ExternalService of the caller's namespace. A Service of type ExternalName
 //! is another name for its host, at any port.
 
@@ -10,6 +10,7 @@ use std::net::SocketAddr;
 
 use outrigger_core::name::{Authority, DestinationName, EndpointId, Host};
 
+use super::endpoints::may_speak;
 use super::{Dep, Index, PortId};
 use crate::object::ServiceId;
 
@@ -115,10 +116,13 @@ impl Index {
 
     /// An address that an endpoint has.
     fn resolve_endpoint(&self, address: SocketAddr, namespace: &str) -> Resolution {
-        let of_headless = self.pods.of(&address).next().cloned();
+        let speakers = self.speakers(address.ip(), namespace);
+        let mut of_headless = self.pods.of(&address);
+        let of_headless =
+            of_headless.find(|(port, _)| may_speak(speakers.as_ref(), &port.service.namespace));
         let (at, services) = match of_headless {
-            Some(pod) => (Some(pod), Vec::new()),
-            None => self.at(address),
+            Some(pod) => (Some(pod.clone()), Vec::new()),
+            None => self.at(address, namespace),
         };
         let mut found = Resolution::default();
         if let Some((port, endpoint)) = at {

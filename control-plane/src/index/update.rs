@@ -180,6 +180,15 @@ impl Index {
         if old == new {
             return;
         }
+        let addresses = |workload: &Option<Workload>| -> Vec<IpAddr> {
+            let pod = workload.as_ref().and_then(|workload| workload.pod.as_ref());
+            pod.map(|pod| pod.addresses.clone()).unwrap_or_default()
+        };
+        let (left, came) = (addresses(&old), addresses(&new));
+        if left != came {
+            // Who speaks for them has changed.
+            self.moved.extend(left.into_iter().chain(came));
+        }
         // Health is nothing that a workload's own ports depend on.
         let same_ports = match (&old, &new) {
             (Some(old), Some(new)) => Workload { ready: old.ready, ..new.clone() } == *old,

@@ -178,6 +178,63 @@ fn names_mean_services_endpoints_and_addresses() {
     }
 }
 
+/// Who may write slices in one namespace may write any address into them.
+#[test]
+fn the_address_of_a_pod_is_answered_for_in_its_own_namespace_alone() {
+    let mut index = Index::new(MeshSettings::default());
+    let pod = |ip: &str| {
+        let raw = serde_json::json!({
+            "metadata": {"name": "i-0", "namespace": "bank", "uid": "u-1"},
+            "spec": {"containers": [{"name": "app"}]},
+            "status": {"phase": "Running", "podIPs": [{"ip": ip}]},
+        });
+        let raw = serde_json::from_value(raw).unwrap();
+        Object::Pod(translate::pod::translate(&raw, &mut Report::default()).unwrap())
+    };
+    let slice_in = |namespace: &str, name: &str, address: &str| {
+        let Object::EndpointSlice(mut slice) = slice_object(name, &[address]) else {
+            unreachable!()
+        };
+        namespace.clone_into(&mut slice.namespace);
+        namespace.clone_into(&mut slice.service.namespace);
+        Object::EndpointSlice(slice)
+    };
+    // Before all others by name, and one of each kind.
+    for (name, kind) in [("a", ""), ("b", "  clusterIP: None\n")] {
+        let yaml = service(name).replace("namespace: bank", "namespace: aaa");
+        index.apply(service_object(&yaml.replace("spec:\n", &format!("spec:\n{kind}"))));
+    }
+    index.apply(slice_in("aaa", "a", "10.0.0.1"));
+    index.apply(slice_in("aaa", "b", "10.0.0.1"));
+    let meant = |index: &Index, address: &str, namespace: &str| {
+        let found = index.resolve(&format!("{address}:9000"), namespace).target;
+        found.map(|target| target.name.to_string())
+    };
+    index.apply(service_object(&service("i")));
+    index.apply(pod("10.0.0.1"));
+    index.take_moved();
+    // The pod has no Service yet: nobody speaks for it.
+    for namespace in ["bank", "shop", "aaa"] {
+        assert_eq!(meant(&index, "10.0.0.1", namespace), None, "{namespace}");
+    }
+    index.apply(slice_in("bank", "i", "10.0.0.1"));
+    for namespace in ["bank", "shop", "aaa"] {
+        assert_eq!(meant(&index, "10.0.0.1", namespace).as_deref(), Some("bank/i:80"));
+    }
+    // What is outside of the cluster is nobody's to speak for but to its own namespace.
+    index.apply(slice_in("aaa", "a", "192.0.2.1"));
+    assert_eq!(meant(&index, "192.0.2.1", "aaa").as_deref(), Some("aaa/a:80"));
+    assert_eq!(meant(&index, "192.0.2.1", "shop"), None);
+    // Another address for the pod: both are looked at again by whoever has dialled them.
+    index.take_moved();
+    index.apply(pod("10.0.0.2"));
+    let moved = index.take_moved();
+    for ip in ["10.0.0.1", "10.0.0.2"] {
+        assert!(moved.contains(&ip.parse().unwrap()), "{ip} in {moved:?}");
+    }
+    assert_eq!(meant(&index, "10.0.0.1", "aaa").as_deref(), Some("aaa/b:80"));
+}
+
 #[test]
 fn a_policy_touches_exactly_what_it_is_for() {
     fn traffic(target: &str, section: &str) -> Object {

@@ -95,6 +95,21 @@ fn pods_without_a_proxy_and_with_an_old_one_are_named() {
     assert_eq!(image, "proxy:1");
 }
 
+/// Deployments roll and nodes go while proxies are replaced: that says nothing about the new one.
+#[test]
+fn a_pod_that_is_gone_meanwhile_stops_nobody() {
+    let test = "kube::pods::a_pod_that_is_gone_meanwhile";
+    let Some(cluster) = Cluster::small_only(test) else { return };
+    let folder = TempDir::new("kube-pods");
+    let pods = ["a", "b"].map(|name| run(&cluster, name, "proxy:1"));
+    let plane = start(&cluster, &folder, &["--upgrade-proxies", "1"]);
+    let image = |pod: &Value| cluster.get(pod)["spec"]["initContainers"][0]["image"].clone();
+    within(LIMIT, "the first is begun", || image(&pods[0]) == "proxy:2");
+    cluster.delete(&pods[0]);
+    within(LIMIT, "the second is begun", || image(&pods[1]) == "proxy:2");
+    assert!(!reasons(&cluster, "a").contains(&"UpgradeFailed".to_owned()), "{}", plane.log());
+}
+
 #[test]
 fn old_proxies_are_replaced_one_after_another_and_none_after_one_that_fails() {
     let test = "kube::pods::old_proxies_are_replaced";

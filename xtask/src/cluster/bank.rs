@@ -46,7 +46,15 @@ pub(super) fn check(kubectl: &Kubectl) -> io::Result<bool> {
         return Err(io::Error::other(why));
     }
     let releases = output("helm", &["list", "--namespace", SYSTEM, "--short"], "")?;
-    Ok(releases.lines().any(|release| release == RELEASE))
+    let installed = releases.lines().any(|release| release == RELEASE);
+    let found = kubectl.run(&["get", "namespace", SYSTEM, "--ignore-not-found"])?;
+    if !installed && !found.is_empty() {
+        let why = format!(
+            "the namespace {SYSTEM} exists without the mesh: this would remove it in the end, whatever is in it"
+        );
+        return Err(io::Error::other(why));
+    }
+    Ok(installed)
 }
 
 /// What asks for proxies, in the bank's own manifest.

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Mutex;
 
-use outrigger_inject::{INIT, INJECT, Mark, Mode, Namespace, PROXY, should_have_proxy};
+use outrigger_inject::{INIT, INJECT, INJECTED, Mark, Mode, Namespace, PROXY, should_have_proxy};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -16,7 +16,7 @@ use crate::sync::lock;
 
 /// By which annotation a pod chooses the image of its proxy itself.
 const OWN_IMAGE: &str = "outrigger.dev/proxy-image";
-/// Characters that are taken over from what the kubelet says.
+/// Characters that are taken over from what a pod or the kubelet says.
 const MAX_MESSAGE: usize = 512;
 
 #[derive(Debug, Default)]
@@ -38,6 +38,8 @@ struct Pod {
     asks: bool,
     /// It should have one if its namespace asks.
     would: bool,
+    /// It is injected, runs and is ready.
+    is_upgradable: bool,
     proxy: Option<Proxy>,
 }
 
@@ -59,6 +61,9 @@ pub struct Finding {
     pub uid: String,
     pub kind: FindingKind,
     pub message: String,
+    /// Whether the pod is one whose proxy can be replaced by now, as far as it has been seen.
+    #[serde(skip)]
+    pub is_upgradable: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
@@ -152,7 +157,14 @@ impl Pods {
                 continue;
             };
             let (namespace, name) = (id.namespace.clone(), id.name.clone());
-            let finding = Finding { namespace, pod: name, uid: pod.uid.clone(), kind, message };
+            let finding = Finding {
+                namespace,
+                pod: name,
+                uid: pod.uid.clone(),
+                kind,
+                message,
+                is_upgradable: pod.is_upgradable,
+            };
             findings.insert(id, finding);
         }
         review.findings = findings.into_values().collect();
@@ -178,6 +190,9 @@ impl Pod {
             uid: metadata["uid"].as_str()?.to_owned(),
             asks: should_have_proxy(object, &Namespace::default()),
             would: should_have_proxy(object, &asking),
+            is_upgradable: phase == Some("Running")
+                && metadata["annotations"][INJECTED].is_string()
+                && is_ready(object),
             proxy: Proxy::read(object),
         };
         // Most pods of a cluster may be nothing to the mesh.
@@ -209,7 +224,7 @@ impl Proxy {
     fn read(pod: &Value) -> Option<Self> {
         let all = pod["spec"]["initContainers"].as_array().into_iter().flatten();
         let named = |name: &str| all.clone().find(|container| container["name"] == name);
-        let image = named(PROXY)?["image"].as_str().unwrap_or_default().to_owned();
+        let image = line(named(PROXY)?["image"].as_str().unwrap_or_default());
         let is_own_image = pod["metadata"]["annotations"][OWN_IMAGE].is_string();
         let redirects = Mark::of(pod).is_some_and(|mark| mark.mode != Mode::Env);
         let trouble = match named(INIT) {
@@ -223,6 +238,11 @@ impl Proxy {
     }
 }
 
+fn is_ready(pod: &Value) -> bool {
+    let conditions = pod["status"]["conditions"].as_array().into_iter().flatten();
+    conditions.into_iter().any(|one| one["type"] == "Ready" && one["status"] == "True")
+}
+
 /// Why the container that redirects, or proves that something else has, has failed.
 fn failure(pod: &Value) -> Option<String> {
     let all = pod["status"]["initContainerStatuses"].as_array().into_iter().flatten();
@@ -233,13 +253,18 @@ fn failure(pod: &Value) -> Option<String> {
     let ends = [&status["state"]["terminated"], &status["lastState"]["terminated"]];
     let end =
         ends.into_iter().find(|end| end["exitCode"].as_i64().is_some_and(|code| code != 0))?;
-    let said: String =
-        end["message"].as_str().unwrap_or_default().chars().take(MAX_MESSAGE).collect();
+    let said = line(end["message"].as_str().unwrap_or_default());
     let said = match said.trim() {
         "" => format!("kubectl logs -c {INIT} says why"),
         said => said.to_owned(),
     };
     Some(format!("its traffic does not come to the proxy, the container {INIT} fails: {said}"))
+}
+
+/// What others have written, in one line and no longer than [`MAX_MESSAGE`].
+fn line(text: &str) -> String {
+    let shown = text.chars().map(|c| if c.is_control() { ' ' } else { c });
+    shown.take(MAX_MESSAGE).collect()
 }
 
 /// Lists of the API leave out what the type of their items is.
@@ -324,6 +349,24 @@ mod tests {
             }),
         );
         assert_eq!(found(&pods, "proxy:2"), []);
+    }
+
+    #[test]
+    fn what_a_pod_says_is_one_short_line() {
+        let (pods, orders) = (Pods::default(), id(Kind::Pod, "orders"));
+        let image = format!("proxy:1\n\u{1b}[2J{}", "x".repeat(100_000));
+        pods.see(&orders, &pod(|pod| pod["spec"]["initContainers"][1]["image"] = json!(image)));
+        let message = |pods: &Pods| pods.review("proxy:2").findings[0].message.clone();
+        assert!(message(&pods).len() < 2000, "{} bytes", message(&pods).len());
+        assert!(!message(&pods).contains(char::is_control), "{:?}", message(&pods));
+        pods.see(
+            &orders,
+            &pod(|pod| {
+                pod["status"]["initContainerStatuses"] = json!([{"name": "outrigger-init",
+                    "lastState": {"terminated": {"exitCode": 1, "message": "a\nb\u{1b}[31mc"}}}]);
+            }),
+        );
+        assert!(message(&pods).ends_with("fails: a b [31mc"), "{:?}", message(&pods));
     }
 
     #[test]
