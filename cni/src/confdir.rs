@@ -1,6 +1,6 @@
 //! The node's folder of network configurations: which file runtimes take, and our entry in it.
 //!
-//! Runtimes take the first file by name. Files of others change only as [`conflist`](crate::conflist) does it, as a
+//! Runtimes take the first file by name. Files of others change only as [`conflist`] does it, as a
 //! whole and never under the hands of who writes them; what cannot be read is left alone and named. A single plugin
 //! (`.conf`, `.json`) becomes a list beside it, and is kept under another name until the entry is taken out again.
 

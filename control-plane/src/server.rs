@@ -146,14 +146,7 @@ impl Source {
 pub async fn start(options: Options, log: Log) -> Result<Server, StartError> {
     let metrics = Arc::new(Metrics::new());
     let problems = Arc::new(Problems::default());
-    let client = match options.cluster() {
-        Some(cluster) => {
-            let client = cluster.client().await?;
-            kubernetes::reachable(&client).await;
-            Some(client)
-        }
-        None => None,
-    };
+    let client = reachable(&options).await?;
     let Durable { replica, stops, publisher, security, tokens } =
         Durable::open(&options, client.as_ref()).await?;
     let store = replica.as_ref().map(|replica| replica.store.clone());
@@ -203,17 +196,10 @@ pub async fn start(options: Options, log: Log) -> Result<Server, StartError> {
         let mut webhook = Webhook::new(publisher.clone(), metrics.clone(), local);
         if let Some(path) = &options.pods.inject {
             let injector = Injector::open(path, client.clone(), security.authority.clone());
-            let injector = injector.map_err(StartError::Inject)?;
-            background.extend(look_after_pods(
-                &options,
-                &source,
-                replica.as_ref(),
-                &metrics,
-                client,
-                &injector,
-            ));
-            webhook.injector = Some(Arc::new(injector));
+            webhook.injector = Some(Arc::new(injector.map_err(StartError::Inject)?));
         }
+        let pods = PodsOf { options: &options, source: &source, replica: replica.as_ref() };
+        background.extend(pods.look_after(&metrics, client, webhook.injector.as_deref()));
         background.extend(security.webhook(&options, address, client, webhook)?);
     }
     let reviewer = client.map(|client| {
@@ -290,6 +276,14 @@ impl Server {
     }
 }
 
+/// A client of the cluster's API server, once that answers; none without a cluster.
+async fn reachable(options: &Options) -> Result<Option<Client>, StartError> {
+    let Some(cluster) = options.cluster() else { return Ok(None) };
+    let client = cluster.client().await?;
+    kubernetes::reachable(&client).await;
+    Ok(Some(client))
+}
+
 /// What writes status and registered workloads to the API server.
 fn write_back(
     client: &Client,
@@ -305,25 +299,32 @@ fn write_back(
     std::iter::once(tokio::spawn(writer.run())).chain(objects).collect()
 }
 
-/// What looks after the proxies of pods that were injected here, or should have been.
-fn look_after_pods(
-    options: &Options,
-    source: &Source,
-    replica: Option<&Arc<Replica>>,
-    metrics: &Arc<Metrics>,
-    client: &Client,
-    injector: &Injector,
-) -> Option<JoinHandle<()>> {
-    let Source::Kubernetes(kubernetes) = source else { return None };
-    let controller = PodController::new(
-        client.clone(),
-        kubernetes.pods.clone(),
-        replica?.clone(),
-        metrics.clone(),
-        injector.image().to_owned(),
-        options.pods.upgrade_proxies,
-    );
-    Some(tokio::spawn(controller.run()))
+/// Where pods are seen, and what is to be done about their proxies.
+struct PodsOf<'a> {
+    options: &'a Options,
+    source: &'a Source,
+    replica: Option<&'a Arc<Replica>>,
+}
+
+impl PodsOf<'_> {
+    /// Looks after the proxies of pods that were injected here, or should have been.
+    fn look_after(
+        &self,
+        metrics: &Arc<Metrics>,
+        client: &Client,
+        injector: Option<&Injector>,
+    ) -> Option<JoinHandle<()>> {
+        let Source::Kubernetes(kubernetes) = self.source else { return None };
+        let controller = PodController::new(
+            client.clone(),
+            kubernetes.pods.clone(),
+            self.replica?.clone(),
+            metrics.clone(),
+            injector?.image().to_owned(),
+            self.options.pods.upgrade_proxies,
+        );
+        Some(tokio::spawn(controller.run()))
+    }
 }
 
 /// Takes over those that the store remembers.
