@@ -155,6 +155,12 @@ fn proxy(network: &str, dir: &TempDir, name: &str, args: &[&str]) -> Process {
     command.arg("--trust-bundle").arg(dir.path().join("trust-bundle.pem"));
     command.arg("--token-file").arg(token(dir, name));
     command.args(["--workload", name, "--service-account", name]).args(args);
+    // As in a pod: what it knew is there when it starts again.
+    let state = dir.path().join(format!("{name}-state"));
+    std::fs::create_dir_all(&state).expect("a folder");
+    let uid = PROXY_UID.parse().ok();
+    std::os::unix::fs::chown(&state, uid, uid).expect("the folder is the proxy's");
+    command.arg("--state-dir").arg(state);
     within(network, || Process::start(dir.path(), name, &mut command))
 }
 
