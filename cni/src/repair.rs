@@ -85,7 +85,7 @@ impl Repair {
         }
     }
 
-    /// One look for all pods: a node may have many processes, and whoever has a pod decides how many.
+    /// One look for all pods: a node may have many processes, and users of pods decide how many.
     async fn processes(&self) -> Arc<Result<Oldest, NamespaceError>> {
         let proc = self.proc.clone();
         let found = tokio::task::spawn_blocking(move || namespaces::oldest(&proc)).await;

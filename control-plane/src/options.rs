@@ -1,11 +1,11 @@
 //! Every flag and environment variable of the control plane; those of its commands are in [`commands`].
 
 pub mod commands;
+mod issuer;
 mod pods;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -14,13 +14,12 @@ use outrigger_core::config::{MeshSettings, MtlsMode, Unmatched};
 use outrigger_core::identity::TrustDomain;
 use outrigger_core::policy::access::Action;
 
-use crate::ca::files::{CaFiles, CaSecret, Source};
 use crate::cluster::definitions::Remove;
 use crate::index::Security;
 use crate::replica::{ReplicaName, Timing};
 use crate::source::kubernetes::Cluster;
-use crate::store::cluster::Cluster as ClusterStore;
 pub use commands::{ClusterOptions, StateDir, TokenOptions, TrustStep};
+pub use issuer::IssuerOptions;
 pub use pods::PodOptions;
 
 /// The control plane of the Outrigger service mesh: tells every proxy what it needs to know.
@@ -243,44 +242,8 @@ pub struct Options {
     )]
     pub certificate_lifetime: Duration,
 
-    /// Issue under this certificate instead of a root made here: PEM, the issuing certificate
-    /// first, then the way to the root, without it. Read again when it changes.
-    #[arg(
-        long,
-        env = "OUTRIGGER_CA_CERTIFICATE",
-        value_name = "FILE",
-        requires_all = ["ca_key", "ca_root"]
-    )]
-    pub ca_certificate: Option<PathBuf>,
-
-    /// The key of --ca-certificate, in PEM.
-    #[arg(
-        long,
-        env = "OUTRIGGER_CA_KEY",
-        value_name = "FILE",
-        requires_all = ["ca_certificate", "ca_root"]
-    )]
-    pub ca_key: Option<PathBuf>,
-
-    /// The root above --ca-certificate, in PEM; during a rotation more than one.
-    #[arg(
-        long,
-        env = "OUTRIGGER_CA_ROOT",
-        value_name = "FILE",
-        requires_all = ["ca_certificate", "ca_key"]
-    )]
-    pub ca_root: Option<PathBuf>,
-
-    /// The same from a Secret of the control plane's own namespace, as cert-manager writes it: tls.crt, tls.key
-    /// and ca.crt. Read again when it changes.
-    #[arg(
-        long,
-        env = "OUTRIGGER_ISSUER_SECRET",
-        value_name = "NAME",
-        requires = "kubernetes",
-        conflicts_with = "ca_certificate"
-    )]
-    pub issuer_secret: Option<String>,
+    #[command(flatten)]
+    pub issuer: IssuerOptions,
 
     /// Whether inbound ports take plaintext from outside the mesh.
     #[arg(
@@ -349,20 +312,6 @@ impl Options {
     pub fn cluster(&self) -> Option<Cluster> {
         let (kubeconfig, context) = (self.kubeconfig.clone(), self.kube_context.clone());
         self.kubernetes.then_some(Cluster { kubeconfig, context })
-    }
-
-    /// Where the user's issuing certificate is, if there is one.
-    pub fn issuing(&self, cluster: Option<&Arc<ClusterStore>>) -> Option<Source> {
-        if let (Some(name), Some(cluster)) = (self.issuer_secret.clone(), cluster.cloned()) {
-            return Some(Source::Secret(CaSecret { cluster, name }));
-        }
-        // The three flags come together or not at all.
-        let files = CaFiles {
-            certificate: self.ca_certificate.clone()?,
-            key: self.ca_key.clone()?,
-            root: self.ca_root.clone()?,
-        };
-        Some(Source::Files(files))
     }
 }
 

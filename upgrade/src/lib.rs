@@ -108,7 +108,7 @@ async fn patch(api: &Api<Pod>, step: &Step, image: &str) -> Result<bool, String>
     }
 }
 
-/// Whether every slice of the namespace that lists the pod lists it as ready. A few at a time: whoever may write slices
+/// Whether every slice of the namespace that lists the pod lists it as ready. A few at a time: users who may write slices
 /// decides how many there are.
 async fn is_listed(slices: &Api<EndpointSlice>, step: &Step) -> Result<bool, String> {
     let mut params = ListParams::default().limit(PAGE);

@@ -186,7 +186,7 @@ impl Index {
 
     /// The namespaces whose endpoints answer to an address for callers in `caller`; none: all. Who may write slices may write
     /// any address into them: for one that a pod has, the pod's own namespace speaks alone; for one that is no pod's, each
-    /// namespace for itself. Where no pods are known at all, whoever writes objects writes all of them.
+    /// namespace for itself. Where no pods are known at all, one author writes all objects.
     pub(super) fn speakers<'a>(&'a self, ip: IpAddr, caller: &'a str) -> Option<BTreeSet<&'a str>> {
         if self.pods_as_workloads.is_empty() {
             return None;

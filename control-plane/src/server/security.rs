@@ -53,7 +53,7 @@ impl Security {
             replica.clone(),
             options.trust_domain.clone(),
             options.certificate_lifetime,
-            options.issuing(cluster),
+            options.issuer.source(cluster),
         );
         let authority = authority.map_err(|error| StartError::Authority(error.to_string()))?;
         let authority = Arc::new(authority);

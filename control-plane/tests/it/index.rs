@@ -225,7 +225,7 @@ fn the_address_of_a_pod_is_answered_for_in_its_own_namespace_alone() {
     index.apply(slice_in("aaa", "a", "192.0.2.1"));
     assert_eq!(meant(&index, "192.0.2.1", "aaa").as_deref(), Some("aaa/a:80"));
     assert_eq!(meant(&index, "192.0.2.1", "shop"), None);
-    // Another address for the pod: both are looked at again by whoever has dialled them.
+    // Another address for the pod: both are looked at again by those that have dialled them.
     index.take_moved();
     index.apply(pod("10.0.0.2"));
     let moved = index.take_moved();

@@ -28,7 +28,7 @@ type Step = (&'static str, fn(&Show<'_>, &mut Report) -> io::Result<()>);
 
 const STEPS: &[Step] = &[
     ("normal traffic", normal),
-    ("stranger", stranger),
+    ("external client", external_client),
     ("job", job),
     ("canary", canary),
     ("rolling", rolling),
@@ -132,16 +132,16 @@ fn normal(_show: &Show<'_>, _report: &mut Report) -> io::Result<()> {
     Ok(())
 }
 
-/// Whoever has no identity is refused, and is told why.
-fn stranger(show: &Show<'_>, report: &mut Report) -> io::Result<()> {
+/// A client without identity is refused, and is told why.
+fn external_client(show: &Show<'_>, report: &mut Report) -> io::Result<()> {
     let call = ["calls", "--call=gateway=gateway.bank:8000/holdings/account-1@10", "--for=1s"];
-    let said = show.errand("stranger", "disabled", &call)?;
+    let said = show.errand("external-client", "disabled", &call)?;
     let (sent, succeeded, forbidden) = calls(&said, "gateway");
     report.notes.push(format!("{forbidden} of {sent} requests without a proxy were refused"));
     // Where nothing is redirected, the app's own port is open beside its proxy's.
     let may_come = show.bank.mode == Mode::Env;
     let refused = sent > 0 && succeeded == 0 && forbidden == sent;
-    report.expect(may_come || refused, "a stranger came through");
+    report.expect(may_come || refused, "a client without a proxy came through");
     Ok(())
 }
 
