@@ -128,7 +128,8 @@ pub fn translate(raw: &Pod, report: &mut Report) -> Option<Workload> {
         address,
         ports: ports(&raw.spec),
         mesh,
-        ready: raw.status.is_app_ready(),
+        // The proxy of one that is being deleted does not come back.
+        ready: raw.metadata.deletion_timestamp.is_none() && raw.status.is_app_ready(),
         pod: Some(object::Pod { uid, addresses }),
         registered: None,
     })
@@ -213,5 +214,14 @@ mod tests {
         assert!(!ready(&[true, false], "False", "False"));
         assert!(!ready(&[true], "True", "False"), "a readiness gate, or a lost node");
         assert!(!ready(&[], "False", "False"), "nothing has started");
+        let ending = json!({
+            "metadata": {"name": "ledger-0", "namespace": "bank", "uid": "u-1",
+                "deletionTimestamp": "2026-01-01T00:00:00Z"},
+            "status": {"phase": "Running", "podIPs": [{"ip": "10.0.0.1"}],
+                "containerStatuses": [{"name": "a", "ready": true}]},
+        });
+        let ending = serde_json::from_value(ending).unwrap();
+        let ending = translate(&ending, &mut Report::default()).unwrap();
+        assert!(!ending.ready, "nobody waits for a proxy that does not come back");
     }
 }
