@@ -1,0 +1,67 @@
+//! The flags about an issuing certificate of the user.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use clap::Args;
+
+use crate::ca::files::{CaFiles, CaSecret, Source};
+use crate::store::cluster::Cluster;
+
+#[derive(Clone, Debug, Args)]
+pub struct IssuerOptions {
+    /// Issue under this certificate instead of a root made here: PEM, the issuing certificate
+    /// first, then the way to the root, without it. Read again when it changes.
+    #[arg(
+        long,
+        env = "OUTRIGGER_CA_CERTIFICATE",
+        value_name = "FILE",
+        requires_all = ["ca_key", "ca_root"]
+    )]
+    pub ca_certificate: Option<PathBuf>,
+
+    /// The key of --ca-certificate, in PEM.
+    #[arg(
+        long,
+        env = "OUTRIGGER_CA_KEY",
+        value_name = "FILE",
+        requires_all = ["ca_certificate", "ca_root"]
+    )]
+    pub ca_key: Option<PathBuf>,
+
+    /// The root above --ca-certificate, in PEM; during a rotation more than one.
+    #[arg(
+        long,
+        env = "OUTRIGGER_CA_ROOT",
+        value_name = "FILE",
+        requires_all = ["ca_certificate", "ca_key"]
+    )]
+    pub ca_root: Option<PathBuf>,
+
+    /// The same from a Secret of the control plane's own namespace, as cert-manager writes it: tls.crt, tls.key
+    /// and ca.crt. Read again when it changes.
+    #[arg(
+        long,
+        env = "OUTRIGGER_ISSUER_SECRET",
+        value_name = "NAME",
+        requires = "kubernetes",
+        conflicts_with = "ca_certificate"
+    )]
+    pub issuer_secret: Option<String>,
+}
+
+impl IssuerOptions {
+    /// Where the user's issuing certificate is, if there is one.
+    pub fn source(&self, cluster: Option<&Arc<Cluster>>) -> Option<Source> {
+        if let (Some(name), Some(cluster)) = (self.issuer_secret.clone(), cluster.cloned()) {
+            return Some(Source::Secret(CaSecret { cluster, name }));
+        }
+        // The three flags come together or not at all.
+        let files = CaFiles {
+            certificate: self.ca_certificate.clone()?,
+            key: self.ca_key.clone()?,
+            root: self.ca_root.clone()?,
+        };
+        Some(Source::Files(files))
+    }
+}
