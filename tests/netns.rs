@@ -426,7 +426,7 @@ fn a_port_that_becomes_strict_lets_go_of_plaintext_and_of_nothing_else() {
     assert_eq!(pods.get("http://10.96.0.10/hello").status, 200);
 }
 
-/// Whoever routes a network through a pod gets no further than the pod.
+/// Anyone who routes a network through a pod gets no further than the pod.
 #[test]
 fn only_the_pods_own_addresses_are_reached_through_it() {
     let Some(pods) = Pods::start("only_the_pods_own_addresses_are_reached_through_it") else {

@@ -90,7 +90,7 @@ enum Setup {
     Single,
     Pair,
     TlsPair,
-    /// The called side of that pair alone.
+    /// The server side of that pair alone.
     TlsInbound,
     None,
 }

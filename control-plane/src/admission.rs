@@ -36,9 +36,9 @@ use tower::Service as _;
 use crate::ca::own::OwnCertificate;
 use crate::metrics::{Metrics, WebhookLabel};
 use crate::publish::Publisher;
-use review::{Request, Review, Verdict};
+use review::{AdmissionVerdict, Request, ReviewRequest};
 
-pub use bundle::Bundle;
+pub use bundle::WebhookBundle;
 pub use inject::Injector;
 
 /// Connections at one time: each API server of a cluster keeps a few.
@@ -219,7 +219,7 @@ async fn inject_pod(State(webhook): State<Webhook>, body: Bytes) -> Response {
 
 /// An error is the answer.
 fn read(body: &[u8]) -> Result<Request, (StatusCode, String)> {
-    serde_json::from_slice::<Review>(body).map(|review| review.request).map_err(|error| {
+    serde_json::from_slice::<ReviewRequest>(body).map(|review| review.request).map_err(|error| {
         let problem = format!("not an AdmissionReview of admission.k8s.io/v1: {error}\n");
         (StatusCode::BAD_REQUEST, problem)
     })
@@ -230,7 +230,7 @@ async fn answer(
     webhook: Webhook,
     name: &'static str,
     request: Request,
-    judge: impl FnOnce(&Webhook, &Request) -> Verdict + Send + 'static,
+    judge: impl FnOnce(&Webhook, &Request) -> AdmissionVerdict + Send + 'static,
 ) -> Response {
     // It is never closed.
     let Ok(turn) = webhook.turns.clone().acquire_owned().await else {

@@ -1,4 +1,4 @@
-//! The certificate authority: which roots the mesh believes in, under which it issues, and to whom
+//! The certificate authority: which roots the mesh trusts, under which it issues, and to whom
 //! it has issued.
 //!
 //! The authority's root is made by itself ([`root`], kept by [`store`]), or its issuing certificate
@@ -36,7 +36,7 @@ use crate::replica::Replica;
 use crate::store::{StoreError, Version};
 use crate::sync::lock;
 use csr::PublicKey;
-use files::Source;
+use files::IssuerSource;
 use issue::{IssueError, Issuer, Leaf};
 use ledger::{Ledger, NodeId};
 use root::{Root, RootId};
@@ -53,9 +53,9 @@ pub struct Authority {
     pub ledger: Arc<Ledger>,
     replica: Arc<Replica>,
     lifetime: Duration,
-    source: Option<Source>,
+    source: Option<IssuerSource>,
     /// Held across what the store is asked, which may be far away: never locked where others are served.
-    state: Mutex<State>,
+    state: Mutex<AuthorityState>,
     /// Version of each bundle and its roots.
     history: Mutex<VecDeque<(String, Vec<RootId>)>>,
     /// What the user's certificates ask for and what is not done yet, or what is wrong with them.
@@ -64,7 +64,7 @@ pub struct Authority {
 }
 
 #[derive(Debug)]
-struct State {
+struct AuthorityState {
     /// Of the document of roots that is in force.
     version: Option<Version>,
     /// Roots that the user gives.
@@ -103,7 +103,7 @@ impl Authority {
         replica: Arc<Replica>,
         trust_domain: TrustDomain,
         lifetime: Duration,
-        source: Option<Source>,
+        source: Option<IssuerSource>,
     ) -> io::Result<Self> {
         let ledger = Ledger::open(replica.clone(), lifetime, SystemTime::now())?;
         let mut tries = 0;
@@ -113,7 +113,9 @@ impl Authority {
             let (roots, issuing) = (&in_force.roots, in_force.issuer.root);
             let before = state.version.take();
             match store::write(&*replica.store, &trust_domain, roots, issuing, before.as_ref()) {
-                Ok(version) => break (in_force, State { version: Some(version), ..state }),
+                Ok(version) => {
+                    break (in_force, AuthorityState { version: Some(version), ..state });
+                }
                 Err(error) if error.is_conflict() && tries < TRIES => {}
                 Err(error) => return Err(error.into()),
             }
@@ -189,7 +191,11 @@ impl Authority {
     }
 
     /// Writes the new state, then tells everybody.
-    fn put_in_force(&self, state: &mut State, new: Arc<InForce>) -> Result<(), StoreError> {
+    fn put_in_force(
+        &self,
+        state: &mut AuthorityState,
+        new: Arc<InForce>,
+    ) -> Result<(), StoreError> {
         self.write(state, &new)?;
         self.announce(new);
         self.stand(state);
@@ -197,7 +203,7 @@ impl Authority {
     }
 
     /// Writes roots and issuer, unless another replica has written since.
-    fn write(&self, state: &mut State, new: &InForce) -> Result<(), StoreError> {
+    fn write(&self, state: &mut AuthorityState, new: &InForce) -> Result<(), StoreError> {
         let (store, before) = (&*self.replica.store, state.version.as_ref());
         let written = store::write(store, &self.trust_domain, &new.roots, new.issuer.root, before)?;
         state.version = Some(written);
@@ -221,7 +227,7 @@ impl Authority {
         self.in_force.send_replace(new);
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, AuthorityState> {
         lock(&self.state)
     }
 }
@@ -249,8 +255,8 @@ type Issuing = (Vec<Arc<Root>>, Arc<Issuer>);
 fn begin(
     replica: &Replica,
     trust_domain: &TrustDomain,
-    source: Option<&Source>,
-) -> io::Result<(InForce, State)> {
+    source: Option<&IssuerSource>,
+) -> io::Result<(InForce, AuthorityState)> {
     let wrong = |problem: String| io::Error::new(io::ErrorKind::InvalidData, problem);
     let now = SystemTime::now();
     let stored = store::read(&*replica.store, trust_domain)?;
@@ -264,13 +270,13 @@ fn begin(
         }
         None => own_issuer(stored, trust_domain, now).map_err(wrong)?,
     };
-    let state = State { version, wanted, problem: None };
+    let state = AuthorityState { version, wanted, problem: None };
     Ok((InForce::new(trust_domain, roots, issuer), state))
 }
 
 /// The issuer of an authority that has its own roots.
 fn own_issuer(
-    stored: Option<store::Stored>,
+    stored: Option<store::StoredTrust>,
     trust_domain: &TrustDomain,
     now: SystemTime,
 ) -> Result<Issuing, String> {

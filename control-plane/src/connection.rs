@@ -2,7 +2,7 @@
 //!
 //! With identity in the mesh every connection is TLS 1.3. A client without a certificate is let in
 //! for one call only, [`CERTIFY`]. A connection ends in order (its streams are told, then GOAWAY)
-//! when its client's certificate ends, is no longer believed, or has been followed by a newer one
+//! when its client's certificate ends, is no longer trusted, or has been followed by a newer one
 //! under another root, so that the proxy comes back with what it has now.
 
 mod tls;
@@ -49,7 +49,7 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 const MAX_HANDSHAKES: usize = 256;
 /// A client without a certificate has this long to ask for one.
 const ANONYMOUS: Duration = Duration::from_secs(60);
-/// How often it is looked at whether a client is still to be believed.
+/// How often it is looked at whether a client is still to be trusted.
 const LOOK: Duration = Duration::from_secs(1);
 /// How long a connection may take to end after it was told to.
 const CLOSE: Duration = Duration::from_secs(2);
@@ -60,12 +60,12 @@ const EXHAUSTED: Duration = Duration::from_millis(100);
 #[derive(Clone, Debug)]
 pub struct Connection {
     pub peer: IpAddr,
-    caller: Caller,
+    caller: ConnectionCaller,
     ending: watch::Receiver<Option<&'static str>>,
 }
 
 #[derive(Clone, Debug)]
-enum Caller {
+enum ConnectionCaller {
     /// The mesh runs without identities.
     Plain,
     /// TLS without a client certificate.
@@ -83,9 +83,9 @@ impl Connection {
     /// Who the caller has proven to be; `None` only in a mesh without identities.
     pub fn identity(&self) -> Result<Option<&SpiffeId>, Status> {
         match &self.caller {
-            Caller::Plain => Ok(None),
-            Caller::Known(connected) => Ok(Some(&connected.client.id)),
-            Caller::Anonymous => Err(Status::unauthenticated(
+            ConnectionCaller::Plain => Ok(None),
+            ConnectionCaller::Known(connected) => Ok(Some(&connected.client.id)),
+            ConnectionCaller::Anonymous => Err(Status::unauthenticated(
                 "a client certificate is required: without one only Identity/Certify is served",
             )),
         }
@@ -97,8 +97,8 @@ impl Connection {
 
     pub fn connected(&self) -> Option<&Arc<Connected>> {
         match &self.caller {
-            Caller::Known(connected) => Some(connected),
-            Caller::Plain | Caller::Anonymous => None,
+            ConnectionCaller::Known(connected) => Some(connected),
+            ConnectionCaller::Plain | ConnectionCaller::Anonymous => None,
         }
     }
 
@@ -161,7 +161,7 @@ async fn plain(
     routes: Routes,
     stopping: watch::Receiver<bool>,
 ) {
-    exchange(stream, peer, Caller::Plain, routes, stopped(stopping)).await;
+    exchange(stream, peer, ConnectionCaller::Plain, routes, stopped(stopping)).await;
 }
 
 struct Secured {
@@ -203,7 +203,7 @@ impl Secured {
                         () = tokio::time::sleep(ANONYMOUS) => "no client certificate was shown",
                     }
                 };
-                exchange(stream, peer, Caller::Anonymous, routes, end).await;
+                exchange(stream, peer, ConnectionCaller::Anonymous, routes, end).await;
             }
             Some((client, chain)) => {
                 let connected =
@@ -211,10 +211,11 @@ impl Secured {
                 let end = async {
                     tokio::select! {
                         why = stopped(stopping) => why,
-                        why = unbelievable(&authority, &connected, &chain) => why,
+                        why = untrusted(&authority, &connected, &chain) => why,
                     }
                 };
-                exchange(stream, peer, Caller::Known(connected.clone()), routes, end).await;
+                exchange(stream, peer, ConnectionCaller::Known(connected.clone()), routes, end)
+                    .await;
             }
         }
     }
@@ -226,8 +227,8 @@ async fn stopped(mut stopping: watch::Receiver<bool>) -> &'static str {
     "the control plane is shutting down"
 }
 
-/// Completes when a client should not be believed any longer.
-async fn unbelievable(
+/// Completes when a client should not be trusted any longer.
+async fn untrusted(
     authority: &Authority,
     connected: &Connected,
     chain: &[rustls_pki_types::CertificateDer<'static>],
@@ -256,7 +257,7 @@ async fn unbelievable(
 async fn exchange<I>(
     io: I,
     peer: SocketAddr,
-    caller: Caller,
+    caller: ConnectionCaller,
     routes: Routes,
     end: impl Future<Output = &'static str>,
 ) where

@@ -95,7 +95,7 @@ pub async fn serve(listener: UnixListener, authority: Arc<Authority>) {
     }
 }
 
-type Answer = (StatusCode, String);
+type ControlAnswer = (StatusCode, String);
 
 async fn status(State(authority): State<Arc<Authority>>) -> String {
     // With what other replicas have done until now; a panic in there was said already.
@@ -133,7 +133,7 @@ async fn status(State(authority): State<Arc<Authority>>) -> String {
 async fn add_root(
     State(authority): State<Arc<Authority>>,
     Json(AddRoot { certificate, key }): Json<AddRoot>,
-) -> Answer {
+) -> ControlAnswer {
     step(move || {
         let pair = certificate.as_deref().zip(key.as_deref());
         let root = authority.add_root(pair)?;
@@ -145,7 +145,7 @@ async fn add_root(
 async fn issue_from(
     State(authority): State<Arc<Authority>>,
     Json(WithRoot { root, ignore_absent }): Json<WithRoot>,
-) -> Answer {
+) -> ControlAnswer {
     step(move || {
         let root = authority.issue_from(&root, !ignore_absent)?;
         Ok(format!("certificates are issued under {root} from now on\n"))
@@ -156,7 +156,7 @@ async fn issue_from(
 async fn remove_root(
     State(authority): State<Arc<Authority>>,
     Json(WithRoot { root, ignore_absent }): Json<WithRoot>,
-) -> Answer {
+) -> ControlAnswer {
     step(move || {
         let root = authority.remove_root(&root, !ignore_absent)?;
         Ok(format!("{root} is no longer trusted\n"))
@@ -165,7 +165,7 @@ async fn remove_root(
 }
 
 /// Steps write files: not on a thread that serves proxies.
-async fn step(step: impl FnOnce() -> Result<String, Refusal> + Send + 'static) -> Answer {
+async fn step(step: impl FnOnce() -> Result<String, Refusal> + Send + 'static) -> ControlAnswer {
     match tokio::task::spawn_blocking(step).await {
         Ok(Ok(text)) => (StatusCode::OK, text),
         Ok(Err(refusal)) => (StatusCode::CONFLICT, format!("{refusal}\n")),

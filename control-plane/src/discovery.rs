@@ -51,11 +51,11 @@ impl Discovery {
     }
 
     /// In a mesh without identities a token is optional; a wrong one is still wrong.
-    fn authenticate<T>(&self, request: &Request<T>) -> Result<Caller, Status> {
+    fn authenticate<T>(&self, request: &Request<T>) -> Result<StreamCaller, Status> {
         let connection = Connection::of(request)?;
         if let Some(identity) = connection.identity()? {
             let namespace = Some(identity.namespace().to_owned());
-            return Ok(Caller { connection, namespace, authority: self.authority.clone() });
+            return Ok(StreamCaller { connection, namespace, authority: self.authority.clone() });
         }
         let namespace = match (bearer(request.metadata())?, &self.tokens) {
             (None, _) => None,
@@ -66,19 +66,19 @@ impl Discovery {
                 ));
             }
         };
-        Ok(Caller { connection, namespace, authority: None })
+        Ok(StreamCaller { connection, namespace, authority: None })
     }
 }
 
 /// Who opened a stream.
-struct Caller {
+struct StreamCaller {
     connection: Connection,
     /// What it has proven; nothing is proven by a proxy without identity and token.
     namespace: Option<String>,
     authority: Option<Arc<Authority>>,
 }
 
-impl Caller {
+impl StreamCaller {
     /// Reads who the proxy says to be, and compares it with what is proven.
     fn admit(&self, first: &DeltaDiscoveryRequest) -> Result<Proxy, Status> {
         let node = first.node.as_ref();
@@ -95,7 +95,7 @@ impl Caller {
         Ok(proxy)
     }
 
-    /// Notes which roots the proxy believes in.
+    /// Notes which roots the proxy trusts.
     fn note_trust(&self, session: &Session) {
         if let (Some(connected), Some(authority)) = (self.connection.connected(), &self.authority)
             && let Some(version) = session.acknowledged_trust()
@@ -131,14 +131,14 @@ impl Discovery {
     }
 }
 
-type Responses = mpsc::Sender<Result<Bytes, Status>>;
+type ResponseSender = mpsc::Sender<Result<Bytes, Status>>;
 
 async fn stream(
     publisher: &Publisher,
     metrics: &Metrics,
     mut requests: Streaming<DeltaDiscoveryRequest>,
-    responses: &Responses,
-    caller: &Caller,
+    responses: &ResponseSender,
+    caller: &StreamCaller,
 ) -> Result<(), Status> {
     let first = tokio::time::timeout(FIRST_REQUEST, requests.message());
     let first = first.await.map_err(|_| Status::deadline_exceeded("no request came"))??;
@@ -146,29 +146,31 @@ async fn stream(
     bounds::check(&first)?;
     let proxy = caller.admit(&first)?;
     tracing::info!(proxy = proxy.id, "proxy connected");
-    let stream =
-        Arc::new(Stream { handle: publisher.handle(), session: Mutex::new(Session::new(proxy)) });
-    let connected = Connected::new(publisher, metrics, stream);
+    let stream = Arc::new(ProxyStream {
+        handle: publisher.handle(),
+        session: Mutex::new(Session::new(proxy)),
+    });
+    let connected = ConnectedProxy::new(publisher, metrics, stream);
     let parts = Parts { publisher, metrics, stream: &connected.stream, responses, caller };
     parts.serve(first, &mut requests).await
 }
 
 /// A proxy that is told of changes, until this is dropped: also when its connection has to end.
-struct Connected<'a> {
+struct ConnectedProxy<'a> {
     publisher: &'a Publisher,
     metrics: &'a Metrics,
-    stream: Arc<Stream>,
+    stream: Arc<ProxyStream>,
 }
 
-impl<'a> Connected<'a> {
-    fn new(publisher: &'a Publisher, metrics: &'a Metrics, stream: Arc<Stream>) -> Self {
+impl<'a> ConnectedProxy<'a> {
+    fn new(publisher: &'a Publisher, metrics: &'a Metrics, stream: Arc<ProxyStream>) -> Self {
         publisher.connect(&stream.handle, stream.clone());
         metrics.proxies.inc();
         Self { publisher, metrics, stream }
     }
 }
 
-impl Drop for Connected<'_> {
+impl Drop for ConnectedProxy<'_> {
     fn drop(&mut self) {
         let Self { publisher, metrics, stream } = self;
         metrics.proxies.dec();
@@ -182,18 +184,18 @@ impl Drop for Connected<'_> {
 
 /// One proxy's stream.
 #[derive(Debug)]
-struct Stream {
+struct ProxyStream {
     handle: Arc<Handle>,
     session: Mutex<Session>,
 }
 
-impl Stream {
+impl ProxyStream {
     fn session(&self) -> MutexGuard<'_, Session> {
         lock(&self.session)
     }
 }
 
-impl Subscriber for Stream {
+impl Subscriber for ProxyStream {
     fn describe(&self) -> serde_json::Value {
         self.session().describe()
     }
@@ -203,9 +205,9 @@ impl Subscriber for Stream {
 struct Parts<'a> {
     publisher: &'a Publisher,
     metrics: &'a Metrics,
-    stream: &'a Stream,
-    responses: &'a Responses,
-    caller: &'a Caller,
+    stream: &'a ProxyStream,
+    responses: &'a ResponseSender,
+    caller: &'a StreamCaller,
 }
 
 impl Parts<'_> {

@@ -1,4 +1,4 @@
-//! Experiments that were stopped by their guards: the service by which a proxy has one stopped.
+//! Fault injections that were stopped by their guards: the service by which a proxy has one stopped.
 //!
 //! A stop belongs to the spec that was stopped: another spec begins anew, and so does an object that was
 //! removed and comes back. [`saved`] keeps stops in the store.
@@ -11,7 +11,7 @@ use std::time::SystemTime;
 use outrigger_core::bounds;
 use outrigger_core::error::FieldError;
 use outrigger_core::name::check_label;
-use outrigger_core::policy::fault::Caller;
+use outrigger_core::policy::fault::FaultSource;
 use outrigger_proto::mesh::experiments_server::Experiments;
 use outrigger_proto::mesh::{FaultCaller, StopRequest, StopResponse};
 use tonic::{Request, Response, Status};
@@ -40,7 +40,7 @@ impl Stopper {
     }
 
     /// Who asks: what is proven, and in a mesh without identities what is said.
-    fn caller(&self, request: &Request<StopRequest>) -> Result<Caller, Status> {
+    fn caller(&self, request: &Request<StopRequest>) -> Result<FaultSource, Status> {
         let connection = Connection::of(request)?;
         if let Some(id) = connection.identity()? {
             return Ok(caller(id.namespace(), id.service_account()));
@@ -58,9 +58,9 @@ impl Stopper {
     }
 }
 
-fn caller(namespace: &str, service_account: &str) -> Caller {
+fn caller(namespace: &str, service_account: &str) -> FaultSource {
     let service_account = Some(service_account.to_owned());
-    Caller { namespace: namespace.to_owned(), service_account }
+    FaultSource { namespace: namespace.to_owned(), service_account }
 }
 
 /// Everything but the reason, which is cut.
@@ -87,7 +87,7 @@ impl Experiments for Stopper {
         let is_new = done.map_err(Status::permission_denied)?;
         if is_new {
             let Stopped { by, why, .. } = said;
-            tracing::warn!(experiment = name, by, why, "experiment stopped by its guard");
+            tracing::warn!(fault_injection = name, by, why, "fault injection stopped by its guard");
             if let Some(saved) = self.saved.clone() {
                 // A panic in there was said already.
                 let _ = tokio::task::spawn_blocking(move || saved.sync()).await;

@@ -31,13 +31,13 @@ pub enum Credential {
     JoinToken(Claims),
     /// A pod's token of its service account, as the API server of the cluster has reviewed it.
     Pod(PodProof),
-    /// The certificate of the connection, which is still valid: whoever has its key renews it.
+    /// The certificate of the connection, which is still valid: anyone who has its key renews it.
     Certificate(Verified),
 }
 
 /// Why no certificate was issued.
 #[derive(Debug, thiserror::Error)]
-pub enum Refused {
+pub enum IssuanceRefused {
     #[error(
         "a join token is required: get one with `outrigger-control-plane token` and send it as \
          authorization metadata"
@@ -125,18 +125,18 @@ impl Certifier {
         &self,
         tokens: &Tokens,
         request: &Request<CertifyRequest>,
-    ) -> Result<Credential, Refused> {
+    ) -> Result<Credential, IssuanceRefused> {
         let connection = request.extensions().get::<Connection>();
         let client = connection.and_then(|connection| connection.client());
-        let renewed = |client: &Verified| -> Result<Credential, Refused> {
+        let renewed = |client: &Verified| -> Result<Credential, IssuanceRefused> {
             if let (Some(uid), Some(connection)) = (&client.grant.pod, connection) {
-                let reviewer = self.reviewer.as_ref().ok_or(Refused::NoCredential)?;
+                let reviewer = self.reviewer.as_ref().ok_or(IssuanceRefused::NoCredential)?;
                 reviewer.renew(uid, connection.peer)?;
             }
             Ok(Credential::Certificate(client.clone()))
         };
         let Some(token) = bearer(request.metadata())? else {
-            return client.ok_or(Refused::NoCredential).and_then(renewed);
+            return client.ok_or(IssuanceRefused::NoCredential).and_then(renewed);
         };
         match (tokens.verify(token), client, &self.reviewer, connection) {
             (Ok(claims), ..) => Ok(Credential::JoinToken(claims)),
@@ -149,7 +149,7 @@ impl Certifier {
     }
 
     /// Says that no certificate was issued, and why.
-    fn refuse(&self, refused: Refused, request: &Request<CertifyRequest>) -> Status {
+    fn refuse(&self, refused: IssuanceRefused, request: &Request<CertifyRequest>) -> Status {
         let reason = refused.reason();
         self.metrics.certificates_refused.get_or_create(&ReasonLabel { reason }).inc();
         let peer = request.extensions().get::<Connection>().map(|c| c.peer.to_string());
@@ -162,11 +162,11 @@ fn certify(
     authority: &Authority,
     credential: &Credential,
     request: &CertifyRequest,
-) -> Result<(CertifyResponse, RootId), Refused> {
+) -> Result<(CertifyResponse, RootId), IssuanceRefused> {
     let id = credential.identity(authority)?;
     let CertifyRequest { csr, node } = request;
     if node.is_empty() || node.len() > MAX_NODE || !node.bytes().all(|b| b.is_ascii_graphic()) {
-        return Err(Refused::Node);
+        return Err(IssuanceRefused::Node);
     }
     let key = csr::parse(csr)?;
     let grant = match credential {
@@ -174,7 +174,7 @@ fn certify(
         Credential::Pod(proof) => &proof.grant,
         Credential::Certificate(proven) => &proven.grant,
     };
-    grant.check_node(node).map_err(Refused::Bound)?;
+    grant.check_node(node).map_err(IssuanceRefused::Bound)?;
     let (leaf, in_force) = authority.certify(&id, node, &key, grant)?;
     let not_after = shown(leaf.not_after);
     tracing::info!(identity = %id, node, not_after, root = %leaf.root, "certificate issued");
@@ -187,25 +187,25 @@ fn certify(
 
 impl Credential {
     /// The one identity that it gives.
-    fn identity(&self, authority: &Authority) -> Result<SpiffeId, Refused> {
+    fn identity(&self, authority: &Authority) -> Result<SpiffeId, IssuanceRefused> {
         let id = match self {
             Self::JoinToken(claims) => {
                 let domain = &authority.trust_domain;
                 SpiffeId::new(domain, &claims.namespace, &claims.service_account)
-                    .map_err(Refused::Identity)?
+                    .map_err(IssuanceRefused::Identity)?
             }
             Self::Pod(proof) => {
                 let domain = &authority.trust_domain;
                 SpiffeId::new(domain, &proof.namespace, &proof.service_account)
-                    .map_err(Refused::Identity)?
+                    .map_err(IssuanceRefused::Identity)?
             }
             Self::Certificate(proven) => proven.id.clone(),
         };
-        if id.is_control_plane() { Err(Refused::Reserved) } else { Ok(id) }
+        if id.is_control_plane() { Err(IssuanceRefused::Reserved) } else { Ok(id) }
     }
 }
 
-impl Refused {
+impl IssuanceRefused {
     /// The metric's label.
     fn reason(&self) -> &'static str {
         match self {
@@ -225,19 +225,21 @@ impl Refused {
     }
 }
 
-impl From<Refused> for Status {
-    fn from(refused: Refused) -> Self {
+impl From<IssuanceRefused> for Status {
+    fn from(refused: IssuanceRefused) -> Self {
         let text = refused.to_string();
         match refused {
-            Refused::NoCredential | Refused::Token(_) => Self::unauthenticated(text),
-            Refused::Reserved | Refused::Identity(_) | Refused::Bound(_) => {
-                Self::permission_denied(text)
+            IssuanceRefused::NoCredential | IssuanceRefused::Token(_) => {
+                Self::unauthenticated(text)
             }
-            Refused::Review(error) if error.is_passing() => Self::unavailable(text),
-            Refused::Review(_) => Self::permission_denied(text),
-            Refused::Node | Refused::Csr(_) => Self::invalid_argument(text),
-            Refused::Certify(CertifyError::TooManyNodes) => Self::resource_exhausted(text),
-            Refused::Certify(CertifyError::Issue(_) | CertifyError::Unconfirmed(_)) => {
+            IssuanceRefused::Reserved
+            | IssuanceRefused::Identity(_)
+            | IssuanceRefused::Bound(_) => Self::permission_denied(text),
+            IssuanceRefused::Review(error) if error.is_passing() => Self::unavailable(text),
+            IssuanceRefused::Review(_) => Self::permission_denied(text),
+            IssuanceRefused::Node | IssuanceRefused::Csr(_) => Self::invalid_argument(text),
+            IssuanceRefused::Certify(CertifyError::TooManyNodes) => Self::resource_exhausted(text),
+            IssuanceRefused::Certify(CertifyError::Issue(_) | CertifyError::Unconfirmed(_)) => {
                 Self::unavailable(text)
             }
         }

@@ -93,7 +93,7 @@ pub enum Dep {
     /// The ports of one workload, by uid.
     Inbound(String),
     Settings,
-    /// The roots that the mesh believes in.
+    /// The roots that the mesh trusts.
     Trust,
 }
 
@@ -104,7 +104,7 @@ pub struct Security {
     pub trust_domain: Option<TrustDomain>,
     /// Of ports that nothing else is said about.
     pub mtls: MtlsMode,
-    /// Of callers that no rule speaks of.
+    /// Of callers that match no rule.
     pub default_access: Action,
 }
 
@@ -153,7 +153,7 @@ pub struct Index {
     faults: Policies<FaultInjection>,
     /// FaultInjections by the Service that their guard watches.
     watching: Links<ServiceId, Key>,
-    /// Experiments that a guard has stopped.
+    /// Fault injections that a guard has stopped.
     stops: Arc<Stops>,
     externals: Externals,
     /// Key sets that do not stand in a policy itself.

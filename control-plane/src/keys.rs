@@ -29,7 +29,7 @@ const MAX_KEYS: u64 = 256 * 1024;
 
 /// What is known of a source.
 #[derive(Default)]
-struct Known {
+struct KnownSource {
     said: Option<Result<String, String>>,
     /// Where it was fetched from the last time.
     from: Option<External>,
@@ -41,7 +41,7 @@ struct Known {
 /// to `root`; where there is none, none is read: who may write a policy may not read the control plane's disk.
 /// `local` says which addresses of this machine may be fetched from.
 pub async fn run(publisher: Arc<Publisher>, root: Option<PathBuf>, local: LocalEndpoints) {
-    let mut known: HashMap<KeySource, Known> = HashMap::new();
+    let mut known: HashMap<KeySource, KnownSource> = HashMap::new();
     let mut tick = tokio::time::interval(LOOK);
     loop {
         tick.tick().await;
@@ -74,7 +74,7 @@ pub async fn run(publisher: Arc<Publisher>, root: Option<PathBuf>, local: LocalE
     }
 }
 
-impl Known {
+impl KnownSource {
     /// The answer of a fetch that has ended; begins one when it is time.
     async fn fetched(
         &mut self,
@@ -94,7 +94,7 @@ impl Known {
                     check_keys(&text).map_err(|error| format!("{}: {error}", from.host))?;
                     Ok((text, kept))
                 });
-                // Ahead of its end, so that a failure leaves time for another try.
+                // Ahead of its end, so that a failure leaves time for another attempt.
                 let pause = answer.as_ref().map_or(AGAIN, |(_, kept)| *kept * 3 / 4);
                 self.next = Some(Instant::now() + pause);
                 Some(answer.map(|(text, _)| text))
@@ -112,7 +112,12 @@ impl Known {
     }
 }
 
-fn take(publisher: &Publisher, source: KeySource, known: &mut Known, read: Result<String, String>) {
+fn take(
+    publisher: &Publisher,
+    source: KeySource,
+    known: &mut KnownSource,
+    read: Result<String, String>,
+) {
     if known.said.as_ref() == Some(&read) {
         return;
     }

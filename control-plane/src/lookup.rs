@@ -21,11 +21,11 @@ const LOOK: Duration = Duration::from_secs(1);
 /// Between two answers for a host. What still holds by its own time is not asked for again.
 const AGAIN: Duration = Duration::from_secs(10);
 
-type Answer = Result<BTreeSet<IpAddr>, String>;
+type LookupAnswer = Result<BTreeSet<IpAddr>, String>;
 
 /// What is known of a host.
 #[derive(Default)]
-struct Known {
+struct KnownHost {
     /// None: a look-up is under way.
     next: Option<Instant>,
     problem: Option<String>,
@@ -34,9 +34,9 @@ struct Known {
 /// Keeps the addresses of the index as the system's resolver has them, until dropped.
 /// `local`: which addresses of the callers' own machines are taken.
 pub async fn run(publisher: Arc<Publisher>, local: LocalEndpoints) {
-    let mut known: HashMap<String, Known> = HashMap::new();
+    let mut known: HashMap<String, KnownHost> = HashMap::new();
     let resolver = Resolver::default();
-    let mut under_way: JoinSet<(String, Answer)> = JoinSet::new();
+    let mut under_way: JoinSet<(String, LookupAnswer)> = JoinSet::new();
     let mut tick = tokio::time::interval(LOOK);
     loop {
         tokio::select! {
@@ -67,7 +67,7 @@ pub async fn run(publisher: Arc<Publisher>, local: LocalEndpoints) {
     }
 }
 
-impl Known {
+impl KnownHost {
     fn say(&mut self, host: &str, problem: Option<&String>) {
         match problem {
             Some(problem) if self.problem.as_ref() != Some(problem) => tracing::warn!(
@@ -82,8 +82,8 @@ impl Known {
     }
 }
 
-/// Whoever answers for a name could otherwise send callers to their own machines.
-async fn look_up(resolver: &Resolver, host: &str, local: LocalEndpoints) -> Answer {
+/// Anyone who answers for a name could otherwise send callers to their own machines.
+async fn look_up(resolver: &Resolver, host: &str, local: LocalEndpoints) -> LookupAnswer {
     let found = resolver.addresses(host).await.map_err(|why| why.to_string())?;
     // Sorted before it is cut: an answer in another order is no other answer.
     let mut refused = None;

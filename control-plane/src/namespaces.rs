@@ -26,7 +26,7 @@ pub fn read(store: &dyn Store) -> BTreeSet<String> {
 
 /// Keeps document and index alike, looking at both once per `interval`.
 pub async fn keep(publisher: Arc<Publisher>, store: Arc<dyn Store>, interval: Duration) {
-    let mut synced = Synced::default();
+    let mut synced = SyncedNamespaces::default();
     loop {
         tokio::time::sleep(interval).await;
         let (publisher, store, before) = (publisher.clone(), store.clone(), synced.clone());
@@ -41,7 +41,7 @@ pub async fn keep(publisher: Arc<Publisher>, store: Arc<dyn Store>, interval: Du
 
 /// What document and index had in common, and the document's version then.
 #[derive(Clone, Debug, Default)]
-struct Synced {
+struct SyncedNamespaces {
     names: BTreeSet<String>,
     version: Option<Version>,
 }
@@ -49,8 +49,8 @@ struct Synced {
 fn sync(
     publisher: &Publisher,
     store: &dyn Store,
-    before: &Synced,
-) -> Result<Option<Synced>, StoreError> {
+    before: &SyncedNamespaces,
+) -> Result<Option<SyncedNamespaces>, StoreError> {
     let known = publisher.view().index.known_namespaces();
     let version = store.version(&Document::secret(NAME))?;
     if version == before.version && known.is_subset(&before.names) {
@@ -60,7 +60,7 @@ fn sync(
     if !names.is_subset(&known) {
         publisher.commit(|index| index.learn_namespaces(&names));
     }
-    Ok(Some(Synced { names, version }))
+    Ok(Some(SyncedNamespaces { names, version }))
 }
 
 /// Adds what is known to the document, and gives all that is in it.

@@ -20,7 +20,7 @@ use outrigger_core::config::{
     Balancer, HostMatch, HttpRule, MeshAddress, MtlsMode, Protocol, TcpBackend,
 };
 use outrigger_core::name::{external_name, external_service};
-use outrigger_core::policy::access::{Action, Rule, TokenIssuer};
+use outrigger_core::policy::access::{AccessRule, Action, TokenIssuer};
 use serde::{Serialize, Serializer};
 
 pub use external::{External, ExternalTls};
@@ -284,7 +284,7 @@ pub struct Policy {
     pub ports: Vec<u16>,
     pub mtls: Option<MtlsMode>,
     pub default: Option<Action>,
-    pub rules: Vec<Rule>,
+    pub rules: Vec<AccessRule>,
     pub issuers: Vec<PolicyIssuer>,
     /// It stands in for one that was never right.
     pub closed: Option<Closed>,

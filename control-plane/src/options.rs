@@ -17,7 +17,7 @@ use outrigger_core::policy::access::Action;
 use crate::cluster::definitions::Remove;
 use crate::index::Security;
 use crate::replica::{ReplicaName, Timing};
-use crate::source::kubernetes::Cluster;
+use crate::source::kubernetes::ApiServerOptions;
 pub use commands::{ClusterOptions, StateDir, TokenOptions, TrustStep};
 pub use issuer::IssuerOptions;
 pub use pods::PodOptions;
@@ -255,7 +255,7 @@ pub struct Options {
     )]
     pub mtls: Mtls,
 
-    /// Who may call a port that no AccessPolicy speaks of.
+    /// Who may call a port without an AccessPolicy.
     #[arg(
         long,
         env = "OUTRIGGER_DEFAULT_ACCESS",
@@ -309,9 +309,9 @@ impl Options {
     }
 
     /// The cluster that objects come from, if they come from one.
-    pub fn cluster(&self) -> Option<Cluster> {
+    pub fn cluster(&self) -> Option<ApiServerOptions> {
         let (kubeconfig, context) = (self.kubeconfig.clone(), self.kube_context.clone());
-        self.kubernetes.then_some(Cluster { kubeconfig, context })
+        self.kubernetes.then_some(ApiServerOptions { kubeconfig, context })
     }
 }
 

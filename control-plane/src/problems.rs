@@ -61,13 +61,13 @@ impl fmt::Display for Problem {
 /// The problems of each file, shared between who finds them and who shows them.
 #[derive(Debug, Default)]
 pub struct Problems {
-    known: Mutex<Known>,
+    known: Mutex<KnownProblems>,
     /// Told of whatever [`Self::take_changed`] gives.
     pub changed: Notify,
 }
 
 #[derive(Debug, Default)]
-struct Known {
+struct KnownProblems {
     files: BTreeMap<PathBuf, Vec<Problem>>,
     /// Errors of each object: where each stands in its file's list.
     by_object: BTreeMap<ObjectId, BTreeMap<PathBuf, Vec<usize>>>,
@@ -124,7 +124,7 @@ impl Problems {
     }
 }
 
-impl Known {
+impl KnownProblems {
     /// Follows which errors of a file are which object's.
     fn link(&mut self, file: &Path, old: &[Problem], new: &[Problem]) {
         let before: BTreeSet<&ObjectId> = old.iter().filter_map(Problem::refused).collect();

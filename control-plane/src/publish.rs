@@ -25,13 +25,13 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
 
-pub use collection::{Collection, Cut, Member, Place, Share};
+pub use collection::{Collection, Cut, Member, Share, ShareOwner};
 pub use encode::{Encoded, EncodedDestination};
-pub use fit::{LeftOut, MAX_RESOURCE, Part};
+pub use fit::{LeftOut, MAX_RESOURCE, ResourcePart};
 pub use follow::{Follower, News};
 pub use handle::{Dirty, Handle};
 pub use progress::{Answers, Programmed};
-pub use subscriber::{Answer, Subscriber};
+pub use subscriber::{Acknowledgement, Subscriber};
 pub use view::View;
 
 use encode::EncodedInbound;
@@ -62,7 +62,7 @@ pub struct Snapshot {
 
 /// What commits have cost so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counts {
+pub struct CommitCounts {
     /// Things that commits have touched.
     pub touched: u64,
     /// Resources that were put together and encoded.
@@ -83,12 +83,12 @@ struct Counters {
 
 #[derive(Debug)]
 pub struct Publisher {
-    writer: Mutex<Writer>,
+    writer: Mutex<IndexWriter>,
     snapshot: ArcSwap<Snapshot>,
     topics: Topics,
     /// Commits of which nobody has been told yet.
     queue: Mutex<VecDeque<ChangeSet>>,
-    /// Whoever holds it tells of what is in the queue; nobody waits for it.
+    /// Anyone who holds it tells of what is in the queue; nobody waits for it.
     telling: Mutex<()>,
     /// The last generation that everybody concerned has been told of.
     told: watch::Sender<u64>,
@@ -101,7 +101,7 @@ pub struct Publisher {
 
 /// The only one who changes the index.
 #[derive(Debug)]
-struct Writer {
+struct IndexWriter {
     index: Index,
     commit: Commit,
 }
@@ -121,7 +121,7 @@ impl Publisher {
         let commit = Commit { generation: 0, nanos: unix_nanos(), at: Instant::now() };
         let snapshot = Snapshot { index: index.clone(), commit };
         Self {
-            writer: Mutex::new(Writer { index, commit }),
+            writer: Mutex::new(IndexWriter { index, commit }),
             snapshot: ArcSwap::from_pointee(snapshot),
             topics: Topics::new(),
             queue: Mutex::default(),
@@ -135,7 +135,7 @@ impl Publisher {
         }
     }
 
-    /// Changes the index and wakes whoever depends on what changed.
+    /// Changes the index and wakes anyone who depends on what changed.
     pub fn commit<R>(&self, change: impl FnOnce(&mut Index) -> R) -> (R, Commit) {
         let mut writer = lock(&self.writer);
         let result = change(&mut writer.index);
@@ -174,9 +174,9 @@ impl Publisher {
         *self.told.borrow()
     }
 
-    pub fn counts(&self) -> Counts {
+    pub fn counts(&self) -> CommitCounts {
         let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        Counts {
+        CommitCounts {
             touched: of(&self.counters.touched),
             encoded: of(&self.counters.encoded),
             compared: of(&self.counters.compared),
@@ -196,7 +196,7 @@ impl Publisher {
     /// The stream is over, and depends on nothing any more.
     pub fn disconnect(&self, handle: &Handle) {
         lock(&self.streams).remove(&handle.id);
-        // Whoever waits for this stream waits in vain.
+        // Anyone who waits for this stream waits in vain.
         handle.acknowledge(u64::MAX);
     }
 
@@ -319,7 +319,7 @@ impl Publisher {
 }
 
 impl Drop for Publisher {
-    /// Whoever waits for a commit waits in vain.
+    /// Anyone who waits for a commit waits in vain.
     fn drop(&mut self) {
         self.told.send_replace(u64::MAX);
     }

@@ -2,7 +2,7 @@
 //!
 //! An endpoint is published only while its workload is Ready. Draining withdraws it and answers
 //! when every proxy that knew it has acknowledged that; a cleanly closed stream withdraws it at
-//! once, a broken one after the grace period. Whoever holds a name keeps it while it is alive: another one
+//! once, a broken one after the grace period. Anyone who holds a name keeps it while it is alive: another one
 //! gets it only when the holder's stream has ended and it had time to come back. [`registrar`] is the gRPC
 //! service, [`saved`] keeps registrations over a restart, [`others`] are those of other replicas, [`objects`]
 //! writes each as an ExternalWorkload in a cluster, [`session`] tells one process from another.
@@ -26,10 +26,10 @@ use tokio::sync::{oneshot, watch};
 use tonic::Status;
 
 use entry::{Entry, Link};
-use others::{Others, Versions};
+use others::{OtherReplicas, Versions};
 pub use registrar::Registrar;
-use saved::{Saved, Stream};
-use session::Session;
+use saved::{SavedRegistration, SavedStream};
+use session::SessionHash;
 
 use crate::index::PortId;
 use crate::metrics::Metrics;
@@ -47,7 +47,7 @@ pub struct Registrations {
     metrics: Arc<Metrics>,
     entries: Mutex<HashMap<String, Entry>>,
     /// Locked after the entries, never before.
-    others: Mutex<Others>,
+    others: Mutex<OtherReplicas>,
     /// Versions of others' documents; locked while these are read.
     looking: Mutex<Versions>,
     next_stream: AtomicU64,
@@ -59,15 +59,15 @@ pub struct Registrations {
 }
 
 /// A stream that speaks for a workload.
-struct Speaker {
+struct WorkloadSpeaker {
     stream: u64,
     /// Ends when another stream does, with a reason if the name is somebody else's.
-    replaced: oneshot::Receiver<Refused>,
+    replaced: oneshot::Receiver<RegistrationRefused>,
 }
 
 /// Why a workload is not registered.
 #[derive(Debug, thiserror::Error)]
-enum Refused {
+enum RegistrationRefused {
     #[error(
         "name: {0} is registered by another proxy, which keeps it while it is alive: give each proxy a name \
          of its own"
@@ -87,12 +87,16 @@ enum Refused {
     TooManyOfAccount,
 }
 
-impl From<Refused> for Status {
-    fn from(refused: Refused) -> Self {
+impl From<RegistrationRefused> for Status {
+    fn from(refused: RegistrationRefused) -> Self {
         let text = refused.to_string();
         match refused {
-            Refused::Held(_) | Refused::Taken(_) => Self::already_exists(text),
-            Refused::TooMany | Refused::TooManyOfAccount => Self::resource_exhausted(text),
+            RegistrationRefused::Held(_) | RegistrationRefused::Taken(_) => {
+                Self::already_exists(text)
+            }
+            RegistrationRefused::TooMany | RegistrationRefused::TooManyOfAccount => {
+                Self::resource_exhausted(text)
+            }
         }
     }
 }
@@ -109,7 +113,8 @@ impl Registrations {
         let saved = Own::new(replica.clone(), saved::NAME);
         let link = || Link::Broken(Instant::now(), unix_millis());
         let entries = read(&saved, local).into_iter().map(|saved| {
-            let Saved { workload, health, session, stream: Stream { since, .. } } = saved;
+            let SavedRegistration { workload, health, session, stream: SavedStream { since, .. } } =
+                saved;
             let entry = Entry { workload, health, session, stream: 0, since, link: link() };
             (entry.workload.uid(), entry)
         });
@@ -117,7 +122,7 @@ impl Registrations {
             publisher,
             metrics,
             entries: Mutex::new(entries.collect()),
-            others: Mutex::new(Others::new(grace)),
+            others: Mutex::new(OtherReplicas::new(grace)),
             looking: Mutex::default(),
             // 0 is the stream of what was read from disk.
             next_stream: AtomicU64::new(1),
@@ -181,12 +186,16 @@ impl Registrations {
     }
 
     /// Puts a registration in force, unless its name is somebody else's who is alive.
-    fn register(&self, workload: Workload, session: Option<Session>) -> Result<Speaker, Refused> {
+    fn register(
+        &self,
+        workload: Workload,
+        session: Option<SessionHash>,
+    ) -> Result<WorkloadSpeaker, RegistrationRefused> {
         let stream = self.next_stream.fetch_add(1, Ordering::Relaxed);
         let uid = workload.uid();
         if self.publisher.view().index.is_taken(&uid) {
             tracing::warn!(uid, "a workload was refused: its name is an ExternalWorkload's");
-            return Err(Refused::Taken(uid));
+            return Err(RegistrationRefused::Taken(uid));
         }
         let mut entries = self.entries();
         let before = entries.get(&uid);
@@ -195,7 +204,7 @@ impl Registrations {
             || elsewhere.as_ref().is_some_and(|other| other.is_held_against(session.as_ref()));
         if held {
             tracing::warn!(uid, "a workload was refused: its name is another proxy's");
-            return Err(Refused::Held(uid));
+            return Err(RegistrationRefused::Held(uid));
         }
         if before.is_none() && elsewhere.is_none() {
             room_for(&workload, &entries, &self.others())?;
@@ -218,7 +227,7 @@ impl Registrations {
         entries.insert(uid, entry);
         drop(entries);
         self.note_change();
-        Ok(Speaker { stream, replaced })
+        Ok(WorkloadSpeaker { stream, replaced })
     }
 
     /// Notes what a stream says of its workload's health. For Draining, completes when the
@@ -270,7 +279,7 @@ impl Registrations {
     }
 
     /// The same; `why` is told the proxy.
-    fn end(&self, uid: &str, stream: u64, why: Option<Refused>) {
+    fn end(&self, uid: &str, stream: u64, why: Option<RegistrationRefused>) {
         let mut entries = self.entries();
         if entries.get(uid).is_none_or(|entry| entry.stream != stream) {
             return;
@@ -320,21 +329,21 @@ impl Registrations {
         lock(&self.entries)
     }
 
-    fn others(&self) -> MutexGuard<'_, Others> {
+    fn others(&self) -> MutexGuard<'_, OtherReplicas> {
         lock(&self.others)
     }
 }
 
-/// Whoever holds a token could otherwise fill the index with made-up workloads.
+/// Anyone who holds a token could otherwise fill the index with made-up workloads.
 fn room_for(
     workload: &Workload,
     entries: &HashMap<String, Entry>,
-    others: &Others,
-) -> Result<(), Refused> {
+    others: &OtherReplicas,
+) -> Result<(), RegistrationRefused> {
     let now = Instant::now();
     let count = entries.len() + others.all(entries, now).count();
     if count >= bounds::WORKLOADS {
-        return Err(Refused::TooMany);
+        return Err(RegistrationRefused::TooMany);
     }
     let same = |other: &&Workload| {
         other.namespace == workload.namespace && other.service_account == workload.service_account
@@ -343,13 +352,13 @@ fn room_for(
     if count >= bounds::WORKLOADS_OF_ACCOUNT
         && all().filter(same).count() >= bounds::WORKLOADS_OF_ACCOUNT
     {
-        return Err(Refused::TooManyOfAccount);
+        return Err(RegistrationRefused::TooManyOfAccount);
     }
     Ok(())
 }
 
 /// What was registered at this replica; nothing if there is no document or it is damaged.
-fn read(saved: &Own, local: LocalEndpoints) -> Vec<Saved> {
+fn read(saved: &Own, local: LocalEndpoints) -> Vec<SavedRegistration> {
     match saved.read() {
         Ok(None) => Vec::new(),
         Ok(Some(bytes)) => saved::decode(&bytes, local).unwrap_or_else(|| {

@@ -25,7 +25,7 @@ use crate::admission::{Injector, Webhook};
 use crate::ca::Authority;
 use crate::cluster::pods::PodController;
 use crate::cluster::review::Reviewer;
-use crate::cluster::writer::Writer;
+use crate::cluster::writer::StatusWriter;
 use crate::connection;
 use crate::discovery::{Discovery, DiscoveryServer};
 use crate::experiments::Stopper;
@@ -45,11 +45,11 @@ use crate::source::kubernetes::{self, ConnectError, Kubernetes};
 use crate::source::manifests::{self, Folder, Watching};
 use crate::status::reader::Statuses;
 use durable::Durable;
-use security::Security;
+use security::ServerSecurity;
 
 /// Bytes of a registration, with as many labels and ports as one may have.
 const MAX_REGISTER: usize = 256 * 1024;
-/// Bytes of a request for a certificate, or to stop an experiment.
+/// Bytes of a request for a certificate, or to stop a fault injection.
 const MAX_CERTIFY: usize = 16 * 1024;
 /// Open streams are told to end; after this they are cut.
 const STOP: Duration = Duration::from_secs(3);
@@ -102,21 +102,21 @@ pub struct Server {
     publisher: Arc<Publisher>,
     replica: Option<Arc<Replica>>,
     registrations: Option<Arc<Registrations>>,
-    security: Option<Security>,
+    security: Option<ServerSecurity>,
     shutdown: watch::Sender<bool>,
     grpc: JoinHandle<()>,
     background: Vec<JoinHandle<()>>,
-    source: Option<Source>,
+    source: Option<ObjectSource>,
 }
 
 /// Where objects come from, while the server runs.
 #[derive(Debug)]
-enum Source {
+enum ObjectSource {
     Manifests(#[expect(dead_code, reason = "watches until it is dropped")] Watching),
     Kubernetes(Kubernetes),
 }
 
-impl Source {
+impl ObjectSource {
     /// Takes everything over that is there, and whatever changes from then on.
     async fn start(
         options: &Options,
@@ -151,7 +151,8 @@ pub async fn start(options: Options, log: Log) -> Result<Server, StartError> {
         Durable::open(&options, client.as_ref()).await?;
     let store = replica.as_ref().map(|replica| replica.store.clone());
     let local = options.local();
-    let source = Source::start(&options, client.as_ref(), &publisher, &problems, &metrics).await?;
+    let source =
+        ObjectSource::start(&options, client.as_ref(), &publisher, &problems, &metrics).await?;
     let (shutdown, stopping) = watch::channel(false);
     let registrations = registrations(&options, replica.as_ref(), &publisher, &metrics).await?;
     let listener = bind("--listen", options.listen)?;
@@ -185,7 +186,7 @@ pub async fn start(options: Options, log: Log) -> Result<Server, StartError> {
         background.extend(security.run(&publisher, &metrics)?);
     }
     let tls = security.as_ref().map(|security| security.tls.clone());
-    if let (Some(client), Source::Kubernetes(kubernetes), Some(replica)) =
+    if let (Some(client), ObjectSource::Kubernetes(kubernetes), Some(replica)) =
         (&client, &source, &replica)
     {
         let registrations = registrations.clone();
@@ -293,7 +294,7 @@ fn write_back(
     registrations: Option<Arc<Registrations>>,
 ) -> Vec<JoinHandle<()>> {
     let generations = kubernetes.generations.clone();
-    let writer = Writer::new(client.clone(), statuses, generations, replica.clone());
+    let writer = StatusWriter::new(client.clone(), statuses, generations, replica.clone());
     let objects = registrations.map(|all| Objects::new(client.clone(), all, replica.clone()));
     let objects = objects.map(|objects| tokio::spawn(objects.run()));
     std::iter::once(tokio::spawn(writer.run())).chain(objects).collect()
@@ -302,7 +303,7 @@ fn write_back(
 /// Where pods are seen, and what is to be done about their proxies.
 struct PodsOf<'a> {
     options: &'a Options,
-    source: &'a Source,
+    source: &'a ObjectSource,
     replica: Option<&'a Arc<Replica>>,
 }
 
@@ -314,7 +315,7 @@ impl PodsOf<'_> {
         client: &Client,
         injector: Option<&Injector>,
     ) -> Option<JoinHandle<()>> {
-        let Source::Kubernetes(kubernetes) = self.source else { return None };
+        let ObjectSource::Kubernetes(kubernetes) = self.source else { return None };
         let controller = PodController::new(
             client.clone(),
             kubernetes.pods.clone(),

@@ -28,7 +28,7 @@ use crate::translate::destination;
 
 /// Of one object.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Status {
+pub struct ObjectStatus {
     pub object: ObjectId,
     /// Whether its newest version is in force.
     pub accepted: Condition,
@@ -37,7 +37,7 @@ pub struct Status {
     /// Sections of a policy that another one decides, and which.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub overridden: Vec<String>,
-    /// Since when and why an experiment does nothing any more.
+    /// Since when and why a fault injection does nothing any more.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stopped: Option<Stopped>,
 }
@@ -57,7 +57,7 @@ impl From<Vec<String>> for Condition {
 }
 
 /// Status of every route, policy and ExternalService, and of every object whose newest version was not accepted.
-pub fn objects(view: &View<'_>, problems: &[Problem]) -> Vec<Status> {
+pub fn objects(view: &View<'_>, problems: &[Problem]) -> Vec<ObjectStatus> {
     let mut written: BTreeMap<&ObjectId, Vec<String>> = BTreeMap::new();
     for problem in problems {
         if let Some(object) = problem.refused() {

@@ -1,6 +1,6 @@
 //! What outlives a process: named documents behind one [`Store`], which several replicas share.
 //!
-//! A document is small, read and written whole, and has a [`Version`]. Whoever writes says which version it
+//! A document is small, read and written whole, and has a [`Version`]. Anyone who writes says which version it
 //! read: when another one is there by now, nothing is written ([`StoreError::Conflict`]), and the writer
 //! reads again. A store is a directory ([`dir`]) or a namespace of a Kubernetes cluster, with its Secrets,
 //! ConfigMaps and Leases ([`cluster`]). Everything blocks: call it where blocking is allowed.
@@ -19,7 +19,7 @@
 //! Replicas look at each other's documents every second ([`crate::replica::Timing`]).
 //!
 //! - Roots and issuer, registrations, namespaces: a second, and the time to write.
-//! - Stopped experiments: 5 s. Each proxy also obeys its own guard.
+//! - Stopped fault injections: 5 s. Each proxy also obeys its own guard.
 //! - Which connections are open elsewhere and what they have acknowledged: as of 0.3 s ago when a step asks,
 //!   since a step reads every replica's documents anew. A replica that has died counts as connected until its
 //!   lease has run out: 15 s.
@@ -40,9 +40,9 @@ use std::fmt;
 use std::io;
 use std::time::{Duration, SystemTime};
 
-pub use lease::Held;
+pub use lease::HeldLease;
 
-/// Tries of [`update`]: each fails only because somebody else succeeded.
+/// Attempts of [`update`]: each fails only because somebody else succeeded.
 const TRIES: usize = 100;
 
 /// A place for documents that several processes share. Leases run by the clocks of those who take them:
@@ -89,7 +89,7 @@ pub trait Store: fmt::Debug + Send + Sync {
     fn release(&self, lease: &str, holder: &str) -> Result<(), StoreError>;
 
     /// Who has a lease that has not run out.
-    fn holder(&self, lease: &str) -> Result<Option<Held>, StoreError>;
+    fn holder(&self, lease: &str) -> Result<Option<HeldLease>, StoreError>;
 
     /// Where a document is, for people.
     fn place(&self, document: &Document) -> String;
@@ -192,7 +192,7 @@ pub fn update(
     }
 }
 
-/// Gives what is there, or puts `make` there; whoever is first wins, and everybody gets the same.
+/// Gives what is there, or puts `make` there; the first one wins, and everybody gets the same.
 pub fn create(
     store: &dyn Store,
     document: &Document,

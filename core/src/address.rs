@@ -1,6 +1,6 @@
 //! Which addresses are no place where a service of another machine could be.
 //!
-//! An endpoint is dialled by whoever calls the service, from wherever that is. A loopback address means each
+//! An endpoint is dialled by anyone who calls the service, from wherever that is. A loopback address means each
 //! caller's own machine, a link-local one whatever is beside the caller: nobody may be sent there by somebody
 //! else's word.
 

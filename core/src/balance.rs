@@ -62,7 +62,7 @@ pub mod ewma {
         pack(cost.max(LEAST_US), stamp)
     }
 
-    /// The cost in microseconds by now: what has not been heard of for long is worth a new try.
+    /// The cost in microseconds by now: what has not been heard of for long is worth a new attempt.
     pub fn cost(packed: u64, now_ms: u32) -> f32 {
         if packed == 0 {
             return FRESH_US;

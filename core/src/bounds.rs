@@ -1,4 +1,4 @@
-//! The bounds of every string and list that a proxy or whoever writes manifests may send, once.
+//! The bounds of every string and list that a proxy or anyone who writes manifests may send, once.
 //!
 //! Those here are held to on the wire, those of [`manifest`] at admission; numbers of policies have
 //! their own table, [`crate::policy::bounds`]. Lengths are in bytes.
@@ -37,7 +37,7 @@ pub const NONCE: usize = 32;
 pub const NAMES: usize = 20_480;
 /// Resources whose versions one discovery request may name: names, and the endpoints behind them.
 pub const VERSIONS: usize = 200_000;
-/// Characters of why a proxy refused something, or had an experiment stopped; the rest is cut off.
+/// Characters of why a proxy refused something, or had a fault injection stopped; the rest is cut off.
 pub const REASON: usize = 1024;
 /// What a proxy may tell of itself beside its name, and details of a refusal: nobody reads them.
 pub const DETAILS: usize = 64;

@@ -28,13 +28,13 @@ use crate::route::{HostTable, HttpTable, HttpTableBuilder, Order, RequestView};
 pub struct Compiled {
     pub name: DestinationName,
     pub protocol: Protocol,
-    /// How requests are called that no rule speaks of.
+    /// How requests are called that match no rule.
     pub call: Arc<CallPolicy>,
     /// The destination itself, then [`Destination::backends`] in their order.
     pub backends: Vec<CompiledBackend>,
     /// None: no HTTP route is attached.
     http: Option<HttpTable>,
-    rules: Vec<Rule>,
+    rules: Vec<CompiledRule>,
     /// None: no TLS route is attached.
     tls: Option<HostTable<Option<usize>>>,
     streams: Vec<(Arc<str>, Split)>,
@@ -66,7 +66,7 @@ pub enum HttpRouting<'a> {
 
 #[derive(Debug)]
 pub struct Matched<'a> {
-    pub rule: &'a Rule,
+    pub rule: &'a CompiledRule,
     /// The prefix that a prefix match named, without a final `/` unless it is `/` itself; what a
     /// `PathModifier::Prefix` replaces.
     pub prefix: Option<&'a str>,
@@ -74,7 +74,7 @@ pub struct Matched<'a> {
 
 /// What happens to a request that one of the rule's matches chose.
 #[derive(Debug)]
-pub struct Rule {
+pub struct CompiledRule {
     /// `namespace/name` of its route.
     pub route: Arc<str>,
     /// Names the rule in its destination: a hash of its route and its name, else of its matches.
@@ -303,7 +303,7 @@ fn compile_http(
     routes: &[HttpRoute],
     targets: &Targets,
     call: &Arc<CallPolicy>,
-    rules: &mut Vec<Rule>,
+    rules: &mut Vec<CompiledRule>,
 ) -> Result<Option<HttpTable>, FieldError> {
     if routes.is_empty() {
         return Ok(None);
@@ -327,7 +327,7 @@ fn compile_rule(
     route: &Arc<str>,
     targets: &Targets,
     default: &Arc<CallPolicy>,
-) -> Result<Rule, FieldError> {
+) -> Result<CompiledRule, FieldError> {
     let filters = compile_filters(&rule.filters, targets)?;
     let shares = rule
         .backends
@@ -346,7 +346,7 @@ fn compile_rule(
     let call = rule.call.clone().map_or_else(|| Arc::clone(default), Arc::new);
     let name = rule.name.clone().unwrap_or_else(|| format!("{:?}", rule.matches));
     let id = hash(format!("{route}/{name}").as_bytes()) as u32;
-    Ok(Rule { route: Arc::clone(route), id, call, filters, split: Split::new(shares) })
+    Ok(CompiledRule { route: Arc::clone(route), id, call, filters, split: Split::new(shares) })
 }
 
 fn compile_share(

@@ -41,9 +41,9 @@ pub struct Destination {
     pub protocol: Protocol,
     /// How endpoints of this service are chosen when a request goes to the service itself.
     pub balancer: Balancer,
-    /// How requests are called that no rule speaks of, and whose rule says nothing itself.
+    /// How requests are called that match no rule, and whose rule says nothing itself.
     pub call: CallPolicy,
-    /// How the service itself is spared.
+    /// Client-side protection of the service itself.
     pub policy: BackendPolicy,
     /// Every other service that a route below sends to.
     pub backends: Vec<Backend>,
@@ -375,8 +375,8 @@ pub enum MtlsMode {
     Strict,
 }
 
-/// The roots that the mesh believes in. Certificates stay in DER here: reading them is the business
-/// of whoever does I/O.
+/// The roots that the mesh trusts. Certificates stay in DER here: reading them is the business
+/// of anyone who does I/O.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TrustBundle {
     pub trust_domain: TrustDomain,

@@ -98,11 +98,11 @@ fn tls(bytes: &[u8]) -> Detected {
     let (hello, broken) = join_records(bytes);
     match client_hello(&hello) {
         Ok(server_name) => Detected::Tls { server_name },
-        Err(Stop::Malformed) => Detected::Opaque,
-        Err(Stop::Short) if broken => Detected::Opaque,
+        Err(ParseStop::Malformed) => Detected::Opaque,
+        Err(ParseStop::Short) if broken => Detected::Opaque,
         // So much of it was right that it is TLS; its name is out of reach.
-        Err(Stop::Short) if bytes.len() >= MAX_DETECT => Detected::Tls { server_name: None },
-        Err(Stop::Short) => Detected::NeedMore,
+        Err(ParseStop::Short) if bytes.len() >= MAX_DETECT => Detected::Tls { server_name: None },
+        Err(ParseStop::Short) => Detected::NeedMore,
     }
 }
 
@@ -134,36 +134,36 @@ fn join_records(mut bytes: &[u8]) -> (Vec<u8>, bool) {
 }
 
 /// Why a ClientHello could not be read to its end.
-enum Stop {
+enum ParseStop {
     Short,
     Malformed,
 }
 
 /// The server name of a ClientHello (RFC 8446 section 4.1.2), as soon as it is known.
-fn client_hello(bytes: &[u8]) -> Result<Option<String>, Stop> {
+fn client_hello(bytes: &[u8]) -> Result<Option<String>, ParseStop> {
     let mut message = Reader { bytes, declared: usize::MAX };
     if message.u8()? != CLIENT_HELLO {
-        return Err(Stop::Malformed);
+        return Err(ParseStop::Malformed);
     }
     let mut hello = message.prefixed(3)?;
     if hello.u8()? != 3 {
-        return Err(Stop::Malformed);
+        return Err(ParseStop::Malformed);
     }
     // The minor version, then the client's random.
     hello.skip(1 + 32)?;
     let session_id = hello.length(1)?;
     if session_id > 32 {
-        return Err(Stop::Malformed);
+        return Err(ParseStop::Malformed);
     }
     hello.skip(session_id)?;
     let cipher_suites = hello.length(2)?;
     if cipher_suites < 2 || cipher_suites % 2 != 0 {
-        return Err(Stop::Malformed);
+        return Err(ParseStop::Malformed);
     }
     hello.skip(cipher_suites)?;
     let compression = hello.length(1)?;
     if compression == 0 {
-        return Err(Stop::Malformed);
+        return Err(ParseStop::Malformed);
     }
     hello.skip(compression)?;
     if hello.at_end() {
@@ -210,39 +210,39 @@ impl<'a> Reader<'a> {
         self.declared == 0
     }
 
-    fn take(&mut self, count: usize) -> Result<&'a [u8], Stop> {
-        self.declared = self.declared.checked_sub(count).ok_or(Stop::Malformed)?;
-        let (taken, rest) = self.bytes.split_at_checked(count).ok_or(Stop::Short)?;
+    fn take(&mut self, count: usize) -> Result<&'a [u8], ParseStop> {
+        self.declared = self.declared.checked_sub(count).ok_or(ParseStop::Malformed)?;
+        let (taken, rest) = self.bytes.split_at_checked(count).ok_or(ParseStop::Short)?;
         self.bytes = rest;
         Ok(taken)
     }
 
-    fn rest(&mut self) -> Result<&'a [u8], Stop> {
+    fn rest(&mut self) -> Result<&'a [u8], ParseStop> {
         self.take(self.declared)
     }
 
-    fn skip(&mut self, count: usize) -> Result<(), Stop> {
+    fn skip(&mut self, count: usize) -> Result<(), ParseStop> {
         self.take(count).map(drop)
     }
 
-    fn u8(&mut self) -> Result<u8, Stop> {
+    fn u8(&mut self) -> Result<u8, ParseStop> {
         self.length(1).map(|value| value as u8)
     }
 
-    fn u16(&mut self) -> Result<u16, Stop> {
+    fn u16(&mut self) -> Result<u16, ParseStop> {
         self.length(2).map(|value| value as u16)
     }
 
     /// A number of `width` bytes, at most 3.
-    fn length(&mut self, width: usize) -> Result<usize, Stop> {
+    fn length(&mut self, width: usize) -> Result<usize, ParseStop> {
         let bytes = self.take(width)?;
         Ok(bytes.iter().fold(0, |value, byte| value << 8 | usize::from(*byte)))
     }
 
     /// The vector behind a length of `width` bytes; this reader goes on after it.
-    fn prefixed(&mut self, width: usize) -> Result<Self, Stop> {
+    fn prefixed(&mut self, width: usize) -> Result<Self, ParseStop> {
         let length = self.length(width)?;
-        self.declared = self.declared.checked_sub(length).ok_or(Stop::Malformed)?;
+        self.declared = self.declared.checked_sub(length).ok_or(ParseStop::Malformed)?;
         let (bytes, rest) = self.bytes.split_at(length.min(self.bytes.len()));
         self.bytes = rest;
         Ok(Self { bytes, declared: length })

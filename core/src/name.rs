@@ -13,7 +13,7 @@ pub const MAX_LABEL: usize = 63;
 /// The longest DNS name in text form (RFC 1035 section 2.3.4).
 pub const MAX_HOST: usize = 253;
 
-/// On a request that a proxy passes on to where the mesh has no service: whoever is not to be reached through
+/// On a request that a proxy passes on to where the mesh has no service: anyone who is not to be reached through
 /// a proxy, as admin servers are not, knows by it.
 pub const PROXIED: &str = "x-outrigger-proxied";
 
@@ -71,7 +71,7 @@ impl DestinationName {
         self
     }
 
-    /// The service itself, whoever calls: what endpoints and metrics are keyed by.
+    /// The service itself, no matter who calls: what endpoints and metrics are keyed by.
     #[must_use]
     pub fn without_consumer(&self) -> Self {
         Self { consumer: None, ..self.clone() }

@@ -2,7 +2,7 @@
 
 use http::StatusCode;
 
-use crate::reason::Reason;
+use crate::reason::{Reason, Side};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Outcome {
@@ -26,6 +26,14 @@ impl Outcome {
             Self::Refused => "refused",
             Self::Canceled => "canceled",
         }
+    }
+}
+
+/// What a request that ended for this reason counts as, when its caller waited for the end.
+pub fn classify_reason(reason: Reason) -> Outcome {
+    match reason.side() {
+        Side::Upstream => Outcome::Failure,
+        Side::Downstream | Side::Us => Outcome::Refused,
     }
 }
 

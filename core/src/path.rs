@@ -57,7 +57,7 @@ pub fn canonical(path: &str) -> Result<Cow<'_, str>, Ambiguous> {
 
 /// What a byte of a path may mean.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
+enum ByteKind {
     Plain,
     Slash,
     /// May be part of a segment that means something.
@@ -66,15 +66,15 @@ enum Kind {
 }
 
 /// Looked up, since every request's path is looked at.
-const KINDS: [Kind; 256] = {
-    let mut kinds = [Kind::Plain; 256];
+const KINDS: [ByteKind; 256] = {
+    let mut kinds = [ByteKind::Plain; 256];
     let mut byte = 0;
     while byte < kinds.len() {
         kinds[byte] = match byte as u8 {
-            b'/' => Kind::Slash,
-            b'.' => Kind::Dot,
-            b'%' | b'\\' | 0..=0x20 | 0x7f..=0xff => Kind::Suspicious,
-            _ => Kind::Plain,
+            b'/' => ByteKind::Slash,
+            b'.' => ByteKind::Dot,
+            b'%' | b'\\' | 0..=0x20 | 0x7f..=0xff => ByteKind::Suspicious,
+            _ => ByteKind::Plain,
         };
         byte += 1;
     }
@@ -83,11 +83,11 @@ const KINDS: [Kind; 256] = {
 
 /// Nothing in it asks for a second look.
 fn is_plain(path: &[u8]) -> bool {
-    let mut before = Kind::Plain;
+    let mut before = ByteKind::Plain;
     path.iter().all(|&byte| {
         let kind = KINDS[usize::from(byte)];
-        let begins_a_segment = std::mem::replace(&mut before, kind) == Kind::Slash;
-        kind == Kind::Plain || kind != Kind::Suspicious && !begins_a_segment
+        let begins_a_segment = std::mem::replace(&mut before, kind) == ByteKind::Slash;
+        kind == ByteKind::Plain || kind != ByteKind::Suspicious && !begins_a_segment
     })
 }
 

@@ -16,6 +16,47 @@ pub enum Side {
     Upstream,
 }
 
+/// Which proxy named a reason.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum NamedBy {
+    /// This one.
+    Local,
+    /// The called one, in its answer.
+    Peer,
+}
+
+impl NamedBy {
+    /// The word in metrics and logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Local => "local",
+            Self::Peer => "peer",
+        }
+    }
+}
+
+/// A reason, and which proxy named it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Cause {
+    pub reason: Reason,
+    pub named_by: NamedBy,
+}
+
+impl Cause {
+    pub fn local(reason: Reason) -> Self {
+        Self { reason, named_by: NamedBy::Local }
+    }
+
+    pub fn peer(reason: Reason) -> Self {
+        Self { reason, named_by: NamedBy::Peer }
+    }
+
+    /// Nothing has failed in the end: the reason tells of an earlier attempt.
+    pub fn is_overcome(&self) -> bool {
+        self.reason.status() == StatusCode::OK
+    }
+}
+
 macro_rules! reasons {
     ($($(#[$doc:meta])* $variant:ident = $word:literal, $side:ident, $status:literal, $error:literal, $hint:literal;)*) => {
         /// Why a request or connection did not simply go through.
@@ -95,10 +136,10 @@ reasons! {
         "the matched rule has no valid backendRef; see the route's status";
     /// The service exists and has no ready endpoint.
     NoEndpoint = "no_endpoint", Upstream, 503, "destination_unavailable",
-        "no instance of the service is ready; check its workloads and the service's selector";
+        "no endpoint of the service is ready; check its workloads and the service's selector";
     /// A request to one pinned endpoint that does not exist (any more).
     EndpointGone = "endpoint_gone", Upstream, 503, "destination_unavailable",
-        "the addressed instance is gone; dial the service instead of one instance";
+        "the addressed endpoint is gone; dial the service instead of one endpoint";
     /// The inbound proxy was asked for a port that its workload has not registered.
     PortNotServed = "port_not_served", Downstream, 502, "destination_not_found",
         "the workload does not serve that port; its registration lists those it does";
@@ -125,9 +166,9 @@ reasons! {
     /// A token is required and none was sent.
     TokenMissing = "token_missing", Downstream, 401, "http_request_denied",
         "send a token of an issuer that the AccessPolicy lists as `Authorization: Bearer`";
-    /// A token was sent and does not hold; the detail names the cause.
+    /// A token was sent and is invalid; the detail names the cause.
     TokenInvalid = "token_invalid", Downstream, 401, "http_request_denied",
-        "the token does not hold; the detail names the cause";
+        "the token is invalid; the detail names the cause";
     /// This proxy has no certificate that is valid now.
     IdentityUnavailable = "identity_unavailable", Us, 503, "tls_certificate_error",
         "the proxy has no valid certificate; check its join token and its connection to the control plane";
@@ -136,35 +177,35 @@ reasons! {
         "the called proxy could not be authenticated; the detail names the cause";
     /// The upstream proved another identity than that of the endpoint that was dialled.
     UpstreamIdentityMismatch = "upstream_identity_mismatch", Upstream, 503, "tls_certificate_error",
-        "the address belongs to another workload by now, or somebody stands in between";
+        "the address belongs to another workload by now, or a possible man in the middle";
 
     // On the way.
     /// No connection could be made: refused or unreachable.
     ConnectFailed = "connect_failed", Upstream, 503, "connection_refused",
-        "the instance does not accept connections; is it running and listening?";
+        "the endpoint does not accept connections; is it running and listening?";
     /// No connection was made within the connect timeout.
     ConnectTimeout = "connect_timeout", Upstream, 504, "connection_timeout",
-        "the instance did not answer in time; look at its load and the network";
+        "the endpoint did not answer in time; look at its load and the network";
     /// The upstream closed before anything of the request was processed.
     UpstreamReset = "upstream_reset", Upstream, 503, "connection_terminated",
-        "the instance closed the connection before it took the request; safe to try again";
+        "the endpoint closed the connection before it took the request; safe to try again";
     /// The upstream closed and may have processed the request.
     UpstreamResetAmbiguous = "upstream_reset_ambiguous", Upstream, 502, "connection_terminated",
-        "the instance went away after it got the request; it may have acted on it";
+        "the endpoint went away after it got the request; it may have acted on it";
     /// The response broke off after its head.
     ResponseTruncated = "response_truncated", Upstream, 502, "http_response_incomplete",
-        "the instance went away in the middle of its response";
+        "the endpoint went away in the middle of its response";
     /// The upstream broke its protocol.
     UpstreamProtocolError = "upstream_protocol_error", Upstream, 502, "http_protocol_error",
-        "the instance's answer is not valid; check the port's declared protocol";
+        "the endpoint's answer is not valid; check the port's declared protocol";
     /// The upstream did not accept the upgrade or the tunnel.
     UpgradeRefused = "upgrade_refused", Upstream, 502, "http_upgrade_failed",
-        "the instance did not accept the protocol upgrade";
+        "the endpoint did not accept the protocol upgrade";
     /// A request came back to the service that it had been at, or to the proxy that sent it.
     Loop = "loop", Us, 508, "proxy_loop_detected",
-        "services call each other in a circle; the detail names the way";
+        "services call each other in a loop; the detail names the way";
 
-    /// An experiment that somebody asked for.
+    /// A fault injection that somebody asked for.
     FaultInjected = "fault_injected", Upstream, 503, "destination_unavailable",
         "a FaultInjection does this on purpose; the detail names it, and deleting it ends it";
 
@@ -177,10 +218,10 @@ reasons! {
         "the response had begun and was not finished in time; give streams no deadline or a longer one";
     /// One attempt took longer than the policy lets it.
     AttemptTimeout = "attempt_timeout", Upstream, 504, "http_response_timeout",
-        "the instance did not answer within timeouts.attempt; raise it or make the instance faster";
+        "the endpoint did not answer within timeouts.attempt; raise it or make the endpoint faster";
     /// No head of a response came within the policy's time.
     FirstByteTimeout = "first_byte_timeout", Upstream, 504, "http_response_timeout",
-        "the instance did not begin to answer within timeouts.firstByte";
+        "the endpoint did not begin to answer within timeouts.firstByte";
     /// Nothing of the response came for longer than the policy or the proxy lets it.
     IdleTimeout = "idle_timeout", Upstream, 504, "http_response_incomplete",
         "the response fell silent for longer than timeouts.idle or --stream-idle-timeout";
@@ -200,33 +241,52 @@ reasons! {
         "too many connections; raise --max-connections or reuse connections";
     /// Too many calls to the service failed lately: the breaker answers at once.
     BreakerOpen = "breaker_open", Us, 503, "proxy_internal_response",
-        "the called service fails too often; look at it, and at /policies of this proxy for the next trial";
-    /// As many requests to the service or to each of its instances are in flight as may be.
+        "the called service fails too often; look at it, and at /policies of this proxy for the next probe";
+    /// As many requests to the service or to each of its endpoints are in flight as may be.
     TooManyInFlight = "too_many_in_flight", Us, 503, "proxy_internal_response",
         "the service is slow or limits.maxInFlight too low";
     /// As many destinations as a proxy holds are in use.
     TooManyNames = "too_many_names", Us, 503, "proxy_internal_response",
-        "the app calls more destinations at a time than a proxy holds; call fewer, or from more instances";
-    /// A rate limit of the called port is used up.
+        "the app calls more destinations at a time than a proxy holds; call fewer, or run more instances of the app";
+    /// A rate limit of the called port is exceeded.
     RateLimited = "rate_limited", Downstream, 429, "http_request_denied",
         "wait as long as Retry-After says, or raise the limit that the detail names in its ServerPolicy";
     /// The called port works on as many requests as it may, and its queue is no way out.
     Overloaded = "overloaded", Us, 503, "destination_unavailable",
-        "the instance has more to do than its ServerPolicy lets in; add instances or raise the limit";
+        "the endpoint is over its ServerPolicy limit; add endpoints or raise the limit";
     /// The proxy is shutting down.
     Draining = "draining", Us, 503, "proxy_internal_response",
-        "the proxy is shutting down; a new connection reaches another instance";
+        "the proxy is shutting down; a new connection reaches another endpoint";
     /// A fault of the proxy's own.
     InternalError = "internal_error", Us, 500, "proxy_internal_error",
         "a fault of the proxy itself; please report it with the log around it";
 
     // What went well in the end.
-    /// Sent again because the first try was provably not processed.
+    /// Sent again because the first attempt was provably not processed.
     RetriedUnprocessed = "retried_unprocessed", Upstream, 200, "connection_terminated",
-        "the first try did not reach the instance; it was sent again";
+        "the first attempt did not reach the endpoint; it was sent again";
     /// Sent again because a policy asks for it.
     Retried = "retried", Upstream, 200, "http_request_error",
         "an earlier try failed and the policy's retries allowed another";
+}
+
+impl Reason {
+    /// The kind and field of the policy that decides so; none where no policy does, or not alone.
+    pub fn policy(self) -> Option<&'static str> {
+        Some(match self {
+            Self::AccessDenied => "AccessPolicy spec.rules",
+            Self::TokenMissing | Self::TokenInvalid => "AccessPolicy spec.jwt",
+            Self::AttemptTimeout => "TrafficPolicy spec.timeouts.attempt",
+            Self::FirstByteTimeout => "TrafficPolicy spec.timeouts.firstByte",
+            Self::BreakerOpen => "TrafficPolicy spec.breaker",
+            Self::TooManyInFlight => "TrafficPolicy spec.limits",
+            Self::Retried => "TrafficPolicy spec.retries",
+            Self::RateLimited => "ServerPolicy spec.rateLimits",
+            Self::Overloaded => "ServerPolicy spec.concurrency",
+            Self::FaultInjected => "FaultInjection spec.faults",
+            _ => return None,
+        })
+    }
 }
 
 impl std::fmt::Display for Reason {

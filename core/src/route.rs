@@ -38,20 +38,20 @@ pub(crate) struct HttpTable {
     hosts: HostTable<PathTable>,
 }
 
-pub(crate) struct Found<'a> {
+pub(crate) struct FoundRule<'a> {
     /// What [`HttpTableBuilder::add`] was given.
     pub(crate) rule: usize,
     pub(crate) prefix: Option<&'a str>,
 }
 
 impl HttpTable {
-    pub(crate) fn find(&self, view: &RequestView<'_>) -> Option<Found<'_>> {
+    pub(crate) fn find(&self, view: &RequestView<'_>) -> Option<FoundRule<'_>> {
         self.hosts
             .candidates(Some(view.host))
             .find_map(|paths| paths.find(view.path, |index| self.matches[index].holds(view)))
             .map(|index| {
                 let found = &self.matches[index];
-                Found { rule: found.rule, prefix: found.prefix.as_deref() }
+                FoundRule { rule: found.rule, prefix: found.prefix.as_deref() }
             })
     }
 }

@@ -20,7 +20,7 @@ use outrigger_core::config::{
 use outrigger_core::identity::SpiffeId;
 use outrigger_core::name::{DestinationName, EndpointId};
 use outrigger_core::policy::access::{
-    Access, Action, Caller, ClaimMatch, HeaderRule, Operation, Rule, TokenIssuer,
+    Access, AccessRule, Action, CallerMatch, ClaimMatch, HeaderRule, Operation, TokenIssuer,
 };
 use outrigger_core::policy::cache::CacheConfig;
 use outrigger_core::policy::cors::CorsConfig;
@@ -517,7 +517,7 @@ fn any_access() -> impl Strategy<Value = Access> {
     let texts = || vec(any_text(), 0..3);
     let network = select(&["10.0.0.0/8", "::1/128"][..]).prop_map(|text| text.parse().unwrap());
     let caller = (texts(), texts(), texts(), of(any::<bool>()), vec(network, 0..2)).prop_map(
-        |(service_accounts, namespaces, trust_domains, authenticated, networks)| Caller {
+        |(service_accounts, namespaces, trust_domains, authenticated, networks)| CallerMatch {
             service_accounts,
             namespaces,
             trust_domains,
@@ -540,7 +540,7 @@ fn any_access() -> impl Strategy<Value = Access> {
         (any_text(), any_text(), action(), any::<bool>()),
         (vec(caller, 0..3), vec(operation, 0..3), vec(claim, 0..2)),
     )
-        .prop_map(|((policy, name, action, audit), (from, to, claims))| Rule {
+        .prop_map(|((policy, name, action, audit), (from, to, claims))| AccessRule {
             policy,
             name,
             action,

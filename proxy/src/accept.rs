@@ -23,7 +23,7 @@ use crate::worker::Load;
 
 /// Connections that the kernel holds until they are accepted.
 const BACKLOG: i32 = 4_096;
-/// Pause after an error such as "too many open files", which a new try at once would only repeat.
+/// Pause after an error such as "too many open files", which a new attempt at once would only repeat.
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// After so long without a byte the kernel asks whether the other host is still there, and so often
@@ -88,7 +88,7 @@ impl Drop for Slot {
 
 /// A worker as the accepting side sees it.
 #[derive(Clone)]
-pub struct Seat {
+pub struct WorkerHandle {
     pub load: Arc<Load>,
     pub queue: mpsc::UnboundedSender<Accepted>,
 }
@@ -131,7 +131,7 @@ fn without_ipv6(address: SocketAddr, error: &io::Error) -> Option<SocketAddr> {
 }
 
 /// Accepts until the proxy closes.
-pub async fn accept(proxy: Arc<Proxy>, listener: TcpListener, via: Via, seats: Vec<Seat>) {
+pub async fn accept(proxy: Arc<Proxy>, listener: TcpListener, via: Via, seats: Vec<WorkerHandle>) {
     // tokio's own listener would register each socket with this thread too, only to forget it at once.
     #[expect(unsafe_code, reason = "so says tokio of descriptors")]
     // SAFETY: the listener is its descriptor's only owner and has the same one until it is dropped.
@@ -160,7 +160,13 @@ pub async fn accept(proxy: Arc<Proxy>, listener: TcpListener, via: Via, seats: V
     }
 }
 
-fn hand_over(proxy: &Arc<Proxy>, stream: TcpStream, remote: SocketAddr, via: &Via, seats: &[Seat]) {
+fn hand_over(
+    proxy: &Arc<Proxy>,
+    stream: TcpStream,
+    remote: SocketAddr,
+    via: &Via,
+    seats: &[WorkerHandle],
+) {
     let Some(seat) = seats.iter().min_by_key(|seat| seat.load.total()) else { return };
     let Some(slot) = Slot::take(proxy, &seat.load, via.direction()) else { return };
     if let Err(error) = stream.set_nonblocking(true) {

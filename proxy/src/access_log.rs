@@ -6,13 +6,12 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use http::uri::PathAndQuery;
 use http::{HeaderValue, Method};
-use outrigger_core::config::Protocol;
 use outrigger_core::outcome::Outcome;
-use outrigger_core::reason::Reason;
-use outrigger_logging::{Log, Record};
+use outrigger_logging::{Log, Record as LogRecord};
 use serde::Serialize;
 
-use crate::metrics::{Direction, Metrics, Status, add};
+use crate::metrics::{Metrics, add};
+use crate::record::{Attempted, Record};
 use crate::settings::AccessLogSetting;
 
 /// The request side: decides and enqueues.
@@ -22,39 +21,14 @@ pub struct AccessLog {
     metrics: Arc<Metrics>,
 }
 
-/// A request or connection that has ended.
-pub struct Entry {
-    pub direction: Direction,
-    pub service: Arc<str>,
-    pub route: Arc<str>,
-    pub peer: Arc<str>,
-    pub protocol: Protocol,
-    pub outcome: Outcome,
-    pub status: Status,
-    pub reason: Option<Reason>,
-    pub detail: Option<Box<str>>,
-    /// Nobody was asked.
-    pub cache_hit: bool,
-    /// What was given instead of a failure.
-    pub degraded: Option<&'static str>,
-    pub method: Option<Method>,
-    pub path: Option<PathAndQuery>,
-    pub request_id: Option<HeaderValue>,
-    /// 0: none.
-    pub trace_id: u128,
-    pub endpoint: Option<SocketAddr>,
-    /// The experiment that hit it.
-    pub injected: Option<Arc<str>>,
-    pub attempts: u8,
-    /// Milliseconds left at the end; below 0: so many too late.
-    pub deadline_left_ms: Option<i64>,
-    pub duration: Duration,
-    pub bytes: u64,
-}
-
 impl AccessLog {
     pub fn new(setting: AccessLogSetting, log: Log, metrics: Arc<Metrics>) -> Self {
         Self { setting, log, metrics }
+    }
+
+    /// Whether it may want a record at all.
+    pub fn is_on(&self) -> bool {
+        !matches!(self.setting, AccessLogSetting::Off)
     }
 
     pub fn wants(&self, outcome: Outcome, random: impl FnOnce() -> u64) -> bool {
@@ -65,19 +39,21 @@ impl AccessLog {
         }
     }
 
-    pub fn write(&self, entry: Entry) {
+    pub fn write(&self, entry: Record) {
         if !self.log.write(entry) {
             add(&self.metrics.gauges.access_log_dropped, 1);
         }
     }
 }
 
-impl Record for Entry {
+impl LogRecord for Record {
     fn size(&self) -> usize {
         let detail = self.detail.as_ref().map_or(0, |detail| detail.len());
         let path = self.path.as_ref().map_or(0, |path| path.as_str().len());
         let request_id = self.request_id.as_ref().map_or(0, HeaderValue::len);
-        size_of::<Self>() + detail + path + request_id
+        let earlier =
+            self.earlier.as_ref().map_or(0, |earlier| earlier.all.len() * size_of::<Attempted>());
+        size_of::<Self>() + detail + path + request_id + earlier
     }
 
     /// Both are parts of the buffer that the request's head was read into.
@@ -107,6 +83,11 @@ struct Line<'a> {
     status: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<&'static str>,
+    /// Which proxy named the reason.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason_by: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    policy: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     detail: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -127,13 +108,61 @@ struct Line<'a> {
     injected: Option<&'a str>,
     attempts: u8,
     #[serde(skip_serializing_if = "Option::is_none")]
+    earlier_attempts: Option<Vec<AttemptLine>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     deadline_left_ms: Option<i64>,
+    #[serde(skip_serializing_if = "is_zero")]
+    queue_us: u32,
+    #[serde(skip_serializing_if = "is_zero")]
+    resolve_us: u32,
+    #[serde(skip_serializing_if = "is_zero")]
+    connect_us: u32,
+    #[serde(skip_serializing_if = "is_zero")]
+    first_byte_us: u32,
     duration_us: u64,
     bytes: u64,
 }
 
-impl<'a> From<&'a Entry> for Line<'a> {
-    fn from(entry: &'a Entry) -> Self {
+/// An attempt before the last one.
+#[derive(Serialize)]
+struct AttemptLine {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    endpoint: Option<SocketAddr>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    status: Option<u16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason_by: Option<&'static str>,
+    end: &'static str,
+    began_us: u64,
+    duration_us: u64,
+}
+
+fn is_zero(us: &u32) -> bool {
+    *us == 0
+}
+
+fn as_us(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+impl From<&Attempted> for AttemptLine {
+    fn from(attempt: &Attempted) -> Self {
+        Self {
+            endpoint: attempt.endpoint,
+            status: attempt.status.map(|status| status.as_u16()),
+            reason: attempt.cause.map(|cause| cause.reason.as_str()),
+            reason_by: attempt.cause.map(|cause| cause.named_by.as_str()),
+            end: attempt.end.as_str(),
+            began_us: as_us(attempt.began),
+            duration_us: as_us(attempt.duration),
+        }
+    }
+}
+
+impl<'a> From<&'a Record> for Line<'a> {
+    fn from(entry: &'a Record) -> Self {
         Self {
             time: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |t| t.as_secs_f64()),
             log: "access",
@@ -144,7 +173,9 @@ impl<'a> From<&'a Entry> for Line<'a> {
             protocol: entry.protocol.as_str(),
             outcome: entry.outcome.as_str(),
             status: entry.status.to_string(),
-            reason: entry.reason.map(Reason::as_str),
+            reason: entry.cause.map(|cause| cause.reason.as_str()),
+            reason_by: entry.cause.map(|cause| cause.named_by.as_str()),
+            policy: entry.cause.and_then(|cause| cause.reason.policy()),
             detail: entry.detail.as_deref(),
             degraded: entry.degraded,
             cache: entry.cache_hit.then_some("hit"),
@@ -156,8 +187,16 @@ impl<'a> From<&'a Entry> for Line<'a> {
             endpoint: entry.endpoint,
             injected: entry.injected.as_deref(),
             attempts: entry.attempts,
+            earlier_attempts: entry
+                .earlier
+                .as_ref()
+                .map(|earlier| earlier.all.iter().map(AttemptLine::from).collect()),
             deadline_left_ms: entry.deadline_left_ms,
-            duration_us: u64::try_from(entry.duration.as_micros()).unwrap_or(u64::MAX),
+            queue_us: entry.phases.queue,
+            resolve_us: entry.phases.resolve,
+            connect_us: entry.phases.connect,
+            first_byte_us: entry.phases.first_byte,
+            duration_us: as_us(entry.duration),
             bytes: entry.bytes,
         }
     }
@@ -166,14 +205,17 @@ impl<'a> From<&'a Entry> for Line<'a> {
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
+    use outrigger_core::config::Protocol;
 
     use super::*;
+    use crate::metrics::{Direction, Status};
+    use crate::record::Phases;
 
     /// A log that nobody read held the buffer of each request's head, for some hundred bytes a line.
     #[test]
     fn a_line_that_waits_has_memory_of_its_own_and_says_the_same() {
         let head = Bytes::from(b"/orders?token=secret r1".repeat(100));
-        let mut entry = Entry {
+        let mut entry = Record {
             direction: Direction::Inbound,
             service: "bank/orders:80".into(),
             route: "".into(),
@@ -181,7 +223,7 @@ mod tests {
             protocol: Protocol::Http1,
             outcome: Outcome::Success,
             status: Status::Http(2),
-            reason: None,
+            cause: None,
             detail: None,
             cache_hit: false,
             degraded: None,
@@ -192,6 +234,8 @@ mod tests {
             endpoint: None,
             injected: None,
             attempts: 1,
+            earlier: None,
+            phases: Phases::default(),
             deadline_left_ms: None,
             duration: Duration::ZERO,
             bytes: 0,

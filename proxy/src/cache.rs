@@ -4,7 +4,6 @@
 //! what was used least recently goes first. Asked only where a policy has a cache.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fmt::{self, Write};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -14,6 +13,8 @@ use http::HeaderMap;
 use http::header::HeaderName;
 use outrigger_core::policy::cache::{Shared, same};
 
+use crate::metrics::table::{self, Exposition};
+
 /// What an entry costs beside its texts: maps, pointers and the like, roughly.
 const OVERHEAD: usize = 512;
 /// Answers to the same URI that differ by what they vary by; with more, the oldest one goes.
@@ -21,7 +22,7 @@ const MAX_VARIANTS: usize = 32;
 
 /// One answer, whole.
 #[derive(Debug)]
-pub struct Entry {
+pub struct CachedResponse {
     pub headers: HeaderMap,
     pub body: Bytes,
     /// The headers that chose it, and what they said.
@@ -36,7 +37,7 @@ pub struct Entry {
     pub shared: Shared,
 }
 
-impl Entry {
+impl CachedResponse {
     pub fn is_fresh(&self, now: Instant) -> bool {
         self.old(now) < self.fresh
     }
@@ -64,7 +65,7 @@ impl Entry {
 
 /// How often the store was asked and what came of it.
 #[derive(Default)]
-pub struct Counts {
+pub struct CacheCounts {
     pub hits: AtomicU64,
     pub misses: AtomicU64,
     pub stored: AtomicU64,
@@ -72,21 +73,21 @@ pub struct Counts {
 
 pub struct Cache {
     limit: usize,
-    shelves: Mutex<Shelves>,
-    pub counts: Counts,
+    inner: Mutex<CacheInner>,
+    pub counts: CacheCounts,
 }
 
 #[derive(Default)]
-struct Shelves {
-    entries: HashMap<Arc<str>, Vec<Kept>>,
+struct CacheInner {
+    entries: HashMap<Arc<str>, Vec<CacheSlot>>,
     /// Keys by when an entry of theirs was used.
     order: BTreeMap<u64, Arc<str>>,
     turn: u64,
     bytes: usize,
 }
 
-struct Kept {
-    entry: Arc<Entry>,
+struct CacheSlot {
+    entry: Arc<CachedResponse>,
     bytes: usize,
     /// Its place in `order`.
     turn: u64,
@@ -94,11 +95,16 @@ struct Kept {
 
 impl Cache {
     pub fn new(limit: usize) -> Self {
-        Self { limit, shelves: Mutex::default(), counts: Counts::default() }
+        Self { limit, inner: Mutex::default(), counts: CacheCounts::default() }
     }
 
     /// The answer that such a request got before, if it may still be given.
-    pub fn find(&self, key: &str, request: &HeaderMap, now: Instant) -> Option<Arc<Entry>> {
+    pub fn find(
+        &self,
+        key: &str,
+        request: &HeaderMap,
+        now: Instant,
+    ) -> Option<Arc<CachedResponse>> {
         let mut shelves = self.lock();
         let shelves = &mut *shelves;
         let (key, kept) = shelves.entries.get_key_value(key)?;
@@ -118,7 +124,7 @@ impl Cache {
     }
 
     /// Keeps an answer in the place of the one before.
-    pub fn store(&self, key: &str, entry: Entry) {
+    pub fn store(&self, key: &str, entry: CachedResponse) {
         let bytes = entry.bytes(key);
         if bytes > self.limit {
             return;
@@ -134,13 +140,13 @@ impl Cache {
             shelves.remove(&key, at);
         }
         let before = shelves.entries.get(&key).map_or(&[][..], Vec::as_slice);
-        let same = |kept: &Kept| same(&entry.names, &entry.request, &kept.entry.request);
+        let same = |kept: &CacheSlot| same(&entry.names, &entry.request, &kept.entry.request);
         let replaced = before.iter().position(same);
         if let Some(at) = replaced.or_else(|| (before.len() >= MAX_VARIANTS).then_some(0)) {
             shelves.remove(&key, at);
         }
         let turn = shelves.next_turn();
-        let kept = Kept { entry: Arc::new(entry), bytes, turn };
+        let kept = CacheSlot { entry: Arc::new(entry), bytes, turn };
         shelves.entries.entry(Arc::clone(&key)).or_default().push(kept);
         shelves.order.insert(turn, key);
         shelves.bytes += bytes;
@@ -166,38 +172,26 @@ impl Cache {
     }
 
     /// In the Prometheus text format.
-    pub fn expose(&self, out: &mut String) -> fmt::Result {
-        let name = "outrigger_cache_requests_total";
-        writeln!(
-            out,
-            "# HELP {name} requests that a kept answer could do for\n# TYPE {name} counter"
-        )?;
+    pub fn expose(&self, out: &mut Exposition) {
         for (result, count) in [("hit", &self.counts.hits), ("miss", &self.counts.misses)] {
-            writeln!(out, "{name}{{result=\"{result}\"}} {}", count.load(Relaxed))?;
+            out.add(&table::CACHE_REQUESTS, &[&result], count.load(Relaxed));
         }
-        let name = "outrigger_cache_stored_total";
-        writeln!(out, "# HELP {name} answers that were kept\n# TYPE {name} counter")?;
-        writeln!(out, "{name} {}", self.counts.stored.load(Relaxed))?;
+        out.add(&table::CACHE_STORED, &[], self.counts.stored.load(Relaxed));
         let (bytes, entries) = self.size();
-        for (name, help, value) in [
-            ("outrigger_cache_bytes", "bytes of answers kept", bytes),
-            ("outrigger_cache_entries", "answers kept", entries),
-        ] {
-            writeln!(out, "# HELP {name} {help}\n# TYPE {name} gauge\n{name} {value}")?;
-        }
-        Ok(())
+        out.add(&table::CACHE_BYTES, &[], bytes);
+        out.add(&table::CACHE_ENTRIES, &[], entries);
     }
 
-    fn lock(&self) -> MutexGuard<'_, Shelves> {
-        self.shelves.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, CacheInner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn outdated(kept: Option<&Vec<Kept>>, names: &[HeaderName]) -> Option<usize> {
+fn outdated(kept: Option<&Vec<CacheSlot>>, names: &[HeaderName]) -> Option<usize> {
     kept?.iter().position(|kept| kept.entry.names != names)
 }
 
-impl Shelves {
+impl CacheInner {
     fn next_turn(&mut self) -> u64 {
         self.turn += 1;
         self.turn
@@ -239,12 +233,12 @@ mod tests {
         assert!(entry.is_fresh(later) && entry.is_usable(later));
     }
 
-    fn entry(body: usize, accept: Option<&'static str>) -> Entry {
+    fn entry(body: usize, accept: Option<&'static str>) -> CachedResponse {
         let mut request = HeaderMap::new();
         if let Some(value) = accept {
             request.insert(ACCEPT, HeaderValue::from_static(value));
         }
-        Entry {
+        CachedResponse {
             headers: HeaderMap::new(),
             body: vec![b'x'; body].into(),
             names: accept.map(|_| ACCEPT).into_iter().collect(),

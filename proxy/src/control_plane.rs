@@ -16,7 +16,7 @@ use tower::service_fn;
 
 use crate::disk;
 use crate::identity::Identity;
-use crate::tls::credentials::{Caller, Credentials};
+use crate::tls::credentials::{ClientCredentials, Credentials};
 use crate::tls::handshake::describe;
 
 /// Time for one connection, its handshake included.
@@ -89,7 +89,7 @@ impl ControlPlane {
         self.open(uri, Some(caller)).await
     }
 
-    async fn open(&self, uri: Uri, caller: Option<Caller>) -> Result<Channel, String> {
+    async fn open(&self, uri: Uri, caller: Option<ClientCredentials>) -> Result<Channel, String> {
         let host = uri.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
         let port = uri.port_u16().unwrap_or(DEFAULT_PORT);
         let endpoint = Endpoint::from(uri)

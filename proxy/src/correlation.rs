@@ -6,7 +6,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use outrigger_core::policy::correlation::{Index, Inflight, Inherited, Keys};
+use outrigger_core::policy::correlation::{Index, Inflight, Inherited, RequestKeys};
 
 use crate::metrics::{Metrics, add};
 
@@ -94,11 +94,11 @@ impl Correlation {
     }
 
     /// What an outbound request inherits: an exact match first, then its request id, then its trace.
-    pub fn find(&self, keys: Keys) -> Option<Inherited> {
+    pub fn find(&self, keys: RequestKeys) -> Option<Inherited> {
         if self.is_empty() {
             return None;
         }
-        let trace = |keys: Keys| shard(&self.traces, keys.trace as u64);
+        let trace = |keys: RequestKeys| shard(&self.traces, keys.trace as u64);
         if keys.trace != 0
             && let Some(exact) = trace(keys).exact(keys.trace, keys.span)
         {
@@ -133,7 +133,7 @@ mod tests {
         let table = Correlation::new(Arc::new(Metrics::new(1)));
         let now = Instant::now();
         let remember = |caller, trace, span, id: &str, seconds| {
-            let keys = Keys { trace, span, request: table.hash(id.as_bytes()) };
+            let keys = RequestKeys { trace, span, request: table.hash(id.as_bytes()) };
             let deadline = Some(now + Duration::from_secs(seconds));
             let inflight = Inflight { keys, caller, deadline, ..Inflight::default() };
             table.remember(inflight).unwrap()
@@ -146,7 +146,7 @@ mod tests {
         ];
         let found = |trace, span, id: Option<&str>| {
             let request = id.map_or(0, |id| table.hash(id.as_bytes()));
-            let found = table.find(Keys { trace, span, request })?;
+            let found = table.find(RequestKeys { trace, span, request })?;
             let left = found.deadline.unwrap() - now;
             Some((left.as_secs(), found.from.is_some()))
         };
@@ -169,25 +169,25 @@ mod tests {
         assert!(empty(&table.traces) && empty(&table.requests));
     }
 
-    /// A stranger that guessed or repeated an id took a deadline away from somebody else, or gave its own.
+    /// An external client that guessed or repeated an id took a deadline away from somebody else, or gave its own.
     #[test]
-    fn what_strangers_choose_matches_nothing_and_takes_nothing_away() {
+    fn what_external_clients_choose_matches_nothing_and_takes_nothing_away() {
         let table = Correlation::new(Arc::new(Metrics::new(1)));
         let deadline = Some(Instant::now() + Duration::from_secs(1));
         let request = table.hash(b"a");
-        let stranger = |deadline| {
-            let keys = Keys { trace: 1, span: 77, request: 0 };
+        let outside = |deadline| {
+            let keys = RequestKeys { trace: 1, span: 77, request: 0 };
             let inflight = Inflight { keys, is_external: true, deadline, ..Inflight::default() };
             table.remember(inflight).unwrap()
         };
-        let _first = stranger(deadline);
-        let find = |span, request| table.find(Keys { trace: 1, span, request });
-        assert!(find(9, request).is_none(), "neither its id nor its trace is believed");
+        let _first = outside(deadline);
+        let find = |span, request| table.find(RequestKeys { trace: 1, span, request });
+        assert!(find(9, request).is_none(), "neither its id nor its trace is trusted");
         assert!(find(77, 0).is_some(), "what the app was given is");
-        let keys = Keys { trace: 1, span: 5, request };
+        let keys = RequestKeys { trace: 1, span: 5, request };
         let victim = Inflight { keys, caller: 3, deadline, ..Inflight::default() };
         let _victim = table.remember(victim).unwrap();
-        let _second = stranger(None);
+        let _second = outside(None);
         for span in [5, 9] {
             for request in [request, 0] {
                 assert!(find(span, request).is_some_and(|found| found.deadline == deadline));
@@ -201,12 +201,12 @@ mod tests {
     #[test]
     fn thousands_under_one_id_come_and_go_quickly() {
         let table = Correlation::new(Arc::new(Metrics::new(1)));
-        let keys = Keys { trace: 1, span: 1, request: 1 };
+        let keys = RequestKeys { trace: 1, span: 1, request: 1 };
         let began = Instant::now();
         let all: Vec<_> = (0..50_000)
             .map(|_| table.remember(Inflight { keys, ..Inflight::default() }).unwrap())
             .collect();
-        assert!((0..1_000).all(|_| table.find(Keys { trace: 0, ..keys }).is_none()));
+        assert!((0..1_000).all(|_| table.find(RequestKeys { trace: 0, ..keys }).is_none()));
         for one in &all {
             table.forget(one);
         }
@@ -218,7 +218,7 @@ mod tests {
     fn a_full_table_adds_nothing() {
         let table = Correlation::new(Arc::new(Metrics::new(1)));
         let remember = |n: u64| {
-            let keys = Keys { trace: u128::from(n) + 1, span: 1, request: n + 1 };
+            let keys = RequestKeys { trace: u128::from(n) + 1, span: 1, request: n + 1 };
             table.remember(Inflight { keys, ..Inflight::default() })
         };
         let held: Vec<_> = (0..MAX_ENTRIES).map(|n| remember(n).unwrap()).collect();

@@ -52,7 +52,7 @@ pub struct Discovery {
 }
 
 /// Why a stream ended.
-enum Ended {
+enum StreamEnd {
     ByPeer(String),
     /// This side has a new certificate to prove itself with.
     Renewed,
@@ -93,13 +93,13 @@ impl Discovery {
                     backoff.lasted(began.elapsed());
                     ended
                 }
-                None => Ended::ByPeer("no --control-plane".to_owned()),
+                None => StreamEnd::ByPeer("no --control-plane".to_owned()),
             };
             self.proxy.metrics.gauges.discovery_connected.store(0, Relaxed);
             match ended {
-                Ended::Closing => break,
-                Ended::Renewed => continue,
-                Ended::ByPeer(why) => debug!(why, "no configuration stream"),
+                StreamEnd::Closing => break,
+                StreamEnd::Renewed => continue,
+                StreamEnd::ByPeer(why) => debug!(why, "no configuration stream"),
             }
             let pause = tokio::time::sleep(backoff.pause());
             tokio::pin!(pause);
@@ -108,7 +108,7 @@ impl Discovery {
                     () = &mut pause => break,
                     () = proxy.lifecycle.reached(Phase::Closing) => break,
                     () = proxy.store.dialled() => drop(self.follow_names()),
-                    _ = self.housekeeping.tick() => self.keep_house(),
+                    _ = self.housekeeping.tick() => self.housekeep(),
                 }
             }
             if self.proxy.lifecycle.phase() == Phase::Closing {
@@ -123,7 +123,7 @@ impl Discovery {
         }
     }
 
-    async fn stream(&mut self, control_plane: &ControlPlane) -> Ended {
+    async fn stream(&mut self, control_plane: &ControlPlane) -> StreamEnd {
         let renewed = control_plane.renewed();
         tokio::pin!(renewed);
         let (requests, queue) = mpsc::channel(QUEUE);
@@ -132,7 +132,7 @@ impl Discovery {
             Ok(responses) => responses,
             Err(why) => {
                 warn!(control_plane = %control_plane.uri, why, "cannot reach the control plane, going on with the last good configuration");
-                return Ended::ByPeer(why);
+                return StreamEnd::ByPeer(why);
             }
         };
         add(&self.proxy.metrics.gauges.discovery_reconnects, 1);
@@ -146,7 +146,7 @@ impl Discovery {
             tokio::select! {
                 permit = requests.reserve(), if !outgoing.is_empty() => match (permit, outgoing.pop_front()) {
                     (Ok(permit), Some(request)) => permit.send(request),
-                    _ => return Ended::ByPeer("the stream closed".to_owned()),
+                    _ => return StreamEnd::ByPeer("the stream closed".to_owned()),
                 },
                 response = responses.message() => match response {
                     Ok(Some(response)) => {
@@ -155,16 +155,16 @@ impl Discovery {
                         }
                         outgoing.push_back(self.apply(response));
                     }
-                    Ok(None) => return Ended::ByPeer("the control plane ended the stream".to_owned()),
+                    Ok(None) => return StreamEnd::ByPeer("the control plane ended the stream".to_owned()),
                     Err(status) => {
                         let why = format!("{}: {}", status.code(), status.message());
                         warn!(why, "lost the control plane, going on with the last good configuration");
-                        return Ended::ByPeer(why);
+                        return StreamEnd::ByPeer(why);
                     }
                 },
                 () = proxy.store.dialled(), if may_ask => outgoing.extend(self.follow_names()),
                 _ = self.housekeeping.tick() => {
-                    self.keep_house();
+                    self.housekeep();
                     // Never while the control plane is away.
                     proxy.store.retire(self.tick, IDLE_SECONDS);
                     if may_ask {
@@ -172,8 +172,8 @@ impl Discovery {
                     }
                 }
                 // What is held stays in force meanwhile.
-                () = &mut renewed => return Ended::Renewed,
-                () = proxy.lifecycle.reached(Phase::Closing) => return Ended::Closing,
+                () = &mut renewed => return StreamEnd::Renewed,
+                () = proxy.lifecycle.reached(Phase::Closing) => return StreamEnd::Closing,
             }
         }
     }
@@ -234,7 +234,7 @@ impl Discovery {
         }
     }
 
-    fn keep_house(&mut self) {
+    fn housekeep(&mut self) {
         self.tick += 1;
         self.save();
     }

@@ -21,11 +21,11 @@ pub struct LatestWriter<T> {
 }
 
 struct Shared<T> {
-    next: Mutex<Next<T>>,
+    next: Mutex<PendingWrite<T>>,
     changed: Condvar,
 }
 
-struct Next<T> {
+struct PendingWrite<T> {
     value: Option<T>,
     closed: bool,
     /// Something is being written, or will be.
@@ -36,7 +36,7 @@ impl<T: Send + 'static> LatestWriter<T> {
     /// `write` runs on a thread of its own, called `name`, once for each value that was not overtaken.
     pub fn new(name: &str, mut write: impl FnMut(T) + Send + 'static) -> io::Result<Self> {
         let (sender, busy) = watch::channel(false);
-        let next = Mutex::new(Next { value: None, closed: false, busy: sender });
+        let next = Mutex::new(PendingWrite { value: None, closed: false, busy: sender });
         let shared = Arc::new(Shared { next, changed: Condvar::new() });
         let of_thread = Arc::clone(&shared);
         thread::Builder::new().name(name.to_owned()).spawn(move || {
@@ -79,7 +79,7 @@ impl<T> Shared<T> {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Next<T>> {
+    fn lock(&self) -> MutexGuard<'_, PendingWrite<T>> {
         // A value is put or taken whole, whatever has panicked.
         self.next.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -41,7 +41,7 @@ pub struct Endpoints {
     pub is_outside: bool,
     /// Breaker, budget and limits of the service.
     pub guard: Guard,
-    /// What this workload watches over for experiments.
+    /// What this workload watches over for fault injections.
     pub watches: Watches,
     /// Slow start and zones.
     pub preference: Preference,

@@ -1,13 +1,12 @@
-//! Experiments (FaultInjections) in this process: which of them are about this caller, how often each has
+//! Fault injections (FaultInjections) in this process: which of them are about this caller, how often each has
 //! hit, and what this workload watches over so that they stop in time.
 //!
-//! What a fault does to a try is in [`crate::http::fault`]; whether it hits is decided in
+//! What a fault does to an attempt is in [`crate::http::fault`]; whether it hits is decided in
 //! `core/src/policy/fault.rs`.
 
 pub mod report;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::{self, Write};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Instant, SystemTime};
@@ -21,13 +20,14 @@ use tokio::sync::mpsc;
 use self::report::Stop;
 use crate::endpoint::Endpoints;
 use crate::metrics::Metrics;
+use crate::metrics::table::{self, Exposition};
 use crate::settings::Settings;
 
-/// Experiments that are counted by name; further ones are counted together.
+/// Fault injections that are counted by name; further ones are counted together.
 const MAX_COUNTED: usize = 1_000;
 
 pub struct Experiments {
-    /// Tries hit, by name of the experiment and kind of its fault. Locked only when one hits.
+    /// Attempts hit, by name of the fault injection and kind of its fault. Locked only when one hits.
     hits: Mutex<BTreeMap<(Arc<str>, &'static str), u64>>,
     /// Names and versions of those that this process has stopped, whatever the control plane says.
     stopped: Mutex<BTreeSet<(Arc<str>, Arc<str>)>>,
@@ -35,7 +35,7 @@ pub struct Experiments {
     stops: mpsc::UnboundedSender<Stop>,
 }
 
-/// Experiments that stop when calls to one service suffer.
+/// Fault injections that stop when calls to one service suffer.
 #[derive(Default)]
 pub struct Watches(Mutex<Vec<Watch>>);
 
@@ -70,7 +70,7 @@ impl Experiments {
         self.any_stopped.load(Relaxed) && lock(&self.stopped).contains(&key())
     }
 
-    /// About once a second: looks whether calls to a service suffer so much that experiments must stop.
+    /// About once a second: looks whether calls to a service suffer so much that fault injections must stop.
     pub fn watch(&self, metrics: &Metrics, service: &Endpoints, now: Instant) {
         let wall = SystemTime::now();
         for watch in lock(&service.watches.0).iter_mut() {
@@ -88,7 +88,7 @@ impl Experiments {
         }
         self.any_stopped.store(true, Relaxed);
         let reason = format!("calls of {} to {service}: {breach}", rule.from);
-        tracing::warn!(experiment = &*rule.name, reason, "an experiment has to stop");
+        tracing::warn!(fault_injection = &*rule.name, reason, "a fault injection has to stop");
         // Without a control plane there is nobody to tell.
         let _ = self.stops.send(Stop { rule: rule.clone(), reason });
     }
@@ -104,20 +104,17 @@ impl Experiments {
         *hits.entry(key).or_default() += 1;
     }
 
-    /// For whoever looks: what has hit so far.
+    /// For anyone who looks: what has hit so far.
     pub fn show(&self) -> Vec<Value> {
-        let line = |((name, kind), hits): (&(Arc<str>, &str), &u64)| json!({"experiment": **name, "kind": kind, "hits": hits});
+        let line = |((name, kind), hits): (&(Arc<str>, &str), &u64)| json!({"faultInjection": **name, "kind": kind, "hits": hits});
         lock(&self.hits).iter().map(line).collect()
     }
 
     /// In the Prometheus text format. Names hold nothing that needs escaping.
-    pub fn expose(&self, out: &mut String) -> fmt::Result {
-        let name = "outrigger_faults_injected_total";
-        writeln!(out, "# HELP {name} tries hit by experiments\n# TYPE {name} counter")?;
+    pub fn expose(&self, out: &mut Exposition) {
         for ((fault, kind), hits) in lock(&self.hits).iter() {
-            writeln!(out, "{name}{{fault=\"{fault}\",kind=\"{kind}\"}} {hits}")?;
+            out.add(&table::FAULTS_INJECTED, &[fault, kind], hits);
         }
-        Ok(())
     }
 }
 
@@ -125,7 +122,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Leaves only the experiments that are about this workload's calls, and those that it watches over: once,
+/// Leaves only the fault injections that are about this workload's calls, and those that it watches over: once,
 /// so that no request asks.
 pub fn keep_own(destination: &mut Destination, settings: &Settings) {
     let (namespace, account) = (&*settings.namespace, &*settings.service_account);

@@ -1,6 +1,6 @@
-//! How one service port is spared by its callers: retry budget, breaker, ejected and unhealthy endpoints, bulkheads.
+//! Client-side protection of one service port: retry budget, breaker, ejected and unhealthy endpoints, bulkheads.
 //!
-//! One per backend and process, beside its endpoints; the machines are in `core/src/policy/`. A healthy
+//! One per backend and process, beside its endpoints; the state machines are in `core/src/policy/`. A healthy
 //! request reads a few atomics and takes no lock.
 
 mod fitness;
@@ -22,14 +22,14 @@ use outrigger_core::policy::breaker::{self, Admission, Breaker};
 use outrigger_core::policy::budget::Budget;
 use outrigger_core::policy::fallback::Degraded;
 use outrigger_core::policy::limits::LimitsConfig;
-use outrigger_core::policy::outlier::{self, Outlier, Standing};
+use outrigger_core::policy::outlier::{self, Ejection, Outlier};
 use outrigger_core::reason::Reason;
 use tokio::sync::Notify;
 
 pub use health::{Check, Health};
 pub use latencies::Latencies;
-pub use pace::{RATE_LIMIT, RATE_LIMIT_POLICY, take_turn};
-pub use seat::{Seat, take_seat};
+pub use pace::{RATE_LIMIT, RATE_LIMIT_POLICY, pace};
+pub use seat::{InFlightPermit, acquire_in_flight};
 pub use show::write_metrics;
 
 use crate::endpoint::{EndpointState, Endpoints};
@@ -54,7 +54,7 @@ pub struct Guard {
     health: Health,
     /// What is obeyed of the service's own rate limits.
     pacing: pace::Pacing,
-    machines: Mutex<Machines>,
+    state: Mutex<PolicyState>,
     in_flight: AtomicU32,
     waiting: AtomicU32,
     max_in_flight: AtomicU32,
@@ -69,27 +69,27 @@ pub struct Guard {
     panics: AtomicU64,
 }
 
-struct Machines {
+struct PolicyState {
     budget: Budget,
     breaker: Option<Breaker>,
     outlier: Option<Outlier>,
     /// Endpoints that are unhealthy by their checks, by their stable keys.
-    ill: BTreeSet<u64>,
+    unhealthy: BTreeSet<u64>,
     /// Percent; 0: ejections and checks always count.
     panic_threshold: Option<u8>,
 }
 
-/// The trials that one try is, if any. Boxed: nearly every try is none, and many keep room for it.
+/// The probes that one attempt is, if any. Boxed: nearly every attempt is none, and many keep room for it.
 #[derive(Default)]
-pub struct Trials(Option<Box<Ids>>);
+pub struct ProbeIds(Option<Box<Ids>>);
 
 #[derive(Clone, Copy, Default)]
 struct Ids {
-    breaker: Option<breaker::TrialId>,
-    endpoint: Option<outlier::TrialId>,
+    breaker: Option<breaker::BreakerProbeId>,
+    endpoint: Option<outlier::EndpointProbeId>,
 }
 
-impl Trials {
+impl ProbeIds {
     fn ids(&self) -> Ids {
         self.0.as_deref().copied().unwrap_or_default()
     }
@@ -99,7 +99,7 @@ impl Trials {
 pub struct Attempt {
     endpoints: Arc<Endpoints>,
     endpoint: Arc<EndpointState>,
-    trials: Trials,
+    probes: ProbeIds,
     judged: bool,
     /// When it was sent; none: an answer has come, and taught how long it took.
     unanswered_since: Option<Instant>,
@@ -109,12 +109,12 @@ impl Attempt {
     pub fn begin(
         endpoints: &Arc<Endpoints>,
         endpoint: &Arc<EndpointState>,
-        trials: Trials,
+        probes: ProbeIds,
         now: Instant,
     ) -> Self {
         endpoint.load.began();
         let (endpoints, endpoint) = (Arc::clone(endpoints), Arc::clone(endpoint));
-        Self { endpoints, endpoint, trials, judged: false, unanswered_since: Some(now) }
+        Self { endpoints, endpoint, probes, judged: false, unanswered_since: Some(now) }
     }
 
     /// An answer has come.
@@ -128,13 +128,13 @@ impl Attempt {
         }
         let guard = &self.endpoints.guard;
         match outcome {
-            Outcome::Success => guard.success(&self.endpoint, self.trials.ids()),
+            Outcome::Success => guard.success(&self.endpoint, self.probes.ids()),
             Outcome::Failure => {
                 let endpoints = self.endpoints.load().endpoints.len();
-                guard.failure(&self.endpoint, self.trials.ids(), endpoints, random());
+                guard.failure(&self.endpoint, self.probes.ids(), endpoints, random());
             }
             Outcome::Refused | Outcome::Canceled => {
-                guard.abandoned(&self.endpoint, self.trials.ids());
+                guard.abandoned(&self.endpoint, self.probes.ids());
             }
         }
     }
@@ -163,11 +163,11 @@ impl Guard {
             all_well: AtomicBool::new(true),
             health: Health::default(),
             pacing: pace::Pacing::default(),
-            machines: Mutex::new(Machines {
+            state: Mutex::new(PolicyState {
                 budget,
                 breaker: None,
                 outlier: None,
-                ill: BTreeSet::new(),
+                unhealthy: BTreeSet::new(),
                 panic_threshold: None,
             }),
             in_flight: AtomicU32::new(0),
@@ -182,12 +182,12 @@ impl Guard {
         }
     }
 
-    /// Puts a policy in force. What the machines have learnt stays.
+    /// Puts a policy in force. What the state machines have learnt stays.
     pub fn reconfigure(&self, policy: &BackendPolicy) {
         let now = Instant::now();
-        let mut machines = self.lock();
-        machines.budget.reconfigure(policy.budget, now);
-        machines.breaker = match (machines.breaker.take(), policy.breaker) {
+        let mut state = self.lock();
+        state.budget.reconfigure(policy.budget, now);
+        state.breaker = match (state.breaker.take(), policy.breaker) {
             (_, None) => None,
             (None, Some(config)) => Some(Breaker::new(config, now, self.tries.load(Relaxed))),
             (Some(mut breaker), Some(config)) => {
@@ -195,7 +195,7 @@ impl Guard {
                 Some(breaker)
             }
         };
-        machines.outlier = match (machines.outlier.take(), policy.outlier) {
+        state.outlier = match (state.outlier.take(), policy.outlier) {
             (_, None) => None,
             (None, Some(config)) => Some(Outlier::new(config)),
             (Some(mut outlier), Some(config)) => {
@@ -203,13 +203,13 @@ impl Guard {
                 Some(outlier)
             }
         };
-        machines.panic_threshold = policy.preference.panic_threshold;
-        self.publish(&machines);
+        state.panic_threshold = policy.preference.panic_threshold;
+        self.publish(&state);
         let LimitsConfig { max_in_flight, max_pending, max_in_flight_per_endpoint } = policy.limits;
         self.max_in_flight.store(max_in_flight.unwrap_or(UNLIMITED), Relaxed);
         self.max_pending.store(max_pending.unwrap_or(0), Relaxed);
         self.max_per_endpoint.store(max_in_flight_per_endpoint.unwrap_or(UNLIMITED), Relaxed);
-        // A wider limit has room for whoever waits.
+        // A wider limit has room for anyone who waits.
         self.room.notify_waiters();
     }
 
@@ -233,26 +233,26 @@ impl Guard {
     }
 
     /// A try begins; refused while the breaker is open.
-    pub fn admit(&self) -> Result<Trials, Refusal> {
+    pub fn admit(&self) -> Result<ProbeIds, Refusal> {
         self.tries.fetch_add(1, Relaxed);
         if self.breaker_clean.load(Relaxed) {
-            return Ok(Trials::default());
+            return Ok(ProbeIds::default());
         }
         let now = Instant::now();
-        let mut machines = self.lock();
-        let Some(breaker) = &mut machines.breaker else { return Ok(Trials::default()) };
+        let mut state = self.lock();
+        let Some(breaker) = &mut state.breaker else { return Ok(ProbeIds::default()) };
         let (admission, transition) = breaker.admit(now);
-        drop(machines);
+        drop(state);
         self.log(transition);
         match admission {
-            Admission::Pass => Ok(Trials::default()),
-            Admission::Trial(id) => {
-                Ok(Trials(Some(Box::new(Ids { breaker: Some(id), endpoint: None }))))
+            Admission::Pass => Ok(ProbeIds::default()),
+            Admission::Probe(id) => {
+                Ok(ProbeIds(Some(Box::new(Ids { breaker: Some(id), endpoint: None }))))
             }
             Admission::Refuse { retry_at } => {
                 let left = retry_at.saturating_duration_since(now);
                 let detail = format!(
-                    "too many calls to {} failed; the next trial is in {} ms",
+                    "too many calls to {} failed; the next probe is in {} ms",
                     self.name,
                     left.as_millis()
                 );
@@ -265,74 +265,74 @@ impl Guard {
     }
 
     /// A try was answered.
-    fn success(&self, endpoint: &EndpointState, trials: Ids) {
+    fn success(&self, endpoint: &EndpointState, probes: Ids) {
         let clean = self.breaker_clean.load(Relaxed) && self.endpoints_clean.load(Relaxed);
-        if clean && trials.breaker.is_none() && trials.endpoint.is_none() {
+        if clean && probes.breaker.is_none() && probes.endpoint.is_none() {
             return;
         }
         let now = Instant::now();
-        let mut machines = self.lock();
-        let breaker = machines.breaker.as_mut().and_then(|b| b.success(trials.breaker));
-        let outlier = machines.outlier.as_mut();
-        let returned = outlier.and_then(|o| o.success(now, endpoint.stable, trials.endpoint));
-        self.publish(&machines);
-        drop(machines);
+        let mut state = self.lock();
+        let breaker = state.breaker.as_mut().and_then(|b| b.success(probes.breaker));
+        let outlier = state.outlier.as_mut();
+        let returned = outlier.and_then(|o| o.success(now, endpoint.stable, probes.endpoint));
+        self.publish(&state);
+        drop(state);
         self.log(breaker);
         self.log_endpoint(endpoint, returned);
     }
 
     /// A try has failed. `endpoints`: how many the service has.
-    fn failure(&self, endpoint: &EndpointState, trials: Ids, endpoints: usize, random: u64) {
+    fn failure(&self, endpoint: &EndpointState, probes: Ids, endpoints: usize, random: u64) {
         let now = Instant::now();
-        let mut machines = self.lock();
-        if machines.breaker.is_none() && machines.outlier.is_none() {
+        let mut state = self.lock();
+        if state.breaker.is_none() && state.outlier.is_none() {
             return;
         }
         let tries = self.tries.load(Relaxed);
-        let breaker = machines.breaker.as_mut();
-        let breaker = breaker.and_then(|b| b.failure(now, tries, random, trials.breaker));
+        let breaker = state.breaker.as_mut();
+        let breaker = breaker.and_then(|b| b.failure(now, tries, random, probes.breaker));
         let sent = outlier::Sent { key: endpoint.stable, total: endpoint.load.sent() };
-        let outlier = machines.outlier.as_mut();
+        let outlier = state.outlier.as_mut();
         let ejected =
-            outlier.and_then(|o| o.failure(now, sent, random, endpoints, trials.endpoint));
-        self.publish(&machines);
-        drop(machines);
+            outlier.and_then(|o| o.failure(now, sent, random, endpoints, probes.endpoint));
+        self.publish(&state);
+        drop(state);
         self.log(breaker);
         self.log_endpoint(endpoint, ejected);
     }
 
     /// A try has not been made after all.
-    pub fn unused(&self, trials: &Trials) {
-        if let (Some(breaker), Some(id)) = (&mut self.lock().breaker, trials.ids().breaker) {
+    pub fn unused(&self, probes: &ProbeIds) {
+        if let (Some(breaker), Some(id)) = (&mut self.lock().breaker, probes.ids().breaker) {
             breaker.abandoned(id);
         }
     }
 
     /// A try has ended and proved nothing.
-    fn abandoned(&self, endpoint: &EndpointState, trials: Ids) {
-        if trials.breaker.is_none() && trials.endpoint.is_none() {
+    fn abandoned(&self, endpoint: &EndpointState, probes: Ids) {
+        if probes.breaker.is_none() && probes.endpoint.is_none() {
             return;
         }
-        let mut machines = self.lock();
-        if let (Some(breaker), Some(id)) = (&mut machines.breaker, trials.breaker) {
+        let mut state = self.lock();
+        if let (Some(breaker), Some(id)) = (&mut state.breaker, probes.breaker) {
             breaker.abandoned(id);
         }
-        if let (Some(outlier), Some(id)) = (&mut machines.outlier, trials.endpoint) {
+        if let (Some(outlier), Some(id)) = (&mut state.outlier, probes.endpoint) {
             outlier.abandoned(endpoint.stable, id);
         }
     }
 
-    /// About once a second: time passes for the machines.
+    /// About once a second: time passes for the state machines.
     pub fn tick(&self, now: Instant, endpoints: &[Arc<EndpointState>]) {
         if let Some(latencies) = self.latencies.get() {
             latencies.tick();
         }
-        let mut machines = self.lock();
-        machines.budget.tick(now, self.requests.load(Relaxed));
+        let mut state = self.lock();
+        state.budget.tick(now, self.requests.load(Relaxed));
         let tries = self.tries.load(Relaxed);
-        let breaker = machines.breaker.as_mut().and_then(|breaker| breaker.tick(now, tries));
+        let breaker = state.breaker.as_mut().and_then(|breaker| breaker.tick(now, tries));
         let mut moved = Vec::new();
-        if let Some(outlier) = &mut machines.outlier
+        if let Some(outlier) = &mut state.outlier
             && !outlier.is_empty()
         {
             let sent =
@@ -340,8 +340,8 @@ impl Guard {
             let present: Vec<_> = endpoints.iter().map(sent).collect();
             moved = outlier.tick(now, &present);
         }
-        self.publish(&machines);
-        drop(machines);
+        self.publish(&state);
+        drop(state);
         self.log(breaker);
         for transition in moved {
             if let Some(endpoint) = endpoints.iter().find(|e| e.stable == transition.key) {
@@ -350,44 +350,46 @@ impl Guard {
         }
     }
 
-    fn publish(&self, machines: &Machines) {
-        let breaker = machines.breaker.as_ref();
+    fn publish(&self, state: &PolicyState) {
+        let breaker = state.breaker.as_ref();
         self.breaker_clean.store(breaker.is_none_or(Breaker::is_closed_and_clean), Relaxed);
-        let outlier = machines.outlier.as_ref();
+        let outlier = state.outlier.as_ref();
         self.endpoints_clean.store(outlier.is_none_or(Outlier::is_empty), Relaxed);
     }
 
-    fn lock(&self) -> MutexGuard<'_, Machines> {
-        self.machines.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, PolicyState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn log(&self, transition: Option<breaker::Transition>) {
-        let Some(breaker::Transition { from, to }) = transition else { return };
+    fn log(&self, transition: Option<breaker::BreakerChange>) {
+        let Some(breaker::BreakerChange { from, to }) = transition else { return };
         let (service, from) = (self.name.to_string(), from.as_str());
         match to {
-            breaker::State::Open { until, cause, .. } => {
+            breaker::BreakerState::Open { until, cause, .. } => {
                 let retry_in_ms = until.saturating_duration_since(Instant::now()).as_millis();
                 tracing::warn!(service, from, ?cause, retry_in_ms, "breaker open");
             }
-            breaker::State::HalfOpen { .. } => tracing::info!(service, from, "breaker half open"),
-            breaker::State::Closed => tracing::info!(service, from, "breaker closed"),
+            breaker::BreakerState::HalfOpen { .. } => {
+                tracing::info!(service, from, "breaker half open");
+            }
+            breaker::BreakerState::Closed => tracing::info!(service, from, "breaker closed"),
         }
     }
 
-    fn log_endpoint(&self, endpoint: &EndpointState, transition: Option<outlier::Transition>) {
-        let Some(outlier::Transition { to, .. }) = transition else { return };
+    fn log_endpoint(&self, endpoint: &EndpointState, transition: Option<outlier::EjectionChange>) {
+        let Some(outlier::EjectionChange { to, .. }) = transition else { return };
         let (service, id) = (self.name.to_string(), endpoint.endpoint.id.to_string());
         match to {
-            Standing::Out { until, cause } => {
+            Ejection::Ejected { until, cause } => {
                 let for_ms = until.saturating_duration_since(Instant::now()).as_millis();
                 tracing::warn!(service, endpoint = id, ?cause, for_ms, "endpoint ejected");
             }
-            Standing::OnTrial { .. } => {
-                // What it was like before says nothing: the trial shall come soon.
+            Ejection::Probing { .. } => {
+                // What it was like before says nothing: the probe shall come soon.
                 endpoint.load.forget();
-                tracing::info!(service, endpoint = id, "endpoint on trial");
+                tracing::info!(service, endpoint = id, "endpoint on probe");
             }
-            Standing::In => tracing::info!(service, endpoint = id, "endpoint reinstated"),
+            Ejection::Active => tracing::info!(service, endpoint = id, "endpoint reinstated"),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Requests: from a served connection to an answer.
 //!
 //! Read in this order: [`server`] (a connection becomes requests), [`request`] (THE request path),
-//! [`attempt`] (one try), [`respond`] (what goes back). [`upgrade`] holds what stops being HTTP.
+//! [`attempt`] (one attempt), [`respond`] (what goes back). [`upgrade`] holds what stops being HTTP.
 
 mod admit;
 pub mod attempt;
@@ -29,6 +29,7 @@ pub mod mirror;
 pub mod request;
 pub mod respond;
 pub mod response_body;
+mod route;
 mod route_answer;
 pub mod server;
 pub mod token;

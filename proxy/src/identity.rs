@@ -1,4 +1,4 @@
-//! Who this proxy is: its key and certificate, the roots it believes in, and how both stay current.
+//! Who this proxy is: its key and certificate, the roots it trusts, and how both stay current.
 //!
 //! [`Identity`] is what everybody asks; [`renew`] keeps it alive, [`certify`] talks to the control
 //! plane, [`disk`] is the copy that survives a restart. What is done with it is [`crate::tls`]'s
@@ -25,10 +25,10 @@ use tracing::{info, warn};
 
 use crate::disk::read;
 use crate::settings::Settings;
-use crate::tls::credentials::{Caller, Credentials, Unusable};
-use crate::tls::verify::{Demand, Trust};
+use crate::tls::credentials::{ClientCredentials, Credentials, Unusable};
+use crate::tls::verify::{RequiredIdentity, Trust};
 use crate::tls::{hex, lock, unix_now};
-use disk::{DiskCopy, Kept};
+use disk::{DiskCopy, SavedIdentity};
 
 /// Namespace, account, and where things are kept.
 pub struct Identity {
@@ -41,13 +41,13 @@ pub struct Identity {
     trust: ArcSwapOption<Trust>,
     /// Counts changes of the certificate or of the bundle.
     changed: watch::Sender<u64>,
-    held: Mutex<Held>,
-    counts: Counts,
+    held: Mutex<KeyMaterial>,
+    counts: IdentityCounts,
 }
 
 /// What [`Credentials`] are made of.
 #[derive(Default)]
-struct Held {
+struct KeyMaterial {
     key: Vec<u8>,
     chain: Vec<CertificateDer<'static>>,
     bundle: Option<TrustBundle>,
@@ -61,7 +61,7 @@ struct Held {
 
 /// For the metrics.
 #[derive(Default)]
-pub struct Counts {
+pub struct IdentityCounts {
     /// In seconds since 1970; 0: there is no certificate.
     pub certificate_expiry: AtomicU64,
     pub renewals_succeeded: AtomicU64,
@@ -115,7 +115,7 @@ impl Identity {
             trust: ArcSwapOption::empty(),
             changed: watch::Sender::new(0),
             held: Mutex::default(),
-            counts: Counts::default(),
+            counts: IdentityCounts::default(),
         };
         let roots = std::fs::read(&identity.trust_bundle);
         parse_roots(&identity.trust_bundle, roots).map_err(wrong)?;
@@ -146,7 +146,7 @@ impl Identity {
         self.changed.subscribe()
     }
 
-    pub fn counts(&self) -> &Counts {
+    pub fn counts(&self) -> &IdentityCounts {
         &self.counts
     }
 
@@ -164,7 +164,7 @@ impl Identity {
                 let now = unix_now();
                 current.ended(now).then(|| {
                     let ago = now.saturating_sub(current.not_after);
-                    format!("the certificate ended {ago} s ago{}", why())
+                    format!("the certificate expired {ago} s ago{}", why())
                 })
             }
         }
@@ -214,7 +214,7 @@ impl Identity {
         Ok(())
     }
 
-    fn trust_of(&self, held: &Held, bundle: &TrustBundle) -> Result<Arc<Trust>, Unusable> {
+    fn trust_of(&self, held: &KeyMaterial, bundle: &TrustBundle) -> Result<Arc<Trust>, Unusable> {
         if held.bundle.as_ref() == Some(bundle)
             && let Some(trust) = self.trust()
         {
@@ -237,7 +237,7 @@ impl Identity {
     }
 
     /// The trust first, so that nobody is judged by an older one than their own certificate's.
-    fn put(&self, held: &mut Held, made: Option<Arc<Credentials>>, trust: Arc<Trust>) {
+    fn put(&self, held: &mut KeyMaterial, made: Option<Arc<Credentials>>, trust: Arc<Trust>) {
         self.trust.store(Some(trust));
         if let Some(made) = &made {
             self.counts.certificate_expiry.store(made.not_after, Relaxed);
@@ -247,10 +247,10 @@ impl Identity {
         self.changed.send_modify(|generation| *generation += 1);
     }
 
-    fn persist(&self, held: &Held) {
+    fn persist(&self, held: &KeyMaterial) {
         let (Some(copy), Some(bundle)) = (&self.copy, &held.bundle) else { return };
         if !held.chain.is_empty() {
-            copy.store(Kept::new(&held.key, &held.chain, bundle, held.since));
+            copy.store(SavedIdentity::new(&held.key, &held.chain, bundle, held.since));
         }
     }
 
@@ -320,9 +320,12 @@ impl Identity {
         parse_roots(&self.trust_bundle, read(&self.trust_bundle).await)
     }
 
-    /// The configuration for calling the control plane: believed are the file's roots and those it
+    /// The configuration for calling the control plane: trusted are the file's roots and those it
     /// has distributed since. `own`: as whom.
-    pub async fn control_plane(&self, own: Option<&Credentials>) -> Result<Caller, String> {
+    pub async fn control_plane(
+        &self,
+        own: Option<&Credentials>,
+    ) -> Result<ClientCredentials, String> {
         let mut roots: Vec<Vec<u8>> =
             self.file_roots().await?.into_iter().map(|root| root.to_vec()).collect();
         let mut domain = None;
@@ -333,7 +336,8 @@ impl Identity {
         let mut trust =
             Trust::of_roots(roots.iter().map(Vec::as_slice)).map_err(|e| e.to_string())?;
         trust.domain = domain;
-        Caller::new(own, Arc::new(trust), Demand::ControlPlane, &[b"h2"]).map_err(|e| e.to_string())
+        ClientCredentials::new(own, Arc::new(trust), RequiredIdentity::ControlPlane, &[b"h2"])
+            .map_err(|e| e.to_string())
     }
 
     /// Completes when another certificate than now is in force.

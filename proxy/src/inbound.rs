@@ -1,7 +1,7 @@
 //! Connections to this proxy's own app: from other proxies, or redirected from anybody.
 //!
 //! Who the caller is becomes clear here, once: a handshake proves it, and plaintext proves nothing.
-//! Without identities in the mesh a caller is believed by its first request.
+//! Without identities in the mesh a caller is trusted by its first request.
 
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -11,6 +11,7 @@ use outrigger_core::detect::Detected;
 use outrigger_core::reason::Reason;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
+use tokio_rustls::TlsStream;
 
 use crate::accept::Slot;
 use crate::http::destination::Target;
@@ -21,7 +22,7 @@ use crate::inbound_ports::{InboundPort, InboundPorts};
 use crate::io::{Io, Transport};
 use crate::metrics::{Direction, Label, add};
 use crate::original::original_destination;
-use crate::peer::{Caller, Fixed, Origin, Peer};
+use crate::peer::{Fixed, MeshCaller, Origin, Peer};
 use crate::proxy::Phase;
 use crate::stream::{
     self,
@@ -29,7 +30,7 @@ use crate::stream::{
 };
 use crate::tls::handshake;
 use crate::tls::verify::Trust;
-use crate::watch::{Standing, Verdict};
+use crate::watch::{ConnectionTrust, Review};
 use crate::worker::Worker;
 
 /// First byte of every TLS connection (RFC 8446 section 5.1) and of no HTTP one.
@@ -48,7 +49,7 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, remote: SocketAddr, sl
         slot,
     };
     if let Some(address) = original {
-        // Whoever routes a network through this host reaches its own addresses and no others.
+        // Anyone who routes a network through this host reaches its own addresses and no others.
         if !worker.is_own(address.ip()) {
             let why = format!("{address} is not an address of this workload");
             let refusal = Refusal::new(Reason::NotForUs, why);
@@ -139,8 +140,8 @@ async fn authenticated(
     let own = identity.current().ok().filter(|_| worker.proxy.settings.forward_client_identity);
     let own = own.as_ref().map(|own| &own.id);
     origin.peer = Peer::Mesh;
-    origin.caller = Some(Rc::new(Caller::new(proof, &worker.proxy.metrics, own)));
-    let io = Io::new(Transport::Tls(stream), bytes::Bytes::new());
+    origin.caller = Some(Rc::new(MeshCaller::new(proof, &worker.proxy.metrics, own)));
+    let io = Io::new(Transport::Tls(Box::new(TlsStream::Server(*stream))), bytes::Bytes::new());
     Box::pin(Connection::serve(worker, io, Protocol::Http2, origin)).await;
 }
 
@@ -197,37 +198,37 @@ fn refuse(worker: &Worker, service: Label, refusal: &Refusal, remote: SocketAddr
 
 /// Whether an open connection may stay. `trust`: a bundle that has come since the last time.
 pub fn review(
-    standing: &Standing,
+    standing: &ConnectionTrust,
     ports: &InboundPorts,
     ports_changed: bool,
     trust: Option<&Trust>,
     now: u64,
-) -> Verdict {
-    if ports_changed && shut_out(standing, ports) {
-        return Verdict::Ends(Reason::AccessDenied);
+) -> Review {
+    if ports_changed && is_denied(standing, ports) {
+        return Review::Terminate(Reason::AccessDenied);
     }
     if let Some(caller) = &standing.caller {
         if trust.is_some_and(|trust| !caller.proof.holds(trust)) {
-            return Verdict::Ends(Reason::TlsHandshakeFailed);
+            return Review::Terminate(Reason::TlsHandshakeFailed);
         }
-        return if now >= caller.proof.until { Verdict::Leaves } else { Verdict::Stays };
+        return if now >= caller.proof.until { Review::Drain } else { Review::Keep };
     }
     let strict = match standing.port {
         Some(port) => ports.port(port).is_ok_and(InboundPort::strict),
         None => ports.all_strict(),
     };
     if strict && standing.peer != Peer::Mesh {
-        return Verdict::Ends(Reason::MtlsRequired);
+        return Review::Terminate(Reason::MtlsRequired);
     }
-    Verdict::Stays
+    Review::Keep
 }
 
 /// Whether the rules of now leave a caller nothing on this connection. A request is judged when it
 /// comes; a stream of bytes has only this.
-fn shut_out(standing: &Standing, ports: &InboundPorts) -> bool {
+fn is_denied(standing: &ConnectionTrust, ports: &InboundPorts) -> bool {
     let caller = standing.caller.as_deref();
     match standing.port {
-        None => ports.shut_out(caller, standing.remote),
+        None => ports.is_denied(caller, standing.remote),
         Some(port) => match ports.port(port).map(|port| port.rules.as_ref()) {
             Ok(Some(rules)) if standing.opaque => {
                 !rules.would_allow_stream(caller, standing.remote)

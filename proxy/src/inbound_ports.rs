@@ -12,7 +12,7 @@ use crate::http::authorize::PortRules;
 use crate::http::limits::PortLimits;
 use crate::http::respond::Refusal;
 use crate::metrics::Label;
-use crate::peer::{Caller, Peer};
+use crate::peer::{MeshCaller, Peer};
 use crate::proxy::Proxy;
 use crate::settings::Settings;
 
@@ -112,7 +112,7 @@ impl InboundPorts {
     }
 
     /// Whether every port has rules that let this caller do nothing.
-    pub fn shut_out(&self, caller: Option<&Caller>, address: IpAddr) -> bool {
+    pub fn is_denied(&self, caller: Option<&MeshCaller>, address: IpAddr) -> bool {
         let could = |rules: &Arc<PortRules>| rules.could_allow(caller, address);
         !self.ports.is_empty()
             && self.ports.iter().all(|port| !port.rules.as_ref().is_none_or(could))

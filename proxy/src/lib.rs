@@ -34,6 +34,7 @@ pub mod pool;
 mod progress;
 pub mod proxy;
 pub mod ready;
+mod record;
 pub mod registration;
 pub mod run;
 pub mod settings;

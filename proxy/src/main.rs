@@ -1,12 +1,14 @@
 //! `outrigger-proxy`: the sidecar. See `outrigger-proxy --help` and docs/life-of-a-request.md.
 
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use outrigger_logging::{LAST_WORDS, Log, say_last};
 use outrigger_proxy::init::Init;
 use outrigger_proxy::memory::Allocator;
-use outrigger_proxy::ready::Ready;
+use outrigger_proxy::metrics::table::page;
+use outrigger_proxy::ready::ReadyOptions;
 use outrigger_proxy::run;
 use outrigger_proxy::settings::Settings;
 use tracing_subscriber::layer::SubscriberExt;
@@ -28,7 +30,9 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Init(Init),
-    Ready(Ready),
+    Ready(ReadyOptions),
+    /// List every metric, as Markdown.
+    Metrics,
 }
 
 fn main() -> ExitCode {
@@ -36,6 +40,9 @@ fn main() -> ExitCode {
     let done = match command {
         Some(Command::Init(init)) => Some(init.run().map_err(|error| error.to_string())),
         Some(Command::Ready(ready)) => Some(ready.run()),
+        Some(Command::Metrics) => {
+            Some(io::stdout().write_all(page().as_bytes()).map_err(|error| error.to_string()))
+        }
         None => None,
     };
     if let Some(done) = done {

@@ -17,7 +17,7 @@ const KEEP_MS: c_long = 30_000;
 const PURGE_DELAY: c_int = 15;
 /// Seconds without a request or a new connection after which a worker has nothing more to give: until then
 /// the connections that a burst needed have been closed (`--app-idle-timeout`).
-const RESTS: u32 = 8;
+const IDLE_PURGES: u32 = 8;
 
 /// What every block of mimalloc is aligned to that is as large (`MI_MAX_ALIGN_SIZE`).
 const USUAL_ALIGN: usize = 16;
@@ -83,9 +83,9 @@ unsafe impl GlobalAlloc for Allocator {
     }
 }
 
-/// What one worker has to spare.
+/// When one worker gives freed memory back.
 #[derive(Default)]
-pub struct Spare {
+pub struct IdlePurge {
     /// Seconds without a request or a new connection.
     idle: Cell<u32>,
     /// A connection has begun since the last sweep.
@@ -93,7 +93,7 @@ pub struct Spare {
 }
 
 /// Lets busy workers keep what they have freed. To be called once, before there is load.
-pub fn keep_while_busy() {
+pub fn set_purge_delay() {
     #[expect(unsafe_code, reason = "the allocator's options are set in C")]
     // SAFETY: stores a number in a table of atomics that is as long as all options; `PURGE_DELAY` is one.
     unsafe {
@@ -101,7 +101,7 @@ pub fn keep_while_busy() {
     }
 }
 
-impl Spare {
+impl IdlePurge {
     /// A connection begins.
     pub fn connected(&self) {
         self.connected.set(true);
@@ -112,7 +112,7 @@ impl Spare {
         let busy = self.connected.take() || busy;
         let idle = if busy { 0 } else { self.idle.get().saturating_add(1) };
         self.idle.set(idle);
-        if (1..=RESTS).contains(&idle) {
+        if (1..=IDLE_PURGES).contains(&idle) {
             #[expect(unsafe_code, reason = "the allocator collects in C")]
             // SAFETY: frees only what nobody holds any more, of the calling thread and of the free pages of all.
             unsafe {
@@ -169,17 +169,17 @@ mod tests {
 
     #[test]
     fn a_worker_gives_back_while_it_begins_to_rest_and_starts_anew_when_it_was_busy() {
-        let spare = Spare::default();
-        for _ in 0..RESTS + 3 {
-            spare.sweep(false);
+        let purge = IdlePurge::default();
+        for _ in 0..IDLE_PURGES + 3 {
+            purge.sweep(false);
         }
-        assert_eq!(spare.idle.get(), RESTS + 3);
-        spare.sweep(true);
-        assert_eq!(spare.idle.get(), 0);
-        spare.connected();
-        spare.sweep(false);
-        assert_eq!(spare.idle.get(), 0);
-        spare.sweep(false);
-        assert_eq!(spare.idle.get(), 1);
+        assert_eq!(purge.idle.get(), IDLE_PURGES + 3);
+        purge.sweep(true);
+        assert_eq!(purge.idle.get(), 0);
+        purge.connected();
+        purge.sweep(false);
+        assert_eq!(purge.idle.get(), 0);
+        purge.sweep(false);
+        assert_eq!(purge.idle.get(), 1);
     }
 }

@@ -4,24 +4,28 @@
 //! lock that nobody contends, and two additions. `expose` turns the sets into Prometheus text.
 
 pub mod expose;
+pub mod table;
 mod totals;
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
+use http::StatusCode;
 use outrigger_core::config::Protocol;
 use outrigger_core::outcome::Outcome;
 use outrigger_core::policy::hedge::Hedged;
 use outrigger_core::policy::retry::Skip;
-use outrigger_core::reason::Reason;
+use outrigger_core::reason::Cause;
 
 /// Series sets of the process beyond which everything is counted as `other`, so that what callers
 /// send can't fill memory.
 const MAX_SERIES: usize = 500;
+/// Sweeps, one a second, after which a set in which nothing was counted is given back.
+const IDLE_SWEEPS: u32 = 30 * 60;
 /// Distinct label texts, likewise.
 const MAX_LABELS: usize = 20_000;
 /// Longest latency told apart from longer ones, in microseconds (one hour).
@@ -70,7 +74,7 @@ pub struct CountKey {
     pub protocol: Protocol,
     pub outcome: Outcome,
     pub status: Status,
-    pub reason: Option<Reason>,
+    pub cause: Option<Cause>,
 }
 
 /// The `status` label.
@@ -82,6 +86,14 @@ pub enum Status {
     Grpc(i32),
     /// Bytes, not requests.
     Stream,
+    /// The caller went away before it had one.
+    None,
+}
+
+impl Status {
+    pub fn of(status: StatusCode) -> Self {
+        Self::Http((status.as_u16() / 100) as u8)
+    }
 }
 
 /// All counting of the process.
@@ -89,9 +101,16 @@ pub struct Metrics {
     labels: Mutex<Interner>,
     /// Sets admitted under [`MAX_SERIES`].
     admitted: Mutex<std::collections::HashSet<SeriesKey>>,
-    /// One list per worker.
-    workers: Vec<Mutex<Vec<Arc<Series>>>>,
+    workers: Vec<Mutex<WorkerSeries>>,
     pub gauges: Gauges,
+}
+
+/// The series of one worker.
+#[derive(Default)]
+struct WorkerSeries {
+    series: Vec<Arc<Series>>,
+    /// Requests of series that were given back.
+    given_back: u64,
 }
 
 #[derive(Default)]
@@ -139,11 +158,13 @@ pub struct Gauges {
 /// One worker's counts for one key.
 pub struct Series {
     pub key: SeriesKey,
-    inner: Mutex<Counts>,
+    inner: Mutex<SeriesCounts>,
+    /// Sweeps since something was counted.
+    idle: AtomicU32,
 }
 
 #[derive(Clone, Default)]
-struct Counts {
+struct SeriesCounts {
     /// A handful of entries: a scan beats a hash.
     requests: Vec<(CountKey, u64)>,
     success: Option<Box<Histogram<u32>>>,
@@ -211,6 +232,21 @@ impl Metrics {
     }
 }
 
+impl Metrics {
+    /// Makes room for other sets, where no worker has these any more.
+    fn dismiss(&self, given_back: &[Arc<Series>]) {
+        let mut admitted = lock(&self.admitted);
+        for one in given_back {
+            let has = |worker: &Mutex<WorkerSeries>| {
+                lock(worker).series.iter().any(|other| other.key == one.key)
+            };
+            if !self.workers.iter().any(has) {
+                admitted.remove(&one.key);
+            }
+        }
+    }
+}
+
 /// A worker's way to its own series.
 pub struct WorkerMetrics {
     metrics: Arc<Metrics>,
@@ -235,6 +271,27 @@ impl WorkerMetrics {
         self.recorded.take()
     }
 
+    /// Once a second, on the worker's thread: gives back series in which nothing was counted for [`IDLE_SWEEPS`].
+    pub fn sweep(&self) {
+        let given_back = {
+            let mut all = lock(&self.metrics.workers[self.worker]);
+            let idle: Vec<_> = all
+                .series
+                .extract_if(.., |one| one.idle.fetch_add(1, Relaxed) >= IDLE_SWEEPS)
+                .collect();
+            let sum =
+                |one: &Arc<Series>| lock(&one.inner).requests.iter().map(|(_, n)| n).sum::<u64>();
+            all.given_back += idle.iter().map(sum).sum::<u64>();
+            idle
+        };
+        if given_back.is_empty() {
+            return;
+        }
+        let gone = |key: &SeriesKey| given_back.iter().any(|one| one.key == *key);
+        self.known.borrow_mut().retain(|_, series| !gone(&series.key));
+        self.metrics.dismiss(&given_back);
+    }
+
     fn series(&self, key: SeriesKey) -> Arc<Series> {
         if let Some(series) = self.known.borrow().get(&key) {
             return Arc::clone(series);
@@ -242,8 +299,9 @@ impl WorkerMetrics {
         let admitted = self.metrics.admit(key);
         let mut known = self.known.borrow_mut();
         let series = Arc::clone(known.entry(admitted).or_insert_with(|| {
-            let series = Arc::new(Series { key: admitted, inner: Mutex::default() });
-            lock(&self.metrics.workers[self.worker]).push(Arc::clone(&series));
+            let (inner, idle) = (Mutex::default(), AtomicU32::new(0));
+            let series = Arc::new(Series { key: admitted, inner, idle });
+            lock(&self.metrics.workers[self.worker]).series.push(Arc::clone(&series));
             series
         }));
         // Keys are made of labels that configuration brought, but their combinations could be many.
@@ -257,6 +315,7 @@ impl WorkerMetrics {
 impl Series {
     fn record(&self, count: CountKey, latency: Duration) {
         let us = u64::try_from(latency.as_micros()).unwrap_or(MAX_LATENCY_US).min(MAX_LATENCY_US);
+        self.idle.store(0, Relaxed);
         let mut counts = lock(&self.inner);
         match counts.requests.iter_mut().find(|(key, _)| *key == count) {
             Some((_, n)) => *n += 1,
@@ -305,7 +364,7 @@ mod tests {
         protocol: Protocol::Http1,
         outcome: Outcome::Success,
         status: Status::Http(2),
-        reason: None,
+        cause: None,
     };
 
     #[test]
@@ -315,9 +374,9 @@ mod tests {
         for i in 0..MAX_SERIES + 10 {
             worker.record(key(&metrics, &format!("s{i}")), OK, Duration::from_millis(1));
         }
-        let series = lock(&metrics.workers[0]);
-        assert_eq!(series.len(), MAX_SERIES + 1);
-        let other = series.iter().find(|s| s.key.service == Label::OTHER).unwrap();
+        let all = lock(&metrics.workers[0]);
+        assert_eq!(all.series.len(), MAX_SERIES + 1);
+        let other = all.series.iter().find(|s| s.key.service == Label::OTHER).unwrap();
         assert_eq!(lock(&other.inner).requests, [(OK, 10)]);
     }
 
@@ -328,9 +387,36 @@ mod tests {
         let failed = CountKey { outcome: Outcome::Failure, status: Status::Http(5), ..OK };
         worker.record(key(&metrics, "s"), OK, Duration::from_millis(1));
         worker.record(key(&metrics, "s"), failed, Duration::from_secs(1));
-        let series = lock(&metrics.workers[0]);
-        let counts = lock(&series[0].inner);
+        let all = lock(&metrics.workers[0]);
+        let counts = lock(&all.series[0].inner);
         assert_eq!(counts.success.as_ref().unwrap().len(), 1);
         assert!(counts.failure.as_ref().unwrap().max() >= 990_000);
+    }
+    #[test]
+    fn series_that_nobody_touches_are_given_back_and_make_room() {
+        let metrics = Arc::new(Metrics::new(2));
+        let workers = [0, 1].map(|worker| WorkerMetrics::new(Arc::clone(&metrics), worker));
+        let (busy, idle) = (key(&metrics, "busy"), key(&metrics, "idle"));
+        for worker in &workers {
+            worker.record(idle, OK, Duration::ZERO);
+        }
+        for _ in 0..=IDLE_SWEEPS {
+            workers[0].record(busy, OK, Duration::ZERO);
+            workers[0].sweep();
+        }
+        let keys = |worker: usize| -> Vec<_> {
+            lock(&metrics.workers[worker]).series.iter().map(|one| one.key).collect()
+        };
+        assert_eq!((keys(0), keys(1)), (vec![busy], vec![idle]));
+        assert!(lock(&metrics.admitted).contains(&idle), "the other worker has it still");
+        assert_eq!(lock(&metrics.workers[0]).given_back, 1);
+        for _ in 0..=IDLE_SWEEPS {
+            workers[1].sweep();
+        }
+        assert!(!lock(&metrics.admitted).contains(&idle));
+        // What is counted again begins anew.
+        workers[0].record(idle, OK, Duration::ZERO);
+        assert_eq!(keys(0), [busy, idle]);
+        assert!(lock(&metrics.admitted).contains(&idle));
     }
 }

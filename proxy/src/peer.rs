@@ -29,7 +29,7 @@ pub enum Peer {
 
 /// A caller that has proved who it is.
 #[derive(Debug)]
-pub struct Caller {
+pub struct MeshCaller {
     pub proof: Proof,
     /// `namespace/service-account`, as metrics name it.
     pub label: Label,
@@ -39,8 +39,8 @@ pub struct Caller {
     pub forwarded: Option<HeaderValue>,
 }
 
-impl Caller {
-    /// `own`: the called side's id, where the app is to be told.
+impl MeshCaller {
+    /// `own`: the server's id, where the app is to be told.
     pub fn new(proof: Proof, metrics: &Metrics, own: Option<&SpiffeId>) -> Self {
         let label = metrics.label(&proof.id.workload());
         let forwarded =
@@ -56,18 +56,18 @@ pub struct Origin {
     pub direction: Direction,
     pub peer: Peer,
     /// With [`Peer::Mesh`] alone.
-    pub caller: Option<Rc<Caller>>,
+    pub caller: Option<Rc<MeshCaller>>,
     pub remote: SocketAddr,
     pub fixed: Fixed,
     /// It is the inside of a CONNECT of the app's.
-    pub tunnel: Option<Tunnel>,
+    pub tunnel: Option<ConnectTunnel>,
     /// The connection's place under the limit, held by everything that came of it.
     pub slot: Rc<Slot>,
 }
 
 /// The inside of a CONNECT.
 #[derive(Clone, Copy)]
-pub struct Tunnel {
+pub struct ConnectTunnel {
     /// The deadline that the CONNECT brought.
     pub until: Option<Instant>,
 }

@@ -60,19 +60,19 @@ type Map<T> = RefCell<HashMap<PoolKey, Rc<T>, foldhash::fast::FixedState>>;
 
 /// All pools of a worker.
 pub struct Pools {
-    h1: Map<h1::Pool>,
-    h2: Map<h2::Pool>,
-    pub(crate) opening: Rc<Opening>,
+    h1: Map<h1::H1Pool>,
+    h2: Map<h2::H2Pool>,
+    pub(crate) opening: Rc<Connector>,
 }
 
 /// What opening a connection takes.
-pub struct Opening {
+pub struct Connector {
     pub config: Config,
     pub metrics: Arc<Metrics>,
     pub identity: Option<Arc<Identity>>,
     pub pace: Rc<Pace>,
     /// Connections that won a race and wait to be used.
-    pub raced: connect::Raced,
+    pub raced: connect::RacedConnections,
     /// In place of the network, for who measures or tests this proxy inside of a process.
     pub memory: OnceCell<Network>,
 }
@@ -112,26 +112,26 @@ impl Pools {
         Self {
             h1: Map::default(),
             h2: Map::default(),
-            opening: Rc::new(Opening {
+            opening: Rc::new(Connector {
                 config,
                 metrics,
                 identity,
                 pace,
-                raced: connect::Raced::default(),
+                raced: connect::RacedConnections::default(),
                 memory: OnceCell::new(),
             }),
         }
     }
 
-    pub fn opening(&self) -> &Opening {
+    pub fn opening(&self) -> &Connector {
         &self.opening
     }
 
-    pub(crate) fn h1(&self, key: PoolKey) -> Rc<h1::Pool> {
+    pub(crate) fn h1(&self, key: PoolKey) -> Rc<h1::H1Pool> {
         pool(&self.h1, key)
     }
 
-    pub(crate) fn h2(&self, key: PoolKey) -> Rc<h2::Pool> {
+    pub(crate) fn h2(&self, key: PoolKey) -> Rc<h2::H2Pool> {
         pool(&self.h2, key)
     }
 

@@ -66,11 +66,11 @@ pub struct Progress {
     /// The head of the answer has been handed on.
     head_sent: AtomicBool,
     ended: AtomicU8,
-    state: Mutex<State>,
+    state: Mutex<ProgressState>,
 }
 
 #[derive(Default)]
-struct State {
+struct ProgressState {
     waker: Option<Waker>,
     informational: Vec<Response<()>>,
     /// How many have come in all.
@@ -198,12 +198,12 @@ impl Progress {
         self.ended.store(at as u8 + 1, Relaxed);
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, ProgressState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl State {
+impl ProgressState {
     fn wake(&self) {
         if let Some(waker) = &self.waker {
             waker.wake_by_ref();
@@ -214,11 +214,11 @@ impl State {
 /// Every exchange in flight of a worker.
 #[derive(Default)]
 pub struct Exchanges {
-    entries: RefCell<Vec<Entry>>,
+    entries: RefCell<Vec<ProgressEntry>>,
     free: RefCell<Vec<usize>>,
 }
 
-struct Entry {
+struct ProgressEntry {
     progress: Arc<Progress>,
     in_use: bool,
     /// Of the connection that carries nothing but this exchange.
@@ -239,14 +239,18 @@ impl Exchanges {
         let slot = match self.free.borrow_mut().pop() {
             Some(slot) => slot,
             None => {
-                entries.push(Entry { progress: Arc::default(), in_use: false, watch: None });
+                entries.push(ProgressEntry {
+                    progress: Arc::default(),
+                    in_use: false,
+                    watch: None,
+                });
                 entries.len() - 1
             }
         };
         let entry = &mut entries[slot];
         match Arc::get_mut(&mut entry.progress) {
             Some(progress) => progress.reset(),
-            // Somebody still speaks of the exchange that had it before.
+            // Somebody still refers to the exchange that had it before.
             None => entry.progress = Arc::default(),
         }
         (entry.in_use, entry.watch) = (true, watch);
@@ -269,7 +273,7 @@ impl Progress {
         let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
         let mut informational = std::mem::take(&mut state.informational);
         informational.clear();
-        let state = Mutex::new(State { waker: None, informational, informed: 0 });
+        let state = Mutex::new(ProgressState { waker: None, informational, informed: 0 });
         *self = Self { state, ..Self::default() };
     }
 }

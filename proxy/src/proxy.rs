@@ -15,12 +15,12 @@ use crate::cache::Cache;
 use crate::correlation::Correlation;
 use crate::experiments::Experiments;
 use crate::experiments::report::Stop;
-use crate::http::limits::known::Limits;
+use crate::http::limits::known::LimitStates;
 use crate::http::mirror::Mirrors;
 use crate::identity::Identity;
 use crate::inbound_ports::InboundPorts;
 use crate::metrics::{Direction, Metrics};
-use crate::registration::Standing;
+use crate::registration::RegistrationState;
 use crate::settings::Settings;
 use crate::store::Store;
 use crate::stream::server_first::ServerFirst;
@@ -34,7 +34,7 @@ pub struct Proxy {
     pub identity: Option<Arc<Identity>>,
     pub inbound: ArcSwap<InboundPorts>,
     /// Of this workload's own ports.
-    pub limits: Limits,
+    pub limits: LimitStates,
     pub mesh: ArcSwap<MeshSettings>,
     pub mirrors: Mirrors,
     pub metrics: Arc<Metrics>,
@@ -46,12 +46,12 @@ pub struct Proxy {
     pub experiments: Experiments,
     pub server_first: ServerFirst,
     /// As an endpoint of the mesh.
-    pub standing: Standing,
+    pub standing: RegistrationState,
     pub lifecycle: Lifecycle,
 }
 
 /// What a new proxy leaves to others in the process.
-pub struct Errands {
+pub struct BackgroundTasks {
     /// For [`crate::experiments::report`].
     pub stops: mpsc::UnboundedReceiver<Stop>,
 }
@@ -61,7 +61,7 @@ impl Proxy {
         settings: Settings,
         identity: Option<Arc<Identity>>,
         log: Log,
-    ) -> (Arc<Self>, Errands) {
+    ) -> (Arc<Self>, BackgroundTasks) {
         let metrics = Arc::new(Metrics::new(settings.workers()));
         let access_log = AccessLog::new(settings.access_log, log.clone(), Arc::clone(&metrics));
         let (experiments, stops) = Experiments::new();
@@ -72,7 +72,7 @@ impl Proxy {
             store: Store::new(settings.zone.clone().filter(|zone| !zone.is_empty())),
             resolver: Resolver::default(),
             inbound: ArcSwap::from_pointee(InboundPorts::registered(&settings, identity.is_some())),
-            limits: Limits::default(),
+            limits: LimitStates::default(),
             identity,
             mesh: ArcSwap::from_pointee(MeshSettings::default()),
             mirrors: Mirrors::default(),
@@ -80,12 +80,12 @@ impl Proxy {
             log,
             experiments,
             server_first: ServerFirst::default(),
-            standing: Standing::default(),
+            standing: RegistrationState::default(),
             lifecycle: Lifecycle::default(),
             metrics,
             settings,
         };
-        (Arc::new(proxy), Errands { stops })
+        (Arc::new(proxy), BackgroundTasks { stops })
     }
 
     /// Why the proxy is not ready, if it is not.

@@ -19,7 +19,7 @@ const MAX_ANSWER: u64 = 4096;
 #[command(
     after_help = "EXAMPLES:\n  outrigger-proxy ready             is there a proxy, and is it ready?\n  outrigger-proxy ready --wait 30   wait until it is"
 )]
-pub struct Ready {
+pub struct ReadyOptions {
     /// The proxy's admin server
     #[arg(
         long,
@@ -34,7 +34,7 @@ pub struct Ready {
     wait: u64,
 }
 
-impl Ready {
+impl ReadyOptions {
     /// # Errors
     ///
     /// If no proxy answers, or it is not ready in time: why, for a person.
@@ -97,7 +97,7 @@ mod tests {
     fn it_waits_until_the_proxy_is_ready_and_says_why_it_is_not() {
         const NOT_YET: &str =
             "HTTP/1.1 503 Service Unavailable\r\n\r\nnot ready: no configuration\n";
-        let ask = |answers, wait| Ready { admin: server(answers), wait }.run();
+        let ask = |answers, wait| ReadyOptions { admin: server(answers), wait }.run();
         assert_eq!(ask(&["HTTP/1.1 200 OK\r\n\r\nready\n"], 0), Ok(()));
         assert_eq!(ask(&[NOT_YET], 0), Err("not ready: no configuration".to_owned()));
         assert_eq!(ask(&[NOT_YET, "", "HTTP/1.1 200 OK\r\n\r\nready\n"], 60), Ok(()));
@@ -106,7 +106,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let admin = listener.local_addr().expect("an address");
         drop(listener);
-        let nobody = Ready { admin, wait: 0 }.run().expect_err("an error");
+        let nobody = ReadyOptions { admin, wait: 0 }.run().expect_err("an error");
         assert!(nobody.starts_with("no proxy answers at 127.0.0.1:"), "{nobody}");
     }
 }

@@ -1,6 +1,6 @@
 //! Making this workload known to the control plane, and whether its app is there.
 //!
-//! A name belongs to whoever registered it first, as long as that one is alive. A proxy that the control
+//! A name belongs to anyone who registered it first, as long as that one is alive. A proxy that the control
 //! plane refuses is not ready, says so, and goes on asking.
 
 use std::net::SocketAddr;
@@ -37,12 +37,12 @@ const SESSION: usize = 32;
 
 /// What the control plane thinks of this workload.
 #[derive(Debug, Default)]
-pub struct Standing {
+pub struct RegistrationState {
     /// Why it refuses it; none while it does not.
     refused: ArcSwapOption<String>,
 }
 
-impl Standing {
+impl RegistrationState {
     /// Why the proxy is not ready, if that is why.
     pub fn problem(&self) -> Option<String> {
         let refused = self.refused.load();
@@ -105,12 +105,12 @@ pub async fn run(proxy: Arc<Proxy>, control_plane: ControlPlane, removed: onesho
                 stream(&proxy, &control_plane, &session, &mut watched, &mut removed, &mut earlier)
                     .await;
             backoff.lasted(began.elapsed());
-            if !matches!(streaming, Ok(Ended::Renewed)) {
+            if !matches!(streaming, Ok(RegistrationEnd::Renewed)) {
                 proxy.metrics.gauges.registered.store(0, Relaxed);
             }
             match streaming {
-                Ok(Ended::Removed) => return,
-                Ok(Ended::Renewed) => continue,
+                Ok(RegistrationEnd::Removed) => return,
+                Ok(RegistrationEnd::Renewed) => continue,
                 Err(Failure::Lost(why)) => {
                     warn!(why, "this workload is not registered, trying again");
                 }
@@ -180,7 +180,7 @@ async fn app_is_there(proxy: &Proxy) -> bool {
 }
 
 /// How a stream ended well.
-enum Ended {
+enum RegistrationEnd {
     Removed,
     /// This side has a new certificate: a new stream takes over.
     Renewed,
@@ -197,7 +197,7 @@ async fn stream(
     health: &mut watch::Receiver<Health>,
     removed: &mut Option<oneshot::Sender<()>>,
     earlier: &mut Option<Open>,
-) -> Result<Ended, Failure> {
+) -> Result<RegistrationEnd, Failure> {
     let renewed = control_plane.renewed();
     tokio::pin!(renewed);
     let channel = control_plane.connect().await?;
@@ -225,7 +225,7 @@ async fn stream(
                             // The receiver may have stopped waiting.
                             let _ = removed.send(());
                         }
-                        return Ok(Ended::Removed);
+                        return Ok(RegistrationEnd::Removed);
                     }
                     None => return Err("the control plane sent an unknown answer".into()),
                 }
@@ -233,7 +233,7 @@ async fn stream(
             // Not while draining: the answer to that is awaited here.
             () = &mut renewed, if *health.borrow() != Health::Draining => {
                 *earlier = Some((requests, responses));
-                return Ok(Ended::Renewed);
+                return Ok(RegistrationEnd::Renewed);
             }
             changed = health.changed() => {
                 changed.map_err(|_| "the health probe has ended".to_owned())?;

@@ -13,7 +13,7 @@ use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::{mpsc, oneshot};
 use tracing::{info, warn};
 
-use crate::accept::{self, Accepted, Seat, Via};
+use crate::accept::{self, Accepted, Via, WorkerHandle};
 use crate::admin::{self, LogHandle};
 use crate::control_plane::ControlPlane;
 use crate::discovery::Discovery;
@@ -21,7 +21,7 @@ use crate::experiments::report::{self, Stop};
 use crate::health;
 use crate::identity::{self, Identity};
 use crate::memory;
-use crate::proxy::{Errands, Phase, Proxy};
+use crate::proxy::{BackgroundTasks, Phase, Proxy};
 use crate::registration;
 use crate::settings::Settings;
 use crate::state::StateDir;
@@ -39,14 +39,14 @@ const BLOCKED: Duration = Duration::from_secs(1);
 /// Runs the proxy until it is told to stop and has drained. `log`: of everything that it says;
 /// `filter`: what of it.
 pub fn run(settings: Settings, log: Log, filter: LogHandle) -> io::Result<()> {
-    memory::keep_while_busy();
+    memory::set_purge_delay();
     let state = settings.state_dir.as_deref().map(StateDir::open).transpose()?;
     let identity = Identity::from_settings(&settings)?;
     let listeners = accept::bind(&settings)?;
     let admin = accept::listen(settings.admin)?;
     let socket = settings.admin_socket.clone();
     let workers = settings.workers();
-    let (proxy, Errands { stops }) = Proxy::new(settings, identity, log);
+    let (proxy, BackgroundTasks { stops }) = Proxy::new(settings, identity, log);
     // Everything that is not traffic shares this thread.
     let runtime = Builder::new_current_thread().enable_all().build()?;
     proxy.resolver.ask_on(runtime.handle().clone());
@@ -93,12 +93,12 @@ fn start_workers(
     proxy: &Arc<Proxy>,
     workers: usize,
     listeners: Vec<(std::net::TcpListener, Via)>,
-) -> io::Result<Vec<Seat>> {
+) -> io::Result<Vec<WorkerHandle>> {
     let mut seats = Vec::new();
     let mut queues = Vec::new();
     for _ in 0..workers {
         let (queue, accepted) = mpsc::unbounded_channel();
-        seats.push(Seat { load: Arc::new(Load::default()), queue });
+        seats.push(WorkerHandle { load: Arc::new(Load::default()), queue });
         queues.push(accepted);
     }
     let mut listeners = Some(listeners);
@@ -127,7 +127,7 @@ fn work(
     load: Arc<Load>,
     accepted: mpsc::UnboundedReceiver<Accepted>,
     listeners: Vec<(std::net::TcpListener, Via)>,
-    seats: &[Seat],
+    seats: &[WorkerHandle],
 ) {
     let runtime = Builder::new_current_thread()
         .event_interval(POLLS_BETWEEN_EVENTS)
@@ -157,7 +157,7 @@ fn work(
 fn work_nothing_but_accept(
     proxy: &Arc<Proxy>,
     listeners: Vec<(std::net::TcpListener, Via)>,
-    seats: &[Seat],
+    seats: &[WorkerHandle],
 ) {
     let Ok(runtime) = Builder::new_current_thread().enable_all().build() else { return };
     runtime.block_on(async {
@@ -262,7 +262,7 @@ async fn stop_signal() -> io::Result<&'static str> {
     }
 }
 
-/// Resolves when whoever started the process has closed its standard input; never, if not asked.
+/// Resolves when anyone who started the process has closed its standard input; never, if not asked.
 async fn stdin_ends(asked: bool) {
     if !asked {
         return std::future::pending().await;

@@ -170,7 +170,7 @@ pub struct Settings {
     #[arg(long, env = "OUTRIGGER_MAX_HEADERS", default_value_t = 100)]
     pub max_headers: usize,
 
-    /// Streams at one time on one HTTP/2 connection that the app or an outsider opens, in streams
+    /// Streams at one time on one HTTP/2 connection that the app or an external client opens, in streams
     #[arg(long, env = "OUTRIGGER_MAX_STREAMS", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=65_536))]
     pub max_streams: u32,
 

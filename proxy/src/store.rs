@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use outrigger_core::compile::{Compiled, CompiledBackend, Rule};
+use outrigger_core::compile::{Compiled, CompiledBackend, CompiledRule};
 use outrigger_core::name::{Authority, DestinationName, Host};
 use tokio::sync::{Notify, futures::Notified};
 
@@ -26,9 +26,9 @@ const EVICTED_AT_ONCE: usize = MAX_NAMES / 16;
 
 /// Every destination that the app has dialled, at most [`MAX_NAMES`].
 pub struct Store {
-    names: Mutex<Names>,
+    names: Mutex<NameTable>,
     backends: Mutex<HashMap<DestinationName, Arc<Endpoints>>>,
-    /// Wakes whoever waits for a first configuration.
+    /// Wakes anyone who waits for a first configuration.
     changed: Notify,
     /// There are [`Changes`].
     dialled: Notify,
@@ -38,7 +38,7 @@ pub struct Store {
 
 /// What is held by name, and what discovery has not heard of yet: never more than twice the names.
 #[derive(Default)]
-struct Names {
+struct NameTable {
     held: HashMap<Authority, Arc<Dialed>>,
     added: HashSet<Authority>,
     dropped: HashSet<Authority>,
@@ -235,12 +235,12 @@ impl Store {
                 changed.await;
             }
         };
-        let _waiting = Waiting::new(dialed);
+        let _waiting = ConfigWaiter::new(dialed);
         tokio::time::timeout(limit, decided).await.unwrap_or(Resolution::Pending)
     }
 }
 
-impl Names {
+impl NameTable {
     fn make_room(&mut self, tick: u32) -> Result<(), Full> {
         if self.full_at == Some(tick) {
             return Err(Full);
@@ -274,16 +274,16 @@ impl Names {
 }
 
 /// Counts a request that waits for a name's first configuration.
-struct Waiting<'a>(&'a Dialed);
+struct ConfigWaiter<'a>(&'a Dialed);
 
-impl<'a> Waiting<'a> {
+impl<'a> ConfigWaiter<'a> {
     fn new(dialed: &'a Dialed) -> Self {
         dialed.waiting.fetch_add(1, Relaxed);
         Self(dialed)
     }
 }
 
-impl Drop for Waiting<'_> {
+impl Drop for ConfigWaiter<'_> {
     fn drop(&mut self) {
         self.0.waiting.fetch_sub(1, Relaxed);
     }
@@ -350,7 +350,7 @@ impl Live {
         self.backends.first().is_some_and(|own| !own.is_outside && own.load().at(address).is_some())
     }
 
-    pub fn route_label(&self, rule: &Rule) -> Label {
+    pub fn route_label(&self, rule: &CompiledRule) -> Label {
         self.route_label_of(&rule.route)
     }
 
@@ -381,7 +381,7 @@ mod tests {
         let store = Store::new(None);
         // One request waits for the name that was used longest ago.
         let awaited = store.dial(&name(MAX_NAMES - 1), 0).unwrap();
-        let waiting = Waiting::new(&awaited);
+        let waiting = ConfigWaiter::new(&awaited);
         for n in 0..MAX_NAMES {
             store.dial(&name(n), 1).unwrap();
         }

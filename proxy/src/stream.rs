@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use outrigger_core::config::Protocol;
 use outrigger_core::detect::Detected;
 use outrigger_core::outcome::Outcome;
-use outrigger_core::reason::Reason;
+use outrigger_core::reason::{Cause, Reason};
 
 use crate::http::destination::Target;
 use crate::http::respond::Refusal;
@@ -24,10 +24,10 @@ use crate::http::server::Connection;
 use crate::io::{Io, Transport};
 use crate::metrics::{CountKey, Direction, Label, SeriesKey, Status};
 use crate::peer::Origin;
-use crate::watch::{ConnectionWatch, Standing};
+use crate::watch::{ConnectionTrust, ConnectionWatch};
 use crate::worker::Worker;
-use dial::Opened;
-use relay::{Early, Limits, Relayed, Side};
+use dial::DialedUpstream;
+use relay::{Early, RelayLimits, RelaySide, Relayed};
 use sniff::{Sniffer, Spoke};
 
 /// A client that says nothing for this long may be waiting for the server to speak first.
@@ -78,7 +78,7 @@ async fn client_first(
     }
 }
 
-/// Nothing is declared: whoever speaks first decides.
+/// Nothing is declared: the side that speaks first decides.
 async fn detect(
     worker: &Rc<Worker>,
     origin: Origin,
@@ -189,7 +189,7 @@ async fn dial_in_time(
     target: &Target,
     origin: &Origin,
     tls: Option<Option<&str>>,
-) -> Result<Opened, Refusal> {
+) -> Result<DialedUpstream, Refusal> {
     let dialling = Box::pin(dial::dial(worker, target, origin.remote, tls));
     let Some(until) = origin.tunnel.and_then(|tunnel| tunnel.until) else {
         return dialling.await;
@@ -232,13 +232,13 @@ async fn relay_to(
     origin: &Origin,
     protocol: Protocol,
     caller: Io,
-    opened: Opened,
+    opened: DialedUpstream,
 ) {
     let began = Instant::now();
-    let Opened { io, labels, attempt: _attempt, idle } = opened;
-    let mut limits = Limits::default();
+    let DialedUpstream { io, labels, attempt: _attempt, idle } = opened;
+    let mut limits = RelayLimits::default();
     if let Some(tunnel) = &origin.tunnel {
-        limits = Limits { idle, until: tunnel.until };
+        limits = RelayLimits { idle, until: tunnel.until };
     }
     let relaying = relay::relay(caller, io, limits);
     if origin.direction == Direction::Outbound {
@@ -247,7 +247,7 @@ async fn relay_to(
     }
     let watch = ConnectionWatch::new(true);
     let registered =
-        worker.connections.enter(Direction::Inbound, watch, Standing::of_stream(origin));
+        worker.connections.enter(Direction::Inbound, watch, ConnectionTrust::of_stream(origin));
     tokio::select! {
         ended = relaying => record(worker, (origin.direction, origin.remote), protocol, labels, began, &ended),
         reason = registered.is_cut() => {
@@ -272,8 +272,10 @@ pub fn record(
         SeriesKey { direction, service: labels.service, route: labels.route, peer: labels.peer };
     let (outcome, reason) = match ended.early {
         None => (Outcome::Success, None),
-        Some(Early::Broken(Side::Caller)) => (Outcome::Canceled, Some(Reason::DownstreamReset)),
-        Some(Early::Broken(Side::Upstream)) => {
+        Some(Early::Broken(RelaySide::Caller)) => {
+            (Outcome::Canceled, Some(Reason::DownstreamReset))
+        }
+        Some(Early::Broken(RelaySide::Upstream)) => {
             (Outcome::Failure, Some(Reason::UpstreamResetAmbiguous))
         }
         Some(Early::Over(reason)) => {
@@ -281,6 +283,7 @@ pub fn record(
             return worker.refuse_stream(direction, protocol, labels.service, &refusal, remote);
         }
     };
-    let count = CountKey { protocol, outcome, status: Status::Stream, reason };
+    let count =
+        CountKey { protocol, outcome, status: Status::Stream, cause: reason.map(Cause::local) };
     worker.metrics.record(key, count, began.elapsed());
 }

@@ -1,4 +1,4 @@
-//! TLS between proxies: who is believed, and how two of them come to a connection.
+//! TLS between proxies: who is trusted, and how two of them come to a connection.
 //!
 //! [`verify`] is the one place where a chain is judged; everything else asks it: the verifiers of a
 //! full handshake, the check of a resumed one, the review of open connections. [`credentials`] holds

@@ -15,7 +15,7 @@ use std::task::{Poll, Waker};
 use outrigger_core::reason::Reason;
 
 use crate::metrics::Direction;
-use crate::peer::{Caller, Fixed, Origin, Peer};
+use crate::peer::{Fixed, MeshCaller, Origin, Peer};
 use crate::store::Dialed;
 
 /// No head is being read.
@@ -150,16 +150,16 @@ impl ConnectionWatch {
 /// Every live HTTP connection of a worker.
 #[derive(Default)]
 pub struct Connections {
-    entries: RefCell<Vec<Option<Entry>>>,
+    entries: RefCell<Vec<Option<ConnectionEntry>>>,
     free: RefCell<Vec<usize>>,
     inbound_drains: Cell<bool>,
     outbound_drains: Cell<bool>,
 }
 
 /// What a connection's right to stay rests on.
-pub struct Standing {
+pub struct ConnectionTrust {
     pub peer: Peer,
-    pub caller: Option<Rc<Caller>>,
+    pub caller: Option<Rc<MeshCaller>>,
     pub remote: IpAddr,
     /// The app's port, where the whole connection goes to one.
     pub port: Option<u16>,
@@ -176,7 +176,7 @@ pub struct Address {
     found: Cell<bool>,
 }
 
-impl Standing {
+impl ConnectionTrust {
     pub fn of(origin: &Origin) -> Self {
         let port = match &origin.fixed {
             Fixed::App(address) => Some(address.port()),
@@ -199,41 +199,41 @@ impl Standing {
     /// Whether requests may go on to come on a connection that an app has opened to one address. Once nothing of the
     /// mesh has that address any more, the app must look up again what it wants: it would else talk for ever to
     /// an address that nobody has.
-    pub fn outbound(&self) -> Verdict {
+    pub fn outbound(&self) -> Review {
         let Address { dialed, found } = &self.address;
         let Some(dialed) = dialed.as_ref().filter(|_| !self.opaque) else {
-            return Verdict::Stays;
+            return Review::Keep;
         };
         if found.get() && dialed.is_unknown() {
-            return Verdict::Leaves;
+            return Review::Drain;
         }
         found.set(found.get() || dialed.is_found());
-        Verdict::Stays
+        Review::Keep
     }
 }
 
 /// What becomes of an open connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    Stays,
+pub enum Review {
+    Keep,
     /// It ends after what it has in flight, however long that takes.
-    Leaves,
+    Drain,
     /// It ends after what it has in flight, and soon.
-    Ends(Reason),
+    Terminate(Reason),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
-    Staying,
-    Leaving,
+    Open,
+    Draining,
     /// With the reviews left until it is cut.
-    Ending(Reason, u32),
+    Terminating(Reason, u32),
 }
 
-struct Entry {
+struct ConnectionEntry {
     direction: Direction,
     watch: Arc<ConnectionWatch>,
-    standing: Standing,
+    trust: ConnectionTrust,
     stage: Stage,
     /// Of the connection's task, from its first poll on.
     waker: Option<Waker>,
@@ -245,9 +245,15 @@ impl Connections {
         self: &Rc<Self>,
         direction: Direction,
         watch: Arc<ConnectionWatch>,
-        standing: Standing,
+        standing: ConnectionTrust,
     ) -> Registered {
-        let entry = Some(Entry { direction, watch, standing, stage: Stage::Staying, waker: None });
+        let entry = Some(ConnectionEntry {
+            direction,
+            watch,
+            trust: standing,
+            stage: Stage::Open,
+            waker: None,
+        });
         let mut entries = self.entries.borrow_mut();
         let slot = match self.free.borrow_mut().pop() {
             Some(slot) => {
@@ -281,16 +287,23 @@ impl Connections {
 
     /// Judges every connection of one direction anew. What must end soon is cut at the review
     /// `grace` later.
-    pub fn review(&self, direction: Direction, grace: u32, judge: impl Fn(&Standing) -> Verdict) {
+    pub fn review(
+        &self,
+        direction: Direction,
+        grace: u32,
+        judge: impl Fn(&ConnectionTrust) -> Review,
+    ) {
         for entry in self.entries.borrow_mut().iter_mut().flatten() {
             if entry.direction != direction {
                 continue;
             }
-            let stage = match (entry.stage, judge(&entry.standing)) {
-                (Stage::Ending(reason, left), _) => Stage::Ending(reason, left.saturating_sub(1)),
-                (_, Verdict::Ends(reason)) => Stage::Ending(reason, grace),
-                (Stage::Leaving, _) | (_, Verdict::Leaves) => Stage::Leaving,
-                (Stage::Staying, Verdict::Stays) => Stage::Staying,
+            let stage = match (entry.stage, judge(&entry.trust)) {
+                (Stage::Terminating(reason, left), _) => {
+                    Stage::Terminating(reason, left.saturating_sub(1))
+                }
+                (_, Review::Terminate(reason)) => Stage::Terminating(reason, grace),
+                (Stage::Draining, _) | (_, Review::Drain) => Stage::Draining,
+                (Stage::Open, Review::Keep) => Stage::Open,
             };
             if stage != std::mem::replace(&mut entry.stage, stage) {
                 entry.wake();
@@ -306,11 +319,11 @@ impl Connections {
         for entry in self.entries.borrow_mut().iter_mut().flatten() {
             let late = entry.watch.sweep(limit, write_limit);
             let leaves = entry.direction == Direction::Inbound
-                && !entry.standing.opaque
-                && entry.stage == Stage::Staying
+                && !entry.trust.opaque
+                && entry.stage == Stage::Open
                 && entry.watch.has_idled(idle);
             if leaves {
-                entry.stage = Stage::Leaving;
+                entry.stage = Stage::Draining;
             }
             if late || leaves {
                 entry.wake();
@@ -319,7 +332,7 @@ impl Connections {
     }
 }
 
-impl Entry {
+impl ConnectionEntry {
     fn wake(&self) {
         if let Some(waker) = &self.waker {
             waker.wake_by_ref();
@@ -347,14 +360,14 @@ impl Registered {
     /// Whether the connection shall end after what it has in flight.
     pub fn draining(&self) -> bool {
         self.connections.drains(self.direction).get()
-            || self.stage().is_some_and(|stage| stage != Stage::Staying)
+            || self.stage().is_some_and(|stage| stage != Stage::Open)
     }
 
     /// Why the connection ends now, whatever is in flight.
     pub fn cut(&self) -> Option<Reason> {
         match self.stage()? {
-            Stage::Ending(reason, 0) => Some(reason),
-            Stage::Staying | Stage::Leaving | Stage::Ending(..) => None,
+            Stage::Terminating(reason, 0) => Some(reason),
+            Stage::Open | Stage::Draining | Stage::Terminating(..) => None,
         }
     }
 
@@ -385,7 +398,7 @@ mod tests {
     use super::*;
 
     fn enter(connections: &Rc<Connections>, direction: Direction) -> Registered {
-        let standing = Standing {
+        let standing = ConnectionTrust {
             peer: Peer::Outside,
             caller: None,
             remote: IpAddr::from([127, 0, 0, 1]),
@@ -400,7 +413,7 @@ mod tests {
     fn a_head_expires_only_while_it_is_incomplete() {
         let connections = Rc::new(Connections::default());
         let watch = ConnectionWatch::new(false);
-        let standing = Standing {
+        let standing = ConnectionTrust {
             peer: Peer::Outside,
             caller: None,
             remote: IpAddr::from([127, 0, 0, 1]),
@@ -433,7 +446,7 @@ mod tests {
     fn an_inbound_connection_without_requests_ends_and_the_apps_own_stays() {
         let connections = Rc::new(Connections::default());
         let watch = ConnectionWatch::new(true);
-        let standing = || Standing {
+        let standing = || ConnectionTrust {
             peer: Peer::Outside,
             caller: None,
             remote: IpAddr::from([127, 0, 0, 1]),
@@ -444,7 +457,7 @@ mod tests {
         let busy = connections.enter(Direction::Inbound, Arc::clone(&watch), standing());
         let idle = enter(&connections, Direction::Inbound);
         let own = enter(&connections, Direction::Outbound);
-        let stream = Standing { opaque: true, ..standing() };
+        let stream = ConnectionTrust { opaque: true, ..standing() };
         let stream = connections.enter(Direction::Inbound, ConnectionWatch::new(true), stream);
         watch.request_began();
         for _ in 0..3 {
@@ -478,14 +491,14 @@ mod tests {
         let one = enter(&connections, Direction::Inbound);
         let other = enter(&connections, Direction::Outbound);
         let review = |verdict| connections.review(Direction::Inbound, 2, |_| verdict);
-        review(Verdict::Stays);
+        review(Review::Keep);
         assert!(!one.draining());
-        review(Verdict::Ends(Reason::MtlsRequired));
+        review(Review::Terminate(Reason::MtlsRequired));
         assert!(one.draining() && one.cut().is_none());
         // It has been told: a later change of mind comes too late.
-        review(Verdict::Stays);
+        review(Review::Keep);
         assert_eq!(one.cut(), None);
-        review(Verdict::Stays);
+        review(Review::Keep);
         assert_eq!(one.cut(), Some(Reason::MtlsRequired));
         assert!(!other.draining());
     }

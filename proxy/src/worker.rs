@@ -13,10 +13,10 @@ use std::time::{Duration, Instant};
 
 use outrigger_core::config::Protocol;
 use outrigger_core::name::{Authority, Host};
-use outrigger_core::outcome::Outcome;
+use outrigger_core::outcome::classify_reason;
 use outrigger_core::policy::CallPolicy;
 use outrigger_core::policy::deadline::Deadline;
-use outrigger_core::reason::{Reason, Side};
+use outrigger_core::reason::Reason;
 use tokio::sync::mpsc;
 
 use crate::accept::Accepted;
@@ -24,18 +24,19 @@ use crate::http::respond::Refusal;
 use crate::http::server::Builders;
 use crate::inbound_ports::InboundPorts;
 use crate::local;
-use crate::memory::Spare;
+use crate::memory::IdlePurge;
 use crate::metrics::{CountKey, Direction, Label, SeriesKey, Status, WorkerMetrics};
 use crate::pool::Pools;
-use crate::pool::connect::{ConnectError, Opened, connect, race};
+use crate::pool::connect::{ConnectError, OpenedConnection, connect, race};
 use crate::progress::{Exchanges, StallLimits};
 use crate::proxy::{Phase, Proxy};
+use crate::record::{Phases, Record};
 use crate::store::{Dialed, Full, MAX_NAMES};
 use crate::stream::sniff::{Sniffer, Spoke};
 use crate::tls::pace::Pace;
 use crate::tls::unix_now;
-use crate::watch::{Connections, Standing};
-use crate::{access_log, inbound, outbound};
+use crate::watch::{ConnectionTrust, Connections};
+use crate::{inbound, outbound};
 
 /// Spellings of authorities remembered, before the cache starts anew.
 const MAX_SPELLINGS: usize = 2_048;
@@ -57,13 +58,13 @@ pub struct Worker {
     stall_limits: StallLimits,
     pub pools: Pools,
     pub pace: Rc<Pace>,
-    spare: Spare,
+    idle_purge: IdlePurge,
     /// [`crate::identity::Identity::generation`] at the last review of open connections.
     reviewed: Cell<u64>,
     /// The ports that open connections were last judged by.
     reviewed_ports: RefCell<Arc<InboundPorts>>,
     pub http: Builders,
-    /// How requests are called that no policy speaks of.
+    /// How requests are called that match no policy.
     pub call: CallPolicy,
     spellings: RefCell<HashMap<Box<str>, Arc<Dialed>, foldhash::fast::RandomState>>,
     addresses: RefCell<HashMap<Authority, (Instant, SocketAddr)>>,
@@ -75,7 +76,7 @@ pub struct Worker {
     said: Cell<u32>,
 }
 
-/// How busy a worker is, for whoever hands out connections.
+/// How busy a worker is, for anyone who hands out connections.
 #[derive(Default)]
 pub struct Load {
     pub connections: AtomicUsize,
@@ -96,7 +97,7 @@ impl Worker {
             ),
             pools: Pools::new(&proxy, Rc::clone(&pace)),
             pace,
-            spare: Spare::default(),
+            idle_purge: IdlePurge::default(),
             reviewed: Cell::new(0),
             reviewed_ports: RefCell::new(proxy.inbound.load_full()),
             http: Builders::new(&proxy.settings),
@@ -136,7 +137,7 @@ impl Worker {
     }
 
     fn serve(self: &Rc<Self>, accepted: Accepted) {
-        self.spare.connected();
+        self.idle_purge.connected();
         let worker = Rc::clone(self);
         tokio::task::spawn_local(async move {
             let Accepted { stream, remote, via, slot } = accepted;
@@ -163,7 +164,8 @@ impl Worker {
         self.exchanges.sweep(Instant::now(), self.stall_limits);
         self.pools.sweep(Instant::now());
         self.review();
-        self.spare.sweep(self.metrics.take_recorded());
+        self.idle_purge.sweep(self.metrics.take_recorded());
+        self.metrics.sweep();
     }
 
     /// Judges every open connection by the certificates, roots and ports of now. What may stay no
@@ -187,7 +189,7 @@ impl Worker {
         self.connections.review(Direction::Inbound, grace, |standing| {
             inbound::review(standing, &inbound, ports_changed, trust.as_deref(), now)
         });
-        self.connections.review(Direction::Outbound, grace, Standing::outbound);
+        self.connections.review(Direction::Outbound, grace, ConnectionTrust::outbound);
     }
 
     /// True at most once a second: for what would flood the log.
@@ -316,7 +318,7 @@ impl Worker {
         }
     }
 
-    pub async fn connect(&self, address: SocketAddr) -> Result<Opened, ConnectError> {
+    pub async fn connect(&self, address: SocketAddr) -> Result<OpenedConnection, ConnectError> {
         connect(address, self.pools.opening()).await
     }
 
@@ -356,15 +358,13 @@ impl Worker {
         remote: SocketAddr,
     ) {
         let reason = refusal.reason;
-        let outcome = match reason.side() {
-            Side::Upstream => Outcome::Failure,
-            Side::Downstream | Side::Us => Outcome::Refused,
-        };
+        let outcome = classify_reason(reason);
         let key = SeriesKey { direction, service, route: Label::NONE, peer: Label::UNKNOWN };
-        let count = CountKey { protocol, outcome, status: Status::Stream, reason: Some(reason) };
+        let count =
+            CountKey { protocol, outcome, status: Status::Stream, cause: Some(refusal.cause()) };
         self.metrics.record(key, count, Duration::ZERO);
         if self.proxy.access_log.wants(outcome, || self.random()) {
-            self.proxy.access_log.write(access_log::Entry {
+            self.proxy.access_log.write(Record {
                 direction,
                 service: self.proxy.metrics.text(service),
                 route: Arc::from(""),
@@ -372,7 +372,7 @@ impl Worker {
                 protocol,
                 outcome,
                 status: Status::Stream,
-                reason: Some(reason),
+                cause: Some(refusal.cause()),
                 detail: Some(format!("from {remote}: {}", refusal.detail).into()),
                 cache_hit: false,
                 degraded: None,
@@ -383,6 +383,8 @@ impl Worker {
                 endpoint: None,
                 injected: refusal.injected.as_ref().map(|one| Arc::clone(&one.name)),
                 attempts: 0,
+                earlier: None,
+                phases: Phases::default(),
                 deadline_left_ms: None,
                 duration: Duration::ZERO,
                 bytes: 0,

@@ -65,9 +65,9 @@ struct System {
 }
 
 impl Resolver {
-    /// Asks on `runtime` from now on, whoever wants to know. Without this, the first caller's is used.
+    /// Asks on `runtime` from now on, anyone who wants to know. Without this, the first caller's is used.
     pub fn ask_on(&self, runtime: Handle) {
-        // Whoever was first stays.
+        // Anyone who was first stays.
         let _ = self.0.runtime.set(runtime);
     }
 

@@ -1,5 +1,5 @@
 //! Who may call: access policies and tokens, as written into the folder of manifests, asked by the
-//! called side's proxy.
+//! server side's proxy.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;

@@ -12,18 +12,18 @@ use outrigger_tests::process::{ControlPlane, Proxy, local};
 use crate::resilience::{policy, scripted};
 use crate::{service, unmeshed};
 
-/// A caller of an app whose answers are numbered and carry `headers`, until it is ill.
+/// A caller of an app whose answers are numbered and carry `headers`, until it fails.
 struct Pair {
     caller: Proxy,
     _plane: ControlPlane,
     count: Arc<AtomicU64>,
-    ill: Arc<AtomicBool>,
+    failing: Arc<AtomicBool>,
 }
 
 impl Pair {
     fn start(headers: &'static str, spec: &str) -> Self {
-        let ill = Arc::new(AtomicBool::new(false));
-        let state = Arc::clone(&ill);
+        let failing = Arc::new(AtomicBool::new(false));
+        let state = Arc::clone(&failing);
         let (port, count) = scripted(move |n| match state.load(Relaxed) {
             true => "HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n",
             // Some requests a test: what is leaked is little.
@@ -37,7 +37,7 @@ impl Pair {
             ("policy.yaml", &policy(spec)),
         ]);
         let caller = Proxy::caller(&plane, &[]);
-        Self { caller, _plane: plane, count, ill }
+        Self { caller, _plane: plane, count, failing }
     }
 
     fn ask(&self, path: &str, more: &[&str]) -> Answer {
@@ -104,7 +104,7 @@ fn what_must_not_be_shared_is_not_kept() {
     }
 }
 
-/// Whoever shows who they are gets an answer to somebody else only where it says so, also instead of a failure.
+/// Anyone who shows who they are gets an answer to somebody else only where it says so, also instead of a failure.
 #[test]
 fn answers_are_shared_only_with_whom_they_may_be() {
     let (alice, bob) = (&["-H", "authorization: Bearer a"][..], &["-H", "authorization: b"][..]);
@@ -119,7 +119,7 @@ fn answers_are_shared_only_with_whom_they_may_be() {
         let pair = Pair::start(headers, spec);
         let asked = [("/", &[][..]), ("/", alice), ("/", bob), ("/", cookie)];
         assert_eq!(pair.bodies(&asked), bodies, "{headers}");
-        pair.ill.store(true, Relaxed);
+        pair.failing.store(true, Relaxed);
         let status = |who: &[&str]| pair.ask("/", who).status;
         assert_eq!([status(bob), status(cookie)], failed, "{headers}");
         assert_eq!(status(&[]), 200, "{headers}");
@@ -228,7 +228,7 @@ fn a_stale_answer_stands_in_for_a_failure_and_says_so() {
         "  cache: {ttl: 0s, staleOnError: 10m}\n  fallbacks: [{cached: {}}, {static: {status: 299}}]\n",
     );
     assert_eq!(pair.bodies(&[("/", &[]), ("/", &[])]), ["0000", "0001"], "none is given unasked");
-    pair.ill.store(true, Relaxed);
+    pair.failing.store(true, Relaxed);
     let answer = pair.ask("/", &[]);
     assert_eq!((answer.status, answer.body.as_str()), (200, "0001"), "{answer:?}");
     assert!(says(&answer, "x-outrigger-degraded: cached") && says(&answer, "age: "), "{answer:?}");
@@ -244,7 +244,7 @@ fn must_revalidate_forbids_what_is_stale() {
         "  cache: {ttl: 1m, staleOnError: 10m}\n  fallbacks: [{cached: {}}]\n",
     );
     assert_eq!(pair.bodies(&[("/", &[]), ("/", &[])]), ["0000", "0000"]);
-    pair.ill.store(true, Relaxed);
+    pair.failing.store(true, Relaxed);
     eventually("it is no longer fresh", || pair.ask("/", &[]).status == 500);
 }
 

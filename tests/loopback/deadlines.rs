@@ -1,4 +1,4 @@
-//! Time that runs out, requests that follow an app's own, and circles that end.
+//! Time that runs out, requests that follow an app's own, and request loops that end.
 
 use std::io::Write;
 use std::net::TcpListener;
@@ -125,7 +125,7 @@ fn an_app_that_forwards_one_id_passes_the_deadline_on() {
         let answer = get(&chain.caller, "http://middle.bank/sleep/20000", &headers);
         assert_eq!(answer.status, 504, "{answer:?}");
         assert_eq!(chain.app.requests.load(Relaxed), before + 1);
-        // Whoever is first says so: each hop rounds down what it tells the next.
+        // Anyone who is first says so: each hop rounds down what it tells the next.
         chain.middle.wait_log(&["\"direction\":\"outbound\"", "end:80", "deadline_left_ms"]);
         eventually("nothing stays remembered", || {
             chain.middle.count("outrigger_correlation_entries", &[]) == 0.0

@@ -1,4 +1,4 @@
-//! Which endpoints of a service get its requests: those of one's own zone, warm ones, and ill ones when
+//! Which endpoints of a service get its requests: those of one's own zone, warm ones, and failing ones when
 //! too few others are left.
 
 use std::fmt::Write;
@@ -40,7 +40,7 @@ fn ask(caller: &Proxy) -> u16 {
 }
 
 /// An app that answers 503 to everything.
-fn ill() -> u16 {
+fn failing() -> u16 {
     tcp(|mut stream| {
         let mut buffer = [0; 4096];
         while stream.read(&mut buffer).is_ok_and(|n| n > 0) {
@@ -55,7 +55,7 @@ fn ill() -> u16 {
 #[test]
 fn requests_stay_in_their_zone_while_it_can_serve_them() {
     let (near, far) = (Echo::start("near"), Echo::start("far"));
-    let all = [(near.port, "a"), (far.port, "b"), (ill(), "a")];
+    let all = [(near.port, "a"), (far.port, "b"), (failing(), "a")];
     let ejection = "  outlierEjection: {consecutiveFailures: 1, baseEjection: 1m}\n";
     let plane = ControlPlane::start(&[
         ("app.yaml", &service(&all[..2])),
@@ -74,7 +74,7 @@ fn requests_stay_in_their_zone_while_it_can_serve_them() {
     let before = far.requests.load(Relaxed);
     // Half of the zone is ejected, 70 % should be fit: two of seven requests spill over.
     plane.write("app.yaml", &service(&all));
-    eventually("the ill one is ejected", || {
+    eventually("the failing one is ejected", || {
         ask(&caller);
         caller.count("outrigger_endpoints_ejected", &["bank/app:80"]) == 1.0
     });
@@ -83,7 +83,7 @@ fn requests_stay_in_their_zone_while_it_can_serve_them() {
     }
     let spilled = far.requests.load(Relaxed) - before;
     assert!((5..=40).contains(&spilled), "{spilled} of about 70");
-    assert!(caller.count("outrigger_zone_spilled_total", &["bank/app:80"]) >= spilled as f64);
+    assert!(caller.count("outrigger_lb_zone_spillover_total", &["bank/app:80"]) >= spilled as f64);
 }
 
 #[test]
@@ -121,16 +121,16 @@ fn ejections_are_ignored_when_too_few_are_left() {
     let good = Echo::start("good");
     let ejection = "  outlierEjection: {consecutiveFailures: 1, baseEjection: 1m}\n";
     let plane = ControlPlane::start(&[
-        ("app.yaml", &service(&[(good.port, "a"), (ill(), "a")])),
+        ("app.yaml", &service(&[(good.port, "a"), (failing(), "a")])),
         ("policy.yaml", &policy(ejection)),
     ]);
     let caller = Proxy::caller(&plane, &[]);
-    eventually("the ill one is ejected", || {
+    eventually("the failing one is ejected", || {
         ask(&caller);
         caller.count("outrigger_endpoints_ejected", &["bank/app:80"]) == 1.0
     });
     assert!((0..30).all(|_| ask(&caller) == 200), "it is left alone");
     plane.write("policy.yaml", &policy(&format!("{ejection}  panicThreshold: 60\n")));
     eventually("it is asked again: one of two is less than 60 %", || ask(&caller) == 503);
-    assert!(caller.count("outrigger_panic_choices_total", &["bank/app:80"]) >= 1.0);
+    assert!(caller.count("outrigger_lb_panic_total", &["bank/app:80"]) >= 1.0);
 }

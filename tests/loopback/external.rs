@@ -112,7 +112,7 @@ fn one_that_is_removed_is_treated_as_any_unknown_destination() {
     assert_eq!(caller.count("outrigger_requests_total", &[&service]), after);
 }
 
-/// An ExternalService in front of `server`. `believing`: what it says of its TLS.
+/// An ExternalService in front of `server`. `trusting`: what it says of its TLS.
 fn in_front(host: &str, server: &Outside, protocol: &str, tls: Option<&str>) -> String {
     let tls = tls.map(|tls| format!("  tls: {tls}\n")).unwrap_or_default();
     let protocol = match protocol {
@@ -133,7 +133,7 @@ fn own(server: &Outside) -> String {
 }
 
 #[test]
-fn the_proxy_begins_tls_for_its_app_and_believes_only_the_right_certificate() {
+fn the_proxy_begins_tls_for_its_app_and_trusts_only_the_right_certificate() {
     let server = Outside::start("api.pay.test", &["http/1.1", "h2"]);
     let roots = own(&server);
     let right = in_front("api.pay.test", &server, "", Some(&roots));
@@ -161,12 +161,12 @@ fn the_proxy_begins_tls_for_its_app_and_believes_only_the_right_certificate() {
     let why = "the certificate of other.pay.test: certificate not valid for name";
     caller.wait_log(&["upstream_tls_failed", why]);
 
-    // Nobody whom the system believes issued it.
+    // Nobody whom the system trusts issued it.
     plane.write("pay.yaml", &in_front("api.pay.test", &server, "", Some("{}")));
     eventually("the system's roots", || ask("api.pay.test").body.contains("upstream_tls_failed"));
 
     plane.write("pay.yaml", &right);
-    eventually("it is believed again", || ask("api.pay.test").status == 200);
+    eventually("it is trusted again", || ask("api.pay.test").status == 200);
 }
 
 #[test]

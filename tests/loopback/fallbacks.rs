@@ -176,14 +176,14 @@ fn fallbacks_work_behind_breakers_deadlines_and_through_sidecars() {
 
 #[test]
 fn policies_change_what_is_given_at_once() {
-    let ill = Arc::new(AtomicBool::new(true));
-    let state = Arc::clone(&ill);
+    let failing = Arc::new(AtomicBool::new(true));
+    let state = Arc::clone(&failing);
     let (port, _) = scripted(move |_| if state.load(Relaxed) { UNAVAILABLE } else { OK });
     let pair = Pair::start(port, "  fallbacks: [{static: {status: 210}}]\n");
     assert_eq!(pair.ask("/", &[]).status, 210);
     pair.plane.write("policy.yaml", &policy("  fallbacks: [{static: {status: 211}}]\n"));
     eventually("the new one is given", || pair.ask("/", &[]).status == 211);
-    ill.store(false, Relaxed);
+    failing.store(false, Relaxed);
     let answer = pair.ask("/", &[]);
     assert_eq!((answer.status, degraded(&answer)), (200, None));
 }

@@ -1,4 +1,4 @@
-//! Experiments: faults that a FaultInjection asks for, as callers, logs and metrics see them.
+//! Fault injections: faults that a FaultInjection asks for, as callers, logs and metrics see them.
 
 use std::process::Command;
 use std::sync::atomic::Ordering::Relaxed;
@@ -12,7 +12,7 @@ use outrigger_tests::process::{ControlPlane, Proxy, free_port, local};
 use crate::unmeshed;
 
 /// `from now`, as manifests write times.
-fn in_time(from_now: &str) -> String {
+pub fn in_time(from_now: &str) -> String {
     let mut date = Command::new("date");
     let date = date.args(["-u", "-d", from_now, "+%Y-%m-%dT%H:%M:%S.%3NZ"]);
     let date = date.output().expect("the date");
@@ -57,7 +57,10 @@ fn an_abort_is_a_failure_of_the_service_for_whatever_watches_over_calls() {
     let hit = ["-H", "x-test: 1"];
     let answer = ask(&caller, "/prices/eur", &hit);
     assert_eq!(answer.status, 503, "{answer:?}");
-    assert!(answer.body.contains("fault_injected: the experiment bank/no-prices"), "{answer:?}");
+    assert!(
+        answer.body.contains("fault_injected: injected by FaultInjection bank/no-prices"),
+        "{answer:?}"
+    );
     assert_eq!(app.requests.load(Relaxed), 0);
     let injected = ["\"injected\":\"bank/no-prices\"", "\"attempts\":3", "fault_injected"];
     caller.wait_log(&injected);
@@ -213,7 +216,8 @@ fn a_guard_stops_an_experiment_for_everybody_until_its_spec_changes() {
         assert_eq!(ask(&other, "/", &[]).status, 503, "nobody watches this edge");
     }
     eventually("the gateway has it stopped", || ask(&gateway, "/", &[]).status == 200);
-    gateway.wait_log(&["an experiment has to stop", "requests failed; minSuccessPercent is 90"]);
+    gateway
+        .wait_log(&["a fault injection has to stop", "requests failed; minSuccessPercent is 90"]);
     eventually("it is stopped for everybody", || ask(&other, "/", &[]).status == 200);
     let index = plane.admin("/index");
     for words in ["\"stopped\":", "\"by\":\"bank/gateway\"", "minSuccessPercent is 90"] {

@@ -136,7 +136,8 @@ fn policies(caller: &Proxy) -> serde_json::Value {
 }
 
 #[test]
-fn a_server_whose_resources_are_exhausted_is_spared_for_as_long_as_it_asks_and_not_ejected() {
+fn a_server_whose_resources_are_exhausted_gets_no_requests_for_as_long_as_it_asks_and_not_ejected()
+{
     const FULL: Says = &[("grpc-status", "8"), ("grpc-retry-pushback-ms", "30000")];
     // It says so once, and would be the one to prefer.
     let full = Server::start(|before| Some(if before == 0 { FULL } else { OK }));
@@ -155,7 +156,7 @@ fn a_server_whose_resources_are_exhausted_is_spared_for_as_long_as_it_asks_and_n
     let caller = Proxy::caller(&plane, &["--workers", "1"]);
     let client = Client::of(&caller);
     let (began, mut refused) = (Instant::now(), 0);
-    // Longer than it would be spared without a word.
+    // Longer than it would get no requests without a word.
     while began.elapsed() < Duration::from_secs(3) {
         let (status, named) = client.status();
         assert!(status == "0" || status == "8", "{status}: {named}");
@@ -190,10 +191,10 @@ fn a_call_beyond_a_limit_is_refused_in_trailers_alone() {
 
 #[test]
 fn a_call_to_a_service_whose_breaker_is_open_is_refused_in_trailers_alone() {
-    let ill = Server::start(|_| Some(&[("grpc-status", "14")]));
+    let failing = Server::start(|_| Some(&[("grpc-status", "14")]));
     let breaker = "  breaker: {consecutiveFailures: 1, open: {fixed: 30s}}\n";
     let plane = ControlPlane::start(&[
-        ("app.yaml", &unmeshed("app", "grpc", ill.port)),
+        ("app.yaml", &unmeshed("app", "grpc", failing.port)),
         ("policy.yaml", &traffic_policy("app", breaker)),
     ]);
     let caller = Proxy::caller(&plane, &["--workers", "1"]);
@@ -202,5 +203,5 @@ fn a_call_to_a_service_whose_breaker_is_open_is_refused_in_trailers_alone() {
     let (status, named) = client.status();
     assert_eq!(status, "14", "UNAVAILABLE: {named}");
     assert!(named.contains("breaker_open"), "{named}");
-    assert_eq!(ill.calls.load(Relaxed), 1, "the server hears nothing of it");
+    assert_eq!(failing.calls.load(Relaxed), 1, "the server hears nothing of it");
 }

@@ -25,16 +25,16 @@ use crate::service;
 /// An HTTP/1.1 app that is fine, and says of itself at `/healthz` what it is told to.
 struct App {
     port: u16,
-    ill: Arc<AtomicBool>,
+    failing: Arc<AtomicBool>,
     checks: Arc<AtomicU64>,
     requests: Arc<AtomicU64>,
 }
 
 impl App {
     fn start() -> Self {
-        let (ill, checks, requests) = (Arc::default(), Arc::default(), Arc::default());
-        let app = Self { port: 0, ill, checks, requests };
-        let (ill, checks) = (Arc::clone(&app.ill), Arc::clone(&app.checks));
+        let (failing, checks, requests) = (Arc::default(), Arc::default(), Arc::default());
+        let app = Self { port: 0, failing, checks, requests };
+        let (failing, checks) = (Arc::clone(&app.failing), Arc::clone(&app.checks));
         let requests = Arc::clone(&app.requests);
         let port = tcp(move |mut stream| {
             let mut buffer = [0; 4096];
@@ -44,7 +44,8 @@ impl App {
                 let is_check = buffer.starts_with(b"GET /healthz ");
                 let count = if is_check { &checks } else { &requests };
                 count.fetch_add(1, Relaxed);
-                let status = if is_check && ill.load(Relaxed) { "500 Ill" } else { "200 OK" };
+                let status =
+                    if is_check && failing.load(Relaxed) { "500 Failing" } else { "200 OK" };
                 let answer = format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n");
                 if stream.write_all(answer.as_bytes()).is_err() {
                     return;
@@ -54,8 +55,8 @@ impl App {
         Self { port, ..app }
     }
 
-    fn says_it_is_ill(&self, ill: bool) {
-        self.ill.store(ill, Relaxed);
+    fn set_failing(&self, failing: bool) {
+        self.failing.store(failing, Relaxed);
     }
 }
 
@@ -80,7 +81,7 @@ fn shown(caller: &Proxy) -> Value {
 }
 
 #[test]
-fn an_endpoint_that_says_it_is_ill_is_left_out_and_comes_back() {
+fn an_endpoint_that_says_it_is_failing_is_left_out_and_comes_back() {
     let (good, other) = (App::start(), App::start());
     let plane = ControlPlane::start(&[
         ("app.yaml", &unmeshed(&[(good.port, "a"), (other.port, "a")])),
@@ -93,19 +94,19 @@ fn an_endpoint_that_says_it_is_ill_is_left_out_and_comes_back() {
         good.checks.load(Relaxed) > 2 && other.checks.load(Relaxed) > 2
     });
     assert_eq!(unhealthy(&caller), 0.0);
-    other.says_it_is_ill(true);
+    other.set_failing(true);
     eventually("it is left out", || unhealthy(&caller) == 1.0);
     caller.wait_log(&["endpoint unhealthy", "answered 500", "bank/app:80"]);
     let health = shown(&caller);
     assert_eq!(health["probe"], "http /healthz");
     let all = health["endpoints"].as_array().cloned().unwrap_or_default();
-    let ill = all.iter().find(|one| one["healthy"] == false).expect("the ill one");
-    assert_eq!(ill["lastCheck"], "answered 500");
-    assert!(ill["forMs"].as_u64().is_some(), "{ill}");
+    let failing = all.iter().find(|one| one["healthy"] == false).expect("the failing one");
+    assert_eq!(failing["lastCheck"], "answered 500");
+    assert!(failing["forMs"].as_u64().is_some(), "{failing}");
     let before = other.requests.load(Relaxed);
     assert!((0..30).all(|_| ask(&caller) == 200));
     assert_eq!(other.requests.load(Relaxed), before, "it would have answered 200");
-    other.says_it_is_ill(false);
+    other.set_failing(false);
     eventually("it is healthy again", || unhealthy(&caller) == 0.0);
     eventually("and is asked", || ask(&caller) == 200 && other.requests.load(Relaxed) > before);
     // Neither checks nor their failures are calls of the service.
@@ -131,19 +132,19 @@ fn checks_that_speak_against_most_of_a_service_are_ignored() {
         ("app.yaml", &unmeshed(&[(one.port, "a"), (two.port, "a")])),
         ("policy.yaml", &check),
     ]);
-    one.says_it_is_ill(true);
-    two.says_it_is_ill(true);
+    one.set_failing(true);
+    two.set_failing(true);
     let caller = Proxy::caller(&plane, &[]);
     assert_eq!(ask(&caller), 200, "healthy until proven otherwise");
-    eventually("both are ill", || unhealthy(&caller) == 2.0);
+    eventually("both are unhealthy", || unhealthy(&caller) == 2.0);
     assert!((0..10).all(|_| ask(&caller) == 200));
-    assert!(caller.count("outrigger_panic_choices_total", &["bank/app:80"]) >= 10.0);
+    assert!(caller.count("outrigger_lb_panic_total", &["bank/app:80"]) >= 10.0);
     plane.write("policy.yaml", &format!("{check}  panicThreshold: 0\n"));
     eventually("what checks say always counts", || ask(&caller) == 503);
     let answer = Curl::through(&caller).get("http://app.bank/");
     assert!(answer.body.contains("no_endpoint"), "{answer:?}");
     assert!(answer.body.contains("ejected or unhealthy"), "{answer:?}");
-    one.says_it_is_ill(false);
+    one.set_failing(false);
     eventually("the one that is well is asked", || ask(&caller) == 200);
     // An endpoint that answers nobody.
     plane.write("policy.yaml", &checks("tcp: {}"));

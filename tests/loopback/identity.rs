@@ -86,7 +86,7 @@ fn http2_and_upgrades_and_tunnels_are_authenticated_too() {
 }
 
 #[test]
-fn opaque_tcp_is_authenticated_whoever_speaks_first() {
+fn opaque_tcp_is_authenticated_whichever_side_speaks_first() {
     let manifests = format!("{}---\n{}", service("count", "tcp"), service("greet", ""));
     let plane =
         ControlPlane::start_with_identity(&[("tcp.yaml", &manifests)], &["--mtls", "strict"]);
@@ -178,9 +178,9 @@ fn a_control_plane_that_is_away_does_no_harm_until_certificates_end() {
         answer.status == 503 && answer.body.contains("identity_unavailable")
     });
     let answer = Curl::through(&mesh.caller).get("http://web.bank/");
-    assert!(answer.body.contains("the certificate ended"), "{answer:?}");
+    assert!(answer.body.contains("the certificate expired"), "{answer:?}");
     let ready = http_get(mesh.caller.admin, "/ready").expect("an answer");
-    assert!(ready.0 == 503 && ready.1.contains("the certificate ended"), "{ready:?}");
+    assert!(ready.0 == 503 && ready.1.contains("the certificate expired"), "{ready:?}");
     mesh.plane.run();
     eventually("it recovers by itself", || {
         Curl::through(&mesh.caller).get("http://web.bank/").status == 200
@@ -221,7 +221,7 @@ fn a_restarted_proxy_needs_its_copy_while_the_control_plane_is_away() {
 }
 
 #[test]
-fn whoever_takes_over_an_address_does_not_take_over_the_identity() {
+fn a_process_that_takes_over_an_address_does_not_take_over_the_identity() {
     let mut mesh = Mesh::start("h1", &["--mtls", "strict"], &[]);
     assert_eq!(Curl::through(&mesh.caller).get("http://web.bank/").status, 200);
     // It dies without a word, so for a while its endpoint stays known; and another workload of the
@@ -266,7 +266,7 @@ fn the_root_is_replaced_under_load_and_too_early_is_refused_by_name() {
         mesh.plane.trust(&["remove-root", &old]).is_ok()
     });
     for proxy in [&mesh.caller, &mesh.web, &idle] {
-        eventually("it believes in the new root alone", || {
+        eventually("it trusts the new root alone", || {
             let shown = proxy.identity();
             shown["root"].as_str().is_some_and(|root| root.starts_with(&new))
                 && shown["roots"].as_array().is_some_and(|roots| roots.len() == 1)

@@ -2,6 +2,7 @@
 
 mod access;
 mod cache;
+mod causes;
 mod config;
 mod deadlines;
 mod endpoints;

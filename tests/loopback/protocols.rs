@@ -98,7 +98,7 @@ fn http2_with_prior_knowledge() {
     assert!(answer.body.contains("HTTP/2.0"), "{answer:?}");
 }
 
-/// An answer to HEAD has no body (RFC 9110 section 9.3.2), whoever gives it.
+/// An answer to HEAD has no body (RFC 9110 section 9.3.2), anyone who gives it.
 #[test]
 fn own_answers_to_head_have_no_body() {
     let mesh = Mesh::start("h2");

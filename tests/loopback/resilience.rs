@@ -135,8 +135,8 @@ fn retries_stay_within_their_budget() {
 
 #[test]
 fn a_breaker_opens_answers_at_once_and_closes_after_a_trial() {
-    let ill = Arc::new(AtomicBool::new(true));
-    let state = Arc::clone(&ill);
+    let failing = Arc::new(AtomicBool::new(true));
+    let state = Arc::clone(&failing);
     let (port, count) = scripted(move |_| if state.load(Relaxed) { UNAVAILABLE } else { OK });
     let pair = Pair::start(port, "  breaker: {consecutiveFailures: 3, open: {fixed: 2s}}\n");
     for _ in 0..3 {
@@ -151,7 +151,7 @@ fn a_breaker_opens_answers_at_once_and_closes_after_a_trial() {
     // Another number does not close it.
     pair.plane
         .write("policy.yaml", &policy("  breaker: {consecutiveFailures: 4, open: {fixed: 2s}}\n"));
-    ill.store(false, Relaxed);
+    failing.store(false, Relaxed);
     eventually("a trial closes it", || pair.ask("/", &[]).status == 200);
     assert_eq!(pair.policies()["breaker"]["state"], "closed");
     for words in [["breaker open", "TooMany"], ["breaker closed", "half_open"]] {
@@ -161,8 +161,8 @@ fn a_breaker_opens_answers_at_once_and_closes_after_a_trial() {
 
 #[test]
 fn an_endpoint_that_fails_while_others_do_not_is_ejected_and_comes_back() {
-    let ill = Arc::new(AtomicBool::new(true));
-    let state = Arc::clone(&ill);
+    let failing = Arc::new(AtomicBool::new(true));
+    let state = Arc::clone(&failing);
     let (bad, count) = scripted(move |_| if state.load(Relaxed) { UNAVAILABLE } else { OK });
     let good = Echo::start("good");
     let manifest = two_endpoints(good.port, bad);
@@ -175,7 +175,7 @@ fn an_endpoint_that_fails_while_others_do_not_is_ejected_and_comes_back() {
         pair.policies()["ejected"][0]["cause"].is_string()
     });
     let failed = count.load(Relaxed);
-    ill.store(false, Relaxed);
+    failing.store(false, Relaxed);
     eventually("it is reinstated after a trial", || {
         pair.ask("/", &[]);
         pair.policies()["ejected"] == serde_json::json!([])
@@ -254,7 +254,7 @@ fn a_second_try_wins_where_the_first_one_hangs() {
         assert!(answer.body.contains("\"body\":\"x\""), "{answer:?}");
         won(&pair) >= 1.0
     });
-    pair.caller.wait_log(&["a second try won over", "\"attempts\":2"]);
+    pair.caller.wait_log(&["a hedged attempt won over", "\"attempts\":2"]);
     assert_eq!(pair.policies()["inFlight"], 0);
     // What could do harm twice waits, and without a budget everything does.
     // Each with a proxy that does not know yet which one hangs.

@@ -1,5 +1,5 @@
 //! What a workload lets in: rate limits and a limit of requests at a time, as a ServerPolicy in the
-//! folder of manifests says, kept by the called side's proxy.
+//! folder of manifests says, kept by the server's proxy.
 
 use std::io::{BufRead, BufReader, Write};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -38,7 +38,7 @@ fn header<'a>(answer: &'a Answer, name: &str) -> Option<&'a str> {
     })
 }
 
-/// What the called side's proxy says is in force at its port.
+/// What the server's proxy says is in force at its port.
 fn in_force(proxy: &Proxy) -> Value {
     let answer = Curl::direct().get(&format!("http://{}/policies", local(proxy.admin)));
     let all: Value = serde_json::from_str(&answer.body).unwrap_or_default();
@@ -72,7 +72,10 @@ fn who_sends_too_much_is_told_when_to_come_back() {
     }
     let refused = get(&mesh.caller, "/", &[]);
     assert_eq!(refused.status, 429, "{refused:?}");
-    assert!(refused.body.contains("rate_limited: limit all of 3 requests"), "{refused:?}");
+    assert!(
+        refused.body.contains("rate_limited: rate limit \"all\" (3 per 1h) exceeded"),
+        "{refused:?}"
+    );
     assert_eq!(header(&refused, "ratelimit-policy"), Some("\"all\";q=3;w=3600"));
     let wait = header(&refused, "retry-after").and_then(|wait| wait.parse::<u64>().ok());
     assert!(wait.is_some_and(|wait| (1_000..=1_200).contains(&wait)), "{refused:?}");
@@ -120,7 +123,7 @@ fn the_calling_proxy_slows_down_before_it_is_refused() {
     // Five seconds and a burst hold 120; without a pace these callers are refused many hundred times.
     assert!((50..=125).contains(&good), "{good} answered, {refused} refused");
     assert!(refused * 3 < good, "{good} answered, {refused} refused");
-    assert!(mesh.caller.count("outrigger_paced_requests_total", &["bank/web:80"]) >= 20.0);
+    assert!(mesh.caller.count("outrigger_pacing_delayed_total", &["bank/web:80"]) >= 20.0);
 
     mesh.plane.remove("policy.yaml");
     let paced = || {
@@ -187,7 +190,7 @@ fn each_caller_has_its_own_limit_by_its_proven_identity_or_by_a_header() {
         in_force(&web)["rateLimits"][0]["key"] == "header x-api-key"
     });
     assert_eq!([(); 3].map(|()| send(&orders, "x-api-key: a")), [200, 200, 429]);
-    assert_eq!(send(&market, "x-api-key: a"), 429, "whoever has the key");
+    assert_eq!(send(&market, "x-api-key: a"), 429, "all who have the key");
     assert_eq!(send(&market, "x-api-key: b"), 200);
     assert_eq!(in_force(&web)["rateLimits"][0]["keys"], 2);
 }
@@ -285,7 +288,7 @@ fn more_than_a_port_works_on_waits_and_the_rest_is_refused() {
 }
 
 #[test]
-fn whoever_waits_does_so_no_longer_than_its_deadline_and_not_after_it_has_gone() {
+fn a_queued_request_waits_no_longer_than_its_deadline_and_not_after_it_has_gone() {
     let slow = Slow::start();
     let one = policy("  concurrency: {static: 1, maxQueue: 5, maxWait: 10s}");
     apply((&slow.plane, &slow.web), &one, "the limit is in force", |port| {

@@ -74,7 +74,7 @@ fn only_what_may_be_repeated_is_sent_again() {
         let answer = Curl::through(&caller).get(&url);
         assert_eq!(answer.status, 502, "{name}: {answer:?}");
         let times = requests.load(Relaxed) - before - 1;
-        assert_eq!(times, 1, "{name}: nor is a GET repeated that no policy speaks of");
+        assert_eq!(times, 1, "{name}: nor is a GET repeated that matches no policy");
     }
     drop(meshed);
 }

@@ -52,7 +52,7 @@ impl Outside {
                 tokio::spawn(async move {
                     let Ok(mut stream) = acceptor.accept(stream).await else { return };
                     let Ok(mut app) = tokio::net::TcpStream::connect(behind).await else { return };
-                    // Whoever ends it is looked at elsewhere.
+                    // Anyone who ends it is looked at elsewhere.
                     let _ = tokio::io::copy_bidirectional(&mut stream, &mut app).await;
                 });
             }

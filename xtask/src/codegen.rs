@@ -15,7 +15,7 @@ use crate::workspace;
 const FOLDERS: &[&str] =
     &["proto/src/generated", "examples/simplebank/src/generated", "charts/outrigger/crds"];
 /// Generated pages, beside others that are written.
-const FILES: &[&str] = &["docs/reference.md"];
+const FILES: &[&str] = &["docs/reference.md", "docs/metrics.md"];
 
 #[derive(Debug, Args)]
 pub(crate) struct Options {
@@ -52,7 +52,12 @@ fn generate(root: &Path, with_all: bool) -> io::Result<()> {
     let wire = "outrigger-codegen";
     run_built(&built(wire)?, wire, |command| command.arg(root))?;
     let kinds = "outrigger-control-plane";
-    run_built(&built(kinds)?, kinds, |command| command.args(["crds", "--repository"]).arg(root))
+    run_built(&built(kinds)?, kinds, |command| command.args(["crds", "--repository"]).arg(root))?;
+    let proxy = "outrigger-proxy";
+    let page = root.join("docs/metrics.md");
+    fs::create_dir_all(root.join("docs"))?;
+    let page = fs::File::create(page)?;
+    run_built(&built(proxy)?, proxy, |command| command.arg("metrics").stdout(page))
 }
 
 fn run_built(

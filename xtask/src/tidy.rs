@@ -2,12 +2,13 @@
 //!
 //! Each file here is one kind of rule, as a function from text to problems, so that a bad example
 //! shows that it bites: [`layers`] who may depend on whom, [`modules`] the same inside a crate, [`documents`] whether the pages are
-//! true, [`sources`] how the code must look.
+//! true, [`sources`] how the code must look, [`words`] what things are called.
 
 mod documents;
 mod layers;
 mod modules;
 mod sources;
+mod words;
 
 use std::fs;
 use std::io;
@@ -56,9 +57,18 @@ fn check() -> io::Result<Vec<String>> {
     let mut problems = layers::check(&metadata()?);
     problems.extend(modules::check(&code));
     problems.extend(documents::check_architecture(&read("ARCHITECTURE.md")?, &paths, &code));
+    for page in ["docs/life-of-a-request.md", "docs/life-of-a-config.md"] {
+        problems.extend(documents::check_names(page, &read(page)?, &paths, &code));
+    }
+    problems.extend(documents::check_questions(&read("docs/questions.md")?, &code));
+    problems.extend(documents::check_metrics(&read("proxy/src/metrics/table.rs")?, &code));
     let reasons = (read("core/src/reason.rs")?, read("docs/reasons.md")?);
     problems.extend(documents::check_reasons(&reasons.0, &reasons.1));
     problems.extend(code.iter().flat_map(|(path, text)| sources::check(path, text)));
+    problems.extend(words::check_types(&code));
+    for path in paths.iter().filter(|path| words::is_checked(path)) {
+        problems.extend(words::check(path, &fs::read_to_string(root.join(path))?));
+    }
     Ok(problems)
 }
 

@@ -1,7 +1,7 @@
 //! A caller that makes mutual TLS handshakes and nothing else.
 //!
-//! A handshake counts when the called side has sent something after it, which shows that it has
-//! accepted the caller's certificate. The called side is believed unseen: this process is not what is
+//! A handshake counts when the server side has sent something after it, which shows that it has
+//! accepted the caller's certificate. The server side is trusted unseen: this process is not what is
 //! measured, and should leave the measured one busy.
 
 use std::error::Error;
@@ -184,7 +184,7 @@ async fn handshake(
     })
 }
 
-/// Believes everybody.
+/// Trusts everybody.
 #[derive(Debug)]
 struct Unseen;
 

@@ -23,7 +23,7 @@ const AGAIN: Duration = Duration::from_secs(2);
 const LIMIT: Duration = Duration::from_secs(10);
 
 /// Keeps the webhook configurations of one name.
-pub struct Bundle {
+pub struct WebhookBundle {
     pub client: Client,
     pub authority: Arc<Authority>,
     /// What both configurations are called.
@@ -31,15 +31,15 @@ pub struct Bundle {
 }
 
 /// Why a configuration could not be written.
-type Problem = Box<dyn std::error::Error + Send + Sync>;
+type BundleError = Box<dyn std::error::Error + Send + Sync>;
 
-impl std::fmt::Debug for Bundle {
+impl std::fmt::Debug for WebhookBundle {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Bundle({})", self.name)
     }
 }
 
-impl Bundle {
+impl WebhookBundle {
     /// Follows the roots until dropped.
     pub async fn run(self) {
         let mut changes = self.authority.changes();
@@ -81,7 +81,7 @@ impl Bundle {
     }
 
     /// Whether there was something to write; there may be no such configuration.
-    async fn write<C: Configuration>(&self, roots: &ByteString) -> Result<bool, Problem> {
+    async fn write<C: Configuration>(&self, roots: &ByteString) -> Result<bool, BundleError> {
         let api = Api::<C>::all(self.client.clone());
         let written = async {
             let Some(mut configuration) = api.get_opt(&self.name).await? else { return Ok(false) };

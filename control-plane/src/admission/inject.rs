@@ -11,7 +11,7 @@ use outrigger_inject::{
 };
 use serde::Deserialize;
 
-use super::review::{Request, Verdict};
+use super::review::{AdmissionVerdict, Request};
 use crate::ca::Authority;
 use crate::index::Index;
 use crate::object::{self, TargetPort};
@@ -29,7 +29,7 @@ pub struct Injector {
 /// The file of `--inject`.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct File {
+struct InjectFile {
     image: String,
     #[serde(default)]
     image_pull_policy: Option<String>,
@@ -71,8 +71,8 @@ impl Injector {
     pub fn open(path: &Path, client: Client, authority: Arc<Authority>) -> Result<Self, String> {
         let settings = std::fs::read_to_string(path)
             .map_err(|error| error.to_string())
-            .and_then(|text| serde_json::from_str::<File>(&text).map_err(|e| e.to_string()))
-            .and_then(File::settings);
+            .and_then(|text| serde_json::from_str::<InjectFile>(&text).map_err(|e| e.to_string()))
+            .and_then(InjectFile::settings);
         let settings = settings.map_err(|error| format!("{}: {error}", path.display()))?;
         Ok(Self { client, authority, settings })
     }
@@ -109,7 +109,7 @@ impl Injector {
         index: &Index,
         namespace: &outrigger_inject::Namespace,
         request: &Request,
-    ) -> Verdict {
+    ) -> AdmissionVerdict {
         let ids = index.services_in(&namespace.name).filter_map(|id| index.service(id));
         let services: Vec<Service> = ids.map(service).collect();
         let in_force = self.authority.in_force();
@@ -117,22 +117,22 @@ impl Injector {
         let settings =
             Settings { trust_bundle: TrustBundle::Roots(roots), ..self.settings.clone() };
         match inject(&request.object, namespace, &services, &settings) {
-            Ok(Outcome::NotInjected(_)) => Verdict::allowed(),
-            Ok(Outcome::Injected(injected)) => Verdict {
+            Ok(Outcome::NotInjected(_)) => AdmissionVerdict::allowed(),
+            Ok(Outcome::Injected(injected)) => AdmissionVerdict {
                 patch: Some(patch(&request.object, &injected.pod)),
                 warnings: injected.warnings.iter().map(ToString::to_string).collect(),
-                ..Verdict::allowed()
+                ..AdmissionVerdict::allowed()
             },
-            Err(refused) => Verdict {
+            Err(refused) => AdmissionVerdict {
                 message: format!("the pod cannot have a proxy: {refused}"),
                 causes: refused.0.into_iter().map(|e| (e.path, e.problem)).collect(),
-                ..Verdict::default()
+                ..AdmissionVerdict::default()
             },
         }
     }
 }
 
-impl File {
+impl InjectFile {
     fn settings(self) -> Result<Settings, String> {
         let default = Settings::default();
         let mode = match &self.mode {

@@ -12,7 +12,7 @@ const MAX_WARNING: usize = 250;
 const MAX_MESSAGE: usize = 4096;
 
 #[derive(Debug, Deserialize)]
-pub(super) struct Review {
+pub(super) struct ReviewRequest {
     pub(super) request: Request,
 }
 
@@ -49,7 +49,7 @@ impl GroupVersionKind {
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Verdict {
+pub(super) struct AdmissionVerdict {
     pub(super) allowed: bool,
     /// Why not, for people.
     pub(super) message: String,
@@ -60,7 +60,7 @@ pub(super) struct Verdict {
     pub(super) patch: Option<Value>,
 }
 
-impl Verdict {
+impl AdmissionVerdict {
     pub(super) fn allowed() -> Self {
         Self { allowed: true, ..Self::default() }
     }

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::Webhook;
-use super::review::{Request, Verdict};
+use super::review::{AdmissionVerdict, Request};
 use crate::index::Index;
 use crate::object::{Kind, Object, ObjectId};
 use crate::problems::Severity;
@@ -11,12 +11,12 @@ use crate::source::read;
 use crate::status;
 
 /// Refuses what would not be put in force, and warns of what would have no effect or not the one that was meant.
-pub(super) fn review(webhook: &Webhook, request: &Request) -> Verdict {
+pub(super) fn review(webhook: &Webhook, request: &Request) -> AdmissionVerdict {
     let Some(kind) = Kind::of(&request.kind.api_version(), &request.kind.kind) else {
-        return Verdict::allowed();
+        return AdmissionVerdict::allowed();
     };
     if request.object.is_null() || is_being_deleted(&request.object) {
-        return Verdict::allowed();
+        return AdmissionVerdict::allowed();
     }
     let object = named(&request.object);
     let reading = read::read(kind, &object, false, webhook.local);
@@ -30,16 +30,16 @@ pub(super) fn review(webhook: &Webhook, request: &Request) -> Verdict {
         if let (Some(id), Some(object)) = (&reading.id, reading.object) {
             warnings.extend(once_in_force(&webhook.publisher.view().index, id, object));
         }
-        return Verdict { allowed: true, warnings, ..Verdict::default() };
+        return AdmissionVerdict { allowed: true, warnings, ..AdmissionVerdict::default() };
     }
     // Labels, annotations and finalizers can be changed of what has been there since before.
     if request.object["spec"] == request.old_object["spec"] && !request.old_object.is_null() {
         warnings.extend(errors);
-        return Verdict { allowed: true, warnings, ..Verdict::default() };
+        return AdmissionVerdict { allowed: true, warnings, ..AdmissionVerdict::default() };
     }
     let causes = of(Severity::Error).map(|error| (error.path.clone(), error.problem.clone()));
     let message = errors.join("; ");
-    Verdict { message, causes: causes.collect(), warnings, ..Verdict::default() }
+    AdmissionVerdict { message, causes: causes.collect(), warnings, ..AdmissionVerdict::default() }
 }
 
 fn is_being_deleted(object: &Value) -> bool {

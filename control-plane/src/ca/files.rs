@@ -18,9 +18,9 @@ use rustls_pki_types::pem::PemObject;
 use super::issue::Issuer;
 use super::root::{Root, RootId, authority_validity};
 use super::rotation::Refusal;
-use super::store::Stored;
-use super::{Authority, InForce, Issuing, State, verify};
-use crate::store::cluster::Cluster;
+use super::store::StoredTrust;
+use super::{Authority, AuthorityState, InForce, Issuing, verify};
+use crate::store::cluster::ClusterStore;
 use crate::sync::lock;
 
 /// How often they are looked at. Secrets mounted by Kubernetes change by renamed links, which
@@ -33,7 +33,7 @@ const PROBE: Duration = Duration::from_secs(60);
 
 /// Where the user's issuing certificate is.
 #[derive(Clone, Debug)]
-pub enum Source {
+pub enum IssuerSource {
     Files(CaFiles),
     Secret(CaSecret),
 }
@@ -50,7 +50,7 @@ pub struct CaFiles {
 /// A Secret of the control plane's own namespace, as cert-manager writes it.
 #[derive(Clone, Debug)]
 pub struct CaSecret {
-    pub cluster: Arc<Cluster>,
+    pub cluster: Arc<ClusterStore>,
     pub name: String,
 }
 
@@ -69,14 +69,18 @@ struct Pem {
 
 /// What the user has given.
 #[derive(Debug)]
-pub(super) struct Given {
+pub(super) struct GivenIssuer {
     roots: Vec<Arc<Root>>,
     issuer: Arc<Issuer>,
 }
 
-impl Source {
+impl IssuerSource {
     /// Reads everything and checks that it fits together; an error names the file, or the Secret and its key.
-    pub(super) fn load(&self, domain: &TrustDomain, now: SystemTime) -> Result<Given, String> {
+    pub(super) fn load(
+        &self,
+        domain: &TrustDomain,
+        now: SystemTime,
+    ) -> Result<GivenIssuer, String> {
         let pems = match self {
             Self::Files(files) => files.read()?,
             Self::Secret(secret) => secret.read()?,
@@ -119,7 +123,7 @@ impl CaSecret {
 }
 
 impl Pems {
-    fn check(&self, domain: &TrustDomain, now: SystemTime) -> Result<Given, String> {
+    fn check(&self, domain: &TrustDomain, now: SystemTime) -> Result<GivenIssuer, String> {
         let roots = self.root.certificates()?.into_iter().map(|root| Root::new(root, None));
         let roots: Result<Vec<_>, _> = roots.map(|root| root.map(Arc::new)).collect();
         let roots = roots.map_err(|e| format!("{}: {e}", self.root.place))?;
@@ -152,7 +156,7 @@ impl Pems {
             .map_err(|error| at(format!("does not lead to {}: {error}", self.root.place)))?;
         let root = roots.iter().find(|root| root.id == verified.root);
         let end = root.map_or(not_after, |root| root.not_after.min(not_after));
-        Ok(Given { issuer: Arc::new(issuer(verified.root, end)?), roots })
+        Ok(GivenIssuer { issuer: Arc::new(issuer(verified.root, end)?), roots })
     }
 }
 
@@ -164,14 +168,14 @@ impl Pem {
     }
 }
 
-impl Given {
+impl GivenIssuer {
     pub(super) fn roots(&self) -> Vec<RootId> {
         self.roots.iter().map(|root| root.id).collect()
     }
 
-    /// What is in force at the start: the roots of before are still believed, and the issuer of
+    /// What is in force at the start: the roots of before are still trusted, and the issuer of
     /// before goes on until the new one's root is known everywhere, if its key is here.
-    pub(super) fn beside(self, stored: Option<Stored>) -> Issuing {
+    pub(super) fn beside(self, stored: Option<StoredTrust>) -> Issuing {
         let Some(stored) = stored else { return (self.roots, self.issuer) };
         let before = stored.roots.iter().find(|root| root.id == stored.issuing);
         let before = before.filter(|root| root.id != self.issuer.root);
@@ -194,7 +198,7 @@ impl Authority {
         }
     }
 
-    fn take_given(&self, source: &Source, now: SystemTime) {
+    fn take_given(&self, source: &IssuerSource, now: SystemTime) {
         // A cluster may take long to answer: certificates are issued meanwhile.
         let loaded = source.load(&self.trust_domain, now);
         let mut state = self.lock();
@@ -221,8 +225,8 @@ impl Authority {
     /// Goes as far towards what was given as is safe, and says what is left to do.
     fn approach(
         &self,
-        state: &mut State,
-        given: &Given,
+        state: &mut AuthorityState,
+        given: &GivenIssuer,
         now: SystemTime,
     ) -> Result<Option<String>, Refusal> {
         let is_news = |new: &InForce, before: &InForce| {
@@ -244,7 +248,12 @@ impl Authority {
     }
 
     /// What can be in force now, and what has to wait.
-    fn plan(&self, state: &State, given: &Given, now: SystemTime) -> (InForce, Option<String>) {
+    fn plan(
+        &self,
+        state: &AuthorityState,
+        given: &GivenIssuer,
+        now: SystemTime,
+    ) -> (InForce, Option<String>) {
         let mut held = Vec::new();
         let before = self.in_force();
         let mut roots = union(before.roots.clone(), &given.roots);

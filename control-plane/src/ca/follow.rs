@@ -8,7 +8,7 @@ use super::issue::Issuer;
 use super::ledger::Standing;
 use super::root::RootId;
 use super::rotation::LEASE;
-use super::{Authority, CertifyError, InForce, State, store};
+use super::{Authority, AuthorityState, CertifyError, InForce, store};
 
 impl Authority {
     /// Follows what other replicas do to the roots, and what they write of their proxies.
@@ -40,7 +40,7 @@ impl Authority {
     }
 
     /// Puts in force what is in the store, if that is something else.
-    pub(super) fn take_over(&self, state: &mut State) -> io::Result<()> {
+    pub(super) fn take_over(&self, state: &mut AuthorityState) -> io::Result<()> {
         let version = self.replica.store.version(&store::roots())?;
         if version.is_some() && version == state.version {
             return Ok(());
@@ -103,7 +103,7 @@ impl Authority {
     }
 
     /// Says to other replicas what is in force here.
-    pub(super) fn stand(&self, state: &State) {
+    pub(super) fn stand(&self, state: &AuthorityState) {
         let issuing = Some(self.in_force().issuer.root);
         let (roots, wanted) = (state.version.clone(), state.wanted.clone());
         self.ledger.stand(Standing { roots, issuing, wanted });

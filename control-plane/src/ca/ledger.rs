@@ -21,8 +21,8 @@ use tokio::sync::{Notify, watch};
 
 pub use connected::Connected;
 pub use part::{Acknowledged, Node, NodeId, Standing};
-use part::{Open, Others};
-pub use review::{Line, Other};
+use part::{Open, OtherParts};
+pub use review::{LedgerLine, Other};
 use saved::Nodes;
 
 use super::root::RootId;
@@ -31,7 +31,7 @@ use crate::replica::{Own, Replica, ReplicaName};
 use crate::store::{StoreError, Version};
 use crate::sync::lock;
 
-/// Nodes of one identity: more replicas of one service than any mesh here has. Whoever holds a
+/// Nodes of one identity: more replicas of one service than any mesh here has. Anyone who holds a
 /// token could otherwise fill the ledger with made-up nodes.
 const MAX_NODES: usize = 10_000;
 /// Between two writes of connections: a thousand proxies that come back at once are a few writes.
@@ -49,7 +49,7 @@ pub struct Ledger {
     /// The change up to which everything is in the store, or was tried.
     written: watch::Sender<u64>,
     /// What was read of others; locked while it is read.
-    seen: Mutex<BTreeMap<ReplicaName, Seen>>,
+    seen: Mutex<BTreeMap<ReplicaName, SeenReplica>>,
 }
 
 #[derive(Debug, Default)]
@@ -64,12 +64,12 @@ struct Inner {
     /// The last write failed.
     is_unwritten: bool,
     standing: Standing,
-    others: Others,
+    others: OtherParts,
 }
 
 /// What was read last of another replica.
 #[derive(Debug, Default)]
-struct Seen {
+struct SeenReplica {
     certificates: Option<Version>,
     connections: Option<Version>,
     /// Since when it is taken for dead.
@@ -229,7 +229,7 @@ impl Ledger {
     }
 
     /// Removes the documents of a replica that has been away for long and whose certificates have ended.
-    fn forget(&self, other: &ReplicaName, seen: &mut Seen) -> Result<(), StoreError> {
+    fn forget(&self, other: &ReplicaName, seen: &mut SeenReplica) -> Result<(), StoreError> {
         for (name, version) in
             [(saved::NAME, &mut seen.certificates), (connections::NAME, &mut seen.connections)]
         {

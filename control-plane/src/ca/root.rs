@@ -1,4 +1,4 @@
-//! Root certificates: what the mesh believes in, and under which of them is issued.
+//! Root certificates: what the mesh trusts, and under which of them is issued.
 
 use std::fmt;
 use std::time::{Duration, SystemTime};

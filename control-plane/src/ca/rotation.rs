@@ -14,7 +14,7 @@ use rustls_pki_types::pem::PemObject;
 
 use super::issue::Issuer;
 use super::root::{Root, RootId};
-use super::{Authority, InForce, State, verify};
+use super::{Authority, AuthorityState, InForce, verify};
 use crate::store::{Lease, StoreError};
 
 /// Held during a step. No certificate is handed out by other replicas meanwhile, so one that is held by a
@@ -127,7 +127,7 @@ impl Authority {
         Ok(root.id)
     }
 
-    /// Stops believing in a root. Refused for the issuing one, and while a certificate under it is
+    /// Stops trusting a root. Refused for the issuing one, and while a certificate under it is
     /// the newest of a node.
     pub fn remove_root(&self, name: &str, absent_too: bool) -> Result<RootId, Refusal> {
         let now = SystemTime::now();
@@ -163,7 +163,7 @@ impl Authority {
     }
 
     /// Takes over what other replicas have done, and what they have written of their proxies.
-    pub(super) fn catch_up(&self, state: &mut State) -> Result<(), Refusal> {
+    pub(super) fn catch_up(&self, state: &mut AuthorityState) -> Result<(), Refusal> {
         self.take_over(state)?;
         self.ledger.refresh()?;
         Ok(())
@@ -172,7 +172,7 @@ impl Authority {
     /// Puts in force what a step has made.
     pub(super) fn finish(
         &self,
-        state: &mut State,
+        state: &mut AuthorityState,
         lease: &Lease<'_>,
         new: InForce,
     ) -> Result<(), Refusal> {

@@ -20,7 +20,7 @@ const FORMAT: u32 = 1;
 const BUNDLE: &str = "trust-bundle.pem";
 
 #[derive(Serialize, Deserialize)]
-struct Saved {
+struct SavedTrust {
     format: u32,
     trust_domain: String,
     issuing: String,
@@ -35,7 +35,7 @@ struct SavedRoot {
 
 /// What is in force, or was when the last process ended.
 #[derive(Debug)]
-pub(super) struct Stored {
+pub(super) struct StoredTrust {
     pub(super) roots: Vec<Arc<Root>>,
     pub(super) issuing: RootId,
     pub(super) version: Version,
@@ -45,11 +45,11 @@ pub(super) fn roots() -> Document {
     Document::secret(ROOTS)
 }
 
-pub(super) fn read(store: &dyn Store, domain: &TrustDomain) -> io::Result<Option<Stored>> {
+pub(super) fn read(store: &dyn Store, domain: &TrustDomain) -> io::Result<Option<StoredTrust>> {
     let Some(stored) = store.read(&roots())? else { return Ok(None) };
     let shown = store.place(&roots());
     let wrong = |problem: String| io::Error::new(io::ErrorKind::InvalidData, problem);
-    let saved: Saved = serde_json::from_slice(&stored.bytes)
+    let saved: SavedTrust = serde_json::from_slice(&stored.bytes)
         .map_err(|error| wrong(format!("{shown} is damaged ({error}): restore it from a copy")))?;
     if saved.format != FORMAT {
         return Err(wrong(format!("{shown} was written by another version of this program")));
@@ -71,7 +71,7 @@ pub(super) fn read(store: &dyn Store, domain: &TrustDomain) -> io::Result<Option
     let issuing = RootId::parse(&saved.issuing).filter(|id| roots.iter().any(|r| r.id == *id));
     let issuing =
         issuing.ok_or_else(|| wrong(format!("{shown} names an issuing root it lacks")))?;
-    Ok(Some(Stored { roots, issuing, version: stored.version }))
+    Ok(Some(StoredTrust { roots, issuing, version: stored.version }))
 }
 
 /// Writes what is in force, if nobody else has written since `expected`.
@@ -82,7 +82,7 @@ pub(super) fn write(
     issuing: RootId,
     expected: Option<&Version>,
 ) -> Result<Version, StoreError> {
-    let saved = Saved {
+    let saved = SavedTrust {
         format: FORMAT,
         trust_domain: domain.to_string(),
         issuing: issuing.full(),
@@ -97,7 +97,7 @@ pub(super) fn write(
     store.write(&document, &bytes, expected)
 }
 
-/// Writes the roots for whoever starts proxies.
+/// Writes the roots for anyone who starts proxies.
 pub(super) fn write_bundle(store: &dyn Store, roots: &[Arc<Root>]) -> Result<(), StoreError> {
     let pem: String = roots.iter().map(|root| root.pem()).collect();
     let changed =

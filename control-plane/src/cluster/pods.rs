@@ -17,11 +17,11 @@ use outrigger_upgrade::{Step, replace, step};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior};
 
-use self::turns::{AFTER_FAILURE, Pauses, Turn};
+use self::turns::{AFTER_FAILURE, Turn, UpgradePauses};
 use super::writer::CONTROLLER;
 use crate::metrics::{Metrics, StateLabel};
 use crate::replica::Replica;
-use crate::source::kubernetes::pods::{Finding, FindingKind, Pods, Review};
+use crate::source::kubernetes::pods::{Finding, FindingKind, PodReview, Pods};
 use crate::store::StoreError;
 
 /// Of the replica that does.
@@ -62,7 +62,7 @@ struct Course {
     /// By uid.
     upgrading: HashSet<String>,
     upgrades: JoinSet<(Step, Result<Option<Duration>, String>)>,
-    pauses: Pauses,
+    pauses: UpgradePauses,
     /// Who is the next to be told about, and to be upgraded.
     telling: Turn,
     beginning: Turn,
@@ -111,7 +111,7 @@ impl PodController {
         }
     }
 
-    fn count(&self, review: &Review) {
+    fn count(&self, review: &PodReview) {
         let of = |state: &'static str| self.metrics.pods.get_or_create_owned(&StateLabel { state });
         of("Meshed").set(review.meshed as i64);
         for kind in FindingKind::ALL {
@@ -138,7 +138,7 @@ impl PodController {
     }
 
     /// Says what has been so for a while and has not been said.
-    async fn tell(&self, course: &mut Course, review: &Review) {
+    async fn tell(&self, course: &mut Course, review: &PodReview) {
         let key = |finding: &Finding| (finding.uid.clone(), finding.kind);
         let now: HashSet<_> = review.findings.iter().map(key).collect();
         course.said.retain(|said| now.contains(said));
@@ -194,7 +194,7 @@ impl PodController {
     }
 
     /// Begins as many as may be on their way.
-    async fn upgrade(&self, course: &mut Course, review: &Review) {
+    async fn upgrade(&self, course: &mut Course, review: &PodReview) {
         let Some(most) = self.upgrades else { return };
         let began = Instant::now();
         let may_begin = |finding: &&Finding| {

@@ -186,7 +186,7 @@ impl Reviewer {
             .map_err(|_| ReviewError::Unavailable("it does not answer".to_owned()))?
             .map_err(|error| ReviewError::Unavailable(error.to_string()))?;
         let found = found.ok_or_else(|| ReviewError::PodGone(name.clone()))?;
-        let raw = pod::Pod {
+        let raw = pod::PodObject {
             metadata: found.metadata,
             spec: found.spec,
             status: found.status.unwrap_or_default(),

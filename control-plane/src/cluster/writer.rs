@@ -23,9 +23,9 @@ use tokio::time::{Instant, MissedTickBehavior};
 use crate::object::ObjectId;
 use crate::replica::Replica;
 use crate::source::kubernetes::Generations;
-use crate::status::Status;
-use crate::status::conditions::Condition;
-use crate::status::reader::{Statuses, Watcher};
+use crate::status::ObjectStatus;
+use crate::status::conditions::ObjectCondition;
+use crate::status::reader::{StatusWatcher, Statuses};
 use crate::store::StoreError;
 use wanted::{Wanted, parents, same, stamped, wanted};
 
@@ -47,7 +47,7 @@ const PACE: Duration = Duration::from_millis(20);
 const AT_ONCE: usize = 8;
 
 #[derive(Clone)]
-pub struct Writer {
+pub struct StatusWriter {
     client: Client,
     statuses: Arc<Statuses>,
     generations: Arc<Generations>,
@@ -55,22 +55,22 @@ pub struct Writer {
     recorder: Recorder,
 }
 
-impl std::fmt::Debug for Writer {
+impl std::fmt::Debug for StatusWriter {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Writer")
     }
 }
 
 /// A write that has ended.
-struct Done {
+struct StatusWrite {
     id: ObjectId,
     generation: i64,
-    conditions: Vec<Vec<Condition>>,
-    result: Result<Outcome, kube::Error>,
+    conditions: Vec<Vec<ObjectCondition>>,
+    result: Result<StatusOutcome, kube::Error>,
 }
 
 /// What a write has come to.
-enum Outcome {
+enum StatusOutcome {
     /// It is there, or nobody wants it any more.
     Done,
     /// What was known of the object is older than what the API server has: news will come.
@@ -88,10 +88,10 @@ struct Due {
     /// When each was written last.
     rested: HashMap<ObjectId, Instant>,
     /// What was written last, to be compared without asking the API server.
-    written: HashMap<ObjectId, (i64, Vec<Vec<Condition>>)>,
+    written: HashMap<ObjectId, (i64, Vec<Vec<ObjectCondition>>)>,
 }
 
-impl Writer {
+impl StatusWriter {
     pub fn new(
         client: Client,
         statuses: Arc<Statuses>,
@@ -185,7 +185,7 @@ impl Writer {
         &self,
         id: &ObjectId,
         due: &mut Due,
-    ) -> Option<impl Future<Output = Done> + use<>> {
+    ) -> Option<impl Future<Output = StatusWrite> + use<>> {
         // In this order: the status is of this generation or of a later one.
         let Some(generation) = self.generations.of(id) else {
             due.written.remove(id);
@@ -193,7 +193,7 @@ impl Writer {
         };
         let resource = self.generations.resource(id.kind)?;
         let status = self.statuses.up_to_date().await.get(id).cloned();
-        let status = status.unwrap_or_else(|| Arc::new(Status::of_nothing(id)));
+        let status = status.unwrap_or_else(|| Arc::new(ObjectStatus::of_nothing(id)));
         let wanted = wanted(id, &status);
         if due
             .written
@@ -206,8 +206,8 @@ impl Writer {
         Some(async move {
             let write = writer.write(&id, &resource, generation, &wanted);
             let result = tokio::time::timeout(LIMIT, write).await;
-            let result = result.unwrap_or(Ok(Outcome::Unanswered));
-            Done { id, generation, conditions: wanted.all(), result }
+            let result = result.unwrap_or(Ok(StatusOutcome::Unanswered));
+            StatusWrite { id, generation, conditions: wanted.all(), result }
         })
     }
 
@@ -217,21 +217,21 @@ impl Writer {
         resource: &ApiResource,
         generation: i64,
         wanted: &Wanted,
-    ) -> Result<Outcome, kube::Error> {
+    ) -> Result<StatusOutcome, kube::Error> {
         let api =
             Api::<DynamicObject>::namespaced_with(self.client.clone(), &id.namespace, resource);
-        let Some(object) = api.get_opt(&id.name).await? else { return Ok(Outcome::Done) };
+        let Some(object) = api.get_opt(&id.name).await? else { return Ok(StatusOutcome::Done) };
         if object.metadata.generation.unwrap_or_default() != generation {
-            return Ok(Outcome::Overtaken);
+            return Ok(StatusOutcome::Overtaken);
         }
         let now = Timestamp::now();
-        let stamped = |new: &[Condition], old: &Value| stamped(new, old, generation, now);
+        let stamped = |new: &[ObjectCondition], old: &Value| stamped(new, old, generation, now);
         let (before, patch) = match wanted {
             Wanted::Own(conditions) => {
                 let before = &object.data["status"]["conditions"];
                 let new = stamped(conditions, before);
                 if same(&new, before) {
-                    return Ok(Outcome::Done);
+                    return Ok(StatusOutcome::Done);
                 }
                 let body = json!({
                     "apiVersion": resource.api_version,
@@ -245,7 +245,7 @@ impl Writer {
                 let before = &object.data["status"]["parents"];
                 let new = parents(status, &object.data["spec"]["parentRefs"], before, stamped);
                 if new == *before || (before.is_null() && new == json!([])) {
-                    return Ok(Outcome::Done);
+                    return Ok(StatusOutcome::Done);
                 }
                 // The list belongs to all controllers together: nobody else may have changed it meanwhile.
                 let body = json!({
@@ -260,10 +260,10 @@ impl Writer {
         params.force = matches!(patch, Patch::Apply(_));
         api.patch_status(&id.name, &params, &patch).await?;
         self.tell(&object, resource, wanted, &before).await;
-        Ok(Outcome::Done)
+        Ok(StatusOutcome::Done)
     }
 
-    /// An Event for what somebody should see: it is not accepted any more, or an experiment was stopped.
+    /// An Event for what somebody should see: it is not accepted any more, or a fault injection was stopped.
     async fn tell(
         &self,
         object: &DynamicObject,
@@ -297,7 +297,7 @@ impl Writer {
 }
 
 /// Objects whose status or generation is another one.
-async fn news(changes: &Watcher, generations: &Generations) -> Vec<ObjectId> {
+async fn news(changes: &StatusWatcher, generations: &Generations) -> Vec<ObjectId> {
     loop {
         let mut news: Vec<ObjectId> = generations.take_changed().into_iter().collect();
         news.extend(changes.take());
@@ -341,13 +341,13 @@ impl Due {
         Some(id)
     }
 
-    fn written(&mut self, done: Done) {
-        let Done { id, generation, conditions, result } = done;
+    fn written(&mut self, done: StatusWrite) {
+        let StatusWrite { id, generation, conditions, result } = done;
         self.writing.remove(&id);
         match result {
-            Ok(Outcome::Done) => drop(self.written.insert(id, (generation, conditions))),
-            Ok(Outcome::Overtaken) => {}
-            Ok(Outcome::Unanswered) => {
+            Ok(StatusOutcome::Done) => drop(self.written.insert(id, (generation, conditions))),
+            Ok(StatusOutcome::Overtaken) => {}
+            Ok(StatusOutcome::Unanswered) => {
                 tracing::warn!(object = %id, "a status was not written in {LIMIT:?}; it is tried again");
                 self.written.remove(&id);
                 self.objects.entry(id).or_insert(Instant::now() + AGAIN);

@@ -15,7 +15,7 @@ const MOST_COUNTED: usize = 1_000_000;
 /// The schema of an object, given that of its `spec`, with what people read.
 pub(super) fn object(kind: &str, spec: &Value) -> Value {
     let mut keys = vec!["spec".to_owned()];
-    let spec = Walk { types: &spec["$defs"], keys: &mut keys, count: 1 }.schema(spec);
+    let spec = SchemaWalk { types: &spec["$defs"], keys: &mut keys, count: 1 }.schema(spec);
     let mut metadata = json!({"type": "object"});
     // Its name becomes part of a uid that is a host name.
     if kind == "ExternalWorkload" {
@@ -110,7 +110,7 @@ pub(super) fn default(schema: &Value) -> Option<String> {
     }
 }
 
-struct Walk<'a> {
+struct SchemaWalk<'a> {
     /// Types by their names.
     types: &'a Value,
     /// The keys that lead to a value, as the table of bounds knows them.
@@ -119,7 +119,7 @@ struct Walk<'a> {
     count: usize,
 }
 
-impl Walk<'_> {
+impl SchemaWalk<'_> {
     fn schema(&mut self, raw: &Value) -> Value {
         let mut schema = raw.as_object().cloned().unwrap_or_default();
         unwrap_option(&mut schema);
@@ -183,7 +183,7 @@ impl Walk<'_> {
         schema.entry("x-kubernetes-list-type").or_insert_with(|| json!("atomic"));
         let count = self.count.saturating_mul(most);
         if let Some(items) = schema.get_mut("items") {
-            *items = Walk { types: self.types, keys: self.keys, count }.schema(items);
+            *items = SchemaWalk { types: self.types, keys: self.keys, count }.schema(items);
         }
     }
 

@@ -34,7 +34,7 @@ pub(super) struct Outbox {
 impl Outbox {
     /// Make before break: new endpoints, then destinations, then what is withdrawn.
     pub(super) fn into_responses(mut self) -> Vec<(DeltaDiscoveryResponse, Sent)> {
-        let mut responses = Responses::default();
+        let mut responses = QueuedResponses::default();
         if self.destinations.is_empty() && self.destinations_removed.is_empty() {
             // Nothing to order them around: one response will do.
             let removed = std::mem::take(&mut self.endpoints_removed);
@@ -62,13 +62,13 @@ impl Outbox {
 }
 
 #[derive(Default)]
-struct Responses {
+struct QueuedResponses {
     done: Vec<(DeltaDiscoveryResponse, Sent)>,
     open: Option<(DeltaDiscoveryResponse, Sent)>,
     size: usize,
 }
 
-impl Responses {
+impl QueuedResponses {
     fn add_all(&mut self, type_url: &str, resources: Vec<Resource>, removed: Vec<String>) {
         for resource in resources {
             self.add(type_url, resource);

@@ -34,7 +34,7 @@ use tonic::Status;
 
 use super::outbox::{Outbox, Sent};
 use crate::index::{Dep, PortId};
-use crate::publish::{Dirty, EncodedDestination, Member, Place, View};
+use crate::publish::{Dirty, EncodedDestination, Member, ShareOwner, View};
 
 /// Names that one proxy may be subscribed to; an app calls dozens of destinations. A proxy holds at most
 /// 10,000; the rest is for names that it is about to exchange for others.
@@ -61,7 +61,7 @@ pub struct Session {
     interests: Interests,
     /// Endpoints that are dialled by names of their own, with how many names each has.
     pins: HashMap<PortId, HashMap<EndpointId, usize>>,
-    destinations: BTreeMap<Arc<DestinationName>, Held>,
+    destinations: BTreeMap<Arc<DestinationName>, HeldDestination>,
     /// Destinations that no name leads to any more, kept until what names were moved to is acknowledged.
     retiring: BTreeMap<DestinationName, BTreeSet<DestinationName>>,
     collections: BTreeMap<Arc<PortId>, Endpoints>,
@@ -84,7 +84,7 @@ pub struct Session {
     /// The commit up to which everything has been sent.
     sent_generation: u64,
     pub nacks: VecDeque<Nack>,
-    pub counts: Counts,
+    pub counts: SessionCounts,
 }
 
 /// What a proxy says about itself in its first request.
@@ -102,7 +102,7 @@ pub struct Proxy {
 
 #[derive(Debug, Default)]
 struct Name {
-    target: Option<Target>,
+    target: Option<NameTarget>,
     /// What its meaning depends on.
     deps: Box<[Arc<Dep>]>,
     /// The proxy has it from an earlier stream.
@@ -113,7 +113,7 @@ struct Name {
 
 /// What a name means.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Target {
+struct NameTarget {
     name: Arc<DestinationName>,
     /// The one endpoint that was meant.
     pin: Option<Box<EndpointId>>,
@@ -121,7 +121,7 @@ struct Target {
 
 /// A destination that the proxy has or is about to get.
 #[derive(Debug, Default)]
-struct Held {
+struct HeldDestination {
     /// What the proxy dials it by.
     names: Few<Arc<str>>,
     /// Send it although its version is known: the proxy asked again, or does not know it by a name.
@@ -134,7 +134,7 @@ struct Held {
     refused: Option<Box<str>>,
 }
 
-impl Held {
+impl HeldDestination {
     fn unannounce(&mut self, name: Arc<str>) {
         self.announce = true;
         self.unannounced.get_or_insert_default().insert(name);
@@ -206,7 +206,7 @@ pub struct Nack {
 }
 
 #[derive(Clone, Copy, Debug, Default, serde::Serialize)]
-pub struct Counts {
+pub struct SessionCounts {
     pub responses: u64,
     pub resources: u64,
     pub removed: u64,
@@ -236,7 +236,7 @@ impl Session {
             last_nonce: 0,
             sent_generation: 0,
             nacks: VecDeque::new(),
-            counts: Counts::default(),
+            counts: SessionCounts::default(),
         }
     }
 
@@ -372,9 +372,9 @@ fn single_dep((type_url, name): &(String, String)) -> Dep {
 }
 
 impl Proxy {
-    fn place(&self) -> Place<'_> {
+    fn place(&self) -> ShareOwner<'_> {
         let (zone, node) = (self.zone.as_deref(), self.node.as_deref());
-        Place { proxy: &self.id, zone, node }
+        ShareOwner { proxy: &self.id, zone, node }
     }
 
     /// Whether a workload is one of the proxy's proven identity.

@@ -58,7 +58,7 @@ impl DiscoveryServer {
         let metadata = MetadataMap::from_headers(parts.headers);
         let request = Request::from_parts(metadata, parts.extensions, requests);
         let frames = self.0.open(request)?;
-        let mut response = http::Response::new(Body::new(Responses { frames: Some(frames) }));
+        let mut response = http::Response::new(Body::new(ResponseBody { frames: Some(frames) }));
         response.headers_mut().insert(CONTENT_TYPE, GRPC);
         Ok(response)
     }
@@ -95,12 +95,12 @@ pub(super) fn frame(response: &DeltaDiscoveryResponse) -> Result<Bytes, Status> 
 }
 
 /// Messages until the stream ends, then how it ended.
-struct Responses {
+struct ResponseBody {
     /// None: the end has been said.
     frames: Option<mpsc::Receiver<Result<Bytes, Status>>>,
 }
 
-impl http_body::Body for Responses {
+impl http_body::Body for ResponseBody {
     type Data = Bytes;
     type Error = Status;
 

@@ -1,5 +1,5 @@
-//! Stopped experiments in the store: one document, to which every replica adds the stops that it has heard of,
-//! and from which it takes those of experiments that begin anew.
+//! Stopped fault injections in the store: one document, to which every replica adds the stops that it has heard of,
+//! and from which it takes those of fault injections that begin anew.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -18,12 +18,12 @@ const SYNC: Duration = Duration::from_secs(5);
 pub struct SavedStops {
     publisher: Arc<Publisher>,
     store: Arc<dyn Store>,
-    last: Mutex<Last>,
+    last: Mutex<LastComparison>,
 }
 
 /// As of the last comparison: what has changed here since then is this replica's to write.
 #[derive(Debug)]
-struct Last {
+struct LastComparison {
     here: Stops,
     document: Stops,
     version: Option<Version>,
@@ -32,7 +32,7 @@ struct Last {
 impl SavedStops {
     /// `read`: what the index began with.
     pub fn new(publisher: Arc<Publisher>, store: Arc<dyn Store>, read: Stops) -> Self {
-        let last = Last { here: read, document: Stops::new(), version: None };
+        let last = LastComparison { here: read, document: Stops::new(), version: None };
         Self { publisher, store, last: Mutex::new(last) }
     }
 
@@ -48,7 +48,7 @@ impl SavedStops {
     /// Writes what has changed here, and takes over what others have written.
     pub fn sync(&self) {
         if let Err(error) = self.try_sync() {
-            tracing::error!(%error, "could not write down which experiments are stopped");
+            tracing::error!(%error, "could not write down which fault injections are stopped");
         }
     }
 
@@ -64,9 +64,9 @@ impl SavedStops {
                 apply(&mut document, &last.here, &here);
                 (document != before).then(|| serde_json::to_vec(&document).ok()).flatten()
             })?;
-            *last = Last { here: here.clone(), document, version };
+            *last = LastComparison { here: here.clone(), document, version };
         }
-        // One of an experiment that is not here yet may be some day.
+        // One of a fault injection that is not here yet may be some day.
         let missing: Stops = {
             let view = self.publisher.view();
             let missing = last.document.iter();
@@ -106,7 +106,7 @@ pub fn read(store: &dyn Store) -> Stops {
     match store.read(&Document::secret(NAME)) {
         Ok(stored) => decode(store, stored.as_ref().map(|stored| &*stored.bytes)),
         Err(error) => {
-            tracing::error!(%error, "could not read which experiments are stopped: they run");
+            tracing::error!(%error, "could not read which fault injections are stopped: they run");
             Stops::new()
         }
     }
@@ -116,7 +116,7 @@ fn decode(store: &dyn Store, bytes: Option<&[u8]>) -> Stops {
     let stops = bytes.map(serde_json::from_slice).unwrap_or_else(|| Ok(Stops::new()));
     stops.unwrap_or_else(|error| {
         let path = store.place(&Document::secret(NAME));
-        tracing::error!(path, %error, "could not read which experiments are stopped: they run");
+        tracing::error!(path, %error, "could not read which fault injections are stopped: they run");
         Stops::new()
     })
 }

@@ -4,11 +4,11 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use imbl::OrdMap;
-use outrigger_core::policy::fault::Caller;
+use outrigger_core::policy::fault::FaultSource;
 
 use super::links::Links;
 use super::{Dep, Index, Key};
-use crate::object::policy::{Attached, FaultInjection, ServerPolicy, Target, TrafficPolicy};
+use crate::object::policy::{Attached, FaultInjection, PolicyTarget, ServerPolicy, TrafficPolicy};
 use crate::object::stopped::{Stopped, Stops};
 use crate::object::targets::fallback_services;
 use crate::object::{KeySource, ObjectId, Policy, Route, ServiceId, Workload};
@@ -68,10 +68,12 @@ impl<S: PartialEq> Policies<Attached<S>> {
 
 fn targets<S>(policy: &Attached<S>) -> Vec<TargetId> {
     let namespace = policy.namespace();
-    let target = |target: &Target| match target {
-        Target::Namespace => TargetId::Namespace(namespace.to_owned()),
-        Target::Service { name, .. } => TargetId::Service(ServiceId::new(namespace, name.clone())),
-        Target::Route { kind, name, .. } => {
+    let target = |target: &PolicyTarget| match target {
+        PolicyTarget::Namespace => TargetId::Namespace(namespace.to_owned()),
+        PolicyTarget::Service { name, .. } => {
+            TargetId::Service(ServiceId::new(namespace, name.clone()))
+        }
+        PolicyTarget::Route { kind, name, .. } => {
             let (namespace, name) = (namespace.to_owned(), name.clone());
             TargetId::Route(ObjectId { kind: *kind, namespace, name })
         }
@@ -79,7 +81,7 @@ fn targets<S>(policy: &Attached<S>) -> Vec<TargetId> {
     policy.targets.iter().map(target).collect()
 }
 
-/// The targets by which policies speak of Services of one namespace.
+/// The targets by which policies apply to Services of one namespace.
 fn of_services<'a>(
     namespace: &str,
     services: impl IntoIterator<Item = &'a ServiceId>,
@@ -199,7 +201,7 @@ impl Index {
         self.server.of(of_services(namespace, services)).into_iter()
     }
 
-    /// Experiments that name a Service or its namespace.
+    /// Fault injections that name a Service or its namespace.
     pub fn fault_injections_of(
         &self,
         service: &ServiceId,
@@ -207,7 +209,7 @@ impl Index {
         self.faults.of(of_services(&service.namespace, [service])).into_iter()
     }
 
-    /// Experiments that name a route.
+    /// Fault injections that name a route.
     pub fn fault_injections_of_route(
         &self,
         route: &ObjectId,
@@ -215,7 +217,7 @@ impl Index {
         self.faults.of([TargetId::Route(route.clone())]).into_iter()
     }
 
-    /// Experiments whose guard watches a Service, in name order.
+    /// Fault injections whose guard watches a Service, in name order.
     pub fn fault_injections_watching(
         &self,
         service: &ServiceId,
@@ -233,7 +235,7 @@ impl Index {
         }
         let old = self.traffic.set(key, new.clone());
         for policy in old.as_deref().into_iter().chain(&new) {
-            self.touch_calls(policy, policy.sections.spares());
+            self.touch_calls(policy, policy.sections.has_backend_section());
             self.changed.insert(policy.id.clone());
         }
         if let Some(old) = &old {
@@ -248,11 +250,11 @@ impl Index {
         }
     }
 
-    /// The Services that a policy speaks of, those whose routes send there, and the parents of routes.
-    /// `spares`: it speaks of the services themselves, whatever route leads there.
-    fn touch_calls<S>(&mut self, policy: &Attached<S>, spares: bool) {
+    /// The Services that a policy applies to, those whose routes send there, and the parents of routes.
+    /// `is_backend`: it applies to the services themselves, whatever route leads there.
+    fn touch_calls<S>(&mut self, policy: &Attached<S>, is_backend: bool) {
         let services = self.services_of(policy);
-        if spares {
+        if is_backend {
             for service in &services {
                 self.touch_parents_of_backend(service);
             }
@@ -286,7 +288,7 @@ impl Index {
         let name = format!("{}/{}", key.0, key.1);
         let stopped = self.stops.get(&name);
         if stopped.is_some_and(|stopped| !new.as_ref().is_some_and(|new| is_of(stopped, new))) {
-            // Another spec is another experiment.
+            // Another spec is another fault injection.
             Arc::make_mut(&mut self.stops).remove(&name);
         }
         if self.faults.get(key) == new.as_ref() {
@@ -315,7 +317,7 @@ impl Index {
         }
     }
 
-    /// Experiments that were stopped before this process began.
+    /// Fault injections that were stopped before this process began.
     #[must_use]
     pub fn with_stops(self, stops: Stops) -> Self {
         Self { stops: stops.into(), ..self }
@@ -325,7 +327,7 @@ impl Index {
         &self.stops
     }
 
-    /// Since when and why an experiment is stopped.
+    /// Since when and why a fault injection is stopped.
     pub fn stopped(&self, policy: &FaultInjection) -> Option<&Stopped> {
         let stopped = self.stops.get(&*policy.sections.fault.name);
         stopped.filter(|stopped| is_of(stopped, policy))
@@ -335,17 +337,17 @@ impl Index {
         self.stopped(policy).is_none()
     }
 
-    /// Withdraws an experiment from everybody, if whoever asks is the one that watches over it. Returns
+    /// Withdraws a fault injection from everybody, if anyone who asks is the one that watches over it. Returns
     /// whether that changes anything: what is gone or has another spec is no error.
     pub fn stop_experiment(
         &mut self,
         name: &str,
-        by: &Caller,
+        by: &FaultSource,
         stopped: Stopped,
     ) -> Result<bool, String> {
         let Some(policy) = self.experiment(name, &stopped).cloned() else { return Ok(false) };
         let watcher = policy.sections.guard.as_ref().map(|guard| &guard.rule.from);
-        let watches = |from: &Caller| {
+        let watches = |from: &FaultSource| {
             from.namespace == by.namespace
                 && (from.service_account.is_none() || from.service_account == by.service_account)
         };
@@ -360,12 +362,12 @@ impl Index {
         Ok(true)
     }
 
-    /// Whether an experiment runs here that another replica has heard to be stopped.
+    /// Whether a fault injection runs here that another replica has heard to be stopped.
     pub fn misses_stop(&self, name: &str, stopped: &Stopped) -> bool {
         self.stops.get(name) != Some(stopped) && self.experiment(name, stopped).is_some()
     }
 
-    /// Takes over a stop from another replica; returns whether the experiment is the one that is here.
+    /// Takes over a stop from another replica; returns whether the fault injection is the one that is here.
     pub fn take_stop(&mut self, name: &str, stopped: Stopped) -> bool {
         let Some(policy) = self.experiment(name, &stopped).cloned() else { return false };
         Arc::make_mut(&mut self.stops).insert(name.to_owned(), stopped);
@@ -373,7 +375,7 @@ impl Index {
         true
     }
 
-    /// The experiment of this name, if its spec is the one that was stopped.
+    /// The fault injection of this name, if its spec is the one that was stopped.
     fn experiment(&self, name: &str, stopped: &Stopped) -> Option<&FaultInjection> {
         let (namespace, name) = name.split_once('/')?;
         let policy = self.faults.get(&(namespace.to_owned(), name.to_owned()));
@@ -398,7 +400,7 @@ fn fallen_back_to(policy: &TrafficPolicy) -> Vec<ServiceId> {
     fallback_services(policy.sections.fallbacks.as_deref().unwrap_or_default())
 }
 
-/// The Service that the guard of an experiment watches.
+/// The Service that the guard of a fault injection watches.
 fn watched(policy: &FaultInjection) -> Option<ServiceId> {
     let guard = policy.sections.guard.as_ref()?;
     Some(ServiceId::new(policy.namespace(), guard.service.clone()))

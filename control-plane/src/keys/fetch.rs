@@ -1,6 +1,6 @@
 //! One key set over HTTP or HTTPS, with how long it may be kept.
 //!
-//! Where it is fetched from is written by whoever may write an ExternalService: never this machine itself,
+//! Where it is fetched from is written by anyone who may write an ExternalService: never this machine itself,
 //! whatever the name of the host leads to, unless the whole mesh is here.
 
 use std::io;

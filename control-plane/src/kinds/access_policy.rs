@@ -51,7 +51,7 @@ pub struct AccessPolicySpec {
     /// Rules, in any order: one that denies is stronger than any that allows.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub rules: Vec<AccessRule>,
-    /// Issuers of tokens (JWT) that are believed on these ports.
+    /// Issuers of tokens (JWT) that are trusted on these ports.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub jwt: Vec<AccessJwt>,
 }

@@ -1,4 +1,4 @@
-//! `jwt` of an `AccessPolicy`: whose tokens are believed.
+//! `jwt` of an `AccessPolicy`: whose tokens are trusted.
 
 use outrigger_core::policy::bounds;
 use schemars::JsonSchema;

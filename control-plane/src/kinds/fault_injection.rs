@@ -1,4 +1,4 @@
-//! `FaultInjection`: an experiment on calls. docs/resilience.md says how it is done.
+//! `FaultInjection`: faults in calls. docs/resilience.md says how it is done.
 
 use kube::CustomResource;
 use outrigger_core::policy::bounds;
@@ -23,7 +23,7 @@ use super::{GrpcCode, Nothing, TargetRef, defaults};
     shortname = "fi",
     category = "outrigger",
     namespaced,
-    doc = "An experiment: faults in calls, for a time"
+    doc = "Faults in calls, on purpose and for a time"
 )]
 #[schemars(transform = ends)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -82,7 +82,7 @@ fn share(schema: &mut Schema) {
     bounded(format!("{least} to {most}"))(schema);
 }
 
-/// What is watched while the experiment is in force: the calls of one workload to one port. At least one of
+/// What is watched while the fault injection is in force: the calls of one workload to one port. At least one of
 /// `minSuccessPercent` and `maxP99` is set.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
 #[schemars(transform = at_least_one(&["minSuccessPercent", "maxP99"]))]
@@ -92,11 +92,11 @@ pub struct FaultGuard {
     pub from: FaultCaller,
     /// What is called. Example: `{kind: Service, name: holdings, port: 8000}`.
     pub to: FaultGuardTarget,
-    /// Percent of good answers: fewer stop the experiment. Example: `95`.
+    /// Percent of good answers: fewer stop the fault injection. Example: `95`.
     #[schemars(transform = number(&bounds::PERCENT))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub min_success_percent: Option<u32>,
-    /// Latency: when more than one of a hundred requests takes longer, the experiment stops. Example: `500ms`.
+    /// Latency: when more than one of a hundred requests takes longer, the fault injection stops. Example: `500ms`.
     #[schemars(transform = duration(&bounds::LATENCY))]
     #[serde(default, rename = "maxP99", skip_serializing_if = "Option::is_none")]
     pub max_p99: Option<String>,
@@ -110,7 +110,7 @@ pub struct FaultGuard {
     pub min_requests: Option<u32>,
 }
 
-/// A port of a Service of the experiment's own namespace.
+/// A port of a Service of the fault injection's own namespace.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
 #[schemars(transform = rule_at(
     "kind", "self.kind == 'Service' && self.group in ['', 'core']", "is not Service",

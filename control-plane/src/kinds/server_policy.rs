@@ -74,7 +74,7 @@ pub struct ServerRateLimit {
 
 #[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, JsonSchema)]
 pub enum ServerStrategy {
-    /// Whoever comes when the volume is exhausted.
+    /// Anyone who comes when the volume is exhausted.
     #[default]
     Volume,
     /// Sheddable requests before default ones, critical ones last.

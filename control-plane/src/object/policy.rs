@@ -27,7 +27,7 @@ pub struct Attached<S> {
     pub id: ObjectId,
     /// Seconds since the Unix epoch, 0 when the manifest says nothing.
     pub created: i64,
-    pub targets: Vec<Target>,
+    pub targets: Vec<PolicyTarget>,
     pub sections: S,
 }
 
@@ -44,7 +44,7 @@ pub struct Experiment {
     pub guard: Option<Guard>,
 }
 
-/// What stops an experiment: calls to a port of a Service of its namespace.
+/// What stops a fault injection: calls to a port of a Service of its namespace.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Guard {
     pub service: String,
@@ -97,7 +97,7 @@ pub struct RuleCall {
 
 /// Something that a policy is for, in the policy's namespace.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Target {
+pub enum PolicyTarget {
     Namespace,
     /// Or an ExternalService, by the name of its [`ServiceId`].
     Service {
@@ -145,48 +145,54 @@ impl<S> Attached<S> {
     /// The Services that it names.
     pub fn services(&self) -> impl Iterator<Item = ServiceId> {
         self.targets.iter().filter_map(|target| match target {
-            Target::Service { name, .. } => Some(ServiceId::new(self.namespace(), name.clone())),
-            Target::Namespace | Target::Route { .. } => None,
+            PolicyTarget::Service { name, .. } => {
+                Some(ServiceId::new(self.namespace(), name.clone()))
+            }
+            PolicyTarget::Namespace | PolicyTarget::Route { .. } => None,
         })
     }
 
     /// The routes that it names.
     pub fn routes(&self) -> impl Iterator<Item = ObjectId> {
         self.targets.iter().filter_map(|target| match target {
-            Target::Route { kind, name, .. } => {
+            PolicyTarget::Route { kind, name, .. } => {
                 let (namespace, name) = (self.namespace().to_owned(), name.clone());
                 Some(ObjectId { kind: *kind, namespace, name })
             }
-            Target::Namespace | Target::Service { .. } => None,
+            PolicyTarget::Namespace | PolicyTarget::Service { .. } => None,
         })
     }
 
     pub fn is_for_namespace(&self) -> bool {
-        self.targets.contains(&Target::Namespace)
+        self.targets.contains(&PolicyTarget::Namespace)
     }
 
-    /// How specifically it speaks of a port of a Service, and through which target.
-    pub fn for_port(&self, service: &ServiceId, port: &ServicePort) -> Option<(Rank, &Target)> {
+    /// How specifically it applies to a port of a Service, and through which target.
+    pub fn for_port(
+        &self,
+        service: &ServiceId,
+        port: &ServicePort,
+    ) -> Option<(Rank, &PolicyTarget)> {
         if self.namespace() != service.namespace {
             return None;
         }
-        let rank = |target: &Target| match target {
-            Target::Service { name, .. } if *name != service.name => None,
-            Target::Service { port: None, .. } => Some(Rank::Service),
-            Target::Service { port: Some(of), .. } => of.is(port).then_some(Rank::Port),
-            Target::Namespace => Some(Rank::Namespace),
-            Target::Route { .. } => None,
+        let rank = |target: &PolicyTarget| match target {
+            PolicyTarget::Service { name, .. } if *name != service.name => None,
+            PolicyTarget::Service { port: None, .. } => Some(Rank::Service),
+            PolicyTarget::Service { port: Some(of), .. } => of.is(port).then_some(Rank::Port),
+            PolicyTarget::Namespace => Some(Rank::Namespace),
+            PolicyTarget::Route { .. } => None,
         };
         self.best(rank)
     }
 
-    /// How specifically it speaks of a rule of a route, and through which target.
-    pub fn for_rule(&self, route: &ObjectId, rule: Option<&str>) -> Option<(Rank, &Target)> {
+    /// How specifically it applies to a rule of a route, and through which target.
+    pub fn for_rule(&self, route: &ObjectId, rule: Option<&str>) -> Option<(Rank, &PolicyTarget)> {
         if self.namespace() != route.namespace {
             return None;
         }
-        let rank = |target: &Target| match target {
-            Target::Route { kind, name, rule: of }
+        let rank = |target: &PolicyTarget| match target {
+            PolicyTarget::Route { kind, name, rule: of }
                 if *kind == route.kind && *name == route.name =>
             {
                 match of {
@@ -199,27 +205,27 @@ impl<S> Attached<S> {
         self.best(rank)
     }
 
-    fn best(&self, rank: impl Fn(&Target) -> Option<Rank>) -> Option<(Rank, &Target)> {
+    fn best(&self, rank: impl Fn(&PolicyTarget) -> Option<Rank>) -> Option<(Rank, &PolicyTarget)> {
         let ranked = self.targets.iter().filter_map(|target| Some((rank(target)?, target)));
         ranked.min_by_key(|(rank, _)| *rank)
     }
 
     /// The target as people write it: `Service bank/orders port http`.
-    pub fn describe(&self, target: &Target) -> String {
+    pub fn describe(&self, target: &PolicyTarget) -> String {
         let namespace = self.namespace();
         match target {
-            Target::Namespace => format!("Namespace {namespace}"),
-            Target::Service { name, port } => {
+            PolicyTarget::Namespace => format!("Namespace {namespace}"),
+            PolicyTarget::Service { name, port } => {
                 let service = ServiceId::new(namespace, name.clone()).describe();
                 match port {
                     None => service,
                     Some(port) => format!("{service} port {port}"),
                 }
             }
-            Target::Route { kind, name, rule: None } => {
+            PolicyTarget::Route { kind, name, rule: None } => {
                 format!("{} {namespace}/{name}", kind.as_str())
             }
-            Target::Route { kind, name, rule: Some(rule) } => {
+            PolicyTarget::Route { kind, name, rule: Some(rule) } => {
                 format!("{} {namespace}/{name} rule {rule}", kind.as_str())
             }
         }
@@ -242,8 +248,8 @@ pub trait Sections {
 }
 
 impl TrafficSections {
-    /// What spares a service, and so is one for all routes that lead there.
-    pub const SPARING: [&str; 8] = [
+    /// What protects a service, and so is one for all routes that lead there.
+    pub const BACKEND: [&str; 8] = [
         "retryBudget",
         "breaker",
         "outlierEjection",
@@ -254,8 +260,8 @@ impl TrafficSections {
         "zonePreference",
     ];
 
-    pub fn spares(&self) -> bool {
-        self.names().iter().any(|name| Self::SPARING.contains(name))
+    pub fn has_backend_section(&self) -> bool {
+        self.names().iter().any(|name| Self::BACKEND.contains(name))
     }
 }
 

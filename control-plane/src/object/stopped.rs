@@ -1,10 +1,10 @@
-//! Experiments that a guard has stopped.
+//! Fault injections that a guard has stopped.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-/// Since when, why and by whom an experiment is stopped.
+/// Since when, why and by whom a fault injection is stopped.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stopped {
     /// Of the spec that was stopped.

@@ -7,7 +7,7 @@ use clap::{Args, Subcommand};
 
 use super::parse_duration;
 use crate::grant::Grant;
-use crate::source::kubernetes::Cluster;
+use crate::source::kubernetes::ApiServerOptions;
 
 #[derive(Debug, Args)]
 pub struct TokenOptions {
@@ -124,7 +124,7 @@ pub struct ClusterOptions {
 }
 
 impl ClusterOptions {
-    pub fn cluster(&self) -> Cluster {
-        Cluster { kubeconfig: self.kubeconfig.clone(), context: self.kube_context.clone() }
+    pub fn cluster(&self) -> ApiServerOptions {
+        ApiServerOptions { kubeconfig: self.kubeconfig.clone(), context: self.kube_context.clone() }
     }
 }

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use clap::Args;
 
-use crate::ca::files::{CaFiles, CaSecret, Source};
-use crate::store::cluster::Cluster;
+use crate::ca::files::{CaFiles, CaSecret, IssuerSource};
+use crate::store::cluster::ClusterStore;
 
 #[derive(Clone, Debug, Args)]
 pub struct IssuerOptions {
@@ -52,9 +52,9 @@ pub struct IssuerOptions {
 
 impl IssuerOptions {
     /// Where the user's issuing certificate is, if there is one.
-    pub fn source(&self, cluster: Option<&Arc<Cluster>>) -> Option<Source> {
+    pub fn source(&self, cluster: Option<&Arc<ClusterStore>>) -> Option<IssuerSource> {
         if let (Some(name), Some(cluster)) = (self.issuer_secret.clone(), cluster.cloned()) {
-            return Some(Source::Secret(CaSecret { cluster, name }));
+            return Some(IssuerSource::Secret(CaSecret { cluster, name }));
         }
         // The three flags come together or not at all.
         let files = CaFiles {
@@ -62,6 +62,6 @@ impl IssuerOptions {
             key: self.ca_key.clone()?,
             root: self.ca_root.clone()?,
         };
-        Some(Source::Files(files))
+        Some(IssuerSource::Files(files))
     }
 }

@@ -70,7 +70,7 @@ impl Cut {
 
 /// Who a share is for, and where that proxy runs.
 #[derive(Clone, Copy, Debug)]
-pub struct Place<'a> {
+pub struct ShareOwner<'a> {
     /// The workload's uid.
     pub proxy: &'a str,
     pub zone: Option<&'a str>,
@@ -188,7 +188,7 @@ impl Collection {
     }
 
     /// The share of one proxy: at most `max`, and `pins` whatever happens.
-    pub fn share(&self, of: &Place<'_>, max: usize, pins: &HashSet<EndpointId>) -> Share {
+    pub fn share(&self, of: &ShareOwner<'_>, max: usize, pins: &HashSet<EndpointId>) -> Share {
         let node = of.node.map(subset::hash_of);
         if self.same_node_only {
             let own = |member: &&Arc<Member>| {

@@ -25,13 +25,13 @@ pub const MAX_RESOURCE: usize = MAX_RESPONSE / 4 * 3;
 /// Something that was left out, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LeftOut {
-    pub part: Part,
+    pub part: ResourcePart,
     pub problem: FieldError,
 }
 
 /// A part of a resource that is left out as a whole.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Part {
+pub enum ResourcePart {
     /// A route, `namespace/name`.
     Route(String),
     /// What policies say about calls of a Service or its protection.
@@ -56,7 +56,7 @@ impl Fitted {
         match body {
             Ok(body) => Self { body: Some(body), left_out },
             Err(problem) => {
-                left_out.push(LeftOut { part: Part::Whole, problem });
+                left_out.push(LeftOut { part: ResourcePart::Whole, problem });
                 Self { body: None, left_out }
             }
         }
@@ -75,19 +75,19 @@ pub(super) fn destination(value: &Destination) -> Fitted {
         let add = |to: &mut Destination| to.http_routes.push(route.clone());
         let instead =
             |to: &mut Destination, why: String| to.http_routes.push(refusing(route, &why));
-        fitting.add(Part::Route(route.name.clone()), add, instead);
+        fitting.add(ResourcePart::Route(route.name.clone()), add, instead);
     }
     for route in &value.tls_routes {
         let closed = || TlsRoute { backends: Vec::new(), ..route.clone() };
         let add = |to: &mut Destination| to.tls_routes.push(route.clone());
         let instead = |to: &mut Destination, _| to.tls_routes.push(closed());
-        fitting.add(Part::Route(route.name.clone()), add, instead);
+        fitting.add(ResourcePart::Route(route.name.clone()), add, instead);
     }
     if let Some(route) = &value.tcp_route {
         let closed = || TcpRoute { backends: Vec::new(), ..route.clone() };
         let add = |to: &mut Destination| to.tcp_route = Some(route.clone());
         let instead = |to: &mut Destination, _| to.tcp_route = Some(closed());
-        fitting.add(Part::Route(route.name.clone()), add, instead);
+        fitting.add(ResourcePart::Route(route.name.clone()), add, instead);
     }
     Fitted::whole(encode(&fitting.value), fitting.left_out)
 }
@@ -127,11 +127,11 @@ impl Fitting {
 
     fn policies(&mut self, value: &Destination) {
         let nothing = |_: &mut Destination, _| {};
-        self.add(Part::Policy, |to| to.policy = value.policy.clone(), nothing);
-        self.add(Part::Policy, |to| to.call = value.call.clone(), nothing);
+        self.add(ResourcePart::Policy, |to| to.policy = value.policy.clone(), nothing);
+        self.add(ResourcePart::Policy, |to| to.call = value.call.clone(), nothing);
         for (i, backend) in value.backends.iter().enumerate() {
             let add = |to: &mut Destination| to.backends[i].policy = backend.policy.clone();
-            self.add(Part::Policy, add, nothing);
+            self.add(ResourcePart::Policy, add, nothing);
         }
     }
 
@@ -139,7 +139,7 @@ impl Fitting {
     /// is looked at by itself: what one needs of others, the backends, is always there.
     fn add(
         &mut self,
-        part: Part,
+        part: ResourcePart,
         add: impl Fn(&mut Destination),
         instead: impl FnOnce(&mut Destination, String),
     ) {
@@ -203,13 +203,17 @@ pub(super) fn inbound(value: &Inbound) -> Fitted {
         with.ports[i].server = port.server.clone();
         match encode_inbound(&with) {
             Ok(_) => fitted = with,
-            Err(problem) => left_out.push(LeftOut { part: Part::Server(port.port), problem }),
+            Err(problem) => {
+                left_out.push(LeftOut { part: ResourcePart::Server(port.port), problem });
+            }
         }
         let mut with = fitted.clone();
         with.ports[i].access = port.access.clone();
         match encode_inbound(&with) {
             Ok(_) => fitted = with,
-            Err(problem) => left_out.push(LeftOut { part: Part::Access(port.port), problem }),
+            Err(problem) => {
+                left_out.push(LeftOut { part: ResourcePart::Access(port.port), problem });
+            }
         }
     }
     Fitted::whole(encode_inbound(&fitted), left_out)

@@ -7,7 +7,7 @@ use std::sync::Mutex;
 use foldhash::quality::RandomState;
 use serde::Serialize;
 
-use super::Answer;
+use super::Acknowledgement;
 use crate::index::Dep;
 use crate::sync::lock;
 
@@ -38,13 +38,13 @@ pub struct Answers {
 
 impl Answers {
     /// Of several resources; none: it was sent nothing.
-    pub fn of<'a>(all: impl IntoIterator<Item = Answer<'a>>) -> Option<Self> {
+    pub fn of<'a>(all: impl IntoIterator<Item = Acknowledgement<'a>>) -> Option<Self> {
         let mut together: Option<Self> = None;
         for answer in all {
             let nothing = Self { acknowledged: true, refused: BTreeSet::new() };
             let so_far = together.get_or_insert(nothing);
-            so_far.acknowledged &= answer == Answer::Acknowledged;
-            if let Answer::Refused(reason) = answer {
+            so_far.acknowledged &= answer == Acknowledgement::Acknowledged;
+            if let Acknowledgement::Refused(reason) = answer {
                 so_far.refused.insert(reason.to_owned());
             }
         }

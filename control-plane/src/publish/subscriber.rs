@@ -4,7 +4,7 @@ use std::fmt::Debug;
 
 /// What a proxy has made of a resource.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Answer<'a> {
+pub enum Acknowledgement<'a> {
     Pending,
     Acknowledged,
     Refused(&'a str),

@@ -5,13 +5,13 @@ use std::time::{Duration, Instant};
 use outrigger_proto::mesh::Health;
 use tokio::sync::oneshot;
 
-use super::Refused;
-use super::saved::{Saved, Stream};
-use super::session::Session;
+use super::RegistrationRefused;
+use super::saved::{SavedRegistration, SavedStream};
+use super::session::SessionHash;
 use crate::object::Workload;
 
 /// How long a name is kept for its holder after its stream has broken: a proxy that is alive is back by then,
-/// since it waits for 2 s at most between two tries.
+/// since it waits for 2 s at most between two attempts.
 pub(super) const COMES_BACK: Duration = Duration::from_secs(5);
 
 /// A workload registered at this replica.
@@ -20,7 +20,7 @@ pub(super) struct Entry {
     pub(super) workload: Workload,
     pub(super) health: Health,
     /// The process that holds the name.
-    pub(super) session: Option<Session>,
+    pub(super) session: Option<SessionHash>,
     /// The stream that speaks for it; an older one's end means nothing.
     pub(super) stream: u64,
     /// When it was taken: milliseconds since the Unix epoch.
@@ -32,7 +32,7 @@ pub(super) struct Entry {
 #[derive(Debug)]
 pub(super) enum Link {
     /// Dropped when another stream speaks for it, used when the name is somebody else's.
-    Open(oneshot::Sender<Refused>),
+    Open(oneshot::Sender<RegistrationRefused>),
     /// Since when its stream is no more, here and for others.
     Broken(Instant, u64),
 }
@@ -48,7 +48,7 @@ impl Entry {
     }
 
     /// Whether the name is not to be had for `session`: its holder is another one, and alive.
-    pub(super) fn is_held_against(&self, session: Option<&Session>, now: Instant) -> bool {
+    pub(super) fn is_held_against(&self, session: Option<&SessionHash>, now: Instant) -> bool {
         if session.is_some() && session == self.session.as_ref() {
             return false;
         }
@@ -60,17 +60,17 @@ impl Entry {
         }
     }
 
-    pub(super) fn to_saved(&self) -> Saved {
+    pub(super) fn to_saved(&self) -> SavedRegistration {
         let (workload, session) = (self.workload.clone(), self.session.clone());
-        Saved { workload, health: self.health, session, stream: self.stream() }
+        SavedRegistration { workload, health: self.health, session, stream: self.stream() }
     }
 
     /// As other replicas are told of it.
-    pub(super) fn stream(&self) -> Stream {
+    pub(super) fn stream(&self) -> SavedStream {
         let broken = match self.link {
             Link::Open(_) => 0,
             Link::Broken(_, at) => at,
         };
-        Stream { since: self.since, broken }
+        SavedStream { since: self.since, broken }
     }
 }

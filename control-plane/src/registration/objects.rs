@@ -19,7 +19,7 @@ use serde_json::Value;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::{Refused, Registrations};
+use super::{RegistrationRefused, Registrations};
 use crate::cluster::writer;
 use crate::kinds::ExternalWorkload;
 use crate::object::Workload;
@@ -41,13 +41,13 @@ pub struct Objects {
     client: Client,
     registrations: Arc<Registrations>,
     replica: Arc<Replica>,
-    last: HashMap<String, Last>,
+    last: HashMap<String, LastWrite>,
     /// Since when replicas have been dead that have left nothing but objects.
     unknown: HashMap<String, Instant>,
 }
 
 /// What was last begun for a name.
-struct Last {
+struct LastWrite {
     /// None: its object was to go.
     wanted: Option<Workload>,
     /// It is under way, or not to be tried again before this.
@@ -58,12 +58,12 @@ struct Last {
 }
 
 /// What has been done about a name.
-struct Done {
+struct WorkloadWrite {
     uid: String,
-    result: Result<Outcome, String>,
+    result: Result<WorkloadOutcome, String>,
 }
 
-enum Outcome {
+enum WorkloadOutcome {
     /// It is as it should be, or will be looked at again.
     Done,
     /// The name is that of somebody's object.
@@ -106,7 +106,7 @@ impl Objects {
     }
 
     /// Begins to write whatever differs.
-    fn begin(&mut self, running: &mut JoinSet<Done>) {
+    fn begin(&mut self, running: &mut JoinSet<WorkloadWrite>) {
         let index = self.registrations.publisher.view().index.clone();
         let objects: HashMap<&str, &Workload> = index.objects_of_replicas().collect();
         let wanted = self.registrations.wanted(self.replica.name.as_str());
@@ -127,18 +127,18 @@ impl Objects {
                 let (client, own) = (self.client.clone(), self.replica.name.clone());
                 running.spawn(async move {
                     let result = limited(put(client, own, workload)).await;
-                    Done { uid, result }
+                    WorkloadWrite { uid, result }
                 });
             }
         }
     }
 
-    fn remove(&mut self, uid: String, object: Workload, running: &mut JoinSet<Done>) {
+    fn remove(&mut self, uid: String, object: Workload, running: &mut JoinSet<WorkloadWrite>) {
         if self.may_begin(&uid, None, running) {
             let client = self.client.clone();
             running.spawn(async move {
                 let result = limited(delete(client, object)).await;
-                Done { uid, result }
+                WorkloadWrite { uid, result }
             });
         }
     }
@@ -148,7 +148,12 @@ impl Objects {
     }
 
     /// Whether something may be done about a name now; then it is noted as begun.
-    fn may_begin(&mut self, uid: &str, wanted: Option<&Workload>, running: &JoinSet<Done>) -> bool {
+    fn may_begin(
+        &mut self,
+        uid: &str,
+        wanted: Option<&Workload>,
+        running: &JoinSet<WorkloadWrite>,
+    ) -> bool {
         let now = Instant::now();
         let last = self.last.get(uid);
         // What is new need not wait.
@@ -157,19 +162,19 @@ impl Objects {
             return false;
         }
         let said = last.and_then(|last| last.said.clone());
-        let last = Last { wanted: wanted.cloned(), busy: true, again: now, said };
+        let last = LastWrite { wanted: wanted.cloned(), busy: true, again: now, said };
         self.last.insert(uid.to_owned(), last);
         true
     }
 
-    fn done(&mut self, done: Done) {
-        let Done { uid, result } = done;
+    fn done(&mut self, done: WorkloadWrite) {
+        let WorkloadWrite { uid, result } = done;
         let Some(last) = self.last.get_mut(&uid) else { return };
         last.busy = false;
         last.again = Instant::now() + AGAIN;
         match result {
-            Ok(Outcome::Done) => last.said = None,
-            Ok(Outcome::Taken(since)) => self.registrations.refuse(&uid, since),
+            Ok(WorkloadOutcome::Done) => last.said = None,
+            Ok(WorkloadOutcome::Taken(since)) => self.registrations.refuse(&uid, since),
             Err(error) if last.said.as_ref() != Some(&error) => {
                 tracing::warn!(
                     uid,
@@ -277,17 +282,17 @@ impl Registrations {
         let taken = self.entries().get(uid).filter(|entry| entry.since == since).map(|e| e.stream);
         let Some(stream) = taken else { return };
         tracing::warn!(uid, "a registration ends: its name is an ExternalWorkload's");
-        self.end(uid, stream, Some(Refused::Taken(uid.to_owned())));
+        self.end(uid, stream, Some(RegistrationRefused::Taken(uid.to_owned())));
     }
 }
 
 async fn limited(
-    call: impl Future<Output = Result<Outcome, kube::Error>>,
-) -> Result<Outcome, String> {
+    call: impl Future<Output = Result<WorkloadOutcome, kube::Error>>,
+) -> Result<WorkloadOutcome, String> {
     match tokio::time::timeout(LIMIT, call).await {
         Ok(Ok(outcome)) => Ok(outcome),
         // Somebody else was first: what there is now is looked at again.
-        Ok(Err(kube::Error::Api(status))) if status.code == 409 => Ok(Outcome::Done),
+        Ok(Err(kube::Error::Api(status))) if status.code == 409 => Ok(WorkloadOutcome::Done),
         Ok(Err(error)) => Err(error.to_string()),
         Err(_) => Err(format!("the API server has not answered for {LIMIT:?}")),
     }
@@ -311,9 +316,13 @@ async fn read(client: Client, workload: &Workload) -> Result<Option<There>, kube
 }
 
 /// Has the object of a workload there, unless its name is somebody's, or a later claim's.
-async fn put(client: Client, own: ReplicaName, workload: Workload) -> Result<Outcome, kube::Error> {
+async fn put(
+    client: Client,
+    own: ReplicaName,
+    workload: Workload,
+) -> Result<WorkloadOutcome, kube::Error> {
     let api = api(client.clone(), &workload);
-    let Some(registered) = &workload.registered else { return Ok(Outcome::Done) };
+    let Some(registered) = &workload.registered else { return Ok(WorkloadOutcome::Done) };
     let there = match read(client, &workload).await? {
         Some(there) => there,
         None => {
@@ -324,9 +333,9 @@ async fn put(client: Client, own: ReplicaName, workload: Workload) -> Result<Out
         }
     };
     match Registered::of(&there.metadata) {
-        None => return Ok(Outcome::Taken(registered.since)),
+        None => return Ok(WorkloadOutcome::Taken(registered.since)),
         Some(other) if other.by != own.as_str() && other.since > registered.since => {
-            return Ok(Outcome::Done);
+            return Ok(WorkloadOutcome::Done);
         }
         Some(_) => {}
     }
@@ -335,22 +344,22 @@ async fn put(client: Client, own: ReplicaName, workload: Workload) -> Result<Out
         && object.metadata.labels == there.metadata.labels
         && Registered::of(&there.metadata).as_ref() == Some(registered)
     {
-        return Ok(Outcome::Done);
+        return Ok(WorkloadOutcome::Done);
     }
     // Of that object, in that version, and no other.
     object.metadata.uid = there.metadata.uid;
     object.metadata.resource_version = there.metadata.resource_version;
     let params = PatchParams::apply(MANAGER).force();
     api.patch(&workload.name, &params, &Patch::Apply(&object)).await?;
-    Ok(Outcome::Done)
+    Ok(WorkloadOutcome::Done)
 }
 
 /// Removes the object, if it is still the one of that claim.
-async fn delete(client: Client, seen: Workload) -> Result<Outcome, kube::Error> {
+async fn delete(client: Client, seen: Workload) -> Result<WorkloadOutcome, kube::Error> {
     let api = api(client.clone(), &seen);
-    let Some(there) = read(client, &seen).await? else { return Ok(Outcome::Done) };
+    let Some(there) = read(client, &seen).await? else { return Ok(WorkloadOutcome::Done) };
     if Registered::of(&there.metadata) != seen.registered {
-        return Ok(Outcome::Done);
+        return Ok(WorkloadOutcome::Done);
     }
     let preconditions = Preconditions {
         uid: there.metadata.uid,
@@ -358,8 +367,8 @@ async fn delete(client: Client, seen: Workload) -> Result<Outcome, kube::Error> 
     };
     let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
     match api.delete(&seen.name, &params).await {
-        Err(kube::Error::Api(status)) if status.code == 404 => Ok(Outcome::Done),
-        deleted => deleted.map(|_| Outcome::Done),
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(WorkloadOutcome::Done),
+        deleted => deleted.map(|_| WorkloadOutcome::Done),
     }
 }
 

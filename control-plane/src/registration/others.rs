@@ -15,9 +15,9 @@ use outrigger_core::address::LocalEndpoints;
 use outrigger_proto::mesh::Health;
 
 use super::entry::{COMES_BACK, Entry, Link};
-use super::saved::{self, Saved};
-use super::session::Session;
-use super::{Refused, Registrations, unix_millis};
+use super::saved::{self, SavedRegistration};
+use super::session::SessionHash;
+use super::{RegistrationRefused, Registrations, unix_millis};
 use crate::object::Workload;
 use crate::replica::{Replica, ReplicaName};
 use crate::store::{StoreError, Version};
@@ -25,7 +25,7 @@ use crate::sync::lock;
 
 /// What other replicas have registered.
 #[derive(Debug)]
-pub(super) struct Others {
+pub(super) struct OtherReplicas {
     replicas: HashMap<ReplicaName, Theirs>,
     /// What of it is in the index now.
     shown: HashMap<String, Workload>,
@@ -40,17 +40,17 @@ pub(super) type Versions = HashMap<ReplicaName, Version>;
 /// One replica's.
 #[derive(Debug, Default)]
 struct Theirs {
-    entries: HashMap<String, Saved>,
+    entries: HashMap<String, SavedRegistration>,
     /// Since when the replica is taken for dead.
     gone: Option<Instant>,
 }
 
 /// What is new at one replica.
-struct News {
+struct ReplicaNews {
     replica: ReplicaName,
     is_alive: bool,
     /// Of a document that has changed.
-    entries: Option<Vec<Saved>>,
+    entries: Option<Vec<SavedRegistration>>,
 }
 
 /// A workload as another replica knows it.
@@ -59,7 +59,7 @@ pub(super) struct Found {
     pub(super) workload: Workload,
     pub(super) health: Health,
     pub(super) since: u64,
-    session: Option<Session>,
+    session: Option<SessionHash>,
     /// How long its stream has been no more.
     broken: Option<Duration>,
 }
@@ -67,13 +67,13 @@ pub(super) struct Found {
 /// What two claims to one name are weighed by.
 #[derive(Debug)]
 struct Claim<'a> {
-    session: Option<&'a Session>,
+    session: Option<&'a SessionHash>,
     since: u64,
     is_open: bool,
     replica: &'a ReplicaName,
 }
 
-impl Others {
+impl OtherReplicas {
     pub(super) fn new(grace: Duration) -> Self {
         Self { replicas: HashMap::new(), shown: HashMap::new(), objects: HashSet::new(), grace }
     }
@@ -96,7 +96,7 @@ impl Others {
     }
 
     /// Of several replicas that have it, the one whose claim counts.
-    fn best(&self, uid: &str, now: Instant) -> Option<(&ReplicaName, &Theirs, &Saved)> {
+    fn best(&self, uid: &str, now: Instant) -> Option<(&ReplicaName, &Theirs, &SavedRegistration)> {
         let replicas = self.replicas.iter().filter(|(_, theirs)| self.counts(theirs, now));
         let found =
             replicas.filter_map(|(name, theirs)| Some((name, theirs, theirs.entries.get(uid)?)));
@@ -128,7 +128,7 @@ impl Others {
         let replicas = self.replicas.values().filter(move |theirs| self.counts(theirs, now));
         let entries = replicas.flat_map(|theirs| &theirs.entries);
         // One that has moved is at two replicas for a moment.
-        let entries: HashMap<&String, &Saved> =
+        let entries: HashMap<&String, &SavedRegistration> =
             entries.filter(|(uid, _)| !own.contains_key(*uid)).collect();
         entries.into_values().map(|saved| &saved.workload)
     }
@@ -155,7 +155,7 @@ impl Others {
         self.replicas.values().any(|theirs| theirs.gone.is_none())
     }
 
-    fn take(&mut self, news: News, now: Instant) {
+    fn take(&mut self, news: ReplicaNews, now: Instant) {
         let theirs = self.replicas.entry(news.replica).or_default();
         theirs.gone = if news.is_alive { None } else { theirs.gone.or(Some(now)) };
         if let Some(entries) = news.entries {
@@ -184,7 +184,7 @@ impl Others {
             });
             if let (Link::Open(told), false) = (entry.link, same) {
                 tracing::warn!(uid, "its name was another proxy's, at another replica");
-                let _ = told.send(Refused::Held(uid));
+                let _ = told.send(RegistrationRefused::Held(uid));
             }
         }
     }
@@ -229,7 +229,7 @@ impl Found {
     }
 
     /// Whether the name is not to be had for `session`: as [`Entry::is_held_against`].
-    pub(super) fn is_held_against(&self, session: Option<&Session>) -> bool {
+    pub(super) fn is_held_against(&self, session: Option<&SessionHash>) -> bool {
         if session.is_some() && session == self.session.as_ref() {
             return false;
         }
@@ -242,7 +242,7 @@ impl Found {
 }
 
 impl<'a> Claim<'a> {
-    fn of((replica, theirs, saved): (&'a ReplicaName, &'a Theirs, &'a Saved)) -> Self {
+    fn of((replica, theirs, saved): (&'a ReplicaName, &'a Theirs, &'a SavedRegistration)) -> Self {
         Self {
             session: saved.session.as_ref(),
             since: saved.stream.since,
@@ -324,12 +324,12 @@ fn read(
     other: ReplicaName,
     versions: &mut Versions,
     local: LocalEndpoints,
-) -> Result<News, StoreError> {
+) -> Result<ReplicaNews, StoreError> {
     let document = other.document(saved::NAME);
     let is_alive = replica.is_alive(&other)?;
     let version = replica.store.version(&document)?;
     if version.as_ref() == versions.get(&other) {
-        return Ok(News { replica: other, is_alive, entries: None });
+        return Ok(ReplicaNews { replica: other, is_alive, entries: None });
     }
     let stored = replica.store.read(&document)?;
     let entries = match &stored {
@@ -344,9 +344,9 @@ fn read(
         Some(stored) => drop(versions.insert(other.clone(), stored.version)),
         None => drop(versions.remove(&other)),
     }
-    Ok(News { replica: other, is_alive, entries: Some(entries) })
+    Ok(ReplicaNews { replica: other, is_alive, entries: Some(entries) })
 }
 
-fn published(saved: &Saved) -> Workload {
+fn published(saved: &SavedRegistration) -> Workload {
     Workload { ready: saved.health == Health::Ready, ..saved.workload.clone() }
 }

@@ -12,8 +12,8 @@ use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::session::Session;
-use super::{Registrations, Speaker, word};
+use super::session::SessionHash;
+use super::{Registrations, WorkloadSpeaker, word};
 use crate::ca::verify::Verified;
 use crate::connection::Connection;
 use crate::grant::Grant;
@@ -113,8 +113,8 @@ impl WorkloadService for Registrar {
             .map_err(|problem| Status::invalid_argument(problem.to_string()))?;
         let uid = workload.uid();
         admit(&workload, &proof, connection.peer)?;
-        let session = Session::of(&registration.session);
-        let Speaker { stream, replaced } = registrations.register(workload, session)?;
+        let session = SessionHash::of(&registration.session);
+        let WorkloadSpeaker { stream, replaced } = registrations.register(workload, session)?;
         tracing::info!(uid, "workload registered");
         // Accepted and removed are all that is ever answered.
         let (responses, receiver) = mpsc::channel(4);

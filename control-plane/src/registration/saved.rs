@@ -11,7 +11,7 @@ use outrigger_proto::mesh::{Health, RegisterRequest};
 use prost::Message;
 use sha2::{Digest, Sha256};
 
-use super::session::Session;
+use super::session::SessionHash;
 use crate::object::Workload;
 use crate::translate;
 
@@ -23,16 +23,16 @@ const FORMAT: &str = "outrigger-registrations 2";
 
 /// One registration.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Saved {
+pub(super) struct SavedRegistration {
     pub(super) workload: Workload,
     pub(super) health: Health,
-    pub(super) session: Option<Session>,
-    pub(super) stream: Stream,
+    pub(super) session: Option<SessionHash>,
+    pub(super) stream: SavedStream,
 }
 
 /// What is known of the stream that speaks for a workload. Times are milliseconds since the Unix epoch.
 #[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
-pub(super) struct Stream {
+pub(super) struct SavedStream {
     /// When the registration was taken.
     #[prost(uint64, tag = "1")]
     pub(super) since: u64,
@@ -41,9 +41,9 @@ pub(super) struct Stream {
     pub(super) broken: u64,
 }
 
-pub(super) fn encode(entries: &[Saved]) -> Vec<u8> {
+pub(super) fn encode(entries: &[SavedRegistration]) -> Vec<u8> {
     let mut body = Vec::new();
-    for Saved { workload, health, session, stream } in entries {
+    for SavedRegistration { workload, health, session, stream } in entries {
         let mut registration = translate::workload::to_wire(workload);
         if let Some(session) = session {
             registration.session = session.hash().to_vec().into();
@@ -61,7 +61,7 @@ pub(super) fn encode(entries: &[Saved]) -> Vec<u8> {
 }
 
 /// What was registered, or nothing if the document is damaged. What may not be registered any more is left out.
-pub(super) fn decode(bytes: &[u8], local: LocalEndpoints) -> Option<Vec<Saved>> {
+pub(super) fn decode(bytes: &[u8], local: LocalEndpoints) -> Option<Vec<SavedRegistration>> {
     let end = bytes.iter().position(|byte| *byte == b'\n')?;
     let (header, mut body) = (&bytes[..end], &bytes[end + 1..]);
     let is = |format: &str| header == format!("{format} {}", checksum(body)).as_bytes();
@@ -79,14 +79,14 @@ pub(super) fn decode(bytes: &[u8], local: LocalEndpoints) -> Option<Vec<Saved>> 
             return None;
         };
         let stream = match has_streams {
-            true => Stream::decode_length_delimited(&mut body).ok()?,
+            true => SavedStream::decode_length_delimited(&mut body).ok()?,
             // It was open or broken when the process ended.
-            false => Stream { since: 0, broken: 1 },
+            false => SavedStream { since: 0, broken: 1 },
         };
         let (session, health) =
-            (Session::from_hash(&registration.session), Health::try_from(health).ok()?);
+            (SessionHash::from_hash(&registration.session), Health::try_from(health).ok()?);
         match translate::workload::translate(&registration, local) {
-            Ok(workload) => entries.push(Saved { workload, health, session, stream }),
+            Ok(workload) => entries.push(SavedRegistration { workload, health, session, stream }),
             Err(problem) => {
                 tracing::warn!(name = registration.name, %problem, "a registration is left out");
             }
@@ -131,9 +131,9 @@ mod tests {
             pod: None,
             registered: None,
         };
-        let session = Session::of(b"a random value");
-        let stream = Stream { since: 1_700_000_000_000, broken: 0 };
-        let entries = vec![Saved { workload, health: Health::Ready, session, stream }];
+        let session = SessionHash::of(b"a random value");
+        let stream = SavedStream { since: 1_700_000_000_000, broken: 0 };
+        let entries = vec![SavedRegistration { workload, health: Health::Ready, session, stream }];
         let decode = |bytes: &[u8]| super::decode(bytes, LocalEndpoints::Loopback);
         let bytes = encode(&entries);
         assert_eq!(decode(&bytes).unwrap(), entries);
@@ -150,8 +150,8 @@ mod tests {
             .collect();
         let mut first = format!("{FIRST_FORMAT} {}\n", checksum(&body)).into_bytes();
         first.extend(body);
-        let stream = Stream { since: 0, broken: 1 };
-        assert_eq!(decode(&first).unwrap(), [Saved { stream, ..entry.clone() }]);
+        let stream = SavedStream { since: 0, broken: 1 };
+        assert_eq!(decode(&first).unwrap(), [SavedRegistration { stream, ..entry.clone() }]);
         let mut damaged = bytes;
         let last = damaged.len() - 1;
         damaged[last] ^= 1;

@@ -7,9 +7,9 @@ const BYTES: usize = 32;
 
 /// The hash of a process' value.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Session([u8; BYTES]);
+pub(super) struct SessionHash([u8; BYTES]);
 
-impl Session {
+impl SessionHash {
     /// Of what a registration holds; none of one that holds nothing.
     pub(super) fn of(value: &[u8]) -> Option<Self> {
         (!value.is_empty()).then(|| Self(Sha256::digest(value).into()))

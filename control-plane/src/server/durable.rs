@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use kube::Client;
 
-use super::{Security, StartError};
+use super::{ServerSecurity, StartError};
 use crate::experiments::saved;
 use crate::index::Index;
 use crate::namespaces;
@@ -14,7 +14,7 @@ use crate::options::Options;
 use crate::publish::Publisher;
 use crate::replica::Replica;
 use crate::store::Store;
-use crate::store::cluster::Cluster;
+use crate::store::cluster::ClusterStore;
 use crate::store::dir::Directory;
 use crate::token::Tokens;
 
@@ -23,7 +23,7 @@ pub(super) struct Durable {
     pub(super) replica: Option<Arc<Replica>>,
     pub(super) stops: Stops,
     pub(super) publisher: Arc<Publisher>,
-    pub(super) security: Option<Security>,
+    pub(super) security: Option<ServerSecurity>,
     pub(super) tokens: Option<Arc<Tokens>>,
 }
 
@@ -36,7 +36,7 @@ impl Durable {
         let namespace = options.kube_namespace.clone();
         let cluster = client.map(|client| {
             let namespace = namespace.unwrap_or_else(|| client.default_namespace().to_owned());
-            Arc::new(Cluster::new(client, &namespace))
+            Arc::new(ClusterStore::new(client, &namespace))
         });
         let options = options.clone();
         let open = move || {
@@ -47,7 +47,7 @@ impl Durable {
             let tokens = store.map(Tokens::of).transpose();
             let tokens = tokens.map_err(|error| state_dir_error(&options, error))?.map(Arc::new);
             let publisher = Arc::new(Publisher::new(index));
-            let security = Security::open(&options, replica.as_ref(), cluster.as_ref())?;
+            let security = ServerSecurity::open(&options, replica.as_ref(), cluster.as_ref())?;
             if let Some(security) = &security {
                 security.publish(&publisher);
             }
@@ -71,7 +71,7 @@ fn first_index(options: &Options, store: Option<&dyn Store>, stops: &Stops) -> I
 /// The store in the cluster or the state directory, if there is one, and this process among those that share it.
 fn open_store(
     options: &Options,
-    cluster: Option<Arc<Cluster>>,
+    cluster: Option<Arc<ClusterStore>>,
 ) -> Result<Option<Arc<Replica>>, StartError> {
     let failed = |error| state_dir_error(options, error);
     let store: Arc<dyn Store> = match (cluster, &options.state_dir) {

@@ -9,7 +9,7 @@ use kube::Client;
 use tokio::task::JoinHandle;
 
 use super::{StartError, bind};
-use crate::admission::{Bundle, Webhook};
+use crate::admission::{Webhook, WebhookBundle};
 use crate::ca::Authority;
 use crate::ca::own::{OwnCertificate, Subject};
 use crate::connection::Tls;
@@ -18,11 +18,11 @@ use crate::metrics::Metrics;
 use crate::options::{Mtls, Options, Switch};
 use crate::publish::Publisher;
 use crate::replica::Replica;
-use crate::store::cluster::Cluster;
+use crate::store::cluster::ClusterStore;
 
 /// What a mesh with identities has more.
 #[derive(Debug)]
-pub(super) struct Security {
+pub(super) struct ServerSecurity {
     /// Where the commands of `trust` come in, if anywhere.
     pub(super) state_dir: Option<PathBuf>,
     pub(super) replica: Arc<Replica>,
@@ -31,12 +31,12 @@ pub(super) struct Security {
     pub(super) tls: Tls,
 }
 
-impl Security {
+impl ServerSecurity {
     /// `None` in a mesh without identities.
     pub(super) fn open(
         options: &Options,
         replica: Option<&Arc<Replica>>,
-        cluster: Option<&Arc<Cluster>>,
+        cluster: Option<&Arc<ClusterStore>>,
     ) -> Result<Option<Self>, StartError> {
         if options.identity == Switch::Off {
             tracing::warn!(
@@ -81,7 +81,7 @@ impl Security {
         let renewed = own.clone().run(authority.clone(), webhook.metrics.clone());
         let serve = webhook.serve(listener, own).map_err(StartError::Webhook)?;
         let name = options.pods.configuration.clone();
-        let bundle = Bundle { client: client.clone(), authority, name };
+        let bundle = WebhookBundle { client: client.clone(), authority, name };
         Ok([tokio::spawn(renewed), tokio::spawn(serve), tokio::spawn(bundle.run())])
     }
 

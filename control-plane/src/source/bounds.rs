@@ -6,10 +6,10 @@ use serde_json::Value;
 
 /// The first text, list or map of an object that is larger than it may be.
 pub(super) fn check(value: &Value) -> Result<(), FieldError> {
-    Walk { keys: Vec::new(), path: Vec::new() }.value(value)
+    BoundsWalk { keys: Vec::new(), path: Vec::new() }.value(value)
 }
 
-struct Walk<'a> {
+struct BoundsWalk<'a> {
     /// The keys on the way, and with positions in lists.
     keys: Vec<&'a str>,
     path: Vec<Step<'a>>,
@@ -20,7 +20,7 @@ enum Step<'a> {
     Item(usize),
 }
 
-impl<'a> Walk<'a> {
+impl<'a> BoundsWalk<'a> {
     fn value(&mut self, value: &'a Value) -> Result<(), FieldError> {
         match value {
             Value::String(text) => self.at(bounds::text(text, manifest::text(&self.keys))),

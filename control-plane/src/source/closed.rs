@@ -1,13 +1,13 @@
 //! What stands in for an AccessPolicy of which no version is right: nobody may call what it is for.
 //!
-//! Of what is wrong, as much is believed as can be read for certain: selector and ports, else the namespace,
+//! Of what is wrong, as much is trusted as can be read for certain: selector and ports, else the namespace,
 //! else nothing, and then the policy may have been for any workload of the mesh.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use outrigger_core::name::{check_label, check_subdomain};
-use outrigger_core::policy::access::{Action, Rule};
+use outrigger_core::policy::access::{AccessRule, Action};
 use serde_json::Value;
 
 use crate::object::{Closed, Kind, ObjectId, Policy};
@@ -117,7 +117,7 @@ impl Unread {
 /// Lets nobody in, on every port of every workload of the namespace.
 fn nobody(namespace: &str, name: &str) -> Policy {
     let full_name = format!("{namespace}/{name}");
-    let rule = Rule {
+    let rule = AccessRule {
         policy: full_name,
         name: RULE.to_owned(),
         action: Action::Deny,

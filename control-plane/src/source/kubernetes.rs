@@ -35,14 +35,14 @@ use crate::publish::Publisher;
 const QUEUE: usize = 1024;
 /// How long the API server may take to accept a connection.
 const CONNECT: Duration = Duration::from_secs(5);
-/// Between two tries to reach it at the start.
+/// Between two attempts to reach it at the start.
 const AGAIN: Duration = Duration::from_millis(500);
 /// How often it is said what has not been listed yet.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// How the API server is found: in a cluster by the pod's own account, else by a kubeconfig file.
 #[derive(Clone, Debug, Default)]
-pub struct Cluster {
+pub struct ApiServerOptions {
     /// None: KUBECONFIG, or ~/.kube/config, and inside a pod its own account.
     pub kubeconfig: Option<PathBuf>,
     /// None: the file's current one.
@@ -60,7 +60,7 @@ pub enum ConnectError {
     Client(kube::Error),
 }
 
-impl Cluster {
+impl ApiServerOptions {
     /// Makes a client; whether anybody answers is found out later.
     pub async fn client(&self) -> Result<Client, ConnectError> {
         let options =
@@ -109,13 +109,13 @@ pub async fn reachable(client: &Client) {
 pub struct Kubernetes {
     pub generations: Arc<Generations>,
     pub pods: Arc<Pods>,
-    synced: cell::Receiver<Synced>,
+    synced: cell::Receiver<SyncState>,
     tasks: Vec<JoinHandle<()>>,
 }
 
 /// How much of the cluster has been seen.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Synced {
+struct SyncState {
     /// Everything that there was at the beginning is in force.
     is_done: bool,
     /// Kinds that have not been listed yet.
@@ -131,12 +131,12 @@ impl Kubernetes {
         local: LocalEndpoints,
     ) -> Self {
         let (observations, receiver) = mpsc::channel(QUEUE);
-        let (told, synced) = cell::channel(Synced::default());
+        let (told, synced) = cell::channel(SyncState::default());
         let generations = Arc::new(Generations::default());
         let pods = Arc::new(Pods::default());
         let keeper =
             keep::Keeper::new(publisher, problems, metrics.clone(), generations.clone(), told);
-        let watcher = watch::Watcher {
+        let watcher = watch::WatchContext {
             client,
             generations: generations.clone(),
             pods: pods.clone(),

@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use listing::{Listing, Stamp};
+use listing::{Listing, ManifestStamp};
 pub use watch::{Watching, watch};
 
 use outrigger_core::address::LocalEndpoints;
@@ -42,7 +42,7 @@ const OPEN: &str = "is still being written: what it defined before stays until i
 pub struct Folder {
     root: PathBuf,
     local: LocalEndpoints,
-    files: BTreeMap<PathBuf, File>,
+    files: BTreeMap<PathBuf, ManifestFile>,
     /// Files that define an object, in name order: the first one is in force.
     claims: BTreeMap<ObjectId, BTreeSet<PathBuf>>,
     /// Objects of each kind, and the kinds whose number has changed.
@@ -57,8 +57,8 @@ pub struct Folder {
 }
 
 #[derive(Debug, Default)]
-struct File {
-    stamp: Option<Stamp>,
+struct ManifestFile {
+    stamp: Option<ManifestStamp>,
     /// Hash of the text last read; none: to be read again whatever it is.
     content: Option<u64>,
     /// It was read while somebody wrote it.
@@ -290,7 +290,7 @@ impl Folder {
         claims.insert(path.to_owned());
         let first = claims.first().filter(|first| *first != path).cloned();
         if new && first.is_none() {
-            // Whoever was in force until now has to report that it no longer is.
+            // Anyone who was in force until now has to report that it no longer is.
             for other in claims.iter().skip(1) {
                 if let Some(file) = self.files.get_mut(other) {
                     file.content = None;
@@ -333,16 +333,16 @@ impl Changes {
     }
 }
 
-fn read_file(path: &Path) -> io::Result<(Stamp, String)> {
+fn read_file(path: &Path) -> io::Result<(ManifestStamp, String)> {
     let meta = fs::metadata(path)?;
     if meta.len() > MAX_FILE {
         return Err(io::Error::other(format!("it has more than {MAX_FILE} bytes")));
     }
-    Ok((Stamp::from(&meta), fs::read_to_string(path)?))
+    Ok((ManifestStamp::from(&meta), fs::read_to_string(path)?))
 }
 
 /// What a file that cannot be read as text may hold, beside what it held when it could be.
-fn closed_of_unreadable(path: &Path, before: &File) -> Vec<Policy> {
+fn closed_of_unreadable(path: &Path, before: &ManifestFile) -> Vec<Policy> {
     let small = fs::metadata(path).is_ok_and(|meta| meta.len() <= MAX_FILE);
     match small.then(|| fs::read(path).ok()).flatten() {
         Some(bytes) => {

@@ -15,7 +15,7 @@ use crate::kinds::{
 use crate::object::{Kind, Object, ObjectId};
 use crate::problems::Severity;
 use crate::publish::MAX_RESOURCE;
-use crate::translate::pod::Pod;
+use crate::translate::pod::PodObject;
 use crate::translate::{self, DEFAULT_NAMESPACE, Report};
 
 /// What one object says.
@@ -77,9 +77,9 @@ pub fn read(kind: Kind, value: &Value, is_small: bool, local: LocalEndpoints) ->
         Kind::ExternalWorkload => reader.read(|raw: &ExternalWorkload, report| {
             translate::external_workload::translate(raw, report).map(Object::ExternalWorkload)
         }),
-        Kind::Pod => {
-            reader.read(|raw: &Pod, report| translate::pod::translate(raw, report).map(Object::Pod))
-        }
+        Kind::Pod => reader.read(|raw: &PodObject, report| {
+            translate::pod::translate(raw, report).map(Object::Pod)
+        }),
         Kind::Namespace => reader.read(|raw: &Namespace, _| {
             Some(Object::Namespace(raw.metadata.name.clone().unwrap_or_default()))
         }),

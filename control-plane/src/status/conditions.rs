@@ -3,7 +3,7 @@
 
 use std::time::{Duration, UNIX_EPOCH};
 
-use super::Status;
+use super::ObjectStatus;
 use crate::publish::Programmed;
 
 /// Bytes of a message, from the schema of conditions.
@@ -11,7 +11,7 @@ const MAX_MESSAGE: usize = 32_768;
 
 /// One condition, without the times and generations that depend on what was written before.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Condition {
+pub struct ObjectCondition {
     pub kind: &'static str,
     /// `True`, `False` or `Unknown`.
     pub status: &'static str,
@@ -21,7 +21,7 @@ pub struct Condition {
     pub message: String,
 }
 
-impl Condition {
+impl ObjectCondition {
     fn new(
         kind: &'static str,
         status: &'static str,
@@ -33,7 +33,7 @@ impl Condition {
 }
 
 /// Of an object of our own kinds. `has_progress`: it is of a kind of which it is known how far proxies have come.
-pub fn of(status: &Status, has_progress: bool) -> Vec<Condition> {
+pub fn of(status: &ObjectStatus, has_progress: bool) -> Vec<ObjectCondition> {
     let all = |_: &str| true;
     let mut conditions = vec![accepted(status, all), resolved(status)];
     if has_progress {
@@ -41,20 +41,20 @@ pub fn of(status: &Status, has_progress: bool) -> Vec<Condition> {
     }
     if !status.overridden.is_empty() {
         let message = status.overridden.join("; ");
-        conditions.push(Condition::new("Overridden", "True", "MoreSpecificPolicy", message));
+        conditions.push(ObjectCondition::new("Overridden", "True", "MoreSpecificPolicy", message));
     }
     if let Some(stopped) = &status.stopped {
         let since =
             k8s_openapi::jiff::Timestamp::try_from(UNIX_EPOCH + Duration::from_secs(stopped.since));
         let since = since.map_or_else(|_| String::new(), |since| format!(" since {since}"));
         let message = format!("stopped by {}{since}: {}", stopped.by, stopped.why);
-        conditions.push(Condition::new("Stopped", "True", "GuardStopped", message));
+        conditions.push(ObjectCondition::new("Stopped", "True", "GuardStopped", message));
     }
     conditions
 }
 
 /// Of a route at one of its parents.
-pub fn at_parent(status: &Status, position: usize) -> Vec<Condition> {
+pub fn at_parent(status: &ObjectStatus, position: usize) -> Vec<ObjectCondition> {
     let parent = format!("spec.parentRefs[{position}]");
     // What is wrong at another parent is of no concern to this one.
     let here =
@@ -62,11 +62,11 @@ pub fn at_parent(status: &Status, position: usize) -> Vec<Condition> {
     vec![accepted(status, here), resolved(status), programmed(&status.programmed)]
 }
 
-fn accepted(status: &Status, concerns: impl Fn(&str) -> bool) -> Condition {
+fn accepted(status: &ObjectStatus, concerns: impl Fn(&str) -> bool) -> ObjectCondition {
     let problems = status.accepted.problems.iter().filter(|problem| concerns(problem));
     let problems: Vec<&str> = problems.map(String::as_str).collect();
     if problems.is_empty() {
-        return Condition::new("Accepted", "True", "Accepted", "is in force".to_owned());
+        return ObjectCondition::new("Accepted", "True", "Accepted", "is in force".to_owned());
     }
     let is_detached = |problem: &&str| {
         problem.starts_with("spec.parentRefs[")
@@ -79,14 +79,14 @@ fn accepted(status: &Status, concerns: impl Fn(&str) -> bool) -> Condition {
     } else {
         "Invalid"
     };
-    Condition::new("Accepted", "False", reason, problems.join("; "))
+    ObjectCondition::new("Accepted", "False", reason, problems.join("; "))
 }
 
-fn resolved(status: &Status) -> Condition {
+fn resolved(status: &ObjectStatus) -> ObjectCondition {
     let problems = &status.resolved_refs.problems;
     if status.resolved_refs.status {
         let message = "everything that it refers to is there".to_owned();
-        return Condition::new("ResolvedRefs", "True", "ResolvedRefs", message);
+        return ObjectCondition::new("ResolvedRefs", "True", "ResolvedRefs", message);
     }
     let all = |word: &str| problems.iter().all(|problem| problem.contains(word));
     let reason = if all("ReferenceGrant") {
@@ -100,25 +100,25 @@ fn resolved(status: &Status) -> Condition {
     } else {
         "BackendNotFound"
     };
-    Condition::new("ResolvedRefs", "False", reason, problems.join("; "))
+    ObjectCondition::new("ResolvedRefs", "False", reason, problems.join("; "))
 }
 
-fn programmed(progress: &Programmed) -> Condition {
+fn programmed(progress: &Programmed) -> ObjectCondition {
     let Programmed { acknowledged, proxies, refused } = progress;
     let on = format!("on {acknowledged} of {proxies} proxies");
     if let Some(worst) = refused.first() {
         let message = format!("{on}; refused: {worst}");
-        return Condition::new("Programmed", "False", "Refused", message);
+        return ObjectCondition::new("Programmed", "False", "Refused", message);
     }
     match (*acknowledged, *proxies) {
         (_, 0) => {
             let message = "no connected proxy uses it".to_owned();
-            Condition::new("Programmed", "Unknown", "NoProxies", message)
+            ObjectCondition::new("Programmed", "Unknown", "NoProxies", message)
         }
         (acknowledged, proxies) if acknowledged < proxies => {
-            Condition::new("Programmed", "False", "Pending", on)
+            ObjectCondition::new("Programmed", "False", "Pending", on)
         }
-        _ => Condition::new("Programmed", "True", "Programmed", on),
+        _ => ObjectCondition::new("Programmed", "True", "Programmed", on),
     }
 }
 
@@ -136,15 +136,15 @@ mod tests {
     use super::*;
     use crate::object::{Kind, ObjectId};
 
-    fn status() -> Status {
-        Status::of_nothing(&ObjectId {
+    fn status() -> ObjectStatus {
+        ObjectStatus::of_nothing(&ObjectId {
             kind: Kind::HttpRoute,
             namespace: "bank".to_owned(),
             name: "canary".to_owned(),
         })
     }
 
-    fn short(conditions: &[Condition]) -> Vec<String> {
+    fn short(conditions: &[ObjectCondition]) -> Vec<String> {
         conditions.iter().map(|c| format!("{}={} {}", c.kind, c.status, c.reason)).collect()
     }
 
@@ -154,11 +154,11 @@ mod tests {
             "spec.parentRefs[0].name: there is no Service bank/none".to_owned(),
             "spec.parentRefs[1]: Conflicted: GRPCRoute bank/a is more specific".to_owned(),
         ];
-        let status = Status { accepted: problems.into(), ..status() };
+        let status = ObjectStatus { accepted: problems.into(), ..status() };
         assert_eq!(short(&at_parent(&status, 0))[0], "Accepted=False NoMatchingParent");
         assert_eq!(short(&at_parent(&status, 1))[0], "Accepted=False Conflicted");
         assert_eq!(short(&at_parent(&status, 2))[0], "Accepted=True Accepted");
-        let wrong = Status { accepted: vec!["spec.rules: x".to_owned()].into(), ..status };
+        let wrong = ObjectStatus { accepted: vec!["spec.rules: x".to_owned()].into(), ..status };
         assert_eq!(short(&at_parent(&wrong, 2))[0], "Accepted=False Invalid");
     }
 
@@ -184,7 +184,7 @@ mod tests {
             why: "too many errors".to_owned(),
         };
         let overridden = vec!["retries: decided by TrafficPolicy bank/b".to_owned()];
-        let status = Status { overridden, stopped: Some(stopped), ..status() };
+        let status = ObjectStatus { overridden, stopped: Some(stopped), ..status() };
         let conditions = of(&status, false);
         assert_eq!(
             short(&conditions),
@@ -196,7 +196,7 @@ mod tests {
             ]
         );
         assert!(conditions[3].message.contains("since 1970-01-01"), "{}", conditions[3].message);
-        let long = Condition::new("Accepted", "False", "Invalid", "ä".repeat(40_000));
+        let long = ObjectCondition::new("Accepted", "False", "Invalid", "ä".repeat(40_000));
         assert!(long.message.len() <= MAX_MESSAGE && long.message.ends_with("..."));
     }
 }

@@ -1,15 +1,15 @@
 //! Status of ExternalServices: whether they are what their callers reach, and where.
 
-use super::Status;
+use super::ObjectStatus;
 use crate::index::Index;
 use crate::object::{External, ObjectId, ServiceId};
 
-pub(super) fn status(index: &Index, id: &ObjectId) -> Option<Status> {
+pub(super) fn status(index: &Index, id: &ObjectId) -> Option<ObjectStatus> {
     let external = index.external(&id.namespace, &id.name)?;
-    Some(Status {
+    Some(ObjectStatus {
         accepted: shadowed(index, external).into_iter().collect::<Vec<_>>().into(),
         resolved_refs: not_found(index, external).into_iter().collect::<Vec<_>>().into(),
-        ..Status::of_nothing(id)
+        ..ObjectStatus::of_nothing(id)
     })
 }
 

@@ -8,7 +8,7 @@ use super::policy;
 use crate::index::PortId;
 use crate::object::policy::{Attached, ServerPolicy};
 use crate::object::{Kind, ObjectId, ServiceId};
-use crate::publish::{LeftOut, Part, View};
+use crate::publish::{LeftOut, ResourcePart, View};
 use crate::translate::effective;
 
 /// Puts together what every proxy of every namespace may ask for.
@@ -65,7 +65,8 @@ fn of_route(view: &View<'_>, id: &ObjectId) -> Option<BTreeSet<String>> {
     let label = format!("{}/{}", id.namespace, id.name);
     let parents: BTreeSet<&ServiceId> = route.parents.iter().map(|p| &p.service).collect();
     let all = parents.into_iter().flat_map(|parent| view.left_out_of(parent));
-    let own = all.filter(|(_, what)| matches!(&what.part, Part::Route(route) if *route == label));
+    let own =
+        all.filter(|(_, what)| matches!(&what.part, ResourcePart::Route(route) if *route == label));
     Some(own.map(|(name, what)| line(&name, &what)).collect())
 }
 
@@ -77,7 +78,7 @@ fn of_calls<S>(view: &View<'_>, policy: &Attached<S>) -> BTreeSet<String> {
         for (name, what) in view.left_out_of(&service.id) {
             let port = service.port(name.port);
             let speaks = port.is_some_and(|port| policy.for_port(&service.id, port).is_some());
-            if speaks && !matches!(what.part, Part::Route(_)) {
+            if speaks && !matches!(what.part, ResourcePart::Route(_)) {
                 found.insert(line(&name, &what));
             }
         }
@@ -91,7 +92,7 @@ fn of_server(view: &View<'_>, policy: &ServerPolicy) -> BTreeSet<String> {
     for workload in index.workloads_of(policy).iter().filter_map(|uid| index.workload(uid)) {
         let uid = workload.uid();
         for what in view.left_out_of_inbound(&uid) {
-            let Part::Server(port) = what.part else { continue };
+            let ResourcePart::Server(port) = what.part else { continue };
             let speakers = effective::of_workload(index, workload, port);
             if speakers.iter().any(|speaker| speaker.policy.id == policy.id) {
                 found.insert(line(&uid, &what));
@@ -106,7 +107,7 @@ fn of_access(view: &View<'_>, id: &ObjectId) -> Option<BTreeSet<String>> {
     let uids = view.index.workloads_of_access(policy);
     let all = uids.iter().flat_map(|uid| {
         let all = view.left_out_of_inbound(uid).into_iter();
-        let others = all.filter(|what| !matches!(what.part, Part::Server(_)));
+        let others = all.filter(|what| !matches!(what.part, ResourcePart::Server(_)));
         others.map(move |what| line(uid, &what))
     });
     Some(all.collect())

@@ -2,13 +2,15 @@
 
 use std::collections::BTreeSet;
 
-use super::{Condition, Status, external, left_out, not_in_force, policy, unresolved_backends};
+use super::{
+    Condition, ObjectStatus, external, left_out, not_in_force, policy, unresolved_backends,
+};
 use crate::index::{Dep, Index};
 use crate::object::policy::Attached;
 use crate::object::{Kind, ObjectId, ServiceId};
 use crate::publish::{Programmed, View};
 
-impl Status {
+impl ObjectStatus {
     /// Nothing is wrong, and no proxy has anything of it.
     pub fn of_nothing(object: &ObjectId) -> Self {
         Self {
@@ -24,11 +26,11 @@ impl Status {
 
 /// `written`: what is wrong with its newest version, if that was not accepted. None: there is no such object,
 /// or it is of a kind that has no status and nothing is wrong with it.
-pub fn of(view: &View<'_>, id: &ObjectId, written: Vec<String>) -> Option<Status> {
+pub fn of(view: &View<'_>, id: &ObjectId, written: Vec<String>) -> Option<ObjectStatus> {
     let index = &view.index;
     let status = in_force(index, id).map(|status| {
         let programmed = programmed(view, id).unwrap_or_default();
-        Status { programmed, ..status }
+        ObjectStatus { programmed, ..status }
     });
     let mut problems = written;
     problems.extend(left_out::of(view, id));
@@ -38,7 +40,7 @@ pub fn of(view: &View<'_>, id: &ObjectId, written: Vec<String>) -> Option<Status
     if problems.is_empty() {
         return status;
     }
-    let mut status = status.unwrap_or_else(|| Status::of_nothing(id));
+    let mut status = status.unwrap_or_else(|| ObjectStatus::of_nothing(id));
     status.accepted.status = false;
     status.accepted.problems.extend(problems);
     Some(status)
@@ -46,14 +48,14 @@ pub fn of(view: &View<'_>, id: &ObjectId, written: Vec<String>) -> Option<Status
 
 /// What the index says of the version in force; none: there is no such object, or it is of a kind without a
 /// status.
-pub fn in_force(index: &Index, id: &ObjectId) -> Option<Status> {
+pub fn in_force(index: &Index, id: &ObjectId) -> Option<ObjectStatus> {
     match id.kind {
         Kind::HttpRoute | Kind::GrpcRoute | Kind::TlsRoute | Kind::TcpRoute => {
             let route = index.route(id)?;
-            Some(Status {
+            Some(ObjectStatus {
                 accepted: not_in_force(index, route).into(),
                 resolved_refs: unresolved_backends(index, route).into(),
-                ..Status::of_nothing(id)
+                ..ObjectStatus::of_nothing(id)
             })
         }
         Kind::TrafficPolicy => policy::traffic(index, id),
@@ -101,7 +103,7 @@ pub(super) fn programmed(view: &View<'_>, id: &ObjectId) -> Option<Programmed> {
     }
 }
 
-/// Of the destinations of all Services that a policy speaks of.
+/// Of the destinations of all Services that a policy applies to.
 fn of_callers<S>(view: &View<'_>, policy: &Attached<S>) -> Programmed {
     let services = policy::services(&view.index, policy);
     together(view, services.into_iter().map(Dep::Service))

@@ -6,30 +6,30 @@ use std::collections::BTreeSet;
 use outrigger_core::config::BackendTarget;
 use outrigger_core::policy::bounds;
 
-use super::Status;
+use super::ObjectStatus;
 use crate::index::Index;
 use crate::object::policy::{
-    Attached, FaultInjection, RuleCall, Sections, ServerPolicy, Target, TrafficPolicy,
+    Attached, FaultInjection, PolicyTarget, RuleCall, Sections, ServerPolicy, TrafficPolicy,
 };
 use crate::object::targets::for_each_fallback;
 use crate::object::{ObjectId, Route, RouteBody, ServiceId};
-use crate::translate::effective::{self, Speaker};
+use crate::translate::effective::{self, ApplicablePolicy};
 
-pub(super) fn traffic(index: &Index, id: &ObjectId) -> Option<Status> {
+pub(super) fn traffic(index: &Index, id: &ObjectId) -> Option<ObjectStatus> {
     let policy = index.traffic_policy(id)?;
     let mut unresolved = unresolved_targets(index, policy);
     unresolved.extend(unresolved_fallbacks(index, policy));
     let status = status(index, policy, lost_calls(index, policy));
-    Some(Status { resolved_refs: unresolved.into(), ..status })
+    Some(ObjectStatus { resolved_refs: unresolved.into(), ..status })
 }
 
-pub(super) fn faults(index: &Index, id: &ObjectId) -> Option<Status> {
+pub(super) fn faults(index: &Index, id: &ObjectId) -> Option<ObjectStatus> {
     let policy = index.fault_injection(id)?;
     let stopped = index.stopped(policy).cloned();
-    Some(Status { stopped, ..status(index, policy, too_many(index, policy)) })
+    Some(ObjectStatus { stopped, ..status(index, policy, too_many(index, policy)) })
 }
 
-pub(super) fn server(index: &Index, id: &ObjectId) -> Option<Status> {
+pub(super) fn server(index: &Index, id: &ObjectId) -> Option<ObjectStatus> {
     let policy = index.server_policy(id)?;
     Some(status(index, policy, lost_ports(index, policy)))
 }
@@ -51,11 +51,11 @@ pub(super) fn unresolved(index: &Index) -> impl Iterator<Item = String> + '_ {
     traffic.chain(server).chain(faults)
 }
 
-fn status<S>(index: &Index, policy: &Attached<S>, overridden: BTreeSet<String>) -> Status {
-    Status {
+fn status<S>(index: &Index, policy: &Attached<S>, overridden: BTreeSet<String>) -> ObjectStatus {
+    ObjectStatus {
         resolved_refs: unresolved_targets(index, policy).into(),
         overridden: overridden.into_iter().collect(),
-        ..Status::of_nothing(&policy.id)
+        ..ObjectStatus::of_nothing(&policy.id)
     }
 }
 
@@ -84,12 +84,12 @@ fn unresolved_fallbacks(index: &Index, policy: &TrafficPolicy) -> Vec<String> {
 fn unresolved_target<S>(
     index: &Index,
     policy: &Attached<S>,
-    target: &Target,
+    target: &PolicyTarget,
 ) -> Option<(&'static str, String)> {
     use crate::object::policy::PortRef;
     match target {
-        Target::Namespace => None,
-        Target::Service { name, port } => {
+        PolicyTarget::Namespace => None,
+        PolicyTarget::Service { name, port } => {
             let id = ServiceId::new(policy.namespace(), name.clone());
             let Some(service) = index.service(&id) else {
                 return Some(("name", format!("there is no {}", id.describe())));
@@ -105,7 +105,7 @@ fn unresolved_target<S>(
                 PortRef::Number(number) => ("port", format!("Service {id} has no port {number}")),
             })
         }
-        Target::Route { kind, name, rule } => {
+        PolicyTarget::Route { kind, name, rule } => {
             let (namespace, name) = (policy.namespace().to_owned(), name.clone());
             let id = ObjectId { kind: *kind, namespace, name };
             let Some(route) = index.route(&id) else {
@@ -166,7 +166,7 @@ fn lost_calls(index: &Index, policy: &TrafficPolicy) -> BTreeSet<String> {
     lost
 }
 
-/// Where there are so many experiments that this one is left out.
+/// Where there are so many fault injections that this one is left out.
 fn too_many(index: &Index, policy: &FaultInjection) -> BTreeSet<String> {
     let beyond = |all: Vec<&FaultInjection>| {
         all.iter().skip(bounds::MAX_FAULTS).any(|other| other.id == policy.id)
@@ -198,7 +198,7 @@ fn too_many(index: &Index, policy: &FaultInjection) -> BTreeSet<String> {
 /// What a rule itself says is more specific than any policy.
 fn note_lost_to_rule(
     policy: &TrafficPolicy,
-    speakers: &[Speaker<'_, crate::object::policy::TrafficSections>],
+    speakers: &[ApplicablePolicy<'_, crate::object::policy::TrafficSections>],
     (route, i, own): (&ObjectId, usize, &RuleCall),
     lost: &mut BTreeSet<String>,
 ) {
@@ -220,9 +220,9 @@ fn note_lost_to_rule(
             "spec.timeouts.attempt: overridden by {route} (spec.rules[{i}].timeouts.backendRequest)"
         ));
     }
-    // A service is spared whatever route leads there.
+    // A service is protected whatever route leads there.
     let open = |section: &str| {
-        !crate::object::policy::TrafficSections::SPARING.contains(&section)
+        !crate::object::policy::TrafficSections::BACKEND.contains(&section)
             && !fields.iter().any(|(name, said, _)| *said && *name == section)
     };
     note_lost(policy, speakers, &open, lost);
@@ -247,7 +247,7 @@ fn lost_ports(index: &Index, policy: &ServerPolicy) -> BTreeSet<String> {
 /// Of the sections that `of` keeps, those of `policy` that a speaker in front of it has, too.
 fn note_lost<S: Sections>(
     policy: &Attached<S>,
-    speakers: &[Speaker<'_, S>],
+    speakers: &[ApplicablePolicy<'_, S>],
     of: &dyn Fn(&str) -> bool,
     lost: &mut BTreeSet<String>,
 ) {
@@ -256,7 +256,7 @@ fn note_lost<S: Sections>(
     };
     for section in policy.sections.names().into_iter().filter(|section| of(section)) {
         let winner = speakers[..at].iter().find(|s| s.policy.sections.names().contains(&section));
-        if let Some(Speaker { policy: by, target, .. }) = winner {
+        if let Some(ApplicablePolicy { policy: by, target, .. }) = winner {
             let target = by.describe(target);
             lost.insert(format!("spec.{section}: overridden by {} ({target})", by.id));
         }

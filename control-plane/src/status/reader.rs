@@ -16,7 +16,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use super::concerned::Concerned;
-use super::{Status, objects, of};
+use super::{ObjectStatus, objects, of};
 use crate::metrics::Metrics;
 use crate::object::ObjectId;
 use crate::problems::Problems;
@@ -27,7 +27,7 @@ use crate::sync::lock;
 pub const PERIOD: Duration = Duration::from_millis(100);
 
 /// Every object that has a status. Copies cost nothing and never change.
-pub type StatusTable = OrdMap<ObjectId, Arc<Status>>;
+pub type StatusTable = OrdMap<ObjectId, Arc<ObjectStatus>>;
 
 /// What the rounds have cost so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -49,7 +49,7 @@ pub struct Statuses {
     asked: watch::Sender<u64>,
     /// How many of those who asked have got it.
     answered: watch::Receiver<u64>,
-    watchers: Mutex<Vec<Weak<Watcher>>>,
+    watchers: Mutex<Vec<Weak<StatusWatcher>>>,
     /// Statuses that became other ones.
     changed: Counter,
     rounds: AtomicU64,
@@ -101,10 +101,10 @@ impl Statuses {
     }
 
     /// Is told of statuses that become other ones. It has seen none so far, so it begins with all.
-    pub fn watch(&self) -> Arc<Watcher> {
+    pub fn watch(&self) -> Arc<StatusWatcher> {
         let mut watchers = lock(&self.watchers);
         watchers.retain(|known| known.strong_count() > 0);
-        let watcher = Arc::new(Watcher::default());
+        let watcher = Arc::new(StatusWatcher::default());
         watchers.push(Arc::downgrade(&watcher));
         drop(watchers);
         // What a round changes meanwhile is in the table or will be told.
@@ -124,12 +124,12 @@ impl Statuses {
 
 /// Learns which statuses have changed: a set and not a queue, so that who is slow sees the newest only.
 #[derive(Debug, Default)]
-pub struct Watcher {
+pub struct StatusWatcher {
     changed: Mutex<BTreeSet<ObjectId>>,
     wake: Notify,
 }
 
-impl Watcher {
+impl StatusWatcher {
     fn tell<'a>(&self, ids: impl IntoIterator<Item = &'a ObjectId>) {
         let mut changed = lock(&self.changed);
         changed.extend(ids.into_iter().cloned());
@@ -256,7 +256,7 @@ struct Round<'a> {
 }
 
 impl Round<'_> {
-    fn put(&mut self, id: ObjectId, status: Option<Status>) {
+    fn put(&mut self, id: ObjectId, status: Option<ObjectStatus>) {
         if self.old.get(&id).map(|known| &**known) == status.as_ref() {
             return;
         }
@@ -270,6 +270,6 @@ impl Round<'_> {
     fn put_progress(&mut self, view: &View<'_>, id: &ObjectId) {
         let Some(known) = self.old.get(id) else { return };
         let programmed = super::of::programmed(view, id).unwrap_or_default();
-        self.put(id.clone(), Some(Status { programmed, ..(**known).clone() }));
+        self.put(id.clone(), Some(ObjectStatus { programmed, ..(**known).clone() }));
     }
 }

@@ -21,7 +21,7 @@ use kube::api::{Api, DeleteParams, ListParams, PostParams, Preconditions};
 use kube::{Client, ResourceExt};
 use tokio::runtime::Handle;
 
-use super::{Document, Held, Store, StoreError, Stored, Version};
+use super::{Document, HeldLease, Store, StoreError, Stored, Version};
 
 /// How long the API server may take.
 const LIMIT: Duration = Duration::from_secs(5);
@@ -41,7 +41,7 @@ const PREFIX: &str = "outrigger-";
 const TRIES: usize = 5;
 
 /// The implementation of [`Store`].
-pub struct Cluster {
+pub struct ClusterStore {
     namespace: String,
     runtime: Handle,
     secrets: Api<Secret>,
@@ -49,13 +49,13 @@ pub struct Cluster {
     leases: Api<Lease>,
 }
 
-impl fmt::Debug for Cluster {
+impl fmt::Debug for ClusterStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Cluster({})", self.namespace)
     }
 }
 
-impl Cluster {
+impl ClusterStore {
     /// In a namespace that exists. To be called inside a runtime, which goes on for as long as the store is used.
     pub fn new(client: &Client, namespace: &str) -> Self {
         Self {
@@ -204,7 +204,7 @@ impl Cluster {
     }
 }
 
-impl Store for Cluster {
+impl Store for ClusterStore {
     fn read(&self, document: &Document) -> Result<Option<Stored>, StoreError> {
         let found = self.get(document)?;
         Ok(found.map(|(meta, bytes)| Stored { bytes, version: version_of(&meta) }))
@@ -327,7 +327,7 @@ impl Store for Cluster {
         }
     }
 
-    fn holder(&self, name: &str) -> Result<Option<Held>, StoreError> {
+    fn holder(&self, name: &str) -> Result<Option<HeldLease>, StoreError> {
         let held = self.lease(name)?.as_ref().and_then(held);
         Ok(held.filter(|held| held.until > SystemTime::now()))
     }
@@ -369,12 +369,12 @@ fn version_of(meta: &ObjectMeta) -> Version {
     Version::new(format!("{uid}/{version}"))
 }
 
-fn held(lease: &Lease) -> Option<Held> {
+fn held(lease: &Lease) -> Option<HeldLease> {
     let spec = lease.spec.as_ref()?;
     let holder = spec.holder_identity.clone().filter(|holder| !holder.is_empty())?;
     let seconds = u64::try_from(spec.lease_duration_seconds?).ok()?;
     let renewed = SystemTime::from(spec.renew_time.as_ref()?.0);
-    Some(Held { holder, until: renewed + Duration::from_secs(seconds) })
+    Some(HeldLease { holder, until: renewed + Duration::from_secs(seconds) })
 }
 
 /// The lease as it is once it is held.

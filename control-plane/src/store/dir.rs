@@ -17,7 +17,7 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use sha2::{Digest, Sha256};
 
-use super::{Document, Held, Store, StoreError, Stored, Version, lease};
+use super::{Document, HeldLease, Store, StoreError, Stored, Version, lease};
 use crate::sync::lock;
 
 const LOCK: &str = "store.lock";
@@ -27,7 +27,7 @@ const TEMPORARY: &str = ".new";
 /// A writer holds the lock for a few syncs of the disk. One that was stopped in between would hold up all
 /// others for ever.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Between two tries to lock.
+/// Between two attempts to lock.
 const AGAIN: Duration = Duration::from_millis(2);
 /// Files of this age are known by their metadata alone: two changes within one tick of the system's clock
 /// can look alike.
@@ -39,12 +39,12 @@ pub struct Directory {
     path: PathBuf,
     /// Threads of this process queue here, other processes at the lock file.
     writing: Mutex<()>,
-    known: Mutex<HashMap<String, (Stamp, Version)>>,
+    known: Mutex<HashMap<String, (DocumentStamp, Version)>>,
 }
 
 /// What changes when a file is replaced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Stamp {
+struct DocumentStamp {
     inode: u64,
     size: u64,
     modified: (i64, i64),
@@ -119,7 +119,7 @@ impl Store for Directory {
     fn read(&self, document: &Document) -> Result<Option<Stored>, StoreError> {
         let path = self.file(document);
         let read = File::open(&path).and_then(|mut file| {
-            let stamp = Stamp::of(&file.metadata()?);
+            let stamp = DocumentStamp::of(&file.metadata()?);
             let mut bytes = Vec::new();
             io::Read::read_to_end(&mut file, &mut bytes)?;
             Ok((stamp, bytes))
@@ -140,7 +140,7 @@ impl Store for Directory {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(self.failed(document, error)),
         };
-        let stamp = Stamp::of(&metadata);
+        let stamp = DocumentStamp::of(&metadata);
         if stamp.is_settled(SystemTime::now())
             && let Some((known, version)) = lock(&self.known).get(document.name())
             && *known == stamp
@@ -199,7 +199,7 @@ impl Store for Directory {
         lease::release(self, &lease_document(name), holder)
     }
 
-    fn holder(&self, name: &str) -> Result<Option<Held>, StoreError> {
+    fn holder(&self, name: &str) -> Result<Option<HeldLease>, StoreError> {
         lease::holder(self, &lease_document(name))
     }
 
@@ -208,7 +208,7 @@ impl Store for Directory {
     }
 }
 
-impl Stamp {
+impl DocumentStamp {
     fn of(metadata: &Metadata) -> Self {
         Self {
             inode: metadata.ino(),

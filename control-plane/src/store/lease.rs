@@ -11,26 +11,26 @@ const TRIES: usize = 10;
 
 /// Who has a lease, and until when.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Held {
+pub struct HeldLease {
     pub holder: String,
     pub until: SystemTime,
 }
 
 #[derive(Serialize, Deserialize)]
-struct Saved {
+struct SavedLease {
     holder: String,
     /// Milliseconds since the Unix epoch.
     until: u64,
 }
 
 /// What a lease's document holds; a damaged one is nobody's.
-fn read(store: &dyn Store, document: &Document) -> Result<Option<(Stored, Held)>, StoreError> {
+fn read(store: &dyn Store, document: &Document) -> Result<Option<(Stored, HeldLease)>, StoreError> {
     let Some(stored) = store.read(document)? else { return Ok(None) };
-    let saved = serde_json::from_slice(&stored.bytes).ok().and_then(|saved: Saved| {
+    let saved = serde_json::from_slice(&stored.bytes).ok().and_then(|saved: SavedLease| {
         let until = UNIX_EPOCH.checked_add(Duration::from_millis(saved.until))?;
-        Some(Held { holder: saved.holder, until })
+        Some(HeldLease { holder: saved.holder, until })
     });
-    let held = saved.unwrap_or(Held { holder: String::new(), until: UNIX_EPOCH });
+    let held = saved.unwrap_or(HeldLease { holder: String::new(), until: UNIX_EPOCH });
     Ok(Some((stored, held)))
 }
 
@@ -55,7 +55,7 @@ pub(super) fn acquire(
         }
         let until = (now + lifetime).duration_since(UNIX_EPOCH).unwrap_or_default();
         let until = u64::try_from(until.as_millis()).unwrap_or(u64::MAX);
-        let saved = Saved { holder: holder.to_owned(), until };
+        let saved = SavedLease { holder: holder.to_owned(), until };
         let bytes = serde_json::to_vec(&saved).map_err(|error| StoreError::Io {
             place: store.place(document),
             error: error.into(),
@@ -78,7 +78,10 @@ pub(super) fn release(
     }
 }
 
-pub(super) fn holder(store: &dyn Store, document: &Document) -> Result<Option<Held>, StoreError> {
+pub(super) fn holder(
+    store: &dyn Store,
+    document: &Document,
+) -> Result<Option<HeldLease>, StoreError> {
     let held = read(store, document)?.map(|(_, held)| held);
     Ok(held.filter(|held| held.until > SystemTime::now()))
 }

@@ -8,8 +8,8 @@ use outrigger_core::config::{MtlsMode, PathMatch, ValueMatch};
 use outrigger_core::error::FieldError;
 use outrigger_core::name::{check_label, check_subdomain};
 use outrigger_core::policy::access::{
-    Access, Action, Caller, ClaimMatch, CompiledAccess, HeaderRule, Network, Operation, Rule,
-    TokenIssuer,
+    Access, AccessRule, Action, CallerMatch, ClaimMatch, CompiledAccess, HeaderRule, Network,
+    Operation, TokenIssuer,
 };
 use outrigger_core::policy::bounds;
 
@@ -47,7 +47,7 @@ pub fn translate(raw: &AccessPolicy, report: &mut Report) -> Option<Policy> {
         let path = format!("spec.rules[{i}]");
         let from = raw.from.iter().enumerate();
         let to = raw.to.iter().enumerate();
-        rules.push(Rule {
+        rules.push(AccessRule {
             policy: full_name.clone(),
             name: raw.name.clone().unwrap_or_else(|| format!("rules[{i}]")),
             action: action(raw.action),
@@ -93,10 +93,13 @@ pub fn translate(raw: &AccessPolicy, report: &mut Report) -> Option<Policy> {
 }
 
 /// Stands for `default: Deny` of a policy in audit mode: an allow rule that no caller matches.
-fn denying_by_default(policy: &str) -> Rule {
-    let nobody =
-        Caller { namespaces: vec![String::new()], authenticated: Some(false), ..Caller::default() };
-    Rule {
+fn denying_by_default(policy: &str) -> AccessRule {
+    let nobody = CallerMatch {
+        namespaces: vec![String::new()],
+        authenticated: Some(false),
+        ..CallerMatch::default()
+    };
+    AccessRule {
         policy: policy.to_owned(),
         name: "default".to_owned(),
         action: Action::Allow,
@@ -114,7 +117,7 @@ fn action(raw: AccessAction) -> Action {
     }
 }
 
-fn caller(raw: &AccessFrom, namespace: &str, path: &str, report: &mut Report) -> Caller {
+fn caller(raw: &AccessFrom, namespace: &str, path: &str, report: &mut Report) -> CallerMatch {
     let mut service_accounts = Vec::with_capacity(raw.service_accounts.len());
     for (i, account) in raw.service_accounts.iter().enumerate() {
         let (of, name) = account.split_once('/').unwrap_or((namespace, account));
@@ -137,7 +140,7 @@ fn caller(raw: &AccessFrom, namespace: &str, path: &str, report: &mut Report) ->
     let networks = networks.filter_map(|(i, text)| {
         report.check(&format!("{path}.networks[{i}]"), Network::from_str(text))
     });
-    Caller {
+    CallerMatch {
         networks: networks.collect(),
         service_accounts,
         namespaces: raw.namespaces.clone(),

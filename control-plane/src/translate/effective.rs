@@ -14,51 +14,51 @@ use outrigger_core::policy::{BackendPolicy, CallPolicy, ServerPolicy};
 
 use crate::index::Index;
 use crate::object::policy::{
-    Attached, FaultInjection, Rank, RuleCall, ServerSections, Target, TrafficSections,
+    Attached, FaultInjection, PolicyTarget, Rank, RuleCall, ServerSections, TrafficSections,
 };
 use crate::object::targets::for_each_fallback;
 use crate::object::{ObjectId, Route, ServiceId, ServicePort, Workload};
 
-/// A policy that speaks of a call or port, and through which of its targets.
+/// A policy that applies to a call or port, and through which of its targets.
 #[derive(Debug)]
-pub struct Speaker<'a, S> {
+pub struct ApplicablePolicy<'a, S> {
     pub policy: &'a Attached<S>,
-    pub target: &'a Target,
+    pub target: &'a PolicyTarget,
     rank: Rank,
 }
 
-/// TrafficPolicies that speak of a port of a Service, the one that is asked first in front.
+/// TrafficPolicies that apply to a port of a Service, the one that is asked first in front.
 pub fn of_port<'a>(
     index: &'a Index,
     service: &ServiceId,
     port: &ServicePort,
-) -> Vec<Speaker<'a, TrafficSections>> {
+) -> Vec<ApplicablePolicy<'a, TrafficSections>> {
     let policies = index.traffic_policies_of(service);
     in_order(policies.filter_map(|policy| {
         let (rank, target) = policy.for_port(service, port)?;
-        Some(Speaker { policy, target, rank })
+        Some(ApplicablePolicy { policy, target, rank })
     }))
 }
 
-/// TrafficPolicies that speak of a rule of a route, the one that is asked first in front.
+/// TrafficPolicies that apply to a rule of a route, the one that is asked first in front.
 pub fn of_rule<'a>(
     index: &'a Index,
     route: &ObjectId,
     rule: Option<&str>,
-) -> Vec<Speaker<'a, TrafficSections>> {
+) -> Vec<ApplicablePolicy<'a, TrafficSections>> {
     let policies = index.traffic_policies_of_route(route);
     in_order(policies.filter_map(|policy| {
         let (rank, target) = policy.for_rule(route, rule)?;
-        Some(Speaker { policy, target, rank })
+        Some(ApplicablePolicy { policy, target, rank })
     }))
 }
 
-/// ServerPolicies that speak of a port of a workload, the one that is asked first in front.
+/// ServerPolicies that apply to a port of a workload, the one that is asked first in front.
 pub fn of_workload<'a>(
     index: &'a Index,
     workload: &Workload,
     port: u16,
-) -> Vec<Speaker<'a, ServerSections>> {
+) -> Vec<ApplicablePolicy<'a, ServerSections>> {
     // The ports of Services that lead there; a port that none leads to has its namespace only.
     let services: Vec<_> = index
         .selecting(workload)
@@ -71,20 +71,22 @@ pub fn of_workload<'a>(
     let policies = index.server_policies_of(&workload.namespace, ids);
     in_order(policies.filter_map(|policy| {
         let through = services.iter().filter_map(|(id, of)| policy.for_port(id, of));
-        let whole = policy.targets.iter().find(|target| **target == Target::Namespace);
+        let whole = policy.targets.iter().find(|target| **target == PolicyTarget::Namespace);
         let whole = whole.map(|target| (Rank::Namespace, target));
         let (rank, target) = through.chain(whole).min_by_key(|(rank, _)| *rank)?;
-        Some(Speaker { policy, target, rank })
+        Some(ApplicablePolicy { policy, target, rank })
     }))
 }
 
-fn in_order<'a, S>(speakers: impl Iterator<Item = Speaker<'a, S>>) -> Vec<Speaker<'a, S>> {
+fn in_order<'a, S>(
+    speakers: impl Iterator<Item = ApplicablePolicy<'a, S>>,
+) -> Vec<ApplicablePolicy<'a, S>> {
     let mut speakers: Vec<_> = speakers.collect();
     speakers.sort_by_key(|speaker| (speaker.rank, speaker.policy.created, &speaker.policy.id));
     speakers
 }
 
-/// How requests to a port are called that no rule speaks of.
+/// How requests to a port are called that match no rule.
 pub fn call(index: &Index, service: &ServiceId, port: &ServicePort) -> CallPolicy {
     put_together(index, &RuleCall::default(), &of_port(index, service, port), Vec::new())
 }
@@ -111,7 +113,7 @@ pub fn rule_call(
 fn put_together(
     index: &Index,
     own: &RuleCall,
-    speakers: &[Speaker<'_, TrafficSections>],
+    speakers: &[ApplicablePolicy<'_, TrafficSections>],
     faults: Vec<Fault>,
 ) -> CallPolicy {
     let plain = CallPolicy::default();
@@ -138,7 +140,7 @@ fn put_together(
 }
 
 /// References that do not resolve are replaced by their explanation: the next fallback is given then.
-fn fallbacks(index: &Index, speakers: &[Speaker<'_, TrafficSections>]) -> Vec<Fallback> {
+fn fallbacks(index: &Index, speakers: &[ApplicablePolicy<'_, TrafficSections>]) -> Vec<Fallback> {
     let said = speakers.iter().find_map(|speaker| {
         let said = speaker.policy.sections.fallbacks.clone()?;
         Some((speaker.policy, said))
@@ -153,7 +155,7 @@ fn fallbacks(index: &Index, speakers: &[Speaker<'_, TrafficSections>]) -> Vec<Fa
     said
 }
 
-/// How a port of a Service is spared by its callers.
+/// Client-side protection of a port of a Service.
 pub fn backend(index: &Index, service: &ServiceId, port: &ServicePort) -> BackendPolicy {
     let speakers = of_port(index, service, port);
     BackendPolicy {
@@ -173,7 +175,7 @@ pub fn backend(index: &Index, service: &ServiceId, port: &ServicePort) -> Backen
     }
 }
 
-/// Experiments that are for a port of a Service, whatever route leads there, the first in front.
+/// Fault injections that are for a port of a Service, whatever route leads there, the first in front.
 pub fn port_faults<'a>(
     index: &'a Index,
     service: &ServiceId,
@@ -183,7 +185,7 @@ pub fn port_faults<'a>(
     by_age(all.filter(|policy| policy.for_port(service, port).is_some() && index.runs(policy)))
 }
 
-/// Experiments that are for a rule of a route, the first in front.
+/// Fault injections that are for a rule of a route, the first in front.
 pub fn rule_faults<'a>(
     index: &'a Index,
     route: &ObjectId,
@@ -193,7 +195,7 @@ pub fn rule_faults<'a>(
     by_age(all.filter(|policy| policy.for_rule(route, rule).is_some() && index.runs(policy)))
 }
 
-/// Of experiments whose guards watch a port.
+/// Of fault injections whose guards watch a port.
 fn stop_rules(index: &Index, service: &ServiceId, port: &ServicePort) -> Vec<StopRule> {
     let running = index.fault_injections_watching(service).filter(|one| index.runs(one));
     let guards = running.filter_map(|policy| policy.sections.guard.as_ref());
@@ -222,6 +224,6 @@ pub fn server(index: &Index, workload: &Workload, port: u16) -> Option<ServerPol
     (policy != ServerPolicy::default()).then_some(policy)
 }
 
-fn first<S, T>(speakers: &[Speaker<'_, S>], said: impl Fn(&S) -> Option<T>) -> Option<T> {
+fn first<S, T>(speakers: &[ApplicablePolicy<'_, S>], said: impl Fn(&S) -> Option<T>) -> Option<T> {
     speakers.iter().find_map(|speaker| said(&speaker.policy.sections))
 }

@@ -1,4 +1,4 @@
-//! `FaultInjection`: an experiment on calls. [`super::effective`] says which ones hold for a call.
+//! `FaultInjection`: faults in calls. [`super::effective`] says which ones hold for a call.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -8,7 +8,9 @@ use k8s_openapi::jiff::Timestamp;
 use outrigger_core::error::FieldError;
 use outrigger_core::name::check_label;
 use outrigger_core::policy::bounds;
-use outrigger_core::policy::fault::{Caller, Fault, Kind, PathTest, RequestMatch, Schedule, Times};
+use outrigger_core::policy::fault::{
+    Fault, FaultAction, FaultPath, FaultSource, RequestMatch, Schedule, Times,
+};
 use outrigger_core::policy::stop::StopRule;
 use outrigger_proto::convert;
 
@@ -73,13 +75,13 @@ fn version(spec: &FaultInjectionSpec) -> String {
     convert::version(&serde_json::to_vec(spec).unwrap_or_default())
 }
 
-fn caller(path: &str, raw: &FaultCaller, report: &mut Report) -> Option<Caller> {
+fn caller(path: &str, raw: &FaultCaller, report: &mut Report) -> Option<FaultSource> {
     let namespace = report.check(&format!("{path}.namespace"), check_label(&raw.namespace));
     let account = raw.service_account.as_deref().map_or(Ok(()), check_subdomain);
     let account = report.check(&format!("{path}.serviceAccount"), account);
     namespace.and(account)?;
     let service_account = raw.service_account.clone();
-    Some(Caller { namespace: raw.namespace.clone(), service_account })
+    Some(FaultSource { namespace: raw.namespace.clone(), service_account })
 }
 
 fn matching(i: usize, raw: &FaultMatch, report: &mut Report) -> RequestMatch {
@@ -96,8 +98,8 @@ fn matching(i: usize, raw: &FaultMatch, report: &mut Report) -> RequestMatch {
     let tested = raw.path.as_ref().map(|raw| {
         check_path(&format!("{path}.path.value"), &raw.value, report);
         match raw.kind {
-            FaultPathType::Exact => PathTest::Exact(raw.value.clone()),
-            FaultPathType::PathPrefix => PathTest::Prefix(raw.value.clone()),
+            FaultPathType::Exact => FaultPath::Exact(raw.value.clone()),
+            FaultPathType::PathPrefix => FaultPath::Prefix(raw.value.clone()),
         }
     });
     let headers_path = format!("{path}.headers");
@@ -126,7 +128,7 @@ fn share(percent: f64, report: &mut Report) -> Option<u16> {
     report.check("spec.percent", bounds::number(whole as u32, &bounds::SHARE))
 }
 
-fn kind(raw: &FaultKind, report: &mut Report) -> Option<Kind> {
+fn kind(raw: &FaultKind, report: &mut Report) -> Option<FaultAction> {
     let path = "spec.fault";
     match raw {
         FaultKind::Delay(raw) => {
@@ -135,16 +137,16 @@ fn kind(raw: &FaultKind, report: &mut Report) -> Option<Kind> {
             let jitter = raw.jitter.as_deref().map_or(Some(Duration::ZERO), |text| {
                 time(report, &format!("{path}.jitter"), Some(text), &bounds::DELAY_JITTER)
             });
-            Some(Kind::Delay { fixed: fixed?, jitter: jitter? })
+            Some(FaultAction::Delay { fixed: fixed?, jitter: jitter? })
         }
         FaultKind::Abort(FaultAbort::Status(status)) => {
             let path = format!("{path}.abort.status");
             let code: u16 = number(report, &path, Some(*status), &bounds::ABORT_STATUS)?;
-            http::StatusCode::from_u16(code).ok().map(Kind::Abort)
+            http::StatusCode::from_u16(code).ok().map(FaultAction::Abort)
         }
-        FaultKind::Abort(FaultAbort::Grpc(code)) => Some(Kind::AbortGrpc(*code as u8)),
-        FaultKind::Reset(_) => Some(Kind::Reset),
-        FaultKind::Partition(_) => Some(Kind::Partition),
+        FaultKind::Abort(FaultAbort::Grpc(code)) => Some(FaultAction::AbortGrpc(*code as u8)),
+        FaultKind::Reset(_) => Some(FaultAction::Reset),
+        FaultKind::Partition(_) => Some(FaultAction::Partition),
     }
 }
 

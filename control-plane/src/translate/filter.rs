@@ -23,7 +23,7 @@ const MAX_PATH: usize = 1024;
 /// A filter in any of the places where the Gateway API has one.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Spec {
+struct FilterSpec {
     r#type: String,
     #[serde(default)]
     request_header_modifier: Option<HeadersSpec>,
@@ -155,7 +155,7 @@ pub(super) fn filters(
     let Some(raw) = raw else { return Filters::default() };
     let path = format!("{path}.filters");
     report.at_most(&path, raw.len(), MAX_FILTERS);
-    let Some(specs) = same_shape::<Vec<Spec>>(&path, raw, report) else {
+    let Some(specs) = same_shape::<Vec<FilterSpec>>(&path, raw, report) else {
         return Filters::default();
     };
     check_combination(&path, &specs, report);
@@ -186,7 +186,7 @@ const FIELDS: [(&str, &str); 6] = [
 ];
 
 /// Each type once, mirrors excepted, and either a redirect or a rewrite.
-fn check_combination(path: &str, specs: &[Spec], report: &mut Report) {
+fn check_combination(path: &str, specs: &[FilterSpec], report: &mut Report) {
     for (i, spec) in specs.iter().enumerate() {
         let once = spec.r#type != "RequestMirror";
         if once && specs[..i].iter().any(|earlier| earlier.r#type == spec.r#type) {
@@ -199,7 +199,12 @@ fn check_combination(path: &str, specs: &[Spec], report: &mut Report) {
     }
 }
 
-fn filter(path: &str, spec: Spec, context: &Context<'_>, report: &mut Report) -> Option<Filter> {
+fn filter(
+    path: &str,
+    spec: FilterSpec,
+    context: &Context<'_>,
+    report: &mut Report,
+) -> Option<Filter> {
     let own = FIELDS.iter().position(|(name, _)| *name == spec.r#type)?;
     let present = [
         spec.request_header_modifier.is_some(),
@@ -221,26 +226,26 @@ fn filter(path: &str, spec: Spec, context: &Context<'_>, report: &mut Report) ->
         return None;
     }
     let filter = match spec {
-        Spec { request_header_modifier: Some(headers), .. } => {
+        FilterSpec { request_header_modifier: Some(headers), .. } => {
             Filter::RequestHeaders(headers_modifier(&path, headers, report))
         }
-        Spec { response_header_modifier: Some(headers), .. } => {
+        FilterSpec { response_header_modifier: Some(headers), .. } => {
             Filter::ResponseHeaders(headers_modifier(&path, headers, report))
         }
-        Spec { request_mirror: Some(spec), .. } => {
+        FilterSpec { request_mirror: Some(spec), .. } => {
             Filter::Mirror(mirror(&path, &spec, context, report)?)
         }
-        Spec { request_redirect: Some(spec), .. } => {
+        FilterSpec { request_redirect: Some(spec), .. } => {
             Filter::Redirect(redirect(&path, spec, context, report)?)
         }
-        Spec { url_rewrite: Some(spec), .. } => {
+        FilterSpec { url_rewrite: Some(spec), .. } => {
             let host = hostname(&path, spec.hostname, report);
             let modifier = path_modifier(&path, spec.path, context, report);
             Filter::Rewrite(Rewrite { host, path: modifier })
         }
-        Spec { cors: Some(spec), .. } => Filter::Cors(cors(&path, spec, report)?),
+        FilterSpec { cors: Some(spec), .. } => Filter::Cors(cors(&path, spec, report)?),
         // What is present has been looked at above.
-        Spec { .. } => return None,
+        FilterSpec { .. } => return None,
     };
     Some(filter)
 }

@@ -25,7 +25,7 @@ const DEFAULT_ACCOUNT: &str = "default";
 
 /// What is read of a pod: nothing else of it is kept, however large it is.
 #[derive(Clone, Debug, Deserialize)]
-pub struct Pod {
+pub struct PodObject {
     pub metadata: ObjectMeta,
     #[serde(default)]
     pub spec: PodSpec,
@@ -63,13 +63,13 @@ pub struct PodStatus {
     pub phase: Option<String>,
     #[serde(rename = "podIPs")]
     pub pod_ips: Vec<PodIp>,
-    pub conditions: Vec<Condition>,
+    pub conditions: Vec<PodCondition>,
     /// Of the app's containers.
     pub container_statuses: Vec<ContainerStatus>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
-pub struct Condition {
+pub struct PodCondition {
     pub r#type: String,
     pub status: String,
 }
@@ -100,7 +100,7 @@ pub struct PodIp {
 }
 
 /// None: it has no address yet, or none any more, since a pod that has ended may give its own to another one.
-pub fn translate(raw: &Pod, report: &mut Report) -> Option<Workload> {
+pub fn translate(raw: &PodObject, report: &mut Report) -> Option<Workload> {
     let (namespace, name) = identity(&raw.metadata, report);
     let uid = raw.metadata.uid.clone().filter(|uid| !uid.is_empty())?;
     if matches!(raw.status.phase.as_deref(), Some("Succeeded" | "Failed")) {

@@ -6,7 +6,7 @@ use outrigger_core::policy::bounds;
 
 use super::{Report, check_subdomain, created, identity};
 use crate::kinds::TargetRef;
-use crate::object::policy::{Attached, PortRef, Target};
+use crate::object::policy::{Attached, PolicyTarget, PortRef};
 use crate::object::{Kind, ObjectId};
 
 const GATEWAY: &str = "gateway.networking.k8s.io";
@@ -33,7 +33,7 @@ pub(super) fn attached<S>(
         report.error("spec.targetRefs", "is empty: say what the policy is for");
     }
     report.at_most("spec.targetRefs", refs.len(), bounds::MAX_TARGETS);
-    let mut targets: Vec<Target> = Vec::with_capacity(refs.len());
+    let mut targets: Vec<PolicyTarget> = Vec::with_capacity(refs.len());
     for (i, raw) in refs.iter().enumerate() {
         let path = format!("spec.targetRefs[{i}]");
         let Some(target) = target(raw, &path, &namespace, allowed, report) else { continue };
@@ -52,7 +52,7 @@ fn target(
     namespace: &str,
     allowed: Allowed,
     report: &mut Report,
-) -> Option<Target> {
+) -> Option<PolicyTarget> {
     let section = raw.section_name.as_deref();
     if section == Some("") {
         report.error(format!("{path}.sectionName"), "is empty");
@@ -60,7 +60,7 @@ fn target(
     let target = match (raw.group.as_str(), raw.kind.as_str()) {
         ("" | "core", "Service") => {
             report.check(&format!("{path}.name"), check_label(&raw.name));
-            Target::Service { name: raw.name.clone(), port: port(raw, path, report) }
+            PolicyTarget::Service { name: raw.name.clone(), port: port(raw, path, report) }
         }
         ("" | "core", "Namespace") => {
             if raw.name != namespace {
@@ -71,19 +71,19 @@ fn target(
             if section.is_some() {
                 report.error(format!("{path}.sectionName"), "a Namespace has no sections");
             }
-            Target::Namespace
+            PolicyTarget::Namespace
         }
         (GATEWAY, kind @ ("HTTPRoute" | "GRPCRoute")) if allowed == Allowed::ServicesAndRoutes => {
             report.check(&format!("{path}.name"), check_subdomain(&raw.name));
             let kind = if kind == "HTTPRoute" { Kind::HttpRoute } else { Kind::GrpcRoute };
-            Target::Route { kind, name: raw.name.clone(), rule: section.map(str::to_owned) }
+            PolicyTarget::Route { kind, name: raw.name.clone(), rule: section.map(str::to_owned) }
         }
         (OUTRIGGER, "ExternalService") if allowed == Allowed::ServicesAndRoutes => {
             report.check(&format!("{path}.name"), check_subdomain(&raw.name));
             if section.is_some() {
                 report.error(format!("{path}.sectionName"), "an ExternalService has no sections");
             }
-            Target::Service { name: external_service(&raw.name), port: None }
+            PolicyTarget::Service { name: external_service(&raw.name), port: None }
         }
         (group, kind) => {
             let (at, problem) = misplaced(group, kind, allowed);
@@ -91,7 +91,9 @@ fn target(
             return None;
         }
     };
-    if raw.port.is_some() && (raw.kind != "Service" || !matches!(target, Target::Service { .. })) {
+    if raw.port.is_some()
+        && (raw.kind != "Service" || !matches!(target, PolicyTarget::Service { .. }))
+    {
         report.error(format!("{path}.port"), "only a Service has ports");
     }
     Some(target)

@@ -6,7 +6,7 @@ use outrigger_core::error::FieldError;
 use outrigger_core::policy::bounds::{self, Durations, Numbers};
 use outrigger_core::policy::breaker::{BreakerConfig, FailureRate, OpenTime};
 use outrigger_core::policy::budget::BudgetConfig;
-use outrigger_core::policy::health::{HealthConfig, Probe};
+use outrigger_core::policy::health::{HealthConfig, HealthProbe};
 use outrigger_core::policy::limits::LimitsConfig;
 use outrigger_core::policy::outlier::OutlierConfig;
 use outrigger_core::policy::priority::Priority;
@@ -22,7 +22,7 @@ use crate::kinds::{
     TrafficPriority, TrafficRetries, TrafficRetryBudget, TrafficTimeouts,
 };
 use crate::object::Kind;
-use crate::object::policy::{Target, TrafficPolicy, TrafficSections};
+use crate::object::policy::{PolicyTarget, TrafficPolicy, TrafficSections};
 
 pub fn translate(raw: &Raw, report: &mut Report) -> Option<TrafficPolicy> {
     let spec = &raw.spec;
@@ -73,13 +73,13 @@ pub fn translate(raw: &Raw, report: &mut Report) -> Option<TrafficPolicy> {
     let allowed = Allowed::ServicesAndRoutes;
     let kind = Kind::TrafficPolicy;
     let policy = attached(kind, &raw.metadata, &spec.target_refs, allowed, sections, report);
-    if policy.targets.iter().any(|target| matches!(target, Target::Route { .. })) {
+    if policy.targets.iter().any(|target| matches!(target, PolicyTarget::Route { .. })) {
         refuse_backend_sections(spec, report);
     }
     Some(policy)
 }
 
-/// What spares a service is one for all that call it, whatever route they take.
+/// Client-side protection of a service is one for all that call it, whatever route they take.
 fn refuse_backend_sections(spec: &TrafficPolicySpec, report: &mut Report) {
     let sections = [
         ("retryBudget", spec.retry_budget.is_some()),
@@ -299,13 +299,13 @@ fn health(raw: &TrafficHealthCheck, report: &mut Report) -> Option<HealthConfig>
     let path = "spec.healthCheck";
     let http = raw.http.as_ref().map(|raw| {
         let read = report.check(&format!("{path}.http.path"), bounds::path(&raw.path));
-        read.map(Probe::Http)
+        read.map(HealthProbe::Http)
     });
     let grpc = raw.grpc.as_ref().map(|raw| {
         let service = bounds::grpc_service(&raw.service);
-        report.check(&format!("{path}.grpc.service"), service).map(Probe::Grpc)
+        report.check(&format!("{path}.grpc.service"), service).map(HealthProbe::Grpc)
     });
-    let tcp = raw.tcp.map(|_| Some(Probe::Tcp));
+    let tcp = raw.tcp.map(|_| Some(HealthProbe::Tcp));
     let mut probes: Vec<_> = [http, grpc, tcp].into_iter().flatten().collect();
     if probes.len() != 1 {
         report.error(path, "needs exactly one of http, grpc and tcp");

@@ -161,7 +161,7 @@ fn requests() -> Vec<(&'static str, DeltaDiscoveryRequest)> {
     all
 }
 
-/// The same for stopping an experiment. A reason is cut instead.
+/// The same for stopping a fault injection. A reason is cut instead.
 fn stops() -> Vec<(&'static str, StopRequest)> {
     let caller = FaultCaller { namespace: "bank".to_owned(), service_account: "web".to_owned() };
     let good = StopRequest {

@@ -260,7 +260,7 @@ fn a_policy_touches_exactly_what_it_is_for() {
     let spare = "limits: {maxInFlight: 1}";
     check(|index| index.apply(traffic(&of("c"), call)), &["service bank/c"]);
     check(|index| index.apply(traffic(&of("nobody"), call)), &[]);
-    // How b is called is told to those who dial b; how it is spared, also to those who are led there.
+    // How b is called is told to those who dial b; its client-side protection, also to those who are led there.
     check(|index| index.apply(traffic(&of("b"), call)), &["service bank/b"]);
     check(|index| index.apply(traffic(&of("b"), spare)), &["service bank/a", "service bank/b"]);
     let route = "{group: gateway.networking.k8s.io, kind: HTTPRoute, name: r}";

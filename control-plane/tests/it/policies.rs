@@ -976,7 +976,7 @@ async fn policies_say_how_many_proxies_have_them() {
 #[test]
 fn an_experiment_is_stopped_by_its_watcher_only_and_begins_anew_with_another_spec() {
     use outrigger_control_plane::object::stopped::Stopped;
-    use outrigger_core::policy::fault::Caller;
+    use outrigger_core::policy::fault::FaultSource;
     let mut reading = Reading::new();
     let experiment = |percent: u32| {
         let guard = "guard: {from: {namespace: shop, serviceAccount: web}, to: {kind: Service, \
@@ -998,7 +998,7 @@ fn an_experiment_is_stopped_by_its_watcher_only_and_begins_anew_with_another_spe
     assert_eq!(state(&reading), (1, 1));
     let stop = |reading: &Reading, account: &str, version: &str| {
         let service_account = Some(account.to_owned());
-        let by = Caller { namespace: "shop".to_owned(), service_account };
+        let by = FaultSource { namespace: "shop".to_owned(), service_account };
         let (version, by_name, why) = (version.to_owned(), by.to_string(), "x".to_owned());
         let stopped = Stopped { version, since: 1, by: by_name, why };
         reading.publisher.commit(|index| index.stop_experiment("bank/slow", &by, stopped)).0
@@ -1028,7 +1028,7 @@ fn the_examples_of_the_documentation_are_accepted() {
     let text =
         [include_str!("../../../docs/resilience.md"), include_str!("../../../docs/external.md")]
             .join("\n");
-    // Experiments are for a time to come, whenever this is read.
+    // Fault injections are for a time to come, whenever this is read.
     let text = text.replace("2026-11-22", "2126-11-22");
     let mut examples = 0;
     let blocks = text.split("```yaml\n").skip(1).filter_map(|rest| rest.split("```").next());

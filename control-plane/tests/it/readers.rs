@@ -9,7 +9,7 @@ use outrigger_control_plane::index::Index;
 use outrigger_control_plane::object::{
     EndpointSlice, Kind, Object, ObjectId, Readiness, ServiceId, SliceEndpoint,
 };
-use outrigger_control_plane::publish::{Counts, Handle, Publisher};
+use outrigger_control_plane::publish::{CommitCounts, Handle, Publisher};
 use outrigger_control_plane::translate::{self, Report};
 use outrigger_core::config::MeshSettings;
 use outrigger_proto::wire::{self, DeltaDiscoveryRequest, DeltaDiscoveryResponse};
@@ -182,12 +182,12 @@ fn cost(
     publisher: &Publisher,
     readers: &mut [Reader],
     change: impl FnOnce(&mut Index),
-) -> (Counts, usize) {
+) -> (CommitCounts, usize) {
     let before = publisher.counts();
     publisher.commit(change);
     let sent = readers.iter_mut().map(|reader| reader.pump(publisher)).sum();
     let after = publisher.counts();
-    let counts = Counts {
+    let counts = CommitCounts {
         touched: after.touched - before.touched,
         encoded: after.encoded - before.encoded,
         compared: after.compared - before.compared,
@@ -222,7 +222,7 @@ fn a_change_costs_what_depends_on_it_whatever_there_is() {
         });
         [small, unused, policy, who, routed, namespace]
     };
-    let counts = |touched, encoded, woken| Counts { touched, encoded, compared: 0, woken };
+    let counts = |touched, encoded, woken| CommitCounts { touched, encoded, compared: 0, woken };
     let few = costs(100);
     let expected = [
         // The endpoint for the one who holds it.

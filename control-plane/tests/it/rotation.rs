@@ -1,4 +1,4 @@
-//! Replacing what the mesh believes in while it runs: step by step, and by the user's own files.
+//! Replacing what the mesh trusts while it runs: step by step, and by the user's own files.
 
 use std::fs;
 use std::path::PathBuf;
@@ -30,7 +30,7 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// A connected proxy that has not yet said which roots it believes in.
+/// A connected proxy that has not yet said which roots it trusts.
 async fn connected(mesh: &Mesh, client: &Client) -> Proxy {
     let channel = client.channel(mesh).await;
     let proxy = Proxy::connect(channel, "bank.orders-1", "bank", None).await;
@@ -85,7 +85,7 @@ async fn a_root_is_replaced_step_by_step_and_unsafe_steps_are_refused_by_name() 
     let status = ask(&mesh, &["status"]).await.unwrap();
     assert!(status.contains("bank.orders-1") && status.contains("issuing"), "{status}");
 
-    // Whoever has both roots goes on, over a restart, too.
+    // Anyone who has both roots goes on, over a restart, too.
     let bundle = orders.roots_of(&mesh);
     (orders.roots, absent.roots) = (bundle.clone(), bundle);
     mesh.restart().await;

@@ -16,11 +16,11 @@ use outrigger_control_plane::publish::{Answers, Handle, Programmed, Publisher};
 use outrigger_control_plane::source::manifests::Folder;
 use outrigger_control_plane::status;
 use outrigger_control_plane::status::reader::{
-    RoundCounts, Rounds, StatusTable, Statuses, Watcher,
+    RoundCounts, Rounds, StatusTable, StatusWatcher, Statuses,
 };
 use outrigger_control_plane::translate;
 use outrigger_core::config::MeshSettings;
-use outrigger_core::policy::fault::Caller;
+use outrigger_core::policy::fault::FaultSource;
 use outrigger_proto::wire::{self, DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 use tempfile::TempDir;
 
@@ -106,7 +106,7 @@ struct Mesh {
     publisher: Arc<Publisher>,
     statuses: Arc<Statuses>,
     rounds: Rounds,
-    watcher: Arc<Watcher>,
+    watcher: Arc<StatusWatcher>,
     /// What one who only follows the watcher knows.
     followed: StatusTable,
 }
@@ -190,13 +190,13 @@ fn ask_everybody(clients: &[Client]) -> BTreeMap<Dep, Programmed> {
             of_client.entry(Dep::Inbound(uid.to_owned())).or_default().push(answer);
         }
         for (dep, answers) in of_client {
-            use outrigger_control_plane::publish::Answer;
+            use outrigger_control_plane::publish::Acknowledgement;
             let total = all.entry(dep).or_default();
             total.proxies += 1;
-            let current = answers.iter().all(|answer| *answer == Answer::Acknowledged);
+            let current = answers.iter().all(|answer| *answer == Acknowledgement::Acknowledged);
             total.acknowledged += usize::from(current);
             for answer in answers {
-                if let Answer::Refused(reason) = answer {
+                if let Acknowledgement::Refused(reason) = answer {
                     total.refused.insert(reason.to_owned());
                 }
             }
@@ -552,7 +552,7 @@ fn run(seed: u64, seen: &mut Seen) {
         client.leave(&mesh.publisher);
     }
     mesh.check(&[], &|| "everybody left".to_owned());
-    let none = |status: &status::Status| status.programmed == Programmed::default();
+    let none = |status: &status::ObjectStatus| status.programmed == Programmed::default();
     assert!(mesh.statuses.table().values().all(|status| none(status)));
 }
 
@@ -586,7 +586,7 @@ fn happen(publisher: &Publisher, random: &mut Random) -> String {
             let index = &publisher.view().index;
             let all: Vec<_> = index.fault_injections().collect();
             let Some(one) = all.get(random.below(all.len())) else { return String::new() };
-            let by = Caller { namespace: "bank".to_owned(), service_account: None };
+            let by = FaultSource { namespace: "bank".to_owned(), service_account: None };
             let stopped = Stopped {
                 version: one.sections.fault.version.to_string(),
                 since: 1,
@@ -755,7 +755,7 @@ fn a_change_costs_the_statuses_that_depend_on_it_whatever_there_is() {
         // It itself, its route, both policies.
         ("service", counts(4, 0)),
         ("slice", RoundCounts::default()),
-        // The route, and the policy that may speak of its rules.
+        // The route, and the policy that may apply to its rules.
         ("route", counts(2, 0)),
         ("traffic", counts(1, 0)),
         ("server", counts(1, 0)),

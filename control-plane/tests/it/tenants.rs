@@ -180,7 +180,7 @@ async fn a_control_plane_that_others_reach_takes_no_loopback_registration() {
     assert!(error.message().starts_with("address: 127.0.0.1 is a loopback address"), "{error}");
 }
 
-/// Whoever answers for a name says where it is.
+/// Anyone who answers for a name says where it is.
 #[tokio::test]
 async fn a_name_that_leads_to_this_machine_is_no_endpoint() {
     let external = "apiVersion: outrigger.dev/v1alpha1\nkind: ExternalService\n\

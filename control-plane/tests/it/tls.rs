@@ -1,4 +1,4 @@
-//! A client that speaks TLS by hand: its own key, its certificate, and the roots that it believes.
+//! A client that speaks TLS by hand: its own key, its certificate, and the roots that it trusts.
 
 use std::sync::Arc;
 use std::time::Duration;

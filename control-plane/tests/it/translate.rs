@@ -106,11 +106,11 @@ fn render_destination(value: &Destination, text: &mut String) {
     if value.call != CallPolicy::default() {
         writeln!(text, "  call {}", render::call(&value.call)).unwrap();
     }
-    render_spared("  ", &value.policy, text);
+    render_protection("  ", &value.policy, text);
     for backend in &value.backends {
         let own = balancer(&backend.balancer);
         writeln!(text, "  backend {} {}{own}", backend.name, backend.protocol.as_str()).unwrap();
-        render_spared("    ", &backend.policy, text);
+        render_protection("    ", &backend.policy, text);
     }
     for route in &value.http_routes {
         writeln!(text, "  route {} created {}", route.name, route.created).unwrap();
@@ -128,9 +128,9 @@ fn render_destination(value: &Destination, text: &mut String) {
     }
 }
 
-fn render_spared(indent: &str, policy: &BackendPolicy, text: &mut String) {
+fn render_protection(indent: &str, policy: &BackendPolicy, text: &mut String) {
     if *policy != BackendPolicy::default() {
-        writeln!(text, "{indent}spared by {}", render::backend(policy)).unwrap();
+        writeln!(text, "{indent}protected by {}", render::backend(policy)).unwrap();
     }
 }
 

@@ -13,7 +13,7 @@ use std::net::IpAddr;
 use http::{HeaderMap, HeaderName, Method};
 
 pub use network::Network;
-use rule::CompiledRule;
+use rule::CompiledAccessRule;
 pub use rule::is_respelled;
 
 use crate::config::{HostMatch, PathMatch, ValueMatch};
@@ -26,11 +26,11 @@ const MAX_RULES: usize = 1_000;
 /// Everything that decides about one port.
 #[derive(Clone, Debug, PartialEq, Default)]
 pub struct Access {
-    /// Of a caller that no rule speaks of, while no allow rule is in force.
+    /// Of a caller that matches no rule, while no allow rule is in force.
     pub default: Action,
     /// Where the default comes from, for the explanation: `namespace/name` of a policy.
     pub default_from: Option<String>,
-    pub rules: Vec<Rule>,
+    pub rules: Vec<AccessRule>,
     pub tokens: Vec<TokenIssuer>,
 }
 
@@ -43,21 +43,21 @@ pub enum Action {
 
 /// Matches when one of `from`, one of `to` and all of `claims` do; an empty list matches everything.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Rule {
+pub struct AccessRule {
     /// `namespace/name` of the policy.
     pub policy: String,
     /// The rule's name, or its place as in `rules[2]`.
     pub name: String,
     pub action: Action,
     pub audit: bool,
-    pub from: Vec<Caller>,
+    pub from: Vec<CallerMatch>,
     pub to: Vec<Operation>,
     pub claims: Vec<ClaimMatch>,
 }
 
 /// All fields that are set must hold; of a list one entry.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
-pub struct Caller {
+pub struct CallerMatch {
     /// `namespace/service-account`.
     pub service_accounts: Vec<String>,
     pub namespaces: Vec<String>,
@@ -93,7 +93,7 @@ pub struct ClaimMatch {
     pub values: Vec<String>,
 }
 
-/// Whose tokens are believed (RFC 7519).
+/// Whose tokens are trusted (RFC 7519).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TokenIssuer {
     /// Compared with `iss`, byte by byte.
@@ -142,7 +142,7 @@ pub type Claims = BTreeMap<String, Vec<String>>;
 
 /// What was decided.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
-pub struct Decision {
+pub struct AccessDecision {
     /// Why it is refused.
     pub denied: Option<Denial>,
     /// Why rules in audit mode would refuse it.
@@ -168,8 +168,8 @@ pub struct CompiledAccess {
 
 #[derive(Debug, Default)]
 struct RuleSet {
-    deny: Vec<CompiledRule>,
-    allow: Vec<CompiledRule>,
+    deny: Vec<CompiledAccessRule>,
+    allow: Vec<CompiledAccessRule>,
 }
 
 impl CompiledAccess {
@@ -192,7 +192,7 @@ impl CompiledAccess {
                 Action::Allow => &mut set.allow,
                 Action::Deny => &mut set.deny,
             };
-            list.push(CompiledRule::new(rule).map_err(|e| e.under(format!("rules[{i}]")))?);
+            list.push(CompiledAccessRule::new(rule).map_err(|e| e.under(format!("rules[{i}]")))?);
         }
         Ok(compiled)
     }
@@ -202,7 +202,7 @@ impl CompiledAccess {
         self.default == Action::Allow && self.enforced.is_empty() && self.audited.is_empty()
     }
 
-    pub fn decide(&self, facts: &Facts<'_>) -> Decision {
+    pub fn decide(&self, facts: &Facts<'_>) -> AccessDecision {
         let denied = self.enforced.deny(facts).or_else(|| {
             let needs_allow = self.default == Action::Deny || !self.enforced.allow.is_empty();
             let refused = needs_allow && !self.enforced.allows(facts);
@@ -215,7 +215,7 @@ impl CompiledAccess {
                 && !self.enforced.allows(facts);
             refused.then(|| Denial(format!("no rule of {} allows it", self.audited.allowing())))
         });
-        Decision { denied, audited }
+        AccessDecision { denied, audited }
     }
 
     /// Whether some request of this caller could be allowed, whatever it asks for.

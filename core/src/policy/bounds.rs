@@ -1,7 +1,7 @@
-//! The bounds of every number in a policy, once, for whoever reads one: from a manifest or the wire.
+//! The bounds of every number in a policy, once, for anyone who reads one: from a manifest or the wire.
 //!
 //! [`number`], [`duration`] and the functions beside them check one value; the `check` of a section
-//! says whether its values make sense together. Paths are added by whoever knows the field's name.
+//! says whether its values make sense together. Paths are added by anyone who knows the field's name.
 
 use std::fmt::Debug;
 use std::ops::RangeInclusive;
@@ -91,12 +91,12 @@ pub const SERVICE_BYTES: usize = 256;
 pub const IN_FLIGHT: Numbers = 1..=PLENTY;
 pub const PENDING: Numbers = 0..=PLENTY;
 
-/// Of the wait before a second try.
+/// Of the wait before a second attempt.
 pub const HEDGE: Durations = Duration::from_millis(1)..=MINUTE;
 /// Of the time that an answer is kept, fresh and for failures. 0: not at all.
 pub const KEPT: Durations = Duration::ZERO..=DAY;
 pub const ENTRY_BYTES: Numbers = 1..=1024 * 1024;
-/// Each one that sends may take as long as a try.
+/// Each one that sends may take as long as an attempt.
 pub const MAX_FALLBACKS: usize = 8;
 /// Statuses of a static answer.
 pub const STATIC_STATUS: Numbers = 200..=599;
@@ -114,7 +114,7 @@ pub const CONCURRENCY: Numbers = 1..=PLENTY;
 pub const QUEUE: Numbers = 0..=100_000;
 /// 0: nobody waits.
 pub const WAIT: Durations = Duration::ZERO..=Duration::from_secs(10);
-/// Experiments that may speak of one service or rule; each is looked at for every try.
+/// Fault injections that may apply to one service or rule; each is looked at for every attempt.
 pub const MAX_FAULTS: usize = 16;
 /// Of a fault, in hundredths of a percent.
 pub const SHARE: Numbers = 1..=10_000;
@@ -126,9 +126,9 @@ pub const DELAY: Durations = Duration::from_millis(1)..=MINUTE;
 pub const DELAY_JITTER: Durations = Duration::ZERO..=MINUTE;
 /// Statuses that a fault may answer with: what says that something went wrong.
 pub const ABORT_STATUS: Numbers = 400..=599;
-/// An experiment that is forgotten ends on the same day.
+/// A fault injection that is forgotten ends on the same day.
 pub const EXPERIMENT: Duration = DAY;
-/// Experiments whose guards may watch one service.
+/// Fault injections whose guards may watch one service.
 pub const MAX_STOP_RULES: usize = 16;
 pub const SCHEDULE: Durations = Duration::from_secs(1)..=DAY;
 

@@ -15,7 +15,7 @@ pub struct BreakerConfig {
     pub consecutive_failures: Option<u32>,
     pub failure_rate: Option<FailureRate>,
     pub open: OpenTime,
-    /// Trials at a time while half open, and as many successes in a row close it. 1 to 100.
+    /// Probes at a time while half open, and as many successes in a row close it. 1 to 100.
     pub trials: u32,
 }
 
@@ -30,11 +30,11 @@ pub struct FailureRate {
     pub min_requests: u32,
 }
 
-/// How long it stays open before the next trial.
+/// How long it stays open before the next probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OpenTime {
     Fixed(Duration),
-    /// Doubles with each failed trial, up to `max`, and is drawn from its upper half.
+    /// Doubles with each failed probe, up to `max`, and is drawn from its upper half.
     Backoff {
         base: Duration,
         max: Duration,
@@ -49,28 +49,28 @@ pub enum OpenTime {
 pub struct Breaker {
     config: BreakerConfig,
     tally: Tally,
-    state: State,
+    state: BreakerState,
     /// Times that it has opened since it was closed.
     openings: u32,
-    /// Half-open periods so far: an answer to a trial of an earlier one comes too late.
+    /// Half-open periods so far: an answer to a probe of an earlier one comes too late.
     period: u64,
-    /// When a half-open one lets another trial pass though none has been answered.
+    /// When a half-open one lets another probe pass though none has been answered.
     renew_at: Instant,
     open_for: Duration,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
+pub enum BreakerState {
     Closed,
-    Open { since: Instant, until: Instant, cause: Cause },
-    HalfOpen { in_trial: u32, successes: u32 },
+    Open { since: Instant, until: Instant, cause: OpenCause },
+    HalfOpen { probing: u32, successes: u32 },
 }
 
 /// Why it opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Cause {
+pub enum OpenCause {
     TooMany(TooMany),
-    TrialFailed,
+    ProbeFailed,
 }
 
 /// What a request may do.
@@ -78,22 +78,22 @@ pub enum Cause {
 pub enum Admission {
     Pass,
     /// It passes, and its end must be told with this id.
-    Trial(TrialId),
+    Probe(BreakerProbeId),
     Refuse {
         /// When it makes sense to ask again.
         retry_at: Instant,
     },
 }
 
-/// The half-open period that a trial belongs to.
+/// The half-open period that a probe belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TrialId(u64);
+pub struct BreakerProbeId(u64);
 
 /// A change of state, for the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Transition {
-    pub from: State,
-    pub to: State,
+pub struct BreakerChange {
+    pub from: BreakerState,
+    pub to: BreakerState,
 }
 
 impl Breaker {
@@ -104,7 +104,7 @@ impl Breaker {
         Self {
             config,
             tally,
-            state: State::Closed,
+            state: BreakerState::Closed,
             openings: 0,
             period: 0,
             renew_at: now,
@@ -117,7 +117,7 @@ impl Breaker {
     pub fn reconfigure(&mut self, config: BreakerConfig) {
         self.config = config;
         self.tally.reconfigure(config.thresholds());
-        if let State::Open { since, until, .. } = &mut self.state {
+        if let BreakerState::Open { since, until, .. } = &mut self.state {
             let longest = match config.open {
                 OpenTime::Fixed(time) => time,
                 OpenTime::Backoff { max, .. } => max,
@@ -128,21 +128,21 @@ impl Breaker {
 
     /// To be called about once a second, so that requests are counted where they belong and a breaker
     /// without requests shows that its time is over.
-    pub fn tick(&mut self, now: Instant, total: u64) -> Option<Transition> {
+    pub fn tick(&mut self, now: Instant, total: u64) -> Option<BreakerChange> {
         self.tally.tick(self.config.thresholds(), now, total);
         self.half_open(now)
     }
 
-    pub fn admit(&mut self, now: Instant) -> (Admission, Option<Transition>) {
+    pub fn admit(&mut self, now: Instant) -> (Admission, Option<BreakerChange>) {
         let transition = self.half_open(now);
         let admission = match &mut self.state {
-            State::Closed => Admission::Pass,
-            State::Open { until, .. } => Admission::Refuse { retry_at: *until },
-            State::HalfOpen { in_trial, .. } => {
-                if *in_trial < self.config.trials || now >= self.renew_at {
-                    *in_trial += 1;
+            BreakerState::Closed => Admission::Pass,
+            BreakerState::Open { until, .. } => Admission::Refuse { retry_at: *until },
+            BreakerState::HalfOpen { probing, .. } => {
+                if *probing < self.config.trials || now >= self.renew_at {
+                    *probing += 1;
                     self.renew_at = now.later(self.open_for);
-                    Admission::Trial(TrialId(self.period))
+                    Admission::Probe(BreakerProbeId(self.period))
                 } else {
                     Admission::Refuse { retry_at: self.renew_at }
                 }
@@ -152,23 +152,25 @@ impl Breaker {
     }
 
     /// A request has been answered. Needs no call while [`Self::is_closed_and_clean`].
-    pub fn success(&mut self, trial: Option<TrialId>) -> Option<Transition> {
+    pub fn success(&mut self, probe: Option<BreakerProbeId>) -> Option<BreakerChange> {
         match &mut self.state {
-            State::Closed => {
+            BreakerState::Closed => {
                 self.tally.success();
                 None
             }
-            State::HalfOpen { in_trial, successes } if trial == Some(TrialId(self.period)) => {
-                *in_trial = in_trial.saturating_sub(1);
+            BreakerState::HalfOpen { probing, successes }
+                if probe == Some(BreakerProbeId(self.period)) =>
+            {
+                *probing = probing.saturating_sub(1);
                 *successes += 1;
                 if *successes < self.config.trials {
                     return None;
                 }
                 self.openings = 0;
                 self.tally = Tally::default();
-                Some(self.become_state(State::Closed))
+                Some(self.become_state(BreakerState::Closed))
             }
-            State::HalfOpen { .. } | State::Open { .. } => None,
+            BreakerState::HalfOpen { .. } | BreakerState::Open { .. } => None,
         }
     }
 
@@ -179,32 +181,34 @@ impl Breaker {
         now: Instant,
         total: u64,
         random: u64,
-        trial: Option<TrialId>,
-    ) -> Option<Transition> {
+        probe: Option<BreakerProbeId>,
+    ) -> Option<BreakerChange> {
         let cause = match self.state {
-            State::Closed => {
-                Cause::TooMany(self.tally.failure(self.config.thresholds(), now, total)?)
+            BreakerState::Closed => {
+                OpenCause::TooMany(self.tally.failure(self.config.thresholds(), now, total)?)
             }
-            State::HalfOpen { .. } if trial == Some(TrialId(self.period)) => Cause::TrialFailed,
-            State::HalfOpen { .. } | State::Open { .. } => return None,
+            BreakerState::HalfOpen { .. } if probe == Some(BreakerProbeId(self.period)) => {
+                OpenCause::ProbeFailed
+            }
+            BreakerState::HalfOpen { .. } | BreakerState::Open { .. } => return None,
         };
         self.open_for = open_time(self.config.open, self.openings, random);
         self.openings = self.openings.saturating_add(1);
         let until = now.later(self.open_for);
-        Some(self.become_state(State::Open { since: now, until, cause }))
+        Some(self.become_state(BreakerState::Open { since: now, until, cause }))
     }
 
-    /// A trial has ended without an answer because its caller went away: that proves nothing, and
+    /// A probe has ended without an answer because its caller went away: that proves nothing, and
     /// another may take its place.
-    pub fn abandoned(&mut self, trial: TrialId) {
-        if let State::HalfOpen { in_trial, .. } = &mut self.state
-            && trial == TrialId(self.period)
+    pub fn abandoned(&mut self, probe: BreakerProbeId) {
+        if let BreakerState::HalfOpen { probing, .. } = &mut self.state
+            && probe == BreakerProbeId(self.period)
         {
-            *in_trial = in_trial.saturating_sub(1);
+            *probing = probing.saturating_sub(1);
         }
     }
 
-    pub fn state(&self) -> State {
+    pub fn state(&self) -> BreakerState {
         self.state
     }
 
@@ -214,27 +218,27 @@ impl Breaker {
 
     /// A success now would change nothing.
     pub fn is_closed_and_clean(&self) -> bool {
-        self.state == State::Closed && self.tally.has_no_run()
+        self.state == BreakerState::Closed && self.tally.has_no_run()
     }
 
-    fn half_open(&mut self, now: Instant) -> Option<Transition> {
+    fn half_open(&mut self, now: Instant) -> Option<BreakerChange> {
         match self.state {
-            State::Open { until, .. } if now >= until => {
+            BreakerState::Open { until, .. } if now >= until => {
                 self.period += 1;
                 self.renew_at = now;
-                Some(self.become_state(State::HalfOpen { in_trial: 0, successes: 0 }))
+                Some(self.become_state(BreakerState::HalfOpen { probing: 0, successes: 0 }))
             }
             _ => None,
         }
     }
 
-    fn become_state(&mut self, to: State) -> Transition {
+    fn become_state(&mut self, to: BreakerState) -> BreakerChange {
         let from = std::mem::replace(&mut self.state, to);
-        Transition { from, to }
+        BreakerChange { from, to }
     }
 }
 
-impl State {
+impl BreakerState {
     /// The word in metrics and logs.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -280,14 +284,14 @@ mod tests {
         assert_eq!(breaker.failure(now, 1, 0, None), None);
         assert_eq!(breaker.failure(now, 2, 0, None), None);
         let opening = breaker.failure(now, 3, 0, None).unwrap();
-        assert_eq!(opening.from, State::Closed);
+        assert_eq!(opening.from, BreakerState::Closed);
         assert_eq!(opening.to, breaker.state());
         breaker
     }
 
-    fn trial(breaker: &mut Breaker, now: Instant) -> TrialId {
+    fn probe(breaker: &mut Breaker, now: Instant) -> BreakerProbeId {
         match breaker.admit(now).0 {
-            Admission::Trial(trial) => trial,
+            Admission::Probe(probe) => probe,
             other => panic!("{other:?}"),
         }
     }
@@ -296,18 +300,18 @@ mod tests {
     fn it_opens_refuses_tries_and_closes() {
         let now = Instant::now();
         let mut breaker = opened(THREE_IN_A_ROW, now);
-        let cause = Cause::TooMany(TooMany::Consecutive(3));
+        let cause = OpenCause::TooMany(TooMany::Consecutive(3));
         let until = now + SECOND;
-        assert_eq!(breaker.state(), State::Open { since: now, until, cause });
+        assert_eq!(breaker.state(), BreakerState::Open { since: now, until, cause });
         assert_eq!(breaker.admit(now).0, Admission::Refuse { retry_at: until });
         assert_eq!(breaker.success(None), None, "of a request from before");
         assert_eq!(breaker.tick(until, 3).map(|t| t.to.as_str()), Some("half_open"));
 
-        let (one, other) = (trial(&mut breaker, until), trial(&mut breaker, until));
+        let (one, other) = (probe(&mut breaker, until), probe(&mut breaker, until));
         assert_eq!(breaker.admit(until).0, Admission::Refuse { retry_at: until + SECOND });
-        assert_eq!(breaker.success(None), None, "no trial");
+        assert_eq!(breaker.success(None), None, "no probe");
         assert_eq!(breaker.success(Some(one)), None);
-        assert_eq!(breaker.success(Some(other)).map(|t| t.to), Some(State::Closed));
+        assert_eq!(breaker.success(Some(other)).map(|t| t.to), Some(BreakerState::Closed));
         assert!(breaker.is_closed_and_clean());
         assert_eq!(breaker.admit(until), (Admission::Pass, None));
     }
@@ -317,19 +321,19 @@ mod tests {
         let now = Instant::now();
         let mut breaker = opened(THREE_IN_A_ROW, now);
         let later = now + SECOND;
-        let (one, other) = (trial(&mut breaker, later), trial(&mut breaker, later));
+        let (one, other) = (probe(&mut breaker, later), probe(&mut breaker, later));
         let opening = breaker.failure(later, 5, 0, Some(one)).unwrap();
         let until = later + SECOND;
-        let open = State::Open { since: later, until, cause: Cause::TrialFailed };
+        let open = BreakerState::Open { since: later, until, cause: OpenCause::ProbeFailed };
         assert_eq!(opening.to, open);
         assert_eq!(breaker.failure(later, 5, 0, Some(other)), None);
-        let again = trial(&mut breaker, until);
+        let again = probe(&mut breaker, until);
         assert_eq!(breaker.success(Some(other)), None);
-        assert_eq!(breaker.state(), State::HalfOpen { in_trial: 1, successes: 0 });
+        assert_eq!(breaker.state(), BreakerState::HalfOpen { probing: 1, successes: 0 });
         breaker.abandoned(other);
-        assert_eq!(breaker.state(), State::HalfOpen { in_trial: 1, successes: 0 });
+        assert_eq!(breaker.state(), BreakerState::HalfOpen { probing: 1, successes: 0 });
         breaker.abandoned(again);
-        assert_eq!(breaker.state(), State::HalfOpen { in_trial: 0, successes: 0 });
+        assert_eq!(breaker.state(), BreakerState::HalfOpen { probing: 0, successes: 0 });
     }
 
     #[test]
@@ -337,11 +341,11 @@ mod tests {
         let now = Instant::now();
         let mut breaker = opened(BreakerConfig { trials: 1, ..THREE_IN_A_ROW }, now);
         let later = now + SECOND;
-        let _hanging = trial(&mut breaker, later);
+        let _hanging = probe(&mut breaker, later);
         assert_eq!(breaker.admit(later).0, Admission::Refuse { retry_at: later + SECOND });
-        let second = trial(&mut breaker, later + SECOND);
+        let second = probe(&mut breaker, later + SECOND);
         let closing = breaker.success(Some(second)).map(|t| t.to);
-        assert_eq!(closing, Some(State::Closed));
+        assert_eq!(closing, Some(BreakerState::Closed));
     }
 
     #[test]

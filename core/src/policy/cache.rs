@@ -34,7 +34,7 @@ pub const DEFAULT_ENTRY_BYTES: u32 = 64 * 1024;
 
 /// How long an answer that may be kept is good, and for whom.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Kept {
+pub struct Cached {
     pub fresh: Duration,
     /// After that, instead of a failure.
     pub stale: Duration,
@@ -54,7 +54,7 @@ pub struct Shared {
 
 /// What a request says about answers that are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Asked {
+pub struct CacheRequest {
     /// A fresh answer that is kept will do.
     pub fresh: bool,
     /// A stale one will do instead of a failure.
@@ -67,7 +67,7 @@ pub struct Asked {
     pub with_cookies: bool,
 }
 
-impl Asked {
+impl CacheRequest {
     /// Whether such a request may be given an answer, and the answer to it kept, that is shared so.
     pub fn may_share(self, shared: Shared) -> bool {
         (!self.authorized || shared.authorized) && (!self.with_cookies || shared.with_cookies)
@@ -85,7 +85,7 @@ pub struct Timing {
 
 /// None: the cache has nothing to do with the request. `has_body`: a GET may have one, and then its answer
 /// can depend on what no key holds (RFC 9110 section 9.3.1).
-pub fn asked(method: &Method, headers: &HeaderMap, has_body: bool) -> Option<Asked> {
+pub fn cache_request(method: &Method, headers: &HeaderMap, has_body: bool) -> Option<CacheRequest> {
     let has = |name: &HeaderName| headers.contains_key(name);
     if method != Method::GET || has(&RANGE) || has_body || METHODS.iter().any(has) {
         return None;
@@ -95,7 +95,7 @@ pub fn asked(method: &Method, headers: &HeaderMap, has_body: bool) -> Option<Ask
     // A `max-age` or `min-fresh` is a wish for something newer than we may have; nobody needs us to count
     // for it.
     let newer = says.no_cache || says.max_age.is_some() || says.min_fresh;
-    Some(Asked {
+    Some(CacheRequest {
         fresh: !newer && !says.no_store && !conditional,
         stale: !says.no_store && !conditional,
         // The answer to a condition may be no answer to anybody else.
@@ -108,11 +108,11 @@ pub fn asked(method: &Method, headers: &HeaderMap, has_body: bool) -> Option<Ask
 /// How long the answer to such a request may be kept (RFC 9111 section 3). None: not at all.
 pub fn may_store(
     config: &CacheConfig,
-    asked: Asked,
+    asked: CacheRequest,
     status: StatusCode,
     headers: &HeaderMap,
     timing: Timing,
-) -> Option<Kept> {
+) -> Option<Cached> {
     if !asked.store || status != StatusCode::OK || headers.contains_key(SET_COOKIE) {
         return None;
     }
@@ -140,7 +140,7 @@ pub fn may_store(
     if let Some(said) = says.stale_if_error {
         stale = stale.min(said);
     }
-    (!fresh.is_zero() || !stale.is_zero()).then_some(Kept { fresh, stale, age, shared })
+    (!fresh.is_zero() || !stale.is_zero()).then_some(Cached { fresh, stale, age, shared })
 }
 
 /// For how long an answer says to be fresh (RFC 9111 section 4.2.1), zero where it says that in a way that

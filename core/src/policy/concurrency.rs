@@ -80,11 +80,11 @@ struct Round {
 struct Gradient {
     /// Latency without load in seconds; zero: not measured yet.
     unloaded: f64,
-    probe: Probe,
+    probe: LimitProbe,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Probe {
+enum LimitProbe {
     Next {
         at: Instant,
     },
@@ -109,7 +109,7 @@ pub enum Sample {
 impl Concurrency {
     /// An adaptive limit begins at its least.
     pub fn new(config: ConcurrencyConfig, now: Instant) -> Self {
-        let probe = Probe::Next { at: now.later(PROBE_EVERY) };
+        let probe = LimitProbe::Next { at: now.later(PROBE_EVERY) };
         Self {
             config,
             in_flight: 0,
@@ -125,7 +125,7 @@ impl Concurrency {
         self.config = config;
         let (least, most) = bounds(config.limit);
         self.limit = self.limit.max(f64::from(least)).min(f64::from(most));
-        if let Probe::On { limit, .. } = &mut self.gradient.probe {
+        if let LimitProbe::On { limit, .. } = &mut self.gradient.probe {
             *limit = limit.max(f64::from(least)).min(f64::from(most));
         }
     }
@@ -149,8 +149,8 @@ impl Concurrency {
         };
         let since = match (algorithm, self.gradient.probe) {
             // Those from before came in under the full load.
-            (Algorithm::Gradient, Probe::On { since, .. }) => since,
-            (Algorithm::Gradient, Probe::Next { .. }) => entered,
+            (Algorithm::Gradient, LimitProbe::On { since, .. }) => since,
+            (Algorithm::Gradient, LimitProbe::Next { .. }) => entered,
             (Algorithm::Aimd { .. }, _) => self.deaf_until,
         };
         if entered >= since {
@@ -179,13 +179,13 @@ impl Concurrency {
     /// all loads: an average follows a lasting overload.
     fn follow_gradient(&mut self, now: Instant, (min, max): (f64, f64)) {
         let complete = self.round.is_complete(now);
-        if let Probe::On { since, limit } = self.gradient.probe {
+        if let LimitProbe::On { since, limit } = self.gradient.probe {
             if complete {
                 self.gradient.unloaded = self.round.mean();
             }
             if complete || now >= since.later(PROBE_TIME) {
                 self.limit = limit.max(min).min(max);
-                self.gradient.probe = Probe::Next { at: now.later(PROBE_EVERY) };
+                self.gradient.probe = LimitProbe::Next { at: now.later(PROBE_EVERY) };
                 self.round = Round::new(now, self.in_flight);
             }
             return;
@@ -209,9 +209,9 @@ impl Concurrency {
             self.limit = target.max(min).min(max);
         }
         self.round = Round::new(now, self.in_flight);
-        if matches!(self.gradient.probe, Probe::Next { at } if now >= at) {
+        if matches!(self.gradient.probe, LimitProbe::Next { at } if now >= at) {
             let limit = self.limit;
-            self.gradient.probe = Probe::On { since: now, limit };
+            self.gradient.probe = LimitProbe::On { since: now, limit };
             self.limit = (limit / 2.0).max(min);
         }
     }

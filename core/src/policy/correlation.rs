@@ -23,7 +23,7 @@ use super::priority::Priority;
 /// An inbound request in flight, as outbound ones see it.
 #[derive(Debug, Default)]
 pub struct Inflight {
-    pub keys: Keys,
+    pub keys: RequestKeys,
     /// Who sent it; requests with equal values come from one caller.
     pub caller: u64,
     /// It did not come over the mesh: its trace id is an external client's, and matches only with the span that was
@@ -41,7 +41,7 @@ pub struct Inflight {
 
 /// What a request is recognized by. Zero: it has none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Keys {
+pub struct RequestKeys {
     pub trace: u128,
     pub span: u64,
     /// A hash of the request id.
@@ -64,11 +64,11 @@ pub struct Inherited {
 /// Requests by a key that several may share. Each of the two ways to be found has shards of its own.
 #[derive(Debug)]
 pub struct Index<S = RandomState> {
-    slots: HashMap<u128, Slot, S>,
+    slots: HashMap<u128, InflightSlot, S>,
 }
 
 #[derive(Debug)]
-enum Slot {
+enum InflightSlot {
     One(u64, Arc<Inflight>),
     /// By their addresses: a caller may send thousands with one id, each of which leaves by itself.
     Many(HashMap<usize, (u64, Arc<Inflight>)>),
@@ -86,16 +86,16 @@ impl<S: BuildHasher> Index<S> {
         use std::collections::hash_map::Entry;
         match self.slots.entry(key) {
             Entry::Vacant(vacant) => {
-                vacant.insert(Slot::One(tag, value));
+                vacant.insert(InflightSlot::One(tag, value));
             }
             Entry::Occupied(mut occupied) => match occupied.get_mut() {
-                Slot::Many(all) => {
+                InflightSlot::Many(all) => {
                     all.insert(address(&value), (tag, value));
                 }
-                Slot::One(first, one) => {
+                InflightSlot::One(first, one) => {
                     let first = (address(one), (*first, Arc::clone(one)));
                     let both = HashMap::from([first, (address(&value), (tag, value))]);
-                    occupied.insert(Slot::Many(both));
+                    occupied.insert(InflightSlot::Many(both));
                 }
             },
         }
@@ -105,8 +105,8 @@ impl<S: BuildHasher> Index<S> {
     pub fn remove(&mut self, key: u128, value: &Arc<Inflight>) {
         let Some(slot) = self.slots.get_mut(&key) else { return };
         let empty = match slot {
-            Slot::One(_, one) => Arc::ptr_eq(one, value),
-            Slot::Many(all) => {
+            InflightSlot::One(_, one) => Arc::ptr_eq(one, value),
+            InflightSlot::Many(all) => {
                 all.remove(&address(value));
                 all.is_empty()
             }
@@ -119,8 +119,8 @@ impl<S: BuildHasher> Index<S> {
     /// What a request inherits that has this key and this tag. None: nobody's, or it is not certain whose.
     pub fn exact(&self, key: u128, tag: u64) -> Option<Inherited> {
         match self.slots.get(&key)? {
-            Slot::One(of, one) => (*of == tag).then(|| inherit_one(one)),
-            Slot::Many(all) => {
+            InflightSlot::One(of, one) => (*of == tag).then(|| inherit_one(one)),
+            InflightSlot::Many(all) => {
                 inherit(all.values().filter(|(of, _)| *of == tag).map(|(_, one)| one))
             }
         }
@@ -129,14 +129,14 @@ impl<S: BuildHasher> Index<S> {
     /// What a request inherits that has this key alone, which external clients choose at will. None: as above.
     pub fn any(&self, key: u128) -> Option<Inherited> {
         match self.slots.get(&key)? {
-            Slot::One(_, one) => (!one.is_external).then(|| inherit_one(one)),
-            Slot::Many(all) => {
+            InflightSlot::One(_, one) => (!one.is_external).then(|| inherit_one(one)),
+            InflightSlot::Many(all) => {
                 inherit(all.values().map(|(_, one)| one).filter(|one| !one.is_external))
             }
         }
     }
 
-    /// Keys held, for whoever wants to see that none is left behind.
+    /// Keys held, for anyone who wants to see that none is left behind.
     pub fn len(&self) -> usize {
         self.slots.len()
     }
@@ -178,7 +178,7 @@ fn inherit<'a>(found: impl Iterator<Item = &'a Arc<Inflight>>) -> Option<Inherit
         if all.priority != other.priority {
             all.priority = Priority::default();
         }
-        // The longest one ends circles of calls; only proxies with the caller's own identity wrote it.
+        // The longest one ends request loops; only proxies with the caller's own identity wrote it.
         if length(&other.via) > length(&all.via) {
             all.via = other.via.clone();
         }

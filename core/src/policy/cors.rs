@@ -45,7 +45,7 @@ pub struct CorsConfig {
 /// The same, checked and ready for use.
 #[derive(Debug)]
 pub struct Cors {
-    origins: Vec<Origin>,
+    origins: Vec<AllowedOrigin>,
     credentials: bool,
     methods: List,
     headers: List,
@@ -54,7 +54,7 @@ pub struct Cors {
 }
 
 #[derive(Debug)]
-enum Origin {
+enum AllowedOrigin {
     Any,
     Of { https: bool, host: HostTest, port: u16 },
 }
@@ -150,13 +150,13 @@ impl Cors {
             true => ALL,
             false => origin.clone(),
         });
-        // Whoever may send credentials is never told `*` (Fetch standard).
+        // Anyone who may send credentials is never told `*` (Fetch standard).
         let expose = self.expose.answer(self.credentials, || None);
         Some(Grant { origin: allowed, credentials: self.credentials, expose })
     }
 
     fn any_origin(&self) -> bool {
-        self.origins.iter().any(|origin| matches!(origin, Origin::Any))
+        self.origins.iter().any(|origin| matches!(origin, AllowedOrigin::Any))
     }
 
     fn allows(&self, asked: &HeaderValue) -> bool {
@@ -166,10 +166,12 @@ impl Cors {
         let Some(asked) = asked.to_str().ok().and_then(|text| origin(text, false)) else {
             return false;
         };
-        let Origin::Of { https, host: HostTest::Exact(host), port } = asked else { return false };
+        let AllowedOrigin::Of { https, host: HostTest::Exact(host), port } = asked else {
+            return false;
+        };
         self.origins.iter().any(|origin| match origin {
-            Origin::Any => true,
-            Origin::Of { https: of, host: test, port: at } => {
+            AllowedOrigin::Any => true,
+            AllowedOrigin::Of { https: of, host: test, port: at } => {
                 (*of, *at) == (https, port) && test.is(&host)
             }
         })
@@ -229,9 +231,9 @@ impl HostTest {
 }
 
 /// An origin as a browser sends it, or with wildcards as a filter names it; none: it is not one.
-fn origin(text: &str, pattern: bool) -> Option<Origin> {
+fn origin(text: &str, pattern: bool) -> Option<AllowedOrigin> {
     if pattern && text == ANY {
-        return Some(Origin::Any);
+        return Some(AllowedOrigin::Any);
     }
     if text.len() > MAX_ORIGIN {
         return None;
@@ -256,7 +258,7 @@ fn origin(text: &str, pattern: bool) -> Option<Origin> {
         _ if is_host(host) => HostTest::Exact(host.to_owned()),
         _ => return None,
     };
-    Some(Origin::Of { https, host, port })
+    Some(AllowedOrigin::Of { https, host, port })
 }
 
 fn is_host(text: &str) -> bool {
@@ -371,7 +373,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_is_named_to_whoever_sends_credentials() {
+    fn everything_is_named_to_clients_that_send_credentials() {
         let open = cors(&["*"], false, &["*"], &["*"]);
         let headers = preflight(&open, "https://x.y");
         assert_eq!(text(&headers, "access-control-allow-origin").as_deref(), Some("*"));

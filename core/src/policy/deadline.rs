@@ -16,11 +16,11 @@ const MILLIS_DIGITS: usize = 9;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Deadline {
     pub at: Instant,
-    pub origin: Origin,
+    pub origin: DeadlineSource,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Origin {
+pub enum DeadlineSource {
     /// The request said so itself.
     Explicit,
     /// From the inbound request that the app works on.
@@ -31,14 +31,14 @@ pub enum Origin {
 
 /// What a request itself says about the time that it has left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub struct Told {
+pub struct HeaderTimeouts {
     pub grpc: Option<Duration>,
     pub deadline: Option<Duration>,
     pub envoy: Option<Duration>,
 }
 
-impl Told {
-    /// The nearest of them: whoever repeats one must not make it later by leaving another.
+impl HeaderTimeouts {
+    /// The nearest of them: anyone who repeats one must not make it later by leaving another.
     pub fn nearest(self) -> Option<Duration> {
         [self.grpc, self.deadline, self.envoy].into_iter().flatten().min()
     }
@@ -47,7 +47,7 @@ impl Told {
 impl Deadline {
     /// One that another proxy's policy has started: it ends where that policy's would.
     pub fn of_policy(self) -> Self {
-        Self { origin: Origin::Policy, ..self }
+        Self { origin: DeadlineSource::Policy, ..self }
     }
 
     /// The deadline of a request that came at `now`: the nearer one of what it says itself and of what it
@@ -61,14 +61,14 @@ impl Deadline {
     ) -> Option<Self> {
         if explicit.is_none() && inherited.is_none() {
             let at = now.checked_add(policy?)?;
-            return Some(Self { at, origin: Origin::Policy });
+            return Some(Self { at, origin: DeadlineSource::Policy });
         }
         let own = explicit.and_then(|left| now.checked_add(left));
         match (own, inherited) {
             (Some(at), inherited) if inherited.is_none_or(|inherited| at <= inherited) => {
-                Some(Self { at, origin: Origin::Explicit })
+                Some(Self { at, origin: DeadlineSource::Explicit })
             }
-            (_, inherited) => inherited.map(|at| Self { at, origin: Origin::Inherited }),
+            (_, inherited) => inherited.map(|at| Self { at, origin: DeadlineSource::Inherited }),
         }
     }
 
@@ -80,7 +80,7 @@ impl Deadline {
     /// Whether it holds beyond the head of the response. One that the mesh started on its own must not
     /// cut what is meant to go on.
     pub fn outlives_head(&self, streaming: bool) -> bool {
-        self.origin != Origin::Policy || !streaming
+        self.origin != DeadlineSource::Policy || !streaming
     }
 }
 
@@ -172,13 +172,13 @@ mod tests {
         let inherited = Some(now + SECOND);
         let nine = Some(SECOND * 9);
         for (explicit, inherited, at, origin) in [
-            (Some(SECOND / 2), inherited, now + SECOND / 2, Origin::Explicit),
-            (Some(SECOND), inherited, now + SECOND, Origin::Explicit),
-            (Some(SECOND * 30), inherited, now + SECOND, Origin::Inherited),
-            (Some(Duration::MAX), inherited, now + SECOND, Origin::Inherited),
-            (Some(SECOND * 30), None, now + SECOND * 30, Origin::Explicit),
-            (None, inherited, now + SECOND, Origin::Inherited),
-            (None, None, now + SECOND * 9, Origin::Policy),
+            (Some(SECOND / 2), inherited, now + SECOND / 2, DeadlineSource::Explicit),
+            (Some(SECOND), inherited, now + SECOND, DeadlineSource::Explicit),
+            (Some(SECOND * 30), inherited, now + SECOND, DeadlineSource::Inherited),
+            (Some(Duration::MAX), inherited, now + SECOND, DeadlineSource::Inherited),
+            (Some(SECOND * 30), None, now + SECOND * 30, DeadlineSource::Explicit),
+            (None, inherited, now + SECOND, DeadlineSource::Inherited),
+            (None, None, now + SECOND * 9, DeadlineSource::Policy),
         ] {
             let begun = begin(explicit, inherited, nine).unwrap();
             assert_eq!((begun.at, begun.origin), (at, origin), "{explicit:?} {inherited:?}");
@@ -194,8 +194,8 @@ mod tests {
 
     #[test]
     fn of_several_headers_the_nearest_holds() {
-        let told = Told { grpc: Some(SECOND * 2), deadline: Some(SECOND), envoy: None };
+        let told = HeaderTimeouts { grpc: Some(SECOND * 2), deadline: Some(SECOND), envoy: None };
         assert_eq!(told.nearest(), Some(SECOND));
-        assert_eq!(Told::default().nearest(), None);
+        assert_eq!(HeaderTimeouts::default().nearest(), None);
     }
 }

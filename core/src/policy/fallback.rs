@@ -190,7 +190,7 @@ impl Class {
         }
     }
 
-    /// Of a try that an experiment ended.
+    /// Of an attempt that a fault injection ended.
     pub fn of_failure(failure: Failure) -> Option<Self> {
         match failure {
             Failure::Unprocessed | Failure::Reset => Some(Self::Unavailable),

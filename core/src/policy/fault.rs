@@ -1,6 +1,6 @@
-//! Faults that an experiment injects into calls: which tries they hit, and what happens to those.
+//! Faults that are injected into calls: which attempts they hit, and what happens to those.
 //!
-//! A fault is judged by the wall clock of whoever injects it, so it ends in time even where the control
+//! A fault is judged by the wall clock of anyone who injects it, so it ends in time even where the control
 //! plane is away. Nothing here knows who calls: [`Fault::is_from`] is asked once, when a configuration is
 //! taken over.
 
@@ -16,27 +16,27 @@ use crate::outcome::{Outcome, classify_grpc, classify_http};
 /// Parts that a whole is counted in: hundredths of a percent.
 pub const WHOLE: u16 = 10_000;
 
-/// One experiment, as far as it is about one service or rule.
+/// One fault injection, as far as it is about one service or rule.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Fault {
     /// `namespace/name` of its FaultInjection.
     pub name: Arc<str>,
-    /// Names what its spec says; another spec is another experiment.
+    /// Names what its spec says; another spec is another fault injection.
     pub version: Arc<str>,
     /// Seconds since the Unix epoch: of several the oldest goes first, then by name.
     pub created: i64,
     /// Whose calls it hits. Empty: everybody's.
-    pub from: Vec<Caller>,
+    pub from: Vec<FaultSource>,
     /// Which requests it hits. Empty: all, and connections that are not looked into.
     pub matches: Vec<RequestMatch>,
     /// Of [`WHOLE`]; at least 1.
     pub share: u16,
-    pub kind: Kind,
+    pub kind: FaultAction,
     pub times: Times,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Caller {
+pub struct FaultSource {
     pub namespace: String,
     /// None: every account of the namespace.
     pub service_account: Option<String>,
@@ -46,21 +46,21 @@ pub struct Caller {
 #[derive(Clone, Debug, PartialEq, Default)]
 pub struct RequestMatch {
     pub method: Option<Method>,
-    pub path: Option<PathTest>,
+    pub path: Option<FaultPath>,
     pub headers: Vec<(HeaderName, HeaderValue)>,
 }
 
 /// Compared with the canonical path as the called service gets it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum PathTest {
+pub enum FaultPath {
     Exact(String),
     /// Whole segments: `/a` is `/a` and `/a/b`, not `/ab`.
     Prefix(String),
 }
 
-/// What happens to a try.
+/// What happens to an attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum FaultAction {
     /// It is made later, by `fixed` and up to `jitter` more.
     Delay { fixed: Duration, jitter: Duration },
     /// It is answered with a status.
@@ -103,7 +103,7 @@ pub struct Request<'a> {
     pub grpc: bool,
 }
 
-/// The answer that stands for a fault which gives one or breaks the try.
+/// The answer that stands for a fault which gives one or breaks the attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Answer {
     pub status: StatusCode,
@@ -123,7 +123,7 @@ impl Fault {
     /// Whether it hits a request; `random` is uniform.
     pub fn hits(&self, request: &Request<'_>, now: SystemTime, random: u64) -> bool {
         let matches = || {
-            let grpc_only = matches!(self.kind, Kind::AbortGrpc(_));
+            let grpc_only = matches!(self.kind, FaultAction::AbortGrpc(_));
             (request.grpc || !grpc_only)
                 && (self.matches.is_empty() || self.matches.iter().any(|one| one.holds(request)))
         };
@@ -132,7 +132,7 @@ impl Fault {
 
     /// Whether it hits a connection that is not looked into: only a partition can.
     pub fn hits_connection(&self, now: SystemTime, random: u64) -> bool {
-        let can = self.kind == Kind::Partition && self.matches.is_empty();
+        let can = self.kind == FaultAction::Partition && self.matches.is_empty();
         can && self.is_drawn(random) && self.times.are_now(now)
     }
 
@@ -148,7 +148,7 @@ impl Fault {
     }
 }
 
-impl Caller {
+impl FaultSource {
     pub fn is(&self, namespace: &str, service_account: &str) -> bool {
         let account = self.service_account.as_deref();
         self.namespace == namespace && account.is_none_or(|account| account == service_account)
@@ -169,7 +169,7 @@ impl RequestMatch {
     }
 }
 
-impl PathTest {
+impl FaultPath {
     fn holds(&self, path: &str) -> bool {
         match self {
             Self::Exact(exact) => exact == path,
@@ -193,7 +193,7 @@ impl Times {
     }
 }
 
-impl Kind {
+impl FaultAction {
     /// The word in metrics and explanations.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -204,7 +204,7 @@ impl Kind {
         }
     }
 
-    /// How long a try is held up; none: it does not come about.
+    /// How long an attempt is held up; none: it does not come about.
     pub fn delay(self, random: u64) -> Option<Duration> {
         let Self::Delay { fixed, jitter } = self else { return None };
         let jitter = u64::try_from(jitter.as_micros()).unwrap_or(u64::MAX);
@@ -261,7 +261,7 @@ fn grpc_code_of(status: StatusCode) -> i32 {
 const UNKNOWN: i32 = 2;
 const UNAVAILABLE: i32 = 14;
 
-impl fmt::Display for Caller {
+impl fmt::Display for FaultSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let account = self.service_account.as_deref().unwrap_or("*");
         write!(f, "{}/{account}", self.namespace)
@@ -276,7 +276,7 @@ mod tests {
         SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
     }
 
-    fn fault(kind: Kind) -> Fault {
+    fn fault(kind: FaultAction) -> Fault {
         Fault {
             name: "bank/f".into(),
             version: "1".into(),
@@ -324,9 +324,9 @@ mod tests {
 
     #[test]
     fn it_hits_the_callers_and_requests_that_it_names() {
-        let mut one = fault(Kind::Reset);
+        let mut one = fault(FaultAction::Reset);
         assert!(one.is_from("any", "body"));
-        let caller = |account: Option<&str>| Caller {
+        let caller = |account: Option<&str>| FaultSource {
             namespace: "bank".to_owned(),
             service_account: account.map(str::to_owned),
         };
@@ -338,7 +338,7 @@ mod tests {
         assert!(request("/", &headers, false, &one));
         one.matches = vec![RequestMatch {
             method: Some(Method::GET),
-            path: Some(PathTest::Prefix("/prices/".to_owned())),
+            path: Some(FaultPath::Prefix("/prices/".to_owned())),
             headers: vec![(HeaderName::from_static("x-test"), HeaderValue::from_static("1"))],
         }];
         assert!(!request("/prices", &headers, false, &one));
@@ -346,28 +346,28 @@ mod tests {
         for (path, wanted) in [("/prices", true), ("/prices/a", true), ("/pricesx", false)] {
             assert_eq!(request(path, &headers, false, &one), wanted, "{path}");
         }
-        one.matches[0].path = Some(PathTest::Exact("/prices".to_owned()));
+        one.matches[0].path = Some(FaultPath::Exact("/prices".to_owned()));
         assert!(!request("/prices/a", &headers, false, &one));
-        one.matches[0].path = Some(PathTest::Prefix("/".to_owned()));
+        one.matches[0].path = Some(FaultPath::Prefix("/".to_owned()));
         assert!(request("/any", &headers, false, &one));
     }
 
     #[test]
     fn only_partitions_hit_what_is_not_looked_into_and_grpc_codes_only_grpc() {
-        for (kind, hits) in [(Kind::Partition, true), (Kind::Reset, false)] {
+        for (kind, hits) in [(FaultAction::Partition, true), (FaultAction::Reset, false)] {
             assert_eq!(fault(kind).hits_connection(at(1), 0), hits);
         }
-        let mut narrow = fault(Kind::Partition);
+        let mut narrow = fault(FaultAction::Partition);
         narrow.matches = vec![RequestMatch::default()];
         assert!(!narrow.hits_connection(at(1), 0));
         let headers = HeaderMap::new();
-        let code = fault(Kind::AbortGrpc(14));
+        let code = fault(FaultAction::AbortGrpc(14));
         assert!(request("/", &headers, true, &code) && !request("/", &headers, false, &code));
     }
 
     #[test]
     fn its_share_is_exact_in_hundredths_of_a_percent() {
-        let mut one = fault(Kind::Reset);
+        let mut one = fault(FaultAction::Reset);
         for share in [1, 1_050, WHOLE] {
             one.share = share;
             let step = u64::MAX / u64::from(WHOLE);
@@ -380,23 +380,31 @@ mod tests {
     #[test]
     fn answers_are_what_the_service_would_have_said() {
         let status = |code| StatusCode::from_u16(code).unwrap();
-        let answer = |kind: Kind, grpc| {
+        let answer = |kind: FaultAction, grpc| {
             let answer = kind.answer(grpc).unwrap();
             (answer.status.as_u16(), answer.grpc, answer.failure, answer.outcome)
         };
         let unavailable = Some(Failure::Status(status(503)));
         for (kind, grpc, wanted) in [
-            (Kind::Abort(status(503)), false, (503, 14, unavailable, Outcome::Failure)),
-            (Kind::Abort(status(404)), false, (404, 12, None, Outcome::Success)),
-            (Kind::Abort(status(503)), true, (503, 14, Some(Failure::Grpc(14)), Outcome::Failure)),
-            (Kind::AbortGrpc(5), true, (503, 5, Some(Failure::Grpc(5)), Outcome::Success)),
-            (Kind::Reset, false, (502, 2, Some(Failure::Reset), Outcome::Failure)),
-            (Kind::Partition, false, (503, 14, Some(Failure::Unprocessed), Outcome::Failure)),
+            (FaultAction::Abort(status(503)), false, (503, 14, unavailable, Outcome::Failure)),
+            (FaultAction::Abort(status(404)), false, (404, 12, None, Outcome::Success)),
+            (
+                FaultAction::Abort(status(503)),
+                true,
+                (503, 14, Some(Failure::Grpc(14)), Outcome::Failure),
+            ),
+            (FaultAction::AbortGrpc(5), true, (503, 5, Some(Failure::Grpc(5)), Outcome::Success)),
+            (FaultAction::Reset, false, (502, 2, Some(Failure::Reset), Outcome::Failure)),
+            (
+                FaultAction::Partition,
+                false,
+                (503, 14, Some(Failure::Unprocessed), Outcome::Failure),
+            ),
         ] {
             assert_eq!(answer(kind, grpc), wanted, "{kind:?}");
         }
         let (fixed, jitter) = (Duration::from_millis(200), Duration::from_millis(50));
-        let delay = Kind::Delay { fixed, jitter };
+        let delay = FaultAction::Delay { fixed, jitter };
         assert_eq!(delay.answer(false), None);
         assert_eq!(delay.delay(0), Some(fixed));
         assert_eq!(delay.delay(u64::MAX), Some(fixed + jitter));

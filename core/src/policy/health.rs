@@ -1,7 +1,7 @@
 //! Active checks of endpoints: who answers them badly several times in a row gets no requests until it
 //! answers well several times in a row.
 //!
-//! [`Vitals`] is what one endpoint's checks have shown and when the next one is due. Whoever makes the
+//! [`HealthState`] is what one endpoint's checks have shown and when the next one is due. Anyone who makes the
 //! checks tells it; an endpoint that nothing is known of is taken for well.
 
 use std::time::{Duration, Instant};
@@ -19,7 +19,7 @@ const JITTER_PERCENT: u32 = 10;
 /// How the endpoints of a service are checked.
 #[derive(Clone, Debug, PartialEq)]
 pub struct HealthConfig {
-    pub probe: Probe,
+    pub probe: HealthProbe,
     /// From the beginning of a check to that of the next one, which waits for the end of the first.
     pub interval: Duration,
     /// Of a check as a whole, its connection included.
@@ -32,7 +32,7 @@ pub struct HealthConfig {
 
 /// What is asked, and of whom.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Probe {
+pub enum HealthProbe {
     /// GET; 2xx is good.
     Http(PathAndQuery),
     /// `grpc.health.v1.Health/Check` of a service by name; SERVING is good.
@@ -43,30 +43,30 @@ pub enum Probe {
 
 /// What one check found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Found {
-    Good,
-    Bad,
+pub enum CheckResult {
+    Healthy,
+    Unhealthy,
     /// Somebody before the app had too much to do to ask it: this says nothing about the app.
-    Unclear,
+    Inconclusive,
 }
 
-impl Found {
-    pub const ALL: [Self; 3] = [Self::Good, Self::Bad, Self::Unclear];
+impl CheckResult {
+    pub const ALL: [Self; 3] = [Self::Healthy, Self::Unhealthy, Self::Inconclusive];
 
     /// The word in metrics.
     pub fn as_str(self) -> &'static str {
         match self {
-            Self::Good => "good",
-            Self::Bad => "bad",
-            Self::Unclear => "unclear",
+            Self::Healthy => "good",
+            Self::Unhealthy => "bad",
+            Self::Inconclusive => "unclear",
         }
     }
 }
 
 /// What is known of one endpoint by its checks.
 #[derive(Clone, Debug)]
-pub struct Vitals {
-    well: bool,
+pub struct HealthState {
+    healthy: bool,
     /// Checks in a row that speak against `well`.
     against: u8,
     /// It is as it is since then.
@@ -75,15 +75,15 @@ pub struct Vitals {
     under_way: bool,
 }
 
-impl Vitals {
+impl HealthState {
     /// Well until proven otherwise. Its first check comes at random within the first interval.
     pub fn new(config: &HealthConfig, now: Instant, random: u64) -> Self {
         let next = now.later(share(config.interval, random));
-        Self { well: true, against: 0, since: now, next, under_way: false }
+        Self { healthy: true, against: 0, since: now, next, under_way: false }
     }
 
-    pub fn is_well(&self) -> bool {
-        self.well
+    pub fn is_healthy(&self) -> bool {
+        self.healthy
     }
 
     pub fn since(&self) -> Instant {
@@ -104,23 +104,28 @@ impl Vitals {
     }
 
     /// The check has ended. Returns what the endpoint is from now on, if that has changed.
-    pub fn note(&mut self, config: &HealthConfig, now: Instant, found: Found) -> Option<bool> {
+    pub fn note(
+        &mut self,
+        config: &HealthConfig,
+        now: Instant,
+        found: CheckResult,
+    ) -> Option<bool> {
         self.under_way = false;
         let good = match found {
-            Found::Good => true,
-            Found::Bad => false,
-            Found::Unclear => return None,
+            CheckResult::Healthy => true,
+            CheckResult::Unhealthy => false,
+            CheckResult::Inconclusive => return None,
         };
-        if good == self.well {
+        if good == self.healthy {
             self.against = 0;
             return None;
         }
         self.against = self.against.saturating_add(1);
-        let enough = if self.well { config.unhealthy_after } else { config.healthy_after };
+        let enough = if self.healthy { config.unhealthy_after } else { config.healthy_after };
         if self.against < enough {
             return None;
         }
-        (self.well, self.against, self.since) = (good, 0, now);
+        (self.healthy, self.against, self.since) = (good, 0, now);
         Some(good)
     }
 
@@ -144,7 +149,7 @@ mod tests {
 
     fn config() -> HealthConfig {
         HealthConfig {
-            probe: Probe::Tcp,
+            probe: HealthProbe::Tcp,
             interval: Duration::from_secs(5),
             timeout: Duration::from_secs(1),
             unhealthy_after: 3,
@@ -155,26 +160,26 @@ mod tests {
     #[test]
     fn only_results_in_a_row_change_what_an_endpoint_is() {
         let (config, now) = (config(), Instant::now());
-        let mut vitals = Vitals::new(&config, now, 0);
+        let mut vitals = HealthState::new(&config, now, 0);
         let mut see = |found| vitals.note(&config, now, found);
-        use Found::{Bad, Good, Unclear};
-        for found in [Bad, Bad, Good, Bad, Unclear, Bad] {
+        use CheckResult::{Healthy, Inconclusive, Unhealthy};
+        for found in [Unhealthy, Unhealthy, Healthy, Unhealthy, Inconclusive, Unhealthy] {
             assert_eq!(see(found), None, "{found:?}");
         }
-        assert_eq!(see(Bad), Some(false));
-        assert_eq!(see(Bad), None);
-        assert_eq!(see(Good), None);
-        assert_eq!(see(Bad), None);
-        assert_eq!(see(Good), None);
-        assert_eq!(see(Good), Some(true));
-        assert_eq!(see(Bad), None);
-        assert!(vitals.is_well());
+        assert_eq!(see(Unhealthy), Some(false));
+        assert_eq!(see(Unhealthy), None);
+        assert_eq!(see(Healthy), None);
+        assert_eq!(see(Unhealthy), None);
+        assert_eq!(see(Healthy), None);
+        assert_eq!(see(Healthy), Some(true));
+        assert_eq!(see(Unhealthy), None);
+        assert!(vitals.is_healthy());
     }
 
     #[test]
     fn a_shorter_interval_holds_at_once() {
         let (mut config, now) = (config(), Instant::now());
-        let mut vitals = Vitals::new(&config, now, u64::MAX);
+        let mut vitals = HealthState::new(&config, now, u64::MAX);
         config.interval = Duration::from_millis(100);
         vitals.reconfigure(&config, now, u64::MAX);
         assert!(vitals.due().unwrap() <= now + config.interval);

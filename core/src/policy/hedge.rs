@@ -1,13 +1,13 @@
-//! A second try while the first one is still waiting: what cuts the tail of latency where one instance in
+//! A second attempt while the first one is still waiting: what cuts the tail of latency where one instance in
 //! many is slow now and then.
 //!
-//! It is a try like any other: it takes one of the budget and one of `max_attempts`, and is only made where
+//! It is an attempt like any other: it takes one of the budget and one of `max_attempts`, and is only made where
 //! twice does no harm. [`bucket`] and [`bucket_end`] are the scale of the latencies that are kept to know the
 //! 95th percentile.
 
 use std::time::Duration;
 
-/// When the second try is made. At least 1 ms, at most a minute.
+/// When the second attempt is made. At least 1 ms, at most a minute.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HedgeConfig {
     After(Duration),

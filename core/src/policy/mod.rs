@@ -1,7 +1,7 @@
 //! Policies, one file each: the configuration type, the machine that takes `now` and randomness as
 //! arguments, its constants with unit and reason, its tests.
 //!
-//! [`CallPolicy`] says how a request is called, [`BackendPolicy`] how a service is spared, and
+//! [`CallPolicy`] says how a request is called, [`BackendPolicy`] the client-side protection of a service, and
 //! [`ServerPolicy`] what a workload lets in. The first two come from `TrafficPolicy` objects, the last
 //! one from `ServerPolicy` objects.
 
@@ -67,13 +67,13 @@ pub struct CallPolicy {
     pub priority: Option<Priority>,
     /// How often a service may see the same request on its way ([`visits`]). At least 1.
     pub max_visits: u8,
-    /// None: no second try is made while one waits.
+    /// None: no second attempt is made while one waits.
     pub hedge: Option<HedgeConfig>,
     /// None: no answer is kept.
     pub cache: Option<CacheConfig>,
     /// What a caller gets instead of a failure, the first one that can be given. At most 8.
     pub fallbacks: Vec<Fallback>,
-    /// Experiments that target the route, in their order.
+    /// Fault injections that target the route, in their order.
     pub faults: Vec<Fault>,
 }
 
@@ -101,7 +101,7 @@ impl CallPolicy {
     }
 }
 
-/// How one service port is spared by its callers, whatever route leads there.
+/// Client-side protection of one service port, whatever route leads there.
 #[derive(Clone, Debug, PartialEq, Default)]
 pub struct BackendPolicy {
     pub budget: BudgetConfig,
@@ -113,7 +113,7 @@ pub struct BackendPolicy {
     /// None: endpoints are not checked.
     pub health: Option<HealthConfig>,
     pub preference: PreferenceConfig,
-    /// Experiments that target the service, in their order.
+    /// Fault injections that target the service, in their order.
     pub faults: Vec<Fault>,
     /// Experiments, of this or other services, that stop when calls to it suffer.
     pub stop_rules: Vec<StopRule>,

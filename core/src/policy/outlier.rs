@@ -1,6 +1,6 @@
 //! Ejecting endpoints that fail while others do not.
 //!
-//! An ejected endpoint gets nothing for a time, then a single trial, whose success brings it back and
+//! An ejected endpoint gets nothing for a time, then a single probe, whose success brings it back and
 //! whose failure ejects it for longer.
 
 use std::collections::HashMap;
@@ -34,7 +34,7 @@ pub struct OutlierConfig {
 ///
 /// Guarantees: of the endpoints that the last `tick` named, never more than the configured share are
 /// out at a time, and never all; where endpoints left, the next `tick` brings back those whose time
-/// is over first. One that is out gets nothing before its time is over, and then one trial at a time.
+/// is over first. One that is out gets nothing before its time is over, and then one probe at a time.
 /// One that never failed takes no memory.
 #[derive(Clone, Debug)]
 pub struct Outlier {
@@ -45,54 +45,54 @@ pub struct Outlier {
 #[derive(Clone, Debug)]
 struct Record {
     tally: Tally,
-    standing: Standing,
+    ejection: Ejection,
     /// Ejections that each followed soon after the one before.
     ejections: u32,
     returned: Option<Instant>,
     /// None: there.
     absent_since: Option<Instant>,
-    /// Trials so far, so that an answer to an old one is not taken for that of the last.
-    trials: u32,
+    /// Probes so far, so that an answer to an old one is not taken for that of the last.
+    probes: u32,
 }
 
 /// Where an endpoint stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Standing {
-    In,
-    Out {
+pub enum Ejection {
+    Active,
+    Ejected {
         until: Instant,
-        cause: Cause,
+        cause: EjectionCause,
     },
-    /// Its time is over. With a trial on the way, another one is let through at this time, should the
+    /// Its time is over. With a probe on the way, another one is let through at this time, should the
     /// first never be answered.
-    OnTrial {
+    Probing {
         next: Option<Instant>,
     },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Cause {
+pub enum EjectionCause {
     TooMany(TooMany),
-    TrialFailed,
+    ProbeFailed,
 }
 
 /// Whether an endpoint may be chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Turn {
+pub enum Eligibility {
     Yes,
     /// This once, and the end must be told with this id.
-    Trial(TrialId),
+    Probe(EndpointProbeId),
     No,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TrialId(u32);
+pub struct EndpointProbeId(u32);
 
 /// A change, for the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Transition {
+pub struct EjectionChange {
     pub key: u64,
-    pub to: Standing,
+    pub to: Ejection,
 }
 
 /// One endpoint in an event: its key and the requests that it has been sent so far.
@@ -113,7 +113,7 @@ impl Outlier {
         self.config = config;
         for record in self.records.values_mut() {
             record.tally.reconfigure(config.thresholds());
-            if let Standing::Out { until, .. } = &mut record.standing {
+            if let Ejection::Ejected { until, .. } = &mut record.ejection {
                 let longest = config.max_ejection.saturating_add(config.max_ejection.part(4));
                 *until = (*until).min(now.later(longest));
             }
@@ -121,7 +121,7 @@ impl Outlier {
     }
 
     /// To be called about once a second and when endpoints come or go, with all that are there.
-    pub fn tick(&mut self, now: Instant, present: &[Sent]) -> Vec<Transition> {
+    pub fn tick(&mut self, now: Instant, present: &[Sent]) -> Vec<EjectionChange> {
         let mut transitions = Vec::new();
         let thresholds = self.config.thresholds();
         if self.records.is_empty() {
@@ -138,7 +138,7 @@ impl Outlier {
                 }
             }
             if let Some(to) = record.end_ejection(now) {
-                transitions.push(Transition { key: *key, to });
+                transitions.push(EjectionChange { key: *key, to });
             }
         }
         self.make_room(now, present.len(), &mut transitions);
@@ -147,31 +147,31 @@ impl Outlier {
         transitions
     }
 
-    /// Asked when an endpoint is about to be chosen; [`Turn::Trial`] counts as having been.
-    pub fn admit(&mut self, now: Instant, key: u64) -> Turn {
+    /// Asked when an endpoint is about to be chosen; [`Turn::Probe`] counts as having been.
+    pub fn admit(&mut self, now: Instant, key: u64) -> Eligibility {
         let again = self.config.base_ejection;
-        let Some(record) = self.records.get_mut(&key) else { return Turn::Yes };
+        let Some(record) = self.records.get_mut(&key) else { return Eligibility::Yes };
         record.end_ejection(now);
-        match &mut record.standing {
-            Standing::In => Turn::Yes,
-            Standing::Out { .. } => Turn::No,
-            Standing::OnTrial { next } => {
+        match &mut record.ejection {
+            Ejection::Active => Eligibility::Yes,
+            Ejection::Ejected { .. } => Eligibility::No,
+            Ejection::Probing { next } => {
                 if next.is_some_and(|next| now < next) {
-                    return Turn::No;
+                    return Eligibility::No;
                 }
                 *next = Some(now.later(again));
-                record.trials += 1;
-                Turn::Trial(TrialId(record.trials))
+                record.probes += 1;
+                Eligibility::Probe(EndpointProbeId(record.probes))
             }
         }
     }
 
-    /// Not to be chosen now: ejected, or on trial with one request on the way.
+    /// Not to be chosen now: ejected, or being probed with one request on the way.
     pub fn is_ejected(&self, key: u64, now: Instant) -> bool {
-        match self.records.get(&key).map(|record| record.standing) {
-            None | Some(Standing::In) => false,
-            Some(Standing::Out { until, .. }) => now < until,
-            Some(Standing::OnTrial { next }) => next.is_some_and(|next| now < next),
+        match self.records.get(&key).map(|record| record.ejection) {
+            None | Some(Ejection::Active) => false,
+            Some(Ejection::Ejected { until, .. }) => now < until,
+            Some(Ejection::Probing { next }) => next.is_some_and(|next| now < next),
         }
     }
 
@@ -179,22 +179,22 @@ impl Outlier {
     pub fn is_clean(&self, key: u64) -> bool {
         self.records
             .get(&key)
-            .is_none_or(|record| record.standing == Standing::In && record.tally.has_no_run())
+            .is_none_or(|record| record.ejection == Ejection::Active && record.tally.has_no_run())
     }
 
     pub fn success(
         &mut self,
         now: Instant,
         key: u64,
-        trial: Option<TrialId>,
-    ) -> Option<Transition> {
+        probe: Option<EndpointProbeId>,
+    ) -> Option<EjectionChange> {
         let record = self.records.get_mut(&key)?;
-        match record.standing {
-            Standing::In => record.tally.success(),
-            Standing::OnTrial { .. } if record.is_current(trial) => {
+        match record.ejection {
+            Ejection::Active => record.tally.success(),
+            Ejection::Probing { .. } if record.is_current(probe) => {
                 return Some(record.bring_back(now, key));
             }
-            Standing::OnTrial { .. } | Standing::Out { .. } => {}
+            Ejection::Probing { .. } | Ejection::Ejected { .. } => {}
         }
         None
     }
@@ -206,39 +206,41 @@ impl Outlier {
         sent: Sent,
         random: u64,
         endpoints: usize,
-        trial: Option<TrialId>,
-    ) -> Option<Transition> {
+        probe: Option<EndpointProbeId>,
+    ) -> Option<EjectionChange> {
         let thresholds = self.config.thresholds();
         let record = self.records.entry(sent.key).or_insert_with(Record::new);
-        let cause = match record.standing {
-            Standing::In => Cause::TooMany(record.tally.failure(thresholds, now, sent.total)?),
-            Standing::OnTrial { .. } if record.is_current(trial) => Cause::TrialFailed,
-            Standing::OnTrial { .. } | Standing::Out { .. } => return None,
+        let cause = match record.ejection {
+            Ejection::Active => {
+                EjectionCause::TooMany(record.tally.failure(thresholds, now, sent.total)?)
+            }
+            Ejection::Probing { .. } if record.is_current(probe) => EjectionCause::ProbeFailed,
+            Ejection::Probing { .. } | Ejection::Ejected { .. } => return None,
         };
-        let was_in = record.standing == Standing::In;
+        let was_in = record.ejection == Ejection::Active;
         if was_in && self.out() >= self.most_out(endpoints) {
             return None;
         }
         let config = self.config;
         let record = self.records.get_mut(&sent.key)?;
         let to = record.eject(config, now, random, cause);
-        Some(Transition { key: sent.key, to })
+        Some(EjectionChange { key: sent.key, to })
     }
 
-    /// A trial has ended without an answer because its caller went away; the next may come at once.
-    pub fn abandoned(&mut self, key: u64, trial: TrialId) {
+    /// A probe has ended without an answer because its caller went away; the next may come at once.
+    pub fn abandoned(&mut self, key: u64, probe: EndpointProbeId) {
         if let Some(record) = self.records.get_mut(&key)
-            && record.is_current(Some(trial))
-            && let Standing::OnTrial { next } = &mut record.standing
+            && record.is_current(Some(probe))
+            && let Ejection::Probing { next } = &mut record.ejection
         {
             *next = None;
         }
     }
 
-    /// Every endpoint that is not in, for whoever looks.
-    pub fn ejected(&self) -> impl Iterator<Item = (u64, Standing)> {
-        let out = self.records.iter().filter(|(_, record)| record.standing != Standing::In);
-        out.map(|(key, record)| (*key, record.standing))
+    /// Every endpoint that is not in, for anyone who looks.
+    pub fn ejected(&self) -> impl Iterator<Item = (u64, Ejection)> {
+        let out = self.records.iter().filter(|(_, record)| record.ejection != Ejection::Active);
+        out.map(|(key, record)| (*key, record.ejection))
     }
 
     /// Endpoints that are remembered, so that one can see that none is left behind.
@@ -264,7 +266,7 @@ impl Outlier {
     }
 
     /// Brings back what is too many since endpoints left, those first whose time is over first.
-    fn make_room(&mut self, now: Instant, endpoints: usize, transitions: &mut Vec<Transition>) {
+    fn make_room(&mut self, now: Instant, endpoints: usize, transitions: &mut Vec<EjectionChange>) {
         let too_many = self.out().saturating_sub(self.most_out(endpoints));
         if too_many == 0 {
             return;
@@ -282,38 +284,38 @@ impl Record {
     fn new() -> Self {
         Self {
             tally: Tally::default(),
-            standing: Standing::In,
+            ejection: Ejection::Active,
             ejections: 0,
             returned: None,
             absent_since: None,
-            trials: 0,
+            probes: 0,
         }
     }
 
     fn is_out(&self) -> bool {
-        self.standing != Standing::In && self.absent_since.is_none()
+        self.ejection != Ejection::Active && self.absent_since.is_none()
     }
 
-    fn is_current(&self, trial: Option<TrialId>) -> bool {
-        trial == Some(TrialId(self.trials))
+    fn is_current(&self, probe: Option<EndpointProbeId>) -> bool {
+        probe == Some(EndpointProbeId(self.probes))
     }
 
     /// None: its time is over.
     fn until(&self) -> Option<Instant> {
-        match self.standing {
-            Standing::Out { until, .. } => Some(until),
-            Standing::In | Standing::OnTrial { .. } => None,
+        match self.ejection {
+            Ejection::Ejected { until, .. } => Some(until),
+            Ejection::Active | Ejection::Probing { .. } => None,
         }
     }
 
-    fn end_ejection(&mut self, now: Instant) -> Option<Standing> {
+    fn end_ejection(&mut self, now: Instant) -> Option<Ejection> {
         if self.until().is_none_or(|until| now < until) {
             return None;
         }
-        self.standing = Standing::OnTrial { next: None };
-        // Whatever an earlier trial still says comes too late.
-        self.trials += 1;
-        Some(self.standing)
+        self.ejection = Ejection::Probing { next: None };
+        // Whatever an earlier probe still says comes too late.
+        self.probes += 1;
+        Some(self.ejection)
     }
 
     fn eject(
@@ -321,8 +323,8 @@ impl Record {
         config: OutlierConfig,
         now: Instant,
         random: u64,
-        cause: Cause,
-    ) -> Standing {
+        cause: EjectionCause,
+    ) -> Ejection {
         let soon = |returned| now.saturating_duration_since(returned) <= config.max_ejection;
         if !self.returned.is_none_or(soon) {
             self.ejections = 0;
@@ -331,15 +333,15 @@ impl Record {
         let time = config.base_ejection.saturating_mul(factor).min(config.max_ejection);
         self.ejections = self.ejections.saturating_add(1);
         let until = now.later(time.saturating_add(up_to(time.part(4), random)));
-        self.standing = Standing::Out { until, cause };
-        self.standing
+        self.ejection = Ejection::Ejected { until, cause };
+        self.ejection
     }
 
-    fn bring_back(&mut self, now: Instant, key: u64) -> Transition {
-        self.standing = Standing::In;
+    fn bring_back(&mut self, now: Instant, key: u64) -> EjectionChange {
+        self.ejection = Ejection::Active;
         self.returned = Some(now);
         self.tally = Tally::default();
-        Transition { key, to: Standing::In }
+        EjectionChange { key, to: Ejection::Active }
     }
 
     fn is_forgotten(&self, now: Instant, soon: Duration) -> bool {
@@ -348,7 +350,7 @@ impl Record {
             return since(absent) >= KEEP_ABSENT;
         }
         let doubles = self.returned.is_some_and(|returned| since(returned) <= soon);
-        self.standing == Standing::In && self.tally.is_clear() && !doubles
+        self.ejection == Ejection::Active && self.tally.is_clear() && !doubles
     }
 }
 
@@ -376,14 +378,14 @@ mod tests {
         Sent { key, total: 0 }
     }
 
-    fn fail_twice(outlier: &mut Outlier, now: Instant, key: u64) -> Option<Transition> {
+    fn fail_twice(outlier: &mut Outlier, now: Instant, key: u64) -> Option<EjectionChange> {
         assert_eq!(outlier.failure(now, sent(key), 0, 4, None), None);
         outlier.failure(now, sent(key), 0, 4, None)
     }
 
-    fn trial(outlier: &mut Outlier, now: Instant, key: u64) -> TrialId {
+    fn probe(outlier: &mut Outlier, now: Instant, key: u64) -> EndpointProbeId {
         match outlier.admit(now, key) {
-            Turn::Trial(trial) => trial,
+            Eligibility::Probe(probe) => probe,
             other => panic!("{other:?}"),
         }
     }
@@ -393,24 +395,24 @@ mod tests {
         let now = Instant::now();
         let mut outlier = Outlier::new(TWO_IN_A_ROW);
         let until = now + SECOND;
-        let cause = Cause::TooMany(TooMany::Consecutive(2));
+        let cause = EjectionCause::TooMany(TooMany::Consecutive(2));
         let out = fail_twice(&mut outlier, now, 1).unwrap();
-        assert_eq!(out, Transition { key: 1, to: Standing::Out { until, cause } });
-        assert_eq!(outlier.admit(now, 1), Turn::No);
-        assert_eq!(outlier.admit(now, 2), Turn::Yes);
+        assert_eq!(out, EjectionChange { key: 1, to: Ejection::Ejected { until, cause } });
+        assert_eq!(outlier.admit(now, 1), Eligibility::No);
+        assert_eq!(outlier.admit(now, 2), Eligibility::Yes);
         assert_eq!(outlier.success(now, 1, None), None, "of a request from before");
 
         assert!(outlier.is_ejected(1, now) && !outlier.is_ejected(1, until));
         let due = outlier.tick(until, &FOUR);
-        assert_eq!(due, [Transition { key: 1, to: Standing::OnTrial { next: None } }]);
-        let first = trial(&mut outlier, until, 1);
-        assert_eq!(outlier.admit(until, 1), Turn::No, "one at a time");
+        assert_eq!(due, [EjectionChange { key: 1, to: Ejection::Probing { next: None } }]);
+        let first = probe(&mut outlier, until, 1);
+        assert_eq!(outlier.admit(until, 1), Eligibility::No, "one at a time");
         outlier.abandoned(1, first);
-        let second = trial(&mut outlier, until, 1);
+        let second = probe(&mut outlier, until, 1);
         assert_eq!(outlier.success(until, 1, Some(first)), None);
         let back = outlier.success(until, 1, Some(second));
-        assert_eq!(back, Some(Transition { key: 1, to: Standing::In }));
-        assert_eq!(outlier.admit(until, 1), Turn::Yes);
+        assert_eq!(back, Some(EjectionChange { key: 1, to: Ejection::Active }));
+        assert_eq!(outlier.admit(until, 1), Eligibility::Yes);
         assert_eq!(outlier.len(), 1, "an ejection soon would be longer");
         outlier.tick(until + SECOND * 4, &FOUR);
         assert!(outlier.is_empty());
@@ -423,20 +425,21 @@ mod tests {
         let mut transition = fail_twice(&mut outlier, now, 1);
         let mut times = Vec::new();
         for _ in 0..4 {
-            let Some(Transition { to: Standing::Out { until, .. }, .. }) = transition else {
+            let Some(EjectionChange { to: Ejection::Ejected { until, .. }, .. }) = transition
+            else {
                 panic!("{transition:?}")
             };
             times.push((until - now).as_secs());
             now = until;
-            let trial = trial(&mut outlier, now, 1);
-            transition = outlier.failure(now, sent(1), 0, 4, Some(trial));
+            let probe = probe(&mut outlier, now, 1);
+            transition = outlier.failure(now, sent(1), 0, 4, Some(probe));
         }
         assert_eq!(times, [1, 2, 3, 3]);
         let later = now + SECOND * 4;
-        let trial = trial(&mut outlier, later, 1);
-        assert!(outlier.success(later, 1, Some(trial)).is_some());
+        let probe = probe(&mut outlier, later, 1);
+        assert!(outlier.success(later, 1, Some(probe)).is_some());
         let much_later = later + SECOND * 4;
-        let Some(Transition { to: Standing::Out { until, .. }, .. }) =
+        let Some(EjectionChange { to: Ejection::Ejected { until, .. }, .. }) =
             fail_twice(&mut outlier, much_later, 1)
         else {
             panic!("not ejected")
@@ -452,7 +455,7 @@ mod tests {
         assert!(fail_twice(&mut outlier, now, 2).is_some());
         assert_eq!(fail_twice(&mut outlier, now, 3), None, "half of four are out");
         let back = outlier.tick(now, &[sent(1), sent(2)]);
-        assert_eq!(back, [Transition { key: 1, to: Standing::In }]);
+        assert_eq!(back, [EjectionChange { key: 1, to: Ejection::Active }]);
 
         let mut outlier = Outlier::new(OutlierConfig { max_ejected_percent: 100, ..TWO_IN_A_ROW });
         assert!((1..=3).all(|key| fail_twice(&mut outlier, now, key).is_some()));
@@ -461,7 +464,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_comes_back_finds_its_ejection() {
+    fn an_endpoint_that_comes_back_finds_its_ejection() {
         let now = Instant::now();
         let long = OutlierConfig {
             max_ejection: SECOND * 900,
@@ -472,7 +475,7 @@ mod tests {
         assert!(fail_twice(&mut outlier, now, 1).is_some());
         assert!(outlier.tick(now + SECOND, &FOUR[1..]).is_empty());
         assert!(outlier.tick(now + SECOND * 500, &FOUR).is_empty());
-        assert_eq!(outlier.admit(now + SECOND * 500, 1), Turn::No);
+        assert_eq!(outlier.admit(now + SECOND * 500, 1), Eligibility::No);
         outlier.tick(now + SECOND * 501, &FOUR[1..]);
         outlier.tick(now + SECOND * 501 + KEEP_ABSENT, &FOUR[1..]);
         assert!(outlier.is_empty());

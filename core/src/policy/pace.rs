@@ -86,7 +86,7 @@ pub struct Pace {
 
 /// When a request may go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Turn {
+pub enum PaceTurn {
     Now,
     At(Instant),
     /// Its turn would be too late; a request that comes after so long would find a better one.
@@ -107,14 +107,14 @@ impl Pace {
     }
 
     /// Takes a turn, unless it would be after `until` or too late.
-    pub fn turn(&mut self, now: Instant, until: Option<Instant>) -> Turn {
+    pub fn turn(&mut self, now: Instant, until: Option<Instant>) -> PaceTurn {
         let turn = self.next.max(now);
         let wait = turn.saturating_duration_since(now);
         if wait > LONGEST_WAIT || until.is_some_and(|until| turn >= until) {
-            return Turn::Never(wait);
+            return PaceTurn::Never(wait);
         }
         self.next = turn.later(self.gap);
-        if wait.is_zero() { Turn::Now } else { Turn::At(turn) }
+        if wait.is_zero() { PaceTurn::Now } else { PaceTurn::At(turn) }
     }
 
     /// A request was refused although it kept to the pace: others share the limit.
@@ -180,11 +180,11 @@ mod tests {
         let now = Instant::now();
         let gap = Duration::from_millis(400);
         let mut pace = Pace::new(&limit(gap), now).unwrap();
-        assert_eq!(pace.turn(now, None), Turn::At(now + gap));
-        assert_eq!(pace.turn(now, Some(now + gap)), Turn::Never(gap * 2));
-        assert_eq!(pace.turn(now, None), Turn::At(now + gap * 2));
-        assert_eq!(pace.turn(now, None), Turn::Never(gap * 3));
-        assert_eq!(pace.turn(now + gap * 3, None), Turn::Now);
+        assert_eq!(pace.turn(now, None), PaceTurn::At(now + gap));
+        assert_eq!(pace.turn(now, Some(now + gap)), PaceTurn::Never(gap * 2));
+        assert_eq!(pace.turn(now, None), PaceTurn::At(now + gap * 2));
+        assert_eq!(pace.turn(now, None), PaceTurn::Never(gap * 3));
+        assert_eq!(pace.turn(now + gap * 3, None), PaceTurn::Now);
         assert!(!pace.is_idle(now + gap * 4 + LONGEST_WAIT));
         assert!(pace.is_idle(now + gap * 5 + LONGEST_WAIT));
         assert!(Pace::new(&limit(Duration::from_secs(2)), now).is_none());

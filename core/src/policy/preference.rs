@@ -1,5 +1,5 @@
 //! Which endpoints of a service are preferred: new ones a little less, those of one's own zone first, and
-//! ill ones only when too few others are left.
+//! failing ones only when too few others are left.
 //!
 //! Pure numbers; the proxy keeps the endpoints. Shares are parts of [`WHOLE`].
 
@@ -33,7 +33,7 @@ pub fn warmth(age: Duration, window: Duration) -> u16 {
     COLD + grown as u16
 }
 
-/// Whether so few endpoints are fit that sparing the others would bury these.
+/// Whether so few endpoints are fit that avoiding the others would overload these.
 pub fn is_panic(fit: usize, all: usize, threshold: u8) -> bool {
     fit * 100 < all * usize::from(threshold)
 }

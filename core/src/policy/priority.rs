@@ -1,4 +1,4 @@
-//! How important a request is, for whoever has to refuse some.
+//! How important a request is, for anyone who has to refuse some.
 
 use std::str::FromStr;
 

@@ -33,7 +33,7 @@ pub struct RateLimitConfig {
 /// Whom it hits when there is too much.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum Strategy {
-    /// Whoever comes when the volume is exhausted.
+    /// Anyone who comes when the volume is exhausted.
     #[default]
     Volume,
     /// Sheddable requests when half of the burst is left, default ones when a tenth is, critical ones
@@ -66,19 +66,19 @@ pub enum Key {
 pub struct RateLimit {
     config: RateLimitConfig,
     bucket: Bucket,
-    keys: Keys,
+    keys: RateKeys,
 }
 
 /// What is remembered of keys.
 #[derive(Clone, Debug)]
-enum Keys {
+enum RateKeys {
     None,
     Buckets(Lru<Bucket>),
     Counts(Counts),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Decision {
+pub enum RateDecision {
     Admit(Quota),
     Refuse {
         quota: Quota,
@@ -98,7 +98,7 @@ pub struct Quota {
 
 impl RateLimit {
     pub fn new(config: RateLimitConfig, now: Instant) -> Self {
-        let keys = Keys::new(config.strategy, now);
+        let keys = RateKeys::new(config.strategy, now);
         Self { config, bucket: Bucket::full(now), keys }
     }
 
@@ -107,11 +107,11 @@ impl RateLimit {
     pub fn reconfigure(&mut self, config: RateLimitConfig, now: Instant) {
         let (old, new) = (self.config.rate(), config.rate());
         if (self.config.strategy, &self.config.key) != (config.strategy, &config.key) {
-            self.keys = Keys::new(config.strategy, now);
+            self.keys = RateKeys::new(config.strategy, now);
         }
         if old != new {
             self.bucket.reconfigure(old, new, now);
-            if let Keys::Buckets(buckets) = &mut self.keys {
+            if let RateKeys::Buckets(buckets) = &mut self.keys {
                 buckets.values_mut().for_each(|bucket| bucket.reconfigure(old, new, now));
             }
         }
@@ -119,7 +119,7 @@ impl RateLimit {
     }
 
     /// Decides about a request. `key`: a hash of what [`RateLimitConfig::key`] tells it apart by.
-    pub fn admit(&mut self, now: Instant, key: u64, priority: Priority) -> Decision {
+    pub fn admit(&mut self, now: Instant, key: u64, priority: Priority) -> RateDecision {
         let rate = self.config.rate();
         let reserve = match self.config.strategy {
             Strategy::Volume | Strategy::PerKey => 0,
@@ -130,22 +130,22 @@ impl RateLimit {
             },
             Strategy::UncommonFirst => {
                 let counts =
-                    if let Keys::Counts(counts) = &mut self.keys { Some(counts) } else { None };
+                    if let RateKeys::Counts(counts) = &mut self.keys { Some(counts) } else { None };
                 let is_common = counts.is_some_and(|counts| counts.see(key, now, rate.period));
                 if is_common { 0 } else { rate.burst / 2 }
             }
         };
         let bucket = match &mut self.keys {
-            Keys::Buckets(buckets) => buckets.get_or_insert_with(key, || Bucket::full(now)),
-            Keys::None | Keys::Counts(_) => &mut self.bucket,
+            RateKeys::Buckets(buckets) => buckets.get_or_insert_with(key, || Bucket::full(now)),
+            RateKeys::None | RateKeys::Counts(_) => &mut self.bucket,
         };
         let admitted = bucket.take(rate, now, reserve);
         let left = bucket.left(rate, now).saturating_sub(reserve);
         let quota = Quota { left, reset: bucket.until_full(rate, now) };
         if admitted {
-            Decision::Admit(quota)
+            RateDecision::Admit(quota)
         } else {
-            Decision::Refuse { quota, retry_after: bucket.wait(rate, now, reserve) }
+            RateDecision::Refuse { quota, retry_after: bucket.wait(rate, now, reserve) }
         }
     }
 
@@ -153,12 +153,12 @@ impl RateLimit {
     pub fn give_back(&mut self, key: u64) {
         let rate = self.config.rate();
         match &mut self.keys {
-            Keys::Buckets(buckets) => {
+            RateKeys::Buckets(buckets) => {
                 if let Some(bucket) = buckets.peek_mut(key) {
                     bucket.give_back(rate);
                 }
             }
-            Keys::None | Keys::Counts(_) => self.bucket.give_back(rate),
+            RateKeys::None | RateKeys::Counts(_) => self.bucket.give_back(rate),
         }
     }
 
@@ -167,11 +167,11 @@ impl RateLimit {
     pub fn tick(&mut self, now: Instant) {
         let rate = self.config.rate();
         match &mut self.keys {
-            Keys::None => {}
-            Keys::Buckets(buckets) => {
+            RateKeys::None => {}
+            RateKeys::Buckets(buckets) => {
                 buckets.drop_oldest_while(|bucket| bucket.until_full(rate, now).is_zero());
             }
-            Keys::Counts(counts) => counts.forget(now, rate.period),
+            RateKeys::Counts(counts) => counts.forget(now, rate.period),
         }
     }
 
@@ -184,9 +184,9 @@ impl RateLimit {
     /// Keys that are remembered.
     pub fn keys(&self) -> usize {
         match &self.keys {
-            Keys::None => 0,
-            Keys::Buckets(buckets) => buckets.len(),
-            Keys::Counts(counts) => counts.seen.len(),
+            RateKeys::None => 0,
+            RateKeys::Buckets(buckets) => buckets.len(),
+            RateKeys::Counts(counts) => counts.seen.len(),
         }
     }
 
@@ -195,7 +195,7 @@ impl RateLimit {
     }
 }
 
-impl Keys {
+impl RateKeys {
     fn new(strategy: Strategy, now: Instant) -> Self {
         match strategy {
             Strategy::Volume | Strategy::LowPriorityFirst => Self::None,
@@ -233,7 +233,7 @@ impl RateLimitConfig {
     }
 }
 
-/// Whole seconds, rounded up: whoever waits so long has waited long enough.
+/// Whole seconds, rounded up: anyone who waits so long has waited long enough.
 pub fn seconds_up(time: Duration) -> u64 {
     time.as_secs() + u64::from(time.subsec_nanos() > 0)
 }
@@ -334,7 +334,7 @@ mod tests {
     /// Admissions of as many requests as come through at `now`.
     fn admitted(limit: &mut RateLimit, now: Instant, key: u64, priority: Priority) -> u32 {
         let mut count = 0;
-        while let Decision::Admit(quota) = limit.admit(now, key, priority) {
+        while let RateDecision::Admit(quota) = limit.admit(now, key, priority) {
             count += 1;
             assert!(quota.left < 1_000_000);
         }
@@ -345,12 +345,12 @@ mod tests {
     fn who_comes_too_late_is_told_when_to_come_back() {
         let now = Instant::now();
         let mut limit = RateLimit::new(limit(Strategy::Volume, 20), now);
-        let first = Decision::Admit(Quota { left: 19, reset: SECOND / 10 });
+        let first = RateDecision::Admit(Quota { left: 19, reset: SECOND / 10 });
         assert_eq!(limit.admit(now, 1, Priority::Default), first);
         assert_eq!(admitted(&mut limit, now, 2, Priority::Sheddable), 19);
         let refused = limit.admit(now, 1, Priority::Critical);
         let quota = Quota { left: 0, reset: SECOND * 2 };
-        assert_eq!(refused, Decision::Refuse { quota, retry_after: SECOND / 10 });
+        assert_eq!(refused, RateDecision::Refuse { quota, retry_after: SECOND / 10 });
         assert_eq!(admitted(&mut limit, now + SECOND / 10, 1, Priority::Default), 1);
         limit.give_back(1);
         assert_eq!(admitted(&mut limit, now + SECOND / 10, 1, Priority::Default), 1);
@@ -365,19 +365,19 @@ mod tests {
         assert_eq!(admitted(&mut limit, now, 1, Priority::Critical), 2);
         let refused = limit.admit(now, 1, Priority::Sheddable);
         let quota = Quota { left: 0, reset: SECOND * 2 };
-        assert_eq!(refused, Decision::Refuse { quota, retry_after: SECOND / 10 * 11 });
+        assert_eq!(refused, RateDecision::Refuse { quota, retry_after: SECOND / 10 * 11 });
     }
 
     #[test]
-    fn whoever_is_seldom_seen_leaves_some_for_the_regulars() {
+    fn an_uncommon_caller_leaves_some_for_the_regulars() {
         let now = Instant::now();
         let mut limit = RateLimit::new(limit(Strategy::UncommonFirst, 20), now);
         for _ in 0..5 {
-            assert!(matches!(limit.admit(now, 1, Priority::Default), Decision::Admit(_)));
+            assert!(matches!(limit.admit(now, 1, Priority::Default), RateDecision::Admit(_)));
         }
         assert_eq!(admitted(&mut limit, now, 2, Priority::Default), 15, "nobody is known yet");
         let next = now + SECOND;
-        assert!(matches!(limit.admit(next, 1, Priority::Default), Decision::Refuse { .. }));
+        assert!(matches!(limit.admit(next, 1, Priority::Default), RateDecision::Refuse { .. }));
         assert_eq!(admitted(&mut limit, next, 2, Priority::Default), 10);
         limit.tick(now + SECOND * 2);
         assert_eq!(limit.keys(), 2);

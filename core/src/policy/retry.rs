@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use crate::time::Part;
 use http::{Method, StatusCode};
 
-/// Tries of one request, the first included, while nobody has processed it and no policy says
+/// Attempts of one request, the first included, while nobody has processed it and no policy says
 /// otherwise: once more.
 pub const DEFAULT_ATTEMPTS: u8 = 2;
 /// Bytes of one request's body kept so that it can be sent again, unless a policy says otherwise.
@@ -17,7 +17,7 @@ pub const DEFAULT_REPLAY_BYTES: u32 = 64 * 1024;
 /// The default retries only what provably was not processed, at most once, without a pause.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RetryConfig {
-    /// Tries of one request, the first included; 1 never sends again. 1 to 10.
+    /// Attempts of one request, the first included; 1 never sends again. 1 to 10.
     pub max_attempts: u8,
     pub on: RetryOn,
     /// Also requests whose method is not idempotent (RFC 9110 section 9.2.2) and that have no

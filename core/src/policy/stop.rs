@@ -1,4 +1,4 @@
-//! When an experiment has to stop: a condition on some edge of the mesh, and the machine that watches it.
+//! When a fault injection has to stop: a condition on some edge of the mesh, and the machine that watches it.
 //!
 //! It is given what has been counted so far about once a second and looks at the difference over its
 //! window. The caller of the edge watches; who injects need not be anywhere near.
@@ -8,9 +8,9 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use super::fault::{Caller, Times};
+use super::fault::{FaultSource, Times};
 
-/// Stops an experiment when calls between two workloads suffer.
+/// Stops a fault injection when calls between two workloads suffer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StopRule {
     /// `namespace/name` of the FaultInjection.
@@ -18,7 +18,7 @@ pub struct StopRule {
     /// Of its spec.
     pub version: Arc<str>,
     /// Whose calls are watched; it watches them itself.
-    pub from: Caller,
+    pub from: FaultSource,
     /// Fewer good answers than that are a breach. None: not looked at.
     pub min_success_percent: Option<u8>,
     /// More than one of a hundred requests that took longer is a breach. None: not looked at.
@@ -27,7 +27,7 @@ pub struct StopRule {
     pub window: Duration,
     /// Fewer requests in the window prove nothing.
     pub min_requests: u32,
-    /// When the experiment may be in force; before and after, nothing is watched.
+    /// When the fault injection may be in force; before and after, nothing is watched.
     pub times: Times,
 }
 
@@ -40,7 +40,7 @@ pub struct Totals {
     pub slow: u64,
 }
 
-/// Why an experiment has to stop.
+/// Why a fault injection has to stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Breach {
     Failures { failures: u64, requests: u64, min_success_percent: u8 },
@@ -64,7 +64,7 @@ impl Watch {
         &self.rule
     }
 
-    /// About once a second. What came before the experiment began is not looked at.
+    /// About once a second. What came before the fault injection began is not looked at.
     pub fn tick(&mut self, now: Instant, wall: SystemTime, totals: Totals) -> Option<Breach> {
         let Times { start, end, .. } = self.rule.times;
         if wall >= end || start.is_some_and(|start| wall < start) {

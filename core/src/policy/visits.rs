@@ -15,14 +15,14 @@ const MAX_NAME: usize = 600;
 
 /// Why a request must not go on.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Stop {
+pub enum VisitStop {
     /// It was there before; the names on its way, in order, the repeated one last.
     Loop(String),
     TooFar(String),
 }
 
 /// Whether a way is one that a proxy can have written: at most [`HOP_LIMIT`] items of the form above. What is
-/// not must not be believed: it would end whatever inherits it.
+/// not must not be trusted: it would end whatever inherits it.
 pub fn is_valid(via: &HeaderValue) -> bool {
     let is_item = |item: &str| {
         let Some((name, what)) = item.split_once(';') else { return false };
@@ -47,7 +47,7 @@ pub fn visit(
     service: &str,
     what: u32,
     visits: u8,
-) -> Result<HeaderValue, Stop> {
+) -> Result<HeaderValue, VisitStop> {
     // What is not text is none of ours ([`is_valid`]).
     let so_far = via.and_then(|via| via.to_str().ok()).unwrap_or_default();
     let mut text = String::with_capacity(so_far.len() + service.len() + 10);
@@ -68,12 +68,12 @@ pub fn visit(
         }
     }
     if been >= u32::from(visits) {
-        return Err(Stop::Loop(names(&text)));
+        return Err(VisitStop::Loop(names(&text)));
     }
     if count >= HOP_LIMIT {
-        return Err(Stop::TooFar(names(&text)));
+        return Err(VisitStop::TooFar(names(&text)));
     }
-    HeaderValue::try_from(text).map_err(|_| Stop::TooFar(service.to_owned()))
+    HeaderValue::try_from(text).map_err(|_| VisitStop::TooFar(service.to_owned()))
 }
 
 /// The services on the way, without what tells their visits apart.
@@ -92,7 +92,7 @@ mod tests {
         let two = visit(Some(&one), "bank/b:80", 1, 1).unwrap();
         assert_eq!(two, "bank/a:80;00000001,bank/b:80;00000001");
         let stop = visit(Some(&two), "bank/a:80", 1, 1);
-        assert_eq!(stop, Err(Stop::Loop("bank/a:80 -> bank/b:80 -> bank/a:80".to_owned())));
+        assert_eq!(stop, Err(VisitStop::Loop("bank/a:80 -> bank/b:80 -> bank/a:80".to_owned())));
         assert!(visit(Some(&two), "bank/a:80", 2, 1).is_ok(), "called back for something else");
         let back = visit(Some(&two), "bank/a:80", 1, 2).unwrap();
         assert!(visit(Some(&back), "bank/a:80", 1, 2).is_err());
@@ -132,6 +132,8 @@ mod tests {
             assert!(via.as_ref().is_some_and(is_valid));
         }
         let stop = visit(via.as_ref(), "bank/a:80", 1_000, 1);
-        assert!(matches!(stop, Err(Stop::TooFar(way)) if way.matches("->").count() == HOP_LIMIT));
+        assert!(
+            matches!(stop, Err(VisitStop::TooFar(way)) if way.matches("->").count() == HOP_LIMIT)
+        );
     }
 }

@@ -22,7 +22,7 @@ const MOST_SLOTS: usize = 301;
 pub struct Window {
     start: Instant,
     /// The running second has the number `current` since `start` and the place `current % len`.
-    slots: Box<[Slot]>,
+    slots: Box<[WindowSlot]>,
     current: u64,
     /// The highest total seen.
     total: u64,
@@ -31,7 +31,7 @@ pub struct Window {
 }
 
 #[derive(Clone, Copy, Debug, Default)]
-struct Slot {
+struct WindowSlot {
     requests: u64,
     noted: u64,
 }
@@ -41,7 +41,7 @@ impl Window {
     pub fn new(length: Duration, now: Instant, total: u64) -> Self {
         Self {
             start: now,
-            slots: vec![Slot::default(); slots_of(length)].into(),
+            slots: vec![WindowSlot::default(); slots_of(length)].into(),
             current: 0,
             total,
             requests: 0,
@@ -91,7 +91,7 @@ impl Window {
         if new == self.slots.len() {
             return;
         }
-        let mut slots = vec![Slot::default(); new].into_boxed_slice();
+        let mut slots = vec![WindowSlot::default(); new].into_boxed_slice();
         (self.requests, self.noted) = (0, 0);
         let kept = slots.len().min(self.slots.len()) as u64;
         for number in (self.current + 1).saturating_sub(kept)..=self.current {
@@ -103,7 +103,7 @@ impl Window {
         self.slots = slots;
     }
 
-    fn slot(&mut self) -> &mut Slot {
+    fn slot(&mut self) -> &mut WindowSlot {
         let place = place(self.current, self.slots.len());
         &mut self.slots[place]
     }

@@ -4,7 +4,8 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use outrigger_core::policy::breaker::{
-    Admission, Breaker, BreakerConfig, Cause, FailureRate, OpenTime, State, Transition, TrialId,
+    Admission, Breaker, BreakerChange, BreakerConfig, BreakerProbeId, BreakerState, FailureRate,
+    OpenCause, OpenTime,
 };
 use outrigger_core::policy::tally::TooMany;
 
@@ -34,12 +35,12 @@ fn it_keeps_its_word_and_closes_when_all_is_well() {
         for _ in 0..10 {
             now += SECOND * 61;
             for _ in 0..5 {
-                if let Some(trial) = checked.admit(now) {
-                    checked.success(trial);
+                if let Some(probe) = checked.admit(now) {
+                    checked.success(probe);
                 }
             }
         }
-        assert_eq!(checked.breaker.state(), State::Closed);
+        assert_eq!(checked.breaker.state(), BreakerState::Closed);
         assert!(checked.breaker.is_closed_and_clean());
     });
 }
@@ -70,7 +71,7 @@ fn act(
     checked: &mut Checked,
     random: &mut Random,
     now: Instant,
-    in_flight: &mut Vec<Option<TrialId>>,
+    in_flight: &mut Vec<Option<BreakerProbeId>>,
     failing: u64,
 ) {
     if random.chance(10) {
@@ -83,11 +84,11 @@ fn act(
     if in_flight.is_empty() {
         return;
     }
-    let trial = in_flight.swap_remove(random.below(in_flight.len() as u64) as usize);
-    match trial {
-        Some(trial) if random.chance(15) => checked.abandoned(trial),
-        _ if random.chance(failing) => checked.failure(now, random.next(), trial),
-        _ => checked.success(trial),
+    let probe = in_flight.swap_remove(random.below(in_flight.len() as u64) as usize);
+    match probe {
+        Some(probe) if random.chance(15) => checked.abandoned(probe),
+        _ if random.chance(failing) => checked.failure(now, random.next(), probe),
+        _ => checked.success(probe),
     }
 }
 
@@ -118,10 +119,10 @@ struct Checked {
     /// When failures came in the closed state.
     failures: Vec<Instant>,
     in_a_row: u32,
-    /// Trials on the way and successes since it became half open; answers to earlier ones are none.
-    trials: Vec<TrialId>,
+    /// Probes on the way and successes since it became half open; answers to earlier ones are none.
+    trials: Vec<BreakerProbeId>,
     successes: u32,
-    last_trial: Option<Instant>,
+    last_probe: Option<Instant>,
     last_open: Duration,
     /// As long as it may be open next time.
     longest: Duration,
@@ -136,7 +137,7 @@ impl Checked {
             in_a_row: 0,
             trials: Vec::new(),
             successes: 0,
-            last_trial: None,
+            last_probe: None,
             last_open: Duration::ZERO,
             longest: Duration::MAX,
         }
@@ -158,105 +159,109 @@ impl Checked {
     }
 
     /// Some: it passed.
-    fn admit(&mut self, now: Instant) -> Option<Option<TrialId>> {
+    fn admit(&mut self, now: Instant) -> Option<Option<BreakerProbeId>> {
         let (admission, transition) = self.breaker.admit(now);
         self.follow(now, transition);
         match (admission, self.breaker.state()) {
-            (Admission::Pass, State::Closed) => {
+            (Admission::Pass, BreakerState::Closed) => {
                 self.total += 1;
                 Some(None)
             }
-            (Admission::Refuse { retry_at }, State::Open { until, .. }) => {
+            (Admission::Refuse { retry_at }, BreakerState::Open { until, .. }) => {
                 assert!(now < until && retry_at == until);
                 None
             }
-            (Admission::Refuse { retry_at }, State::HalfOpen { .. }) => {
+            (Admission::Refuse { retry_at }, BreakerState::HalfOpen { .. }) => {
                 assert!(retry_at > now && retry_at <= now + self.last_open);
                 None
             }
-            (Admission::Trial(trial), State::HalfOpen { .. }) => {
+            (Admission::Probe(probe), BreakerState::HalfOpen { .. }) => {
                 let free = self.trials.len() < self.breaker.config().trials as usize;
-                let waited = self.last_trial.is_none_or(|last| now >= last + self.last_open);
+                let waited = self.last_probe.is_none_or(|last| now >= last + self.last_open);
                 assert!(free || waited, "{} trials at a time", self.trials.len() + 1);
-                self.trials.push(trial);
-                self.last_trial = Some(now);
+                self.trials.push(probe);
+                self.last_probe = Some(now);
                 self.total += 1;
-                Some(Some(trial))
+                Some(Some(probe))
             }
             other => panic!("{other:?}"),
         }
     }
 
-    fn success(&mut self, trial: Option<TrialId>) {
-        let counts = self.take(trial);
+    fn success(&mut self, probe: Option<BreakerProbeId>) {
+        let counts = self.take(probe);
         self.successes += u32::from(counts);
-        if self.breaker.state() == State::Closed {
+        if self.breaker.state() == BreakerState::Closed {
             self.in_a_row = 0;
         }
-        if let Some(Transition { from, to }) = self.breaker.success(trial) {
-            assert!(counts && matches!(from, State::HalfOpen { .. }) && to == State::Closed);
+        if let Some(BreakerChange { from, to }) = self.breaker.success(probe) {
+            assert!(
+                counts
+                    && matches!(from, BreakerState::HalfOpen { .. })
+                    && to == BreakerState::Closed
+            );
             assert!(self.successes >= self.breaker.config().trials);
             (self.in_a_row, self.longest) = (0, Duration::MAX);
             self.failures.clear();
         }
     }
 
-    fn failure(&mut self, now: Instant, random: u64, trial: Option<TrialId>) {
-        let counts = self.take(trial);
+    fn failure(&mut self, now: Instant, random: u64, probe: Option<BreakerProbeId>) {
+        let counts = self.take(probe);
         let before = self.breaker.state();
-        if before == State::Closed {
+        if before == BreakerState::Closed {
             self.failures.push(now);
             self.in_a_row += 1;
         }
-        let transition = self.breaker.failure(now, self.total, random, trial);
+        let transition = self.breaker.failure(now, self.total, random, probe);
         match transition.map(|transition| transition.to) {
             None => {
-                assert!(!counts, "a failed trial opens it");
+                assert!(!counts, "a failed probe opens it");
                 let limit = self.breaker.config().consecutive_failures;
                 let too_many = limit.is_some_and(|limit| self.in_a_row >= limit);
-                assert!(before != State::Closed || !too_many, "{} in a row", self.in_a_row);
+                assert!(before != BreakerState::Closed || !too_many, "{} in a row", self.in_a_row);
             }
-            Some(State::Open { since, until, cause }) => {
+            Some(BreakerState::Open { since, until, cause }) => {
                 assert_eq!(since, now);
                 self.check_cause(now, cause, counts, before);
-                self.check_time(until - since, before == State::Closed);
+                self.check_time(until - since, before == BreakerState::Closed);
             }
             Some(other) => panic!("{other:?}"),
         }
     }
 
-    fn abandoned(&mut self, trial: TrialId) {
-        self.take(Some(trial));
-        self.breaker.abandoned(trial);
+    fn abandoned(&mut self, probe: BreakerProbeId) {
+        self.take(Some(probe));
+        self.breaker.abandoned(probe);
     }
 
-    /// Whether this was a trial whose answer counts.
-    fn take(&mut self, trial: Option<TrialId>) -> bool {
-        let at = self.trials.iter().position(|of| Some(*of) == trial);
-        let counts = matches!(self.breaker.state(), State::HalfOpen { .. });
+    /// Whether this was a probe whose answer counts.
+    fn take(&mut self, probe: Option<BreakerProbeId>) -> bool {
+        let at = self.trials.iter().position(|of| Some(*of) == probe);
+        let counts = matches!(self.breaker.state(), BreakerState::HalfOpen { .. });
         at.map(|at| self.trials.swap_remove(at)).is_some() && counts
     }
 
-    fn follow(&mut self, now: Instant, transition: Option<Transition>) {
-        if let Some(Transition { from, to }) = transition {
-            let State::Open { until, .. } = from else { panic!("{from:?}") };
-            assert!(now >= until && matches!(to, State::HalfOpen { .. }));
+    fn follow(&mut self, now: Instant, transition: Option<BreakerChange>) {
+        if let Some(BreakerChange { from, to }) = transition {
+            let BreakerState::Open { until, .. } = from else { panic!("{from:?}") };
+            assert!(now >= until && matches!(to, BreakerState::HalfOpen { .. }));
             self.trials.clear();
-            (self.successes, self.last_trial) = (0, None);
+            (self.successes, self.last_probe) = (0, None);
         }
     }
 
-    fn check_cause(&self, now: Instant, cause: Cause, trial: bool, before: State) {
+    fn check_cause(&self, now: Instant, cause: OpenCause, probe: bool, before: BreakerState) {
         let config = self.breaker.config();
         match cause {
-            Cause::TrialFailed => assert!(trial && before != State::Closed),
-            Cause::TooMany(TooMany::Consecutive(count)) => {
-                assert!(before == State::Closed && count == self.in_a_row);
+            OpenCause::ProbeFailed => assert!(probe && before != BreakerState::Closed),
+            OpenCause::TooMany(TooMany::Consecutive(count)) => {
+                assert!(before == BreakerState::Closed && count == self.in_a_row);
                 assert!(count >= config.consecutive_failures.unwrap());
             }
-            Cause::TooMany(TooMany::Rate { failures, requests }) => {
+            OpenCause::TooMany(TooMany::Rate { failures, requests }) => {
                 let rate = config.failure_rate.unwrap();
-                assert!(before == State::Closed && failures <= requests);
+                assert!(before == BreakerState::Closed && failures <= requests);
                 assert!(requests >= u64::from(rate.min_requests));
                 assert!(failures * 100 >= requests * u64::from(rate.percent));
                 let recent = |at: &&Instant| now - **at <= rate.window + SECOND;

@@ -134,7 +134,7 @@ impl Log {
         }
     }
 
-    /// Whoever is refused has used up what the requests of the last seconds surely pay for.
+    /// Anyone who is refused has used up what the requests of the last seconds surely pay for.
     fn check_not_stingy(&self, now: Duration, config: BudgetConfig) {
         let since = |list: &[Duration], time: Duration| {
             let begin = now.saturating_sub(time);

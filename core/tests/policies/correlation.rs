@@ -68,7 +68,7 @@ fn check(found: Option<Inherited>, matches: &[&Held]) {
         assert!(matches.is_empty() || !one_caller || matches.len() > 16, "one of them would do");
         return;
     };
-    assert!(one_caller, "a stranger has a say in it");
+    assert!(one_caller, "an external client has a say in it");
     let length = |via: &Option<HeaderValue>| via.as_ref().map_or(0, HeaderValue::len);
     for (.., value) in matches {
         // No deadline is later than any.

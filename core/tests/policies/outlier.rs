@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use outrigger_core::policy::breaker::FailureRate;
 use outrigger_core::policy::outlier::{
-    Outlier, OutlierConfig, Sent, Standing, Transition, TrialId, Turn,
+    Ejection, EjectionChange, Eligibility, EndpointProbeId, Outlier, OutlierConfig, Sent,
 };
 
 use crate::support::{Random, for_each_seed};
@@ -53,11 +53,11 @@ struct World {
     /// By key, with the requests that each was sent.
     present: BTreeMap<u64, u64>,
     bad: Vec<u64>,
-    in_flight: Vec<(u64, Option<TrialId>)>,
+    in_flight: Vec<(u64, Option<EndpointProbeId>)>,
     next_key: u64,
-    /// When whoever is out may be tried, and the last trial began.
+    /// When anyone who is out may be tried, and the last probe began.
     out: BTreeMap<u64, Instant>,
-    last_trial: BTreeMap<u64, Instant>,
+    last_probe: BTreeMap<u64, Instant>,
 }
 
 impl World {
@@ -71,7 +71,7 @@ impl World {
             in_flight: Vec::new(),
             next_key: keys,
             out: BTreeMap::new(),
-            last_trial: BTreeMap::new(),
+            last_probe: BTreeMap::new(),
         }
     }
 
@@ -114,9 +114,9 @@ impl World {
     fn reconfigure(&mut self, config: OutlierConfig) {
         self.outlier.reconfigure(config, self.now);
         self.out.clear();
-        self.last_trial.clear();
+        self.last_probe.clear();
         for (key, standing) in self.outlier.ejected().collect::<Vec<_>>() {
-            self.follow(Transition { key, to: standing });
+            self.follow(EjectionChange { key, to: standing });
         }
         self.tick();
     }
@@ -130,27 +130,27 @@ impl World {
         let key = self.any(random);
         let was_ejected = self.outlier.is_ejected(key, self.now);
         let turn = self.outlier.admit(self.now, key);
-        assert_eq!(was_ejected, turn == Turn::No);
+        assert_eq!(was_ejected, turn == Eligibility::No);
         let until = self.out.get(&key);
-        let trial = match turn {
-            Turn::No => {
+        let probe = match turn {
+            Eligibility::No => {
                 assert!(until.is_some(), "refused though it is in");
                 return;
             }
-            Turn::Yes => {
+            Eligibility::Yes => {
                 assert!(until.is_none(), "chosen though it is out");
                 None
             }
-            Turn::Trial(trial) => {
+            Eligibility::Probe(probe) => {
                 assert!(until.is_some_and(|until| self.now >= *until), "tried before its time");
                 let again = self.outlier.config().base_ejection;
-                let last = self.last_trial.insert(key, self.now);
+                let last = self.last_probe.insert(key, self.now);
                 assert!(last.is_none_or(|last| self.now >= last + again), "two trials at a time");
-                Some(trial)
+                Some(probe)
             }
         };
         *self.present.get_mut(&key).unwrap() += 1;
-        self.in_flight.push((key, trial));
+        self.in_flight.push((key, probe));
     }
 
     fn end(&mut self, random: &mut Random) {
@@ -158,14 +158,14 @@ impl World {
             return;
         }
         let at = random.below(self.in_flight.len() as u64) as usize;
-        let (key, trial) = self.in_flight.swap_remove(at);
-        if let Some(trial) = trial
+        let (key, probe) = self.in_flight.swap_remove(at);
+        if let Some(probe) = probe
             && random.chance(10)
         {
             let before = self.outlier.ejected().find(|(of, _)| *of == key);
-            self.outlier.abandoned(key, trial);
+            self.outlier.abandoned(key, probe);
             if self.outlier.ejected().find(|(of, _)| *of == key) != before {
-                self.last_trial.remove(&key);
+                self.last_probe.remove(&key);
             }
             return;
         }
@@ -175,10 +175,10 @@ impl World {
             let Some(total) = self.present.get(&key) else { return };
             let sent = Sent { key, total: *total };
             let count = self.present.len();
-            self.outlier.failure(self.now, sent, random.next(), count, trial)
+            self.outlier.failure(self.now, sent, random.next(), count, probe)
         } else {
             let clean = self.outlier.is_clean(key);
-            let transition = self.outlier.success(self.now, key, trial);
+            let transition = self.outlier.success(self.now, key, probe);
             assert!(!clean || transition.is_none());
             transition
         };
@@ -187,25 +187,25 @@ impl World {
         }
     }
 
-    fn follow(&mut self, Transition { key, to }: Transition) {
+    fn follow(&mut self, EjectionChange { key, to }: EjectionChange) {
         let config = self.outlier.config();
         match to {
-            Standing::In => {
+            Ejection::Active => {
                 self.out.remove(&key);
-                self.last_trial.remove(&key);
+                self.last_probe.remove(&key);
             }
-            Standing::Out { until, .. } => {
+            Ejection::Ejected { until, .. } => {
                 let time = until - self.now;
                 assert!(time <= config.max_ejection + config.max_ejection / 4);
                 self.out.insert(key, until);
-                self.last_trial.remove(&key);
+                self.last_probe.remove(&key);
             }
-            Standing::OnTrial { next } => {
+            Ejection::Probing { next } => {
                 let due = self.out.entry(key).or_insert(self.now);
                 *due = (*due).min(self.now);
                 if let Some(next) = next {
                     let last = next.checked_sub(config.base_ejection);
-                    self.last_trial.extend(last.map(|last| (key, last.min(self.now))));
+                    self.last_probe.extend(last.map(|last| (key, last.min(self.now))));
                 }
             }
         }

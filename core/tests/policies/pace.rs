@@ -3,9 +3,9 @@
 
 use std::time::{Duration, Instant};
 
-use outrigger_core::policy::pace::{self, LONGEST_WAIT, Pace, Tight, Turn};
+use outrigger_core::policy::pace::{self, LONGEST_WAIT, Pace, PaceTurn, Tight};
 use outrigger_core::policy::priority::Priority;
-use outrigger_core::policy::rate_limit::{Decision, Key, RateLimit, RateLimitConfig, Strategy};
+use outrigger_core::policy::rate_limit::{Key, RateDecision, RateLimit, RateLimitConfig, Strategy};
 
 use crate::support::{Random, for_each_seed};
 
@@ -40,23 +40,23 @@ fn run(random: &mut Random, callers: usize, requests: u32, load: f64, paced: boo
         let caller = random.below(callers as u64) as usize;
         let turn = match &mut paces[caller] {
             Some(pace) => pace.turn(now, None),
-            None => Turn::Now,
+            None => PaceTurn::Now,
         };
         match turn {
-            Turn::Now => on_their_way.push((now, caller)),
-            Turn::At(at) => {
+            PaceTurn::Now => on_their_way.push((now, caller)),
+            PaceTurn::At(at) => {
                 assert!(at - now <= LONGEST_WAIT);
                 on_their_way.push((at, caller));
             }
-            Turn::Never(_) => sums.held_back += 1,
+            PaceTurn::Never(_) => sums.held_back += 1,
         }
         on_their_way.sort();
         while let Some((at, caller)) = on_their_way.first().copied().filter(|(at, _)| *at <= now) {
             on_their_way.remove(0);
             let decision = limit.admit(at, 0, Priority::Default);
             let (quota, refused) = match decision {
-                Decision::Admit(quota) => (quota, false),
-                Decision::Refuse { quota, .. } => (quota, true),
+                RateDecision::Admit(quota) => (quota, false),
+                RateDecision::Refuse { quota, .. } => (quota, true),
             };
             *(if refused { &mut sums.refused } else { &mut sums.admitted }) += 1;
             let mut told = String::new();
@@ -116,9 +116,9 @@ fn turns_are_never_closer_than_the_gap_nor_later_than_anybody_may_wait() {
             assert!(pace.gap() <= Duration::from_secs(1));
             let least = pace.gap();
             let at = match pace.turn(now, None) {
-                Turn::Now => now,
-                Turn::At(at) => at,
-                Turn::Never(wait) => {
+                PaceTurn::Now => now,
+                PaceTurn::At(at) => at,
+                PaceTurn::Never(wait) => {
                     assert!(wait > LONGEST_WAIT);
                     continue;
                 }

@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use outrigger_core::policy::priority::Priority;
-use outrigger_core::policy::rate_limit::{Decision, Key, RateLimit, RateLimitConfig, Strategy};
+use outrigger_core::policy::rate_limit::{Key, RateDecision, RateLimit, RateLimitConfig, Strategy};
 
 use crate::support::{Clock, Random, for_each_seed, on_four_threads};
 
@@ -24,7 +24,7 @@ fn no_interval_has_more_than_the_limit_and_nobody_is_refused_for_nothing() {
             now += random.step();
             let (key, priority) = (random.below(4), random.pick(&PRIORITIES));
             match limit.admit(now, key, priority) {
-                Decision::Admit(quota) => {
+                RateDecision::Admit(quota) => {
                     assert!(quota.left < config.burst);
                     if random.chance(5) {
                         limit.give_back(key);
@@ -32,7 +32,7 @@ fn no_interval_has_more_than_the_limit_and_nobody_is_refused_for_nothing() {
                         logs.note(&config, key, now - start);
                     }
                 }
-                Decision::Refuse { quota, retry_after } => {
+                RateDecision::Refuse { quota, retry_after } => {
                     assert_eq!(quota.left, 0);
                     check_retry_after(&limit, now, key, priority, retry_after);
                     if priority == Priority::Critical && !is_uncommon_first(&config) {
@@ -62,7 +62,7 @@ fn new_numbers_let_in_no_more_than_the_higher_ones() {
         for _ in 0..400 {
             now += random.step();
             let key = random.below(3);
-            if let Decision::Admit(_) = limit.admit(now, key, Priority::Critical) {
+            if let RateDecision::Admit(_) = limit.admit(now, key, Priority::Critical) {
                 logs.note(&most, key, now - start);
             }
             if random.chance(2) {
@@ -99,7 +99,7 @@ fn the_same_holds_for_four_threads() {
                     let key = random.below(4);
                     let priority = random.pick(&PRIORITIES);
                     let decision = limit.lock().unwrap().admit(now, key, priority);
-                    if let Decision::Admit(_) = decision {
+                    if let RateDecision::Admit(_) = decision {
                         logs.note(&config, key, now - start);
                     }
                 });
@@ -144,7 +144,7 @@ fn check_retry_after(
         return;
     }
     let early = now + retry_after - Duration::from_nanos(1);
-    let admits = |at| matches!(limit.clone().admit(at, key, priority), Decision::Admit(_));
+    let admits = |at| matches!(limit.clone().admit(at, key, priority), RateDecision::Admit(_));
     assert!(!admits(early) && admits(now + retry_after));
 }
 

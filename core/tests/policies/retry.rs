@@ -83,7 +83,7 @@ struct Layer {
     requests: u64,
 }
 
-/// Calls that arrive at the server, and whether whoever failed says that nobody need try again.
+/// Calls that arrive at the server, and whether anyone who failed says that nobody need try again.
 fn call(layers: &mut [Layer], config: &RetryConfig, now: Instant) -> (u64, bool) {
     if layers.is_empty() {
         return (1, false);

@@ -1,9 +1,9 @@
-//! `Watch`: an experiment stops when its edge suffers over the window, and for nothing else.
+//! `Watch`: a fault injection stops when its edge suffers over the window, and for nothing else.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant, SystemTime};
 
-use outrigger_core::policy::fault::{Caller, Times};
+use outrigger_core::policy::fault::{FaultSource, Times};
 use outrigger_core::policy::stop::{Breach, StopRule, Totals, Watch};
 
 use crate::support::for_each_seed;
@@ -12,7 +12,7 @@ fn rule(window: u64, min_requests: u32) -> StopRule {
     StopRule {
         name: "bank/f".into(),
         version: "1".into(),
-        from: Caller { namespace: "bank".to_owned(), service_account: None },
+        from: FaultSource { namespace: "bank".to_owned(), service_account: None },
         min_success_percent: Some(95),
         max_p99: Some(Duration::from_millis(500)),
         window: Duration::from_secs(window),
@@ -34,7 +34,7 @@ fn it_breaks_exactly_when_its_window_does() {
         let mut watch = Watch::new(rule(window, min_requests));
         let began = Instant::now();
         let mut totals = Totals::default();
-        // Of the ticks in the experiment: what came between each and the one before.
+        // Of the ticks in the fault injection: what came between each and the one before.
         let mut steps: VecDeque<Totals> = VecDeque::new();
         let (failing, slowing) = (random.below(12), random.below(4));
         for second in 0..70u64 {

@@ -106,7 +106,7 @@ impl Control {
         let guard = InFlight(Arc::clone(self));
         let mut faults = self.fault.subscribe();
         let fault = *faults.borrow_and_update();
-        let turn = self.take_turn(fault.capacity);
+        let turn = self.next_turn(fault.capacity);
         tokio::select! {
             () = tokio::time::sleep_until(turn + Duration::from_millis(fault.delay_ms)) => {}
             // Another fault: nobody waits for the end of the old one.
@@ -119,7 +119,7 @@ impl Control {
     }
 
     /// When the work on a request that comes now is done: one at a time, each its share of a second.
-    fn take_turn(&self, capacity: f64) -> Instant {
+    fn next_turn(&self, capacity: f64) -> Instant {
         let now = Instant::now();
         if capacity <= 0.0 {
             return now;
@@ -141,7 +141,7 @@ impl Control {
         self.fault.borrow().workers > 0
     }
 
-    /// Puts a fault in force; whoever sets it begins with nobody in line.
+    /// Puts a fault in force; anyone who sets it begins with nobody in line.
     fn set(&self, fault: Fault) {
         *self.free_at.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
         let workers = (fault.workers > 0).then(|| Arc::new(Semaphore::new(fault.workers as usize)));

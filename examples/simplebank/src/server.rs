@@ -96,7 +96,7 @@ impl Stop {
     }
 }
 
-/// The one line on stdout, for whoever gave port 0.
+/// The one line on stdout, for anyone who gave port 0.
 #[expect(clippy::print_stdout, reason = "it is what this program prints")]
 fn announce(control: &Control, listen: SocketAddr, admin: SocketAddr) -> io::Result<()> {
     use std::io::Write;

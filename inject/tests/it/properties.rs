@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::table::{Case, cases, injected_cases};
 
 #[test]
-fn whoever_is_injected_again_is_the_same() {
+fn a_pod_that_is_injected_again_is_the_same() {
     for case in injected_cases() {
         let once = case.injected();
         assert_eq!(case.with(once.clone()).injected(), once, "{}", case.name);
@@ -117,7 +117,7 @@ fn a_patch_does_what_the_injector_did() {
 }
 
 #[test]
-fn whoever_is_injected_bears_the_mark_and_should_have_a_proxy() {
+fn an_injected_pod_bears_the_mark_and_should_have_a_proxy() {
     for case in cases() {
         let should = should_have_proxy(case.pod_of(&case.object), &case.namespace);
         match case.outcome() {

@@ -3,7 +3,7 @@
 use outrigger_core::config::ValueMatch;
 use outrigger_core::error::FieldError;
 use outrigger_core::policy::access::{
-    Access, Action, Caller, ClaimMatch, HeaderRule, Operation, Rule, TokenIssuer,
+    Access, AccessRule, Action, CallerMatch, ClaimMatch, HeaderRule, Operation, TokenIssuer,
 };
 
 use super::http_route::{path_from_wire, path_to_wire};
@@ -45,7 +45,7 @@ fn action_from_wire(name: &str, wire: i32) -> Result<Action, FieldError> {
     }
 }
 
-fn rule_to_wire(rule: &Rule) -> mesh::AccessRule {
+fn rule_to_wire(rule: &AccessRule) -> mesh::AccessRule {
     mesh::AccessRule {
         policy: rule.policy.clone(),
         name: rule.name.clone(),
@@ -64,8 +64,8 @@ fn rule_to_wire(rule: &Rule) -> mesh::AccessRule {
     }
 }
 
-fn rule_from_wire(wire: &mesh::AccessRule) -> Result<Rule, FieldError> {
-    Ok(Rule {
+fn rule_from_wire(wire: &mesh::AccessRule) -> Result<AccessRule, FieldError> {
+    Ok(AccessRule {
         policy: wire.policy.clone(),
         name: wire.name.clone(),
         action: action_from_wire("action", wire.action)?,
@@ -78,7 +78,7 @@ fn rule_from_wire(wire: &mesh::AccessRule) -> Result<Rule, FieldError> {
     })
 }
 
-fn caller_to_wire(caller: &Caller) -> mesh::Caller {
+fn caller_to_wire(caller: &CallerMatch) -> mesh::Caller {
     mesh::Caller {
         service_accounts: caller.service_accounts.clone(),
         namespaces: caller.namespaces.clone(),
@@ -88,8 +88,8 @@ fn caller_to_wire(caller: &Caller) -> mesh::Caller {
     }
 }
 
-fn caller_from_wire(wire: &mesh::Caller) -> Result<Caller, FieldError> {
-    Ok(Caller {
+fn caller_from_wire(wire: &mesh::Caller) -> Result<CallerMatch, FieldError> {
+    Ok(CallerMatch {
         service_accounts: wire.service_accounts.clone(),
         namespaces: wire.namespaces.clone(),
         trust_domains: wire.trust_domains.clone(),

@@ -1,4 +1,4 @@
-//! [`Fault`], part of the policy of a rule or of a service: what an experiment injects; and [`StopRule`],
+//! [`Fault`], part of the policy of a rule or of a service: what is injected; and [`StopRule`],
 //! part of that of the service whose callers watch over it.
 
 use std::time::{Duration, SystemTime};
@@ -7,7 +7,9 @@ use http::HeaderValue;
 use outrigger_core::error::FieldError;
 use outrigger_core::name::check_label;
 use outrigger_core::policy::bounds;
-use outrigger_core::policy::fault::{Caller, Fault, Kind, PathTest, RequestMatch, Schedule, Times};
+use outrigger_core::policy::fault::{
+    Fault, FaultAction, FaultPath, FaultSource, RequestMatch, Schedule, Times,
+};
 use outrigger_core::policy::stop::StopRule;
 
 use super::policy::{at_most, duration, millis, number};
@@ -21,13 +23,13 @@ pub(super) const FEATURE: &str = "faults.v1";
 pub(super) fn to_wire(fault: &Fault) -> mesh::Fault {
     use mesh::fault::Kind as Wire;
     let kind = match fault.kind {
-        Kind::Delay { fixed, jitter } => {
+        FaultAction::Delay { fixed, jitter } => {
             Wire::Delay(mesh::FaultDelay { fixed: millis(fixed), jitter: millis(jitter) })
         }
-        Kind::Abort(status) => Wire::AbortStatus(status.as_u16().into()),
-        Kind::AbortGrpc(code) => Wire::AbortGrpc(code.into()),
-        Kind::Reset => Wire::Reset(mesh::Unit {}),
-        Kind::Partition => Wire::Partition(mesh::Unit {}),
+        FaultAction::Abort(status) => Wire::AbortStatus(status.as_u16().into()),
+        FaultAction::AbortGrpc(code) => Wire::AbortGrpc(code.into()),
+        FaultAction::Reset => Wire::Reset(mesh::Unit {}),
+        FaultAction::Partition => Wire::Partition(mesh::Unit {}),
     };
     mesh::Fault {
         name: fault.name.to_string(),
@@ -112,35 +114,37 @@ fn from_wire(wire: &mesh::Fault) -> Result<Fault, FieldError> {
     })
 }
 
-fn kind_from_wire(wire: Option<&mesh::fault::Kind>) -> Result<Kind, FieldError> {
+fn kind_from_wire(wire: Option<&mesh::fault::Kind>) -> Result<FaultAction, FieldError> {
     use mesh::fault::Kind as Wire;
     Ok(match set("kind", wire)? {
-        Wire::Delay(delay) => Kind::Delay {
+        Wire::Delay(delay) => FaultAction::Delay {
             fixed: duration("delay.fixed", delay.fixed, &bounds::DELAY)?,
             jitter: duration("delay.jitter", delay.jitter, &bounds::DELAY_JITTER)?,
         },
         Wire::AbortStatus(status) => {
             let status: u16 = number("abort_status", *status, &bounds::ABORT_STATUS)?;
             let status = status.try_into().map_err(|_| FieldError::here("is not a status"));
-            Kind::Abort(status.map_err(|e: FieldError| e.under("abort_status"))?)
+            FaultAction::Abort(status.map_err(|e: FieldError| e.under("abort_status"))?)
         }
-        Wire::AbortGrpc(code) => Kind::AbortGrpc(number("abort_grpc", *code, &bounds::GRPC)?),
-        Wire::Reset(_) => Kind::Reset,
-        Wire::Partition(_) => Kind::Partition,
+        Wire::AbortGrpc(code) => {
+            FaultAction::AbortGrpc(number("abort_grpc", *code, &bounds::GRPC)?)
+        }
+        Wire::Reset(_) => FaultAction::Reset,
+        Wire::Partition(_) => FaultAction::Partition,
     })
 }
 
-fn caller_to_wire(caller: &Caller) -> mesh::FaultCaller {
+fn caller_to_wire(caller: &FaultSource) -> mesh::FaultCaller {
     mesh::FaultCaller {
         namespace: caller.namespace.clone(),
         service_account: caller.service_account.clone().unwrap_or_default(),
     }
 }
 
-fn caller_from_wire(wire: &mesh::FaultCaller) -> Result<Caller, FieldError> {
+fn caller_from_wire(wire: &mesh::FaultCaller) -> Result<FaultSource, FieldError> {
     check_label(&wire.namespace).map_err(|e| e.under("namespace"))?;
     let service_account = super::optional(&wire.service_account);
-    Ok(Caller { namespace: wire.namespace.clone(), service_account })
+    Ok(FaultSource { namespace: wire.namespace.clone(), service_account })
 }
 
 fn match_to_wire(one: &RequestMatch) -> mesh::FaultMatch {
@@ -152,8 +156,8 @@ fn match_to_wire(one: &RequestMatch) -> mesh::FaultMatch {
     mesh::FaultMatch {
         method: one.method.as_ref().map(ToString::to_string).unwrap_or_default(),
         path: one.path.as_ref().map(|path| match path {
-            PathTest::Exact(path) => Path::Exact(path.clone()),
-            PathTest::Prefix(path) => Path::Prefix(path.clone()),
+            FaultPath::Exact(path) => Path::Exact(path.clone()),
+            FaultPath::Prefix(path) => Path::Prefix(path.clone()),
         }),
         headers: one.headers.iter().map(header).collect(),
     }
@@ -173,8 +177,8 @@ fn match_from_wire(wire: &mesh::FaultMatch) -> Result<RequestMatch, FieldError> 
             method => Some(parsed("method", method)?),
         },
         path: wire.path.as_ref().map(|path| match path {
-            Path::Exact(path) => PathTest::Exact(path.clone()),
-            Path::Prefix(path) => PathTest::Prefix(path.clone()),
+            Path::Exact(path) => FaultPath::Exact(path.clone()),
+            Path::Prefix(path) => FaultPath::Prefix(path.clone()),
         }),
         headers: each("headers", &wire.headers, header)?,
     })

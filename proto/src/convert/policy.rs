@@ -1,5 +1,5 @@
 //! [`CallPolicy`] and [`BackendPolicy`], parts of a destination: how requests are called, how a service
-//! is spared. What a workload lets in is in [`super::server`].
+//! is protected. What a workload lets in is in [`super::server`].
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use outrigger_core::error::FieldError;
 use outrigger_core::policy::bounds::{self, Durations, Numbers};
 use outrigger_core::policy::breaker::{BreakerConfig, FailureRate, OpenTime};
 use outrigger_core::policy::budget::BudgetConfig;
-use outrigger_core::policy::health::{HealthConfig, Probe};
+use outrigger_core::policy::health::{HealthConfig, HealthProbe};
 use outrigger_core::policy::hedge::HedgeConfig;
 use outrigger_core::policy::limits::LimitsConfig;
 use outrigger_core::policy::outlier::OutlierConfig;
@@ -228,9 +228,9 @@ pub(super) fn backend_from_wire(
 fn health_to_wire(health: &HealthConfig) -> mesh::HealthCheck {
     use mesh::health_check::Probe as Wire;
     let probe = match &health.probe {
-        Probe::Http(path) => Wire::HttpPath(path.to_string()),
-        Probe::Grpc(service) => Wire::GrpcService(service.clone()),
-        Probe::Tcp => Wire::Tcp(mesh::Unit {}),
+        HealthProbe::Http(path) => Wire::HttpPath(path.to_string()),
+        HealthProbe::Grpc(service) => Wire::GrpcService(service.clone()),
+        HealthProbe::Tcp => Wire::Tcp(mesh::Unit {}),
     };
     mesh::HealthCheck {
         probe: Some(probe),
@@ -245,13 +245,13 @@ fn health_from_wire(wire: &mesh::HealthCheck) -> Result<HealthConfig, FieldError
     use mesh::health_check::Probe as Wire;
     let probe = match set("probe", wire.probe.as_ref())? {
         Wire::HttpPath(path) => {
-            Probe::Http(bounds::path(path).map_err(|e| e.under("probe.http_path"))?)
+            HealthProbe::Http(bounds::path(path).map_err(|e| e.under("probe.http_path"))?)
         }
         Wire::GrpcService(service) => {
             let service = bounds::grpc_service(service);
-            Probe::Grpc(service.map_err(|e| e.under("probe.grpc_service"))?)
+            HealthProbe::Grpc(service.map_err(|e| e.under("probe.grpc_service"))?)
         }
-        Wire::Tcp(mesh::Unit {}) => Probe::Tcp,
+        Wire::Tcp(mesh::Unit {}) => HealthProbe::Tcp,
     };
     Ok(HealthConfig {
         probe,

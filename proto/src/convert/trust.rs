@@ -1,4 +1,4 @@
-//! [`TrustBundle`]: the roots that the mesh believes in.
+//! [`TrustBundle`]: the roots that the mesh trusts.
 
 use outrigger_core::config::TrustBundle;
 use outrigger_core::error::FieldError;

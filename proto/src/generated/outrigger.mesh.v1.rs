@@ -490,7 +490,7 @@ pub struct CallPolicy {
     pub priority: ::core::option::Option<i32>,
     #[prost(uint32, tag = "6")]
     pub max_visits: u32,
-    /// Unset: no second try is made while one waits.
+    /// Unset: no second attempt is made while one waits.
     #[prost(message, optional, tag = "7")]
     pub hedge: ::core::option::Option<Hedge>,
     /// Unset: no answer is kept.
@@ -599,7 +599,7 @@ pub struct Backoff {
     #[prost(enumeration = "Jitter", tag = "3")]
     pub jitter: i32,
 }
-/// How one service port is spared by its callers.
+/// Client-side protection of one service port.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct BackendPolicy {
     #[prost(message, optional, tag = "1")]
@@ -655,7 +655,7 @@ pub mod health_check {
         Tcp(super::Unit),
     }
 }
-/// Stops an experiment when calls of `from` to this service suffer.
+/// Stops a fault injection when calls of `from` to this service suffer.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct StopRule {
     #[prost(string, tag = "1")]
@@ -678,7 +678,7 @@ pub struct StopRule {
     #[prost(uint64, tag = "9")]
     pub end: u64,
 }
-/// An experiment. What is injected where a try would be sent.
+/// A fault injection. What is injected where an attempt would be sent.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Fault {
     /// `namespace/name`.
@@ -1211,7 +1211,7 @@ pub struct StopRequest {
     pub version: ::prost::alloc::string::String,
     #[prost(string, tag = "3")]
     pub reason: ::prost::alloc::string::String,
-    /// Who asks. Believed only in a mesh without identities.
+    /// Who asks. Trusted only in a mesh without identities.
     #[prost(message, optional, tag = "4")]
     pub caller: ::core::option::Option<FaultCaller>,
 }
@@ -1308,7 +1308,7 @@ pub mod experiments_client {
             self.inner = self.inner.max_encoding_message_size(limit);
             self
         }
-        /// Taken only from the workload whose calls the experiment's guard watches. What is stopped, gone or has
+        /// Taken only from the workload whose calls the fault injection's guard watches. What is stopped, gone or has
         /// another spec by now is no error.
         pub async fn stop(
             &mut self,
@@ -1346,7 +1346,7 @@ pub mod experiments_server {
     /// Generated trait containing gRPC methods that should be implemented for use with ExperimentsServer.
     #[async_trait]
     pub trait Experiments: std::marker::Send + std::marker::Sync + 'static {
-        /// Taken only from the workload whose calls the experiment's guard watches. What is stopped, gone or has
+        /// Taken only from the workload whose calls the fault injection's guard watches. What is stopped, gone or has
         /// another spec by now is no error.
         async fn stop(
             &self,
@@ -1551,7 +1551,7 @@ pub struct Registration {
     pub mesh: ::core::option::Option<MeshAddress>,
     #[prost(string, tag = "8")]
     pub zone: ::prost::alloc::string::String,
-    /// Random, made anew by each proxy process and told to nobody else: whoever knows it may take the place
+    /// Random, made anew by each proxy process and told to nobody else: anyone who knows it may take the place
     /// of an earlier stream of the same name. At most 64 bytes; empty proves nothing.
     #[prost(bytes = "bytes", tag = "9")]
     pub session: ::prost::bytes::Bytes,

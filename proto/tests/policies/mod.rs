@@ -12,7 +12,7 @@ use outrigger_core::policy::cache::CacheConfig;
 use outrigger_core::policy::concurrency::{Algorithm, ConcurrencyConfig, Limit};
 use outrigger_core::policy::fallback::{Class, Classes, Fallback, Give, Static};
 use outrigger_core::policy::fault::{self, Fault};
-use outrigger_core::policy::health::{HealthConfig, Probe};
+use outrigger_core::policy::health::{HealthConfig, HealthProbe};
 use outrigger_core::policy::hedge::HedgeConfig;
 use outrigger_core::policy::limits::LimitsConfig;
 use outrigger_core::policy::outlier::OutlierConfig;
@@ -156,9 +156,9 @@ pub(crate) fn any_backend_policy() -> impl Strategy<Value = BackendPolicy> {
 
 fn any_health() -> impl Strategy<Value = HealthConfig> {
     let probe = prop_oneof![
-        Just(Probe::Http("/healthz?full=1".parse().unwrap())),
-        "[a-z.]{0,20}".prop_map(Probe::Grpc),
-        Just(Probe::Tcp),
+        Just(HealthProbe::Http("/healthz?full=1".parse().unwrap())),
+        "[a-z.]{0,20}".prop_map(HealthProbe::Grpc),
+        Just(HealthProbe::Tcp),
     ];
     (probe, millis(100..=600_000), millis(10..=60_000), 1u8..=100, 1u8..=100).prop_map(
         |(probe, interval, timeout, unhealthy_after, healthy_after)| HealthConfig {
@@ -193,7 +193,7 @@ fn plain_stop_rule() -> StopRule {
     StopRule {
         name: "bank/f".into(),
         version: "1".into(),
-        from: fault::Caller { namespace: "bank".to_owned(), service_account: None },
+        from: fault::FaultSource { namespace: "bank".to_owned(), service_account: None },
         min_success_percent: Some(95),
         max_p99: None,
         window: Duration::from_secs(10),
@@ -207,24 +207,24 @@ fn any_fault() -> impl Strategy<Value = Fault> {
         select(&[400u16, 404, 429, 503, 599][..]).prop_map(|code| code.try_into().unwrap());
     let kind = prop_oneof![
         (millis(1..=60_000), millis(0..=60_000))
-            .prop_map(|(fixed, jitter)| fault::Kind::Delay { fixed, jitter }),
-        status.prop_map(fault::Kind::Abort),
-        (1u8..=16).prop_map(fault::Kind::AbortGrpc),
-        Just(fault::Kind::Reset),
-        Just(fault::Kind::Partition),
+            .prop_map(|(fixed, jitter)| fault::FaultAction::Delay { fixed, jitter }),
+        status.prop_map(fault::FaultAction::Abort),
+        (1u8..=16).prop_map(fault::FaultAction::AbortGrpc),
+        Just(fault::FaultAction::Reset),
+        Just(fault::FaultAction::Partition),
     ];
     let time = || (0u64..=1 << 42).prop_map(|ms| UNIX_EPOCH + Duration::from_millis(ms));
     let schedule = (millis(2_000..=86_400_000), millis(1_000..=1_999))
         .prop_map(|(every, length)| fault::Schedule { every, length });
     let times = (of(time()), time(), of(schedule))
         .prop_map(|(start, end, schedule)| fault::Times { start, end, schedule });
-    let caller = of(Just("a.b".to_owned())).prop_map(|service_account| fault::Caller {
+    let caller = of(Just("a.b".to_owned())).prop_map(|service_account| fault::FaultSource {
         namespace: "bank".to_owned(),
         service_account,
     });
     let path = prop_oneof![
-        Just(fault::PathTest::Exact("/a".to_owned())),
-        Just(fault::PathTest::Prefix("/".to_owned())),
+        Just(fault::FaultPath::Exact("/a".to_owned())),
+        Just(fault::FaultPath::Prefix("/".to_owned())),
     ];
     let header = any_header_name().prop_map(|name| (name, HeaderValue::from_static("x")));
     let one = (of(Just(Method::GET)), of(path), vec(header, 0..3))
@@ -548,7 +548,7 @@ fn what_a_backend_policy_must_not_say_is_refused_with_its_path() {
             max_ejected_percent: 50,
         });
         config.policy.health = Some(HealthConfig {
-            probe: Probe::Tcp,
+            probe: HealthProbe::Tcp,
             interval: time,
             timeout: time,
             unhealthy_after: 1,
@@ -651,7 +651,7 @@ pub(crate) fn plain_fault() -> Fault {
         from: Vec::new(),
         matches: Vec::new(),
         share: 1,
-        kind: fault::Kind::Reset,
+        kind: fault::FaultAction::Reset,
         times: fault::Times { start: None, end: UNIX_EPOCH, schedule: None },
     }
 }

@@ -15,7 +15,7 @@ pub fn show(proxy: &Proxy) -> Value {
         // Of each called service: breaker, ejected endpoints, budget, limits.
         "services": services.iter().map(show).collect::<Vec<_>>(),
         // Faults that have hit calls of this workload.
-        "experiments": proxy.experiments.show(),
+        "faultInjections": proxy.experiments.show(),
         // What this workload lets in, by port.
         "server": proxy.limits.show(Instant::now()),
     })

@@ -19,9 +19,9 @@ use outrigger_proto::convert::{self, is_unsupported};
 use outrigger_proto::{mesh, wire};
 use prost::Message;
 
-use names::Names;
+use names::SubscribedNames;
 use namespaces::Namespaces;
-use refused::Refused;
+use refused::RefusedDestinations;
 
 use crate::experiments;
 use crate::inbound_ports::InboundPorts;
@@ -34,32 +34,32 @@ pub struct Holdings {
     /// What the app has dialled.
     wanted: BTreeSet<Authority>,
     /// Dialled name to canonical name.
-    resolved: Names,
+    resolved: SubscribedNames,
     destinations: BTreeMap<String, HeldDestination>,
-    refused: Refused,
+    refused: RefusedDestinations,
     endpoints: HashMap<DestinationName, Collection>,
-    inbound: Option<Held>,
-    settings: Option<Held>,
+    inbound: Option<HeldResource>,
+    settings: Option<HeldResource>,
     namespaces: Namespaces,
-    trust: Option<Held>,
+    trust: Option<HeldResource>,
     changed: bool,
 }
 
 /// A resource as it came, for the disk copy and for `initial_resource_versions`.
 #[derive(Clone)]
-struct Held {
+struct HeldResource {
     version: String,
     bytes: Bytes,
 }
 
 struct HeldDestination {
-    held: Held,
+    held: HeldResource,
     live: Arc<Live>,
 }
 
 #[derive(Default)]
 struct Collection {
-    endpoints: BTreeMap<EndpointId, (Held, Endpoint)>,
+    endpoints: BTreeMap<EndpointId, (HeldResource, Endpoint)>,
     /// Version of the marker that ends the collection, once it has come.
     complete: Option<String>,
 }
@@ -68,9 +68,9 @@ impl Holdings {
     pub fn new(proxy: Arc<Proxy>) -> Self {
         Self {
             wanted: BTreeSet::new(),
-            resolved: Names::default(),
+            resolved: SubscribedNames::default(),
             destinations: BTreeMap::new(),
-            refused: Refused::default(),
+            refused: RefusedDestinations::default(),
             endpoints: HashMap::new(),
             inbound: None,
             settings: None,
@@ -357,7 +357,7 @@ impl Holdings {
 
     /// Everything held, in an order in which it can be applied.
     fn each(&self) -> impl Iterator<Item = SavedResource> {
-        let saved = |type_url: &str, name: String, held: &Held, aliases| SavedResource {
+        let saved = |type_url: &str, name: String, held: &HeldResource, aliases| SavedResource {
             type_url: type_url.to_owned(),
             name,
             version: held.version.clone(),
@@ -377,7 +377,7 @@ impl Holdings {
             .map(move |held| saved(wire::INBOUND, uid.clone(), held, Vec::new()));
         let endpoints = self.endpoints.iter().flat_map(move |(destination, collection)| {
             let marker = collection.complete.as_ref().map(|version| {
-                let held = Held { version: version.clone(), bytes: Bytes::new() };
+                let held = HeldResource { version: version.clone(), bytes: Bytes::new() };
                 let name = convert::endpoint::collection(destination);
                 saved(wire::ENDPOINT, name, &held, Vec::new())
             });
@@ -431,9 +431,9 @@ impl Holdings {
     }
 }
 
-fn held(resource: &wire::Resource) -> Result<Held, FieldError> {
+fn held(resource: &wire::Resource) -> Result<HeldResource, FieldError> {
     let body = resource.resource.as_ref().ok_or_else(|| FieldError::here("it has no body"))?;
-    Ok(Held { version: resource.version.clone(), bytes: body.value.clone() })
+    Ok(HeldResource { version: resource.version.clone(), bytes: body.value.clone() })
 }
 
 #[cfg(test)]

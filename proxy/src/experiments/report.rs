@@ -1,4 +1,4 @@
-//! Telling the control plane that an experiment has to stop.
+//! Telling the control plane that a fault injection has to stop.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -15,14 +15,14 @@ use crate::proxy::Proxy;
 /// Time for one answer.
 const LIMIT: Duration = Duration::from_secs(5);
 
-/// An experiment that has to stop, and why.
+/// A fault injection that has to stop, and why.
 #[derive(Debug)]
 pub struct Stop {
     pub rule: StopRule,
     pub reason: String,
 }
 
-/// Tells each until it is taken, or until the experiment is over by itself.
+/// Tells each until it is taken, or until the fault injection is over by itself.
 pub async fn run(
     proxy: Arc<Proxy>,
     control_plane: ControlPlane,

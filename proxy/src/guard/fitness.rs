@@ -7,10 +7,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
-use outrigger_core::policy::outlier::Turn;
+use outrigger_core::policy::outlier::Eligibility;
 use outrigger_core::policy::preference::{Fit, Ignored, ignored};
 
-use super::{Guard, Trials, UNLIMITED};
+use super::{Guard, ProbeIds, UNLIMITED};
 use crate::endpoint::{EndpointState, NoChoice};
 
 impl Guard {
@@ -27,18 +27,18 @@ impl Guard {
         all: &[&'a Arc<EndpointState>],
     ) -> Result<Vec<&'a Arc<EndpointState>>, NoChoice> {
         let now = Instant::now();
-        let machines = self.lock();
-        let outlier = machines.outlier.as_ref();
+        let state = self.lock();
+        let outlier = state.outlier.as_ref();
         let ejected = |endpoint: &EndpointState| {
             outlier.is_some_and(|outlier| outlier.is_ejected(endpoint.stable, now))
         };
-        let well = |endpoint: &EndpointState| !machines.ill.contains(&endpoint.stable);
+        let well = |endpoint: &EndpointState| !state.unhealthy.contains(&endpoint.stable);
         let mut fit = Fit { all: all.len(), well: 0, fit: 0 };
         for endpoint in all.iter().filter(|endpoint| well(endpoint)) {
             fit.well += 1;
             fit.fit += usize::from(!ejected(endpoint));
         }
-        let ignored = ignored(fit, machines.panic_threshold);
+        let ignored = ignored(fit, state.panic_threshold);
         if ignored != Ignored::default() {
             self.panics.fetch_add(1, Relaxed);
         }
@@ -55,21 +55,21 @@ impl Guard {
     }
 
     /// An endpoint has been chosen.
-    pub fn chosen(&self, endpoint: &EndpointState, trials: &mut Trials) {
+    pub fn chosen(&self, endpoint: &EndpointState, probes: &mut ProbeIds) {
         if self.endpoints_clean.load(Relaxed) {
             return;
         }
         if let Some(outlier) = &mut self.lock().outlier
-            && let Turn::Trial(id) = outlier.admit(Instant::now(), endpoint.stable)
+            && let Eligibility::Probe(id) = outlier.admit(Instant::now(), endpoint.stable)
         {
-            trials.0.get_or_insert_default().endpoint = Some(id);
+            probes.0.get_or_insert_default().endpoint = Some(id);
         }
     }
 
     /// Those endpoints are unhealthy, and no others.
-    pub(super) fn set_ill(&self, ill: BTreeSet<u64>) {
-        let all_well = ill.is_empty();
-        self.lock().ill = ill;
+    pub(super) fn set_unhealthy(&self, failing: BTreeSet<u64>) {
+        let all_well = failing.is_empty();
+        self.lock().unhealthy = failing;
         self.all_well.store(all_well, Relaxed);
     }
 }

@@ -4,24 +4,24 @@
 //! `core/src/policy/health.rs`.
 
 use std::collections::{BTreeSet, HashMap};
-use std::fmt::{self, Write};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use outrigger_core::config::Protocol;
-use outrigger_core::policy::health::{Found, HealthConfig, Probe, Vitals};
+use outrigger_core::policy::health::{CheckResult, HealthConfig, HealthProbe, HealthState};
 use serde_json::{Value, json};
 
 use super::Guard;
 use crate::endpoint::{EndpointState, Endpoints};
+use crate::metrics::table::{self, Exposition};
 
 #[derive(Default)]
 pub struct Health {
     /// A policy asks for checks.
     on: AtomicBool,
     /// Checks that have ended.
-    found: [AtomicU64; Found::ALL.len()],
+    found: [AtomicU64; CheckResult::ALL.len()],
     checks: Mutex<Option<Checks>>,
 }
 
@@ -29,13 +29,13 @@ struct Checks {
     config: Arc<HealthConfig>,
     /// What the service is declared to speak.
     protocol: Protocol,
-    endpoints: HashMap<u64, Known>,
+    endpoints: HashMap<u64, CheckedEndpoint>,
     /// Tells endpoints that are still there from others.
     round: u64,
 }
 
-struct Known {
-    vitals: Vitals,
+struct CheckedEndpoint {
+    vitals: HealthState,
     /// What its last check found, for people.
     said: Box<str>,
     round: u64,
@@ -56,7 +56,7 @@ impl Guard {
         let Some(config) = config else {
             if checks.take().is_some() {
                 self.health.on.store(false, Relaxed);
-                self.set_ill(BTreeSet::new());
+                self.set_unhealthy(BTreeSet::new());
             }
             return;
         };
@@ -96,11 +96,12 @@ impl Guard {
         checks.round += 1;
         let (config, round) = (Arc::clone(&checks.config), checks.round);
         for endpoint in endpoints {
-            let known = checks.endpoints.entry(endpoint.stable).or_insert_with(|| Known {
-                vitals: Vitals::new(&config, now, random()),
-                said: "not checked yet".into(),
-                round,
-            });
+            let known =
+                checks.endpoints.entry(endpoint.stable).or_insert_with(|| CheckedEndpoint {
+                    vitals: HealthState::new(&config, now, random()),
+                    said: "not checked yet".into(),
+                    round,
+                });
             known.round = round;
             if known.vitals.due().is_some_and(|at| at <= now) {
                 known.vitals.begin(&config, now, random());
@@ -111,19 +112,19 @@ impl Guard {
         }
         if checks.endpoints.len() > endpoints.len() {
             checks.endpoints.retain(|_, known| known.round == round);
-            self.set_ill(checks.ill());
+            self.set_unhealthy(checks.unhealthy());
         }
         (due, next)
     }
 
     /// A check has ended. `said`: what it found, for people.
-    pub fn checked(&self, check: &Check, found: Found, said: String) {
+    pub fn checked(&self, check: &Check, found: CheckResult, said: String) {
         self.health.found[found as usize].fetch_add(1, Relaxed);
         let mut checks = self.health.lock();
         let Some(checks) = &mut *checks else { return };
         // What was asked under other rules says nothing now.
         let current = Arc::ptr_eq(&checks.config, &check.config);
-        let found = if current { found } else { Found::Unclear };
+        let found = if current { found } else { CheckResult::Inconclusive };
         let Some(known) = checks.endpoints.get_mut(&check.endpoint.stable) else { return };
         known.said = said.into();
         let moved = known.vitals.note(&check.config, Instant::now(), found);
@@ -136,7 +137,7 @@ impl Guard {
         } else {
             tracing::warn!(service, endpoint = id, why = &*known.said, "endpoint unhealthy");
         }
-        self.set_ill(checks.ill());
+        self.set_unhealthy(checks.unhealthy());
     }
 
     /// Whether its endpoints are checked.
@@ -144,7 +145,7 @@ impl Guard {
         self.health.on.load(Relaxed)
     }
 
-    /// For whoever looks: what each endpoint is, since when, and what its last check found.
+    /// For anyone who looks: what each endpoint is, since when, and what its last check found.
     pub(super) fn show_health(&self, endpoints: &[Arc<EndpointState>]) -> Option<Value> {
         let checks = self.health.lock();
         let checks = checks.as_ref()?;
@@ -152,15 +153,15 @@ impl Guard {
             let known = checks.endpoints.get(&endpoint.stable)?;
             Some(json!({
                 "endpoint": endpoint.endpoint.id.to_string(),
-                "healthy": known.vitals.is_well(),
+                "healthy": known.vitals.is_healthy(),
                 "forMs": known.vitals.since().elapsed().as_millis() as u64,
                 "lastCheck": *known.said,
             }))
         };
         let probe = match &checks.config.probe {
-            Probe::Http(path) => format!("http {path}"),
-            Probe::Grpc(service) => format!("grpc {service:?}"),
-            Probe::Tcp => "tcp".to_owned(),
+            HealthProbe::Http(path) => format!("http {path}"),
+            HealthProbe::Grpc(service) => format!("grpc {service:?}"),
+            HealthProbe::Tcp => "tcp".to_owned(),
         };
         Some(json!({
             "probe": probe,
@@ -170,9 +171,9 @@ impl Guard {
 }
 
 impl Checks {
-    fn ill(&self) -> BTreeSet<u64> {
-        let ill = self.endpoints.iter().filter(|(_, known)| !known.vitals.is_well());
-        ill.map(|(key, _)| *key).collect()
+    fn unhealthy(&self) -> BTreeSet<u64> {
+        let failing = self.endpoints.iter().filter(|(_, known)| !known.vitals.is_healthy());
+        failing.map(|(key, _)| *key).collect()
     }
 }
 
@@ -183,26 +184,21 @@ impl Health {
 }
 
 /// In the Prometheus text format, of services that are or were checked.
-pub(super) fn write_metrics(out: &mut String, all: &[Arc<Endpoints>]) -> fmt::Result {
-    let name = "outrigger_endpoints_checked";
-    writeln!(out, "# HELP {name} endpoints by what their checks say\n# TYPE {name} gauge")?;
+pub(super) fn write_metrics(out: &mut Exposition, all: &[Arc<Endpoints>]) {
     for one in all {
         let checks = one.guard.health.lock();
         let Some(checks) = &*checks else { continue };
-        let (service, ill) = (&one.name, checks.ill().len());
-        let well = checks.endpoints.len() - ill;
-        writeln!(out, "{name}{{service=\"{service}\",state=\"healthy\"}} {well}")?;
-        writeln!(out, "{name}{{service=\"{service}\",state=\"unhealthy\"}} {ill}")?;
+        let unhealthy = checks.unhealthy().len();
+        let healthy = checks.endpoints.len() - unhealthy;
+        out.add(&table::ENDPOINTS_CHECKED, &[&one.name, &"healthy"], healthy);
+        out.add(&table::ENDPOINTS_CHECKED, &[&one.name, &"unhealthy"], unhealthy);
     }
-    let name = "outrigger_health_checks_total";
-    writeln!(out, "# HELP {name} checks of endpoints that ended\n# TYPE {name} counter")?;
     for one in all {
-        for (result, count) in Found::ALL.iter().zip(&one.guard.health.found) {
-            let (service, result, count) = (&one.name, result.as_str(), count.load(Relaxed));
+        for (result, count) in CheckResult::ALL.iter().zip(&one.guard.health.found) {
+            let count = count.load(Relaxed);
             if count > 0 {
-                writeln!(out, "{name}{{service=\"{service}\",result=\"{result}\"}} {count}")?;
+                out.add(&table::HEALTH_CHECKS, &[&one.name, &result.as_str()], count);
             }
         }
     }
-    Ok(())
 }

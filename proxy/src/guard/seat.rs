@@ -2,18 +2,19 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use outrigger_core::reason::Reason;
 
 use super::{Guard, UNLIMITED};
 use crate::endpoint::Endpoints;
 use crate::http::respond::Refusal;
+use crate::record::micros;
 
 /// One of a limited number of requests in flight to a service.
-pub struct Seat(Arc<Endpoints>);
+pub struct InFlightPermit(Arc<Endpoints>);
 
-impl Drop for Seat {
+impl Drop for InFlightPermit {
     fn drop(&mut self) {
         self.0.guard.leave();
     }
@@ -35,21 +36,24 @@ impl Guard {
     }
 }
 
-/// Takes a seat where the service has a limit; waits for one where waiting is allowed. The request's
-/// deadline bounds the wait.
-pub async fn take_seat(endpoints: &Arc<Endpoints>) -> Result<Option<Seat>, Refusal> {
+/// Takes a permit where the service has a limit; waits for one where waiting is allowed, and adds the
+/// microseconds to `queued`. The request's deadline bounds the wait.
+pub async fn acquire_in_flight(
+    endpoints: &Arc<Endpoints>,
+    queued: &mut u32,
+) -> Result<Option<InFlightPermit>, Refusal> {
     let guard = &endpoints.guard;
     if guard.max_in_flight.load(Relaxed) == UNLIMITED {
         return Ok(None);
     }
     if !guard.try_enter() {
         // Boxed: rare, and the future of every request would carry its size.
-        Box::pin(wait_for_seat(guard)).await?;
+        Box::pin(wait_in_flight(guard, queued)).await?;
     }
-    Ok(Some(Seat(Arc::clone(endpoints))))
+    Ok(Some(InFlightPermit(Arc::clone(endpoints))))
 }
 
-async fn wait_for_seat(guard: &Guard) -> Result<(), Refusal> {
+async fn wait_in_flight(guard: &Guard, queued: &mut u32) -> Result<(), Refusal> {
     let most = guard.max_pending.load(Relaxed);
     let wait = |now: u32| (now < most).then_some(now + 1);
     if guard.waiting.fetch_update(SeqCst, SeqCst, wait).is_err() {
@@ -59,19 +63,21 @@ async fn wait_for_seat(guard: &Guard) -> Result<(), Refusal> {
         let retry_after = Some(Duration::from_secs(1));
         return Err(Refusal { retry_after, ..Refusal::new(Reason::TooManyInFlight, detail) });
     }
-    let _waiting = Waiting(guard);
+    let _waiting = PendingRequest(guard);
+    let began = Instant::now();
     loop {
         let room = guard.room.notified();
         if guard.try_enter() {
+            *queued = queued.saturating_add(micros(began.elapsed()));
             return Ok(());
         }
         room.await;
     }
 }
 
-struct Waiting<'a>(&'a Guard);
+struct PendingRequest<'a>(&'a Guard);
 
-impl Drop for Waiting<'_> {
+impl Drop for PendingRequest<'_> {
     fn drop(&mut self) {
         self.0.waiting.fetch_sub(1, Relaxed);
     }

@@ -21,30 +21,31 @@ use super::body::RequestBody;
 use super::context;
 use super::deadline::{Clock, poll_within};
 use super::exchange::{Exchange, Lease};
-use super::failed::{Failed, Waited, failure, timed_out};
+use super::failed::{FailedAttempt, Waited, failure, timed_out};
 use super::fault;
 use super::head::Head;
-use super::hop::{Hop, wire_of};
+use super::hop::{AttemptTarget, wire_of};
 use super::respond::Refusal;
 use super::server::Connection;
 use crate::endpoint::{Choice, EndpointState, Endpoints, NoChoice};
-use crate::guard::Trials;
+use crate::guard::ProbeIds;
 use crate::metrics::add;
 use crate::pool::Wire;
 use crate::pool::h1::Reuse;
+use crate::record::micros;
 use crate::store::{Dialed, Live};
 use crate::streams::WireBody;
 use crate::tls::Expected;
 use crate::worker::Worker;
 
-/// How the target is reached, the same for every try.
-pub enum Way<'a> {
+/// How the target is reached, the same for every attempt.
+pub enum Upstream<'a> {
     Service { live: &'a Live, dialed: &'a Dialed, backend: usize, hash: Option<u64> },
     App { address: SocketAddr, protocol: Protocol },
     Outside { address: SocketAddr, protocol: Protocol },
 }
 
-impl<'a> Way<'a> {
+impl<'a> Upstream<'a> {
     /// Of the service that it leads to, if the mesh has it.
     pub fn endpoints(&self) -> Option<&'a Arc<Endpoints>> {
         match self {
@@ -86,24 +87,24 @@ fn hash_of(key: &HashKey, connection: &Connection, head: &Head) -> Option<u64> {
     }
 }
 
-/// Chooses where the next try goes.
+/// Chooses where the next attempt goes.
 pub fn choose(
     worker: &Worker,
     exchange: &mut Exchange,
-    way: &Way<'_>,
+    upstream: &Upstream<'_>,
     upgrade: bool,
     tried: &[u64],
-) -> Result<Hop, Refusal> {
-    let (live, dialed, backend, hash) = match way {
-        Way::Service { live, dialed, backend, hash } => (*live, *dialed, *backend, *hash),
-        Way::App { address, protocol } | Way::Outside { address, protocol } => {
+) -> Result<AttemptTarget, Refusal> {
+    let (live, dialed, backend, hash) = match upstream {
+        Upstream::Service { live, dialed, backend, hash } => (*live, *dialed, *backend, *hash),
+        Upstream::App { address, protocol } | Upstream::Outside { address, protocol } => {
             let wire = wire_of(*protocol, exchange.connection.protocol, upgrade);
             exchange.endpoint = Some(*address);
             let (address, expected) = (*address, Expected::NONE);
-            let (trials, protocol) = (Trials::default(), *protocol);
-            let unmatched = matches!(way, Way::Outside { .. });
-            return Ok(Hop {
-                trials,
+            let (probes, protocol) = (ProbeIds::default(), *protocol);
+            let unmatched = matches!(upstream, Upstream::Outside { .. });
+            return Ok(AttemptTarget {
+                probes,
                 address,
                 wire,
                 expected,
@@ -123,7 +124,7 @@ pub fn choose(
         hash,
         tried,
     };
-    let (endpoint, trials) = take_endpoint(live, dialed, backend, &choice)?;
+    let (endpoint, probes) = take_endpoint(live, dialed, backend, &choice)?;
     exchange.peer = endpoint.peer;
     let callers = exchange.protocol;
     let protocol = if config.protocol.is_http() { config.protocol } else { callers };
@@ -131,22 +132,22 @@ pub fn choose(
         add(&worker.proxy.metrics.gauges.unmeshed, 1);
     }
     exchange.endpoint = Some(endpoint.endpoint.address);
-    Ok(Hop { trials, ..Hop::to(endpoint, protocol, callers, upgrade) })
+    Ok(AttemptTarget { probes, ..AttemptTarget::to(endpoint, protocol, callers, upgrade) })
 }
 
-/// An endpoint that its service's breaker lets one more try go to.
+/// An endpoint that its service's breaker lets one more attempt go to.
 pub fn take_endpoint(
     live: &Live,
     dialed: &Dialed,
     backend: usize,
     choice: &Choice<'_>,
-) -> Result<(Arc<EndpointState>, Trials), Refusal> {
+) -> Result<(Arc<EndpointState>, ProbeIds), Refusal> {
     let guard = &live.backends[backend].guard;
-    let mut trials = guard.admit()?;
+    let mut probes = guard.admit()?;
     let endpoint =
-        endpoint_of(live, dialed, backend, choice).inspect_err(|_| guard.unused(&trials))?;
-    guard.chosen(&endpoint, &mut trials);
-    Ok((endpoint, trials))
+        endpoint_of(live, dialed, backend, choice).inspect_err(|_| guard.unused(&probes))?;
+    guard.chosen(&endpoint, &mut probes);
+    Ok((endpoint, probes))
 }
 
 /// The endpoint for a request or connection: the instance that was dialled, or a balanced choice.
@@ -170,7 +171,7 @@ fn endpoint_of(
             Host::Name(_) => {
                 if let Some(instance) = dialed.instance_of(&live.compiled.name.service) {
                     return endpoints.load().named(instance).cloned().ok_or_else(|| {
-                        Refusal::new(Reason::EndpointGone, format!("no instance {instance}"))
+                        Refusal::new(Reason::EndpointGone, format!("no endpoint {instance}"))
                     });
                 }
             }
@@ -178,20 +179,20 @@ fn endpoint_of(
     }
     endpoints.choose(choice).map_err(|why| match why {
         NoChoice::None => {
-            Refusal::new(Reason::NoEndpoint, format!("{} has no ready instance", endpoints.name))
+            Refusal::new(Reason::NoEndpoint, format!("{} has no ready endpoint", endpoints.name))
         }
         NoChoice::Unfit => Refusal::new(
             Reason::NoEndpoint,
-            format!("every instance of {} is ejected or unhealthy", endpoints.name),
+            format!("every endpoint of {} is ejected or unhealthy", endpoints.name),
         ),
         NoChoice::Busy => Refusal::new(
             Reason::TooManyInFlight,
-            format!("every instance of {} has as much as it may", endpoints.name),
+            format!("every endpoint of {} is at maxInFlightPerEndpoint", endpoints.name),
         ),
     })
 }
 
-/// Sends the request once, taking its head unless it is kept for another try. On success the exchange
+/// Sends the request once, taking its head unless it is kept for another attempt. On success the exchange
 /// holds the connection.
 #[expect(
     clippy::too_many_arguments,
@@ -200,53 +201,61 @@ fn endpoint_of(
 pub async fn send(
     worker: &Rc<Worker>,
     exchange: &mut Exchange,
-    way: &Way<'_>,
-    hop: &mut Hop,
+    upstream: &Upstream<'_>,
+    target: &mut AttemptTarget,
     call: &CallPolicy,
     (head, keep): (&mut Option<Head>, bool),
     body: RequestBody,
     reuse: Reuse,
-) -> Result<Response<WireBody>, Failed> {
+) -> Result<Response<WireBody>, FailedAttempt> {
     let began = if exchange.attempts == 1 { exchange.began } else { Instant::now() };
     let limits = &call.timeouts;
     let end = limits.attempt.and_then(|limit| began.checked_add(limit));
-    if let (Way::Service { live, .. }, Some(head)) = (way, head.as_mut()) {
+    if let (Upstream::Service { live, .. }, Some(head)) = (upstream, head.as_mut()) {
         let streams = (call, head.upgrade.is_some());
-        context::send_along(exchange, live, hop, head, streams, end, began);
+        context::send_along(exchange, live, target, head, streams, end, began);
     }
-    exchange.attempt = hop.begin(way, began);
+    exchange.attempt_began = micros(began.saturating_duration_since(exchange.began));
+    exchange.attempt = target.begin(upstream, began);
     let mut held = Duration::ZERO;
-    if fault::is_possible(way, call) {
+    if fault::is_possible(upstream, call) {
         let until = earlier(end, began, limits.first_byte);
-        let (calls, head) = ((way, call), head.as_ref());
+        let (calls, head) = ((upstream, call), head.as_ref());
         let injecting = Box::pin(fault::inject(worker, exchange, calls, head, until));
-        held = injecting.await?.ok_or_else(|| timed_out(hop, waited(began, end)))?;
+        held = injecting.await?.ok_or_else(|| timed_out(target, waited(began, end)))?;
     }
     let mut clock = Clock::at(earlier(end, began.later(held), limits.connect));
     let first_byte_limit = limits.first_byte.map(|limit| limit.saturating_sub(held));
-    let key = hop.key();
+    let key = target.key();
     let keeps_case = exchange.connection.protocol == Protocol::Http1;
-    let sent = if hop.wire == Wire::Http1 {
+    let sent = if target.wire == Wire::Http1 {
         let mut lease = {
             let mut leasing = pin!(worker.pools.lease_h1(key, reuse, keeps_case, began));
-            let leased = poll_fn(|cx| poll_within(leasing.as_mut(), &mut clock, cx)).await;
-            leased.ok_or_else(|| timed_out(hop, Waited::Connection))??
+            let leased = poll_fn(|cx| {
+                let polled = poll_within(leasing.as_mut(), &mut clock, cx);
+                exchange.watch(polled, |phases| &mut phases.connect)
+            });
+            leased.await.ok_or_else(|| timed_out(target, Waited::Connection))??
         };
         // Boxed: it is far larger than all else, and the future of every request would carry its size.
-        let mut sending =
-            Box::pin(lease.send(write(head, keep, hop, body)?, Some(exchange.tracked.progress())));
+        let mut sending = Box::pin(
+            lease.send(write(head, keep, target, body)?, Some(exchange.tracked.progress())),
+        );
         exchange.lease = Some(Lease::H1(lease));
         first_byte(&mut clock, end, first_byte_limit);
         poll_fn(|cx| poll_within(sending.as_mut(), &mut clock, cx)).await
     } else {
         let lease = {
             let mut leasing = pin!(worker.pools.lease_h2(key, began));
-            let leased = poll_fn(|cx| poll_within(leasing.as_mut(), &mut clock, cx)).await;
-            leased.ok_or_else(|| timed_out(hop, Waited::Connection))??
+            let leased = poll_fn(|cx| {
+                let polled = poll_within(leasing.as_mut(), &mut clock, cx);
+                exchange.watch(polled, |phases| &mut phases.connect)
+            });
+            leased.await.ok_or_else(|| timed_out(target, Waited::Connection))??
         };
         let switches = head.as_ref().is_some_and(|head| head.upgrade.is_some());
         let mut sending = pin!(lease.send(
-            write(head, keep, hop, body)?,
+            write(head, keep, target, body)?,
             switches,
             Some(exchange.tracked.progress())
         ));
@@ -254,9 +263,10 @@ pub async fn send(
         first_byte(&mut clock, end, first_byte_limit);
         poll_fn(|cx| poll_within(sending.as_mut(), &mut clock, cx)).await
     };
-    let sent = sent.ok_or_else(|| timed_out(hop, waited(began, end)))?;
-    let response = sent.map_err(|error| failure(hop, error))?;
-    hop.learn(exchange.is_grpc(), way, exchange.attempt.as_mut(), began, &response);
+    let sent = sent.ok_or_else(|| timed_out(target, waited(began, end)))?;
+    let response = sent.map_err(|error| failure(target, error))?;
+    exchange.note_first_byte();
+    target.learn(exchange.is_grpc(), upstream, exchange.attempt.as_mut(), began, &response);
     Ok(response)
 }
 
@@ -288,10 +298,10 @@ fn waited(began: Instant, end: Option<Instant>) -> Waited {
 fn write(
     head: &mut Option<Head>,
     keep: bool,
-    hop: &Hop,
+    target: &AttemptTarget,
     body: RequestBody,
 ) -> Result<Request<RequestBody>, Refusal> {
     let head = if keep { head.as_mut().map(Head::lend) } else { head.take() };
     let head = head.ok_or_else(|| Refusal::new(Reason::InternalError, "the request is gone"))?;
-    head.into_request(hop, body)
+    head.into_request(target, body)
 }

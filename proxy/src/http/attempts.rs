@@ -1,4 +1,4 @@
-//! The tries of one request: which failed ones are made again, when, and why the others are not.
+//! The attempts of one request: which failed ones are made again, when, and why the others are not.
 //!
 //! The decision is [`retry::judge`]; the budget of the service and the time that is left have the last
 //! word. What is not tried again although a policy wanted it is counted and said.
@@ -10,24 +10,24 @@ use http::header::{self, HeaderName};
 use http::{Response, StatusCode};
 use outrigger_core::policy::CallPolicy;
 use outrigger_core::policy::retry::{self, Failure, Replay, RetryConfig, Skip};
-use outrigger_core::reason::{Reason, Side};
+use outrigger_core::reason::{Cause, Reason, Side};
 
-use super::attempt::{self, Way};
+use super::attempt::{self, Upstream};
 use super::body::RequestBody;
 use super::exchange::Exchange;
-use super::failed::Failed;
-use super::fallback::explained;
+use super::failed::FailedAttempt;
 use super::head::Head;
-use super::headers::{EXHAUSTED, GRPC_STATUS};
+use super::headers::EXHAUSTED;
 use super::hedge::{self, Hedging};
-use super::hop::{self, Hop};
-use super::request::lost;
+use super::hop::{self, AttemptTarget, said};
+use super::request::head_already_sent;
 use super::respond::Refusal;
 use super::server::Connection;
 use super::verdict::{self, Verdict};
-use crate::guard::{take_seat, take_turn};
+use crate::guard::{acquire_in_flight, pace};
 use crate::metrics::add;
 use crate::pool::h1::Reuse;
+use crate::record::AttemptEnd;
 use crate::streams::WireBody;
 use crate::worker::Worker;
 
@@ -40,46 +40,48 @@ const LONGEST_WAIT: Duration = Duration::from_secs(10);
 pub async fn run(
     connection: &Rc<Connection>,
     exchange: &mut Exchange,
-    way: &Way<'_>,
+    upstream: &Upstream<'_>,
     call: &CallPolicy,
     head: &mut Option<Head>,
     body: &RequestBody,
 ) -> Result<Response<WireBody>, Refusal> {
     let worker = &connection.worker;
     let policy = &call.retries;
-    if let Some(endpoints) = way.endpoints() {
-        take_turn(endpoints, exchange).await?;
-        exchange.seat = take_seat(endpoints).await?;
+    if let Some(endpoints) = upstream.endpoints() {
+        pace(endpoints, exchange).await?;
+        exchange.in_flight = acquire_in_flight(endpoints, &mut exchange.phases.queue).await?;
         endpoints.guard.request();
     }
     let may_repeat = policy.max_attempts > 1 || call.sends_elsewhere();
     body.keep_at_most(if may_repeat { policy.max_replay_bytes } else { 0 });
     let (tried, pause) = (Vec::new(), Duration::ZERO);
-    let mut tries = Tries { worker, way, call, body, tried, pause, refresh: false };
+    let mut tries = Tries { worker, upstream, call, body, tried, pause, refresh: false };
     loop {
-        let current = head.as_ref().ok_or_else(lost)?;
+        let current = head.as_ref().ok_or_else(head_already_sent)?;
         exchange.attempts += 1;
-        let mut hop =
-            attempt::choose(worker, exchange, way, current.upgrade.is_some(), &tries.tried)?;
+        let mut target =
+            attempt::choose(worker, exchange, upstream, current.upgrade.is_some(), &tries.tried)?;
         let reuse = match tries.refresh {
             true => Reuse::Never,
             false if is_idempotent(current) => Reuse::Any,
             false => Reuse::Safe,
         };
         let keep = tries.made(exchange) < policy.max_attempts || reuse == Reuse::Any;
-        let sent = match hedge::delay(call, way, current, exchange.attempts) {
+        let sent = match hedge::delay(call, upstream, current, exchange.attempts) {
             None => {
-                let (sending, kept) = (body.again().ok_or_else(lost)?, (&mut *head, keep));
-                attempt::send(worker, exchange, way, &mut hop, call, kept, sending, reuse).await
+                let (sending, kept) =
+                    (body.again().ok_or_else(head_already_sent)?, (&mut *head, keep));
+                attempt::send(worker, exchange, upstream, &mut target, call, kept, sending, reuse)
+                    .await
             }
             Some(delay) => {
-                let hedging = Hedging { worker, way, call, body, reuse, delay };
-                Box::pin(hedging.send(exchange, &mut hop, head)).await
+                let hedging = Hedging { worker, upstream, call, body, reuse, delay };
+                Box::pin(hedging.send(exchange, &mut target, head)).await
             }
         };
-        let wait = match tries.next(exchange, &hop, head, sent) {
-            Next::Again(wait) => wait,
-            Next::Done(sent) => return sent,
+        let wait = match tries.next(exchange, &target, head, sent) {
+            NextStep::Again(wait) => wait,
+            NextStep::Done(sent) => return sent,
         };
         if !wait.is_zero() {
             // Boxed: rare, and the future of every request would carry its size.
@@ -88,16 +90,16 @@ pub async fn run(
     }
 }
 
-/// What becomes of a request after a try.
-enum Next {
+/// What becomes of a request after an attempt.
+enum NextStep {
     Again(Duration),
     Done(Result<Response<WireBody>, Refusal>),
 }
 
-/// What all tries of a request have in common.
+/// What all attempts of a request have in common.
 struct Tries<'a> {
     worker: &'a Worker,
-    way: &'a Way<'a>,
+    upstream: &'a Upstream<'a>,
     call: &'a CallPolicy,
     body: &'a RequestBody,
     /// The endpoints that have failed.
@@ -116,8 +118,12 @@ impl Tries<'_> {
 
     /// Whether the attempt met a connection that the upstream was just closing, and the request can be sent
     /// once more on a fresh one, as RFC 9110 section 9.2.2 lets every client do. It is no retry: no policy
-    /// speaks of it and no budget pays for it, since the connection was this proxy's choice.
-    fn may_refresh(&self, sent: &Result<Response<WireBody>, Failed>, replay: Replay) -> bool {
+    /// applies to it and no budget pays for it, since the connection was this proxy's choice.
+    fn may_refresh(
+        &self,
+        sent: &Result<Response<WireBody>, FailedAttempt>,
+        replay: Replay,
+    ) -> bool {
         let stale = sent.as_ref().is_err_and(|failed| failed.stale);
         stale && replay.idempotent && replay.kept && !self.refresh
     }
@@ -127,36 +133,36 @@ impl Tries<'_> {
     fn next(
         &mut self,
         exchange: &mut Exchange,
-        hop: &Hop,
+        target: &AttemptTarget,
         head: &mut Option<Head>,
-        sent: Result<Response<WireBody>, Failed>,
-    ) -> Next {
+        sent: Result<Response<WireBody>, FailedAttempt>,
+    ) -> NextStep {
         let (policy, body) = (&self.call.retries, self.body);
         let failure = match &sent {
-            Ok(response) => answered(exchange, hop, policy, response),
+            Ok(response) => answered(exchange, target, policy, response),
             Err(_) if body.is_broken() => {
                 // The upstream failed only because there was no more to send to it.
                 let why = "the request broke off before its end";
-                return Next::Done(Err(Refusal::new(Reason::DownstreamReset, why)));
+                return NextStep::Done(Err(Refusal::new(Reason::DownstreamReset, why)));
             }
             Err(failed) => failed.kind(),
         };
         let Some(failure) = failure else {
-            return Next::Done(end(exchange, hop, (self.call, body), sent));
+            return NextStep::Done(end(exchange, target, (self.call, body), sent));
         };
         if let Some(head) = head {
             head.restore();
         }
-        // The last try has taken the head, and is not made again whatever it was.
+        // The last attempt has taken the head, and is not made again whatever it was.
         let idempotent = head.as_ref().is_some_and(is_idempotent);
         let replay = Replay { idempotent, kept: body.is_whole() };
         if self.may_refresh(&sent, replay) {
             self.refresh = true;
-            note_again(exchange, hop, failure, &sent);
-            return Next::Again(Duration::ZERO);
+            note_again(exchange, target, failure, &sent);
+            return NextStep::Again(Duration::ZERO);
         }
         let made = self.made(exchange);
-        let again = retry::judge(policy, failure, made, replay, exhausted(hop, &sent))
+        let again = retry::judge(policy, failure, made, replay, exhausted(target, &sent))
             .map_err(|skip| match skip {
                 Skip::BodyTooLarge if body.found_no_memory() => Skip::NoMemory,
                 skip => skip,
@@ -166,33 +172,36 @@ impl Tries<'_> {
                 self.pause = retry::pause(policy, made, self.pause, random);
                 wait(exchange, self.pause, sent.as_ref().ok())
             })
-            .and_then(|wait| match self.way.endpoints() {
+            .and_then(|wait| match self.upstream.endpoints() {
                 Some(endpoints) if !endpoints.guard.may_retry() => Err(Skip::NoBudget),
                 _ => Ok(wait),
             });
         match again {
             Ok(wait) => {
-                hop.note_failure(&mut self.tried, is_unreachable(hop, &sent));
-                note_again(exchange, hop, failure, &sent);
-                Next::Again(wait)
+                target.note_failure(&mut self.tried, is_unreachable(target, &sent));
+                note_again(exchange, target, failure, &sent);
+                NextStep::Again(wait)
             }
             Err(skip) => {
-                if is_unreachable(hop, &sent) {
+                if is_unreachable(target, &sent) {
                     // Or it would stay as popular as it was: refusing is quick.
-                    hop.note_failure(&mut self.tried, true);
+                    target.note_failure(&mut self.tried, true);
                 }
                 give_up(exchange, skip);
                 let sent = sent.map_err(|failed| failed.because(skip));
-                Next::Done(end(exchange, hop, (self.call, body), sent))
+                NextStep::Done(end(exchange, target, (self.call, body), sent))
             }
         }
     }
 }
 
 /// The endpoint, or the proxy before it, did not even take the request.
-fn is_unreachable(hop: &Hop, sent: &Result<Response<WireBody>, Failed>) -> bool {
+fn is_unreachable(
+    target: &AttemptTarget,
+    sent: &Result<Response<WireBody>, FailedAttempt>,
+) -> bool {
     match sent {
-        Ok(response) => hop::unprocessed(hop, response).is_some(),
+        Ok(response) => hop::unprocessed(target, response).is_some(),
         Err(failed) => !failed.is_answer() && failed.blames_upstream(),
     }
 }
@@ -201,14 +210,14 @@ pub(super) fn is_idempotent(head: &Head) -> bool {
     retry::is_idempotent(&head.method, head.headers.contains_key(IDEMPOTENCY_KEY))
 }
 
-/// What an answer says about its try; none: it is what the caller shall get.
+/// What an answer says about its attempt; none: it is what the caller shall get.
 pub(super) fn answered(
     exchange: &Exchange,
-    hop: &Hop,
+    target: &AttemptTarget,
     policy: &RetryConfig,
     response: &Response<WireBody>,
 ) -> Option<Failure> {
-    if hop::unprocessed(hop, response).is_some() {
+    if hop::unprocessed(target, response).is_some() {
         return Some(Failure::Unprocessed);
     }
     let status = response.status();
@@ -220,14 +229,14 @@ pub(super) fn answered(
     } else {
         return None;
     };
-    let named = verdict::named(response.headers()).filter(|_| hop.wire.is_hop());
+    let named = verdict::named(response.headers()).filter(|_| target.wire.is_hop());
     // A policy that names the status has it so, too.
     Some(named.filter(|named| policy.on.includes(*named)).unwrap_or(failure))
 }
 
 /// Whether a proxy further on has tried as often as it may.
-fn exhausted(hop: &Hop, sent: &Result<Response<WireBody>, Failed>) -> bool {
-    let response = sent.as_ref().ok().filter(|_| hop.wire.is_hop());
+fn exhausted(target: &AttemptTarget, sent: &Result<Response<WireBody>, FailedAttempt>) -> bool {
+    let response = sent.as_ref().ok().filter(|_| target.wire.is_hop());
     response.is_some_and(|response| response.headers().contains_key(EXHAUSTED))
 }
 
@@ -264,53 +273,57 @@ fn give_up(exchange: &Exchange, skip: Skip) {
 
 fn note_again(
     exchange: &mut Exchange,
-    hop: &Hop,
+    target: &AttemptTarget,
     failure: Failure,
-    sent: &Result<Response<WireBody>, Failed>,
+    sent: &Result<Response<WireBody>, FailedAttempt>,
 ) {
     let (detail, blame) = match sent {
-        // A proxy that drains is not ill.
-        Ok(response) => match hop::unprocessed(hop, response) {
-            Some(reason) => (format!("{}: {reason}", hop.address), reason.side() == Side::Upstream),
+        // A proxy that drains is not unhealthy.
+        Ok(response) => match hop::unprocessed(target, response) {
+            Some(reason) => {
+                (format!("{}: {reason}", target.address), reason.side() == Side::Upstream)
+            }
             None => {
-                let verdict = Verdict::of(response, exchange.is_grpc(), hop.wire.is_hop());
+                let verdict = Verdict::of(response, exchange.is_grpc(), target.wire.is_hop());
                 (
-                    format!("{}: status {}", hop.address, response.status()),
+                    format!("{}: status {}", target.address, response.status()),
                     verdict == Verdict::Failed,
                 )
             }
         },
         Err(failed) => (failed.detail.clone(), failed.blames_upstream()),
     };
+    let (status, cause) = match sent {
+        Ok(response) => (Some(response.status()), hop::refused(target, response).map(Cause::peer)),
+        Err(failed) => (None, Some(Cause::local(failed.reason))),
+    };
+    exchange.attempted(status, cause, AttemptEnd::Retried);
     exchange.end_attempt(blame);
     let unprocessed = failure == Failure::Unprocessed;
-    exchange.reason = Some(if unprocessed { Reason::RetriedUnprocessed } else { Reason::Retried });
+    let reason = if unprocessed { Reason::RetriedUnprocessed } else { Reason::Retried };
+    exchange.cause = Some(Cause::local(reason));
     exchange.detail = Some(detail.into());
     add(&exchange.connection.worker.proxy.metrics.gauges.retries, 1);
 }
 
-/// The last try's own words are the answer.
+/// The last attempt's own words are the answer.
 fn end(
     exchange: &mut Exchange,
-    hop: &Hop,
+    target: &AttemptTarget,
     (call, body): (&CallPolicy, &RequestBody),
-    sent: Result<Response<WireBody>, Failed>,
+    sent: Result<Response<WireBody>, FailedAttempt>,
 ) -> Result<Response<WireBody>, Refusal> {
     // A fallback may still send it.
     if !call.sends_elsewhere() {
         body.commit();
     }
     let response = sent.map_err(Refusal::from)?;
-    if let Some(reason) = hop::unprocessed(hop, &response) {
-        exchange.reason = Some(reason);
-    } else if hop.wire.is_hop() && exchange.deadline.is_some() && is_late(&response) {
-        // The deadline has passed there a moment before it does here.
-        exchange.reason = explained(response.headers()).filter(|r| *r == Reason::DeadlineExceeded);
+    if let Some(reason) = hop::refused(target, &response) {
+        exchange.cause = Some(Cause::peer(reason));
+        exchange.detail = said(response.headers());
+    } else if answered(exchange, target, &call.retries, &response).is_some() {
+        // The app's own failure, for which no proxy has a reason.
+        exchange.cause = None;
     }
     Ok(response)
-}
-
-fn is_late(response: &Response<WireBody>) -> bool {
-    response.status() == StatusCode::GATEWAY_TIMEOUT
-        || response.headers().get(GRPC_STATUS).is_some_and(|code| code == "4")
 }

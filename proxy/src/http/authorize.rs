@@ -10,7 +10,7 @@ use http::header::{self, HeaderMap, HeaderValue};
 use outrigger_core::error::FieldError;
 use outrigger_core::path::{canonical, without_parameters};
 use outrigger_core::policy::access::{
-    Access, Action, CompiledAccess, Decision, Denial, Facts, RequestFacts, is_respelled,
+    Access, AccessDecision, Action, CompiledAccess, Denial, Facts, RequestFacts, is_respelled,
 };
 use outrigger_core::reason::Reason;
 use tracing::info;
@@ -19,9 +19,9 @@ use super::head::{Head, join_cookies};
 use super::headers::remove_respelled;
 use super::respond::Refusal;
 use super::server::Connection;
-use super::token::{Tokens, Verified};
+use super::token::{Tokens, VerifiedToken};
 use crate::metrics::add;
-use crate::peer::Caller;
+use crate::peer::MeshCaller;
 use crate::tls::unix_now;
 use crate::worker::Worker;
 
@@ -48,11 +48,11 @@ impl PortRules {
     }
 
     /// Whether some request of this caller could be allowed.
-    pub fn could_allow(&self, caller: Option<&Caller>, address: IpAddr) -> bool {
+    pub fn could_allow(&self, caller: Option<&MeshCaller>, address: IpAddr) -> bool {
         self.access.could_allow(&facts(caller, address))
     }
 
-    pub fn would_allow_stream(&self, caller: Option<&Caller>, address: IpAddr) -> bool {
+    pub fn would_allow_stream(&self, caller: Option<&MeshCaller>, address: IpAddr) -> bool {
         !self.tokens.required() && self.access.decide(&facts(caller, address)).denied.is_none()
     }
 
@@ -60,7 +60,7 @@ impl PortRules {
     pub fn stream(
         &self,
         worker: &Worker,
-        caller: Option<&Caller>,
+        caller: Option<&MeshCaller>,
         address: IpAddr,
     ) -> Result<(), Refusal> {
         if self.tokens.required() {
@@ -110,7 +110,7 @@ impl PortRules {
         Ok(())
     }
 
-    fn verify(&self, head: &Head) -> Result<Option<Verified<'_>>, Refusal> {
+    fn verify(&self, head: &Head) -> Result<Option<VerifiedToken<'_>>, Refusal> {
         if self.tokens.is_empty() {
             return Ok(None);
         }
@@ -143,8 +143,8 @@ impl PortRules {
         }
     }
 
-    fn hand_over(&self, head: &mut Head, verified: Option<&Verified<'_>>) {
-        let Some(Verified { issuer, claims }) = verified else { return };
+    fn hand_over(&self, head: &mut Head, verified: Option<&VerifiedToken<'_>>) {
+        let Some(VerifiedToken { issuer, claims }) = verified else { return };
         for (claim, header) in &issuer.claims_to_headers {
             let value = claims.get(claim).map(|values| values.join(","));
             if let Some(Ok(value)) = value.map(HeaderValue::try_from) {
@@ -157,11 +157,15 @@ impl PortRules {
     }
 }
 
-fn facts(caller: Option<&Caller>, address: IpAddr) -> Facts<'_> {
+fn facts(caller: Option<&MeshCaller>, address: IpAddr) -> Facts<'_> {
     Facts { identity: caller.map(|caller| &caller.proof.id), address, request: None }
 }
 
-fn decide(worker: &Worker, decision: Decision, caller: Option<&Caller>) -> Result<(), Refusal> {
+fn decide(
+    worker: &Worker,
+    decision: AccessDecision,
+    caller: Option<&MeshCaller>,
+) -> Result<(), Refusal> {
     if let Some(Denial(why)) = decision.audited {
         add(&worker.proxy.metrics.gauges.access_audited, 1);
         if worker.once_a_second() {

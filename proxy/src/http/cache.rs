@@ -11,15 +11,17 @@ use bytes::{Bytes, BytesMut};
 use http::header::{self, HeaderName, HeaderValue};
 use http::{HeaderMap, Response, StatusCode, Version};
 use http_body::Body;
-use outrigger_core::policy::cache::{Asked, CacheConfig, Kept, Timing, asked, may_store, varies};
+use outrigger_core::policy::cache::{
+    CacheConfig, CacheRequest, Cached, Timing, cache_request, may_store, varies,
+};
 
-use super::attempt::Way;
+use super::attempt::Upstream;
 use super::head::Head;
-use crate::cache::{Cache, Entry};
+use crate::cache::{Cache, CachedResponse};
 use crate::streams::WireBody;
 
 /// What belongs to the moment in which an answer came, not to the answer.
-const PASSING: [HeaderName; 3] = [
+const UNCACHED_HEADERS: [HeaderName; 3] = [
     header::AGE,
     HeaderName::from_static("ratelimit"),
     HeaderName::from_static("ratelimit-policy"),
@@ -30,10 +32,10 @@ pub struct Caching {
     config: CacheConfig,
     key: Box<str>,
     /// None: it can only make what is kept untrue.
-    asked: Option<Asked>,
+    asked: Option<CacheRequest>,
     /// As it came: what an answer varies by is known only later.
     request: HeaderMap,
-    found: Option<Arc<Entry>>,
+    found: Option<Arc<CachedResponse>>,
     began: Instant,
 }
 
@@ -41,12 +43,12 @@ impl Caching {
     pub fn begin(
         cache: &Cache,
         config: &CacheConfig,
-        way: &Way<'_>,
+        upstream: &Upstream<'_>,
         head: &Head,
         has_body: bool,
     ) -> Option<Box<Self>> {
-        let endpoints = way.endpoints()?;
-        let asked = asked(&head.method, &head.headers, has_body);
+        let endpoints = upstream.endpoints()?;
+        let asked = cache_request(&head.method, &head.headers, has_body);
         if head.upgrade.is_some() || asked.is_none() && head.method.is_safe() {
             return None;
         }
@@ -87,7 +89,7 @@ impl Caching {
         cache: &Cache,
         response: &Response<WireBody>,
         framed: bool,
-    ) -> Option<Box<Keeping>> {
+    ) -> Option<Box<Recorder>> {
         let Some(asked) = self.asked else {
             if response.status().as_u16() < 400 {
                 cache.forget(&self.key);
@@ -104,7 +106,7 @@ impl Caching {
             return None;
         }
         let mut headers = headers.clone();
-        for name in PASSING {
+        for name in UNCACHED_HEADERS {
             headers.remove(name);
         }
         let names = varies(&headers)?;
@@ -116,7 +118,7 @@ impl Caching {
         }
         let body = BytesMut::new();
         let key = self.key;
-        Some(Box::new(Keeping { key, headers, names, request, kept, most, body, came }))
+        Some(Box::new(Recorder { key, headers, names, request, kept, most, body, came }))
     }
 }
 
@@ -128,18 +130,18 @@ pub fn is_framed(response: &Response<WireBody>) -> bool {
 }
 
 /// An answer that is being kept while it passes.
-pub struct Keeping {
+pub struct Recorder {
     key: Box<str>,
     headers: HeaderMap,
     names: Vec<HeaderName>,
     request: HeaderMap,
-    kept: Kept,
+    kept: Cached,
     most: usize,
     body: BytesMut,
     came: Instant,
 }
 
-impl Keeping {
+impl Recorder {
     /// A frame of the body; none: trailers. False: it is not kept after all.
     pub fn frame(&mut self, data: Option<&Bytes>) -> bool {
         let Some(data) = data else { return false };
@@ -152,8 +154,8 @@ impl Keeping {
 
     /// The answer was whole.
     pub fn store(self, cache: &Cache) {
-        let Kept { fresh, stale, age, shared } = self.kept;
-        let entry = Entry {
+        let Cached { fresh, stale, age, shared } = self.kept;
+        let entry = CachedResponse {
             headers: compact(&self.headers),
             body: Vec::from(self.body).into_boxed_slice().into(),
             names: self.names,
@@ -174,7 +176,7 @@ fn compact(headers: &HeaderMap) -> HeaderMap {
     headers.iter().filter_map(|(name, value)| Some((name.clone(), own(value)?))).collect()
 }
 
-fn answer(entry: &Entry, now: Instant) -> Box<Response<Bytes>> {
+fn answer(entry: &CachedResponse, now: Instant) -> Box<Response<Bytes>> {
     let mut response = Response::new(entry.body.clone());
     *response.status_mut() = StatusCode::OK;
     *response.headers_mut() = entry.headers.clone();

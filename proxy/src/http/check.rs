@@ -13,18 +13,18 @@ use http::{HeaderMap, Method, Response, StatusCode};
 use http_body_util::BodyExt;
 use outrigger_core::config::Protocol;
 use outrigger_core::name::DestinationName;
-use outrigger_core::policy::health::{Found, Probe};
+use outrigger_core::policy::health::{CheckResult, HealthProbe};
 use outrigger_core::reason::Reason;
 use prost::Message;
 use tokio::sync::mpsc;
 
 use super::body::{BodyError, Piece, RequestBody};
 use super::exchange::Lease;
-use super::failed::{Failed, failure};
+use super::failed::{FailedAttempt, failure};
 use super::fallback::explained;
 use super::head::Head;
 use super::headers::GRPC_STATUS;
-use super::hop::Hop;
+use super::hop::AttemptTarget;
 use super::respond::Refusal;
 use crate::guard::Check;
 use crate::pool::Wire;
@@ -55,25 +55,29 @@ struct HealthCheckResponse {
 }
 
 /// What a check found, and in words.
-type Finding = (Found, String);
+type Finding = (CheckResult, String);
 
 /// Makes a check, within its time.
 pub async fn make(worker: &Rc<Worker>, service: &DestinationName, check: &Check) -> Finding {
     let asking = async {
         match &check.config.probe {
-            Probe::Http(path) => http(worker, service, check, path).await,
-            Probe::Grpc(name) => grpc(worker, service, check, name).await,
-            Probe::Tcp => tcp(worker, check).await,
+            HealthProbe::Http(path) => http(worker, service, check, path).await,
+            HealthProbe::Grpc(name) => grpc(worker, service, check, name).await,
+            HealthProbe::Tcp => tcp(worker, check).await,
         }
     };
     let limit = check.config.timeout;
     match tokio::time::timeout(limit, asking).await {
         Ok(Ok(finding)) => finding,
         Ok(Err(failed)) => {
-            let found = if is_busy(failed.reason) { Found::Unclear } else { Found::Bad };
+            let found = if is_busy(failed.reason) {
+                CheckResult::Inconclusive
+            } else {
+                CheckResult::Unhealthy
+            };
             (found, format!("{}: {}", failed.reason, failed.detail))
         }
-        Err(_) => (Found::Bad, format!("no answer in {limit:?}")),
+        Err(_) => (CheckResult::Unhealthy, format!("no answer in {limit:?}")),
     }
 }
 
@@ -82,7 +86,7 @@ async fn http(
     service: &DestinationName,
     check: &Check,
     path: &PathAndQuery,
-) -> Result<Finding, Failed> {
+) -> Result<Finding, FailedAttempt> {
     let declared = check.protocol;
     let protocol = if declared.is_http() { declared } else { Protocol::Http1 };
     let head = head(service, check, Method::GET, path.clone())?;
@@ -91,10 +95,10 @@ async fn http(
     let said = format!("answered {}", response.status().as_u16());
     if !response.status().is_success() {
         let refused = refused(response.headers(), lease.is_hop);
-        return Ok(refused.unwrap_or((Found::Bad, said)));
+        return Ok(refused.unwrap_or((CheckResult::Unhealthy, said)));
     }
     read(response.into_body()).await?;
-    Ok((Found::Good, said))
+    Ok((CheckResult::Healthy, said))
 }
 
 async fn grpc(
@@ -102,7 +106,7 @@ async fn grpc(
     service: &DestinationName,
     check: &Check,
     name: &str,
-) -> Result<Finding, Failed> {
+) -> Result<Finding, FailedAttempt> {
     let path = PathAndQuery::from_static(CHECK_METHOD);
     let mut head = head(service, check, Method::POST, path)?;
     let kind = HeaderValue::from_static("application/grpc");
@@ -114,7 +118,9 @@ async fn grpc(
     let (response, lease) = ask(worker, check, ways, head, &body).await?;
     if response.status() != StatusCode::OK {
         let said = format!("answered {}", response.status().as_u16());
-        return Ok(refused(response.headers(), lease.is_hop).unwrap_or((Found::Bad, said)));
+        return Ok(
+            refused(response.headers(), lease.is_hop).unwrap_or((CheckResult::Unhealthy, said))
+        );
     }
     let own = response.headers().get(GRPC_STATUS).cloned();
     if own.is_some()
@@ -131,14 +137,14 @@ async fn grpc(
 fn serving(status: Option<&HeaderValue>, body: &[u8]) -> Finding {
     match status.and_then(|status| status.to_str().ok()) {
         Some("0") => {}
-        Some(code) => return (Found::Bad, format!("answered grpc-status {code}")),
-        None => return (Found::Bad, "answered without a grpc-status".to_owned()),
+        Some(code) => return (CheckResult::Unhealthy, format!("answered grpc-status {code}")),
+        None => return (CheckResult::Unhealthy, "answered without a grpc-status".to_owned()),
     }
     let message = body.get(GRPC_PREFIX..).unwrap_or_default();
     let is_plain = body.first() == Some(&0);
     match HealthCheckResponse::decode(message) {
         Ok(HealthCheckResponse { status: SERVING }) if is_plain => {
-            (Found::Good, "answered SERVING".to_owned())
+            (CheckResult::Healthy, "answered SERVING".to_owned())
         }
         Ok(HealthCheckResponse { status }) if is_plain => {
             let word = match status {
@@ -146,9 +152,9 @@ fn serving(status: Option<&HeaderValue>, body: &[u8]) -> Finding {
                 3 => "SERVICE_UNKNOWN",
                 _ => "UNKNOWN",
             };
-            (Found::Bad, format!("answered {word}"))
+            (CheckResult::Unhealthy, format!("answered {word}"))
         }
-        Ok(_) | Err(_) => (Found::Bad, "answered no HealthCheckResponse".to_owned()),
+        Ok(_) | Err(_) => (CheckResult::Unhealthy, "answered no HealthCheckResponse".to_owned()),
     }
 }
 
@@ -171,13 +177,13 @@ fn whole(bytes: Bytes) -> RequestBody {
     RequestBody::Mirror(receiver)
 }
 
-async fn tcp(worker: &Rc<Worker>, check: &Check) -> Result<Finding, Failed> {
+async fn tcp(worker: &Rc<Worker>, check: &Check) -> Result<Finding, FailedAttempt> {
     let endpoint = &check.endpoint;
     match &endpoint.endpoint.mesh {
         None => drop(worker.connect(endpoint.endpoint.address).await.map_err(Refusal::from)?),
         Some(mesh) => dial::check(worker, endpoint, mesh).await?,
     }
-    Ok((Found::Good, "took a connection".to_owned()))
+    Ok((CheckResult::Healthy, "took a connection".to_owned()))
 }
 
 fn head(
@@ -203,7 +209,7 @@ fn head(
 }
 
 /// The connection of a check, held while its answer is read.
-struct Held {
+struct CheckConnection {
     is_hop: bool,
     #[expect(dead_code, reason = "holds its place until dropped")]
     lease: Lease,
@@ -217,13 +223,13 @@ async fn ask(
     (protocol, callers): (Protocol, Protocol),
     head: Head,
     body: &dyn Fn() -> RequestBody,
-) -> Result<(Response<WireBody>, Held), Failed> {
-    let hop = Hop::to(Arc::clone(&check.endpoint), protocol, callers, false);
-    let (key, is_hop) = (hop.key(), hop.wire.is_hop());
+) -> Result<(Response<WireBody>, CheckConnection), FailedAttempt> {
+    let target = AttemptTarget::to(Arc::clone(&check.endpoint), protocol, callers, false);
+    let (key, is_hop) = (target.key(), target.wire.is_hop());
     let mut again = true;
     loop {
-        let request = head.clone().into_request(&hop, body())?;
-        let (sent, lease) = if hop.wire == Wire::Http1 {
+        let request = head.clone().into_request(&target, body())?;
+        let (sent, lease) = if target.wire == Wire::Http1 {
             // A connection of its own: an idle one may just be closed by the app, which is no illness.
             let mut lease = worker.pools.fresh_h1(key).await?;
             (lease.send(request, None).await, Lease::H1(lease))
@@ -231,8 +237,8 @@ async fn ask(
             let lease = worker.pools.lease_h2(key, std::time::Instant::now()).await?;
             (lease.send(request, false, None).await, Lease::H2(lease))
         };
-        match sent.map_err(|error| failure(&hop, error)) {
-            Ok(response) => return Ok((response, Held { is_hop, lease })),
+        match sent.map_err(|error| failure(&target, error)) {
+            Ok(response) => return Ok((response, CheckConnection { is_hop, lease })),
             Err(failed) if failed.processed || !std::mem::take(&mut again) => return Err(failed),
             Err(_) => {}
         }
@@ -242,7 +248,7 @@ async fn ask(
 /// Somebody on the way answered in the app's place: why.
 fn refused(headers: &HeaderMap, is_hop: bool) -> Option<Finding> {
     let reason = explained(headers).filter(|_| is_hop)?;
-    let found = if is_busy(reason) { Found::Unclear } else { Found::Bad };
+    let found = if is_busy(reason) { CheckResult::Inconclusive } else { CheckResult::Unhealthy };
     Some((found, format!("refused by its proxy: {reason}")))
 }
 
@@ -252,12 +258,12 @@ fn is_busy(reason: Reason) -> bool {
 }
 
 /// The beginning of an answer's body, and its trailers if they follow.
-async fn read(mut body: WireBody) -> Result<(Bytes, Option<HeaderMap>), Failed> {
+async fn read(mut body: WireBody) -> Result<(Bytes, Option<HeaderMap>), FailedAttempt> {
     let mut read = BytesMut::new();
     while let Some(frame) = body.frame().await {
         let broken = |error: BodyError| {
             let detail = format!("the answer broke off: {error}");
-            Failed::unprocessed(Reason::UpstreamResetAmbiguous, detail)
+            FailedAttempt::unprocessed(Reason::UpstreamResetAmbiguous, detail)
         };
         match frame.map_err(broken)?.into_data() {
             Ok(data) => read.extend_from_slice(&data),
@@ -279,7 +285,7 @@ mod tests {
         let ok = HeaderValue::from_static("0");
         let message = |status| framed(&HealthCheckResponse { status });
         let found = |status: Option<&HeaderValue>, body: &[u8]| serving(status, body).0;
-        assert_eq!(found(Some(&ok), &message(SERVING)), Found::Good);
+        assert_eq!(found(Some(&ok), &message(SERVING)), CheckResult::Healthy);
         let not_found = HeaderValue::from_static("5");
         let compressed = [&[1], &message(SERVING)[1..]].concat();
         for (status, body) in [
@@ -291,7 +297,7 @@ mod tests {
             (Some(&not_found), &message(SERVING)),
             (None, &message(SERVING)),
         ] {
-            assert_eq!(found(status, body), Found::Bad, "{status:?} {body:?}");
+            assert_eq!(found(status, body), CheckResult::Unhealthy, "{status:?} {body:?}");
         }
     }
 }

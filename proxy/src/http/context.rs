@@ -9,20 +9,20 @@ use std::time::{Duration, Instant};
 use http::header::{HeaderMap, HeaderValue};
 use outrigger_core::balance::hash;
 use outrigger_core::policy::CallPolicy;
-use outrigger_core::policy::correlation::{Inflight, Keys};
-use outrigger_core::policy::deadline::{Deadline, Origin, Told};
+use outrigger_core::policy::correlation::{Inflight, RequestKeys};
+use outrigger_core::policy::deadline::{Deadline, DeadlineSource, HeaderTimeouts};
 use outrigger_core::policy::priority::Priority;
-use outrigger_core::policy::visits::{self, Stop};
+use outrigger_core::policy::visits::{self, VisitStop};
 use outrigger_core::reason::Reason;
 
 use super::deadline::{exceeded, tell, told};
 use super::exchange::Exchange;
 use super::head::Head;
-use super::headers::{PRIORITY, REQUEST_ID, Says, VIA};
-use super::hop::Hop;
+use super::headers::{HeaderFlags, PRIORITY, REQUEST_ID, VIA};
+use super::hop::AttemptTarget;
 use super::respond::Refusal;
 use super::server::Connection;
-use super::trace::{self, Trace};
+use super::trace::{self, TraceContext};
 use crate::peer::Peer;
 use crate::store::Live;
 
@@ -31,7 +31,7 @@ pub fn remember(
     connection: &Connection,
     exchange: &mut Exchange,
     head: &mut Head,
-    says: Says,
+    says: HeaderFlags,
 ) -> Result<(), Refusal> {
     let is_external = connection.peer.get() != Peer::Mesh;
     let has_id = says.id && head.headers.get(REQUEST_ID).is_some_and(|id| !id.is_empty());
@@ -56,7 +56,7 @@ pub fn remember(
     let id = exchange.request_id.as_ref().map_or(&[][..], HeaderValue::as_bytes);
     // What an app repeats verbatim.
     let span = if trace.sent == 0 { trace.received } else { trace.sent };
-    let mut keys = Keys { trace: trace.id, span, request: 0 };
+    let mut keys = RequestKeys { trace: trace.id, span, request: 0 };
     if !is_external || !has_id {
         keys.request = proxy.correlation.hash(id);
     }
@@ -82,7 +82,7 @@ pub fn inherit(
     connection: &Connection,
     exchange: &mut Exchange,
     head: &mut Head,
-    says: Says,
+    says: HeaderFlags,
 ) -> Result<(), Refusal> {
     let correlation = &connection.worker.proxy.correlation;
     let mut request = 0;
@@ -92,8 +92,8 @@ pub fn inherit(
         request = correlation.hash(id.as_bytes());
     }
     let trace = identify(connection, exchange, head, says);
-    let found = correlation.find(Keys { trace: trace.id, span: trace.received, request });
-    let told = if says.time { told(&head.headers) } else { Told::default() };
+    let found = correlation.find(RequestKeys { trace: trace.id, span: trace.received, request });
+    let told = if says.time { told(&head.headers) } else { HeaderTimeouts::default() };
     let explicit = told.nearest();
     let own = if says.internal { priority(&head.headers) } else { None };
     exchange.priority = own.unwrap_or_default();
@@ -133,17 +133,18 @@ pub fn start(
     exchange.visit = rule ^ what as u32;
     if exchange.via.is_some() {
         let service = &live.compiled.backends[0].label;
-        let way = visits::visit(exchange.via.as_ref(), service, exchange.visit, call.max_visits);
-        exchange.via = Some(way.map_err(stopped)?);
+        let upstream =
+            visits::visit(exchange.via.as_ref(), service, exchange.visit, call.max_visits);
+        exchange.via = Some(upstream.map_err(stopped)?);
     }
     Ok(())
 }
 
-/// Writes what the next hop has to know into one try. `limit`: the try's own, if it has one.
+/// Writes what the next hop has to know into one attempt. `limit`: the attempt's own, if it has one.
 pub fn send_along(
     exchange: &Exchange,
     live: &Live,
-    hop: &Hop,
+    target: &AttemptTarget,
     head: &mut Head,
     (call, streams): (&CallPolicy, bool),
     limit: Option<Instant>,
@@ -159,24 +160,25 @@ pub fn send_along(
         let left = end.saturating_duration_since(now).max(Duration::from_millis(1));
         tell(headers, left, exchange.is_grpc());
     }
-    if !hop.wire.is_hop() {
-        // An earlier try may have gone to a proxy.
+    if !target.wire.is_hop() {
+        // An earlier attempt may have gone to a proxy.
         if exchange.attempts > 1 {
             headers.remove(VIA);
         }
         return;
     }
-    head.deadline_by_policy = deadline.is_some_and(|deadline| deadline.origin == Origin::Policy);
+    head.deadline_by_policy =
+        deadline.is_some_and(|deadline| deadline.origin == DeadlineSource::Policy);
     if exchange.priority != Priority::Default {
         headers.insert(PRIORITY, HeaderValue::from_static(exchange.priority.as_str()));
     }
     let service = &live.compiled.backends[0].label;
-    let way = match &exchange.via {
-        Some(way) => Ok(way.clone()),
+    let upstream = match &exchange.via {
+        Some(upstream) => Ok(upstream.clone()),
         None => visits::visit(None, service, exchange.visit, 1),
     };
-    if let Ok(way) = way {
-        headers.insert(VIA, way);
+    if let Ok(upstream) = upstream {
+        headers.insert(VIA, upstream);
     }
 }
 
@@ -185,8 +187,8 @@ fn identify(
     connection: &Connection,
     exchange: &mut Exchange,
     head: &mut Head,
-    says: Says,
-) -> Trace {
+    says: HeaderFlags,
+) -> TraceContext {
     let worker = &connection.worker;
     let (id, trace) = trace::identify(&mut head.headers, says, || worker.random());
     exchange.request_id = Some(id);
@@ -199,12 +201,14 @@ fn priority(headers: &HeaderMap) -> Option<Priority> {
     headers.get(PRIORITY)?.to_str().ok()?.parse().ok()
 }
 
-fn stopped(stop: Stop) -> Refusal {
+fn stopped(stop: VisitStop) -> Refusal {
     match stop {
-        Stop::Loop(way) => Refusal::new(Reason::Loop, format!("it came back: {way}")),
-        Stop::TooFar(way) => {
+        VisitStop::Loop(services) => {
+            Refusal::new(Reason::Loop, format!("it came back: {services}"))
+        }
+        VisitStop::TooFar(services) => {
             let limit = visits::HOP_LIMIT;
-            Refusal::new(Reason::HopLimit, format!("it came through {limit} services: {way}"))
+            Refusal::new(Reason::HopLimit, format!("it came through {limit} services: {services}"))
         }
     }
 }

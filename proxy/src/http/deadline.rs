@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 use outrigger_core::policy::deadline::{
-    Deadline, Origin, Told, millis, parse_grpc_timeout, parse_millis, write_grpc_timeout,
+    Deadline, DeadlineSource, HeaderTimeouts, millis, parse_grpc_timeout, parse_millis,
+    write_grpc_timeout,
 };
 use outrigger_core::reason::Reason;
 use tokio::time::Sleep;
@@ -23,11 +24,11 @@ pub const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 pub const ENVOY: HeaderName = HeaderName::from_static("x-envoy-expected-rq-timeout-ms");
 
 /// What the request says itself. A value that does not parse says nothing; of several, the nearest holds.
-pub fn told(headers: &HeaderMap) -> Told {
+pub fn told(headers: &HeaderMap) -> HeaderTimeouts {
     let nearest = |name: &HeaderName, parse: fn(&[u8]) -> Option<Duration>| {
         headers.get_all(name).iter().filter_map(|value| parse(value.as_bytes())).min()
     };
-    Told {
+    HeaderTimeouts {
         grpc: nearest(&GRPC_TIMEOUT, parse_grpc_timeout),
         deadline: nearest(&DEADLINE, parse_millis),
         envoy: nearest(&ENVOY, parse_millis),
@@ -102,18 +103,18 @@ pub fn poll_within<F: Future>(
 
 pub fn exceeded(deadline: &Deadline, now: Instant, what: &str) -> Refusal {
     let late = now.saturating_duration_since(deadline.at);
-    let whose = match deadline.origin {
-        Origin::Explicit => "the request's own",
-        Origin::Inherited => "inherited from the inbound request",
-        Origin::Policy => "started by policy",
+    let source = match deadline.origin {
+        DeadlineSource::Explicit => "the request",
+        DeadlineSource::Inherited => "the inbound request",
+        DeadlineSource::Policy => "TrafficPolicy",
     };
-    let detail = format!("{what}, {} ms ago; the deadline is {whose}", late.as_millis());
+    let detail = format!("{what}; exceeded by {} ms (source: {source})", late.as_millis());
     Refusal::new(Reason::DeadlineExceeded, detail)
 }
 
 /// What ends a response body early.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ended {
+pub enum BodyEnd {
     Deadline,
     Idle,
 }
@@ -147,12 +148,12 @@ impl Bounds {
     }
 
     /// Ready once the body has to end.
-    pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Ended> {
+    pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<BodyEnd> {
         if self.deadline.poll(cx).is_ready() {
-            return Poll::Ready(Ended::Deadline);
+            return Poll::Ready(BodyEnd::Deadline);
         }
         match &mut self.idle {
-            Some((_, clock)) => clock.poll(cx).map(|()| Ended::Idle),
+            Some((_, clock)) => clock.poll(cx).map(|()| BodyEnd::Idle),
             None => Poll::Pending,
         }
     }

@@ -1,6 +1,8 @@
 //! Where a request wants to go: its authority, looked up in what the control plane has told.
 
+use std::future::poll_fn;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -64,7 +66,7 @@ impl Target {
 /// The destination of an outbound request. Its deadline bounds the wait for a first configuration.
 pub async fn outbound(
     connection: &Connection,
-    exchange: &Exchange,
+    exchange: &mut Exchange,
     head: &Head,
 ) -> Result<Target, Refusal> {
     let worker = &connection.worker;
@@ -88,7 +90,14 @@ pub async fn outbound(
     let limit = worker.proxy.settings.config_timeout;
     let what = "the configuration of the destination did not come in time";
     let left = exchange.time_left(what)?.unwrap_or(limit);
-    let target = resolve(worker, dialed, limit.min(left)).await;
+    let target = {
+        let mut resolving = pin!(resolve(worker, dialed, limit.min(left)));
+        poll_fn(|cx| {
+            let polled = resolving.as_mut().poll(cx);
+            exchange.watch(polled, |phases| &mut phases.resolve)
+        })
+        .await
+    };
     if left < limit && target.as_ref().is_err_and(|e| e.reason == Reason::ConfigUnavailable) {
         exchange.time_left(what)?;
     }

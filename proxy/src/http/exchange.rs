@@ -5,32 +5,37 @@
 
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
+use std::task::Poll;
+use std::time::{Duration, Instant};
 
 use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use outrigger_core::config::Protocol;
-use outrigger_core::outcome::{Outcome, classify_grpc, classify_http};
+use outrigger_core::outcome::{Outcome, classify_grpc, classify_http, classify_reason};
 use outrigger_core::policy::correlation::Inflight;
 use outrigger_core::policy::deadline::Deadline;
 use outrigger_core::policy::fallback::Degraded;
 use outrigger_core::policy::fault::Answer;
 use outrigger_core::policy::priority::Priority;
-use outrigger_core::reason::{Reason, Side};
+use outrigger_core::reason::{Cause, Reason};
+use outrigger_core::time::Later;
 
-use super::cache::Keeping;
+use super::cache::Recorder;
 use super::deadline::Bounds;
 use super::headers::GRPC_STATUS;
 use super::limits::Limited;
 use super::server::Connection;
-use crate::access_log;
 use crate::correlation::Remembered;
 use crate::endpoint::coarse_ms;
-use crate::guard::{Attempt, Seat};
+use crate::guard::{Attempt, InFlightPermit};
 use crate::metrics::{CountKey, Label, SeriesKey, Status, add};
 use crate::pool;
 use crate::progress::Tracked;
+use crate::record::{AttemptEnd, Attempted, Earlier, Phases, Record, micros};
+
+/// A caller that goes away so soon before the deadline has ended at it: both sides know it, to the millisecond.
+const AT_DEADLINE: Duration = Duration::from_millis(10);
 
 pub struct Exchange {
     pub connection: Rc<Connection>,
@@ -61,35 +66,41 @@ pub struct Exchange {
     /// What bounds the body of the response.
     pub bounds: Option<Box<Bounds>>,
     /// Why it failed, was refused or sent again.
-    pub reason: Option<Reason>,
+    pub cause: Option<Cause>,
     pub detail: Option<Box<str>>,
+    /// Attempts before the one that is under way.
+    pub earlier: Option<Box<Earlier>>,
+    pub phases: Phases,
+    /// When the attempt that is under way began, in microseconds since `began`.
+    pub attempt_began: u32,
     /// The answer is one that was kept, and nobody was asked.
     pub cache_hit: bool,
     /// The answer is being kept as it passes.
-    pub keeping: Option<Box<Keeping>>,
+    pub recorder: Option<Box<Recorder>>,
     /// What was given instead of the failure that `reason` and `detail` tell of.
     pub degraded: Option<Degraded>,
-    pub status: StatusCode,
+    /// Of the head that the caller gets; none before there is one.
+    pub status: Option<StatusCode>,
     grpc_status: Option<i32>,
     bytes: u64,
     over: bool,
     /// It became a tunnel: what flows inside is counted, and not once more the way there.
     pub tunneled: bool,
-    /// The last experiment that hit a try of it.
+    /// The last fault injection that hit an attempt of it.
     pub injected: Option<Arc<str>>,
     /// The upstream connection, to be used again when the response has been read whole.
     pub lease: Option<Lease>,
     /// The try that is under way.
     pub attempt: Option<Attempt>,
     /// Its place among the requests in flight to the service, where those are limited.
-    pub seat: Option<Seat>,
+    pub in_flight: Option<InFlightPermit>,
     pub endpoint: Option<std::net::SocketAddr>,
 }
 
 /// The upstream connection or stream of an exchange.
 pub enum Lease {
-    H1(pool::h1::Lease),
-    H2(pool::h2::Lease),
+    H1(pool::h1::H1Lease),
+    H2(pool::h2::H2Lease),
 }
 
 impl Lease {
@@ -105,24 +116,24 @@ impl Lease {
 /// What a request that has become a tunnel goes on holding: its stream or connection, its place at the
 /// endpoint and among those in flight to the service, and its place at its port's limit.
 #[expect(dead_code, reason = "held until dropped")]
-pub struct Held {
+pub struct TunnelHold {
     lease: Option<Lease>,
     attempt: Option<Attempt>,
-    seat: Option<Seat>,
+    seat: Option<InFlightPermit>,
     limited: Option<Box<Limited>>,
 }
 
 impl Exchange {
     /// The upstream has changed protocols: what is held is the tunnel's from now on.
-    pub fn hold(&mut self, status: StatusCode, headers: &mut HeaderMap) -> Held {
+    pub fn hold(&mut self, status: StatusCode, headers: &mut HeaderMap) -> TunnelHold {
         self.judge(Outcome::Success);
         if let Some(limited) = &mut self.limited {
             limited.answered(status, headers);
         }
-        Held {
+        TunnelHold {
             lease: self.lease.take(),
             attempt: self.attempt.take(),
-            seat: self.seat.take(),
+            seat: self.in_flight.take(),
             limited: self.limited.take(),
         }
     }
@@ -150,12 +161,15 @@ impl Exchange {
             remembered: None,
             limited: None,
             bounds: None,
-            reason: None,
+            cause: None,
             detail: None,
+            earlier: None,
+            phases: Phases::default(),
+            attempt_began: 0,
             cache_hit: false,
-            keeping: None,
+            recorder: None,
             degraded: None,
-            status: StatusCode::OK,
+            status: None,
             grpc_status: None,
             bytes: 0,
             over: false,
@@ -163,7 +177,7 @@ impl Exchange {
             injected: None,
             lease: None,
             attempt: None,
-            seat: None,
+            in_flight: None,
             endpoint: None,
             tracked,
             connection,
@@ -176,7 +190,7 @@ impl Exchange {
 
     /// Notes the head of the response.
     pub fn head(&mut self, status: StatusCode, headers: &HeaderMap) {
-        self.status = status;
+        self.status = Some(status);
         if self.is_grpc() {
             self.grpc_status = grpc_status(headers);
         }
@@ -187,7 +201,7 @@ impl Exchange {
         let outcome = match self.grpc_status {
             Some(code) => classify_grpc(code),
             None if self.is_grpc() => return,
-            None => classify_http(self.status),
+            None => classify_http(self.status.unwrap_or_default()),
         };
         self.judge(outcome);
     }
@@ -206,7 +220,7 @@ impl Exchange {
         self.attempt = None;
     }
 
-    /// An experiment's answer stands for that of the service.
+    /// A fault injection's answer stands for that of the service.
     pub fn stand_in(&mut self, answer: &Answer) {
         self.judge(answer.outcome);
         self.lease = None;
@@ -232,19 +246,16 @@ impl Exchange {
         if let Some(lease) = self.lease.take() {
             lease.release(now);
         }
-        if let Some(keeping) = self.keeping.take() {
+        if let Some(keeping) = self.recorder.take() {
             keeping.store(&self.connection.worker.proxy.cache);
         }
-        let outcome = match self.reason {
-            Some(reason) if is_own_fault(reason) && self.degraded.is_none() => {
-                match reason.side() {
-                    Side::Upstream => Outcome::Failure,
-                    Side::Downstream | Side::Us => Outcome::Refused,
-                }
+        let outcome = match self.cause {
+            Some(Cause { reason, .. }) if is_own_fault(reason) && self.degraded.is_none() => {
+                classify_reason(reason)
             }
             _ => match self.grpc_status {
                 Some(code) => classify_grpc(code),
-                None => classify_http(self.status),
+                None => classify_http(self.status.unwrap_or_default()),
             },
         };
         self.record(outcome, now);
@@ -252,7 +263,7 @@ impl Exchange {
 
     /// The response broke off in the middle.
     pub fn truncated(&mut self, reason: Reason) {
-        self.reason = Some(reason);
+        self.cause = Some(Cause::local(reason));
         self.record(Outcome::Failure, Instant::now());
     }
 
@@ -269,8 +280,10 @@ impl Exchange {
         let worker = &self.connection.worker;
         let latency = now.saturating_duration_since(self.began);
         let status = match self.grpc_status {
+            // The caller has not got it, or not the whole of what it stands for.
+            _ if outcome == Outcome::Canceled && self.is_given_up() => Status::None,
             Some(code) => Status::Grpc(code),
-            None => Status::Http((self.status.as_u16() / 100) as u8),
+            None => self.status.map_or(Status::None, Status::of),
         };
         let key = SeriesKey {
             direction: self.connection.direction,
@@ -278,13 +291,13 @@ impl Exchange {
             route: self.route,
             peer: self.peer,
         };
-        let count = CountKey { protocol: self.protocol, outcome, status, reason: self.reason };
+        let count = CountKey { protocol: self.protocol, outcome, status, cause: self.cause };
         worker.metrics.record(key, count, latency);
         if self.bytes > 0 {
             add(&worker.proxy.metrics.gauges.bytes_sent, self.bytes);
         }
         if worker.proxy.access_log.wants(outcome, || worker.random()) {
-            worker.proxy.access_log.write(access_log::Entry {
+            worker.proxy.access_log.write(Record {
                 direction: self.connection.direction,
                 service: worker.proxy.metrics.text(self.service),
                 route: worker.proxy.metrics.text(self.route),
@@ -292,7 +305,7 @@ impl Exchange {
                 protocol: self.protocol,
                 outcome,
                 status,
-                reason: self.reason,
+                cause: self.cause,
                 detail: self.detail.take(),
                 cache_hit: self.cache_hit,
                 degraded: self.degraded.map(Degraded::as_str),
@@ -303,6 +316,8 @@ impl Exchange {
                 endpoint: self.endpoint,
                 injected: self.injected.take(),
                 attempts: self.attempts,
+                earlier: self.earlier.take(),
+                phases: self.phases,
                 deadline_left_ms: self.deadline.map(|deadline| {
                     let left = deadline.at.saturating_duration_since(now).as_millis() as i64;
                     left - now.saturating_duration_since(deadline.at).as_millis() as i64
@@ -311,6 +326,45 @@ impl Exchange {
                 bytes: self.bytes,
             });
         }
+    }
+
+    /// The attempt that is under way was not the last one. `status`: of its answer.
+    pub fn attempted(&mut self, status: Option<StatusCode>, cause: Option<Cause>, end: AttemptEnd) {
+        let began = Duration::from_micros(self.attempt_began.into());
+        let attempted = Attempted {
+            endpoint: self.endpoint,
+            peer: self.peer,
+            status,
+            cause,
+            began,
+            duration: self.began.elapsed().saturating_sub(began),
+            end,
+        };
+        self.earlier.get_or_insert_default().all.push(attempted);
+    }
+
+    /// Polls something that the exchange may have to wait for. Nothing is measured while it is ready at once.
+    pub fn watch<T>(&mut self, polled: Poll<T>, phase: fn(&mut Phases) -> &mut u32) -> Poll<T> {
+        if polled.is_pending() {
+            self.phases.wait(|| self.began.elapsed());
+        } else if self.phases.is_waiting() {
+            let waited = self.phases.waited(self.began.elapsed());
+            let total = phase(&mut self.phases);
+            *total = total.saturating_add(waited);
+        }
+        polled
+    }
+
+    /// The head of the response has come.
+    pub fn note_first_byte(&mut self) {
+        if self.connection.worker.proxy.access_log.is_on() {
+            self.phases.first_byte = micros(self.began.elapsed());
+        }
+    }
+
+    /// The caller went away.
+    fn is_given_up(&self) -> bool {
+        self.cause.is_some_and(|cause| cause.reason == Reason::DownstreamReset)
     }
 
     /// Milliseconds as latency estimates count them.
@@ -323,13 +377,23 @@ impl Drop for Exchange {
     fn drop(&mut self) {
         if !self.over {
             // Nobody polled it to its end: the caller went away, or the sweep has ended it.
-            let reason = self.tracked.progress().ended().unwrap_or(Reason::DownstreamReset);
-            self.reason = Some(reason);
-            let outcome = match reason.side() {
-                Side::Upstream => Outcome::Failure,
-                Side::Downstream | Side::Us => Outcome::Canceled,
+            let now = Instant::now();
+            let at_deadline =
+                self.deadline.is_some_and(|deadline| deadline.at <= now.later(AT_DEADLINE));
+            let reason = match self.tracked.progress().ended() {
+                Some(reason) => reason,
+                None if at_deadline => {
+                    self.status.get_or_insert(Reason::DeadlineExceeded.status());
+                    Reason::DeadlineExceeded
+                }
+                None => Reason::DownstreamReset,
             };
-            self.record(outcome, Instant::now());
+            self.cause = Some(Cause::local(reason));
+            let outcome = match classify_reason(reason) {
+                Outcome::Refused => Outcome::Canceled,
+                outcome => outcome,
+            };
+            self.record(outcome, now);
         }
     }
 }

@@ -5,24 +5,24 @@ use outrigger_core::reason::{Reason, Side};
 
 use super::body::BodyError;
 use super::fault::Injected;
-use super::hop::Hop;
+use super::hop::AttemptTarget;
 use super::respond::Refusal;
 use crate::pool::connect::ConnectError;
 use crate::pool::stream::SendError;
 
 /// A try that brought no answer.
-pub struct Failed {
+pub struct FailedAttempt {
     pub reason: Reason,
     pub detail: String,
     /// Somebody may have acted on the request.
     pub processed: bool,
     /// The connection was an idle one that ended, which says nothing about the upstream.
     pub stale: bool,
-    /// An experiment did it.
+    /// A fault injection did it.
     pub injected: Option<Box<Injected>>,
 }
 
-/// What a try that ran out of time waited for.
+/// What an attempt that ran out of time waited for.
 #[derive(Clone, Copy)]
 pub(super) enum Waited {
     Connection,
@@ -30,7 +30,7 @@ pub(super) enum Waited {
     Attempt,
 }
 
-impl Failed {
+impl FailedAttempt {
     pub fn unprocessed(reason: Reason, detail: String) -> Self {
         Self { reason, detail, processed: false, stale: false, injected: None }
     }
@@ -74,21 +74,21 @@ impl Failed {
     }
 }
 
-impl From<ConnectError> for Failed {
+impl From<ConnectError> for FailedAttempt {
     fn from(error: ConnectError) -> Self {
         Self::unprocessed(error.reason, error.detail.to_string())
     }
 }
 
 /// A request that can't be written was refused before anything was sent.
-impl From<Refusal> for Failed {
+impl From<Refusal> for FailedAttempt {
     fn from(refusal: Refusal) -> Self {
         Self::unprocessed(refusal.reason, refusal.detail.into_owned())
     }
 }
 
-impl From<Failed> for Refusal {
-    fn from(failed: Failed) -> Self {
+impl From<FailedAttempt> for Refusal {
+    fn from(failed: FailedAttempt) -> Self {
         Self {
             injected: failed.injected,
             processed: failed.processed,
@@ -97,16 +97,16 @@ impl From<Failed> for Refusal {
     }
 }
 
-pub(super) fn timed_out(hop: &Hop, waited: Waited) -> Failed {
+pub(super) fn timed_out(target: &AttemptTarget, waited: Waited) -> FailedAttempt {
     let (reason, what) = match waited {
         Waited::Connection => (Reason::ConnectTimeout, "no connection"),
         Waited::FirstByte => (Reason::FirstByteTimeout, "no response"),
         Waited::Attempt => (Reason::AttemptTimeout, "no response in this attempt"),
     };
     let processed = !matches!(waited, Waited::Connection);
-    Failed {
+    FailedAttempt {
         reason,
-        detail: format!("{}: {what} within the policy's timeout", hop.address),
+        detail: format!("{}: {what} within the policy's timeout", target.address),
         processed,
         stale: false,
         injected: None,
@@ -114,7 +114,7 @@ pub(super) fn timed_out(hop: &Hop, waited: Waited) -> Failed {
 }
 
 /// What an error says about whether the request was processed.
-pub(super) fn failure(hop: &Hop, failed: SendError) -> Failed {
+pub(super) fn failure(target: &AttemptTarget, failed: SendError) -> FailedAttempt {
     let SendError { error, unsent, reused } = failed;
     let (h2, why) = match &error {
         BodyError::Http2(error) => (Some(error), chain(error)),
@@ -129,9 +129,9 @@ pub(super) fn failure(hop: &Hop, failed: SendError) -> Failed {
         (e.is_reset() && e.reason() == Some(::h2::Reason::REFUSED_STREAM))
             || (e.is_go_away() && e.is_remote() && e.reason() == Some(::h2::Reason::NO_ERROR))
     });
-    let detail = format!("{}: {why}", hop.address);
+    let detail = format!("{}: {why}", target.address);
     if unsent || refused {
-        return Failed::unprocessed(Reason::UpstreamReset, detail);
+        return FailedAttempt::unprocessed(Reason::UpstreamReset, detail);
     }
     let reason = match &error {
         BodyError::Hyper(error) if error.is_parse() => Reason::UpstreamProtocolError,
@@ -139,7 +139,7 @@ pub(super) fn failure(hop: &Hop, failed: SendError) -> Failed {
         _ => Reason::UpstreamResetAmbiguous,
     };
     let stale = reused && reason == Reason::UpstreamResetAmbiguous;
-    Failed { reason, detail, processed: true, stale, injected: None }
+    FailedAttempt { reason, detail, processed: true, stale, injected: None }
 }
 
 fn chain(error: &dyn std::error::Error) -> String {
@@ -158,16 +158,16 @@ mod tests {
 
     #[test]
     fn what_we_lack_is_not_the_upstreams_fault() {
-        let blames = |reason| Failed::unprocessed(reason, String::new()).blames_upstream();
+        let blames = |reason| FailedAttempt::unprocessed(reason, String::new()).blames_upstream();
         for reason in [Reason::TooManyInFlight, Reason::Overloaded, Reason::Draining] {
             assert!(!blames(reason), "{reason}");
         }
         for reason in [Reason::ConnectFailed, Reason::UpstreamReset, Reason::AttemptTimeout] {
             assert!(blames(reason), "{reason}");
         }
-        let stale = Failed {
+        let stale = FailedAttempt {
             stale: true,
-            ..Failed::unprocessed(Reason::UpstreamResetAmbiguous, String::new())
+            ..FailedAttempt::unprocessed(Reason::UpstreamResetAmbiguous, String::new())
         };
         assert!(!stale.blames_upstream());
     }

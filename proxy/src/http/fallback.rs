@@ -16,9 +16,9 @@ use outrigger_core::config::BackendTarget;
 use outrigger_core::policy::CallPolicy;
 use outrigger_core::policy::fallback::{Class, Give, Static, may_send};
 use outrigger_core::policy::retry::Replay;
-use outrigger_core::reason::{Reason, Side};
+use outrigger_core::reason::{Cause, Reason, Side};
 
-use super::attempt::{self, Way};
+use super::attempt::{self, Upstream};
 use super::attempts::{answered, is_idempotent};
 use super::body::RequestBody;
 use super::cache::Caching;
@@ -26,62 +26,63 @@ use super::deadline::{Clock, poll_within};
 use super::exchange::{Exchange, Lease};
 use super::head::Head;
 use super::headers::{GRPC_STATUS, PROXY_STATUS};
-use super::request::lost;
-use super::respond::Refusal;
+use super::request::head_already_sent;
+use super::respond::{Refusal, is_unprocessed};
 use super::server::Connection;
-use crate::guard::{Attempt, take_seat};
+use crate::guard::{Attempt, acquire_in_flight};
 use crate::metrics::Label;
 use crate::pool::h1::Reuse;
+use crate::record::AttemptEnd;
 use crate::streams::WireBody;
 
 /// Tells the caller that the answer is less than what it asked for, and in which way.
 pub const DEGRADED: HeaderName = HeaderName::from_static("x-outrigger-degraded");
 
 /// What a caller gets.
-pub enum Given {
+pub enum FallbackResult {
     Upstream(Response<WireBody>),
     Own(Box<Response<Bytes>>),
 }
 
 /// What is kept of a request in case that it fails.
-pub struct Spare {
+pub struct ReplayHead {
     /// None: no fallback sends it anywhere.
     head: Option<Head>,
     method: Method,
 }
 
-/// To be called before the tries take the head. None: a failure stays one.
-pub fn spare(call: &CallPolicy, head: Option<&Head>) -> Option<Box<Spare>> {
+/// To be called before the attempts take the head. None: a failure stays one.
+pub fn replay_head(call: &CallPolicy, head: Option<&Head>) -> Option<Box<ReplayHead>> {
     if call.fallbacks.is_empty() {
         return None;
     }
     // An upgrade asks for what no other answer can stand for.
     let head = head.filter(|head| head.upgrade.is_none())?;
     let kept = call.sends_elsewhere().then(|| head.clone());
-    Some(Box::new(Spare { head: kept, method: head.method.clone() }))
+    Some(Box::new(ReplayHead { head: kept, method: head.method.clone() }))
 }
 
 /// A request that may fall back to something, and what bounds it.
-pub struct Fallen<'a> {
+pub struct FallbackContext<'a> {
     pub connection: &'a Rc<Connection>,
-    pub way: &'a Way<'a>,
+    pub upstream: &'a Upstream<'a>,
     pub call: &'a CallPolicy,
     pub body: &'a RequestBody,
     pub clock: &'a mut Clock,
     pub caching: Option<&'a Caching>,
 }
 
-impl Fallen<'_> {
+impl FallbackContext<'_> {
     /// The answer as it is, or what is given instead of a failure.
     pub async fn replace(
         mut self,
         exchange: &mut Exchange,
-        spare: Box<Spare>,
+        replay_head: Box<ReplayHead>,
         answered: Result<Response<WireBody>, Refusal>,
-    ) -> Result<Given, Refusal> {
+    ) -> Result<FallbackResult, Refusal> {
         let given = match class_of(exchange, &answered) {
-            None => answered.map(Given::Upstream),
-            Some(class) => self.give(exchange, *spare, answered, class).await,
+            None => answered.map(FallbackResult::Upstream),
+            Some(class) => self.give(exchange, *replay_head, answered, class).await,
         };
         self.body.commit();
         given
@@ -90,45 +91,46 @@ impl Fallen<'_> {
     async fn give(
         &mut self,
         exchange: &mut Exchange,
-        spare: Spare,
+        replay_head: ReplayHead,
         failed: Result<Response<WireBody>, Refusal>,
         class: Class,
-    ) -> Result<Given, Refusal> {
-        let idempotent = spare.head.as_ref().is_some_and(is_idempotent);
+    ) -> Result<FallbackResult, Refusal> {
+        let idempotent = replay_head.head.as_ref().is_some_and(is_idempotent);
         let processed = match &failed {
             // Noted only if a proxy says that nobody processed it.
-            Ok(_) => exchange.reason.is_none_or(|reason| reason.status() == StatusCode::OK),
+            Ok(_) => exchange.cause.is_none_or(|cause| !is_unprocessed(cause.reason)),
             Err(refusal) => refusal.processed,
         };
-        let failed = Box::new(Aside::put(exchange, failed));
+        let failed = Box::new(ParkedFailure::put(exchange, failed));
         let mut notes = String::new();
         for fallback in self.call.fallbacks.iter().filter(|fallback| fallback.when.has(class)) {
             let replay = Replay { idempotent, kept: self.body.is_whole() };
             let sendable = may_send(processed, replay, self.call.retries.non_idempotent);
-            let head = spare.head.as_ref().filter(|_| sendable);
+            let head = replay_head.head.as_ref().filter(|_| sendable);
             let given = match (&fallback.give, head) {
-                (Give::Cached, _) => self.caching.and_then(Caching::stale).map(Given::Own),
+                (Give::Cached, _) => self.caching.and_then(Caching::stale).map(FallbackResult::Own),
                 (Give::Static(answer), _) if !exchange.is_grpc() => {
-                    Some(Given::Own(Box::new(fixed(answer, &spare.method))))
+                    Some(FallbackResult::Own(Box::new(fixed(answer, &replay_head.method))))
                 }
-                (Give::Backend(target), Some(head)) => {
-                    self.backend(exchange, target, head, &mut notes).await.map(Given::Upstream)
-                }
+                (Give::Backend(target), Some(head)) => self
+                    .backend(exchange, target, head, &mut notes)
+                    .await
+                    .map(FallbackResult::Upstream),
                 (Give::Route(path), Some(head)) => {
-                    self.route(exchange, path, head, &mut notes).await.map(Given::Upstream)
+                    self.route(exchange, path, head, &mut notes).await.map(FallbackResult::Upstream)
                 }
                 (Give::Static(_) | Give::Backend(_) | Give::Route(_), _) => None,
             };
             if let Some(given) = given {
                 exchange.degraded = Some(fallback.give.kind());
                 failed.explain(exchange);
-                if let Some(endpoints) = self.way.endpoints() {
+                if let Some(endpoints) = self.upstream.endpoints() {
                     endpoints.guard.degraded(fallback.give.kind());
                 }
                 return Ok(given);
             }
         }
-        failed.take(exchange, &notes).map(Given::Upstream)
+        failed.take(exchange, &notes).map(FallbackResult::Upstream)
     }
 
     async fn backend(
@@ -138,7 +140,7 @@ impl Fallen<'_> {
         head: &Head,
         notes: &mut String,
     ) -> Option<Response<WireBody>> {
-        let Way::Service { live, dialed, .. } = self.way else { return None };
+        let Upstream::Service { live, dialed, .. } = self.upstream else { return None };
         let name = match target {
             BackendTarget::Service(name) => name,
             BackendTarget::Invalid(why) => {
@@ -148,8 +150,8 @@ impl Fallen<'_> {
             }
         };
         let backend = live.compiled.backend(name)?;
-        let way = Way::service(self.connection, live, dialed, backend, head);
-        self.send(exchange, &way, head.clone(), notes).await
+        let upstream = Upstream::service(self.connection, live, dialed, backend, head);
+        self.send(exchange, &upstream, head.clone(), notes).await
     }
 
     async fn route(
@@ -167,21 +169,21 @@ impl Fallen<'_> {
             Some(_) => path.clone(),
             None => head.path_as(path.path()).ok()?,
         };
-        self.send(exchange, self.way, head, notes).await
+        self.send(exchange, self.upstream, head, notes).await
     }
 
     /// Sends the request once, as far as the deadline allows. None: the answer is no better.
     async fn send(
         &mut self,
         exchange: &mut Exchange,
-        way: &Way<'_>,
+        upstream: &Upstream<'_>,
         head: Head,
         notes: &mut String,
     ) -> Option<Response<WireBody>> {
         exchange.time_left("").ok()?;
         let sent = {
             let mut sending =
-                pin!(send(self.connection, exchange, way, self.call, self.body, head));
+                pin!(send(self.connection, exchange, upstream, self.call, self.body, head));
             poll_fn(|cx| poll_within(sending.as_mut(), self.clock, cx)).await
         };
         let why = match sent {
@@ -202,36 +204,45 @@ impl Fallen<'_> {
 async fn send(
     connection: &Rc<Connection>,
     exchange: &mut Exchange,
-    way: &Way<'_>,
+    upstream: &Upstream<'_>,
     call: &CallPolicy,
     body: &RequestBody,
     head: Head,
 ) -> Result<Response<WireBody>, String> {
     let worker = &connection.worker;
     let refused = |refusal: Refusal| refusal.detail.into_owned();
-    exchange.seat = None;
-    if let Some(endpoints) = way.endpoints() {
-        exchange.seat = take_seat(endpoints).await.map_err(refused)?;
+    exchange.in_flight = None;
+    if let Some(endpoints) = upstream.endpoints() {
+        exchange.in_flight =
+            acquire_in_flight(endpoints, &mut exchange.phases.queue).await.map_err(refused)?;
         endpoints.guard.request();
     }
     exchange.attempts = exchange.attempts.saturating_add(1);
-    let mut hop = attempt::choose(worker, exchange, way, false, &[]).map_err(refused)?;
-    let body = body.again().ok_or_else(|| refused(lost()))?;
+    let mut target = attempt::choose(worker, exchange, upstream, false, &[]).map_err(refused)?;
+    let body = body.again().ok_or_else(|| refused(head_already_sent()))?;
     let mut slot = Some(head);
-    let sent =
-        attempt::send(worker, exchange, way, &mut hop, call, (&mut slot, false), body, Reuse::Safe)
-            .await;
+    let sent = attempt::send(
+        worker,
+        exchange,
+        upstream,
+        &mut target,
+        call,
+        (&mut slot, false),
+        body,
+        Reuse::Safe,
+    )
+    .await;
     match sent {
-        Ok(response) if answered(exchange, &hop, &call.retries, &response).is_none() => {
+        Ok(response) if answered(exchange, &target, &call.retries, &response).is_none() => {
             Ok(response)
         }
         Ok(response) => {
             exchange.head(response.status(), response.headers());
             exchange.answered();
-            Err(format!("{}: status {}", hop.address, response.status()))
+            Err(format!("{}: status {}", target.address, response.status()))
         }
         Err(failed) => {
-            hop.note_failure(&mut Vec::new(), failed.blames_upstream());
+            target.note_failure(&mut Vec::new(), failed.blames_upstream());
             exchange.end_attempt(failed.blames_upstream());
             Err(failed.detail)
         }
@@ -239,20 +250,27 @@ async fn send(
 }
 
 /// A failed answer and what belongs to it, while something better is looked for.
-struct Aside {
+struct ParkedFailure {
     failed: Result<Response<WireBody>, Refusal>,
     service: Label,
     peer: Label,
     endpoint: Option<std::net::SocketAddr>,
-    reason: Option<Reason>,
+    cause: Option<Cause>,
     detail: Option<Box<str>>,
     lease: Option<Lease>,
     attempt: Option<Attempt>,
 }
 
-impl Aside {
-    /// Tells the machines what the failure was, so that nothing that follows can hide it.
+impl ParkedFailure {
+    /// Tells the state machines what the failure was, so that nothing that follows can hide it.
     fn put(exchange: &mut Exchange, failed: Result<Response<WireBody>, Refusal>) -> Self {
+        let (status, cause) = match &failed {
+            Ok(response) => (Some(response.status()), exchange.cause),
+            Err(refusal) => (None, Some(refusal.cause())),
+        };
+        if exchange.attempts > 0 {
+            exchange.attempted(status, cause, AttemptEnd::FellBack);
+        }
         match &failed {
             Ok(response) => {
                 exchange.head(response.status(), response.headers());
@@ -268,7 +286,7 @@ impl Aside {
                     Some(injected) => exchange.stand_in(&injected.answer),
                     None => exchange.end_attempt(refusal.reason.side() == Side::Upstream),
                 }
-                exchange.reason = Some(refusal.reason);
+                exchange.cause = Some(refusal.cause());
                 exchange.detail = Some(refusal.detail.clone().into());
             }
         }
@@ -277,7 +295,7 @@ impl Aside {
             service: exchange.service,
             peer: exchange.peer,
             endpoint: exchange.endpoint,
-            reason: exchange.reason,
+            cause: exchange.cause,
             detail: exchange.detail.take(),
             lease: exchange.lease.take(),
             attempt: exchange.attempt.take(),
@@ -287,7 +305,7 @@ impl Aside {
     /// The request is still one to the service that failed, and the log says why it did.
     fn explain(self, exchange: &mut Exchange) {
         exchange.service = self.service;
-        exchange.reason = self.reason;
+        exchange.cause = self.cause;
         exchange.detail = self.detail;
     }
 
@@ -296,7 +314,7 @@ impl Aside {
         exchange.service = self.service;
         exchange.peer = self.peer;
         exchange.endpoint = self.endpoint;
-        exchange.reason = self.reason;
+        exchange.cause = self.cause;
         exchange.lease = self.lease;
         exchange.attempt = self.attempt;
         exchange.detail = self.detail.map(|detail| format!("{detail}{notes}").into());

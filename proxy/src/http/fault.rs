@@ -1,6 +1,6 @@
-//! Experiments on a try that is about to be sent, and on a connection that is about to be opened.
+//! Fault injections on an attempt that is about to be sent, and on a connection that is about to be opened.
 //!
-//! It stands where the network would: whatever watches over tries (timeouts, retries, breakers, ejection)
+//! It stands where the network would: whatever watches over attempts (timeouts, retries, breakers, ejection)
 //! takes what happens here for the called service's.
 
 use std::borrow::Cow;
@@ -12,14 +12,14 @@ use outrigger_core::policy::CallPolicy;
 use outrigger_core::policy::fault::{Answer, Fault, Request};
 use outrigger_core::reason::Reason;
 
-use super::attempt::Way;
+use super::attempt::Upstream;
 use super::exchange::Exchange;
-use super::failed::Failed;
+use super::failed::FailedAttempt;
 use super::head::Head;
 use super::respond::Refusal;
 use crate::worker::Worker;
 
-/// An experiment that stands in for an answer.
+/// A fault injection that stands in for an answer.
 #[derive(Debug)]
 pub struct Injected {
     /// `namespace/name`.
@@ -27,27 +27,27 @@ pub struct Injected {
     pub answer: Answer,
 }
 
-/// Whether some experiment is about the call: nearly always not.
-pub(super) fn is_possible(way: &Way<'_>, call: &CallPolicy) -> bool {
-    !call.faults.is_empty() || !of_service(way).is_empty()
+/// Whether some fault injection is about the call: nearly always not.
+pub(super) fn is_possible(upstream: &Upstream<'_>, call: &CallPolicy) -> bool {
+    !call.faults.is_empty() || !of_service(upstream).is_empty()
 }
 
-/// Does to a try what the first experiment wants that hits it. Returns how long it was held up; none: it
+/// Does to an attempt what the first fault injection wants that hits it. Returns how long it was held up; none: it
 /// was still held up at `until`.
 pub(super) async fn inject(
     worker: &Worker,
     exchange: &mut Exchange,
-    (way, call): (&Way<'_>, &CallPolicy),
+    (upstream, call): (&Upstream<'_>, &CallPolicy),
     head: Option<&Head>,
     until: Option<Instant>,
-) -> Result<Option<Duration>, Failed> {
-    let fault = head.and_then(|head| first_hit(worker, exchange, way, call, head));
+) -> Result<Option<Duration>, FailedAttempt> {
+    let fault = head.and_then(|head| first_hit(worker, exchange, upstream, call, head));
     let Some(fault) = fault else { return Ok(Some(Duration::ZERO)) };
     exchange.injected = Some(Arc::clone(&fault.name));
     worker.proxy.experiments.hit(fault);
     if let Some(answer) = fault.kind.answer(exchange.is_grpc()) {
         let injected = Injected { name: Arc::clone(&fault.name), answer };
-        return Err(Failed::injected(detail(fault), injected));
+        return Err(FailedAttempt::injected(detail(fault), injected));
     }
     let delay = fault.kind.delay(worker.random()).unwrap_or_default();
     let left = until.map(|until| until.saturating_duration_since(Instant::now()));
@@ -56,10 +56,10 @@ pub(super) async fn inject(
     Ok((held == delay).then_some(delay))
 }
 
-fn of_service<'a>(way: &Way<'a>) -> &'a [Fault] {
-    match way {
-        Way::Service { live, backend, .. } => &live.compiled.backends[*backend].policy.faults,
-        Way::App { .. } | Way::Outside { .. } => &[],
+fn of_service<'a>(upstream: &Upstream<'a>) -> &'a [Fault] {
+    match upstream {
+        Upstream::Service { live, backend, .. } => &live.compiled.backends[*backend].policy.faults,
+        Upstream::App { .. } | Upstream::Outside { .. } => &[],
     }
 }
 
@@ -67,7 +67,7 @@ fn of_service<'a>(way: &Way<'a>) -> &'a [Fault] {
 fn first_hit<'a>(
     worker: &Worker,
     exchange: &Exchange,
-    way: &Way<'a>,
+    upstream: &Upstream<'a>,
     call: &'a CallPolicy,
     head: &Head,
 ) -> Option<&'a Fault> {
@@ -85,11 +85,11 @@ fn first_hit<'a>(
         let hits = |fault: &Fault| fault.hits(&request, now, worker.random()) && !stopped(fault);
         faults.iter().find(|fault| hits(fault))
     };
-    let both = hit(&call.faults).into_iter().chain(hit(of_service(way)));
+    let both = hit(&call.faults).into_iter().chain(hit(of_service(upstream)));
     both.min_by_key(|fault| fault.order())
 }
 
-/// The refusal of a connection that is not looked into, if an experiment wants one.
+/// The refusal of a connection that is not looked into, if a fault injection wants one.
 pub fn refuse_connection(worker: &Worker, faults: &[Fault]) -> Option<Refusal> {
     let now = SystemTime::now();
     let fault = faults.iter().find(|fault| {
@@ -104,5 +104,5 @@ pub fn refuse_connection(worker: &Worker, faults: &[Fault]) -> Option<Refusal> {
 }
 
 fn detail(fault: &Fault) -> String {
-    format!("the experiment {} wants a try to end: {}", fault.name, fault.kind.as_str())
+    format!("injected by FaultInjection {}: {}", fault.name, fault.kind.as_str())
 }

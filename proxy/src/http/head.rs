@@ -12,7 +12,7 @@ use outrigger_core::reason::Reason;
 
 use super::body::RequestBody;
 use super::headers::{self, CONNECT, HOP, UPGRADE, UPGRADE_BODY, keep_inside};
-use super::hop::Hop;
+use super::hop::AttemptTarget;
 use super::respond::Refusal;
 use super::upgrade::Switch;
 use crate::pool::Wire;
@@ -174,7 +174,7 @@ impl Head {
     /// The request as `hop` wants it written.
     pub(super) fn into_request(
         self,
-        hop: &Hop,
+        target: &AttemptTarget,
         body: RequestBody,
     ) -> Result<Request<RequestBody>, Refusal> {
         let ends = body.is_end_stream();
@@ -182,13 +182,13 @@ impl Head {
         *request.method_mut() = self.method;
         *request.headers_mut() = self.headers;
         let headers = request.headers_mut();
-        if hop.is_outside() {
+        if target.is_outside() {
             keep_inside(headers);
         }
-        if hop.is_proxied() {
+        if target.is_proxied() {
             headers.insert(PROXIED, HeaderValue::from_static("1"));
         }
-        if hop.wire == Wire::Http1 {
+        if target.wire == Wire::Http1 {
             if let Some(authority) = &self.authority {
                 let host = HeaderValue::from_str(authority.as_str());
                 headers.insert(header::HOST, host.map_err(|_| bad_authority())?);
@@ -226,8 +226,8 @@ impl Head {
             }
             (None, None) => return Err(bad_authority()),
         };
-        if hop.wire == Wire::Hop {
-            headers.insert(HOP, hop.header(self.deadline_by_policy, self.absolute));
+        if target.wire == Wire::Hop {
+            headers.insert(HOP, target.header(self.deadline_by_policy, self.absolute));
         }
         if let Some(token) = self.upgrade {
             if token == CONNECT {
@@ -245,7 +245,7 @@ impl Head {
         }
         let scheme = match self.scheme {
             Some(scheme) if self.absolute => scheme,
-            _ if hop.begins_tls() => Scheme::HTTPS,
+            _ if target.begins_tls() => Scheme::HTTPS,
             _ => Scheme::HTTP,
         };
         *request.uri_mut() = uri_of(scheme, authority, self.path)?;

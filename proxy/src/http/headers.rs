@@ -26,6 +26,8 @@ pub const UPGRADE_BODY: HeaderName = HeaderName::from_static("x-outrigger-upgrad
 pub const CONNECT: HeaderValue = HeaderValue::from_static(":connect");
 /// Between proxies, on a CONNECT: only whether the app takes a connection is asked.
 pub const CHECK: HeaderName = HeaderName::from_static("x-outrigger-check");
+/// Between proxies: why the one that answers has refused the request.
+pub const REASON: HeaderName = HeaderName::from_static("x-outrigger-reason");
 pub const PRIORITY: HeaderName = HeaderName::from_static("x-outrigger-priority");
 /// The services that a request has come through ([`outrigger_core::policy::visits`]).
 pub const VIA: HeaderName = HeaderName::from_static("x-outrigger-via");
@@ -40,7 +42,7 @@ pub const CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-
 const INTERNAL: &str = "x-outrigger-";
 /// What one look over a request's headers found.
 #[derive(Clone, Copy, Default)]
-struct Seen {
+struct HeaderScan {
     connection: bool,
     hop_by_hop: bool,
     te: bool,
@@ -60,8 +62,8 @@ struct Seen {
     length: bool,
 }
 
-fn look(headers: &HeaderMap) -> Seen {
-    let mut seen = Seen::default();
+fn look(headers: &HeaderMap) -> HeaderScan {
+    let mut seen = HeaderScan::default();
     for name in headers.keys() {
         let text = name.as_str();
         match text.as_bytes() {
@@ -116,7 +118,7 @@ pub fn list_has(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
 
 /// What was found in a request that had to be looked through anyway.
 #[derive(Clone, Copy, Debug)]
-pub struct Says {
+pub struct HeaderFlags {
     /// It says something about the time that it has left.
     pub time: bool,
     /// It has headers of the mesh.
@@ -128,20 +130,20 @@ pub struct Says {
 }
 
 /// Removes what belongs to the connection it came on and what this peer may not say.
-pub fn clean_request(headers: &mut HeaderMap, peer: Peer) -> Says {
+pub fn clean_request(headers: &mut HeaderMap, peer: Peer) -> HeaderFlags {
     let seen = look(headers);
     clean(headers, seen, true);
     if seen.internal && peer != Peer::Mesh {
         strip_internal(headers, peer == Peer::App);
     }
-    // What comes in is this proxy's to say, whoever else says it. The app's own is its own matter.
+    // What comes in is this proxy's to say, anyone who else says it. The app's own is its own matter.
     if seen.client_cert && peer != Peer::App {
         headers.remove(CLIENT_CERT);
     }
     if seen.underscore && peer != Peer::App {
         remove_respelled(headers, is_ours_respelled);
     }
-    Says { time: seen.time, internal: seen.internal, trace: seen.trace, id: seen.id }
+    HeaderFlags { time: seen.time, internal: seen.internal, trace: seen.trace, id: seen.id }
 }
 
 /// The same for a response. What one proxy tells another has been read by now. Returns whether it says
@@ -165,7 +167,7 @@ pub fn keep_connection_out(headers: &mut HeaderMap, request: bool) {
     clean(headers, seen, request);
 }
 
-fn clean(headers: &mut HeaderMap, seen: Seen, request: bool) {
+fn clean(headers: &mut HeaderMap, seen: HeaderScan, request: bool) {
     if seen.length {
         clean_length(headers, seen.transfer_coding);
     }

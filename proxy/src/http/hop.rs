@@ -1,30 +1,30 @@
-//! Where one try goes: the address, how it is written there, and what its endpoint learns of it.
+//! Where one attempt goes: the address, how it is written there, and what its endpoint learns of it.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
 use http::Response;
-use http::header::HeaderValue;
+use http::header::{HeaderMap, HeaderValue};
 use outrigger_core::config::{Balancer, Protocol};
 use outrigger_core::outcome::Outcome;
 use outrigger_core::reason::Reason;
 
-use super::attempt::{Way, take_endpoint};
-use super::headers::UNPROCESSED;
+use super::attempt::{Upstream, take_endpoint};
+use super::headers::{PROXY_STATUS, REASON, UNPROCESSED};
 use super::verdict::Verdict;
 use crate::endpoint::{Choice, EndpointState, coarse_ms};
-use crate::guard::{Attempt, Trials};
+use crate::guard::{Attempt, ProbeIds};
 use crate::local::is_private;
 use crate::pool::{PoolKey, Wire};
 use crate::streams::WireBody;
 use crate::tls::Expected;
 use crate::worker::Worker;
 
-/// Where one try goes.
-pub struct Hop {
-    /// What its breaker and its endpoint make of the try.
-    pub(super) trials: Trials,
+/// Where one attempt goes.
+pub struct AttemptTarget {
+    /// What its breaker and its endpoint make of the attempt.
+    pub(super) probes: ProbeIds,
     pub address: SocketAddr,
     pub wire: Wire,
     pub(super) expected: Expected,
@@ -35,19 +35,19 @@ pub struct Hop {
     pub(super) unmatched: bool,
 }
 
-/// Which endpoint a try went to, and how.
-pub(super) struct Mark {
+/// Which endpoint an attempt went to, and how.
+pub(super) struct HedgeOf {
     pub(super) endpoint: u64,
     pub(super) wire: Wire,
     pub(super) protocol: Protocol,
 }
 
-impl Hop {
+impl AttemptTarget {
     /// Learns from the head of an answer how quick and how fit the endpoint is.
     pub(super) fn learn(
         &self,
         grpc: bool,
-        way: &Way<'_>,
+        upstream: &Upstream<'_>,
         attempt: Option<&mut Attempt>,
         began: Instant,
         response: &Response<WireBody>,
@@ -60,12 +60,12 @@ impl Hop {
         match Verdict::of(response, grpc, self.wire.is_hop()) {
             Verdict::Healthy => endpoint.load.observe_answer(now_ms, latency),
             Verdict::Failed => {
-                if let Some(endpoints) = way.endpoints() {
+                if let Some(endpoints) = upstream.endpoints() {
                     endpoints.failed(endpoint, began, now);
                 }
             }
             verdict => {
-                if let (Verdict::Full(time), Some(endpoints)) = (verdict, way.endpoints()) {
+                if let (Verdict::Full(time), Some(endpoints)) = (verdict, upstream.endpoints()) {
                     endpoints.set_full(endpoint, now_ms, time);
                 }
                 attempt.judge(Outcome::Refused, || 0);
@@ -84,9 +84,9 @@ impl Hop {
             Some(mesh) => (mesh.address, Wire::Hop),
             None => (endpoint.endpoint.address, wire_of(protocol, callers, upgrade)),
         };
-        let (trials, expected) = (Trials::default(), endpoint.expected);
+        let (probes, expected) = (ProbeIds::default(), endpoint.expected);
         let (endpoint, unmatched) = (Some(endpoint), false);
-        Self { trials, address, wire, expected, endpoint, protocol, unmatched }
+        Self { probes, address, wire, expected, endpoint, protocol, unmatched }
     }
 
     pub(super) fn key(&self) -> PoolKey {
@@ -108,21 +108,21 @@ impl Hop {
         self.expected.is_outside()
     }
 
-    /// What a second try beside this one has to know of it.
-    pub(super) fn mark(&self) -> Option<Mark> {
+    /// What a second attempt beside this one has to know of it.
+    pub(super) fn hedge_of(&self) -> Option<HedgeOf> {
         let (wire, protocol) = (self.wire, self.protocol);
-        self.endpoint.as_ref().map(|endpoint| Mark { endpoint: endpoint.key, wire, protocol })
+        self.endpoint.as_ref().map(|endpoint| HedgeOf { endpoint: endpoint.key, wire, protocol })
     }
 
-    /// Another endpoint of the same service that is reached in the same way, for a second try beside a
+    /// Another endpoint of the same service that is reached in the same way, for a second attempt beside a
     /// first one. None: there is none that may be asked now.
     pub(super) fn beside(
-        first: &Mark,
+        first: &HedgeOf,
         worker: &Worker,
-        way: &Way<'_>,
+        upstream: &Upstream<'_>,
         callers: Protocol,
     ) -> Option<Self> {
-        let Way::Service { live, dialed, backend, .. } = *way else { return None };
+        let Upstream::Service { live, dialed, backend, .. } = *upstream else { return None };
         let choice = Choice {
             random: worker.random(),
             now_ms: coarse_ms(Instant::now()),
@@ -130,34 +130,34 @@ impl Hop {
             hash: None,
             tried: &[first.endpoint],
         };
-        let (endpoint, trials) = take_endpoint(live, dialed, backend, &choice).ok()?;
+        let (endpoint, probes) = take_endpoint(live, dialed, backend, &choice).ok()?;
         let other = endpoint.key != first.endpoint;
-        let hop = Self { trials, ..Self::to(endpoint, first.protocol, callers, false) };
-        if !other || hop.wire != first.wire {
-            hop.unused(way);
+        let target = Self { probes, ..Self::to(endpoint, first.protocol, callers, false) };
+        if !other || target.wire != first.wire {
+            target.unused(upstream);
             return None;
         }
-        Some(hop)
+        Some(target)
     }
 
     /// The try is not made after all.
-    pub(super) fn unused(&self, way: &Way<'_>) {
-        if let Some(endpoints) = way.endpoints() {
-            endpoints.guard.unused(&self.trials);
+    pub(super) fn unused(&self, upstream: &Upstream<'_>) {
+        if let Some(endpoints) = upstream.endpoints() {
+            endpoints.guard.unused(&self.probes);
         }
     }
 
     /// The try as its endpoint and its service's breaker count it.
-    pub(super) fn begin(&mut self, way: &Way<'_>, now: Instant) -> Option<Attempt> {
-        let (endpoints, endpoint) = (way.endpoints()?, self.endpoint.as_ref()?);
-        Some(Attempt::begin(endpoints, endpoint, std::mem::take(&mut self.trials), now))
+    pub(super) fn begin(&mut self, upstream: &Upstream<'_>, now: Instant) -> Option<Attempt> {
+        let (endpoints, endpoint) = (upstream.endpoints()?, self.endpoint.as_ref()?);
+        Some(Attempt::begin(endpoints, endpoint, std::mem::take(&mut self.probes), now))
     }
 
     pub(super) fn endpoint(&self) -> Option<&Arc<EndpointState>> {
         self.endpoint.as_ref()
     }
 
-    /// So that the next try, and the next request, turn elsewhere.
+    /// So that the next attempt, and the next request, turn elsewhere.
     /// `unreachable`: nothing could be sent to it, which its latency does not show.
     pub fn note_failure(&self, tried: &mut Vec<u64>, unreachable: bool) {
         if let Some(endpoint) = &self.endpoint {
@@ -190,9 +190,22 @@ pub(super) fn wire_of(protocol: Protocol, callers: Protocol, upgrade: bool) -> W
     }
 }
 
+/// Why the far proxy has refused the request, if it has.
+pub fn refused(target: &AttemptTarget, response: &Response<WireBody>) -> Option<Reason> {
+    let word = response.headers().get(REASON).filter(|_| target.wire.is_hop())?;
+    Reason::from_word(word.to_str().ok()?)
+}
+
+/// The detail that the far proxy gives with its reason, of its `Proxy-Status`.
+pub fn said(headers: &HeaderMap) -> Option<Box<str>> {
+    let text = headers.get(PROXY_STATUS)?.to_str().ok()?;
+    let (_, detail) = text.split_once("details=\"")?.1.split_once(": ")?;
+    Some(detail.trim_end_matches('"').replace('\\', "").into())
+}
+
 /// Why the far proxy says that nobody processed the request, if it says so.
-pub fn unprocessed(hop: &Hop, response: &Response<WireBody>) -> Option<Reason> {
-    if !hop.wire.is_hop() {
+pub fn unprocessed(target: &AttemptTarget, response: &Response<WireBody>) -> Option<Reason> {
+    if !target.wire.is_hop() {
         return None;
     }
     let word = response.headers().get(UNPROCESSED)?;

@@ -33,11 +33,11 @@ const MAX_OWN: usize = 64 * 1024;
 
 /// What the connection and its socket tell each other. A mutex for hyper's sake, which asks for `Send`.
 #[derive(Clone, Default)]
-pub struct Link(Arc<Mutex<State>>);
+pub struct Link(Arc<Mutex<LinkState>>);
 
 #[derive(Default)]
-struct State {
-    phase: Phase,
+struct LinkState {
+    phase: WirePhase,
     /// The exchange that is open.
     progress: Option<Arc<Progress>>,
     /// The caller waits for leave to send its body.
@@ -49,7 +49,7 @@ struct State {
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Phase {
+enum WirePhase {
     /// Nothing is asked, and all answers have gone.
     #[default]
     Quiet,
@@ -67,7 +67,7 @@ impl Link {
     /// A request has come.
     pub fn asked(&self, progress: Arc<Progress>, holds_back: bool, informs: bool) {
         let mut state = self.lock();
-        state.phase = Phase::Asked;
+        state.phase = WirePhase::Asked;
         (state.holds_back, state.informs) = (holds_back, informs);
         state.progress = Some(progress);
     }
@@ -78,22 +78,22 @@ impl Link {
         if let Some(progress) = &state.progress {
             progress.set_head_sent();
         }
-        if state.phase == Phase::Asked {
-            (state.phase, state.holds_back) = (Phase::Answering, false);
+        if state.phase == WirePhase::Asked {
+            (state.phase, state.holds_back) = (WirePhase::Answering, false);
         }
     }
 
     /// The answer is the last word of HTTP.
     pub fn switched(&self) {
-        self.lock().phase = Phase::Switched;
+        self.lock().phase = WirePhase::Switched;
     }
 
     /// The exchange is over.
     pub fn over(&self) {
         let mut state = self.lock();
         state.progress = None;
-        if state.phase != Phase::Switched {
-            state.phase = Phase::Ending;
+        if state.phase != WirePhase::Switched {
+            state.phase = WirePhase::Ending;
         }
     }
 
@@ -111,13 +111,13 @@ impl Link {
         progress.ended()
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, LinkState> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// The socket as hyper sees it.
-pub struct Wire {
+pub struct Http1Wire {
     io: Io,
     link: Link,
     /// To be written before anything else.
@@ -133,7 +133,7 @@ struct Timer {
     repeats: bool,
 }
 
-impl Wire {
+impl Http1Wire {
     pub fn new(io: Io, link: Link) -> Self {
         Self { io, link, own: Vec::new(), timer: None, half_closed: false }
     }
@@ -143,17 +143,19 @@ impl Wire {
         let link = self.link.clone();
         let mut state = link.lock();
         match state.phase {
-            Phase::Asked if state.holds_back && bytes == CONTINUE => {
+            WirePhase::Asked if state.holds_back && bytes == CONTINUE => {
                 state.holds_back = false;
                 self.start_timer(CONTINUE_AFTER, false);
                 true
             }
-            Phase::Quiet => {
+            WirePhase::Quiet => {
                 let (reason, why) = refusal_of(bytes);
                 self.own.extend_from_slice(&bare(reason, why));
                 true
             }
-            Phase::Asked | Phase::Answering | Phase::Ending | Phase::Switched => false,
+            WirePhase::Asked | WirePhase::Answering | WirePhase::Ending | WirePhase::Switched => {
+                false
+            }
         }
     }
 
@@ -168,7 +170,7 @@ impl Wire {
         let asked = {
             let state = self.link.lock();
             let uploads = state.progress.as_ref().is_some_and(|progress| progress.is_uploading());
-            matches!(state.phase, Phase::Asked | Phase::Answering) && !uploads
+            matches!(state.phase, WirePhase::Asked | WirePhase::Answering) && !uploads
         };
         if asked
             && let Poll::Ready(read) = self.io.poll_peek(cx)
@@ -185,11 +187,11 @@ impl Wire {
     fn poll_own(&mut self, cx: &mut Context<'_>) {
         let link = self.link.clone();
         let mut state = link.lock();
-        if state.phase == Phase::Quiet && mem::take(&mut state.late) {
+        if state.phase == WirePhase::Quiet && mem::take(&mut state.late) {
             let why = "the headers took longer than --header-timeout";
             self.own.extend_from_slice(&bare(Reason::HeaderTimeout, why));
         }
-        if state.phase != Phase::Asked {
+        if state.phase != WirePhase::Asked {
             self.timer = None;
             return;
         }
@@ -260,7 +262,7 @@ fn write_head(response: &Response<()>, out: &mut Vec<u8>) {
     out.extend_from_slice(b"\r\n");
 }
 
-impl AsyncRead for Wire {
+impl AsyncRead for Http1Wire {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -270,7 +272,7 @@ impl AsyncRead for Wire {
     }
 }
 
-impl AsyncWrite for Wire {
+impl AsyncWrite for Http1Wire {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -304,8 +306,8 @@ impl AsyncWrite for Wire {
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         {
             let mut state = self.link.lock();
-            if state.phase == Phase::Ending {
-                state.phase = Phase::Quiet;
+            if state.phase == WirePhase::Ending {
+                state.phase = WirePhase::Quiet;
             }
         }
         self.poll_caller(cx)?;

@@ -22,23 +22,23 @@ use super::headers::{UPGRADE, UPGRADE_BODY};
 use super::request;
 use super::response_body::ResponseBody;
 use super::server::Connection;
-use super::upgrade::Caller;
+use super::upgrade::CallerHalf;
 use crate::io::Io;
 use crate::progress::Progress;
-use crate::streams::opening::Opening;
+use crate::streams::opening::HoldUntilPreface;
 use crate::streams::prelude::Prelude;
 use crate::streams::tunnel::{Inlet, Tunnel};
 use crate::streams::{Pump, WireBody};
 
 /// A connection, from its first byte.
 pub enum Serving {
-    Begins { handshake: Handshake<Opening<Io>, Bytes>, leaves: bool },
-    Open(server::Connection<Opening<Io>, Bytes>),
+    Begins { handshake: Handshake<HoldUntilPreface<Io>, Bytes>, leaves: bool },
+    Open(server::Connection<HoldUntilPreface<Io>, Bytes>),
 }
 
 impl Serving {
     pub fn begin(builder: &server::Builder, io: Io) -> Self {
-        Self::Begins { handshake: builder.handshake(Opening::new(io)), leaves: false }
+        Self::Begins { handshake: builder.handshake(HoldUntilPreface::new(io)), leaves: false }
     }
 
     /// Takes no new stream, and ends when those that it has are over.
@@ -83,7 +83,7 @@ fn serve(connection: &Rc<Connection>, request: Request<RecvStream>, respond: Sen
     let body = if connect || (connection.takes_hop_upgrades() && head.headers.contains_key(UPGRADE))
     {
         let (sender, receiver) = oneshot::channel();
-        caller = Some(Caller::Http2(receiver));
+        caller = Some(CallerHalf::Http2(receiver));
         // Of the stream it would not be true, and the app would take what follows for the body.
         head.headers.remove(CONTENT_LENGTH);
         let (receive, body) = match head.headers.remove(UPGRADE_BODY) {
@@ -96,7 +96,7 @@ fn serve(connection: &Rc<Connection>, request: Request<RecvStream>, respond: Sen
             }
             _ => (Receive::AtOnce(body), None),
         };
-        switching = Some(Box::new(Switching { caller: sender, receive, connect }));
+        switching = Some(Box::new(PendingUpgrade { caller: sender, receive, connect }));
         body
     } else {
         Some(WireBody::asked(body))
@@ -107,8 +107,8 @@ fn serve(connection: &Rc<Connection>, request: Request<RecvStream>, respond: Sen
     let progress = Arc::clone(tracked.progress());
     let handling = request::handle(Rc::clone(connection), head, body, caller, tracked);
     let handling = Box::into_pin(Box::write(room, handling));
-    let state = State::Handling(handling);
-    tokio::task::spawn_local(Stream { respond, switching, progress, state });
+    let state = StreamState::Handling(handling);
+    tokio::task::spawn_local(RequestStream { respond, switching, progress, state });
 }
 
 /// Digits alone; all else is a body of a length that is not known.
@@ -118,7 +118,7 @@ fn is_length(value: &HeaderValue) -> bool {
 }
 
 /// What becomes of a request that wants to change protocols, if it is accepted.
-struct Switching {
+struct PendingUpgrade {
     caller: oneshot::Sender<Tunnel<Bytes>>,
     receive: Receive,
     /// Accepted by any success; else by a word between proxies.
@@ -133,24 +133,24 @@ enum Receive {
 }
 
 /// One request and its answer.
-struct Stream<F> {
+struct RequestStream<F> {
     respond: SendResponse<Bytes>,
-    switching: Option<Box<Switching>>,
+    switching: Option<Box<PendingUpgrade>>,
     progress: Arc<Progress>,
-    state: State<F>,
+    state: StreamState<F>,
 }
 
-enum State<F> {
+enum StreamState<F> {
     Handling(Pin<Box<F>>),
     Answering(Pump<ResponseBody, Bytes>),
 }
 
-impl<F: Future<Output = Response<ResponseBody>>> Future for Stream<F> {
+impl<F: Future<Output = Response<ResponseBody>>> Future for RequestStream<F> {
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = self.get_mut();
-        if let State::Handling(handling) = &mut this.state {
+        if let StreamState::Handling(handling) = &mut this.state {
             let Poll::Ready(response) = handling.as_mut().poll(cx) else {
                 for response in this.progress.take_informational() {
                     // Fails only where nobody is there to be told.
@@ -161,12 +161,12 @@ impl<F: Future<Output = Response<ResponseBody>>> Future for Stream<F> {
             };
             this.progress.set_head_sent();
             match begin_answer(&mut this.respond, this.switching.take(), response) {
-                Some(pump) => this.state = State::Answering(pump),
+                Some(pump) => this.state = StreamState::Answering(pump),
                 None => return Poll::Ready(()),
             }
         }
         match &mut this.state {
-            State::Answering(pump) => {
+            StreamState::Answering(pump) => {
                 if this.progress.ended().is_some() {
                     // The exchange says why when it is dropped.
                     pump.reset(Reason::CANCEL);
@@ -179,7 +179,7 @@ impl<F: Future<Output = Response<ResponseBody>>> Future for Stream<F> {
                 }
                 polled
             }
-            State::Handling(_) => Poll::Ready(()),
+            StreamState::Handling(_) => Poll::Ready(()),
         }
     }
 }
@@ -187,7 +187,7 @@ impl<F: Future<Output = Response<ResponseBody>>> Future for Stream<F> {
 /// Sends the head; what is left to send, if anything.
 fn begin_answer(
     respond: &mut SendResponse<Bytes>,
-    switching: Option<Box<Switching>>,
+    switching: Option<Box<PendingUpgrade>>,
     response: Response<ResponseBody>,
 ) -> Option<Pump<ResponseBody, Bytes>> {
     let (mut head, body) = response.into_parts();

@@ -1,5 +1,5 @@
 //! What a port lets in: its rate limits, then its limit of requests at a time, asked once per request
-//! after the access rules. The machines are in `core/src/policy/{rate_limit,concurrency}.rs`; one of
+//! after the access rules. The state machines are in `core/src/policy/{rate_limit,concurrency}.rs`; one of
 //! each serves the whole process and outlives every change of configuration ([`known`]).
 
 pub mod gate;
@@ -15,9 +15,9 @@ use http::StatusCode;
 use http::header::{HeaderMap, HeaderValue};
 use outrigger_core::path::{canonical, without_parameters};
 use outrigger_core::policy::priority::Priority;
-use outrigger_core::policy::rate_limit::{Decision, Key, Quota, RateLimit, RateLimitConfig};
+use outrigger_core::policy::rate_limit::{Key, Quota, RateDecision, RateLimit, RateLimitConfig};
 use outrigger_core::reason::Reason;
-use outrigger_core::time::Later;
+use outrigger_core::time::{Later, short};
 
 use self::gate::{Gate, Permit};
 use super::exchange::Exchange;
@@ -25,6 +25,7 @@ use super::head::Head;
 use super::respond::Refusal;
 use crate::guard::{RATE_LIMIT, RATE_LIMIT_POLICY};
 use crate::metrics::add;
+use crate::record::micros;
 
 /// How often keys that were not seen for long are dropped.
 const FORGET_EVERY: Duration = Duration::from_secs(10);
@@ -94,14 +95,14 @@ impl PortLimits {
         for (i, PortRate { config, rate }) in self.rates.iter().enumerate() {
             let key = rate.key(&config.key, exchange, head);
             match rate.decide(exchange.began, key, exchange.priority) {
-                Decision::Admit(quota) => {
+                RateDecision::Admit(quota) => {
                     write_quota(config, quota, &mut quotas);
-                    // Whoever knows the rule can keep to it before it is refused.
+                    // Anyone who knows the rule can keep to it before it is refused.
                     if quota.left < config.requests / 10 {
                         limited.policy.clone_from(&self.policy);
                     }
                 }
-                Decision::Refuse { quota, retry_after } => {
+                RateDecision::Refuse { quota, retry_after } => {
                     self.give_back(exchange, head, i);
                     quotas.clear();
                     write_quota(config, quota, &mut quotas);
@@ -126,10 +127,12 @@ impl PortLimits {
 }
 
 /// Waits for a turn, at most until the deadline.
-async fn wait(gate: &Arc<Gate>, exchange: &Exchange) -> Result<Permit, Refusal> {
+async fn wait(gate: &Arc<Gate>, exchange: &mut Exchange) -> Result<Permit, Refusal> {
     let until = exchange.deadline.map(|deadline| deadline.at);
+    let began = Instant::now();
     let waited = gate.wait(exchange.priority, until).await;
-    waited.map_err(|why| match exchange.time_left("it waited for its turn at the port's limit") {
+    exchange.phases.queue = micros(began.elapsed());
+    waited.map_err(|why| match exchange.time_left("it was queued at the port's limit") {
         Err(late) => late,
         Ok(_) => {
             Refusal { retry_after: Some(OVERLOADED_WAIT), ..Refusal::new(Reason::Overloaded, why) }
@@ -146,8 +149,9 @@ fn write_quota(config: &RateLimitConfig, quota: Quota, out: &mut String) {
 
 fn refusal(config: &RateLimitConfig, wait: Duration) -> Refusal {
     let RateLimitConfig { name, requests, period, .. } = config;
+    let (period, wait_text) = (short(*period), short(wait));
     let why =
-        format!("limit {name} of {requests} requests per {period:?} is used up for {wait:.1?}");
+        format!("rate limit \"{name}\" ({requests} per {period}) exceeded; retry in {wait_text}");
     Refusal { retry_after: Some(wait), ..Refusal::new(Reason::RateLimited, why) }
 }
 
@@ -161,11 +165,11 @@ impl Rate {
         }
     }
 
-    fn decide(&self, now: Instant, key: u64, priority: Priority) -> Decision {
+    fn decide(&self, now: Instant, key: u64, priority: Priority) -> RateDecision {
         let decision = self.with(now, |limit| limit.admit(now, key, priority));
         match decision {
-            Decision::Admit(_) => add(&self.admitted, 1),
-            Decision::Refuse { .. } => add(&self.refused, 1),
+            RateDecision::Admit(_) => add(&self.admitted, 1),
+            RateDecision::Refuse { .. } => add(&self.refused, 1),
         }
         decision
     }

@@ -26,10 +26,10 @@ use super::deadline::tell;
 use super::exchange::{Exchange, Lease};
 use super::head::Head;
 use super::headers::VIA;
-use super::hop::Hop;
+use super::hop::AttemptTarget;
 use super::server::Connection;
 use crate::endpoint::{Choice, coarse_ms};
-use crate::guard::{Attempt, take_seat};
+use crate::guard::{Attempt, acquire_in_flight};
 use crate::metrics::add;
 use crate::pool::Wire;
 use crate::pool::h1::Reuse;
@@ -49,12 +49,12 @@ const DEADLINE: Duration = Duration::from_secs(15);
 pub struct Mirrors(Mutex<HashMap<DestinationName, usize>>);
 
 /// A copy's place among them, until dropped.
-struct Place {
+struct MirrorPermit {
     proxy: Arc<Proxy>,
     shadow: DestinationName,
 }
 
-impl Place {
+impl MirrorPermit {
     fn take(proxy: &Arc<Proxy>, shadow: &DestinationName) -> Option<Self> {
         let mut all = proxy.mirrors.0.lock().unwrap_or_else(PoisonError::into_inner);
         let count = all.entry(shadow.clone()).or_default();
@@ -66,7 +66,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for MirrorPermit {
     fn drop(&mut self) {
         let mut all = self.proxy.mirrors.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(count) = all.get_mut(&self.shadow) {
@@ -89,7 +89,7 @@ struct Copy {
     body: RequestBody,
     /// Where it has been, the shadow included.
     via: HeaderValue,
-    _place: Place,
+    _place: MirrorPermit,
 }
 
 /// Sends the copies that `filters` asks for. `visits`: how often one service may see the same request.
@@ -112,7 +112,7 @@ pub fn send(
         let shadow = &live.compiled.backends[backend];
         let via = exchange.via.as_ref();
         let via = visits::visit(via, &shadow.label, exchange.visit, visits);
-        let (Ok(via), Some(place)) = (via, Place::take(&worker.proxy, &shadow.name)) else {
+        let (Ok(via), Some(place)) = (via, MirrorPermit::take(&worker.proxy, &shadow.name)) else {
             add(&gauges.mirrors_dropped, 1);
             continue;
         };
@@ -151,7 +151,7 @@ impl Copy {
     async fn call(mut self, call: &CallPolicy, began: Instant, limit: Duration) -> Option<()> {
         let worker = &self.worker;
         let endpoints = &self.live.backends[self.backend];
-        let _seat = take_seat(endpoints).await.ok()?;
+        let _permit = acquire_in_flight(endpoints, &mut 0).await.ok()?;
         let choice = Choice {
             random: worker.random(),
             now_ms: coarse_ms(began),
@@ -159,25 +159,25 @@ impl Copy {
             hash: None,
             tried: &[],
         };
-        let mut trials = endpoints.guard.admit().ok()?;
+        let mut probes = endpoints.guard.admit().ok()?;
         let chosen = endpoints.choose(&choice);
-        let endpoint = chosen.inspect_err(|_| endpoints.guard.unused(&trials)).ok()?;
-        endpoints.guard.chosen(&endpoint, &mut trials);
+        let endpoint = chosen.inspect_err(|_| endpoints.guard.unused(&probes)).ok()?;
+        endpoints.guard.chosen(&endpoint, &mut probes);
         // Given up before there is an answer, it has failed.
         let mut attempt =
-            Judged(Attempt::begin(endpoints, &endpoint, trials, began), Rc::clone(worker));
+            Judged(Attempt::begin(endpoints, &endpoint, probes, began), Rc::clone(worker));
         let declared = self.live.compiled.backends[self.backend].protocol;
         let protocol = if declared.is_http() { declared } else { self.callers };
-        let hop = Hop::to(endpoint, protocol, self.callers, false);
+        let target = AttemptTarget::to(endpoint, protocol, self.callers, false);
         tell(&mut self.head.headers, limit, self.grpc);
         self.head.deadline_by_policy = true;
-        if hop.wire.is_hop() {
+        if target.wire.is_hop() {
             self.head.headers.insert(VIA, self.via);
         }
-        let request = self.head.into_request(&hop, self.body).ok()?;
+        let request = self.head.into_request(&target, self.body).ok()?;
         let first_byte = call.timeouts.first_byte.unwrap_or(limit);
-        let (key, connect) = (hop.key(), call.timeouts.connect.unwrap_or(limit));
-        let (response, lease): (Response<WireBody>, Lease) = if hop.wire == Wire::Http1 {
+        let (key, connect) = (target.key(), call.timeouts.connect.unwrap_or(limit));
+        let (response, lease): (Response<WireBody>, Lease) = if target.wire == Wire::Http1 {
             let leasing = worker.pools.lease_h1(key, Reuse::Safe, false, began);
             let mut lease = timeout(connect, leasing).await.ok()?.ok()?;
             (timeout(first_byte, lease.send(request, None)).await.ok()?.ok()?, Lease::H1(lease))
@@ -201,7 +201,7 @@ impl Copy {
     }
 }
 
-/// What becomes of the try is told its endpoint: that it failed, unless something else is said.
+/// What becomes of the attempt is told its endpoint: that it failed, unless something else is said.
 struct Judged(Attempt, Rc<Worker>);
 
 impl Judged {

@@ -1,10 +1,10 @@
 //! THE request path: one straight line from the head of a request to its answer.
 //!
 //! Each phase is one call. Policies of later versions are one more line here and one file in
-//! `core/src/policy/`. Read next: [`super::attempt`] for a single try.
+//! `core/src/policy/`. Read next: [`super::attempt`] for a single attempt.
 
-use std::borrow::Cow;
 use std::future::poll_fn;
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -14,41 +14,35 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::{self, HeaderValue};
 use http::request::Parts;
-use http::uri::PathAndQuery;
 use http::{HeaderMap, Method, Response, StatusCode, Version};
 use http_body::Body;
-use outrigger_core::compile::{self, Filters, HttpRouting, Matched};
 use outrigger_core::filter::modify_headers;
 use outrigger_core::name::Authority;
-use outrigger_core::path::canonical;
 use outrigger_core::policy::CallPolicy;
-use outrigger_core::policy::cors::Grant;
 use outrigger_core::reason::Reason;
-use outrigger_core::route::RequestView;
 
-use super::attempt::Way;
+use super::attempt::Upstream;
 use super::body::RequestBody;
 use super::cache::{Caching, is_framed};
 use super::deadline::{Bounds, Clock, poll_within};
 use super::destination::{self, Target};
 use super::exchange::Exchange;
-use super::fallback::{self, DEGRADED, Fallen, Given};
+use super::fallback::{self, DEGRADED, FallbackContext, FallbackResult};
 use super::head::Head;
 use super::respond::Refusal;
 use super::response_body::ResponseBody;
-use super::route_answer::{self, RouteAnswer};
+use super::route::{Routed, route};
 use super::server::Connection;
-use super::{admit, attempts, context, headers, mirror, respond, upgrade};
+use super::{admit, attempts, context, headers, respond, upgrade};
 use crate::cache::Cache;
 use crate::correlation::Remembered;
 use crate::metrics::Direction;
 use crate::peer::Peer;
 use crate::progress::Tracked;
-use crate::store::Live;
 use crate::streams::WireBody;
 
 /// What a request leads to, when it is not refused.
-enum Answer {
+enum Served {
     Upstream(Response<WireBody>),
     /// Given instead of a failure.
     Own(Box<Response<Bytes>>),
@@ -67,7 +61,7 @@ pub fn handle(
     connection: Rc<Connection>,
     parts: Parts,
     body: Option<WireBody>,
-    caller: Option<upgrade::Caller>,
+    caller: Option<upgrade::CallerHalf>,
     tracked: Tracked,
 ) -> impl Future<Output = Response<ResponseBody>> {
     let version = parts.version;
@@ -87,15 +81,15 @@ pub fn handle(
             Err(refusal) => Err(refusal),
             Ok(()) if tunnel => {
                 let tunnel = upgrade::tunnel(&connection, &mut exchange, &head, switch.take());
-                Box::pin(tunnel).await.map(Answer::Switched)
+                Box::pin(tunnel).await.map(Served::Switched)
             }
             Ok(()) => serve(&connection, &mut exchange, &mut head, &mut body, &mut switch).await,
         };
         match served {
-            Ok(Answer::Upstream(response)) => respond::upstream(response, exchange, version),
-            Ok(Answer::Own(response)) => respond::instead(*response, exchange),
-            Ok(Answer::Routes(status, headers)) => respond::routes(status, headers, exchange),
-            Ok(Answer::Switched(response)) => respond::switched(response, exchange),
+            Ok(Served::Upstream(response)) => respond::upstream(response, exchange, version),
+            Ok(Served::Own(response)) => respond::instead(*response, exchange),
+            Ok(Served::Routes(status, headers)) => respond::routes(status, headers, exchange),
+            Ok(Served::Switched(response)) => respond::switched(response, exchange),
             Err(refusal) => respond::refuse(refusal, exchange),
         }
     }
@@ -107,8 +101,8 @@ async fn serve(
     slot: &mut Option<Head>,
     body: &mut RequestBody,
     switch: &mut Option<Box<upgrade::Switch>>,
-) -> Result<Answer, Refusal> {
-    let head = slot.as_mut().ok_or_else(lost)?;
+) -> Result<Served, Refusal> {
+    let head = slot.as_mut().ok_or_else(head_already_sent)?;
     let target = match connection.direction {
         Direction::Outbound => {
             let says = headers::clean_request(&mut head.headers, connection.peer.get());
@@ -119,14 +113,14 @@ async fn serve(
     };
     let mut routed = Routed::default();
     let mut call = &connection.worker.call;
-    let way = match &target {
+    let upstream = match &target {
         Target::Service { live, dialed } => {
             routed = match route(connection, exchange, (live, &dialed.authority), head)? {
                 Ok(routed) => routed,
-                Err((status, headers)) => return Ok(Answer::Routes(status, headers)),
+                Err((status, headers)) => return Ok(Served::Routes(status, headers)),
             };
             call = routed.apply(connection, exchange, live, head, body)?;
-            Way::service(connection, live, dialed, routed.backend, head)
+            Upstream::service(connection, live, dialed, routed.backend, head)
         }
         Target::App { address, protocol, service, rules, limits } => {
             exchange.service = *service;
@@ -136,26 +130,26 @@ async fn serve(
             if let Some(limits) = limits {
                 limits.admit(exchange, head).await?;
             }
-            Way::App { address: *address, protocol: *protocol }
+            Upstream::App { address: *address, protocol: *protocol }
         }
         Target::Outside(authority) => {
-            let address = Box::pin(connection.worker.lookup(authority, exchange.deadline)).await?;
-            Way::Outside { address, protocol: exchange.protocol }
+            let address = outside(connection, exchange, authority).await?;
+            Upstream::Outside { address, protocol: exchange.protocol }
         }
     };
     let mut clock = Clock::at(exchange.deadline.map(|deadline| deadline.at));
     exchange.time_left("it had passed before the request was sent")?;
     let cache = &connection.worker.proxy.cache;
-    let caching = caching(cache, call, &way, slot.as_ref(), body);
+    let caching = caching(cache, call, &upstream, slot.as_ref(), body);
     if let Some(mut response) = caching.as_ref().and_then(|caching| caching.fresh(cache)) {
         exchange.cache_hit = true;
         finish(connection, exchange, &routed, response.headers_mut());
-        return Ok(Answer::Own(response));
+        return Ok(Served::Own(response));
     }
-    let spare = fallback::spare(call, slot.as_ref());
+    let replay_head = fallback::replay_head(call, slot.as_ref());
     let answered = {
         let progress = Arc::clone(exchange.tracked.progress());
-        let mut tries = pin!(attempts::run(connection, exchange, &way, call, slot, body));
+        let mut tries = pin!(attempts::run(connection, exchange, &upstream, call, slot, body));
         poll_fn(|cx| match poll_within(tries.as_mut(), &mut clock, cx) {
             Poll::Pending => progress.poll_ended(cx).map(|()| None),
             ready => ready,
@@ -163,17 +157,18 @@ async fn serve(
         .await
     };
     let answered = answered.unwrap_or_else(|| Err(late(exchange)));
-    let mut response = match spare {
+    let mut response = match replay_head {
         None => answered?,
-        Some(spare) => {
+        Some(replay_head) => {
             let (clock, caching) = (&mut clock, caching.as_deref());
-            let fallen = Fallen { connection, way: &way, call, body, clock, caching };
+            let fallback_context =
+                FallbackContext { connection, upstream: &upstream, call, body, clock, caching };
             // Boxed: rare, and the future of every request would carry its size.
-            match Box::pin(fallen.replace(exchange, spare, answered)).await? {
-                Given::Upstream(response) => response,
-                Given::Own(mut response) => {
+            match Box::pin(fallback_context.replace(exchange, replay_head, answered)).await? {
+                FallbackResult::Upstream(response) => response,
+                FallbackResult::Own(mut response) => {
                     finish(connection, exchange, &routed, response.headers_mut());
-                    return Ok(Answer::Own(response));
+                    return Ok(Served::Own(response));
                 }
             }
         }
@@ -182,23 +177,36 @@ async fn serve(
     exchange.tracked.progress().touch();
     exchange.bounds = bounds(exchange, call, clock, accepted.is_some(), &response);
     let framed = caching.is_some() && is_framed(&response);
-    clean(exchange, &way, &mut response);
+    clean(exchange, &upstream, &mut response);
     let caching = caching.filter(|_| exchange.degraded.is_none());
-    exchange.keeping = caching.and_then(|caching| caching.answered(cache, &response, framed));
+    exchange.recorder = caching.and_then(|caching| caching.answered(cache, &response, framed));
     finish(connection, exchange, &routed, response.headers_mut());
     answer(connection, exchange, (switch.take(), accepted), response, call.timeouts.idle)
+}
+
+/// The address of a name outside of the mesh.
+fn outside<'a>(
+    connection: &'a Connection,
+    exchange: &'a mut Exchange,
+    authority: &'a Authority,
+) -> impl Future<Output = Result<SocketAddr, Refusal>> + 'a {
+    let mut looking = Box::pin(connection.worker.lookup(authority, exchange.deadline));
+    poll_fn(move |cx| {
+        let polled = looking.as_mut().poll(cx);
+        exchange.watch(polled, |phases| &mut phases.resolve)
+    })
 }
 
 /// None: the call has no cache, or the request nothing to do with it.
 fn caching(
     cache: &Cache,
     call: &CallPolicy,
-    way: &Way<'_>,
+    upstream: &Upstream<'_>,
     head: Option<&Head>,
     body: &RequestBody,
 ) -> Option<Box<Caching>> {
     let has_body = !matches!(body, RequestBody::Empty);
-    Caching::begin(cache, call.cache.as_ref()?, way, head?, has_body)
+    Caching::begin(cache, call.cache.as_ref()?, upstream, head?, has_body)
 }
 
 /// The app beside this proxy, for a request of somebody else's.
@@ -229,25 +237,25 @@ fn answer(
     (switch, accepted): (Option<Box<upgrade::Switch>>, Option<HeaderValue>),
     response: Response<WireBody>,
     idle: Option<Duration>,
-) -> Result<Answer, Refusal> {
+) -> Result<Served, Refusal> {
     match (switch, accepted) {
         (None, _) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
             let why = "the upstream changes protocols and nobody asked for that";
             Err(Refusal { processed: true, ..Refusal::new(Reason::UpstreamProtocolError, why) })
         }
-        (None, _) => Ok(Answer::Upstream(response)),
-        (Some(switch), None) => upgrade::declined(&switch, response).map(Answer::Upstream),
+        (None, _) => Ok(Served::Upstream(response)),
+        (Some(switch), None) => upgrade::declined(&switch, response).map(Served::Upstream),
         (Some(switch), Some(token)) => {
             let joined = upgrade::join(connection, exchange, *switch, token, response, idle);
-            Ok(Answer::Switched(joined))
+            Ok(Served::Switched(joined))
         }
     }
 }
 
 /// Takes out of the head of an answer what is for this proxy, and obeys it.
-fn clean(exchange: &Exchange, way: &Way<'_>, response: &mut Response<WireBody>) {
+fn clean(exchange: &Exchange, upstream: &Upstream<'_>, response: &mut Response<WireBody>) {
     let has_quota = headers::clean_response(response.headers_mut());
-    if let Some(endpoints) = way.endpoints().filter(|_| exchange.degraded.is_none()) {
+    if let Some(endpoints) = upstream.endpoints().filter(|_| exchange.degraded.is_none()) {
         endpoints.limits_said(has_quota, response.status(), response.headers());
     }
 }
@@ -276,7 +284,7 @@ fn finish(
     }
 }
 
-pub(super) fn lost() -> Refusal {
+pub(super) fn head_already_sent() -> Refusal {
     Refusal::new(Reason::InternalError, "an attempt lost its request")
 }
 
@@ -289,7 +297,10 @@ fn late(exchange: &Exchange) -> Refusal {
         };
         return Refusal { processed: true, ..Refusal::new(reason, why) };
     }
-    exchange.time_left("no response had come when it passed").err().unwrap_or_else(lost)
+    exchange
+        .time_left("no response had come when it passed")
+        .err()
+        .unwrap_or_else(head_already_sent)
 }
 
 /// What bounds the body of the response. A deadline that the mesh started on its own ends with the head
@@ -321,129 +332,6 @@ fn bounds(
     progress.set_deadline(clock.until());
     progress.set_idle(call.timeouts.idle);
     Bounds::new(clock, call.timeouts.idle, exchange.is_grpc())
-}
-
-/// Where the routes send a request, and what they change about it.
-#[derive(Default)]
-struct Routed<'a> {
-    backend: usize,
-    /// The canonical path, where it is not the one that came: the app gets that as it came, unless a
-    /// rule rewrites it.
-    path: Option<PathAndQuery>,
-    matched: Option<Matched<'a>>,
-    /// The chosen backend's own filters.
-    share: Option<&'a Filters>,
-    /// What its answer says to a browser.
-    cors: Option<Box<Grant>>,
-}
-
-impl<'a> Routed<'a> {
-    fn filters(&self) -> impl Iterator<Item = &'a Filters> {
-        let rule = self.matched.as_ref().map(|matched| &matched.rule.filters);
-        rule.into_iter().chain(self.share)
-    }
-
-    fn prefix(&self) -> Option<&'a str> {
-        self.matched.as_ref().and_then(|matched| matched.prefix)
-    }
-
-    /// Does to the request what the rule and the backend say, and returns how it is called.
-    fn apply(
-        &mut self,
-        connection: &Rc<Connection>,
-        exchange: &mut Exchange,
-        live: &'a Arc<Live>,
-        head: &mut Head,
-        body: &RequestBody,
-    ) -> Result<&'a CallPolicy, Refusal> {
-        let rule = self.matched.as_ref().map(|matched| matched.rule);
-        let call = rule.map_or(&live.compiled.call, |rule| &rule.call);
-        let id = rule.map_or(0, |rule| rule.id);
-        context::start(exchange, live, self.backend, id, call, head)?;
-        if let Some(path) = self.path.take()
-            && self.filters().any(Filters::rewrites_path)
-        {
-            head.path = path;
-        }
-        for filters in self.filters() {
-            head.apply(filters, self.prefix())?;
-            let filters = (filters, call.max_visits);
-            mirror::send(connection, exchange, live, filters, head, body);
-        }
-        Ok(call)
-    }
-}
-
-fn route<'a>(
-    connection: &Connection,
-    exchange: &mut Exchange,
-    (live, dialed): (&'a Live, &Authority),
-    head: &Head,
-) -> Result<Result<Routed<'a>, RouteAnswer>, Refusal> {
-    exchange.service = live.label;
-    if live.compiled.has_http_routes() && live.is_instance(dialed) {
-        return Ok(Ok(Routed::default()));
-    }
-    let (host, port) = split_port(head.authority().unwrap_or_default());
-    // One that servers read differently is matched as it came: only access rules must be sure.
-    let path = match live.compiled.has_http_routes() {
-        true => canonical(head.path.path()).unwrap_or(Cow::Borrowed(head.path.path())),
-        false => Cow::Borrowed(head.path.path()),
-    };
-    let view = RequestView {
-        authority: head.authority().unwrap_or_default(),
-        host,
-        path: &path,
-        query: head.path.query(),
-        method: &head.method,
-        headers: &head.headers,
-    };
-    if let Some(answer) = route_answer::preflight(&live.compiled, &view) {
-        return Ok(Err(answer));
-    }
-    let matched = match live.compiled.route_http(&view) {
-        HttpRouting::Direct => return Ok(Ok(Routed::default())),
-        HttpRouting::Rule(matched) => matched,
-        HttpRouting::NoMatch => {
-            let what = format!("no rule matches {} {}", head.method, head.path.path());
-            return Err(Refusal::new(Reason::NoRoute, what));
-        }
-    };
-    exchange.route = live.route_label(matched.rule);
-    let of_rule = &matched.rule.filters;
-    if let Some(answer) = route_answer::of(of_rule, matched.prefix, &view, port)? {
-        return Ok(Err(answer));
-    }
-    let share = matched.rule.split.pick(connection.worker.random());
-    let share = share.ok_or_else(|| Refusal::new(Reason::NoBackend, "the rule has no backends"))?;
-    match &share.target {
-        compile::Target::Backend(backend) => {
-            let filters = (!share.filters.is_empty()).then_some(&share.filters);
-            if let Some(own) = filters
-                && let Some(answer) = route_answer::of(own, matched.prefix, &view, port)?
-            {
-                return Ok(Err(answer));
-            }
-            let cors = filters.and_then(|own| route_answer::grant(own, &view));
-            let cors = cors.or_else(|| route_answer::grant(of_rule, &view)).map(Box::new);
-            let path = match path {
-                Cow::Borrowed(_) => None,
-                Cow::Owned(path) => head.path_as(&path).ok(),
-            };
-            Ok(Ok(Routed { backend: *backend, path, matched: Some(matched), share: filters, cors }))
-        }
-        compile::Target::Invalid(why) => Err(Refusal::new(Reason::NoBackend, why.to_string())),
-    }
-}
-
-fn split_port(authority: &str) -> (&str, Option<u16>) {
-    let colon = authority.bytes().rposition(|byte| byte == b':');
-    match colon.map(|at| (&authority[..at], &authority[at + 1..])) {
-        Some((host, port)) if !host.ends_with(':') && !port.contains(']') => {
-            (host, port.parse().ok())
-        }
-        _ => (authority, None),
-    }
 }
 
 #[cfg(test)]

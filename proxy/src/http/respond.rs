@@ -9,11 +9,11 @@ use http::header::{self, HeaderValue};
 use http::{HeaderMap, Response, StatusCode, Version};
 use outrigger_core::outcome::grpc_code_for;
 use outrigger_core::policy::rate_limit::seconds_up;
-use outrigger_core::reason::{Reason, Side};
+use outrigger_core::reason::{Cause, NamedBy, Reason, Side};
 
 use super::exchange::Exchange;
 use super::fault::Injected;
-use super::headers::{PROXY_STATUS, REQUEST_ID, UNPROCESSED};
+use super::headers::{PROXY_STATUS, REASON, REQUEST_ID, UNPROCESSED};
 use super::response_body::ResponseBody;
 use crate::metrics::Direction;
 use crate::peer::Peer;
@@ -24,10 +24,12 @@ use crate::streams::WireBody;
 #[derive(Debug)]
 pub struct Refusal {
     pub reason: Reason,
+    /// Which proxy says so.
+    pub named_by: NamedBy,
     pub detail: Cow<'static, str>,
     /// When it makes sense to ask again.
     pub retry_after: Option<Duration>,
-    /// An experiment did it, and how it is answered.
+    /// A fault injection did it, and how it is answered.
     pub injected: Option<Box<Injected>>,
     /// Somebody may have acted on the request.
     pub processed: bool,
@@ -35,7 +37,18 @@ pub struct Refusal {
 
 impl Refusal {
     pub fn new(reason: Reason, detail: impl Into<Cow<'static, str>>) -> Self {
-        Self { reason, detail: detail.into(), retry_after: None, injected: None, processed: false }
+        Self {
+            reason,
+            named_by: NamedBy::Local,
+            detail: detail.into(),
+            retry_after: None,
+            injected: None,
+            processed: false,
+        }
+    }
+
+    pub fn cause(&self) -> Cause {
+        Cause { reason: self.reason, named_by: self.named_by }
     }
 }
 
@@ -73,7 +86,7 @@ pub fn upstream(
 
 /// An answer of our own in place of the upstream's.
 pub fn instead(response: Response<Bytes>, mut exchange: Box<Exchange>) -> Response<ResponseBody> {
-    exchange.status = response.status();
+    exchange.status = Some(response.status());
     exchange.sent(response.body().len());
     response.map(|body| ResponseBody::own(body, exchange))
 }
@@ -85,7 +98,7 @@ pub fn routes(
     exchange: Box<Exchange>,
 ) -> Response<ResponseBody> {
     let mut exchange = exchange;
-    exchange.status = status;
+    exchange.status = Some(status);
     let mut response = Response::new(ResponseBody::own(Bytes::new(), exchange));
     *response.status_mut() = status;
     *response.headers_mut() = headers;
@@ -94,14 +107,14 @@ pub fn routes(
 
 /// The last word of HTTP before a connection or stream carries something else.
 pub fn switched(head: Response<()>, mut exchange: Box<Exchange>) -> Response<ResponseBody> {
-    exchange.status = head.status();
+    exchange.status = Some(head.status());
     head.map(|()| ResponseBody::own(Bytes::new(), exchange))
 }
 
 /// Our own answer to what can't be served: `Proxy-Status` (RFC 9209) and a body for people.
 pub fn refuse(refusal: Refusal, mut exchange: Box<Exchange>) -> Response<ResponseBody> {
-    let Refusal { reason, detail, mut retry_after, injected, processed: _ } = refusal;
-    exchange.reason = Some(reason);
+    exchange.cause = Some(refusal.cause());
+    let Refusal { reason, detail, mut retry_after, injected, .. } = refusal;
     let (mut own, mut code) = (reason.status(), grpc_code_for(reason));
     match injected {
         Some(injected) => {
@@ -116,7 +129,7 @@ pub fn refuse(refusal: Refusal, mut exchange: Box<Exchange>) -> Response<Respons
     let request_id = exchange.request_id.clone();
     let grpc = exchange.is_grpc();
     let status = if grpc { StatusCode::OK } else { own };
-    exchange.status = own;
+    exchange.status = Some(own);
 
     let mut builder = Response::builder().status(status);
     if grpc {
@@ -127,6 +140,9 @@ pub fn refuse(refusal: Refusal, mut exchange: Box<Exchange>) -> Response<Respons
             .header("grpc-message", grpc_message(reason, &detail));
     } else {
         builder = builder.header(header::CONTENT_TYPE, "text/plain; charset=utf-8");
+    }
+    if to_mesh {
+        builder = builder.header(REASON, reason.as_str());
     }
     if to_mesh && is_unprocessed(reason) {
         builder = builder.header(UNPROCESSED, reason.as_str());
@@ -186,7 +202,7 @@ pub fn bare(reason: Reason, detail: &str) -> Vec<u8> {
 
 /// Reasons for which nothing of the request reached the app, so that the caller's proxy may try
 /// another endpoint whatever the method.
-fn is_unprocessed(reason: Reason) -> bool {
+pub fn is_unprocessed(reason: Reason) -> bool {
     matches!(
         reason,
         Reason::ConnectFailed

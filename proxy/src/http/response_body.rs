@@ -9,7 +9,7 @@ use http_body::{Body, Frame, SizeHint};
 use outrigger_core::reason::Reason;
 
 use super::body::BodyError;
-use super::deadline::Ended;
+use super::deadline::BodyEnd;
 use super::exchange::Exchange;
 use super::respond;
 use crate::streams::WireBody;
@@ -57,8 +57,8 @@ impl ResponseBody {
         let whole = bounds.at_message_boundary();
         self.content = Content::Own(None);
         let (reason, error) = match ended {
-            Ended::Deadline => (Reason::DeadlineExceededAfterHead, BodyError::DeadlineExceeded),
-            Ended::Idle => (Reason::IdleTimeout, BodyError::Idle),
+            BodyEnd::Deadline => (Reason::DeadlineExceededAfterHead, BodyError::DeadlineExceeded),
+            BodyEnd::Idle => (Reason::IdleTimeout, BodyError::Idle),
         };
         let Some(mut exchange) = self.exchange.take() else { return Poll::Ready(None) };
         if !whole {
@@ -93,10 +93,10 @@ impl Body for ResponseBody {
                     if let Some(bounds) = &mut exchange.bounds {
                         bounds.frame(frame.data_ref());
                     }
-                    if let Some(keeping) = &mut exchange.keeping
+                    if let Some(keeping) = &mut exchange.recorder
                         && !keeping.frame(frame.data_ref())
                     {
-                        exchange.keeping = None;
+                        exchange.recorder = None;
                     }
                     match frame.data_ref() {
                         Some(data) => exchange.sent(data.len()),

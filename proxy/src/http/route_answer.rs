@@ -14,7 +14,7 @@ use super::respond::Refusal;
 pub(super) type RouteAnswer = (StatusCode, HeaderMap);
 
 /// The answer to a preflight by the rule for the request that it announces, whatever methods that rule
-/// is for (Fetch standard: a preflight speaks of another request).
+/// is for (Fetch standard: a preflight is about another request).
 pub(super) fn preflight(compiled: &Compiled, view: &RequestView<'_>) -> Option<RouteAnswer> {
     if !cors::is_preflight(view.method, view.headers) {
         return None;

@@ -25,19 +25,19 @@ use outrigger_core::config::Protocol;
 use outrigger_core::reason::Reason;
 
 use super::headers::{self, CLIENT_CERT};
-use super::http1::{Link, Wire};
+use super::http1::{Http1Wire, Link};
 use super::http2::Serving;
 use super::request;
 use super::response_body::ResponseBody;
-use super::upgrade::Caller as Side;
+use super::upgrade::CallerHalf as Side;
 use crate::accept::Slot;
 use crate::io::Io;
 use crate::metrics::{Direction, Label, add};
-use crate::peer::{Caller, Fixed, Origin, Peer};
+use crate::peer::{Fixed, MeshCaller, Origin, Peer};
 use crate::settings::Settings;
 use crate::store::Resolution;
 use crate::streams::WireBody;
-use crate::watch::{Address, ConnectionWatch, Registered, Standing};
+use crate::watch::{Address, ConnectionTrust, ConnectionWatch, Registered};
 use crate::worker::Worker;
 
 /// What one stalled stream may hold; the same on both sides of a hop.
@@ -58,7 +58,7 @@ pub struct Connection {
     /// peer with its first request's hop header.
     pub peer: Cell<Peer>,
     /// Who has proved to call.
-    pub caller: Option<Rc<Caller>>,
+    pub caller: Option<Rc<MeshCaller>>,
     pub remote: SocketAddr,
     pub fixed: Fixed,
     pub slot: Rc<Slot>,
@@ -110,7 +110,7 @@ fn h2_builder(settings: &Settings, streams: u32) -> server::Builder {
 impl Connection {
     /// Serves the connection to its end. `protocol` is `Http1` or `Http2`.
     pub async fn serve(worker: Rc<Worker>, io: Io, protocol: Protocol, origin: Origin) {
-        let standing = Standing::of(&origin);
+        let standing = ConnectionTrust::of(&origin);
         let Origin { direction, peer, caller, remote, fixed, tunnel: _, slot } = origin;
         let watch = ConnectionWatch::new(protocol == Protocol::Http2);
         if direction == Direction::Inbound && protocol == Protocol::Http2 {
@@ -164,7 +164,7 @@ impl Connection {
                     },
                 )
             });
-            let wire = TokioIo::new(Wire::new(io, link.clone()));
+            let wire = TokioIo::new(Http1Wire::new(io, link.clone()));
             let builder = match connection.may_reach_http1() {
                 true => &worker.http.h1_cased,
                 false => &worker.http.h1,
@@ -195,7 +195,7 @@ impl Connection {
     }
 
     /// Whether another proxy has opened it, which speaks for many: who has proved to be one, or without
-    /// identities whoever comes to the hop's own port.
+    /// identities anyone who comes to the hop's own port.
     fn is_hop(&self) -> bool {
         match &self.worker.proxy.identity {
             Some(_) => self.peer.get() == Peer::Mesh,
@@ -213,7 +213,7 @@ impl Connection {
         }
     }
 
-    /// The peer speaks as proxies do. That is believed only where nobody could prove it.
+    /// The peer speaks as proxies do. That is trusted only where nobody could prove it.
     pub fn claims_to_be_mesh(&self) {
         match &self.worker.proxy.identity {
             None => self.peer.set(Peer::Mesh),
@@ -269,7 +269,7 @@ impl Connection {
     /// right to stay is looked at whenever the connection's would be.
     /// `opaque`: it was never a request.
     pub fn enter_stream(&self, port: u16, opaque: bool) -> Registered {
-        let standing = Standing {
+        let standing = ConnectionTrust {
             peer: self.peer.get(),
             caller: self.caller.clone(),
             remote: self.remote.ip(),

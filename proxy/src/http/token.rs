@@ -70,7 +70,7 @@ impl fmt::Display for TokenError {
 
 /// A token that holds.
 #[derive(Debug)]
-pub struct Verified<'a> {
+pub struct VerifiedToken<'a> {
     pub issuer: &'a TokenIssuer,
     pub claims: Claims,
 }
@@ -106,7 +106,7 @@ impl Tokens {
     }
 
     /// Whether a token holds at `now`, in seconds since the Unix epoch.
-    pub fn verify(&self, token: &[u8], now: u64) -> Result<Verified<'_>, TokenError> {
+    pub fn verify(&self, token: &[u8], now: u64) -> Result<VerifiedToken<'_>, TokenError> {
         if token.len() > MAX_TOKEN {
             return Err(TokenError::Malformed);
         }
@@ -133,7 +133,7 @@ impl Tokens {
         issuer.check_claims(&claims, now)?;
         let mut flat = Claims::new();
         flatten(&mut flat, "", &Value::Object(claims), MAX_DEPTH);
-        Ok(Verified { issuer: &issuer.config, claims: flat })
+        Ok(VerifiedToken { issuer: &issuer.config, claims: flat })
     }
 }
 

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use http::HeaderMap;
 use http::header::{HeaderName, HeaderValue};
 
-use super::headers::{REQUEST_ID, Says, TRACEPARENT};
+use super::headers::{HeaderFlags, REQUEST_ID, TRACEPARENT};
 
 const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 const B3: HeaderName = HeaderName::from_static("b3");
@@ -27,7 +27,7 @@ const KNOWN_FLAGS: u8 = SAMPLED | 2;
 
 /// A request's place in its trace. All zero: it is in none.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Trace {
+pub struct TraceContext {
     pub id: u128,
     /// The span that the request came with.
     pub received: u64,
@@ -52,10 +52,11 @@ struct Context {
 /// Context section 4.3).
 pub fn identify(
     headers: &mut HeaderMap,
-    says: Says,
+    says: HeaderFlags,
     random: impl Fn() -> u64,
-) -> (HeaderValue, Trace) {
-    let trace = if says.trace { continue_trace(headers, random()) } else { Trace::default() };
+) -> (HeaderValue, TraceContext) {
+    let trace =
+        if says.trace { continue_trace(headers, random()) } else { TraceContext::default() };
     let given = if says.id { headers.get(REQUEST_ID) } else { None };
     let id = given.filter(|id| !id.is_empty()).cloned().unwrap_or_else(|| {
         let mut text = [0; ID_BYTES];
@@ -68,16 +69,16 @@ pub fn identify(
     (id, trace)
 }
 
-fn continue_trace(headers: &mut HeaderMap, random: u64) -> Trace {
+fn continue_trace(headers: &mut HeaderMap, random: u64) -> TraceContext {
     let w3c = one(headers, &TRACEPARENT).and_then(|value| parse_traceparent(value.as_bytes()));
     if w3c.is_none() {
         headers.remove(TRACEPARENT);
         headers.remove(TRACESTATE);
     }
     let Some(Context { id, span: received, flags }) = w3c.or_else(|| b3(headers)) else {
-        return Trace::default();
+        return TraceContext::default();
     };
-    let Some(flags) = flags else { return Trace { id, received, sent: 0 } };
+    let Some(flags) = flags else { return TraceContext { id, received, sent: 0 } };
     // All zero is not valid; one bit settles it.
     let sent = random | 1;
     let mut text = [b'-'; TRACE_BYTES];
@@ -86,7 +87,7 @@ fn continue_trace(headers: &mut HeaderMap, random: u64) -> Trace {
     hex(&mut text[36..52], &sent.to_be_bytes());
     hex(&mut text[53..], &[flags & KNOWN_FLAGS]);
     headers.insert(TRACEPARENT, unique(Bytes::from_owner(text)));
-    Trace { id, received, sent }
+    TraceContext { id, received, sent }
 }
 
 /// The value of a header that is there once.
@@ -178,7 +179,7 @@ fn unique(text: Bytes) -> HeaderValue {
 mod tests {
     use super::*;
 
-    const SAYS: Says = Says { time: false, internal: false, trace: true, id: true };
+    const SAYS: HeaderFlags = HeaderFlags { time: false, internal: false, trace: true, id: true };
 
     fn map(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
         let mut headers = HeaderMap::new();
@@ -266,9 +267,9 @@ mod tests {
     #[test]
     fn request_ids_are_kept_or_made() {
         let mut headers = map(&[("x-request-id", "abc")]);
-        assert_eq!(identify(&mut headers, Says { trace: false, ..SAYS }, || 1).0, "abc");
+        assert_eq!(identify(&mut headers, HeaderFlags { trace: false, ..SAYS }, || 1).0, "abc");
         let mut headers = map(&[("x-request-id", "")]);
-        let (id, _) = identify(&mut headers, Says { trace: false, ..SAYS }, || 0x1f);
+        let (id, _) = identify(&mut headers, HeaderFlags { trace: false, ..SAYS }, || 0x1f);
         assert_eq!(id, "000000000000001f000000000000001f");
         assert_eq!(headers[REQUEST_ID], id);
     }

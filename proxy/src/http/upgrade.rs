@@ -18,7 +18,7 @@ use tokio::sync::oneshot;
 
 use super::deadline::told;
 use super::destination::{self, Target};
-use super::exchange::{Exchange, Held};
+use super::exchange::{Exchange, TunnelHold};
 use super::head::Head;
 use super::headers;
 use super::respond::Refusal;
@@ -27,7 +27,7 @@ use crate::io::{Duplex, Transport};
 use crate::metrics::{Direction, Label};
 use crate::peer::{self, Fixed, Origin, Peer};
 use crate::stream;
-use crate::stream::relay::{self, Early, Limits};
+use crate::stream::relay::{self, Early, RelayLimits};
 use crate::streams::WireBody;
 use crate::streams::tunnel::Tunnel;
 
@@ -37,13 +37,13 @@ const SEC_WEBSOCKET_ACCEPT: HeaderName = header::SEC_WEBSOCKET_ACCEPT;
 pub struct Switch {
     /// What `Upgrade` or `:protocol` names; of a plain CONNECT [`headers::CONNECT`].
     pub token: HeaderValue,
-    caller: Caller,
-    asked: Asked,
+    caller: CallerHalf,
+    asked: UpgradeKind,
 }
 
 /// How the change was asked for, and is therefore granted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Asked {
+enum UpgradeKind {
     /// By `Upgrade` on HTTP/1.1: 101.
     Upgrade,
     /// By CONNECT, plain or extended: any success, so that no other answer may be one.
@@ -53,12 +53,12 @@ enum Asked {
 }
 
 /// Where the caller's side of a request comes from, once the request has stopped being HTTP.
-pub enum Caller {
+pub enum CallerHalf {
     Http1(OnUpgrade),
     Http2(oneshot::Receiver<Tunnel<Bytes>>),
 }
 
-impl Caller {
+impl CallerHalf {
     /// None: the caller has gone.
     async fn bytes(self) -> Option<Box<dyn Duplex>> {
         match self {
@@ -69,20 +69,20 @@ impl Caller {
 }
 
 /// Takes the caller's side from a request that wants to change protocols.
-pub fn wanted(head: &Parts, caller: Option<Caller>) -> Option<Box<Switch>> {
+pub fn wanted(head: &Parts, caller: Option<CallerHalf>) -> Option<Box<Switch>> {
     let caller = caller?;
     let token = headers::upgrade_of(head)?;
     // Boxed: rare, and the future of every request would carry its size.
     let asked = match (head.version, &head.method) {
-        (_, &Method::CONNECT) => Asked::Connect,
-        (Version::HTTP_2, _) => Asked::Hop,
-        _ => Asked::Upgrade,
+        (_, &Method::CONNECT) => UpgradeKind::Connect,
+        (Version::HTTP_2, _) => UpgradeKind::Hop,
+        _ => UpgradeKind::Upgrade,
     };
     Some(Box::new(Switch { token, caller, asked }))
 }
 
 /// A CONNECT for this proxy: from the app, which uses it as a forward proxy, or from another proxy, which has
-/// a stream of bytes for one of the app's ports. Any other one is for whoever the connection goes to.
+/// a stream of bytes for one of the app's ports. Any other one is for the server that the connection goes to.
 pub fn is_tunnel(connection: &Connection, head: &Parts) -> bool {
     head.method == Method::CONNECT
         && head.extensions.get::<h2::ext::Protocol>().is_none()
@@ -107,7 +107,7 @@ pub fn declined(
     switch: &Switch,
     response: Response<WireBody>,
 ) -> Result<Response<WireBody>, Refusal> {
-    if switch.asked == Asked::Connect && response.status().is_success() {
+    if switch.asked == UpgradeKind::Connect && response.status().is_success() {
         let why = format!("the upstream answered {} and stays at HTTP", response.status());
         return Err(Refusal::new(Reason::UpgradeRefused, why));
     }
@@ -130,20 +130,20 @@ pub fn join(
     let limits = {
         // A deadline that a policy started has ended with the head.
         let deadline = exchange.deadline.filter(|deadline| deadline.outlives_head(true));
-        Limits { idle, until: deadline.map(|deadline| deadline.at) }
+        RelayLimits { idle, until: deadline.map(|deadline| deadline.at) }
     };
     let mut answer = Response::new(());
     let headers = &mut head.headers;
     headers.remove(header::CONTENT_LENGTH);
     match asked {
-        Asked::Upgrade => {
+        UpgradeKind::Upgrade => {
             *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
             headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
             headers.insert(header::UPGRADE, token);
         }
         // Callers on HTTP/2 know no such header.
-        Asked::Connect => drop(headers.remove(SEC_WEBSOCKET_ACCEPT)),
-        Asked::Hop => drop(headers.insert(headers::UPGRADE, token)),
+        UpgradeKind::Connect => drop(headers.remove(SEC_WEBSOCKET_ACCEPT)),
+        UpgradeKind::Hop => drop(headers.insert(headers::UPGRADE, token)),
     }
     *answer.headers_mut() = std::mem::take(headers);
     let joining = Joining {
@@ -177,14 +177,14 @@ struct Joining {
     service: Label,
     /// Of the app, where the caller is not: its right to stay is looked at again.
     port: Option<u16>,
-    limits: Limits,
-    held: Held,
+    limits: RelayLimits,
+    held: TunnelHold,
 }
 
 impl Joining {
     async fn run<U: AsyncRead + AsyncWrite + Unpin>(
         self,
-        caller: Caller,
+        caller: CallerHalf,
         upstream: impl Future<Output = Option<U>>,
     ) {
         let (Some(caller), Some(upstream)) = futures::join!(caller.bytes(), upstream) else {
@@ -250,7 +250,8 @@ async fn outbound_tunnel(
         exchange.service = live.label;
     }
     let left = told(&head.headers).nearest();
-    let tunnel = peer::Tunnel { until: left.and_then(|left| exchange.began.checked_add(left)) };
+    let tunnel =
+        peer::ConnectTunnel { until: left.and_then(|left| exchange.began.checked_add(left)) };
     let caller = switch.caller;
     let (worker, remote, slot) =
         (Rc::clone(worker), connection.remote, Rc::clone(&connection.slot));
@@ -311,7 +312,7 @@ async fn inbound_tunnel(
         let began = std::time::Instant::now();
         let registered = connection.enter_stream(port, true);
         tokio::select! {
-            ended = relay::relay(caller, app, Limits::default()) => {
+            ended = relay::relay(caller, app, RelayLimits::default()) => {
                 let from = (Direction::Inbound, connection.remote);
                 stream::record(worker, from, Protocol::Tcp, labels, began, &ended);
             }

@@ -17,9 +17,9 @@ use super::headers::GRPC_STATUS;
 /// gRPC's own way to say when to come back, in milliseconds (gRFC A6).
 const PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
 const RESOURCE_EXHAUSTED: i32 = 8;
-/// How long an endpoint is spared that does not say when it has room again.
+/// How long an endpoint gets no requests that does not say when it has room again.
 const DEFAULT_FULL: Duration = Duration::from_secs(1);
-/// The longest time for which one is believed to be full without being asked again.
+/// The longest time for which one is taken to be full without being asked again.
 const LONGEST_FULL: Duration = Duration::from_secs(60);
 
 /// What an answer says about the endpoint that gave it.
@@ -36,14 +36,14 @@ pub enum Verdict {
 
 impl Verdict {
     /// Of the head of an answer. `hop`: another proxy of the mesh has sent it.
-    pub fn of<B>(response: &Response<B>, grpc: bool, hop: bool) -> Self {
+    pub fn of<B>(response: &Response<B>, grpc: bool, target: bool) -> Self {
         let (status, headers) = (response.status(), response.headers());
         let code = if grpc { grpc_code(headers) } else { None };
         let failed = status.is_server_error() || code.is_some_and(|code| code != 0);
         if !failed && status != StatusCode::TOO_MANY_REQUESTS {
             return Self::Healthy;
         }
-        match explained(headers).filter(|_| hop) {
+        match explained(headers).filter(|_| target) {
             Some(Reason::Overloaded | Reason::RateLimited) => return Self::Full(asked(headers)),
             Some(Reason::DeadlineExceeded | Reason::InternalError) | None => {}
             Some(reason) => match reason.side() {
@@ -86,7 +86,7 @@ fn is_server_fault(code: i32) -> bool {
     outrigger_core::outcome::classify_grpc(code) == outrigger_core::outcome::Outcome::Failure
 }
 
-/// For how long an answer asks to be spared.
+/// For how long an answer asks for no requests.
 fn asked(headers: &HeaderMap) -> Duration {
     let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
     let pushback = text(PUSHBACK).and_then(|value| value.trim().parse().ok());
@@ -123,14 +123,14 @@ mod tests {
             (503, &[("proxy-status", &says("overloaded"))], true, full(1)),
             (502, &[("proxy-status", &says("upstream_reset_ambiguous"))], true, Verdict::Failed),
         ];
-        for (status, headers, hop, verdict) in table {
+        for (status, headers, target, verdict) in table {
             let mut response = Response::builder().status(status);
             for (name, value) in headers {
                 response = response.header(*name, *value);
             }
             let response = response.body(()).unwrap();
             let grpc = response.headers().contains_key("grpc-status");
-            assert_eq!(Verdict::of(&response, grpc, hop), verdict, "{response:?}");
+            assert_eq!(Verdict::of(&response, grpc, target), verdict, "{response:?}");
         }
     }
 }

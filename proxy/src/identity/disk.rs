@@ -24,7 +24,7 @@ use crate::state::{decode, encode};
 const MODE: u32 = 0o600;
 
 #[derive(Clone, PartialEq, Message)]
-pub struct Kept {
+pub struct SavedIdentity {
     #[prost(bytes = "bytes", tag = "1")]
     key: Bytes,
     #[prost(bytes = "bytes", repeated, tag = "2")]
@@ -36,7 +36,7 @@ pub struct Kept {
     pub since: u64,
 }
 
-impl Kept {
+impl SavedIdentity {
     pub fn new(key: &[u8], chain: &[CertificateDer<'_>], bundle: &TrustBundle, since: u64) -> Self {
         Self {
             key: Bytes::copy_from_slice(key),
@@ -57,7 +57,7 @@ impl Kept {
 /// The file, and the thread that writes it.
 pub struct DiskCopy {
     path: PathBuf,
-    writer: LatestWriter<Kept>,
+    writer: LatestWriter<SavedIdentity>,
     /// The last copy was written, or was good when it was read.
     good: Arc<AtomicBool>,
 }
@@ -66,7 +66,7 @@ impl DiskCopy {
     pub fn new(path: PathBuf) -> io::Result<Self> {
         let good = Arc::new(AtomicBool::new(false));
         let (file, is_good) = (path.clone(), Arc::clone(&good));
-        let writer = LatestWriter::new("identity", move |kept: Kept| {
+        let writer = LatestWriter::new("identity", move |kept: SavedIdentity| {
             let stored = store(&file, &kept);
             is_good.store(stored.is_ok(), Relaxed);
             if let Err(error) = stored {
@@ -76,12 +76,12 @@ impl DiskCopy {
         Ok(Self { path, writer, good })
     }
 
-    pub fn store(&self, kept: Kept) {
+    pub fn store(&self, kept: SavedIdentity) {
         self.writer.put(kept);
     }
 
     /// None when there is none or it is damaged, which is logged.
-    pub fn load(&self) -> Option<Kept> {
+    pub fn load(&self) -> Option<SavedIdentity> {
         load(&self.path)
     }
 
@@ -95,7 +95,7 @@ impl DiskCopy {
     }
 }
 
-fn store(path: &Path, kept: &Kept) -> io::Result<()> {
+fn store(path: &Path, kept: &SavedIdentity) -> io::Result<()> {
     let new = path.with_extension("new");
     match fs::remove_file(&new) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -112,7 +112,7 @@ fn store(path: &Path, kept: &Kept) -> io::Result<()> {
     }
 }
 
-fn load(path: &Path) -> Option<Kept> {
+fn load(path: &Path) -> Option<SavedIdentity> {
     let bytes = match fs::read(path) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return None,

@@ -35,7 +35,7 @@ pub async fn run(identity: Arc<Identity>, control_plane: ControlPlane) {
     let mut warned = false;
     let mut backoff = Backoff::default();
     let mut share = jittered(SHARE);
-    // When a changed issuing root is followed, and when the next try after a failure is made.
+    // When a changed issuing root is followed, and when the next attempt after a failure is made.
     let (mut follow, mut retry) = (None, None);
     let mut look = tokio::time::interval(LOOK);
     look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);

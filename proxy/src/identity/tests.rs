@@ -20,12 +20,12 @@ impl Identity {
             trust: ArcSwapOption::empty(),
             changed: watch::Sender::new(0),
             held: Mutex::default(),
-            counts: Counts::default(),
+            counts: IdentityCounts::default(),
         }
     }
 
     /// Changes the bundle and leaves the configurations and their tickets alone.
-    pub(crate) fn believe_only(&self, bundle: &TrustBundle) {
+    pub(crate) fn trust_only(&self, bundle: &TrustBundle) {
         self.trust.store(Some(Arc::new(Trust::new(bundle).unwrap())));
     }
 }

@@ -1,7 +1,7 @@
 //! Prometheus text of everything that [`super::Metrics`] counts.
 
 use std::collections::BTreeMap;
-use std::fmt::{self, Write};
+use std::fmt::{self, Display};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 
@@ -13,7 +13,10 @@ use outrigger_core::policy::retry::Skip;
 use crate::proxy::Proxy;
 use crate::{guard, identity};
 
-use super::{CountKey, Counts, Gauges, Metrics, Series, SeriesKey, Status, lock};
+use super::table::{self, Exposition, Metric};
+use super::{
+    Gauges, MAX_SERIES, Metrics, Series, SeriesCounts, SeriesKey, Status, WorkerSeries, lock,
+};
 
 /// Upper edges of the latency buckets, in microseconds: 0.5 ms to 10 s.
 const EDGES_US: [u64; 14] = [
@@ -21,180 +24,110 @@ const EDGES_US: [u64; 14] = [
     2_500_000, 5_000_000, 10_000_000,
 ];
 
-/// Name, kind, help and place of what has no labels.
-type Gauge = (&'static str, &'static str, &'static str, fn(&Gauges) -> &AtomicU64);
+/// A metric without labels, and where it is counted.
+type Gauge = (&'static Metric, fn(&Gauges) -> &AtomicU64);
 
 const GAUGES: &[Gauge] = &[
-    ("outrigger_connections_open", "gauge", "connections accepted and not closed", |g| {
-        &g.connections_open
-    }),
-    ("outrigger_connections_total", "counter", "connections accepted", |g| &g.connections_total),
-    (
-        "outrigger_connections_refused_total",
-        "counter",
-        "connections over the limit or not for this proxy",
-        |g| &g.connections_refused,
-    ),
-    ("outrigger_upstream_connections_open", "gauge", "connections opened and not closed", |g| {
-        &g.upstream_connections_open
-    }),
-    ("outrigger_upstream_connections_total", "counter", "connections opened", |g| {
-        &g.upstream_connections_total
-    }),
-    ("outrigger_received_bytes_total", "counter", "body and stream bytes from callers", |g| {
-        &g.bytes_received
-    }),
-    ("outrigger_sent_bytes_total", "counter", "body and stream bytes to callers", |g| {
-        &g.bytes_sent
-    }),
-    ("outrigger_retries_total", "counter", "tries of requests after the first", |g| &g.retries),
-    (
-        "outrigger_unmatched_total",
-        "counter",
-        "requests and connections passed through to unknown destinations",
-        |g| &g.unmatched,
-    ),
-    (
-        "outrigger_unmeshed_total",
-        "counter",
-        "requests and connections to endpoints without a sidecar",
-        |g| &g.unmeshed,
-    ),
-    (
-        "outrigger_access_audited_total",
-        "counter",
-        "requests and streams that a policy in audit mode would have refused",
-        |g| &g.access_audited,
-    ),
-    (
-        "outrigger_buffered_bytes",
-        "gauge",
-        "memory for request bodies kept for sending again",
-        |g| &g.buffered_bytes,
-    ),
-    (
-        "outrigger_correlation_entries",
-        "gauge",
-        "inbound requests in flight that the app's own calls inherit from",
-        |g| &g.correlation_entries,
-    ),
-    (
-        "outrigger_correlation_full_total",
-        "counter",
-        "inbound requests that nothing inherits from, because too many were in flight",
-        |g| &g.correlation_full,
-    ),
-    (
-        "outrigger_access_log_dropped_total",
-        "counter",
-        "access log lines dropped because the writer fell behind",
-        |g| &g.access_log_dropped,
-    ),
-    ("outrigger_mirrors_total", "counter", "copies of requests sent to a shadow", |g| &g.mirrors),
-    ("outrigger_mirrors_dropped_total", "counter", "copies not sent, or given up", |g| {
-        &g.mirrors_dropped
-    }),
-    ("outrigger_discovery_connected", "gauge", "1 while the control plane's stream is open", |g| {
-        &g.discovery_connected
-    }),
-    ("outrigger_discovery_responses_total", "counter", "responses of the control plane", |g| {
-        &g.discovery_responses
-    }),
-    ("outrigger_discovery_nacks_total", "counter", "responses refused in whole or part", |g| {
-        &g.discovery_nacks
-    }),
-    (
-        "outrigger_discovery_reconnects_total",
-        "counter",
-        "times the control plane's stream was opened",
-        |g| &g.discovery_reconnects,
-    ),
-    ("outrigger_registered", "gauge", "1 while the control plane has this workload", |g| {
-        &g.registered
-    }),
-    (
-        "outrigger_registrations_refused_total",
-        "counter",
-        "times the control plane refused this workload, or gave its name to another",
-        |g| &g.registrations_refused,
-    ),
+    (&table::CONNECTIONS_OPEN, |g| &g.connections_open),
+    (&table::CONNECTIONS, |g| &g.connections_total),
+    (&table::CONNECTIONS_REFUSED, |g| &g.connections_refused),
+    (&table::UPSTREAM_CONNECTIONS_OPEN, |g| &g.upstream_connections_open),
+    (&table::UPSTREAM_CONNECTIONS, |g| &g.upstream_connections_total),
+    (&table::RECEIVED_BYTES, |g| &g.bytes_received),
+    (&table::SENT_BYTES, |g| &g.bytes_sent),
+    (&table::RETRIES, |g| &g.retries),
+    (&table::UNMATCHED, |g| &g.unmatched),
+    (&table::UNMESHED, |g| &g.unmeshed),
+    (&table::ACCESS_AUDITED, |g| &g.access_audited),
+    (&table::BUFFERED_BYTES, |g| &g.buffered_bytes),
+    (&table::CORRELATION_ENTRIES, |g| &g.correlation_entries),
+    (&table::CORRELATION_FULL, |g| &g.correlation_full),
+    (&table::ACCESS_LOG_DROPPED, |g| &g.access_log_dropped),
+    (&table::MIRRORS, |g| &g.mirrors),
+    (&table::MIRRORS_DROPPED, |g| &g.mirrors_dropped),
+    (&table::DISCOVERY_CONNECTED, |g| &g.discovery_connected),
+    (&table::DISCOVERY_RESPONSES, |g| &g.discovery_responses),
+    (&table::DISCOVERY_NACKS, |g| &g.discovery_nacks),
+    (&table::DISCOVERY_RECONNECTS, |g| &g.discovery_reconnects),
+    (&table::REGISTERED, |g| &g.registered),
+    (&table::REGISTRATIONS_REFUSED, |g| &g.registrations_refused),
 ];
 
 /// The whole exposition, in the Prometheus text format 0.0.4.
 pub fn expose(proxy: &Proxy) -> String {
-    let mut out = String::with_capacity(16 * 1024);
-    // Writing to a String cannot fail.
-    let _ = write_all(&mut out, &proxy.metrics);
-    let _ = write_log_dropped(&mut out, proxy.log.dropped());
-    let _ = guard::write_metrics(&mut out, &proxy.store.all_endpoints());
-    let _ = proxy.limits.expose(&mut out);
-    let _ = proxy.cache.expose(&mut out);
-    let _ = proxy.experiments.expose(&mut out);
+    let mut out = Exposition::with_capacity(16 * 1024);
+    write_all(&mut out, &proxy.metrics);
+    out.add(&table::LOG_DROPPED, &[], proxy.log.dropped());
+    guard::write_metrics(&mut out, &proxy.store.all_endpoints());
+    proxy.limits.expose(&mut out);
+    proxy.cache.expose(&mut out);
+    proxy.experiments.expose(&mut out);
     if let Some(identity) = &proxy.identity {
-        let _ = write_identity(&mut out, identity.counts());
+        write_identity(&mut out, identity.counts());
     }
-    out
+    out.into_text()
 }
 
-fn write_all(out: &mut String, metrics: &Metrics) -> fmt::Result {
+fn write_all(out: &mut Exposition, metrics: &Metrics) {
     let merged = merge(metrics);
-    header(out, "outrigger_requests_total", "counter", "requests and connections that have ended")?;
     for (key, counts) in &merged {
+        let [service, route, peer] = [key.service, key.route, key.peer].map(|l| metrics.text(l));
         for (count, n) in &counts.requests {
-            write!(out, "outrigger_requests_total{{")?;
-            write_key(out, metrics, key, true)?;
-            write_count(out, count)?;
-            writeln!(out, "}} {n}")?;
+            let direction = key.direction.as_str();
+            let (protocol, outcome) = (count.protocol.as_str(), count.outcome.as_str());
+            let reason = count.cause.map_or("", |cause| cause.reason.as_str());
+            let by = count.cause.map_or("", |cause| cause.named_by.as_str());
+            let labels: [&dyn Display; 9] = [
+                &direction,
+                &service,
+                &route,
+                &peer,
+                &protocol,
+                &outcome,
+                &count.status,
+                &reason,
+                &by,
+            ];
+            out.add(&table::REQUESTS, &labels, n);
         }
     }
-    header(
-        out,
-        "outrigger_request_duration_seconds",
-        "histogram",
-        "from the head of the request to the end of the response",
-    )?;
     for (key, counts) in &by_latency_key(merged) {
         for (outcome, histogram, sum) in [
             ("success", &counts.success, counts.success_sum),
             ("failure", &counts.failure, counts.failure_sum),
         ] {
             if let Some(histogram) = histogram {
-                write_histogram(out, metrics, key, outcome, histogram, sum)?;
+                write_histogram(out, metrics, key, outcome, histogram, sum);
             }
         }
     }
-    header(
-        out,
-        "outrigger_retries_skipped_total",
-        "counter",
-        "tries wanted and not made, by cause",
-    )?;
     for (skip, counter) in Skip::ALL.iter().zip(&metrics.gauges.retries_skipped) {
-        let (cause, n) = (skip.as_str(), counter.load(Relaxed));
-        writeln!(out, "outrigger_retries_skipped_total{{cause=\"{cause}\"}} {n}")?;
+        out.add(&table::RETRIES_SKIPPED, &[&skip.as_str()], counter.load(Relaxed));
     }
-    header(out, "outrigger_hedges_total", "counter", "second tries while the first one waited")?;
     for (hedged, counter) in Hedged::ALL.iter().zip(&metrics.gauges.hedges) {
-        let (result, n) = (hedged.as_str(), counter.load(Relaxed));
-        writeln!(out, "outrigger_hedges_total{{result=\"{result}\"}} {n}")?;
+        out.add(&table::HEDGES, &[&hedged.as_str()], counter.load(Relaxed));
     }
-    header(out, "outrigger_worker_requests_total", "counter", "the same, by thread")?;
     for (worker, n) in metrics.workers.iter().map(worker_total).enumerate() {
-        writeln!(out, "outrigger_worker_requests_total{{worker=\"{worker}\"}} {n}")?;
+        out.add(&table::WORKER_REQUESTS, &[&worker], n);
     }
-    write_gauges(out, metrics)
+    for (metric, of) in GAUGES {
+        out.add(metric, &[], of(&metrics.gauges).load(Relaxed));
+    }
+    out.add(&table::SERIES, &[], lock(&metrics.admitted).len());
+    out.add(&table::SERIES_CAP, &[], MAX_SERIES);
 }
 
-fn worker_total(worker: &Mutex<Vec<Arc<Series>>>) -> u64 {
-    let series = lock(worker).clone();
-    series.iter().map(|one| lock(&one.inner).requests.iter().map(|(_, n)| n).sum::<u64>()).sum()
+fn worker_total(worker: &Mutex<WorkerSeries>) -> u64 {
+    let all = lock(worker);
+    let sum = |one: &Arc<Series>| lock(&one.inner).requests.iter().map(|(_, n)| n).sum::<u64>();
+    all.given_back + all.series.iter().map(sum).sum::<u64>()
 }
 
 /// Every worker's counts, added up. Each set is locked only while it is copied.
-fn merge(metrics: &Metrics) -> BTreeMap<SeriesKey, Counts> {
-    let mut merged: BTreeMap<SeriesKey, Counts> = BTreeMap::new();
+fn merge(metrics: &Metrics) -> BTreeMap<SeriesKey, SeriesCounts> {
+    let mut merged: BTreeMap<SeriesKey, SeriesCounts> = BTreeMap::new();
     for worker in &metrics.workers {
-        let series = lock(worker).clone();
+        let series = lock(worker).series.clone();
         for one in series {
             let counts = lock(&one.inner).clone();
             merged.entry(one.key).or_default().add(counts);
@@ -204,8 +137,8 @@ fn merge(metrics: &Metrics) -> BTreeMap<SeriesKey, Counts> {
 }
 
 /// Latency has no `route` label: sums over routes.
-fn by_latency_key(merged: BTreeMap<SeriesKey, Counts>) -> BTreeMap<SeriesKey, Counts> {
-    let mut summed: BTreeMap<SeriesKey, Counts> = BTreeMap::new();
+fn by_latency_key(merged: BTreeMap<SeriesKey, SeriesCounts>) -> BTreeMap<SeriesKey, SeriesCounts> {
+    let mut summed: BTreeMap<SeriesKey, SeriesCounts> = BTreeMap::new();
     for (key, counts) in merged {
         let key = SeriesKey { route: super::Label::NONE, ..key };
         summed.entry(key).or_default().add(counts);
@@ -213,8 +146,8 @@ fn by_latency_key(merged: BTreeMap<SeriesKey, Counts>) -> BTreeMap<SeriesKey, Co
     summed
 }
 
-impl Counts {
-    fn add(&mut self, other: Counts) {
+impl SeriesCounts {
+    fn add(&mut self, other: SeriesCounts) {
         for (key, n) in other.requests {
             match self.requests.iter_mut().find(|(known, _)| *known == key) {
                 Some((_, sum)) => *sum += n,
@@ -237,82 +170,36 @@ fn add_histogram(to: &mut Option<Box<Histogram<u32>>>, from: Option<Box<Histogra
     }
 }
 
-fn header(out: &mut String, name: &str, kind: &str, help: &str) -> fmt::Result {
-    writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}")
-}
-
-fn write_key(out: &mut String, metrics: &Metrics, key: &SeriesKey, route: bool) -> fmt::Result {
-    write!(out, "direction=\"{}\",service=\"", key.direction.as_str())?;
-    escape(out, &metrics.text(key.service))?;
-    if route {
-        out.push_str("\",route=\"");
-        escape(out, &metrics.text(key.route))?;
-    }
-    out.push_str("\",peer=\"");
-    escape(out, &metrics.text(key.peer))?;
-    out.push('"');
-    Ok(())
-}
-
-fn write_count(out: &mut String, count: &CountKey) -> fmt::Result {
-    write!(
-        out,
-        ",protocol=\"{}\",outcome=\"{}\",status=\"{}\",reason=\"{}\"",
-        count.protocol.as_str(),
-        count.outcome.as_str(),
-        count.status,
-        count.reason.map_or("", |reason| reason.as_str()),
-    )
-}
-
 fn write_histogram(
-    out: &mut String,
+    out: &mut Exposition,
     metrics: &Metrics,
     key: &SeriesKey,
     outcome: &str,
     histogram: &Histogram<u32>,
     sum_us: u64,
-) -> fmt::Result {
-    let mut labels = String::new();
-    write_key(&mut labels, metrics, key, false)?;
-    write!(labels, ",outcome=\"{outcome}\"")?;
-    let name = "outrigger_request_duration_seconds";
+) {
+    let metric = &table::REQUEST_DURATION;
+    let (service, peer) = (metrics.text(key.service), metrics.text(key.peer));
+    let labels: [&dyn Display; 4] = [&key.direction.as_str(), &service, &peer, &outcome];
     for edge in EDGES_US {
         let below = histogram.count_between(0, edge);
-        writeln!(out, "{name}_bucket{{{labels},le=\"{}\"}} {below}", edge as f64 / 1e6)?;
+        out.add_part(metric, "_bucket", &labels, Some(&(edge as f64 / 1e6)), below);
     }
     let all = histogram.len();
-    writeln!(out, "{name}_bucket{{{labels},le=\"+Inf\"}} {all}")?;
-    writeln!(out, "{name}_sum{{{labels}}} {}", sum_us as f64 / 1e6)?;
-    writeln!(out, "{name}_count{{{labels}}} {all}")
+    out.add_part(metric, "_bucket", &labels, Some(&"+Inf"), all);
+    out.add_part(metric, "_sum", &labels, None, sum_us as f64 / 1e6);
+    out.add_part(metric, "_count", &labels, None, all);
 }
 
-fn write_gauges(out: &mut String, metrics: &Metrics) -> fmt::Result {
-    for (name, kind, help, of) in GAUGES {
-        header(out, name, kind, help)?;
-        writeln!(out, "{name} {}", of(&metrics.gauges).load(Relaxed))?;
-    }
-    Ok(())
-}
-
-fn write_log_dropped(out: &mut String, dropped: u64) -> fmt::Result {
-    let name = "outrigger_log_dropped_total";
-    header(out, name, "counter", "lines of any kind dropped because nobody read the log")?;
-    writeln!(out, "{name} {dropped}")
-}
-
-fn write_identity(out: &mut String, counts: &identity::Counts) -> fmt::Result {
+fn write_identity(out: &mut Exposition, counts: &identity::IdentityCounts) {
     let read = |counter: &AtomicU64| counter.load(Relaxed);
-    let name = "outrigger_certificate_expiry_timestamp_seconds";
-    header(out, name, "gauge", "end of this proxy's certificate, 0 without one")?;
-    writeln!(out, "{name} {}", read(&counts.certificate_expiry))?;
-    let name = "outrigger_certificate_renewals_total";
-    header(out, name, "counter", "certificates asked for")?;
-    writeln!(out, "{name}{{result=\"success\"}} {}", read(&counts.renewals_succeeded))?;
-    writeln!(out, "{name}{{result=\"failure\"}} {}", read(&counts.renewals_failed))?;
-    let name = "outrigger_tls_handshakes_total";
-    header(out, name, "counter", "handshakes with other proxies")?;
-    for (direction, kind, counter) in [
+    out.add(&table::CERTIFICATE_EXPIRY, &[], read(&counts.certificate_expiry));
+    for (result, counter) in
+        [("success", &counts.renewals_succeeded), ("failure", &counts.renewals_failed)]
+    {
+        out.add(&table::CERTIFICATE_RENEWALS, &[&result], read(counter));
+    }
+    for (direction, result, counter) in [
         ("inbound", "full", &counts.accepted_full),
         ("inbound", "resumed", &counts.accepted_resumed),
         ("inbound", "failed", &counts.accept_failed),
@@ -320,25 +207,9 @@ fn write_identity(out: &mut String, counts: &identity::Counts) -> fmt::Result {
         ("outbound", "resumed", &counts.connected_resumed),
         ("outbound", "failed", &counts.connect_failed),
     ] {
-        let n = read(counter);
-        writeln!(out, "{name}{{direction=\"{direction}\",result=\"{kind}\"}} {n}")?;
+        out.add(&table::TLS_HANDSHAKES, &[&direction, &result], read(counter));
     }
-    let name = "outrigger_plaintext_inbound_total";
-    header(out, name, "counter", "connections and requests let in without an identity")?;
-    writeln!(out, "{name} {}", read(&counts.plaintext_inbound))
-}
-
-/// Escapes a label value (text format 0.0.4).
-fn escape(out: &mut String, text: &str) -> fmt::Result {
-    for c in text.chars() {
-        match c {
-            '\\' => out.push_str("\\\\"),
-            '"' => out.push_str("\\\""),
-            '\n' => out.push_str("\\n"),
-            c => out.push(c),
-        }
-    }
-    Ok(())
+    out.add(&table::PLAINTEXT_INBOUND, &[], read(&counts.plaintext_inbound));
 }
 
 impl fmt::Display for Status {
@@ -346,7 +217,7 @@ impl fmt::Display for Status {
         match self {
             Self::Http(class) => write!(f, "{class}xx"),
             Self::Grpc(code) => f.write_str(grpc_code_name(*code)),
-            Self::Stream => Ok(()),
+            Self::Stream | Self::None => Ok(()),
         }
     }
 }

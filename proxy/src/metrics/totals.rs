@@ -1,18 +1,18 @@
-//! What has ended so far between this workload and one service, for whoever watches over it.
+//! What has ended so far between this workload and one service, for anyone who watches over it.
 
 use std::time::Duration;
 
 use outrigger_core::outcome::Outcome;
 use outrigger_core::policy::stop::Totals;
 
-use super::{Counts, Direction, Label, Metrics, lock};
+use super::{Direction, Label, Metrics, SeriesCounts, lock};
 
 impl Metrics {
     /// Of calls to `service`: how many ended, how many of them badly, and how many took longer.
     pub fn totals(&self, service: Label, longer: Option<Duration>) -> Totals {
         let mut totals = Totals::default();
         for worker in &self.workers {
-            for one in lock(worker).iter() {
+            for one in &lock(worker).series {
                 if one.key.direction == Direction::Outbound && one.key.service == service {
                     add(&mut totals, &lock(&one.inner), longer);
                 }
@@ -22,7 +22,7 @@ impl Metrics {
     }
 }
 
-fn add(totals: &mut Totals, counts: &Counts, longer: Option<Duration>) {
+fn add(totals: &mut Totals, counts: &SeriesCounts, longer: Option<Duration>) {
     for (key, n) in &counts.requests {
         totals.requests += n;
         // Who went away says nothing about the service.

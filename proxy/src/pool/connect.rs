@@ -2,27 +2,24 @@
 //! saying why it failed.
 
 use std::cell::RefCell;
-use std::io;
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use outrigger_core::reason::Reason;
 use socket2::{SockRef, TcpKeepalive};
-use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
 use tokio::net::TcpStream;
-use tokio_rustls::client;
+use tokio_rustls::{TlsStream, client};
 
-use super::{Opening, PoolKey, Wire};
+use super::{Connector, PoolKey, Wire};
+use crate::io::{Transport, delegate_io};
 use crate::local::reaches;
 use crate::metrics::{Metrics, add};
 use crate::tls::Expected;
-use crate::tls::handshake::{self, Proof, Refused};
+use crate::tls::handshake::{self, ConnectRefused, Proof};
 
 /// How often the kernel probes a silent connection. Probing in HTTP/2 would cost a lock and a clock reading
 /// per frame.
@@ -46,47 +43,50 @@ pub struct ConnectError {
 }
 
 /// A connection that this proxy opened, counted while it lives.
-pub struct Opened {
-    stream: Stream,
+pub struct OpenedConnection {
+    transport: Transport,
     /// Who is at the other end, where that was asked for.
     pub proof: Option<Proof>,
-    _count: Count,
+    count: OpenCount,
 }
 
-enum Stream {
-    Tcp(TcpStream),
-    Tls(Box<client::TlsStream<TcpStream>>),
-    Memory(DuplexStream),
-}
+delegate_io!(OpenedConnection, transport);
 
-struct Count(Arc<Metrics>);
+/// Counts an open connection until it is dropped.
+pub struct OpenCount(Arc<Metrics>);
 
-impl Drop for Count {
+impl Drop for OpenCount {
     fn drop(&mut self) {
         self.0.gauges.upstream_connections_open.fetch_sub(1, Relaxed);
     }
 }
 
 /// In plaintext, to an app.
-pub async fn connect(address: SocketAddr, opening: &Opening) -> Result<Opened, ConnectError> {
+pub async fn connect(
+    address: SocketAddr,
+    opening: &Connector,
+) -> Result<OpenedConnection, ConnectError> {
     refuse_own(address, opening, false)?;
     connect_plain(address, opening, opening.config.app_gone).await
 }
 
 async fn connect_plain(
     address: SocketAddr,
-    opening: &Opening,
+    opening: &Connector,
     gone: Option<Duration>,
-) -> Result<Opened, ConnectError> {
+) -> Result<OpenedConnection, ConnectError> {
     let stream = match opening.memory.get() {
-        None => Stream::Tcp(dial(address, opening, gone).await?),
-        Some(network) => Stream::Memory(network(address)),
+        None => Transport::Tcp(dial(address, opening, gone).await?),
+        Some(network) => Transport::Memory(network(address)),
     };
-    Ok(Opened::new(stream, None, &opening.metrics))
+    Ok(OpenedConnection::new(stream, None, &opening.metrics))
 }
 
 /// To what `key` says, no other proxy: with TLS to what lies outside and asks for it.
-pub async fn connect_to(key: PoolKey, opening: &Opening) -> Result<Opened, ConnectError> {
+pub async fn connect_to(
+    key: PoolKey,
+    opening: &Connector,
+) -> Result<OpenedConnection, ConnectError> {
     connect_outside(key.address, key.expected, Some(key.wire), opening).await
 }
 
@@ -95,8 +95,8 @@ pub async fn connect_outside(
     address: SocketAddr,
     expected: Expected,
     wire: Option<Wire>,
-    opening: &Opening,
-) -> Result<Opened, ConnectError> {
+    opening: &Connector,
+) -> Result<OpenedConnection, ConnectError> {
     let Some(outside) = expected.named_outside() else { return connect(address, opening).await };
     refuse_own(address, opening, false)?;
     let limit = opening.config.connect_timeout;
@@ -107,15 +107,15 @@ pub async fn connect_outside(
         let (reason, detail) = (Reason::UpstreamTlsFailed, format!("{address}: {why}").into());
         ConnectError { reason, detail }
     })?;
-    Ok(Opened::new(Stream::Tls(stream), None, &opening.metrics))
+    Ok(OpenedConnection::new(client_tls(stream), None, &opening.metrics))
 }
 
 /// To another proxy, which must prove to be whom `expected` names.
 pub async fn connect_hop(
     address: SocketAddr,
     expected: Expected,
-    opening: &Opening,
-) -> Result<Opened, ConnectError> {
+    opening: &Connector,
+) -> Result<OpenedConnection, ConnectError> {
     refuse_own(address, opening, true)?;
     let refuse =
         |reason, why: &str| ConnectError { reason, detail: format!("{address}: {why}").into() };
@@ -139,18 +139,22 @@ pub async fn connect_hop(
         let pace = &opening.pace;
         match handshake::connect(identity, pace, stream, address, &id, limit).await {
             Ok((stream, proof)) => {
-                return Ok(Opened::new(Stream::Tls(stream), Some(proof), &opening.metrics));
+                return Ok(OpenedConnection::new(
+                    client_tls(stream),
+                    Some(proof),
+                    &opening.metrics,
+                ));
             }
             // At most once: the ticket that led here is gone.
-            Err(Refused::Stale) => {}
-            Err(Refused::For(failed)) => return Err(refuse(failed.reason, &failed.detail)),
+            Err(ConnectRefused::Stale) => {}
+            Err(ConnectRefused::For(failed)) => return Err(refuse(failed.reason, &failed.detail)),
         }
     }
 }
 
 /// A connection to this proxy itself would go round for ever. `hop`: as another proxy, of which one may be the
 /// app's own.
-fn refuse_own(address: SocketAddr, opening: &Opening, hop: bool) -> Result<(), ConnectError> {
+fn refuse_own(address: SocketAddr, opening: &Connector, hop: bool) -> Result<(), ConnectError> {
     let config = &opening.config;
     let mut own = config.own_entrances.iter().chain((!hop).then_some(&config.own_inbound));
     if opening.memory.get().is_none() && own.any(|listener| reaches(*listener, address)) {
@@ -162,9 +166,9 @@ fn refuse_own(address: SocketAddr, opening: &Opening, hop: bool) -> Result<(), C
 
 /// Connections that won a race and wait to be used, few and not for long.
 #[derive(Default)]
-pub struct Raced(RefCell<Vec<(Instant, SocketAddr, TcpStream)>>);
+pub struct RacedConnections(RefCell<Vec<(Instant, SocketAddr, TcpStream)>>);
 
-impl Raced {
+impl RacedConnections {
     fn put(&self, address: SocketAddr, stream: TcpStream) {
         let now = Instant::now();
         self.sweep(now);
@@ -188,7 +192,10 @@ impl Raced {
 
 /// Of several addresses of one name the first that takes a connection, which the next dial of it gets.
 /// The error is that of the last one.
-pub async fn race(addresses: &[SocketAddr], opening: &Opening) -> Result<SocketAddr, ConnectError> {
+pub async fn race(
+    addresses: &[SocketAddr],
+    opening: &Connector,
+) -> Result<SocketAddr, ConnectError> {
     let (address, stream) =
         first_of(addresses, |address| dial_new(address, opening, opening.config.app_gone)).await?;
     opening.raced.put(address, stream);
@@ -228,7 +235,7 @@ async fn first_of<T, F: Future<Output = Result<T, ConnectError>>>(
 /// `gone`: how long the kernel waits for what was sent to be acknowledged; none: as it likes.
 async fn dial(
     address: SocketAddr,
-    opening: &Opening,
+    opening: &Connector,
     gone: Option<Duration>,
 ) -> Result<TcpStream, ConnectError> {
     match opening.raced.take(address) {
@@ -239,7 +246,7 @@ async fn dial(
 
 async fn dial_new(
     address: SocketAddr,
-    opening: &Opening,
+    opening: &Connector,
     gone: Option<Duration>,
 ) -> Result<TcpStream, ConnectError> {
     let limit = opening.config.connect_timeout;
@@ -263,76 +270,21 @@ async fn dial_new(
     Ok(stream)
 }
 
-impl Opened {
-    fn new(stream: Stream, proof: Option<Proof>, metrics: &Arc<Metrics>) -> Self {
+impl OpenedConnection {
+    fn new(transport: Transport, proof: Option<Proof>, metrics: &Arc<Metrics>) -> Self {
         add(&metrics.gauges.upstream_connections_total, 1);
         metrics.gauges.upstream_connections_open.fetch_add(1, Relaxed);
-        Self { stream, proof, _count: Count(Arc::clone(metrics)) }
+        Self { transport, proof, count: OpenCount(Arc::clone(metrics)) }
+    }
+
+    /// For bytes that are not looked into.
+    pub fn into_parts(self) -> (Transport, OpenCount) {
+        (self.transport, self.count)
     }
 }
 
-impl AsyncRead for Opened {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        match &mut self.stream {
-            Stream::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
-            Stream::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
-            Stream::Memory(stream) => Pin::new(stream).poll_read(cx, buf),
-        }
-    }
-}
-
-impl AsyncWrite for Opened {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        match &mut self.stream {
-            Stream::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
-            Stream::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
-            Stream::Memory(stream) => Pin::new(stream).poll_write(cx, buf),
-        }
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        match &mut self.stream {
-            Stream::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
-            Stream::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
-            Stream::Memory(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
-        }
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        match &self.stream {
-            Stream::Tcp(stream) => stream.is_write_vectored(),
-            Stream::Tls(stream) => stream.is_write_vectored(),
-            Stream::Memory(stream) => stream.is_write_vectored(),
-        }
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.stream {
-            Stream::Tcp(stream) => Pin::new(stream).poll_flush(cx),
-            Stream::Tls(stream) => Pin::new(stream).poll_flush(cx),
-            Stream::Memory(stream) => Pin::new(stream).poll_flush(cx),
-        }
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.stream {
-            Stream::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
-            Stream::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
-            Stream::Memory(stream) => Pin::new(stream).poll_shutdown(cx),
-        }
-    }
+fn client_tls(stream: Box<client::TlsStream<TcpStream>>) -> Transport {
+    Transport::Tls(Box::new(TlsStream::Client(*stream)))
 }
 
 #[cfg(test)]
@@ -396,12 +348,12 @@ mod tests {
     }
 
     /// How long the kernel waits for the other side to take what was sent; none: as it likes.
-    fn gone(opened: Result<Opened, ConnectError>) -> Option<Duration> {
+    fn gone(opened: Result<OpenedConnection, ConnectError>) -> Option<Duration> {
         let opened = opened.unwrap();
-        let stream = match &opened.stream {
-            Stream::Tcp(stream) => stream,
-            Stream::Tls(stream) => stream.get_ref().0,
-            Stream::Memory(_) => panic!("no socket"),
+        let stream = match &opened.transport {
+            Transport::Tcp(stream) => stream,
+            Transport::Tls(stream) => stream.get_ref().0,
+            Transport::Memory(_) | Transport::Tunnel(_) => panic!("no socket"),
         };
         SockRef::from(stream).tcp_user_timeout().unwrap()
     }
@@ -465,7 +417,7 @@ mod tests {
     async fn a_connection_that_won_is_used_once_and_closed_if_nobody_comes() {
         let listener = tokio::net::TcpListener::bind(address(0)).await.unwrap();
         let at = listener.local_addr().unwrap();
-        let raced = Raced::default();
+        let raced = RacedConnections::default();
         raced.put(at, TcpStream::connect(at).await.unwrap());
         assert!(raced.take(address(1)).is_none());
         assert!(raced.take(at).is_some());

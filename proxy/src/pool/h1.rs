@@ -53,7 +53,7 @@ pub enum Reuse {
 }
 
 #[derive(Default)]
-pub struct Pool {
+pub struct H1Pool {
     /// The most recently used last.
     idle: RefCell<VecDeque<Idle>>,
     /// How many are being opened.
@@ -73,15 +73,15 @@ struct Idle {
 
 /// A connection that belongs to one request until [`Lease::release`]. Dropping it instead closes
 /// the connection.
-pub struct Lease {
+pub struct H1Lease {
     sender: Sender,
-    pool: Rc<Pool>,
+    pool: Rc<H1Pool>,
     /// For how long it was idle before; none: it is new.
     idle: Option<Duration>,
 }
 
 /// One of the connections that are being opened. Its end lets the next request try.
-struct Dialing<'a>(&'a Pool);
+struct Dialing<'a>(&'a H1Pool);
 
 impl Pools {
     /// An idle connection, or a new one. `keeps_case`: on a new one the case of header names is kept, of
@@ -92,20 +92,20 @@ impl Pools {
         reuse: Reuse,
         keeps_case: bool,
         now: Instant,
-    ) -> Result<Lease, ConnectError> {
+    ) -> Result<H1Lease, ConnectError> {
         let pool = self.h1(key);
         if reuse == Reuse::Never {
             return Box::pin(self.open_h1(key, keeps_case, pool)).await;
         }
         if let Some((sender, idle)) = pool.take(reuse == Reuse::Any, now) {
-            return Ok(Lease { sender, pool, idle: Some(idle) });
+            return Ok(H1Lease { sender, pool, idle: Some(idle) });
         }
         // Boxed: rare, and the future of every request would carry its size.
         Box::pin(self.await_or_open_h1(key, keeps_case, pool)).await
     }
 
     /// A new connection, whatever is idle.
-    pub async fn fresh_h1(&self, key: PoolKey) -> Result<Lease, ConnectError> {
+    pub async fn fresh_h1(&self, key: PoolKey) -> Result<H1Lease, ConnectError> {
         self.open_h1(key, false, self.h1(key)).await
     }
 
@@ -113,12 +113,12 @@ impl Pools {
         &self,
         key: PoolKey,
         keeps_case: bool,
-        pool: Rc<Pool>,
-    ) -> Result<Lease, ConnectError> {
+        pool: Rc<H1Pool>,
+    ) -> Result<H1Lease, ConnectError> {
         if pool.opening.get() >= OPENING_AT_ONCE
             && let Some(sender) = pool.given_back().await
         {
-            return Ok(Lease { sender, pool, idle: Some(Duration::ZERO) });
+            return Ok(H1Lease { sender, pool, idle: Some(Duration::ZERO) });
         }
         self.open_h1(key, keeps_case, pool).await
     }
@@ -127,8 +127,8 @@ impl Pools {
         &self,
         key: PoolKey,
         keeps_case: bool,
-        pool: Rc<Pool>,
-    ) -> Result<Lease, ConnectError> {
+        pool: Rc<H1Pool>,
+    ) -> Result<H1Lease, ConnectError> {
         let sender = {
             let _dialing = Dialing::begin(&pool);
             let stream = connect_to(key, &self.opening).await?;
@@ -142,15 +142,15 @@ impl Pools {
                     reason: outrigger_core::reason::Reason::ConnectFailed,
                     detail: format!("{}: {error}", key.address).into(),
                 })?;
-            // Its errors reach whoever uses the sender.
+            // Its errors reach anyone who uses the sender.
             tokio::task::spawn_local(async move { drop(connection.with_upgrades().await) });
             sender
         };
-        Ok(Lease { sender, pool, idle: None })
+        Ok(H1Lease { sender, pool, idle: None })
     }
 }
 
-impl Pool {
+impl H1Pool {
     /// The most recently used one that is ready: those just given back may still be finishing their
     /// last response.
     fn take(&self, repeatable: bool, now: Instant) -> Option<(Sender, Duration)> {
@@ -230,7 +230,7 @@ impl Pool {
 }
 
 impl<'a> Dialing<'a> {
-    fn begin(pool: &'a Pool) -> Self {
+    fn begin(pool: &'a H1Pool) -> Self {
         pool.opening.set(pool.opening.get() + 1);
         Self(pool)
     }
@@ -248,7 +248,7 @@ impl Drop for Dialing<'_> {
     }
 }
 
-impl Lease {
+impl H1Lease {
     /// Queues the request at once; the future is its answer. `progress`: who is told of informational
     /// responses.
     pub fn send(
@@ -324,8 +324,8 @@ mod tests {
         (sender, theirs)
     }
 
-    fn release(pool: &Rc<Pool>, sender: Sender, now: Instant) {
-        Lease { sender, pool: Rc::clone(pool), idle: None }.release(now);
+    fn release(pool: &Rc<H1Pool>, sender: Sender, now: Instant) {
+        H1Lease { sender, pool: Rc::clone(pool), idle: None }.release(now);
     }
 
     fn run(test: impl Future<Output = ()>) {
@@ -337,7 +337,7 @@ mod tests {
     #[test]
     fn what_cannot_be_repeated_stays_below_the_idle_limit_of_the_server() {
         run(async {
-            let (pool, now) = (Rc::new(Pool::default()), Instant::now());
+            let (pool, now) = (Rc::new(H1Pool::default()), Instant::now());
             let after = |millis| now + Duration::from_millis(millis);
             let (sender, _server) = connection().await;
             release(&pool, sender, now);
@@ -365,11 +365,11 @@ mod tests {
     #[test]
     fn a_request_that_fails_teaches_the_idle_limit() {
         run(async {
-            let (pool, now) = (Rc::new(Pool::default()), Instant::now());
+            let (pool, now) = (Rc::new(H1Pool::default()), Instant::now());
             pool.survived.set(Duration::from_secs(9));
             let (sender, server) = connection().await;
             let (idle, pool_) = (Some(Duration::from_millis(800)), Rc::clone(&pool));
-            let mut lease = Lease { sender, pool: pool_, idle };
+            let mut lease = H1Lease { sender, pool: pool_, idle };
             let sending = lease.send(Request::new(RequestBody::Empty), None);
             drop(server);
             assert!(sending.await.is_err_and(|error| error.reused));
@@ -383,7 +383,7 @@ mod tests {
     #[test]
     fn a_request_that_waits_gets_what_is_given_back_first() {
         run(async {
-            let pool = Rc::new(Pool::default());
+            let pool = Rc::new(H1Pool::default());
             let (sender, _server) = connection().await;
             // The first gives up before there is anything.
             assert!(pool.given_back().now_or_never().is_none());
@@ -400,7 +400,7 @@ mod tests {
     #[test]
     fn who_waits_opens_its_own_when_another_is_open_or_patience_ends() {
         run(async {
-            let pool = Pool::default();
+            let pool = H1Pool::default();
             let dialing = Dialing::begin(&pool);
             let mut waits = pin!(pool.given_back());
             assert!(waits.as_mut().now_or_never().is_none());

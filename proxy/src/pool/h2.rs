@@ -20,9 +20,9 @@ use http::{Request, Response};
 use outrigger_core::reason::Reason;
 use tokio::sync::Notify;
 
-use super::connect::{ConnectError, Opened, connect_hop, connect_to};
+use super::connect::{ConnectError, OpenedConnection, connect_hop, connect_to};
 use super::stream::{SendError, Sending};
-use super::{Opening, PoolKey, Pools};
+use super::{Connector, PoolKey, Pools};
 use crate::http::body::RequestBody;
 use crate::progress::Progress;
 use crate::streams::{Upward, WireBody};
@@ -48,15 +48,15 @@ const STREAM_WINDOW: u32 = 256 * 1024;
 const CONNECTION_WINDOW: u32 = MAX_STREAMS * STREAM_WINDOW;
 
 /// A connection takes no new streams this many seconds before either side's certificate ends, so that
-/// the called side, whose clock may be ahead, never has to turn one away.
+/// the server side, whose clock may be ahead, never has to turn one away.
 const LEAVE_EARLY: u64 = 2;
 
-type Driven = client::Connection<Opened, Upward>;
-type Connecting = Shared<LocalBoxFuture<'static, Result<Rc<Connection>, ConnectError>>>;
+type Driven = client::Connection<OpenedConnection, Upward>;
+type Connecting = Shared<LocalBoxFuture<'static, Result<Rc<H2Connection>, ConnectError>>>;
 
 #[derive(Default)]
-pub struct Pool {
-    connections: RefCell<Vec<Rc<Connection>>>,
+pub struct H2Pool {
+    connections: RefCell<Vec<Rc<H2Connection>>>,
     connecting: RefCell<Option<Connecting>>,
     /// A stream ended or a connection opened.
     room: Notify,
@@ -67,13 +67,13 @@ struct PeerSettings {
     max_streams: Cell<usize>,
     /// It has ended or is about to: it takes no new stream.
     closed: Cell<bool>,
-    /// The peer is believed no longer, and what was in flight has had its time.
+    /// The peer is trusted no longer, and what was in flight has had its time.
     cut: Cell<bool>,
     /// Of the task that runs the connection.
     reader: RefCell<Option<Waker>>,
 }
 
-pub struct Connection {
+pub struct H2Connection {
     sender: RefCell<SendRequest<Upward>>,
     peer: Rc<PeerSettings>,
     streams: Cell<u32>,
@@ -84,14 +84,14 @@ pub struct Connection {
 }
 
 /// One stream of a connection, counted until dropped.
-pub struct Lease {
-    connection: Rc<Connection>,
-    pool: Rc<Pool>,
+pub struct H2Lease {
+    connection: Rc<H2Connection>,
+    pool: Rc<H2Pool>,
 }
 
 impl Pools {
     /// A stream on the first connection that is not busy, opening one when all are.
-    pub async fn lease_h2(&self, key: PoolKey, now: Instant) -> Result<Lease, ConnectError> {
+    pub async fn lease_h2(&self, key: PoolKey, now: Instant) -> Result<H2Lease, ConnectError> {
         let pool = self.h2(key);
         if let Some(lease) = pool.try_lease(now)
             && lease.connection.streams.get() <= BUSY_STREAMS
@@ -105,9 +105,9 @@ impl Pools {
     async fn lease_busy_h2(
         &self,
         key: PoolKey,
-        pool: Rc<Pool>,
+        pool: Rc<H2Pool>,
         now: Instant,
-    ) -> Result<Lease, ConnectError> {
+    ) -> Result<H2Lease, ConnectError> {
         let failed = |reason, why| {
             Err(ConnectError { reason, detail: format!("{}: {why}", key.address).into() })
         };
@@ -142,7 +142,7 @@ impl Pools {
     }
 
     /// Starts opening one more connection, or joins the opening under way. `None`: there are `most`.
-    fn grow(&self, pool: &Rc<Pool>, key: PoolKey, most: usize) -> Option<Connecting> {
+    fn grow(&self, pool: &Rc<H2Pool>, key: PoolKey, most: usize) -> Option<Connecting> {
         if let Some(connecting) = &*pool.connecting.borrow() {
             return Some(connecting.clone());
         }
@@ -169,7 +169,7 @@ impl Pools {
     }
 }
 
-async fn open(key: PoolKey, opening: &Opening) -> Result<Rc<Connection>, ConnectError> {
+async fn open(key: PoolKey, opening: &Connector) -> Result<Rc<H2Connection>, ConnectError> {
     let config = &opening.config;
     let mut stream = if key.wire.is_hop() {
         connect_hop(key.address, key.expected, opening).await?
@@ -192,7 +192,7 @@ async fn open(key: PoolKey, opening: &Opening) -> Result<Rc<Connection>, Connect
         cut: Cell::new(false),
         reader: RefCell::new(None),
     });
-    let connection = Rc::new(Connection {
+    let connection = Rc::new(H2Connection {
         sender: RefCell::new(sender),
         peer: Rc::clone(&peer),
         streams: Cell::new(0),
@@ -205,7 +205,7 @@ async fn open(key: PoolKey, opening: &Opening) -> Result<Rc<Connection>, Connect
 }
 
 async fn handshake(
-    stream: Opened,
+    stream: OpenedConnection,
     max_header_bytes: u32,
 ) -> Result<(SendRequest<Upward>, Box<Driven>), h2::Error> {
     let (sender, connection) = client::Builder::new()
@@ -221,7 +221,7 @@ async fn handshake(
 }
 
 /// Runs the connection to its end, noting what the peer's SETTINGS say and when it goes away.
-async fn drive(mut driven: Box<Driven>, peer: Rc<PeerSettings>, connection: Weak<Connection>) {
+async fn drive(mut driven: Box<Driven>, peer: Rc<PeerSettings>, connection: Weak<H2Connection>) {
     poll_fn(|cx| {
         peer.reader.borrow_mut().get_or_insert_with(|| cx.waker().clone());
         if peer.cut.get() {
@@ -239,8 +239,8 @@ async fn drive(mut driven: Box<Driven>, peer: Rc<PeerSettings>, connection: Weak
     peer.closed.set(true);
 }
 
-impl Pool {
-    fn try_lease(self: &Rc<Self>, now: Instant) -> Option<Lease> {
+impl H2Pool {
+    fn try_lease(self: &Rc<Self>, now: Instant) -> Option<H2Lease> {
         let mut connections = self.connections.borrow_mut();
         if connections.iter().any(|c| c.is_closed()) {
             connections.retain(|c| !c.is_closed());
@@ -250,7 +250,7 @@ impl Pool {
         let best = calm.or_else(least)?;
         best.streams.set(best.streams.get() + 1);
         best.used.set(now);
-        Some(Lease { connection: Rc::clone(best), pool: Rc::clone(self) })
+        Some(H2Lease { connection: Rc::clone(best), pool: Rc::clone(self) })
     }
 
     /// Forgets connections whose proof is about to end or holds no longer: what is in flight on them
@@ -279,7 +279,7 @@ impl Pool {
     }
 }
 
-impl Connection {
+impl H2Connection {
     fn cut_after(&self, grace: Duration) {
         let peer = Rc::clone(&self.peer);
         tokio::task::spawn_local(async move {
@@ -308,7 +308,7 @@ impl Connection {
     }
 }
 
-impl Lease {
+impl H2Lease {
     /// Queues the request at once; the future is its answer. `switches`: its stream may stop being HTTP.
     /// `progress`: who is told of informational responses.
     pub fn send(
@@ -332,7 +332,7 @@ impl Lease {
     }
 }
 
-impl Drop for Lease {
+impl Drop for H2Lease {
     fn drop(&mut self) {
         self.connection.streams.set(self.connection.streams.get() - 1);
         self.pool.room.notify_one();

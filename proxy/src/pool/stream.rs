@@ -36,7 +36,7 @@ pub struct Sending {
     response: ResponseFuture,
     pump: Option<Pump<RequestBody, Upward>>,
     /// The request asks for a change of protocols.
-    switching: Option<Box<Switching>>,
+    switching: Option<Box<UpgradeHalf>>,
     /// The connection has carried another request before.
     reused: bool,
     /// Who is told of informational responses.
@@ -87,7 +87,7 @@ impl Sending {
         } else {
             Before::Nothing(stream)
         };
-        let switching = Some(Box::new(Switching { connect, before: Some(before) }));
+        let switching = Some(Box::new(UpgradeHalf { connect, before: Some(before) }));
         Ok(Self { response, pump: None, switching, reused, progress: None })
     }
 }
@@ -126,7 +126,7 @@ impl Future for Sending {
 }
 
 /// The caller's half of a stream that may become a tunnel.
-struct Switching {
+struct UpgradeHalf {
     /// Plain CONNECT, which a success accepts.
     connect: bool,
     before: Option<Before>,
@@ -142,7 +142,7 @@ fn cancel(_: &BodyError) -> Reason {
     Reason::CANCEL
 }
 
-impl Switching {
+impl UpgradeHalf {
     fn write(&mut self, cx: &mut Context<'_>) {
         if let Some(Before::Body(pump)) = &mut self.before
             && Pin::new(pump).poll(cx).is_ready()

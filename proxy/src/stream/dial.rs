@@ -1,44 +1,43 @@
 //! Opening the upstream side of an opaque connection: straight to the app, or as a CONNECT stream
 //! through the far proxy.
 
-use std::io;
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use http::{HeaderValue, Method, Request, Uri};
 use outrigger_core::balance;
 use outrigger_core::compile::{StreamRouting, Target as Backend};
 use outrigger_core::config::{Balancer, HashKey, MeshAddress};
 use outrigger_core::outcome::Outcome;
-use outrigger_core::reason::{Reason, Side};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use outrigger_core::reason::{NamedBy, Reason, Side};
+use tokio::io::AsyncReadExt;
 
 use super::Labels;
 use crate::endpoint::{Choice, EndpointState, coarse_ms};
-use crate::guard::{Attempt, Trials};
+use crate::guard::{Attempt, ProbeIds};
 use crate::http::attempt::take_endpoint;
 use crate::http::body::RequestBody;
 use crate::http::destination::Target;
 use crate::http::fallback::explained;
 use crate::http::fault::refuse_connection;
 use crate::http::headers::CHECK;
-use crate::http::respond::Refusal;
+use crate::http::hop::said;
+use crate::http::respond::{Refusal, is_unprocessed};
+use crate::io::{Io, Transport, delegate_io};
 use crate::metrics::{Label, add};
 use crate::pool::{PoolKey, Wire, connect, h2};
 use crate::store::{Dialed, Live};
-use crate::streams::{Switched, WireBody};
+use crate::streams::WireBody;
 use crate::worker::Worker;
 
 /// Endpoints tried before the connection is given up: nothing was sent to any of them.
 const MAX_ATTEMPTS: usize = 3;
 
 /// The upstream side.
-pub struct Opened {
+pub struct DialedUpstream {
     pub io: UpstreamIo,
     pub labels: Labels,
     pub attempt: Option<Attempt>,
@@ -46,16 +45,19 @@ pub struct Opened {
     pub idle: Option<Duration>,
 }
 
+/// The bytes of the upstream side, and what is held while they flow.
 pub struct UpstreamIo {
-    /// Read while listening who speaks first.
-    read_ahead: Bytes,
-    kind: Kind,
+    io: Io,
+    _held: HeldUpstream,
 }
 
-enum Kind {
-    Direct(connect::Opened),
-    /// Holds its stream's place on the connection.
-    Hop(Box<Switched>, #[expect(dead_code, reason = "counted until dropped")] h2::Lease),
+delegate_io!(UpstreamIo, io);
+
+#[expect(dead_code, reason = "counted until dropped")]
+enum HeldUpstream {
+    Connection(connect::OpenCount),
+    /// A stream's place on its connection.
+    Stream(h2::H2Lease),
 }
 
 /// Opens the upstream. `tls` is set when the client began TLS, with the server name it gave.
@@ -64,20 +66,20 @@ pub async fn dial(
     target: &Target,
     remote: SocketAddr,
     tls: Option<Option<&str>>,
-) -> Result<Opened, Refusal> {
+) -> Result<DialedUpstream, Refusal> {
     let (live, dialed) = match target {
         Target::Service { live, dialed } => (live, dialed),
         Target::App { address, service, .. } => {
             let io = UpstreamIo::direct(worker.connect(*address).await?);
             let labels = Labels { service: *service, route: Label::NONE, peer: Label::UNKNOWN };
-            return Ok(Opened { io, labels, attempt: None, idle: None });
+            return Ok(DialedUpstream { io, labels, attempt: None, idle: None });
         }
         Target::Outside(authority) => {
             let address = worker.lookup(authority, None).await?;
             let io = UpstreamIo::direct(worker.connect(address).await?);
             let (service, peer) = (Label::UNKNOWN, Label::UNKNOWN);
             let labels = Labels { service, route: Label::NONE, peer };
-            return Ok(Opened { io, labels, attempt: None, idle: None });
+            return Ok(DialedUpstream { io, labels, attempt: None, idle: None });
         }
     };
     let (backend, route) = match live.is_instance(&dialed.authority) {
@@ -86,9 +88,9 @@ pub async fn dial(
     };
     let mut tried = Vec::new();
     loop {
-        let (endpoint, trials) = choose(worker, live, dialed, backend, remote, &tried)?;
+        let (endpoint, probes) = choose(worker, live, dialed, backend, remote, &tried)?;
         let now = Instant::now();
-        let mut attempt = Attempt::begin(&live.backends[backend], &endpoint, trials, now);
+        let mut attempt = Attempt::begin(&live.backends[backend], &endpoint, probes, now);
         let labels = Labels { service: live.backends[backend].label, route, peer: endpoint.peer };
         let faults = &live.compiled.backends[backend].policy.faults;
         let opened = match refuse_connection(worker, faults) {
@@ -101,7 +103,7 @@ pub async fn dial(
                 attempt.answered();
                 attempt.judge(Outcome::Success, || worker.random());
                 let idle = live.compiled.call.timeouts.idle;
-                return Ok(Opened { io, labels, attempt: Some(attempt), idle });
+                return Ok(DialedUpstream { io, labels, attempt: Some(attempt), idle });
             }
             Err(refusal) => {
                 if refusal.reason.side() == Side::Upstream {
@@ -109,7 +111,8 @@ pub async fn dial(
                     endpoint.load.observe_failure(coarse_ms(Instant::now()));
                 }
                 tried.push(endpoint.key);
-                if tried.len() >= MAX_ATTEMPTS {
+                let for_good = refusal.named_by == NamedBy::Peer && !is_unprocessed(refusal.reason);
+                if for_good || tried.len() >= MAX_ATTEMPTS {
                     return Err(refusal);
                 }
                 add(&worker.proxy.metrics.gauges.retries, 1);
@@ -152,7 +155,7 @@ fn choose(
     backend: usize,
     remote: SocketAddr,
     tried: &[u64],
-) -> Result<(Arc<EndpointState>, Trials), Refusal> {
+) -> Result<(Arc<EndpointState>, ProbeIds), Refusal> {
     let balancer = &live.compiled.backends[backend].balancer;
     let hash = match balancer {
         Balancer::RingHash(HashKey::Source) => {
@@ -218,73 +221,29 @@ async fn connect_through(
         lease.send(request, true, None).await.map_err(|e| failed(e.error.to_string()))?;
     let (head, body) = response.into_parts();
     let WireBody::Switched(switched) = body else {
-        let why = explained(&head.headers).map_or("no reason given", Reason::as_str);
-        return Err(failed(format!("the far proxy answered {}: {why}", head.status)));
+        let Some(reason) = explained(&head.headers) else {
+            return Err(failed(format!("the called proxy answered {}", head.status)));
+        };
+        let detail = said(&head.headers).map_or_else(|| mesh.address.to_string(), String::from);
+        return Err(Refusal { named_by: NamedBy::Peer, ..Refusal::new(reason, detail) });
     };
-    Ok(UpstreamIo { read_ahead: Bytes::new(), kind: Kind::Hop(switched, lease) })
+    let io = Io::new(Transport::Tunnel(Box::new(switched.tunnel)), Bytes::new());
+    Ok(UpstreamIo { io, _held: HeldUpstream::Stream(lease) })
 }
 
-impl Opened {
+impl DialedUpstream {
     /// Waits for the server's first bytes, which stay to be read. False: it closed without a word.
     pub async fn speaks(&mut self) -> bool {
         let mut first = BytesMut::with_capacity(1024);
-        let read = match &mut self.io.kind {
-            Kind::Direct(stream) => stream.read_buf(&mut first).await,
-            Kind::Hop(hop, _) => hop.tunnel.read_buf(&mut first).await,
-        };
-        self.io.read_ahead = first.freeze();
+        let read = self.io.read_buf(&mut first).await;
+        self.io.io.unread(first.freeze());
         read.is_ok_and(|n| n > 0)
     }
 }
 
 impl UpstreamIo {
-    pub fn direct(stream: connect::Opened) -> Self {
-        Self { read_ahead: Bytes::new(), kind: Kind::Direct(stream) }
-    }
-}
-
-impl AsyncRead for UpstreamIo {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        if !self.read_ahead.is_empty() {
-            let n = self.read_ahead.len().min(buf.remaining());
-            buf.put_slice(&self.read_ahead[..n]);
-            self.read_ahead.advance(n);
-            return Poll::Ready(Ok(()));
-        }
-        match &mut self.kind {
-            Kind::Direct(stream) => Pin::new(stream).poll_read(cx, buf),
-            Kind::Hop(hop, _) => Pin::new(&mut hop.tunnel).poll_read(cx, buf),
-        }
-    }
-}
-
-impl AsyncWrite for UpstreamIo {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        match &mut self.kind {
-            Kind::Direct(stream) => Pin::new(stream).poll_write(cx, buf),
-            Kind::Hop(hop, _) => Pin::new(&mut hop.tunnel).poll_write(cx, buf),
-        }
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.kind {
-            Kind::Direct(stream) => Pin::new(stream).poll_flush(cx),
-            Kind::Hop(hop, _) => Pin::new(&mut hop.tunnel).poll_flush(cx),
-        }
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.kind {
-            Kind::Direct(stream) => Pin::new(stream).poll_shutdown(cx),
-            Kind::Hop(hop, _) => Pin::new(&mut hop.tunnel).poll_shutdown(cx),
-        }
+    pub fn direct(opened: connect::OpenedConnection) -> Self {
+        let (transport, count) = opened.into_parts();
+        Self { io: Io::new(transport, Bytes::new()), _held: HeldUpstream::Connection(count) }
     }
 }

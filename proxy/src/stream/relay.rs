@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use outrigger_core::reason::Reason;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::http::deadline::{Bounds, Clock, Ended};
+use crate::http::deadline::{BodyEnd, Bounds, Clock};
 
 /// Read at one time in one direction. One page of TLS records; larger gains nothing measurable on
 /// loopback and costs memory per busy connection.
@@ -25,7 +25,7 @@ thread_local! {
 const MAX_FREE: usize = 64;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Side {
+pub enum RelaySide {
     Caller,
     Upstream,
 }
@@ -45,26 +45,26 @@ pub struct Relayed {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Early {
     /// This side's connection broke.
-    Broken(Side),
+    Broken(RelaySide),
     /// A limit was reached.
     Over(Reason),
 }
 
 /// What ends it early.
 #[derive(Clone, Copy, Default)]
-pub struct Limits {
+pub struct RelayLimits {
     /// The longest silence of both sides.
     pub idle: Option<Duration>,
     pub until: Option<Instant>,
 }
 
-pub async fn relay<A, B>(mut caller: A, mut upstream: B, limits: Limits) -> Relayed
+pub async fn relay<A, B>(mut caller: A, mut upstream: B, limits: RelayLimits) -> Relayed
 where
     A: AsyncRead + AsyncWrite + Unpin,
     B: AsyncRead + AsyncWrite + Unpin,
 {
-    let mut up = Direction::new(Side::Caller, Side::Upstream);
-    let mut down = Direction::new(Side::Upstream, Side::Caller);
+    let mut up = Flow::new(RelaySide::Caller, RelaySide::Upstream);
+    let mut down = Flow::new(RelaySide::Upstream, RelaySide::Caller);
     let mut bounds = Bounds::new(Clock::at(limits.until), limits.idle, false);
     let mut seen = 0;
     let early = poll_fn(|cx| {
@@ -84,8 +84,8 @@ where
         }
         bounds.poll(cx).map(|ended| {
             Some(Early::Over(match ended {
-                Ended::Deadline => Reason::DeadlineExceededAfterHead,
-                Ended::Idle => Reason::IdleTimeout,
+                BodyEnd::Deadline => Reason::DeadlineExceededAfterHead,
+                BodyEnd::Idle => Reason::IdleTimeout,
             }))
         })
     })
@@ -93,14 +93,14 @@ where
     Relayed { received: up.copied, sent: down.copied, early }
 }
 
-struct Direction {
-    from: Side,
-    to: Side,
-    state: State,
+struct Flow {
+    from: RelaySide,
+    to: RelaySide,
+    state: FlowState,
     copied: u64,
 }
 
-enum State {
+enum FlowState {
     /// Nothing waits; `flush` says whether something was written since the last flush.
     Reading {
         flush: bool,
@@ -114,9 +114,9 @@ enum State {
     Done,
 }
 
-impl Direction {
-    fn new(from: Side, to: Side) -> Self {
-        Self { from, to, state: State::Reading { flush: false }, copied: 0 }
+impl Flow {
+    fn new(from: RelaySide, to: RelaySide) -> Self {
+        Self { from, to, state: FlowState::Reading { flush: false }, copied: 0 }
     }
 
     fn poll(
@@ -124,10 +124,10 @@ impl Direction {
         cx: &mut Context<'_>,
         reader: &mut (impl AsyncRead + Unpin),
         writer: &mut (impl AsyncWrite + Unpin),
-    ) -> Poll<Result<(), Side>> {
+    ) -> Poll<Result<(), RelaySide>> {
         loop {
             match &mut self.state {
-                State::Reading { flush } => {
+                FlowState::Reading { flush } => {
                     let mut buffer = take_buffer();
                     match read(cx, reader, &mut buffer) {
                         Poll::Pending => {
@@ -135,22 +135,22 @@ impl Direction {
                             if *flush {
                                 ready!(Pin::new(&mut *writer).poll_flush(cx))
                                     .map_err(|_| self.to)?;
-                                self.state = State::Reading { flush: false };
+                                self.state = FlowState::Reading { flush: false };
                             }
                             return Poll::Pending;
                         }
                         Poll::Ready(Err(_)) => return Poll::Ready(Err(self.from)),
                         Poll::Ready(Ok(0)) => {
                             give_back(buffer);
-                            self.state = State::Closing;
+                            self.state = FlowState::Closing;
                         }
                         Poll::Ready(Ok(to)) => {
                             self.copied += to as u64;
-                            self.state = State::Writing { buffer, from: 0, to };
+                            self.state = FlowState::Writing { buffer, from: 0, to };
                         }
                     }
                 }
-                State::Writing { buffer, from, to } => {
+                FlowState::Writing { buffer, from, to } => {
                     while *from < *to {
                         let written = Pin::new(&mut *writer).poll_write(cx, &buffer[*from..*to]);
                         match ready!(written) {
@@ -160,14 +160,14 @@ impl Direction {
                     }
                     let buffer = std::mem::take(buffer);
                     give_back(buffer);
-                    self.state = State::Reading { flush: true };
+                    self.state = FlowState::Reading { flush: true };
                 }
-                State::Closing => {
+                FlowState::Closing => {
                     // A peer that is gone already has nothing left to be told.
                     let _ = ready!(Pin::new(&mut *writer).poll_shutdown(cx));
-                    self.state = State::Done;
+                    self.state = FlowState::Done;
                 }
-                State::Done => return Poll::Ready(Ok(())),
+                FlowState::Done => return Poll::Ready(Ok(())),
             }
         }
     }
@@ -205,7 +205,7 @@ mod tests {
     async fn each_side_may_close_its_half_first() {
         let (mut client, caller) = duplex(64);
         let (mut server, upstream) = duplex(64);
-        let relayed = tokio::spawn(relay(caller, upstream, Limits::default()));
+        let relayed = tokio::spawn(relay(caller, upstream, RelayLimits::default()));
         client.write_all(b"question").await.unwrap();
         client.shutdown().await.unwrap();
         let mut got = Vec::new();
@@ -227,7 +227,7 @@ mod tests {
     async fn silence_of_both_sides_ends_it() {
         let (mut client, caller) = duplex(64);
         let (mut server, upstream) = duplex(64);
-        let limits = Limits { idle: Some(Duration::from_millis(300)), until: None };
+        let limits = RelayLimits { idle: Some(Duration::from_millis(300)), until: None };
         let began = Instant::now();
         let relayed = tokio::spawn(relay(caller, upstream, limits));
         for _ in 0..4 {

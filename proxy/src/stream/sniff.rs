@@ -110,12 +110,7 @@ impl Sniffer {
             stream.readable().await?;
         }
         self.read.reserve(FIRST_READ);
-        match &mut self.transport {
-            Transport::Tcp(stream) => stream.read_buf(&mut self.read).await,
-            Transport::Tls(stream) => stream.read_buf(&mut self.read).await,
-            Transport::Tunnel(stream) => stream.read_buf(&mut self.read).await,
-            Transport::Memory(stream) => stream.read_buf(&mut self.read).await,
-        }
+        self.transport.read_buf(&mut self.read).await
     }
 
     /// The connection with every byte still in it.

@@ -15,14 +15,14 @@ const PREFACE: usize = 24;
 
 /// Holds back what is written before the client's preface has been read, until the flush after that or
 /// until there is nothing to read: a client may wait for the server's first words.
-pub struct Opening<T> {
+pub struct HoldUntilPreface<T> {
     io: T,
     /// Of the preface.
     unread: usize,
     held: Vec<u8>,
 }
 
-impl<T> Opening<T> {
+impl<T> HoldUntilPreface<T> {
     pub fn new(io: T) -> Self {
         Self { io, unread: PREFACE, held: Vec::new() }
     }
@@ -32,7 +32,7 @@ impl<T> Opening<T> {
     }
 }
 
-impl<T: AsyncWrite + Unpin> Opening<T> {
+impl<T: AsyncWrite + Unpin> HoldUntilPreface<T> {
     fn poll_release(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.held.is_empty() {
             let n = ready!(Pin::new(&mut self.io).poll_write(cx, &self.held))?;
@@ -47,7 +47,7 @@ impl<T: AsyncWrite + Unpin> Opening<T> {
     }
 }
 
-impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Opening<T> {
+impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for HoldUntilPreface<T> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -66,7 +66,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Opening<T> {
     }
 }
 
-impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Opening<T> {
+impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for HoldUntilPreface<T> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -160,10 +160,10 @@ mod tests {
 
     async fn handshake<T: AsyncRead + AsyncWrite + Unpin>(
         io: T,
-    ) -> h2::server::Connection<Opening<T>, Bytes> {
+    ) -> h2::server::Connection<HoldUntilPreface<T>, Bytes> {
         let mut builder = h2::server::Builder::new();
         builder.initial_connection_window_size(1024 * 1024);
-        builder.handshake(Opening::new(io)).await.unwrap()
+        builder.handshake(HoldUntilPreface::new(io)).await.unwrap()
     }
 
     /// The type of the next frame, and whether it is an acknowledgement.

@@ -15,10 +15,10 @@ use rustls::{ClientConfig, ServerConfig};
 use sha2::{Digest, Sha256};
 
 use super::sessions::{Sessions, Tickets};
-use super::verify::{CalledVerifier, CallerVerifier, Demand, Role, Trust, Untrusted};
+use super::verify::{ClientVerifier, RequiredIdentity, Role, ServerVerifier, Trust, Untrusted};
 use super::{ALPN, lock, provider, unix_now};
 
-/// This proxy's own proof, and whom it believes.
+/// This proxy's own proof, and whom it trusts.
 pub struct Credentials {
     pub id: SpiffeId,
     /// Seconds since 1970.
@@ -31,14 +31,14 @@ pub struct Credentials {
     pub trust: Arc<Trust>,
     pub server: Arc<ServerConfig>,
     key: Arc<SingleCertAndKey>,
-    callers: Mutex<HashMap<SpiffeId, Arc<Caller>>>,
+    callers: Mutex<HashMap<SpiffeId, Arc<ClientCredentials>>>,
 }
 
 /// For calling proxies of one identity.
-pub struct Caller {
+pub struct ClientCredentials {
     pub config: Arc<ClientConfig>,
     pub sessions: Arc<Sessions>,
-    pub demand: Demand,
+    pub demand: RequiredIdentity,
 }
 
 /// Why a certificate that was issued cannot be used.
@@ -68,13 +68,13 @@ impl Credentials {
         }
         let (not_before, mut not_after) = super::verify::validity(leaf)?;
         // Of use for as long as it lasts, whatever the bundle says by now: renewal is under way then.
-        let verified = trust.verify(chain, Role::Caller, unix_now()).ok();
+        let verified = trust.verify(chain, Role::Client, unix_now()).ok();
         if let Some(verified) = &verified {
             not_after = verified.not_after;
         }
         let key = CertifiedKey::from_der(chain.to_vec(), key, &provider())?;
         let key = Arc::new(SingleCertAndKey::from(key));
-        let verifier = Arc::new(CallerVerifier { trust: Arc::clone(&trust) });
+        let verifier = Arc::new(ClientVerifier { trust: Arc::clone(&trust) });
         let mut server = ServerConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&TLS13])?
             .with_client_cert_verifier(verifier)
@@ -103,27 +103,28 @@ impl Credentials {
     }
 
     /// The configuration for calling `id`, made on first use.
-    pub fn caller(&self, id: &SpiffeId) -> Result<Arc<Caller>, rustls::Error> {
+    pub fn caller(&self, id: &SpiffeId) -> Result<Arc<ClientCredentials>, rustls::Error> {
         let mut callers = lock(&self.callers);
         if let Some(caller) = callers.get(id) {
             return Ok(Arc::clone(caller));
         }
-        let demand = Demand::Exactly(id.clone());
-        let caller = Arc::new(Caller::new(Some(self), Arc::clone(&self.trust), demand, &ALPN)?);
+        let demand = RequiredIdentity::Exactly(id.clone());
+        let caller =
+            Arc::new(ClientCredentials::new(Some(self), Arc::clone(&self.trust), demand, &ALPN)?);
         callers.insert(id.clone(), Arc::clone(&caller));
         Ok(caller)
     }
 }
 
-impl Caller {
+impl ClientCredentials {
     /// `own`: what to answer when asked for a certificate.
     pub fn new(
         own: Option<&Credentials>,
         trust: Arc<Trust>,
-        demand: Demand,
+        demand: RequiredIdentity,
         alpn: &[&[u8]],
     ) -> Result<Self, rustls::Error> {
-        let verifier = CalledVerifier { trust, demand: demand.clone() };
+        let verifier = ServerVerifier { trust, demand: demand.clone() };
         let builder = ClientConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&TLS13])?
             .dangerous()

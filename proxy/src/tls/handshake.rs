@@ -17,14 +17,14 @@ use tokio::io::AsyncBufReadExt;
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 
-use super::credentials::{Caller, Credentials};
+use super::credentials::{ClientCredentials, Credentials};
 use super::pace::Pace;
 use super::unix_now;
-use super::verify::{Role, Trust, Untrusted, Verified};
+use super::verify::{Role, Trust, Untrusted, VerifiedChain};
 use crate::identity::Identity;
 use crate::metrics::add;
 
-/// Who is at the other end, and for how long that may be believed.
+/// Who is at the other end, and for how long that may be trusted.
 #[derive(Clone, Debug)]
 pub struct Proof {
     pub id: SpiffeId,
@@ -44,33 +44,35 @@ impl Proof {
 
 /// Why there is no connection.
 #[derive(Debug)]
-pub struct Failed {
+pub struct HandshakeFailure {
     pub reason: Reason,
     pub detail: String,
 }
 
-impl Failed {
+impl HandshakeFailure {
     fn new(reason: Reason, detail: impl Into<String>) -> Self {
         Self { reason, detail: detail.into() }
     }
 }
 
-/// The called side.
+/// The server side.
 pub async fn accept(
     identity: &Identity,
     pace: &Rc<Pace>,
     stream: TcpStream,
     limit: Duration,
-) -> Result<(Box<server::TlsStream<TcpStream>>, Proof), Failed> {
-    let own = identity.current().map_err(|why| Failed::new(Reason::IdentityUnavailable, why))?;
+) -> Result<(Box<server::TlsStream<TcpStream>>, Proof), HandshakeFailure> {
+    let own = identity
+        .current()
+        .map_err(|why| HandshakeFailure::new(Reason::IdentityUnavailable, why))?;
     let result = async {
         let accepting = TlsAcceptor::from(Arc::clone(&own.server)).accept(stream);
         let stream = tokio::time::timeout(limit, pace.run(accepting))
             .await
-            .map_err(|_| Failed::new(Reason::TlsHandshakeFailed, "no handshake in time"))?
-            .map_err(|e| Failed::new(Reason::TlsHandshakeFailed, describe(&e).1))?;
-        let proof = prove(identity, &own, stream.get_ref().1, Role::Caller)
-            .map_err(|e| Failed::new(Reason::TlsHandshakeFailed, e.to_string()))?;
+            .map_err(|_| HandshakeFailure::new(Reason::TlsHandshakeFailed, "no handshake in time"))?
+            .map_err(|e| HandshakeFailure::new(Reason::TlsHandshakeFailed, describe(&e).1))?;
+        let proof = prove(identity, &own, stream.get_ref().1, Role::Client)
+            .map_err(|e| HandshakeFailure::new(Reason::TlsHandshakeFailed, e.to_string()))?;
         Ok((Box::new(stream), proof))
     }
     .await;
@@ -83,7 +85,7 @@ pub async fn accept(
     result
 }
 
-/// The calling side: succeeds only when the called side, too, has accepted this proxy.
+/// The client side: succeeds only when the server side, too, has accepted this proxy.
 pub async fn connect(
     identity: &Identity,
     pace: &Rc<Pace>,
@@ -91,8 +93,9 @@ pub async fn connect(
     address: SocketAddr,
     expected: &SpiffeId,
     limit: Duration,
-) -> Result<(Box<client::TlsStream<TcpStream>>, Proof), Refused> {
-    let failed = |reason, detail: String| Refused::For(Failed::new(reason, detail));
+) -> Result<(Box<client::TlsStream<TcpStream>>, Proof), ConnectRefused> {
+    let failed =
+        |reason, detail: String| ConnectRefused::For(HandshakeFailure::new(reason, detail));
     let own = identity.current().map_err(|why| failed(Reason::IdentityUnavailable, why))?;
     let caller =
         own.caller(expected).map_err(|e| failed(Reason::IdentityUnavailable, e.to_string()))?;
@@ -111,16 +114,16 @@ pub async fn connect(
     match &result {
         Ok((stream, _)) if resumed(stream.get_ref().1) => add(&counts.connected_resumed, 1),
         Ok(_) => add(&counts.connected_full, 1),
-        Err(Refused::Stale) => {}
-        Err(Refused::For(_)) => add(&counts.connect_failed, 1),
+        Err(ConnectRefused::Stale) => {}
+        Err(ConnectRefused::For(_)) => add(&counts.connect_failed, 1),
     }
     result
 }
 
-/// Why a called side was not reached.
+/// Why a server side was not reached.
 #[derive(Debug)]
-pub enum Refused {
-    For(Failed),
+pub enum ConnectRefused {
+    For(HandshakeFailure),
     /// A resumed session whose proof no longer holds, forgotten by now: a new connection begins from
     /// nothing.
     Stale,
@@ -129,23 +132,23 @@ pub enum Refused {
 async fn finish(
     identity: &Identity,
     own: &Credentials,
-    caller: &Caller,
+    caller: &ClientCredentials,
     mut stream: client::TlsStream<TcpStream>,
     name: &ServerName<'static>,
-) -> Result<(Box<client::TlsStream<TcpStream>>, Proof), Refused> {
+) -> Result<(Box<client::TlsStream<TcpStream>>, Proof), ConnectRefused> {
     let state = stream.get_ref().1;
     let was_resumed = resumed(state);
-    let proof = prove(identity, own, state, Role::Called)
+    let proof = prove(identity, own, state, Role::Server)
         .and_then(|proof| caller.demand.check(&proof.id).map(|()| proof));
     let proof = match proof {
         Ok(proof) => proof,
         Err(_) if was_resumed => {
             caller.sessions.forget(name);
-            return Err(Refused::Stale);
+            return Err(ConnectRefused::Stale);
         }
         Err(untrusted) => {
             let (reason, why) = (reason_of(&untrusted), untrusted.to_string());
-            return Err(Refused::For(Failed::new(reason, why)));
+            return Err(ConnectRefused::For(HandshakeFailure::new(reason, why)));
         }
     };
     caller.sessions.proved(name, proof.until);
@@ -153,7 +156,7 @@ async fn finish(
     // HTTP/2 are the other's consent; without waiting for them a refusal would look like a request
     // that got lost.
     match stream.fill_buf().await {
-        Ok([]) => Err(Refused::For(Failed::new(
+        Ok([]) => Err(ConnectRefused::For(HandshakeFailure::new(
             Reason::UpstreamTlsFailed,
             "the called proxy closed the connection after the handshake",
         ))),
@@ -161,7 +164,7 @@ async fn finish(
         Err(error) => {
             caller.sessions.forget(name);
             let (reason, why) = describe(&error);
-            Err(Refused::For(Failed::new(reason, why)))
+            Err(ConnectRefused::For(HandshakeFailure::new(reason, why)))
         }
     }
 }
@@ -179,7 +182,7 @@ fn prove(
 ) -> Result<Proof, Untrusted> {
     let chain = state.peer_certificates().ok_or(Untrusted::Missing)?;
     let trust = identity.trust().unwrap_or_else(|| Arc::clone(&own.trust));
-    let Verified { id, not_after, .. } = trust.verify(chain, role, unix_now())?;
+    let VerifiedChain { id, not_after, .. } = trust.verify(chain, role, unix_now())?;
     Ok(Proof { id, until: not_after.min(own.not_after), role, chain: chain.into() })
 }
 
@@ -203,7 +206,7 @@ fn reason_of(untrusted: &Untrusted) -> Reason {
     }
 }
 
-/// What went wrong, in our words; the reason is the calling side's.
+/// What went wrong, in our words; the reason is the client side's.
 pub fn describe(error: &io::Error) -> (Reason, String) {
     let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
     let why = match tls {

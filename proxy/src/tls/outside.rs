@@ -22,14 +22,14 @@ use crate::pool::Wire;
 const HTTP1: &[u8] = b"http/1.1";
 const HTTP2: &[u8] = b"h2";
 
-/// One host and whom it is believed from, ready to be called.
+/// One host and whom it is trusted from, ready to be called.
 pub struct Outside {
     tls: Arc<OutsideTls>,
-    ready: OnceCell<Ready>,
+    ready: OnceCell<OriginationConfigs>,
 }
 
 /// One configuration for each list of protocols that is offered, with sessions of its own.
-struct Ready {
+struct OriginationConfigs {
     name: ServerName<'static>,
     http1: Arc<ClientConfig>,
     http2: Arc<ClientConfig>,
@@ -85,7 +85,7 @@ impl Outside {
     }
 }
 
-async fn prepare(tls: &OutsideTls) -> Result<Ready, String> {
+async fn prepare(tls: &OutsideTls) -> Result<OriginationConfigs, String> {
     let name = ServerName::try_from(tls.server_name.clone())
         .map_err(|_| format!("no certificate can be for {:?}", tls.server_name))?;
     let roots = if tls.roots.is_empty() { system_roots().await? } else { own_roots(tls)? };
@@ -98,7 +98,7 @@ async fn prepare(tls: &OutsideTls) -> Result<Ready, String> {
         Ok::<_, String>(Arc::new(config))
     };
     let (http1, http2, bytes) = (config(&[HTTP1])?, config(&[HTTP2])?, config(&[])?);
-    Ok(Ready { name, http1, http2, bytes })
+    Ok(OriginationConfigs { name, http1, http2, bytes })
 }
 
 fn own_roots(tls: &OutsideTls) -> Result<Arc<RootCertStore>, String> {

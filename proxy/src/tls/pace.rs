@@ -54,7 +54,7 @@ impl Pace {
         loop {
             // Returns after everything that was ready, and what has become readable meanwhile.
             tokio::task::yield_now().await;
-            // Whoever was woken last may have gone since: then others still wait.
+            // Anyone who was woken last may have gone since: then others still wait.
             if self.used.replace(0) == 0 && self.waiting.borrow().is_empty() {
                 self.turning.set(false);
                 return;

@@ -25,11 +25,11 @@ const MAX_PEERS: usize = 1_024;
 pub struct Sessions {
     /// End of the own certificate, in seconds since 1970.
     own_end: u64,
-    peers: Mutex<HashMap<ServerName<'static>, Peer>>,
+    peers: Mutex<HashMap<ServerName<'static>, PeerSessions>>,
 }
 
 #[derive(Default)]
-struct Peer {
+struct PeerSessions {
     /// End of its certificate.
     end: u64,
     group: Option<NamedGroup>,
@@ -56,7 +56,7 @@ impl Sessions {
         lock(&self.peers).remove(name);
     }
 
-    fn usable(&self, peer: &Peer, received: u64, now: u64) -> bool {
+    fn usable(&self, peer: &PeerSessions, received: u64, now: u64) -> bool {
         now < peer.end && now < self.own_end && now < received.saturating_add(MAX_TICKET_LIFE)
     }
 }
@@ -109,7 +109,7 @@ impl std::fmt::Debug for Sessions {
     }
 }
 
-/// Makes and reads tickets of the called side: rustls's own cipher, with a life of ours.
+/// Makes and reads tickets of the server side: rustls's own cipher, with a life of ours.
 #[derive(Debug)]
 pub struct Tickets {
     cipher: Arc<dyn ProducesTickets>,

@@ -37,10 +37,10 @@ pub enum Untrusted {
     Missing,
     #[error("the certificate cannot be read: {0}")]
     Malformed(String),
-    #[error("the certificate ended {} s ago", now.saturating_sub(*not_after))]
-    Ended { not_after: u64, now: u64 },
-    #[error("the certificate begins in {} s; compare the clocks", not_before.saturating_sub(*now))]
-    NotYet { not_before: u64, now: u64 },
+    #[error("the certificate expired {} s ago", now.saturating_sub(*not_after))]
+    Expired { not_after: u64, now: u64 },
+    #[error("the certificate is not valid for another {} s; compare the clocks", not_before.saturating_sub(*now))]
+    NotYetValid { not_before: u64, now: u64 },
     #[error("no root of the trust bundle issued the certificate")]
     UnknownRoot,
     #[error("the certificate is not made for this: {0}")]
@@ -57,7 +57,7 @@ pub enum Untrusted {
 
 /// What a good chain proves.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Verified {
+pub struct VerifiedChain {
     pub id: SpiffeId,
     pub not_before: u64,
     /// The first end of any certificate on the way to the root.
@@ -69,11 +69,11 @@ pub struct Verified {
 /// Which side the chain came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Role {
-    Caller,
-    Called,
+    Client,
+    Server,
 }
 
-/// The roots to believe in.
+/// The roots to trust.
 pub struct Trust {
     /// None before the first bundle: the file of roots names no trust domain.
     pub domain: Option<TrustDomain>,
@@ -82,7 +82,7 @@ pub struct Trust {
     anchors: Vec<TrustAnchor<'static>>,
     /// SHA-256 of each root, in the order of `anchors`.
     pub roots: Vec<[u8; 32]>,
-    memo: Mutex<HashMap<[u8; 32], Verified>>,
+    memo: Mutex<HashMap<[u8; 32], VerifiedChain>>,
 }
 
 impl Trust {
@@ -122,7 +122,7 @@ impl Trust {
         chain: &[CertificateDer<'_>],
         role: Role,
         now: u64,
-    ) -> Result<Verified, Untrusted> {
+    ) -> Result<VerifiedChain, Untrusted> {
         let mut hash = Sha256::new();
         hash.update([role as u8]);
         for certificate in chain {
@@ -149,7 +149,7 @@ impl Trust {
         chain: &[CertificateDer<'_>],
         role: Role,
         now: u64,
-    ) -> Result<Verified, Untrusted> {
+    ) -> Result<VerifiedChain, Untrusted> {
         let [leaf, intermediates @ ..] = chain else { return Err(Untrusted::Missing) };
         if chain.len() > MAX_CHAIN {
             let why = format!("{} certificates, at most {MAX_CHAIN} are read", chain.len());
@@ -157,8 +157,8 @@ impl Trust {
         }
         let end_entity = EndEntityCert::try_from(leaf).map_err(|e| untrusted(e, now))?;
         let usage = match role {
-            Role::Caller => KeyUsage::client_auth(),
-            Role::Called => KeyUsage::server_auth(),
+            Role::Client => KeyUsage::client_auth(),
+            Role::Server => KeyUsage::server_auth(),
         };
         let path = end_entity
             .verify_for_usage(
@@ -184,17 +184,17 @@ impl Trust {
             let found = id.trust_domain().to_owned();
             return Err(Untrusted::OtherDomain { found, expected: expected.to_string() });
         }
-        Ok(Verified { id, not_before, not_after, root })
+        Ok(VerifiedChain { id, not_before, not_after, root })
     }
 }
 
-impl Verified {
+impl VerifiedChain {
     fn at(self, now: u64) -> Result<Self, Untrusted> {
         if now < self.not_before {
-            return Err(Untrusted::NotYet { not_before: self.not_before, now });
+            return Err(Untrusted::NotYetValid { not_before: self.not_before, now });
         }
         if now > self.not_after {
-            return Err(Untrusted::Ended { not_after: self.not_after, now });
+            return Err(Untrusted::Expired { not_after: self.not_after, now });
         }
         Ok(self)
     }
@@ -241,10 +241,10 @@ fn untrusted(error: webpki::Error, now: u64) -> Untrusted {
     use webpki::Error as E;
     match error {
         E::CertExpired { not_after, .. } => {
-            Untrusted::Ended { not_after: not_after.as_secs(), now }
+            Untrusted::Expired { not_after: not_after.as_secs(), now }
         }
         E::CertNotValidYet { not_before, .. } => {
-            Untrusted::NotYet { not_before: not_before.as_secs(), now }
+            Untrusted::NotYetValid { not_before: not_before.as_secs(), now }
         }
         // A root of the same name with another key: it is not the issuer.
         E::UnknownIssuer | E::InvalidSignatureForPublicKey => Untrusted::UnknownRoot,
@@ -264,7 +264,7 @@ impl From<Untrusted> for rustls::Error {
     fn from(untrusted: Untrusted) -> Self {
         let time = |seconds| UnixTime::since_unix_epoch(Duration::from_secs(seconds));
         Self::InvalidCertificate(match untrusted {
-            Untrusted::Ended { not_after, now } => {
+            Untrusted::Expired { not_after, now } => {
                 CertificateError::ExpiredContext { time: time(now), not_after: time(not_after) }
             }
             Untrusted::UnknownRoot => CertificateError::UnknownIssuer,
@@ -278,7 +278,7 @@ impl Untrusted {
     pub fn of(error: &CertificateError) -> Option<Self> {
         match error {
             CertificateError::ExpiredContext { time, not_after } => {
-                Some(Self::Ended { not_after: not_after.as_secs(), now: time.as_secs() })
+                Some(Self::Expired { not_after: not_after.as_secs(), now: time.as_secs() })
             }
             CertificateError::UnknownIssuer => Some(Self::UnknownRoot),
             CertificateError::Other(OtherError(other)) => other.downcast_ref::<Self>().cloned(),
@@ -287,15 +287,15 @@ impl Untrusted {
     }
 }
 
-/// Whom a called side must prove to be.
+/// Whom a server side must prove to be.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Demand {
+pub enum RequiredIdentity {
     Exactly(SpiffeId),
     /// The control plane of the bundle's trust domain.
     ControlPlane,
 }
 
-impl Demand {
+impl RequiredIdentity {
     pub fn check(&self, id: &SpiffeId) -> Result<(), Untrusted> {
         let expected = match self {
             Self::Exactly(expected) if expected == id => return Ok(()),
@@ -307,14 +307,14 @@ impl Demand {
     }
 }
 
-/// Judges called proxies, for whoever calls them.
-pub struct CalledVerifier {
+/// Judges called proxies, for anyone who calls them.
+pub struct ServerVerifier {
     pub trust: Arc<Trust>,
-    pub demand: Demand,
+    pub demand: RequiredIdentity,
 }
 
-/// Judges callers, for whoever is called.
-pub struct CallerVerifier {
+/// Judges callers, for anyone who is called.
+pub struct ClientVerifier {
     pub trust: Arc<Trust>,
 }
 
@@ -325,7 +325,7 @@ fn joined<'a>(
     std::iter::once(leaf).chain(intermediates).cloned().collect()
 }
 
-impl ServerCertVerifier for CalledVerifier {
+impl ServerCertVerifier for ServerVerifier {
     // The name dialled means nothing here: the identity is what counts.
     fn verify_server_cert(
         &self,
@@ -336,7 +336,7 @@ impl ServerCertVerifier for CalledVerifier {
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
         let chain = joined(end_entity, intermediates);
-        let verified = self.trust.verify(&chain, Role::Called, now.as_secs())?;
+        let verified = self.trust.verify(&chain, Role::Server, now.as_secs())?;
         self.demand.check(&verified.id)?;
         Ok(ServerCertVerified::assertion())
     }
@@ -364,7 +364,7 @@ impl ServerCertVerifier for CalledVerifier {
     }
 }
 
-impl ClientCertVerifier for CallerVerifier {
+impl ClientCertVerifier for ClientVerifier {
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
         // Every peer has one certificate: a hint would only cost bytes.
         &[]
@@ -377,7 +377,7 @@ impl ClientCertVerifier for CallerVerifier {
         now: UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
         let chain = joined(end_entity, intermediates);
-        self.trust.verify(&chain, Role::Caller, now.as_secs())?;
+        self.trust.verify(&chain, Role::Client, now.as_secs())?;
         Ok(ClientCertVerified::assertion())
     }
 
@@ -404,13 +404,13 @@ impl ClientCertVerifier for CallerVerifier {
     }
 }
 
-impl std::fmt::Debug for CalledVerifier {
+impl std::fmt::Debug for ServerVerifier {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "CalledVerifier({:?})", self.demand)
     }
 }
 
-impl std::fmt::Debug for CallerVerifier {
+impl std::fmt::Debug for ClientVerifier {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("CallerVerifier")
     }

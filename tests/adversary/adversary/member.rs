@@ -63,14 +63,14 @@ impl Mesh {
 
 const TRACE: &str = "traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 
-/// A stranger that used the id of somebody else's request took the deadline away from it, or gave it another.
+/// An untrusted client that used the id of somebody else's request took the deadline away from it, or gave it another.
 #[test]
 fn ids_of_others_match_nothing_and_an_ambiguous_one_changes_nothing() {
     let mesh = Mesh::start(|manifests| ControlPlane::start_with_identity(manifests, &[]));
     for (id, other) in [("x-request-id: r1", "x-request-id: r2"), (TRACE, "x-request-id: r3")] {
         assert_eq!(mesh.calls(id), None, "nobody has sent it");
-        let stranger = mesh.hold(None, &[id, "x-deadline: 30000"]);
-        assert_eq!(mesh.calls(id), None, "{id}: a stranger's own");
+        let outside = mesh.hold(None, &[id, "x-deadline: 30000"]);
+        assert_eq!(mesh.calls(id), None, "{id}: an external client's own");
         let victim = mesh.hold(Some(&mesh.orders), &[id, "x-deadline: 40000"]);
         let left = mesh.calls(id);
         assert!(left.is_some_and(|left| (30_001..=40_000).contains(&left)), "{id}: {left:?}");
@@ -79,7 +79,7 @@ fn ids_of_others_match_nothing_and_an_ambiguous_one_changes_nothing() {
         let member = mesh.hold(Some(&mesh.mallory), &[id, "x-deadline: 20000"]);
         assert_eq!(mesh.calls(id), None, "{id}: whose it is is not known");
         assert_eq!(mesh.calls(other), None, "{other}");
-        drop((stranger, without, member));
+        drop((outside, without, member));
         eventually("only the victim's is left", || mesh.calls(id).is_some());
         drop(victim);
         eventually("none is left", || mesh.calls(id).is_none());

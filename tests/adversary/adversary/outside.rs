@@ -7,15 +7,17 @@ use http::Method;
 use outrigger_core::config::ValueMatch;
 use outrigger_core::config::{HostMatch, PathMatch, Protocol};
 use outrigger_core::policy::ServerPolicy;
-use outrigger_core::policy::access::{Access, Action, HeaderRule, Operation, Rule, TokenIssuer};
+use outrigger_core::policy::access::{
+    Access, AccessRule, Action, HeaderRule, Operation, TokenIssuer,
+};
 use outrigger_core::policy::rate_limit::{Key, RateLimitConfig, Strategy};
 
 use super::app::Seen;
 use super::bed::{Bed, Seat, run};
 use super::requests::h2;
 
-fn deny(to: Operation) -> Rule {
-    Rule {
+fn deny(to: Operation) -> AccessRule {
+    AccessRule {
         policy: "bank/deny".to_owned(),
         name: "no".to_owned(),
         action: Action::Deny,
@@ -259,7 +261,7 @@ fn an_upgrade_keeps_its_method() {
 /// A probe is what a kubelet sends and nothing more.
 #[test]
 fn a_probe_carries_nothing_past_the_rules() {
-    let everything = Rule { to: Vec::new(), ..deny(Operation::default()) };
+    let everything = AccessRule { to: Vec::new(), ..deny(Operation::default()) };
     let probe = "GET /healthz HTTP/1.1\r\nHost: 10.0.0.7:8080\r\nUser-Agent: kube-probe/1.34\r\nAccept: */*\r\n\
                  Connection: close\r\n";
     run(async {
@@ -301,7 +303,7 @@ fn a_probe_carries_nothing_past_the_rules() {
 /// The health check of gRPC likewise, and what a pod's author has named besides.
 #[test]
 fn a_grpc_probe_carries_nothing_past_the_rules_either() {
-    let everything = Rule { to: Vec::new(), ..deny(Operation::default()) };
+    let everything = AccessRule { to: Vec::new(), ..deny(Operation::default()) };
     let check = "/grpc.health.v1.Health/Check";
     let probe = |method, path| {
         vec![
@@ -411,7 +413,7 @@ fn nothing_arrives_before_the_first_configuration() {
 #[test]
 fn audit_changes_nothing() {
     let paths = vec![PathMatch::Exact("/admin".to_owned())];
-    let audited = Rule { audit: true, ..deny(Operation { paths, ..Operation::default() }) };
+    let audited = AccessRule { audit: true, ..deny(Operation { paths, ..Operation::default() }) };
     run(async {
         let bed = Bed::new(&[]);
         bed.configure(Protocol::Http1, Access { rules: vec![audited], ..Access::default() }, None);
@@ -430,7 +432,7 @@ fn headers_of_claims_cannot_be_forged() {
     let value = Some(ValueMatch::Exact("admin".to_owned()));
     let headers = vec![HeaderRule { name: header, value }];
     let admin =
-        Rule { action: Action::Allow, ..deny(Operation { headers, ..Operation::default() }) };
+        AccessRule { action: Action::Allow, ..deny(Operation { headers, ..Operation::default() }) };
     let issuer = TokenIssuer {
         issuer: "https://id.bank".to_owned(),
         audiences: Vec::new(),
@@ -466,7 +468,7 @@ fn max_streams(answer: &[u8]) -> Option<u32> {
 
 /// The streams of a hop are for another proxy alone.
 #[test]
-fn an_outsider_gets_the_streams_that_are_set_for_outsiders() {
+fn an_external_client_gets_the_streams_that_are_set_for_external_clients() {
     let get =
         h2(&[(":method", "GET"), (":scheme", "http"), (":path", "/"), (":authority", "a")], None);
     run(async {

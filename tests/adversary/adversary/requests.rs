@@ -1,7 +1,9 @@
 //! Requests as bytes: what no client library would write, on both protocols, and random ones.
 
 use outrigger_core::config::{HostMatch, PathMatch, ValueMatch};
-use outrigger_core::policy::access::{Access, Action, Caller, HeaderRule, Operation, Rule};
+use outrigger_core::policy::access::{
+    Access, AccessRule, Action, CallerMatch, HeaderRule, Operation,
+};
 use outrigger_tests::random::Random;
 
 const TARGETS: &[&str] = &[
@@ -294,12 +296,14 @@ pub fn access(random: &mut Random) -> Access {
         let action = action(random);
         let to = if random.once_in(8) { Vec::new() } else { vec![operation(random)] };
         let from = match random.below(6) {
-            0 => vec![Caller { authenticated: Some(false), ..Caller::default() }],
-            1 => vec![Caller { namespaces: vec!["bank".to_owned()], ..Caller::default() }],
+            0 => vec![CallerMatch { authenticated: Some(false), ..CallerMatch::default() }],
+            1 => {
+                vec![CallerMatch { namespaces: vec!["bank".to_owned()], ..CallerMatch::default() }]
+            }
             _ => Vec::new(),
         };
         let (policy, name) = ("bank/p".to_owned(), format!("rules[{i}]"));
-        Rule { policy, name, action, audit: random.once_in(6), from, to, claims: Vec::new() }
+        AccessRule { policy, name, action, audit: random.once_in(6), from, to, claims: Vec::new() }
     });
     let rules = rules.collect();
     Access { default: action(random), default_from: None, rules, tokens: Vec::new() }

@@ -61,7 +61,7 @@ fn a_name_that_was_inside_is_never_passed_outside() {
     let app = Echo::start("app");
     let rogue = Echo::start("rogue");
     let mut plane = ControlPlane::start(&[("web.yaml", &unmeshed("web", "", app.port))]);
-    // Whoever answers for these names outside.
+    // Anyone who answers for these names outside.
     let hosts = "127.0.0.1 localhost\n127.0.0.1 web.bank\n127.0.0.1 web.bank.svc\n\
         127.0.0.1 web.bank.svc.old.example\n127.0.0.1 web.elsewhere\n";
     let caller = Proxy::start_with_hosts(&plane, "caller", hosts);

@@ -116,7 +116,7 @@ fn an_answer_is_whole_or_an_error() {
     }
 }
 
-/// What only proxies say to each other is not believed of an app, nor told to a caller.
+/// What only proxies say to each other is not trusted of an app, nor told to a caller.
 #[test]
 fn an_app_does_not_speak_for_the_mesh() {
     let port = tcp(|mut stream| {

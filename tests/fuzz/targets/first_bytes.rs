@@ -11,7 +11,7 @@ use outrigger_proxy::stream::sniff::{Sniffer, Spoke};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 use tokio::runtime::Builder;
 
-/// Nobody waits here: whoever is not done by then has no end.
+/// Nobody waits here: anyone who is not done by then has no end.
 const LIMIT: Duration = Duration::from_secs(5);
 
 fuzz_target!(|input: &[u8]| {

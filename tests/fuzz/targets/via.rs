@@ -1,4 +1,4 @@
-//! The way that a request says to have come: what is believed is bounded, and one visit more is valid again or
+//! The way that a request says to have come: what is trusted is bounded, and one visit more is valid again or
 //! the end.
 #![no_main]
 

@@ -2,7 +2,7 @@
 //!
 //! `OUTRIGGER_RECORD_SKEW=1 cargo nextest run -p outrigger-tests --test skew recorded`
 //!
-//! A proxy that has registered talks to a control plane through a tap. Whoever changes what either says runs this
+//! A proxy that has registered talks to a control plane through a tap. Anyone who changes what either says runs this
 //! before a release; what older releases have said is never changed.
 
 use std::collections::BTreeSet;

@@ -116,7 +116,7 @@ impl Show<'_> {
     }
 
     /// Runs the bank's program in a pod until it ends; the lines that it printed.
-    fn errand(&self, name: &str, inject: &str, args: &[&str]) -> io::Result<Vec<Value>> {
+    fn one_off(&self, name: &str, inject: &str, args: &[&str]) -> io::Result<Vec<Value>> {
         let manifest = pod(name, inject, args);
         self.bank.kubectl.apply(&self.bank.with_images(&manifest))?;
         let done = "--for=jsonpath={.status.phase}=Succeeded";
@@ -135,7 +135,7 @@ fn normal(_show: &Show<'_>, _report: &mut Report) -> io::Result<()> {
 /// A client without identity is refused, and is told why.
 fn external_client(show: &Show<'_>, report: &mut Report) -> io::Result<()> {
     let call = ["calls", "--call=gateway=gateway.bank:8000/holdings/account-1@10", "--for=1s"];
-    let said = show.errand("external-client", "disabled", &call)?;
+    let said = show.one_off("external-client", "disabled", &call)?;
     let (sent, succeeded, forbidden) = calls(&said, "gateway");
     report.notes.push(format!("{forbidden} of {sent} requests without a proxy were refused"));
     // Where nothing is redirected, the app's own port is open beside its proxy's.
@@ -148,16 +148,16 @@ fn external_client(show: &Show<'_>, report: &mut Report) -> io::Result<()> {
 /// What ends by itself ends with its proxy, and its first request is one like all others.
 fn job(show: &Show<'_>, report: &mut Report) -> io::Result<()> {
     let call = ["calls", "--call=gateway=gateway.bank:8000/holdings/account-1@20", "--for=1s"];
-    let indented = pod("errand", "enabled", &call);
+    let indented = pod("one-off", "enabled", &call);
     let spec = indented.split_once("spec:\n").map(|(_, spec)| spec).unwrap_or_default();
     let spec: String = spec.lines().map(|line| format!("    {line}\n")).collect();
     let job = format!(
-        "apiVersion: batch/v1\nkind: Job\nmetadata: {{name: errand, namespace: {BANK}}}\n\
+        "apiVersion: batch/v1\nkind: Job\nmetadata: {{name: one-off, namespace: {BANK}}}\n\
          spec:\n  backoffLimit: 0\n  template:\n    spec:\n{spec}"
     );
     show.bank.kubectl.apply(&show.bank.with_images(&job))?;
-    show.kubectl(&["--namespace", BANK, "wait", "--for=condition=Complete", "job/errand", LIMIT])?;
-    let said = show.kubectl(&["--namespace", BANK, "logs", "job/errand", "--container=app"])?;
+    show.kubectl(&["--namespace", BANK, "wait", "--for=condition=Complete", "job/one-off", LIMIT])?;
+    let said = show.kubectl(&["--namespace", BANK, "logs", "job/one-off", "--container=app"])?;
     let (sent, succeeded, _) = calls(&lines(&said), "gateway");
     report.notes.push(format!("the Job is complete; {succeeded} of its {sent} requests succeeded"));
     report.expect(sent > 0 && succeeded == sent, "a request of the Job failed");
@@ -174,7 +174,7 @@ fn canary(show: &Show<'_>, report: &mut Report) -> io::Result<()> {
     let route = ["patch", "httproute", "market-data", "--type=json", "--patch", &patch];
     show.kubectl(&[&["--namespace", BANK][..], &route].concat())?;
     let rate = format!("--rate={}", show.rate.max(50));
-    let said = show.errand("canary", "enabled", &["load", "--sells=0", &rate, "--for=8s"])?;
+    let said = show.one_off("canary", "enabled", &["load", "--sells=0", &rate, "--for=8s"])?;
     let versions = said.iter().rev().find_map(|line| line["summary"]["versions"].as_object());
     let of = |name: &str| versions.and_then(|all| all.get(name)?.as_u64()).unwrap_or(0);
     let (v1, v2) = (of("v1"), of("v2"));

@@ -170,7 +170,7 @@ fn new_root(demo: &mut Demo, report: &mut Report, _end: Instant) -> Result<(), H
     refused(demo, report, &["remove-root", &old], "spiffe://")?;
     done_in_time(demo, report, &["remove-root", &old])?;
     let alone = demo.until(SEEN, |demo| {
-        demo.fleet.sidecars().iter().all(|(_, _, admin)| believes_only(*admin, &new))
+        demo.fleet.sidecars().iter().all(|(_, _, admin)| trusts_only(*admin, &new))
     })?;
     if alone {
         report.notes.push("every sidecar has a certificate under the new root alone".to_owned());
@@ -231,7 +231,7 @@ fn done_in_time(demo: &mut Demo, report: &mut Report, step: &[&str; 2]) -> Resul
     }
 }
 
-fn believes_only(sidecar: std::net::SocketAddr, root: &str) -> bool {
+fn trusts_only(sidecar: std::net::SocketAddr, root: &str) -> bool {
     let shown = http::get_json(sidecar, "/identity").unwrap_or_default();
     let under = shown["root"].as_str().is_some_and(|id| id.starts_with(root));
     under && shown["roots"].as_array().is_some_and(|roots| roots.len() == 1)

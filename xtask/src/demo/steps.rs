@@ -168,7 +168,7 @@ fn count_versions(demo: &Demo) -> (u64, u64) {
 
 /// Replicas leave as pods do, and new ones take their place.
 fn rolling(demo: &mut Demo, report: &mut Report, _end: Instant) -> Result<(), Halt> {
-    // Whoever leaves has requests in flight then, whose work is not done yet.
+    // Anyone who leaves has requests in flight then, whose work is not done yet.
     slow_down(demo, &["transactions", "fees"], SLOW_MS)?;
     demo.pause(SOON / 2)?;
     let mut gone = Vec::new();

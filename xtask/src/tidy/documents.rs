@@ -20,6 +20,18 @@ pub(crate) fn check_architecture(
     if lines > MAX_LINES {
         problems.push(format!("ARCHITECTURE.md: {lines} lines, at most {MAX_LINES}"));
     }
+    problems.extend(check_names("ARCHITECTURE.md", text, paths, code));
+    problems
+}
+
+/// What a page names between backticks and does not exist.
+pub(crate) fn check_names(
+    page: &str,
+    text: &str,
+    paths: &[PathBuf],
+    code: &[SourceFile],
+) -> Vec<String> {
+    let mut problems = Vec::new();
     let words: BTreeSet<&str> = code
         .iter()
         // What only this task names does not exist.
@@ -34,14 +46,20 @@ pub(crate) fn check_architecture(
             Kind::Symbol => {
                 name.split("::").all(|part| words.contains(part.trim_end_matches("()")))
             }
-            Kind::Folder => exists(name, paths) || tasks.contains(name),
+            Kind::Folder => exists(name, paths) || tasks.contains(name) || is_header(name, code),
             Kind::Prose => true,
         };
         if !known {
-            problems.push(format!("ARCHITECTURE.md:{number}: `{name}` does not exist"));
+            problems.push(format!("{page}:{number}: `{name}` does not exist"));
         }
     }
     problems
+}
+
+/// A header, which the code names in quotes.
+fn is_header(name: &str, code: &[SourceFile]) -> bool {
+    let quoted = format!("\"{name}\"");
+    name.contains('-') && code.iter().any(|(_, text)| text.contains(&quoted))
 }
 
 enum Kind {
@@ -55,7 +73,12 @@ enum Kind {
 
 fn kind(name: &str) -> Kind {
     let symbol = |c: char| is_word(c) || c == ':' || c == '(' || c == ')';
-    if name.contains([' ', '<', '*', '{']) {
+    let is_text = name.contains([' ', '<', '*', '{']) || name.contains("://");
+    if is_text
+        || name.starts_with(['-', '/'])
+        || name.starts_with("outrigger_")
+        || name.contains("/") && name.contains(':')
+    {
         Kind::Prose
     } else if name.contains('/') || name.ends_with(".rs") || name.ends_with(".md") {
         Kind::Path
@@ -93,6 +116,70 @@ fn is_word(c: char) -> bool {
     c.is_alphanumeric() || c == '_'
 }
 
+/// Questions that the page must have at least.
+const QUESTIONS: usize = 20;
+
+/// Problems of docs/questions.md: each row of its table names a file, and something that is defined there.
+pub(crate) fn check_questions(page: &str, code: &[SourceFile]) -> Vec<String> {
+    let mut problems = Vec::new();
+    let rows =
+        (1..).zip(page.lines()).filter(|(_, line)| line.starts_with("| ") && line.contains('`'));
+    let mut count = 0;
+    for (number, line) in rows {
+        count += 1;
+        let names: Vec<&str> = line.split('`').skip(1).step_by(2).collect();
+        let &[file, name] = names.as_slice() else {
+            problems.push(format!("docs/questions.md:{number}: needs a file and a name"));
+            continue;
+        };
+        let text = code.iter().find(|(path, _)| path == Path::new(file)).map(|(_, text)| text);
+        let last = name.rsplit("::").next().unwrap_or(name);
+        if !text.is_some_and(|text| text.lines().any(|line| defines(line, last))) {
+            problems.push(format!("docs/questions.md:{number}: {file} does not define `{name}`"));
+        }
+    }
+    if count < QUESTIONS {
+        problems.push(format!("docs/questions.md: {count} questions, at least {QUESTIONS}"));
+    }
+    problems
+}
+
+/// Whether a line defines a name: an item, or a row of a table made by a macro.
+fn defines(line: &str, name: &str) -> bool {
+    let Some((before, after)) = line.split_once(name) else { return false };
+    let before = before.trim_end();
+    let whole = !after.starts_with(is_word);
+    let items = ["fn", "struct", "enum", "trait", "static", "const", "type"];
+    let is_item = items.iter().any(|item| before == *item || before.ends_with(&format!(" {item}")));
+    whole && (is_item || before.is_empty() && after.starts_with(" = "))
+}
+
+/// Names of metrics in the proxy's code that are not in its table of metrics, given that.
+pub(crate) fn check_metrics(table: &str, code: &[SourceFile]) -> Vec<String> {
+    let mut problems = Vec::new();
+    let proxy = code.iter().filter(|(path, _)| path.starts_with("proxy/src"));
+    for (path, text) in proxy.filter(|(path, _)| !path.ends_with("metrics/table.rs")) {
+        let before_tests = text.lines().take_while(|line| *line != "#[cfg(test)]");
+        for (number, line) in (1..).zip(before_tests) {
+            for name in line.split('"').skip(1).step_by(2) {
+                let is_metric = name.starts_with("outrigger_") && name.chars().all(is_word);
+                // Crates are named in the same way.
+                if is_metric && !["outrigger_core", "outrigger_proxy"].contains(&name) {
+                    let problem = match table.contains(&format!("\"{name}\"")) {
+                        true => "take it from",
+                        false => "it is not in",
+                    };
+                    problems.push(format!(
+                        "{}:{number}: metric `{name}`: {problem} proxy/src/metrics/table.rs",
+                        path.display()
+                    ));
+                }
+            }
+        }
+    }
+    problems
+}
+
 /// Problems of docs/reasons.md, given core/src/reason.rs.
 pub(crate) fn check_reasons(code: &str, page: &str) -> Vec<String> {
     let reasons: BTreeSet<&str> = code.lines().filter_map(reason).collect();
@@ -122,6 +209,39 @@ fn reason(line: &str) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_answer_must_lead_to_a_definition() {
+        let code = [(
+            PathBuf::from("a/b.rs"),
+            "    pub async fn start(\nuse c::other;\n    Late = \"late\", X;".to_owned(),
+        )];
+        let row = |name: &str| format!("| Where? | `a/b.rs` | `{name}` |\n").repeat(QUESTIONS);
+        assert_eq!(check_questions(&row("X::start"), &code), Vec::<String>::new());
+        assert_eq!(check_questions(&row("Late"), &code), Vec::<String>::new());
+        for bad in ["other", "star", "started"] {
+            assert_eq!(check_questions(&row(bad), &code).len(), QUESTIONS, "{bad}");
+        }
+        assert_eq!(check_questions("| Where? | `a/b.rs` | `start` |", &code).len(), 1, "too few");
+    }
+
+    #[test]
+    fn a_metric_outside_of_its_table_is_found() {
+        let table = "RETRIES = \"outrigger_retries_total\", Counter;";
+        let file = |path: &str, text: &str| (PathBuf::from(path), text.to_owned());
+        let code = [
+            file(
+                "proxy/src/a.rs",
+                "let name = \"outrigger_new_total\";\n\"outrigger_retries_total\"",
+            ),
+            file("proxy/src/b.rs", "#[cfg(test)]\nlet name = \"outrigger_new_total\";"),
+            file("core/src/a.rs", "\"outrigger_new_total\""),
+        ];
+        let problems = check_metrics(table, &code);
+        assert_eq!(problems.len(), 2, "{problems:?}");
+        assert!(problems[0].contains("a.rs:1: metric `outrigger_new_total`: it is not in"));
+        assert!(problems[1].contains("take it from"));
+    }
 
     #[test]
     fn what_the_map_names_must_exist() {

@@ -1,4 +1,4 @@
-//! In which order the modules of a crate may use each other, so that none of them becomes a circle with
+//! In which order the modules of a crate may use each other, so that none of them becomes a cycle with
 //! others.
 
 use std::path::Path;

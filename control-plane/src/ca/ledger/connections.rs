@@ -13,7 +13,7 @@ pub(super) const NAME: &str = "connections.json";
 const FORMAT: u32 = 1;
 
 #[derive(Serialize, Deserialize)]
-struct File {
+struct ConnectionsFile {
     format: u32,
     /// Version of the document of roots that is in force.
     roots: Option<String>,
@@ -22,11 +22,11 @@ struct File {
     wanted: Vec<String>,
     /// Roots of each bundle that a connection names.
     bundles: BTreeMap<String, Vec<String>>,
-    connections: Vec<Line>,
+    connections: Vec<ConnectionLine>,
 }
 
 #[derive(Serialize, Deserialize)]
-struct Line {
+struct ConnectionLine {
     identity: String,
     node: Option<String>,
     peer: String,
@@ -37,7 +37,7 @@ struct Line {
 
 pub(super) fn encode<'a>(standing: &Standing, open: impl Iterator<Item = &'a Open>) -> Vec<u8> {
     let mut bundles = BTreeMap::new();
-    let lines = open.map(|open| Line {
+    let lines = open.map(|open| ConnectionLine {
         identity: open.identity.to_string(),
         node: open.node.clone(),
         peer: open.peer.to_string(),
@@ -49,7 +49,7 @@ pub(super) fn encode<'a>(standing: &Standing, open: impl Iterator<Item = &'a Ope
         }),
     });
     let connections = lines.collect();
-    let file = File {
+    let file = ConnectionsFile {
         format: FORMAT,
         roots: standing.roots.as_ref().map(|version| version.as_str().to_owned()),
         issuing: standing.issuing.map(|root| root.full()),
@@ -62,7 +62,7 @@ pub(super) fn encode<'a>(standing: &Standing, open: impl Iterator<Item = &'a Ope
 
 /// `None` of what is damaged.
 pub(super) fn decode(bytes: &[u8]) -> Option<(Standing, Vec<Open>)> {
-    let file: File = serde_json::from_slice(bytes).ok()?;
+    let file: ConnectionsFile = serde_json::from_slice(bytes).ok()?;
     if file.format != FORMAT {
         return None;
     }

@@ -60,7 +60,7 @@ pub struct Standing {
 
 /// What is known of one replica.
 #[derive(Debug, Default)]
-pub(super) struct Part {
+pub(super) struct LedgerPart {
     pub(super) nodes: BTreeMap<NodeId, Node>,
     /// Certificates were lost; what was there may be valid until then.
     pub(super) lost_until: Option<SystemTime>,
@@ -72,7 +72,7 @@ pub(super) struct Part {
 }
 
 /// The parts of all replicas but this one.
-pub(super) type Others = BTreeMap<ReplicaName, Part>;
+pub(super) type OtherParts = BTreeMap<ReplicaName, LedgerPart>;
 
 impl Node {
     /// Puts the newer certificate and the later acknowledgement together.
@@ -93,7 +93,7 @@ impl Open {
     }
 }
 
-impl Part {
+impl LedgerPart {
     /// Whether a certificate of it may be valid still.
     pub(super) fn is_needed(&self, now: SystemTime) -> bool {
         self.nodes.values().any(|node| node.not_after > now)

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::SystemTime;
 
-use super::part::{Acknowledged, Node, NodeId, Open, Part};
+use super::part::{Acknowledged, LedgerPart, Node, NodeId, Open};
 use super::{Inner, Ledger, shown};
 use crate::ca::root::RootId;
 use crate::replica::ReplicaName;
@@ -11,7 +11,7 @@ use crate::store::Version;
 
 /// One line of the ledger, for people.
 #[derive(Clone, Debug)]
-pub struct Line {
+pub struct LedgerLine {
     pub id: NodeId,
     pub node: Node,
     pub connected: bool,
@@ -30,11 +30,11 @@ pub struct Other {
 
 impl Ledger {
     /// Every unexpired certificate.
-    pub fn lines(&self, now: SystemTime) -> Vec<Line> {
+    pub fn lines(&self, now: SystemTime) -> Vec<LedgerLine> {
         let inner = self.lock();
         let open: BTreeSet<NodeId> = inner.all_open().filter_map(|(_, open)| open.id()).collect();
         let nodes = inner.all_nodes().into_iter().filter(|(_, node)| node.not_after > now);
-        nodes.map(|(id, node)| Line { connected: open.contains(&id), id, node }).collect()
+        nodes.map(|(id, node)| LedgerLine { connected: open.contains(&id), id, node }).collect()
     }
 
     /// Every other replica with identities, as it was at the last look.
@@ -164,7 +164,7 @@ impl Ledger {
 }
 
 impl Inner {
-    fn alive(&self) -> impl Iterator<Item = (&ReplicaName, &Part)> {
+    fn alive(&self) -> impl Iterator<Item = (&ReplicaName, &LedgerPart)> {
         self.others.iter().filter(|(_, part)| part.is_alive && part.standing.is_some())
     }
 

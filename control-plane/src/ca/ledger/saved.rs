@@ -12,14 +12,14 @@ pub(super) const NAME: &str = "certificates.json";
 const FORMAT: u32 = 1;
 
 #[derive(Serialize, Deserialize)]
-struct File {
+struct LedgerFile {
     format: u32,
     lost_until: Option<u64>,
-    nodes: Vec<Line>,
+    nodes: Vec<NodeLine>,
 }
 
 #[derive(Serialize, Deserialize)]
-struct Line {
+struct NodeLine {
     node: String,
     identity: String,
     root: String,
@@ -27,11 +27,11 @@ struct Line {
     #[serde(default)]
     issued: u64,
     not_after: u64,
-    bundle: Option<Bundle>,
+    bundle: Option<SavedBundle>,
 }
 
 #[derive(Serialize, Deserialize)]
-struct Bundle {
+struct SavedBundle {
     version: String,
     roots: Vec<String>,
     /// Milliseconds; missing in what earlier versions wrote.
@@ -42,26 +42,26 @@ struct Bundle {
 pub(super) type Nodes = BTreeMap<NodeId, Node>;
 
 pub(super) fn encode(nodes: &Nodes, lost_until: Option<SystemTime>) -> Vec<u8> {
-    let lines = nodes.iter().map(|(id, node)| Line {
+    let lines = nodes.iter().map(|(id, node)| NodeLine {
         node: id.node.clone(),
         identity: id.identity.to_string(),
         root: node.root.full(),
         issued: node.issued,
         not_after: seconds(node.not_after),
-        bundle: node.bundle.as_ref().map(|bundle| Bundle {
+        bundle: node.bundle.as_ref().map(|bundle| SavedBundle {
             version: bundle.version.clone(),
             roots: bundle.roots.iter().map(RootId::full).collect(),
             at: bundle.at,
         }),
     });
     let lost_until = lost_until.map(seconds);
-    let file = File { format: FORMAT, lost_until, nodes: lines.collect() };
+    let file = LedgerFile { format: FORMAT, lost_until, nodes: lines.collect() };
     serde_json::to_vec(&file).expect("invariant: text and numbers are JSON")
 }
 
 /// `None` of what is damaged.
 pub(super) fn decode(bytes: &[u8]) -> Option<(Nodes, Option<SystemTime>)> {
-    let file: File = serde_json::from_slice(bytes).ok()?;
+    let file: LedgerFile = serde_json::from_slice(bytes).ok()?;
     if file.format != FORMAT {
         return None;
     }

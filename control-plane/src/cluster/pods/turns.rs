@@ -12,13 +12,13 @@ pub(super) const AFTER_FAILURE: Duration = Duration::from_secs(600);
 
 /// Who waits after an upgrade that failed.
 #[derive(Debug, Default)]
-pub(super) struct Pauses {
+pub(super) struct UpgradePauses {
     all: Option<Instant>,
     /// Of namespaces in which one has failed, for as long as this replica has the lease.
     namespaces: HashMap<String, Instant>,
 }
 
-impl Pauses {
+impl UpgradePauses {
     /// Whether all wait, and not that namespace alone: the first failure of a namespace says something about the new
     /// proxy, a further one about the namespace. So nobody who makes his own pods fail holds up the others for ever.
     pub(super) fn failed(&mut self, namespace: &str, now: Instant) -> bool {
@@ -62,7 +62,7 @@ mod tests {
 
     #[test]
     fn the_first_failure_of_a_namespace_holds_up_all_and_a_further_one_itself_alone() {
-        let (mut pauses, start) = (Pauses::default(), Instant::now());
+        let (mut pauses, start) = (UpgradePauses::default(), Instant::now());
         assert!(pauses.may_begin("bank", start));
         assert!(pauses.failed("evil", start));
         let soon = start + AFTER_FAILURE / 2;

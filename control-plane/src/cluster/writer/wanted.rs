@@ -9,18 +9,18 @@ use serde_json::{Value, json};
 
 use super::CONTROLLER;
 use crate::object::{Kind, ObjectId};
-use crate::status::Status;
-use crate::status::conditions::{self, Condition};
+use crate::status::ObjectStatus;
+use crate::status::conditions::{self, ObjectCondition};
 
 /// The status that an object is to have.
 pub(super) enum Wanted {
-    Own(Vec<Condition>),
-    Route(Arc<Status>),
+    Own(Vec<ObjectCondition>),
+    Route(Arc<ObjectStatus>),
 }
 
 impl Wanted {
     /// Everything that it consists of, to be compared.
-    pub(super) fn all(&self) -> Vec<Vec<Condition>> {
+    pub(super) fn all(&self) -> Vec<Vec<ObjectCondition>> {
         match self {
             Self::Own(conditions) => vec![conditions.clone()],
             Self::Route(status) => {
@@ -35,7 +35,7 @@ impl Wanted {
     }
 }
 
-pub(super) fn wanted(id: &ObjectId, status: &Arc<Status>) -> Wanted {
+pub(super) fn wanted(id: &ObjectId, status: &Arc<ObjectStatus>) -> Wanted {
     match id.kind {
         Kind::HttpRoute | Kind::GrpcRoute | Kind::TlsRoute | Kind::TcpRoute => {
             Wanted::Route(status.clone())
@@ -55,7 +55,7 @@ pub(super) fn wanted(id: &ObjectId, status: &Arc<Status>) -> Wanted {
 
 /// Conditions as they are written. The time is that of the last change of `status`.
 pub(super) fn stamped(
-    new: &[Condition],
+    new: &[ObjectCondition],
     old: &Value,
     generation: i64,
     now: Timestamp,
@@ -100,10 +100,10 @@ pub(super) fn same(new: &[Written], old: &Value) -> bool {
 
 /// The entries of a route's status: other controllers' as they are, and ours anew.
 pub(super) fn parents(
-    status: &Status,
+    status: &ObjectStatus,
     refs: &Value,
     before: &Value,
-    stamped: impl Fn(&[Condition], &Value) -> Vec<Written>,
+    stamped: impl Fn(&[ObjectCondition], &Value) -> Vec<Written>,
 ) -> Value {
     let before = before.as_array().map(Vec::as_slice).unwrap_or_default();
     let is_ours = |entry: &&Value| entry["controllerName"] == CONTROLLER;

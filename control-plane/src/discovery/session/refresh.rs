@@ -7,8 +7,8 @@ use outrigger_core::name::{DestinationName, EndpointId};
 use outrigger_proto::wire;
 
 use super::{
-    Endpoints, Held, MARKER_VERSION, MAX_NAME, NAMES_AT_ONCE, Session, Target, endpoints_of,
-    marker, single_dep, version_of,
+    Endpoints, HeldDestination, MARKER_VERSION, MAX_NAME, NAMES_AT_ONCE, NameTarget, Session,
+    endpoints_of, marker, single_dep, version_of,
 };
 use crate::discovery::outbox::{Outbox, resource};
 use crate::index::{Dep, PortId, Resolution};
@@ -64,7 +64,7 @@ impl Session {
         name: &Arc<str>,
         new: Resolution,
         view: &mut View<'_>,
-    ) -> Option<Target> {
+    ) -> Option<NameTarget> {
         // Begun before the old ones end: what is in both goes on.
         let deps = new.deps.iter().map(|dep| self.interests.add_name(dep, name, view)).collect();
         let target = new.target.map(|target| {
@@ -73,7 +73,7 @@ impl Session {
             let shared = || view.destination(&target.name).map(|whole| whole.name.clone());
             let shared = known.or_else(shared);
             let pin = target.pin.map(Box::new);
-            Target { name: shared.unwrap_or_else(|| Arc::new(target.name)), pin }
+            NameTarget { name: shared.unwrap_or_else(|| Arc::new(target.name)), pin }
         });
         let state = self.names.get_mut(name)?;
         let old_deps: Box<[Arc<Dep>]> = std::mem::replace(&mut state.deps, deps);
@@ -92,8 +92,8 @@ impl Session {
     }
 
     /// Notes which endpoint is dialled by a name of its own.
-    pub(super) fn move_pin(&mut self, old: Option<&Target>, new: Option<&Target>) {
-        let pin = |target: Option<&Target>| {
+    pub(super) fn move_pin(&mut self, old: Option<&NameTarget>, new: Option<&NameTarget>) {
+        let pin = |target: Option<&NameTarget>| {
             let target = target?;
             Some((PortId::from(&*target.name), (**target.pin.as_ref()?).clone()))
         };
@@ -115,7 +115,7 @@ impl Session {
         }
     }
 
-    fn hold(&mut self, name: &Arc<DestinationName>, view: &View<'_>) -> &mut Held {
+    fn hold(&mut self, name: &Arc<DestinationName>, view: &View<'_>) -> &mut HeldDestination {
         if !self.destinations.contains_key(name) {
             self.interests.add(&Dep::Service(PortId::from(&**name).service), view);
         }
@@ -123,7 +123,7 @@ impl Session {
     }
 
     /// The proxy no longer has a destination, or is about to be told so.
-    pub(super) fn drop_destination(&mut self, name: &DestinationName) -> Option<Held> {
+    pub(super) fn drop_destination(&mut self, name: &DestinationName) -> Option<HeldDestination> {
         let (name, held) = self.destinations.remove_entry(name)?;
         self.interests.remove(&Dep::Service(PortId::from(&*name).service));
         self.needed.replace(endpoints_of(&held.sent), &[]);
@@ -139,7 +139,7 @@ impl Session {
     fn must_go_on(&mut self, name: &DestinationName) -> bool {
         let Some(successors) = self.retiring.get_mut(name) else { return false };
         let destinations = &self.destinations;
-        let waits = |held: &Held| held.acknowledged.is_none();
+        let waits = |held: &HeldDestination| held.acknowledged.is_none();
         successors.retain(|successor| destinations.get(successor).is_some_and(waits));
         let sent = destinations.get(name).is_some_and(|held| held.sent.is_some());
         if successors.is_empty() || !sent {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use outrigger_core::name::DestinationName;
 
-use super::{Held, Session};
+use super::{HeldDestination, Session};
 use crate::index::{Dep, PortId};
 use crate::object::ServiceId;
 use crate::publish::{Answers, Handle, Publisher};
@@ -50,9 +50,9 @@ impl Session {
 
 /// The destinations of one Service.
 pub(super) fn of_service<'a>(
-    all: &'a BTreeMap<Arc<DestinationName>, Held>,
+    all: &'a BTreeMap<Arc<DestinationName>, HeldDestination>,
     service: &'a ServiceId,
-) -> impl Iterator<Item = (&'a Arc<DestinationName>, &'a Held)> {
+) -> impl Iterator<Item = (&'a Arc<DestinationName>, &'a HeldDestination)> {
     let from = PortId::new(service, 0).destination();
     all.range(from..)
         .take_while(|(name, _)| name.namespace == service.namespace && name.service == service.name)

@@ -4,38 +4,38 @@ use outrigger_core::name::DestinationName;
 use outrigger_proto::wire;
 use serde_json::{Value, json};
 
-use super::{Held, Session, marker, version_of};
-use crate::publish::Answer;
+use super::{HeldDestination, Session, marker, version_of};
+use crate::publish::Acknowledgement;
 
-impl Held {
+impl HeldDestination {
     /// What the proxy made of what it was sent last; none: it was sent nothing.
-    pub(super) fn answer(&self) -> Option<Answer<'_>> {
+    pub(super) fn answer(&self) -> Option<Acknowledgement<'_>> {
         self.sent.as_ref()?;
         Some(match &self.refused {
-            Some(reason) => Answer::Refused(reason),
+            Some(reason) => Acknowledgement::Refused(reason),
             None if version_of(&self.sent) == version_of(&self.acknowledged) => {
-                Answer::Acknowledged
+                Acknowledgement::Acknowledged
             }
-            None => Answer::Pending,
+            None => Acknowledgement::Pending,
         })
     }
 }
 
 impl Session {
     /// The destinations that the proxy was sent, and what it made of what it was sent last.
-    pub fn answers(&self) -> impl Iterator<Item = (&DestinationName, Answer<'_>)> {
+    pub fn answers(&self) -> impl Iterator<Item = (&DestinationName, Acknowledgement<'_>)> {
         let all = self.destinations.iter();
         all.filter_map(|(name, held)| Some((&**name, held.answer()?)))
     }
 
     /// What the proxy has made of its own ports, by workload.
-    pub fn inbound_answers(&self) -> impl Iterator<Item = (&str, Answer<'_>)> {
+    pub fn inbound_answers(&self) -> impl Iterator<Item = (&str, Acknowledgement<'_>)> {
         let inbounds = self.singles.iter().filter(|((kind, _), _)| kind == wire::INBOUND);
         inbounds.filter(|(_, single)| single.sent.is_some()).map(|((_, uid), single)| {
             let answer = match &single.objection {
-                Some(reason) => Answer::Refused(reason),
-                None if single.sent == single.acknowledged => Answer::Acknowledged,
-                None => Answer::Pending,
+                Some(reason) => Acknowledgement::Refused(reason),
+                None if single.sent == single.acknowledged => Acknowledgement::Acknowledged,
+                None => Acknowledgement::Pending,
             };
             (uid.as_str(), answer)
         })

@@ -11,34 +11,34 @@ use serde::Deserialize;
 use tokio::task::JoinHandle;
 
 use super::resources::{RESOURCES, Resource};
-use super::watch::{Failures, Observation, Watcher, events};
+use super::watch::{Failures, Observation, WatchContext, events};
 use crate::object::Kind;
 
 /// What is read of a CustomResourceDefinition.
 #[derive(Clone, Debug, Deserialize)]
-pub(super) struct Spec {
+pub(super) struct CrdSpec {
     #[serde(default)]
-    versions: Vec<Version>,
+    versions: Vec<CrdVersion>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
-struct Version {
+struct CrdVersion {
     name: String,
     #[serde(default)]
     served: bool,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
-pub(super) struct Status {
+pub(super) struct CrdStatus {
     #[serde(default)]
     conditions: Vec<Condition>,
 }
 
-type Definition = Object<Spec, Status>;
+type Definition = Object<CrdSpec, CrdStatus>;
 
 /// The watches that run.
 struct Running {
-    watcher: Watcher,
+    watcher: WatchContext,
     builtin: Vec<JoinHandle<()>>,
     defined: BTreeMap<Kind, (ApiResource, JoinHandle<()>)>,
     /// Kinds whose definition this listing has shown.
@@ -46,7 +46,7 @@ struct Running {
 }
 
 /// Watches everything until dropped.
-pub(super) async fn run(watcher: Watcher) {
+pub(super) async fn run(watcher: WatchContext) {
     let definitions = ApiResource {
         group: "apiextensions.k8s.io".to_owned(),
         version: "v1".to_owned(),

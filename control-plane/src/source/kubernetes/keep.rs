@@ -8,9 +8,9 @@ use std::time::Instant;
 use kube::core::ApiResource;
 use tokio::sync::{Notify, mpsc, watch as cell};
 
-use super::Synced;
+use super::SyncState;
 use super::resources::RESOURCES;
-use super::watch::{Observation, Seen};
+use super::watch::{Observation, SeenObject};
 use crate::metrics::{KindLabel, Metrics};
 use crate::object::{Kind, Object, ObjectId};
 use crate::problems::{Problem, Problems};
@@ -85,9 +85,9 @@ pub(super) struct Keeper {
     problems: Arc<Problems>,
     metrics: Arc<Metrics>,
     generations: Arc<Generations>,
-    synced: cell::Sender<Synced>,
+    synced: cell::Sender<SyncState>,
     /// Every object that is there.
-    known: BTreeMap<ObjectId, Known>,
+    known: BTreeMap<ObjectId, KnownObject>,
     /// Of each kind that is being listed: what the list has shown so far.
     listing: HashMap<Kind, BTreeSet<ObjectId>>,
     /// Kinds that are watched and have been listed at least once.
@@ -98,7 +98,7 @@ pub(super) struct Keeper {
 }
 
 #[derive(Clone, Copy, Debug, Default)]
-struct Known {
+struct KnownObject {
     /// A version of it that was right is in force.
     is_in_force: bool,
     /// Something is written down about it in [`Problems`].
@@ -118,7 +118,7 @@ impl Keeper {
         problems: Arc<Problems>,
         metrics: Arc<Metrics>,
         generations: Arc<Generations>,
-        synced: cell::Sender<Synced>,
+        synced: cell::Sender<SyncState>,
     ) -> Self {
         let keeper = Self {
             publisher,
@@ -179,8 +179,8 @@ impl Keeper {
         }
     }
 
-    fn see(&mut self, seen: Seen, batch: &mut Batch) {
-        let Seen { id, generation, reading, closed } = seen;
+    fn see(&mut self, seen: SeenObject, batch: &mut Batch) {
+        let SeenObject { id, generation, reading, closed } = seen;
         if let Some(shown) = self.listing.get_mut(&id.kind) {
             shown.insert(id.clone());
         }
@@ -292,7 +292,7 @@ impl Keeper {
                 "everything that the cluster holds is in force"
             );
         }
-        self.synced.send_replace(Synced { is_done, missing });
+        self.synced.send_replace(SyncState { is_done, missing });
     }
 }
 

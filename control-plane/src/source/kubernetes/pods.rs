@@ -20,19 +20,19 @@ const OWN_IMAGE: &str = "outrigger.dev/proxy-image";
 const MAX_MESSAGE: usize = 512;
 
 #[derive(Debug, Default)]
-pub struct Pods(Mutex<State>);
+pub struct Pods(Mutex<PodsState>);
 
 #[derive(Debug, Default)]
-struct State {
+struct PodsState {
     /// Those that ask for proxies.
     asking: HashSet<String>,
-    pods: HashMap<ObjectId, Pod>,
+    pods: HashMap<ObjectId, InjectedPod>,
     /// Pods that have been seen while all are listed.
     listed: Option<HashSet<ObjectId>>,
 }
 
 #[derive(Debug)]
-struct Pod {
+struct InjectedPod {
     uid: String,
     /// It should have a proxy whatever its namespace says.
     asks: bool,
@@ -40,11 +40,11 @@ struct Pod {
     would: bool,
     /// It is injected, runs and is ready.
     is_upgradable: bool,
-    proxy: Option<Proxy>,
+    proxy: Option<ProxyContainer>,
 }
 
 #[derive(Debug)]
-struct Proxy {
+struct ProxyContainer {
     image: String,
     /// The pod has chosen the image.
     is_own_image: bool,
@@ -88,7 +88,7 @@ impl FindingKind {
 
 /// All pods as they were when it was asked.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Review {
+pub struct PodReview {
     /// Pods with a proxy of which nothing is to be said.
     pub meshed: usize,
     /// In the order of their names.
@@ -122,7 +122,7 @@ impl Pods {
                 };
             }
             Kind::Pod => {
-                let pod = Pod::read(object);
+                let pod = InjectedPod::read(object);
                 let mut state = lock(&self.0);
                 if let Some(listed) = &mut state.listed {
                     listed.insert(id.clone());
@@ -146,9 +146,9 @@ impl Pods {
     }
 
     /// `image`: of the proxies that new pods get.
-    pub fn review(&self, image: &str) -> Review {
+    pub fn review(&self, image: &str) -> PodReview {
         let state = lock(&self.0);
-        let mut review = Review::default();
+        let mut review = PodReview::default();
         let mut findings = BTreeMap::new();
         for (id, pod) in &state.pods {
             let should = pod.asks || (pod.would && state.asking.contains(&id.namespace));
@@ -172,7 +172,7 @@ impl Pods {
     }
 }
 
-impl Pod {
+impl InjectedPod {
     /// None: it has ended, or is about to.
     fn read(object: &Value) -> Option<Self> {
         let metadata = &object["metadata"];
@@ -193,7 +193,7 @@ impl Pod {
             is_upgradable: phase == Some("Running")
                 && metadata["annotations"][INJECTED].is_string()
                 && is_ready(object),
-            proxy: Proxy::read(object),
+            proxy: ProxyContainer::read(object),
         };
         // Most pods of a cluster may be nothing to the mesh.
         (pod.asks || pod.would || pod.proxy.is_some()).then_some(pod)
@@ -220,7 +220,7 @@ impl Pod {
     }
 }
 
-impl Proxy {
+impl ProxyContainer {
     fn read(pod: &Value) -> Option<Self> {
         let all = pod["spec"]["initContainers"].as_array().into_iter().flatten();
         let named = |name: &str| all.clone().find(|container| container["name"] == name);
@@ -333,14 +333,14 @@ mod tests {
         );
         assert_eq!(found(&pods, "proxy:1").len(), 1, "the pod's own word stands");
         pods.gone(&plain_id);
-        assert_eq!(pods.review("proxy:1"), Review::default());
+        assert_eq!(pods.review("proxy:1"), PodReview::default());
     }
 
     #[test]
     fn an_old_proxy_is_named_unless_the_pod_chose_it() {
         let (pods, orders) = (Pods::default(), id(Kind::Pod, "orders"));
         pods.see(&orders, &pod(|_| {}));
-        assert_eq!(pods.review("proxy:1"), Review { meshed: 1, findings: Vec::new() });
+        assert_eq!(pods.review("proxy:1"), PodReview { meshed: 1, findings: Vec::new() });
         assert_eq!(found(&pods, "proxy:2"), [("orders".to_owned(), FindingKind::ProxyOutdated)]);
         pods.see(
             &orders,

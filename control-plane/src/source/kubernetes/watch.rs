@@ -39,14 +39,14 @@ pub(super) enum Observation {
     Undefined(Kind),
     /// All objects of a kind follow, up to [`Self::Listed`].
     Listing(Kind),
-    Seen(Box<Seen>),
+    Seen(Box<SeenObject>),
     Gone(ObjectId),
     Listed(Kind),
 }
 
 /// An object in some version.
 #[derive(Debug)]
-pub(super) struct Seen {
+pub(super) struct SeenObject {
     pub(super) id: ObjectId,
     pub(super) generation: Option<i64>,
     pub(super) reading: Reading,
@@ -56,7 +56,7 @@ pub(super) struct Seen {
 
 /// What every watch works with.
 #[derive(Clone)]
-pub(super) struct Watcher {
+pub(super) struct WatchContext {
     pub(super) client: Client,
     pub(super) generations: Arc<Generations>,
     pub(super) pods: Arc<Pods>,
@@ -65,7 +65,7 @@ pub(super) struct Watcher {
     pub(super) local: LocalEndpoints,
 }
 
-impl Watcher {
+impl WatchContext {
     /// Watches a kind until the process ends or the task is aborted.
     pub(super) async fn run(self, kind: Kind, resource: ApiResource) {
         let api = Api::<DynamicObject>::all_with(self.client.clone(), &resource);
@@ -115,7 +115,7 @@ impl Watcher {
         }
     }
 
-    fn see(&self, kind: Kind, mut object: DynamicObject) -> Seen {
+    fn see(&self, kind: Kind, mut object: DynamicObject) -> SeenObject {
         let (id, generation) = (id(kind, &object), object.metadata.generation);
         // The largest parts, and nothing here looks at them.
         object.metadata.managed_fields = None;
@@ -130,7 +130,7 @@ impl Watcher {
         let reading = read(kind, &value, is_small, self.local);
         let is_wrong = reading.object.is_none() && kind == Kind::AccessPolicy;
         let closed = is_wrong.then(|| closed::of_object(&id, &value));
-        Seen { id, generation, reading, closed }
+        SeenObject { id, generation, reading, closed }
     }
 }
 
@@ -152,15 +152,15 @@ pub(super) fn events<K>(
 where
     K: kube::Resource + Clone + DeserializeOwned + std::fmt::Debug + Send + 'static,
 {
-    watcher::watcher(api, watcher::Config::default()).backoff(Pauses { next: FIRST_PAUSE })
+    watcher::watcher(api, watcher::Config::default()).backoff(WatchBackoff { next: FIRST_PAUSE })
 }
 
 /// Pauses after failures, each up to twice the one before.
-struct Pauses {
+struct WatchBackoff {
     next: Duration,
 }
 
-impl Iterator for Pauses {
+impl Iterator for WatchBackoff {
     type Item = Duration;
 
     fn next(&mut self) -> Option<Duration> {
@@ -173,7 +173,7 @@ impl Iterator for Pauses {
     }
 }
 
-impl Backoff for Pauses {
+impl Backoff for WatchBackoff {
     fn reset(&mut self) {
         self.next = FIRST_PAUSE;
     }

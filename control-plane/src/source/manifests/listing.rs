@@ -13,7 +13,7 @@ const MAX_DEPTH: usize = 16;
 /// What there is in the folder.
 #[derive(Debug, Default)]
 pub(super) struct Listing {
-    pub(super) files: BTreeMap<PathBuf, Stamp>,
+    pub(super) files: BTreeMap<PathBuf, ManifestStamp>,
     /// Folders to watch, with symbolic links resolved, and the path by which their files are
     /// known; none where only links lead.
     pub(super) folders: BTreeMap<PathBuf, Option<PathBuf>>,
@@ -57,7 +57,7 @@ impl Listing {
                 {
                     self.folders.entry(parent.to_owned()).or_default();
                 }
-                self.files.insert(path, Stamp::from(&meta));
+                self.files.insert(path, ManifestStamp::from(&meta));
             }
         }
         Ok(())
@@ -73,14 +73,14 @@ pub(super) fn is_manifest(path: &Path) -> bool {
 
 /// Differs when the content may differ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Stamp {
+pub(super) struct ManifestStamp {
     pub(super) inode: u64,
     size: u64,
     modified: (i64, i64),
     changed: (i64, i64),
 }
 
-impl Stamp {
+impl ManifestStamp {
     /// Whether it was written less than `age` ago.
     pub(super) fn is_younger_than(&self, age: Duration) -> bool {
         let (seconds, nanos) = self.modified;
@@ -93,7 +93,7 @@ impl Stamp {
     }
 }
 
-impl From<&Metadata> for Stamp {
+impl From<&Metadata> for ManifestStamp {
     fn from(meta: &Metadata) -> Self {
         Self {
             inode: meta.ino(),

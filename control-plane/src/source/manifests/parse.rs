@@ -99,7 +99,7 @@ struct ListLines {
 }
 
 /// A document, or one item of a list in it.
-struct Place<'a> {
+struct DocumentPlace<'a> {
     /// Lines of the file before the document.
     before: u64,
     text: &'a str,
@@ -135,7 +135,7 @@ impl Parser<'_> {
             Ok(value) => (value, None),
             Err(error) => (Value::Null, Some(error)),
         };
-        let place = Place { before, text, value: &value, prefix: String::new(), first };
+        let place = DocumentPlace { before, text, value: &value, prefix: String::new(), first };
         match error {
             Some(error) => {
                 let unread = closed::of_text(text, self.file, before + first);
@@ -147,15 +147,15 @@ impl Parser<'_> {
         }
     }
 
-    fn list(&mut self, place: &Place<'_>) {
+    fn list(&mut self, place: &DocumentPlace<'_>) {
         let lines = serde_saphyr::from_str::<ListLines>(place.text).map_or(Vec::new(), |l| l.items);
         for (i, value) in place.value["items"].as_array().into_iter().flatten().enumerate() {
             let first = lines.get(i).map_or(place.first, |item| item.referenced.line());
-            self.typed(&Place { value, prefix: format!("items[{i}]."), first, ..*place });
+            self.typed(&DocumentPlace { value, prefix: format!("items[{i}]."), first, ..*place });
         }
     }
 
-    fn typed(&mut self, place: &Place<'_>) {
+    fn typed(&mut self, place: &DocumentPlace<'_>) {
         let [api_version, kind] = ["apiVersion", "kind"].map(|name| place.value[name].as_str());
         let (Some(api_version), Some(kind)) = (api_version, kind) else {
             let missing = if api_version.is_none() { "apiVersion" } else { "kind" };
@@ -172,7 +172,7 @@ impl Parser<'_> {
     }
 
     /// A kind that is not one of those here: nobody's business, unless it is meant for us.
-    fn unknown(&mut self, place: &Place<'_>, api_version: &str, kind: &str) {
+    fn unknown(&mut self, place: &DocumentPlace<'_>, api_version: &str, kind: &str) {
         let group = api_version.split_once('/').map_or("", |(group, _)| group);
         let is_policy = closed::is_meant(kind);
         if group != translate::GROUP && !(is_policy && group.is_empty()) {
@@ -199,7 +199,7 @@ impl Parser<'_> {
 
     /// An object that is wrong: its last good version stays in force. An AccessPolicy without one lets
     /// nobody in.
-    fn reject(&mut self, place: &Place<'_>, kind: Kind, id: Option<ObjectId>) {
+    fn reject(&mut self, place: &DocumentPlace<'_>, kind: Kind, id: Option<ObjectId>) {
         let id = id.or_else(|| identity(kind, place.value));
         if kind != Kind::AccessPolicy {
             match id {
@@ -223,7 +223,7 @@ impl Parser<'_> {
         }
     }
 
-    fn object(&mut self, place: &Place<'_>, kind: Kind) {
+    fn object(&mut self, place: &DocumentPlace<'_>, kind: Kind) {
         let is_small = place.text.len() <= MAX_RESOURCE;
         let Reading { id, object, problems } = read(kind, place.value, is_small, self.local);
         for (severity, error) in problems {
@@ -235,14 +235,14 @@ impl Parser<'_> {
         }
     }
 
-    fn unreadable(&mut self, place: &Place<'_>, error: ReadError) {
+    fn unreadable(&mut self, place: &DocumentPlace<'_>, error: ReadError) {
         self.parsed.unreadable = true;
         self.problem(place, None, Severity::Error, error);
     }
 
     fn problem(
         &mut self,
-        place: &Place<'_>,
+        place: &DocumentPlace<'_>,
         object: Option<&ObjectId>,
         severity: Severity,
         error: ReadError,

@@ -165,7 +165,7 @@ fn nothing_is_lost_when_many_write_at_once() {
 }
 
 #[test]
-fn whoever_creates_first_wins_and_everybody_gets_the_same() {
+fn the_first_to_create_wins_and_everybody_gets_the_same() {
     const MAKERS: u8 = 8;
     for _ in 0..10 {
         let folder = tempfile::tempdir().unwrap();

@@ -1,9 +1,9 @@
-//! Whether one rule speaks of one call.
+//! Whether one rule applies to one call.
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use regex::bytes::Regex;
 
-use super::{Action, Caller, ClaimMatch, Claims, Facts, Operation, RequestFacts, Rule};
+use super::{AccessRule, Action, CallerMatch, ClaimMatch, Claims, Facts, Operation, RequestFacts};
 use crate::condition::whole;
 use crate::config::{HostMatch, PathMatch, ValueMatch};
 use crate::error::FieldError;
@@ -12,11 +12,11 @@ use crate::route::without_final_slash;
 
 /// One rule, checked and compiled.
 #[derive(Debug)]
-pub(super) struct CompiledRule {
+pub(super) struct CompiledAccessRule {
     pub(super) policy: String,
     pub(super) name: String,
     action: Action,
-    from: Vec<Caller>,
+    from: Vec<CallerMatch>,
     to: Vec<CompiledOperation>,
     claims: Vec<ClaimMatch>,
 }
@@ -25,12 +25,12 @@ pub(super) struct CompiledRule {
 struct CompiledOperation {
     hosts: Vec<HostMatch>,
     methods: Vec<Method>,
-    paths: Vec<PathTest>,
-    headers: Vec<(HeaderName, Option<ValueTest>)>,
+    paths: Vec<AccessPath>,
+    headers: Vec<(HeaderName, Option<AccessValue>)>,
 }
 
 #[derive(Debug)]
-enum PathTest {
+enum AccessPath {
     Exact(String),
     /// Without a final slash.
     Prefix(String),
@@ -38,13 +38,13 @@ enum PathTest {
 }
 
 #[derive(Debug)]
-enum ValueTest {
+enum AccessValue {
     Exact(String),
     Regex(Regex),
 }
 
-impl CompiledRule {
-    pub(super) fn new(rule: &Rule) -> Result<Self, FieldError> {
+impl CompiledAccessRule {
+    pub(super) fn new(rule: &AccessRule) -> Result<Self, FieldError> {
         let to = rule.to.iter().enumerate();
         let to =
             to.map(|(i, to)| CompiledOperation::new(to).map_err(|e| e.under(format!("to[{i}]"))));
@@ -58,7 +58,7 @@ impl CompiledRule {
         })
     }
 
-    /// Whether it speaks of this caller at all.
+    /// Whether it applies to this caller at all.
     pub(super) fn is_from(&self, facts: &Facts<'_>) -> bool {
         self.from.is_empty() || self.from.iter().any(|from| from.is(facts))
     }
@@ -83,7 +83,7 @@ impl CompiledRule {
     }
 }
 
-impl Caller {
+impl CallerMatch {
     fn is(&self, facts: &Facts<'_>) -> bool {
         let any = |list: &[String], want: &str| list.is_empty() || list.iter().any(|x| x == want);
         let identity = match facts.identity {
@@ -114,11 +114,11 @@ impl CompiledOperation {
     fn new(config: &Operation) -> Result<Self, FieldError> {
         let paths = config.paths.iter().enumerate();
         let paths = paths
-            .map(|(i, path)| PathTest::new(path).map_err(|e| e.under(format!("paths[{i}]"))))
+            .map(|(i, path)| AccessPath::new(path).map_err(|e| e.under(format!("paths[{i}]"))))
             .collect::<Result<_, _>>()?;
         let headers = config.headers.iter().enumerate();
         let headers = headers.map(|(i, header)| {
-            let test = header.value.as_ref().map(ValueTest::new).transpose();
+            let test = header.value.as_ref().map(AccessValue::new).transpose();
             let test = test.map_err(|e| e.under(format!("headers[{i}]")))?;
             Ok((header.name.clone(), test))
         });
@@ -159,7 +159,7 @@ fn is_header(
     request: &RequestFacts<'_>,
     action: Action,
     name: &HeaderName,
-    test: Option<&ValueTest>,
+    test: Option<&AccessValue>,
 ) -> bool {
     if *name == header::HOST {
         // HTTP/2 names the host elsewhere.
@@ -205,7 +205,7 @@ pub fn is_respelled(name: &HeaderName, other: &HeaderName) -> bool {
         && name.iter().zip(other).all(|(a, b)| dashed(*a) == dashed(*b))
 }
 
-impl PathTest {
+impl AccessPath {
     fn new(config: &PathMatch) -> Result<Self, FieldError> {
         let text = |path: &str| match crate::path::canonical(path) {
             Ok(canonical) if canonical == path => Ok(path.to_owned()),
@@ -232,7 +232,7 @@ impl PathTest {
     }
 }
 
-impl ValueTest {
+impl AccessValue {
     fn new(config: &ValueMatch) -> Result<Self, FieldError> {
         Ok(match config {
             ValueMatch::Exact(value) => Self::Exact(value.clone()),

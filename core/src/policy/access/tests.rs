@@ -53,8 +53,8 @@ impl Call {
     }
 }
 
-fn rule(action: Action) -> Rule {
-    Rule {
+fn rule(action: Action) -> AccessRule {
+    AccessRule {
         policy: "bank/ledger".to_owned(),
         name: "r".to_owned(),
         action,
@@ -65,16 +65,16 @@ fn rule(action: Action) -> Rule {
     }
 }
 
-fn from(accounts: &[&str]) -> Vec<Caller> {
+fn from(accounts: &[&str]) -> Vec<CallerMatch> {
     let service_accounts = accounts.iter().map(|account| (*account).to_owned()).collect();
-    vec![Caller { service_accounts, ..Caller::default() }]
+    vec![CallerMatch { service_accounts, ..CallerMatch::default() }]
 }
 
 fn paths(paths: &[PathMatch]) -> Vec<Operation> {
     vec![Operation { paths: paths.to_vec(), ..Operation::default() }]
 }
 
-fn compiled(default: Action, rules: Vec<Rule>) -> CompiledAccess {
+fn compiled(default: Action, rules: Vec<AccessRule>) -> CompiledAccess {
     CompiledAccess::new(&Access { default, rules, ..Access::default() }).unwrap()
 }
 
@@ -94,7 +94,7 @@ fn without_rules_the_default_decides() {
 
 #[test]
 fn an_allow_rule_shuts_out_everybody_else() {
-    let orders = Rule { from: from(&["bank/orders"]), ..rule(Action::Allow) };
+    let orders = AccessRule { from: from(&["bank/orders"]), ..rule(Action::Allow) };
     let access = compiled(Action::Allow, vec![orders]);
     assert_eq!(denied(&access, &call(Some("bank/orders")).facts()), None);
     for other in [Some("bank/market"), Some("shop/orders"), None] {
@@ -106,7 +106,7 @@ fn an_allow_rule_shuts_out_everybody_else() {
 #[test]
 fn deny_comes_before_allow() {
     let everybody = rule(Action::Allow);
-    let market = Rule { from: from(&["bank/market"]), ..rule(Action::Deny) };
+    let market = AccessRule { from: from(&["bank/market"]), ..rule(Action::Deny) };
     let access = compiled(Action::Allow, vec![everybody, market]);
     assert_eq!(denied(&access, &call(Some("bank/orders")).facts()), None);
     let why = denied(&access, &call(Some("bank/market")).facts()).unwrap();
@@ -119,34 +119,46 @@ fn callers_are_told_apart() {
     let nobody = call(None);
     let text = |text: &str| vec![text.to_owned()];
     for (caller, is_orders, is_nobody) in [
-        (Caller::default(), true, true),
-        (Caller { namespaces: text("bank"), ..Caller::default() }, true, false),
-        (Caller { namespaces: text("shop"), ..Caller::default() }, false, false),
-        (Caller { trust_domains: text("mesh.local"), ..Caller::default() }, true, false),
-        (Caller { trust_domains: text("other"), ..Caller::default() }, false, false),
-        (Caller { authenticated: Some(true), ..Caller::default() }, true, false),
-        (Caller { authenticated: Some(false), ..Caller::default() }, false, true),
-        (Caller { service_accounts: text("bank/orders"), ..Caller::default() }, true, false),
-        (Caller { service_accounts: text("bank/order"), ..Caller::default() }, false, false),
-        (Caller { service_accounts: text("orders"), ..Caller::default() }, false, false),
-        (Caller { networks: vec!["10.0.0.0/8".parse().unwrap()], ..Caller::default() }, true, true),
+        (CallerMatch::default(), true, true),
+        (CallerMatch { namespaces: text("bank"), ..CallerMatch::default() }, true, false),
+        (CallerMatch { namespaces: text("shop"), ..CallerMatch::default() }, false, false),
+        (CallerMatch { trust_domains: text("mesh.local"), ..CallerMatch::default() }, true, false),
+        (CallerMatch { trust_domains: text("other"), ..CallerMatch::default() }, false, false),
+        (CallerMatch { authenticated: Some(true), ..CallerMatch::default() }, true, false),
+        (CallerMatch { authenticated: Some(false), ..CallerMatch::default() }, false, true),
         (
-            Caller { networks: vec!["11.0.0.0/8".parse().unwrap()], ..Caller::default() },
+            CallerMatch { service_accounts: text("bank/orders"), ..CallerMatch::default() },
+            true,
+            false,
+        ),
+        (
+            CallerMatch { service_accounts: text("bank/order"), ..CallerMatch::default() },
+            false,
+            false,
+        ),
+        (CallerMatch { service_accounts: text("orders"), ..CallerMatch::default() }, false, false),
+        (
+            CallerMatch { networks: vec!["10.0.0.0/8".parse().unwrap()], ..CallerMatch::default() },
+            true,
+            true,
+        ),
+        (
+            CallerMatch { networks: vec!["11.0.0.0/8".parse().unwrap()], ..CallerMatch::default() },
             false,
             false,
         ),
         // All fields together.
         (
-            Caller {
+            CallerMatch {
                 namespaces: text("bank"),
                 networks: vec!["11.0.0.0/8".parse().unwrap()],
-                ..Caller::default()
+                ..CallerMatch::default()
             },
             false,
             false,
         ),
     ] {
-        let rule = Rule { from: vec![caller.clone()], ..rule(Action::Deny) };
+        let rule = AccessRule { from: vec![caller.clone()], ..rule(Action::Deny) };
         let access = compiled(Action::Allow, vec![rule]);
         assert_eq!(denied(&access, &orders.facts()).is_some(), is_orders, "{caller:?}");
         assert_eq!(denied(&access, &nobody.facts()).is_some(), is_nobody, "{caller:?}");
@@ -158,9 +170,10 @@ fn callers_are_told_apart() {
 #[test]
 fn path_tricks_gain_nothing() {
     let prefix = |path: &str| paths(&[PathMatch::Prefix(path.to_owned())]);
-    let deny = compiled(Action::Allow, vec![Rule { to: prefix("/admin"), ..rule(Action::Deny) }]);
+    let deny =
+        compiled(Action::Allow, vec![AccessRule { to: prefix("/admin"), ..rule(Action::Deny) }]);
     let allow =
-        compiled(Action::Allow, vec![Rule { to: prefix("/public"), ..rule(Action::Allow) }]);
+        compiled(Action::Allow, vec![AccessRule { to: prefix("/public"), ..rule(Action::Allow) }]);
     for (path, expected) in [
         ("/admin", Some((true, true))),
         ("/admin/users", Some((true, true))),
@@ -204,7 +217,8 @@ fn path_tricks_gain_nothing() {
 #[test]
 fn a_rule_that_could_never_match_is_refused() {
     for path in ["admin", "/a/../b", "//a", "/%61", "/a%2fb"] {
-        let rule = Rule { to: paths(&[PathMatch::Exact(path.to_owned())]), ..rule(Action::Deny) };
+        let rule =
+            AccessRule { to: paths(&[PathMatch::Exact(path.to_owned())]), ..rule(Action::Deny) };
         let config = Access { rules: vec![rule], ..Access::default() };
         let error = CompiledAccess::new(&config).unwrap_err();
         assert_eq!(error.path, "rules[0].to[0].paths[0]", "{path}");
@@ -216,7 +230,7 @@ fn requests_are_told_apart() {
     let with = |f: &dyn Fn(&mut Operation)| {
         let mut operation = Operation::default();
         f(&mut operation);
-        compiled(Action::Allow, vec![Rule { to: vec![operation], ..rule(Action::Deny) }])
+        compiled(Action::Allow, vec![AccessRule { to: vec![operation], ..rule(Action::Deny) }])
     };
     let is = |access: &CompiledAccess| denied(access, &call(None).facts()).is_some();
     assert!(is(&with(&|o| o.methods = vec![Method::POST, Method::GET])));
@@ -237,7 +251,7 @@ fn a_second_header_value_gains_nothing() {
         let value = Some(ValueMatch::Exact("yes".to_owned()));
         let headers = vec![HeaderRule { name: "x-debug".parse().unwrap(), value }];
         let to = vec![Operation { headers, ..Operation::default() }];
-        compiled(Action::Allow, vec![Rule { to, ..rule(action) }])
+        compiled(Action::Allow, vec![AccessRule { to, ..rule(action) }])
     };
     let mut twice = call(None);
     twice.headers.append("x-debug", HeaderValue::from_static("no"));
@@ -249,7 +263,7 @@ fn a_second_header_value_gains_nothing() {
 #[test]
 fn claims_of_a_verified_token_count() {
     let claims = vec![ClaimMatch { name: "groups".to_owned(), values: vec!["ops".to_owned()] }];
-    let access = compiled(Action::Allow, vec![Rule { claims, ..rule(Action::Allow) }]);
+    let access = compiled(Action::Allow, vec![AccessRule { claims, ..rule(Action::Allow) }]);
     let mut ops = call(None);
     assert!(denied(&access, &ops.facts()).is_some());
     let groups = vec!["dev".to_owned(), "ops".to_owned()];
@@ -260,30 +274,31 @@ fn claims_of_a_verified_token_count() {
 #[test]
 fn streams_are_denied_on_suspicion_and_allowed_only_for_sure() {
     let prefix = paths(&[PathMatch::Prefix("/admin".to_owned())]);
-    let deny = compiled(Action::Allow, vec![Rule { to: prefix.clone(), ..rule(Action::Deny) }]);
+    let deny =
+        compiled(Action::Allow, vec![AccessRule { to: prefix.clone(), ..rule(Action::Deny) }]);
     assert!(denied(&deny, &call(None).stream()).is_some());
-    let allow = compiled(Action::Allow, vec![Rule { to: prefix, ..rule(Action::Allow) }]);
+    let allow = compiled(Action::Allow, vec![AccessRule { to: prefix, ..rule(Action::Allow) }]);
     assert!(denied(&allow, &call(None).stream()).is_some());
-    let orders = Rule { from: from(&["bank/orders"]), ..rule(Action::Allow) };
+    let orders = AccessRule { from: from(&["bank/orders"]), ..rule(Action::Allow) };
     let orders = compiled(Action::Allow, vec![orders]);
     assert_eq!(denied(&orders, &call(Some("bank/orders")).stream()), None);
 }
 
 #[test]
 fn audit_refuses_nothing_and_says_what_it_would() {
-    let audit = |action| Rule { audit: true, from: from(&["bank/orders"]), ..rule(action) };
+    let audit = |action| AccessRule { audit: true, from: from(&["bank/orders"]), ..rule(action) };
     let access = compiled(Action::Allow, vec![audit(Action::Allow)]);
     let market = access.decide(&call(Some("bank/market")).facts());
     assert_eq!(market.denied, None);
     assert_eq!(market.audited, Some(Denial("no rule of bank/ledger allows it".to_owned())));
-    assert_eq!(access.decide(&call(Some("bank/orders")).facts()), Decision::default());
+    assert_eq!(access.decide(&call(Some("bank/orders")).facts()), AccessDecision::default());
     let access = compiled(Action::Allow, vec![audit(Action::Deny)]);
     let orders = access.decide(&call(Some("bank/orders")).facts());
     assert_eq!((orders.denied, orders.audited.is_some()), (None, true));
-    // What an enforced rule allows, the policy on trial need not.
-    let allowed = Rule { from: from(&["bank/market"]), ..rule(Action::Allow) };
+    // What an enforced rule allows, the policy being probed need not.
+    let allowed = AccessRule { from: from(&["bank/market"]), ..rule(Action::Allow) };
     let access = compiled(Action::Allow, vec![audit(Action::Allow), allowed]);
-    assert_eq!(access.decide(&call(Some("bank/market")).facts()), Decision::default());
+    assert_eq!(access.decide(&call(Some("bank/market")).facts()), AccessDecision::default());
 }
 
 #[test]
@@ -308,8 +323,9 @@ fn networks_are_parsed_and_compared() {
 #[test]
 fn parameters_of_a_path_hide_nothing_and_open_nothing() {
     let admin = paths(&[PathMatch::Prefix("/admin".to_owned())]);
-    let deny = compiled(Action::Allow, vec![Rule { to: admin.clone(), ..rule(Action::Deny) }]);
-    let allow = compiled(Action::Deny, vec![Rule { to: admin, ..rule(Action::Allow) }]);
+    let deny =
+        compiled(Action::Allow, vec![AccessRule { to: admin.clone(), ..rule(Action::Deny) }]);
+    let allow = compiled(Action::Deny, vec![AccessRule { to: admin, ..rule(Action::Allow) }]);
     for (path, bare_path, denied, allowed) in [
         ("/admin;x=1", Some("/admin"), true, false),
         ("/;/admin", Some("/admin"), true, false),
@@ -332,7 +348,7 @@ fn a_header_spelled_with_underscores_is_the_one_that_it_is_to_some_apps() {
     };
     let decide = |to, action, headers: &[(&'static str, &'static str)]| {
         let default = if action == Action::Deny { Action::Allow } else { Action::Deny };
-        let access = compiled(default, vec![Rule { to, ..rule(action) }]);
+        let access = compiled(default, vec![AccessRule { to, ..rule(action) }]);
         let mut call = call(None);
         for (name, value) in headers {
             call.headers.append(*name, HeaderValue::from_static(value));
@@ -352,7 +368,7 @@ fn a_denied_host_header_is_denied_however_it_is_spelled() {
     let value = Some(ValueMatch::Exact("ledger.bank".to_owned()));
     let headers = vec![HeaderRule { name: http::header::HOST, value }];
     let to = vec![Operation { headers, ..Operation::default() }];
-    let access = compiled(Action::Allow, vec![Rule { to, ..rule(Action::Deny) }]);
+    let access = compiled(Action::Allow, vec![AccessRule { to, ..rule(Action::Deny) }]);
     let mut call = call(None);
     assert!(access.decide(&call.facts()).denied.is_some());
     let mut facts = call.facts();
@@ -367,7 +383,7 @@ fn bytes_that_are_no_text_hide_nothing_from_a_regular_expression() {
     let value = Some(ValueMatch::Regex(".*admin.*".to_owned()));
     let headers = vec![HeaderRule { name: HeaderName::from_static("x-role"), value }];
     let to = vec![Operation { headers, ..Operation::default() }];
-    let access = compiled(Action::Allow, vec![Rule { to, ..rule(Action::Deny) }]);
+    let access = compiled(Action::Allow, vec![AccessRule { to, ..rule(Action::Deny) }]);
     for value in [&b"admin"[..], b"\xffadmin", b"admin\xe9", b"\xc3\xa4admin\xff"] {
         let mut call = call(None);
         call.headers.insert("x-role", HeaderValue::from_bytes(value).unwrap());

@@ -1,4 +1,4 @@
-//! `Cache-Control` (RFC 9111 section 5.2): what allows is believed only where it is said as it must be, what
+//! `Cache-Control` (RFC 9111 section 5.2): what allows is trusted only where it is said as it must be, what
 //! forbids however it is said.
 
 use std::time::Duration;

@@ -22,8 +22,8 @@ fn headers(text: &str) -> HeaderMap {
         .collect()
 }
 
-fn kept(config: &CacheConfig, request: &str, status: u16, response: &str) -> Option<Kept> {
-    let asked = asked(&Method::GET, &headers(request), false).expect("a GET");
+fn kept(config: &CacheConfig, request: &str, status: u16, response: &str) -> Option<Cached> {
+    let asked = cache_request(&Method::GET, &headers(request), false).expect("a GET");
     let status = StatusCode::from_u16(status).expect("a status");
     let came = SystemTime::UNIX_EPOCH.checked_add(CAME).expect("a time");
     let timing = Timing { came, took: Duration::ZERO };
@@ -168,7 +168,7 @@ fn section_1_2_2_times_are_digits() {
 
 #[test]
 fn section_4_2_3_an_answer_is_as_old_as_its_date_and_its_way() {
-    let asked = asked(&Method::GET, &HeaderMap::new(), false).expect("a GET");
+    let asked = cache_request(&Method::GET, &HeaderMap::new(), false).expect("a GET");
     let came = SystemTime::UNIX_EPOCH.checked_add(CAME).expect("a time");
     let config = CacheConfig { ttl: Duration::from_secs(60), ..CONFIG };
     for (response, took, fresh) in [
@@ -289,14 +289,14 @@ fn section_5_2_1_requests_say_what_they_take() {
         ("pragma: no-cache", true, true, true),
         ("if-modified-since: x", false, false, false),
     ] {
-        let asked = asked(&Method::GET, &headers(text), false).expect("a GET");
+        let asked = cache_request(&Method::GET, &headers(text), false).expect("a GET");
         assert_eq!((asked.fresh, asked.stale, asked.store), (fresh, stale, store), "{text}");
     }
-    assert_eq!(asked(&Method::POST, &HeaderMap::new(), false), None);
-    assert_eq!(asked(&Method::HEAD, &HeaderMap::new(), false), None);
-    assert_eq!(asked(&Method::GET, &HeaderMap::new(), true), None);
+    assert_eq!(cache_request(&Method::POST, &HeaderMap::new(), false), None);
+    assert_eq!(cache_request(&Method::HEAD, &HeaderMap::new(), false), None);
+    assert_eq!(cache_request(&Method::GET, &HeaderMap::new(), true), None);
     for text in ["range: bytes=0-1", "x-http-method-override: POST", "x-method-override: PUT"] {
-        assert_eq!(asked(&Method::GET, &headers(text), false), None, "{text}");
+        assert_eq!(cache_request(&Method::GET, &headers(text), false), None, "{text}");
     }
 }
 
@@ -313,7 +313,7 @@ fn kept_answers_are_given_as_they_may_be_shared() {
     ] {
         let shared = kept(&CONFIG, "", 200, response).expect("kept").shared;
         let may = |request| {
-            asked(&Method::GET, &headers(request), false).expect("a GET").may_share(shared)
+            cache_request(&Method::GET, &headers(request), false).expect("a GET").may_share(shared)
         };
         assert!(may(""), "{response}");
         assert_eq!(may("authorization: b"), authorized, "{response}");

@@ -101,7 +101,7 @@ impl Bank {
     }
 }
 
-/// In an order in which whoever is called comes first.
+/// In an order in which anyone who is called comes first.
 const ROLES: &[(&str, &[&str])] = &[
     ("transactions", &[]),
     ("market-data", &[]),

@@ -5,13 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use outrigger_core::name::Authority;
 
 #[derive(Default)]
-pub(super) struct Names {
+pub(super) struct SubscribedNames {
     canonical: BTreeMap<Authority, String>,
     /// The same by destination; none is empty.
     of: BTreeMap<String, BTreeSet<Authority>>,
 }
 
-impl Names {
+impl SubscribedNames {
     pub(super) fn insert(&mut self, authority: Authority, canonical: &str) {
         if self.canonical.get(&authority).is_some_and(|old| old == canonical) {
             return;
@@ -64,7 +64,7 @@ mod tests {
     fn both_sides_agree_whichever_way_a_name_goes() {
         let name = |text: &str| Authority::parse(text, None).unwrap();
         let (a, b) = (name("a.bank:80"), name("b.bank:80"));
-        let mut names = Names::default();
+        let mut names = SubscribedNames::default();
         names.insert(a.clone(), "bank/x:80");
         names.insert(b.clone(), "bank/x:80");
         assert_eq!(names.of("bank/x:80").collect::<Vec<_>>(), [&a, &b]);

@@ -10,14 +10,14 @@ use crate::store::Resolution;
 
 /// Destinations that were refused, and what goes on in their place.
 #[derive(Default)]
-pub(super) struct Refused {
+pub(super) struct RefusedDestinations {
     /// The names that were to lead to each refused one that was never taken.
     replacements: BTreeMap<String, BTreeSet<Authority>>,
     /// Destinations that the control plane has withdrawn for one of those.
     kept: BTreeSet<String>,
 }
 
-impl Refused {
+impl RefusedDestinations {
     pub(super) fn add(&mut self, name: &str, aliases: Vec<Authority>) {
         self.replacements.entry(name.to_owned()).or_default().extend(aliases);
     }

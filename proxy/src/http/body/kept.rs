@@ -18,7 +18,7 @@ const FIRST_BLOCK: usize = 256;
 
 /// The front of a body; places in it are counted in bytes, and trailers stand at the one behind the last.
 #[derive(Default)]
-pub(super) struct Kept {
+pub(super) struct ReplayBuffer {
     /// Of most bodies it is all that there is, and needs no further memory.
     first: Option<Block>,
     more: Vec<Block>,
@@ -44,7 +44,7 @@ impl Block {
     }
 }
 
-impl Kept {
+impl ReplayBuffer {
     /// Bytes of memory that it holds.
     pub(super) fn held(&self) -> usize {
         self.held
@@ -180,7 +180,7 @@ mod tests {
     }
 
     /// Reads from `place` to the end.
-    fn read(kept: &Kept, mut place: u64) -> u64 {
+    fn read(kept: &ReplayBuffer, mut place: u64) -> u64 {
         while let Some(Piece::Data(data)) = kept.get(place) {
             assert!(data.iter().all(|byte| *byte == b'x') && !data.is_empty());
             place += data.len() as u64;
@@ -191,7 +191,7 @@ mod tests {
     /// 12,000 bytes held 48 MB.
     #[test]
     fn bytes_that_come_alone_hold_little_more_than_themselves() {
-        let mut kept = Kept::default();
+        let mut kept = ReplayBuffer::default();
         for count in 1..=12_000 {
             kept.push(&piece(1), false);
             assert!(kept.held() <= 2 * count + LARGE, "{} for {count}", kept.held());
@@ -210,7 +210,7 @@ mod tests {
         for (len, alone) in [(1, true), (100, true), (LARGE, false), (70_000, false)] {
             let piece = piece(len);
             let Piece::Data(data) = &piece else { unreachable!() };
-            let mut kept = Kept::default();
+            let mut kept = ReplayBuffer::default();
             kept.push(&piece, alone);
             let Some(Piece::Data(got)) = kept.get(0) else { panic!("{len} is not kept") };
             assert_eq!(got.as_ptr(), data.as_ptr(), "{len}");
@@ -222,7 +222,7 @@ mod tests {
     fn what_is_counted_is_what_is_held_whatever_comes() {
         for sizes in [&[1, 5_000, 1, 1, 4_000, 300, 0, 9_000, 2][..], &[3_000; 9], &[255, 2, 4_095]]
         {
-            let mut kept = Kept::default();
+            let mut kept = ReplayBuffer::default();
             let mut end = 0;
             for size in sizes {
                 let piece = piece(*size);

@@ -13,7 +13,7 @@ use http_body::{Body, SizeHint};
 use outrigger_core::policy::retry::DEFAULT_REPLAY_BYTES;
 use tokio::sync::mpsc;
 
-use super::kept::Kept;
+use super::kept::ReplayBuffer;
 use super::{BodyError, MIRROR_LAG, Piece, into_piece};
 use crate::progress::Progress;
 use crate::streams::WireBody;
@@ -26,7 +26,7 @@ const MAX_READERS: usize = 3;
 pub struct Source {
     incoming: WireBody,
     /// What was read first, without what nobody will read any more.
-    kept: Kept,
+    kept: ReplayBuffer,
     /// Bytes of the body that have been kept.
     kept_bytes: usize,
     /// Everything read so far is in `kept`.
@@ -52,7 +52,7 @@ impl Source {
     pub(super) fn new(incoming: WireBody, worker: Rc<Worker>, progress: Arc<Progress>) -> Self {
         Self {
             incoming,
-            kept: Kept::default(),
+            kept: ReplayBuffer::default(),
             kept_bytes: 0,
             whole: true,
             ended: false,

@@ -18,14 +18,14 @@ use crate::metrics::add;
 /// One for each port that has a limit, in the whole process.
 #[derive(Debug)]
 pub struct Gate {
-    state: Mutex<State>,
+    state: Mutex<GateState>,
     /// Requests that had to wait.
     pub queued: AtomicU64,
     pub refused: AtomicU64,
 }
 
 #[derive(Debug)]
-struct State {
+struct GateState {
     concurrency: Concurrency,
     /// Who waits gets a permit, or nothing when a more important one takes its place.
     queue: Queue<oneshot::Sender<Permit>>,
@@ -52,7 +52,7 @@ impl Gate {
     pub fn new(config: ConcurrencyConfig, now: Instant) -> Self {
         let concurrency = Concurrency::new(config, now);
         Self {
-            state: Mutex::new(State { concurrency, queue: Queue::default() }),
+            state: Mutex::new(GateState { concurrency, queue: Queue::default() }),
             queued: AtomicU64::new(0),
             refused: AtomicU64::new(0),
         }
@@ -87,8 +87,8 @@ impl Gate {
         drop(place);
         let why = match waited {
             Ok(Ok(permit)) => return Ok(permit),
-            Ok(Err(_)) => "a more important request has taken its place in the queue".into(),
-            Err(_) => format!("no turn came in {:.1?}", now.elapsed()).into(),
+            Ok(Err(_)) => "preempted by a higher-priority request".into(),
+            Err(_) => format!("queued for {:.1?} without being admitted", now.elapsed()).into(),
         };
         add(&self.refused, 1);
         Err(why)
@@ -109,7 +109,7 @@ impl Gate {
         priority: Priority,
         until: Option<Instant>,
         now: Instant,
-    ) -> Result<(oneshot::Receiver<Permit>, Place, Instant), Cow<'static, str>> {
+    ) -> Result<(oneshot::Receiver<Permit>, QueuePlace, Instant), Cow<'static, str>> {
         let mut state = self.lock();
         let ConcurrencyConfig { max_queue, max_wait, .. } = state.concurrency.config();
         let limit = state.concurrency.limit();
@@ -130,7 +130,7 @@ impl Gate {
         self.let_in(state, now);
         drop(shed);
         add(&self.queued, 1);
-        Ok((turn, Place { gate: Arc::clone(self), ticket }, until))
+        Ok((turn, QueuePlace { gate: Arc::clone(self), ticket }, until))
     }
 
     fn leave(self: &Arc<Self>, sample: Sample) {
@@ -142,7 +142,7 @@ impl Gate {
 
     /// Gives what is free to those that wait. Permits are sent when the lock is released: the permit of
     /// somebody who has gone away comes back to it.
-    fn let_in(self: &Arc<Self>, mut state: MutexGuard<'_, State>, now: Instant) {
+    fn let_in(self: &Arc<Self>, mut state: MutexGuard<'_, GateState>, now: Instant) {
         let mut turns = Vec::new();
         while !state.queue.is_empty() && state.concurrency.enter() {
             match state.queue.pop(now) {
@@ -160,7 +160,7 @@ impl Gate {
         Permit { gate: Arc::clone(self), entered, sample: Sample::None }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, GateState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -189,12 +189,12 @@ impl Drop for Permit {
 }
 
 /// A place in the queue, given up with the request.
-struct Place {
+struct QueuePlace {
     gate: Arc<Gate>,
     ticket: Ticket,
 }
 
-impl Drop for Place {
+impl Drop for QueuePlace {
     fn drop(&mut self) {
         let left = self.gate.lock().queue.remove(self.ticket);
         drop(left);
@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn whoever_goes_away_takes_nothing_along() {
+    async fn a_caller_that_goes_away_takes_nothing_along() {
         let gate = gate(1, 5);
         let first = gate.enter(Priority::Default).unwrap();
         let mut gone = Box::pin(gate.wait(Priority::Default, None));

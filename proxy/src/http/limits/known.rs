@@ -2,7 +2,7 @@
 //! what has been counted stays.
 
 use std::collections::BTreeMap;
-use std::fmt::{self, Write};
+use std::fmt::Display;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -16,22 +16,23 @@ use serde_json::{Value, json};
 
 use super::gate::Gate;
 use super::{PortLimits, PortRate, Rate};
+use crate::metrics::table::{self, Exposition, Metric};
 
 /// What no configuration names any more is kept for so long, should it come back.
 const KEEP: Duration = Duration::from_secs(600);
 
 #[derive(Default)]
-pub struct Limits {
-    known: Mutex<Known>,
+pub struct LimitStates {
+    known: Mutex<KnownLimits>,
 }
 
 #[derive(Default)]
-struct Known {
-    rates: BTreeMap<(u16, String), Kept<Rate>>,
-    gates: BTreeMap<u16, Kept<Gate>>,
+struct KnownLimits {
+    rates: BTreeMap<(u16, String), KnownLimit<Rate>>,
+    gates: BTreeMap<u16, KnownLimit<Gate>>,
 }
 
-struct Kept<T> {
+struct KnownLimit<T> {
     state: Arc<T>,
     /// `namespace/name:port` of the service that the port serves.
     service: String,
@@ -39,7 +40,7 @@ struct Kept<T> {
     unnamed_since: Option<Instant>,
 }
 
-impl Limits {
+impl LimitStates {
     /// Applies the configuration of all ports to the limits there are, and makes those that are new.
     pub fn apply(
         &self,
@@ -71,68 +72,38 @@ impl Limits {
     }
 
     /// The same as Prometheus text.
-    pub fn expose(&self, out: &mut String) -> fmt::Result {
+    pub fn expose(&self, out: &mut Exposition) {
         let known = self.lock();
-        let rates = || known.rates.iter().filter(|(_, kept)| kept.is_named());
-        let gates = || known.gates.iter().filter(|(_, kept)| kept.is_named());
-        if rates().next().is_some() {
-            let name = "outrigger_rate_limit_requests_total";
-            writeln!(out, "# HELP {name} requests that a rate limit has decided about")?;
-            writeln!(out, "# TYPE {name} counter")?;
-        }
-        for ((port, limit), kept) in rates() {
+        for ((port, limit), kept) in known.rates.iter().filter(|(_, kept)| kept.is_named()) {
             let rate = &kept.state;
             for (decision, n) in [("admitted", &rate.admitted), ("refused", &rate.refused)] {
-                let service = &kept.service;
-                let labels = format!(
-                    "service=\"{service}\",port=\"{port}\",limit={limit:?},decision=\"{decision}\""
-                );
-                let n = n.load(Relaxed);
-                writeln!(out, "outrigger_rate_limit_requests_total{{{labels}}} {n}")?;
+                let labels: [&dyn Display; 4] = [&kept.service, port, limit, &decision];
+                out.add(&table::RATE_LIMIT_REQUESTS, &labels, n.load(Relaxed));
             }
         }
-        for (name, kind, help, value) in GATE_METRICS {
-            if gates().next().is_some() {
-                writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}")?;
-            }
-            for (port, kept) in gates() {
-                let (service, value) = (&kept.service, value(&kept.state));
-                writeln!(out, "{name}{{service=\"{service}\",port=\"{port}\"}} {value}")?;
+        for (metric, value) in GATE_METRICS {
+            for (port, kept) in known.gates.iter().filter(|(_, kept)| kept.is_named()) {
+                out.add(metric, &[&kept.service, port], value(&kept.state));
             }
         }
-        Ok(())
     }
 
-    fn lock(&self) -> MutexGuard<'_, Known> {
+    fn lock(&self) -> MutexGuard<'_, KnownLimits> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Name, kind, help and value.
-type GateMetric = (&'static str, &'static str, &'static str, fn(&Gate) -> u64);
+type GateMetric = (&'static Metric, fn(&Gate) -> u64);
 
 const GATE_METRICS: &[GateMetric] = &[
-    ("outrigger_concurrency_limit", "gauge", "requests that a port works on at a time", |gate| {
-        u64::from(gate.view().limit)
-    }),
-    ("outrigger_concurrency_in_flight", "gauge", "requests that it works on now", |gate| {
-        u64::from(gate.view().in_flight)
-    }),
-    ("outrigger_concurrency_waiting", "gauge", "requests that wait for their turn", |gate| {
-        gate.view().waiting as u64
-    }),
-    ("outrigger_concurrency_waited_total", "counter", "requests that had to wait", |gate| {
-        gate.counts().0
-    }),
-    (
-        "outrigger_concurrency_refused_total",
-        "counter",
-        "requests whose turn did not come",
-        |gate| gate.counts().1,
-    ),
+    (&table::CONCURRENCY_LIMIT, |gate| u64::from(gate.view().limit)),
+    (&table::CONCURRENCY_IN_FLIGHT, |gate| u64::from(gate.view().in_flight)),
+    (&table::CONCURRENCY_WAITING, |gate| gate.view().waiting as u64),
+    (&table::CONCURRENCY_QUEUED, |gate| gate.counts().0),
+    (&table::CONCURRENCY_REFUSED, |gate| gate.counts().1),
 ];
 
-impl Known {
+impl KnownLimits {
     fn port(
         &mut self,
         port: &config::InboundPort,
@@ -169,7 +140,7 @@ impl Known {
     }
 }
 
-impl<T> Kept<T> {
+impl<T> KnownLimit<T> {
     fn is_named(&self) -> bool {
         self.unnamed_since.is_none()
     }
@@ -184,12 +155,12 @@ impl<T> Kept<T> {
 }
 
 fn named<K: Ord, T>(
-    known: &mut BTreeMap<K, Kept<T>>,
+    known: &mut BTreeMap<K, KnownLimit<T>>,
     key: K,
     service: &str,
     make: impl FnOnce() -> T,
 ) -> Arc<T> {
-    let kept = known.entry(key).or_insert_with(|| Kept {
+    let kept = known.entry(key).or_insert_with(|| KnownLimit {
         state: Arc::new(make()),
         service: String::new(),
         unnamed_since: None,
@@ -250,7 +221,7 @@ fn show_gate(gate: &Gate) -> Value {
         "waiting": view.waiting,
         "maxQueue": view.config.max_queue,
         "maxWaitMs": view.config.max_wait.as_millis() as u64,
-        "waited": waited,
+        "queued": waited,
         "refused": refused,
     })
 }
@@ -261,7 +232,7 @@ mod tests {
     use outrigger_core::config::{InboundPort, MtlsMode, Protocol};
     use outrigger_core::policy::concurrency::ConcurrencyConfig;
     use outrigger_core::policy::priority::Priority;
-    use outrigger_core::policy::rate_limit::{Decision, Strategy};
+    use outrigger_core::policy::rate_limit::{RateDecision, Strategy};
 
     fn port(requests: u32) -> InboundPort {
         let period = Duration::from_secs(60);
@@ -283,20 +254,21 @@ mod tests {
 
     #[test]
     fn what_was_counted_outlives_configurations_for_a_while() {
-        let (limits, now) = (Limits::default(), Instant::now());
+        let (limits, now) = (LimitStates::default(), Instant::now());
         let first = limits.apply(&[port(1)], now)[0].clone().unwrap();
         let decide = |limits: &PortLimits| limits.rates[0].rate.decide(now, 1, Priority::Default);
         for _ in 0..10 {
-            assert!(matches!(decide(&first), Decision::Admit(_)));
+            assert!(matches!(decide(&first), RateDecision::Admit(_)));
         }
         let second = limits.apply(&[port(2)], now)[0].clone().unwrap();
-        assert!(matches!(decide(&second), Decision::Refuse { .. }));
+        assert!(matches!(decide(&second), RateDecision::Refuse { .. }));
         let shown = limits.show(now);
         assert_eq!(shown[0]["rateLimits"][0]["requests"], 2);
         assert_eq!(shown[0]["rateLimits"][0]["refused"], 1);
         assert_eq!(shown[0]["concurrency"]["limit"], 5);
-        let mut text = String::new();
-        limits.expose(&mut text).unwrap();
+        let mut text = Exposition::default();
+        limits.expose(&mut text);
+        let text = text.into_text();
         let line = "outrigger_rate_limit_requests_total\
                     {service=\"unknown\",port=\"8080\",limit=\"all\",decision=\"admitted\"} 10";
         assert!(text.contains(line), "{text}");

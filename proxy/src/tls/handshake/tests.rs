@@ -9,7 +9,7 @@ use tokio::runtime::{Builder, LocalOptions};
 
 use super::super::ALPN;
 use super::super::testing::{Ca, Leaf, bundle, id};
-use super::super::verify::Demand;
+use super::super::verify::RequiredIdentity;
 use super::*;
 
 const LIMIT: Duration = Duration::from_secs(5);
@@ -27,7 +27,7 @@ fn identity(ca: &Ca, account: &str, roots: &[&Ca]) -> Identity {
     identity
 }
 
-/// A called side on one address.
+/// A server side on one address.
 struct Called(TcpListener);
 
 impl Called {
@@ -39,7 +39,7 @@ impl Called {
         self.0.local_addr().unwrap()
     }
 
-    async fn accept(&self, identity: &Identity) -> Result<Proof, Failed> {
+    async fn accept(&self, identity: &Identity) -> Result<Proof, HandshakeFailure> {
         let (stream, _) = self.0.accept().await.unwrap();
         let (mut stream, proof) =
             accept(identity, &Rc::new(Pace::default()), stream, LIMIT).await?;
@@ -55,7 +55,7 @@ impl Called {
         called: &Identity,
         caller: &Identity,
         expected: &str,
-    ) -> (Result<Proof, Failed>, Result<Proof, Refused>) {
+    ) -> (Result<Proof, HandshakeFailure>, Result<Proof, ConnectRefused>) {
         let calling = async {
             let stream = TcpStream::connect(self.address()).await.unwrap();
             let pace = Rc::new(Pace::default());
@@ -67,10 +67,10 @@ impl Called {
     }
 }
 
-fn detail(refused: Result<Proof, Refused>) -> (Reason, String) {
+fn detail(refused: Result<Proof, ConnectRefused>) -> (Reason, String) {
     match refused.unwrap_err() {
-        Refused::For(failed) => (failed.reason, failed.detail),
-        Refused::Stale => panic!("no session was resumed"),
+        ConnectRefused::For(failed) => (failed.reason, failed.detail),
+        ConnectRefused::Stale => panic!("no session was resumed"),
     }
 }
 
@@ -109,14 +109,14 @@ fn another_identity_is_refused_even_where_a_ticket_would_do() {
 }
 
 #[test]
-fn a_stranger_is_refused_by_either_side() {
+fn an_untrusted_peer_is_refused_by_either_side() {
     run(async {
         let (ca, other) = (Ca::new("root"), Ca::new("other"));
         let orders = identity(&ca, "orders", &[&ca]);
         let called = Called::new().await;
-        // It believes us, we don't believe it.
-        let stranger = identity(&other, "shop", &[&ca, &other]);
-        let (accepted, connected) = called.call(&orders, &stranger, "orders").await;
+        // It trusts us, we don't trust it.
+        let outside = identity(&other, "shop", &[&ca, &other]);
+        let (accepted, connected) = called.call(&orders, &outside, "orders").await;
         let failed = accepted.unwrap_err();
         assert_eq!(failed.reason, Reason::TlsHandshakeFailed);
         assert_eq!(failed.detail, "no root of the trust bundle issued the certificate");
@@ -124,8 +124,8 @@ fn a_stranger_is_refused_by_either_side() {
         assert_eq!(reason, Reason::UpstreamTlsFailed);
         assert!(detail_.contains("refused this proxy: UnknownCA"), "{detail_}");
         // And the other way round.
-        let stranger = identity(&other, "shop", &[&other]);
-        let (accepted, connected) = called.call(&orders, &stranger, "orders").await;
+        let outside = identity(&other, "shop", &[&other]);
+        let (accepted, connected) = called.call(&orders, &outside, "orders").await;
         assert!(accepted.unwrap_err().detail.contains("UnknownCA"));
         assert_eq!(detail(connected).0, Reason::UpstreamTlsFailed);
     });
@@ -138,7 +138,9 @@ fn no_certificate_is_no_way_in() {
         let orders = identity(&ca, "orders", &[&ca]);
         let called = Called::new().await;
         let trust = orders.trust().unwrap();
-        let anonymous = Caller::new(None, trust, Demand::Exactly(id("orders")), &ALPN).unwrap();
+        let anonymous =
+            ClientCredentials::new(None, trust, RequiredIdentity::Exactly(id("orders")), &ALPN)
+                .unwrap();
         let calling = async {
             let stream = TcpStream::connect(called.address()).await.unwrap();
             let connector = TlsConnector::from(anonymous.config);
@@ -161,7 +163,7 @@ fn a_ticket_is_worth_nothing_after_its_root_is_gone() {
         let (accepted, _) = called.call(&orders, &shop, "orders").await;
         accepted.unwrap();
         // The bundle alone has changed: keys of tickets still work, the chain does not.
-        orders.believe_only(&bundle(&[&new]));
+        orders.trust_only(&bundle(&[&new]));
         let (accepted, connected) = called.call(&orders, &shop, "orders").await;
         let failed = accepted.unwrap_err();
         assert_eq!(failed.detail, "no root of the trust bundle issued the certificate");
@@ -183,9 +185,9 @@ fn a_callers_ticket_for_a_proof_that_holds_no_longer_is_forgotten() {
         let called = Called::new().await;
         let (_, connected) = called.call(&orders, &shop, "orders").await;
         connected.unwrap();
-        shop.believe_only(&bundle(&[&new]));
+        shop.trust_only(&bundle(&[&new]));
         let (_, connected) = called.call(&orders, &shop, "orders").await;
-        assert!(matches!(connected, Err(Refused::Stale)), "{connected:?}");
+        assert!(matches!(connected, Err(ConnectRefused::Stale)), "{connected:?}");
         shop.set_bundle(&bundle(&[&new])).unwrap();
         let (_, connected) = called.call(&orders, &shop, "orders").await;
         assert_eq!(detail(connected).0, Reason::UpstreamTlsFailed);
@@ -205,8 +207,9 @@ fn a_ticket_is_worth_nothing_after_the_end_of_its_leaf() {
         shop.install(key, chain, bundle(&[&ca]), unix_now()).unwrap();
         // A caller that keeps its tickets longer than ours do.
         let own = shop.current().unwrap();
-        let demand = Demand::Exactly(id("orders"));
-        let caller = Caller::new(Some(&own), shop.trust().unwrap(), demand, &ALPN).unwrap();
+        let demand = RequiredIdentity::Exactly(id("orders"));
+        let caller =
+            ClientCredentials::new(Some(&own), shop.trust().unwrap(), demand, &ALPN).unwrap();
         let mut config = (*caller.config).clone();
         config.resumption = Resumption::in_memory_sessions(8);
         let connector = TlsConnector::from(Arc::new(config));
@@ -225,9 +228,9 @@ fn a_ticket_is_worth_nothing_after_the_end_of_its_leaf() {
         let (accepted, was_resumed) = futures::join!(called.accept(&orders), call());
         assert!(was_resumed, "the ticket itself was good");
         let detail = accepted.unwrap_err().detail;
-        assert!(detail.starts_with("the certificate ended"), "{detail}");
+        assert!(detail.starts_with("the certificate expired"), "{detail}");
         // And ours does not even begin.
         let why = shop.current().err().unwrap();
-        assert!(why.starts_with("the certificate ended"), "{why}");
+        assert!(why.starts_with("the certificate expired"), "{why}");
     });
 }

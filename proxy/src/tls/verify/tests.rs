@@ -12,10 +12,10 @@ fn uri(text: &str) -> SanType {
     SanType::URI(text.try_into().unwrap())
 }
 
-fn verify(ca: &Ca, leaf: Leaf) -> Result<Verified, Untrusted> {
+fn verify(ca: &Ca, leaf: Leaf) -> Result<VerifiedChain, Untrusted> {
     let trust = Trust::new(&bundle(&[ca])).unwrap();
     let (_, chain) = ca.issue(leaf);
-    trust.verify(&chain, Role::Caller, unix_now())
+    trust.verify(&chain, Role::Client, unix_now())
 }
 
 #[test]
@@ -83,37 +83,37 @@ fn chains_must_lead_to_the_bundle_in_time_and_for_their_purpose() {
     let now = unix_now();
     let check = |chain: &[CertificateDer<'_>], role, now| trust.verify(chain, role, now);
 
-    for stranger in [&namesake, &other] {
-        let (_, chain) = stranger.issue(Leaf::of(GOOD));
-        assert_eq!(check(&chain, Role::Caller, now), Err(Untrusted::UnknownRoot));
+    for outside in [&namesake, &other] {
+        let (_, chain) = outside.issue(Leaf::of(GOOD));
+        assert_eq!(check(&chain, Role::Client, now), Err(Untrusted::UnknownRoot));
     }
     let (_, chain) = ca.issue(Leaf::of(GOOD));
-    let verified = check(&chain, Role::Caller, now).unwrap();
+    let verified = check(&chain, Role::Client, now).unwrap();
     assert_eq!(verified.root, trust.roots[0]);
     // From the memo by now; dates are looked at each time.
     let late = verified.not_after + 5;
-    let ended = Untrusted::Ended { not_after: verified.not_after, now: late };
-    assert_eq!(check(&chain, Role::Caller, late), Err(ended.clone()));
-    assert_eq!(ended.to_string(), "the certificate ended 5 s ago");
-    assert_eq!(check(&chain, Role::Called, late), Err(ended));
+    let ended = Untrusted::Expired { not_after: verified.not_after, now: late };
+    assert_eq!(check(&chain, Role::Client, late), Err(ended.clone()));
+    assert_eq!(ended.to_string(), "the certificate expired 5 s ago");
+    assert_eq!(check(&chain, Role::Server, late), Err(ended));
     let early = verified.not_before - 5;
-    assert!(matches!(check(&chain, Role::Caller, early), Err(Untrusted::NotYet { .. })));
+    assert!(matches!(check(&chain, Role::Client, early), Err(Untrusted::NotYetValid { .. })));
 
     let purposes = vec![ExtendedKeyUsagePurpose::ServerAuth];
     let (_, chain) = ca.issue(Leaf { purposes, ..Leaf::of(GOOD) });
-    assert!(check(&chain, Role::Called, now).is_ok());
-    assert!(matches!(check(&chain, Role::Caller, now), Err(Untrusted::Purpose(_))));
+    assert!(check(&chain, Role::Server, now).is_ok());
+    assert!(matches!(check(&chain, Role::Client, now), Err(Untrusted::Purpose(_))));
 
     // A root is no leaf.
     let root = [CertificateDer::from(ca.der.clone())];
-    assert!(check(&root, Role::Caller, now).is_err());
-    assert_eq!(check(&[], Role::Caller, now), Err(Untrusted::Missing));
+    assert!(check(&root, Role::Client, now).is_err());
+    assert_eq!(check(&[], Role::Client, now), Err(Untrusted::Missing));
     assert!(matches!(
-        check(&[CertificateDer::from(vec![1, 2, 3])], Role::Caller, now),
+        check(&[CertificateDer::from(vec![1, 2, 3])], Role::Client, now),
         Err(Untrusted::Malformed(_))
     ));
     let long = vec![CertificateDer::from(ca.der.clone()); MAX_CHAIN + 1];
-    assert!(matches!(check(&long, Role::Caller, now), Err(Untrusted::Malformed(_))));
+    assert!(matches!(check(&long, Role::Client, now), Err(Untrusted::Malformed(_))));
 }
 
 #[test]
@@ -128,14 +128,14 @@ fn every_cut_and_flip_of_a_certificate_is_survived() {
             // Parsers get the bytes before any signature has vouched for them.
             let _ = (spiffe_id(der), validity(der));
             let chain = [CertificateDer::from(der.to_vec())];
-            assert!(trust.verify(&chain, Role::Caller, unix_now()).is_err(), "at {at}");
+            assert!(trust.verify(&chain, Role::Client, unix_now()).is_err(), "at {at}");
         }
     }
 }
 
 #[test]
 fn the_control_plane_is_asked_for_by_its_exact_place() {
-    let demand = Demand::ControlPlane;
+    let demand = RequiredIdentity::ControlPlane;
     let id = |text: &str| text.parse::<SpiffeId>().unwrap();
     let good = "spiffe://mesh.local/ns/outrigger-system/sa/control-plane";
     assert_eq!(demand.check(&id(good)), Ok(()));

@@ -20,7 +20,7 @@ const CAPACITY: f64 = PRICES / 2.0 * 1.1;
 const WORKERS: f64 = 400.0;
 /// Of the machine, while the storm rages at its worst.
 const MOST_CPU: f64 = 0.7;
-/// What a storm costs more than the same load in good weather: three tries of what failed.
+/// What a storm costs more than the same load in good weather: three attempts of what failed.
 const STORM: f64 = 2.0;
 /// Shares of the load that may be chosen; less would be too few requests to count.
 const SCALES: [f64; 5] = [1.0, 0.5, 0.25, 0.2, 0.1];

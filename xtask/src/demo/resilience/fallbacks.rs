@@ -12,7 +12,7 @@ const FAILING: usize = 20;
 const SLOW: usize = 5;
 /// How long the feed takes when it is slow.
 const DELAY: Duration = Duration::from_secs(1);
-/// After the policies' 200 ms for a try something else has to be there soon.
+/// After the policies' 200 ms for an attempt something else has to be there soon.
 const SOON: Duration = Duration::from_millis(500);
 
 /// What became of some requests.
