@@ -130,8 +130,21 @@ fn without_ipv6(address: SocketAddr, error: &io::Error) -> Option<SocketAddr> {
     (none && everywhere).then(|| SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port())))
 }
 
+/// Counts a listener until its socket is closed.
+struct Listening(Arc<Proxy>, Direction);
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        self.0.lifecycle.stopped_listening(self.1);
+    }
+}
+
 /// Accepts until the proxy closes.
 pub async fn accept(proxy: Arc<Proxy>, listener: TcpListener, via: Via, seats: Vec<WorkerHandle>) {
+    let direction = via.direction();
+    proxy.lifecycle.listens(direction);
+    // Dropped after the listener: the process ends when nothing can come in any more.
+    let _listening = Listening(Arc::clone(&proxy), direction);
     // tokio's own listener would register each socket with this thread too, only to forget it at once.
     #[expect(unsafe_code, reason = "so says tokio of descriptors")]
     // SAFETY: the listener is its descriptor's only owner and has the same one until it is dropped.
@@ -152,8 +165,12 @@ pub async fn accept(proxy: Arc<Proxy>, listener: TcpListener, via: Via, seats: V
                     tokio::time::sleep(PAUSE).await;
                 }
             },
-            () = proxy.lifecycle.reached(Phase::ending(via.direction())) => {
-                info!(direction = via.direction().as_str(), "stopped accepting");
+            () = proxy.lifecycle.reached(Phase::ending(direction)) => {
+                // With the socket the kernel would end what nobody has accepted.
+                while let Ok((stream, remote)) = listener.get_ref().accept() {
+                    hand_over(&proxy, stream, remote, &via, &seats);
+                }
+                info!(direction = direction.as_str(), "stopped accepting");
                 return;
             }
         }

@@ -2,7 +2,10 @@
 
 use std::borrow::Cow;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{
+    AtomicBool, AtomicUsize,
+    Ordering::{Relaxed, SeqCst},
+};
 
 use arc_swap::ArcSwap;
 use outrigger_core::config::MeshSettings;
@@ -110,6 +113,9 @@ pub struct Lifecycle {
     open_outbound: AtomicUsize,
     /// Those that lead to it.
     open_inbound: AtomicUsize,
+    /// Listeners for either.
+    listening_outbound: AtomicUsize,
+    listening_inbound: AtomicUsize,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -142,6 +148,8 @@ impl Default for Lifecycle {
             configured: AtomicBool::new(false),
             open_outbound: AtomicUsize::new(0),
             open_inbound: AtomicUsize::new(0),
+            listening_outbound: AtomicUsize::new(0),
+            listening_inbound: AtomicUsize::new(0),
         }
     }
 }
@@ -196,10 +204,37 @@ impl Lifecycle {
         self.open_inbound.load(Relaxed)
     }
 
+    /// Whether the app has no connection open.
+    pub fn is_idle(&self) -> bool {
+        self.open_outbound.load(Relaxed) == 0
+    }
+
+    /// Whether nothing of this direction is open, nor can be any more.
+    pub fn is_over(&self, direction: Direction) -> bool {
+        // In this order: a listener hands over what it has accepted before it is gone.
+        self.listening(direction).load(SeqCst) == 0 && self.open(direction).load(SeqCst) == 0
+    }
+
+    /// A listener is there from now on, until [`Lifecycle::stopped_listening`].
+    pub fn listens(&self, direction: Direction) {
+        self.listening(direction).fetch_add(1, SeqCst);
+    }
+
+    pub fn stopped_listening(&self, direction: Direction) {
+        self.listening(direction).fetch_sub(1, SeqCst);
+    }
+
+    fn listening(&self, direction: Direction) -> &AtomicUsize {
+        match direction {
+            Direction::Inbound => &self.listening_inbound,
+            Direction::Outbound => &self.listening_outbound,
+        }
+    }
+
     /// Counts an accepted connection, unless there are `limit` of its direction already.
     pub fn try_open(&self, limit: usize, direction: Direction) -> bool {
         let more = |open: usize| (open < limit).then(|| open.saturating_add(1));
-        self.open(direction).fetch_update(Relaxed, Relaxed, more).is_ok()
+        self.open(direction).fetch_update(SeqCst, Relaxed, more).is_ok()
     }
 
     pub fn closed(&self, direction: Direction) {

@@ -21,12 +21,15 @@ use crate::experiments::report::{self, Stop};
 use crate::health;
 use crate::identity::{self, Identity};
 use crate::memory;
+use crate::metrics::Direction;
 use crate::proxy::{BackgroundTasks, Phase, Proxy};
 use crate::registration;
 use crate::settings::Settings;
 use crate::state::StateDir;
 use crate::worker::{Load, Worker};
 
+/// Time in which the answers to the app say that its connections end, before idle ones do.
+const ANNOUNCE: Duration = Duration::from_secs(1);
 /// How often the end of the last connection is looked for while draining.
 const DRAIN_POLL: Duration = Duration::from_millis(20);
 /// Tasks that a busy worker runs before it looks for new events. Tokio's 61 leaves a saturated worker
@@ -216,23 +219,29 @@ async fn drain(proxy: &Proxy, removed: Option<oneshot::Receiver<()>>) {
     let settings = &proxy.settings;
     proxy.lifecycle.advance(Phase::Leaving);
     let delay = tokio::time::sleep(settings.drain_delay);
-    match removed {
-        // Sooner when every caller has acknowledged that this workload is gone; those that the
-        // control plane does not know need the delay.
-        Some(heard) => {
-            tokio::select! {
-                () = delay => {}
-                Ok(()) = heard => {}
+    let unheard_of = async {
+        match removed {
+            // Sooner when every caller has acknowledged that this workload is gone; those that the
+            // control plane does not know need the delay.
+            Some(heard) => {
+                tokio::select! {
+                    () = delay => {}
+                    Ok(()) = heard => {}
+                }
             }
+            None => delay.await,
         }
-        None => delay.await,
-    }
+    };
+    // Idle connections of the app will end without a word: those in use shall have ended by one before. Not later,
+    // or others would wait for longer for the proxy that comes after this one.
+    let announced = gone(Instant::now().later(ANNOUNCE), || proxy.lifecycle.is_idle());
+    tokio::join!(unheard_of, announced);
     let lifecycle = &proxy.lifecycle;
     let end = Instant::now().later(settings.drain_timeout);
     lifecycle.advance(Phase::Finishing);
-    let mut drained = gone(end, || lifecycle.open_inbound_connections()).await;
+    let mut drained = gone(end, || lifecycle.is_over(Direction::Inbound)).await;
     lifecycle.advance(Phase::Closing);
-    drained &= gone(end, || lifecycle.open_connections()).await;
+    drained &= gone(end, || lifecycle.is_over(Direction::Outbound)).await;
     if drained {
         info!("drained");
     } else {
@@ -241,9 +250,9 @@ async fn drain(proxy: &Proxy, removed: Option<oneshot::Receiver<()>>) {
     }
 }
 
-/// Waits until no connection is open; false when `end` came first.
-async fn gone(end: Instant, open: impl Fn() -> usize) -> bool {
-    while open() > 0 {
+/// Waits until nothing is open; false when `end` came first.
+async fn gone(end: Instant, is_over: impl Fn() -> bool) -> bool {
+    while !is_over() {
         if Instant::now() >= end {
             return false;
         }

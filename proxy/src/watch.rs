@@ -154,6 +154,7 @@ pub struct Connections {
     free: RefCell<Vec<usize>>,
     inbound_drains: Cell<bool>,
     outbound_drains: Cell<bool>,
+    announces_end: Cell<bool>,
 }
 
 /// What a connection's right to stay rests on.
@@ -266,6 +267,16 @@ impl Connections {
             }
         };
         Registered { connections: Rc::clone(self), direction, slot }
+    }
+
+    /// From now on every answer on HTTP/1.1 says that it is the last one on its connection: a client that is told does
+    /// not write another request while the connection is being closed, which nobody would read.
+    pub fn announce_end(&self) {
+        self.announces_end.set(true);
+    }
+
+    pub fn announces_end(&self) -> bool {
+        self.announces_end.get()
     }
 
     /// From now on every connection of one direction ends after what it has in flight.

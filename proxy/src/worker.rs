@@ -44,6 +44,8 @@ const MAX_SPELLINGS: usize = 2_048;
 const MAX_ADDRESSES: usize = 256;
 /// Addresses of this host that are remembered.
 const MAX_OWN_ADDRESSES: usize = 16;
+/// Time that a new connection has for its first bytes when connections of its direction end.
+const FIRST_WORDS: Duration = Duration::from_millis(100);
 /// How long an outside name's address is used.
 const ADDRESS_TTL: Duration = Duration::from_secs(5);
 /// Port of an authority that names none.
@@ -126,6 +128,9 @@ impl Worker {
                         return;
                     }
                     let phase = *phase.borrow_and_update();
+                    if phase >= Phase::Leaving {
+                        self.connections.announce_end();
+                    }
                     for direction in [Direction::Inbound, Direction::Outbound] {
                         if phase >= Phase::ending(direction) {
                             self.connections.drain(direction);
@@ -312,9 +317,16 @@ impl Worker {
         limit: Duration,
         direction: Direction,
     ) -> Spoke {
+        let lifecycle = &self.proxy.lifecycle;
+        let ended = async {
+            lifecycle.reached(Phase::ending(direction)).await;
+            // It may have been opened just before, and its first request be on the way.
+            tokio::time::sleep(FIRST_WORDS).await;
+        };
         tokio::select! {
+            biased;
             spoke = sniffer.listen(silence, limit) => spoke,
-            () = self.proxy.lifecycle.reached(Phase::ending(direction)) => Spoke::Gone,
+            () = ended => Spoke::Gone,
         }
     }
 

@@ -318,3 +318,53 @@ fn a_proxy_is_ready_only_with_its_first_configuration() {
     eventually("it is ready", || http_get(at, "/ready").is_some_and(|answer| answer.0 == 200));
     drop(process);
 }
+
+/// A client that keeps its connection and writes a request now and then. Returns how many requests ended without an
+/// answer although nobody had said that the connection ends.
+fn keep_asking(port: u16, pause: Duration) -> u32 {
+    let request = b"GET http://web.bank/ HTTP/1.1\r\nhost: web.bank\r\n\r\n";
+    let mut lost = 0;
+    while let Ok(mut stream) = TcpStream::connect(local(port)) {
+        stream.set_read_timeout(Some(Duration::from_secs(15))).expect("a limit");
+        let mut is_fresh = true;
+        loop {
+            let mut bytes = [0; 4096];
+            let read = stream.write_all(request).and_then(|()| stream.read(&mut bytes));
+            match read {
+                Ok(n) if n > 0 => {
+                    let said = String::from_utf8_lossy(&bytes[..n]).to_ascii_lowercase();
+                    if said.contains("connection: close") {
+                        break;
+                    }
+                }
+                // The listener is gone, and with it what nobody had accepted.
+                Ok(_) | Err(_) if is_fresh => return lost,
+                Ok(_) | Err(_) => {
+                    lost += 1;
+                    break;
+                }
+            }
+            is_fresh = false;
+            std::thread::park_timeout(pause);
+        }
+    }
+    lost
+}
+
+/// An idle connection that was closed without a word took the request with it that the app was just writing.
+#[test]
+fn an_app_is_told_on_an_answer_that_its_connection_ends() {
+    let mesh = Mesh::start("h1");
+    let mut caller = Proxy::caller(&mesh.plane, &["--drain-delay", "0s"]);
+    let port = caller.outbound;
+    eventually("it answers", || Curl::through(&caller).get("http://web.bank/").status == 200);
+    let clients: Vec<_> = (0..24)
+        .map(|n| std::thread::spawn(move || keep_asking(port, Duration::from_millis(n))))
+        .collect();
+    eventually("they are at work", || mesh.app.requests.load(Relaxed) > 2_000);
+    caller.process().terminate();
+    let status = caller.process().wait(DRAINED);
+    assert!(status.success(), "{status}");
+    let lost: u32 = clients.into_iter().map(|client| client.join().expect("it ends")).sum();
+    assert_eq!(lost, 0, "requests without an answer");
+}

@@ -156,9 +156,13 @@ impl Connection {
                 let holds_back = informs && headers::expects_continue(&head.headers);
                 link.asked(Arc::clone(tracked.progress()), holds_back, informs);
                 let (link, connects) = (&link, head.method == Method::CONNECT);
+                let connections = &worker.connections;
                 // Not an async block around it: that would hold the future twice.
                 request::handle(Rc::clone(&connection), head, body, caller, tracked).map(
                     move |mut response| {
+                        if connections.announces_end() {
+                            say_last(&mut response);
+                        }
                         answered(link, connects, &mut response);
                         Ok::<_, Infallible>(response)
                     },
@@ -302,11 +306,18 @@ impl Connection {
 }
 
 /// Tells a connection of HTTP/1.1 what the head of an answer makes of it.
+/// The answer is the last one on its connection.
+fn say_last(response: &mut Response<ResponseBody>) {
+    if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+}
+
 fn answered(link: &Link, connects: bool, response: &mut Response<ResponseBody>) {
     let status = response.status();
     if connects && !status.is_success() {
         // What follows was meant for the tunnel, and must not be read as requests.
-        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        say_last(response);
     }
     match status == StatusCode::SWITCHING_PROTOCOLS || (connects && status.is_success()) {
         true => link.switched(),
