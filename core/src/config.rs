@@ -14,25 +14,26 @@ use crate::identity::{SpiffeId, TrustDomain};
 use crate::name::{DestinationName, EndpointId};
 use crate::policy::access::Access;
 use crate::policy::cors::CorsConfig;
+use crate::policy::section;
 use crate::policy::{BackendPolicy, CallPolicy, ServerPolicy};
 
-/// Features of the wire format that this build understands. A resource that lists another one in
-/// its `requires` is refused as a whole: never half understood.
-pub const FEATURES: &[&str] = &[
+/// Features of the wire format that this build understands, beside those of policies ([`section`]).
+const FEATURES: [&str; 8] = [
     "access.v1",
     "balancer.ring-hash",
-    "cache.v1",
     "cors.v1",
     "external-tls.v1",
-    "fallbacks.v1",
     "faults.v1",
-    "health.v1",
-    "hedge.v1",
     "http.filters.v1",
     "policy.v1",
     "tls.sni",
-    "zones.v1",
 ];
+
+/// Every feature of the wire format that this build understands. A resource that lists another one in
+/// its `requires` is refused as a whole: never half understood.
+pub fn features() -> impl Iterator<Item = &'static str> {
+    FEATURES.into_iter().chain(section::ALL.iter().filter_map(|section| section.feature))
+}
 
 /// One port of one service as its callers see it: how it is spoken to and where requests go.
 #[derive(Clone, Debug, PartialEq)]

@@ -10,12 +10,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue, Method, StatusCode};
+use outrigger_core::config::features;
 use outrigger_core::config::{
-    Backend, BackendTarget, Balancer, Destination, Endpoint, FEATURES, Filter, HashKey,
-    HeaderMatch, HeaderModifier, HostMatch, HttpMatch, HttpRoute, HttpRule, Inbound, InboundPort,
-    MeshAddress, MeshSettings, Mirror, MtlsMode, OutsideTls, PathMatch, PathModifier, Protocol,
-    QueryMatch, Redirect, Rewrite, TcpBackend, TcpRoute, TlsRoute, Unmatched, ValueMatch,
-    WeightedBackend,
+    Backend, BackendTarget, Balancer, Destination, Endpoint, Filter, HashKey, HeaderMatch,
+    HeaderModifier, HostMatch, HttpMatch, HttpRoute, HttpRule, Inbound, InboundPort, MeshAddress,
+    MeshSettings, Mirror, MtlsMode, OutsideTls, PathMatch, PathModifier, Protocol, QueryMatch,
+    Redirect, Rewrite, TcpBackend, TcpRoute, TlsRoute, Unmatched, ValueMatch, WeightedBackend,
 };
 use outrigger_core::identity::SpiffeId;
 use outrigger_core::name::{DestinationName, EndpointId};
@@ -26,6 +26,7 @@ use outrigger_core::policy::cache::CacheConfig;
 use outrigger_core::policy::cors::CorsConfig;
 use outrigger_core::policy::fallback::{Classes, Fallback, Give};
 use outrigger_core::policy::hedge::HedgeConfig;
+use outrigger_core::policy::session::SessionConfig;
 use outrigger_core::policy::{BackendPolicy, CallPolicy, ServerPolicy};
 use outrigger_proto::convert::{destination, endpoint, inbound, is_unsupported, settings, version};
 use outrigger_proto::mesh;
@@ -45,7 +46,7 @@ proptest! {
         let wire = mesh::Destination::decode(bytes.as_slice()).unwrap();
         prop_assert_eq!(destination::from_wire(&wire).unwrap(), config);
         for feature in &wire.requires {
-            prop_assert!(FEATURES.contains(&feature.as_str()), "{} is not known", feature);
+            prop_assert!(features().any(|known| known == feature), "{} is not known", feature);
         }
     }
 
@@ -130,6 +131,7 @@ fn only_used_features_are_required() {
     assert_eq!(requires(&config)[1], "cache.v1");
     config.backends[0].policy.preference.panic_threshold = Some(50);
     config.policy.preference.min_healthy_percent = Some(70);
+    config.policy.session = Some(SessionConfig::Header("x-session".parse().unwrap()));
     config.backends[0].policy.faults = vec![policies::plain_fault()];
     assert_eq!(requires(&config)[3], "faults.v1");
     config.call.hedge = Some(HedgeConfig::After(Duration::from_secs(1)));
@@ -174,7 +176,8 @@ fn only_used_features_are_required() {
         .chain(inbound::to_wire(&own).requires)
         .chain(endpoint::to_wire(&outside).requires)
         .collect();
-    assert!(all.iter().map(String::as_str).eq(FEATURES.iter().copied()));
+    let known: BTreeSet<_> = features().map(str::to_owned).collect();
+    assert_eq!(all, known);
 }
 
 #[test]

@@ -98,15 +98,24 @@ pub struct EndpointLoad {
     full_until_ms: AtomicU32,
 }
 
-/// What the choice of an endpoint may depend on.
+/// What the choice of an endpoint may depend on; by load alone unless something else is said.
 pub struct Choice<'a> {
     pub random: u64,
     pub now_ms: u32,
     pub balancer: &'a Balancer,
     /// Hash of the request's key, for ring hash.
     pub hash: Option<u64>,
+    /// The endpoint of the client's session, by its stable key.
+    pub session: Option<u64>,
     /// Endpoints that this request has already tried in vain.
     pub tried: &'a [u64],
+}
+
+impl<'a> Choice<'a> {
+    /// By load alone, and none of `tried`.
+    pub fn by_load(random: u64, now_ms: u32, tried: &'a [u64]) -> Self {
+        Self { random, now_ms, balancer: &Balancer::PowerOfTwo, hash: None, session: None, tried }
+    }
 }
 
 /// Why there is no endpoint to choose.
@@ -223,6 +232,11 @@ impl Endpoints {
         let choosy = self.guard.is_choosy()
             || self.preference.is_choosy(choice.now_ms)
             || choice.now_ms < self.uneven_until_ms.load(Relaxed);
+        if let Some(endpoint) = choice.session.and_then(|stable| set.stable(stable))
+            && self.may_keep(&set, endpoint, choice)
+        {
+            return Ok(Arc::clone(endpoint));
+        }
         if choice.tried.is_empty() && !choosy {
             return set.pick(choice, &self.turn).map(|i| Arc::clone(&all[i])).ok_or(NoChoice::None);
         }
@@ -230,7 +244,29 @@ impl Endpoints {
     }
 }
 
+impl Endpoints {
+    /// Whether the endpoint of a session is fit to get its next request.
+    fn may_keep(
+        &self,
+        set: &EndpointSet,
+        endpoint: &Arc<EndpointState>,
+        choice: &Choice<'_>,
+    ) -> bool {
+        if choice.tried.contains(&endpoint.key) {
+            return false;
+        }
+        let all: Vec<_> = set.endpoints.iter().collect();
+        let is_fit = |fit: Vec<&Arc<EndpointState>>| fit.iter().any(|fit| fit.key == endpoint.key);
+        !self.guard.is_choosy() || self.guard.choosable(&all).is_ok_and(is_fit)
+    }
+}
+
 impl EndpointSet {
+    /// The endpoint with this stable key.
+    fn stable(&self, stable: u64) -> Option<&Arc<EndpointState>> {
+        self.endpoints.iter().find(|endpoint| endpoint.stable == stable)
+    }
+
     /// The endpoint with exactly this address of its app.
     pub fn at(&self, address: SocketAddr) -> Option<&Arc<EndpointState>> {
         self.by_address.get(&address).map(|i| &self.endpoints[*i])

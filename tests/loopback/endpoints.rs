@@ -134,3 +134,50 @@ fn ejections_are_ignored_when_too_few_are_left() {
     eventually("it is asked again: one of two is less than 60 %", || ask(&caller) == 503);
     assert!(caller.count("outrigger_lb_panic_total", &["bank/app:80"]) >= 1.0);
 }
+
+#[test]
+fn a_client_stays_with_its_endpoint_while_that_is_there() {
+    let names = ["one", "two", "three"];
+    let apps = names.map(Echo::start);
+    let all: Vec<_> = apps.iter().map(|app| (app.port, "a")).collect();
+    let spec = "  sessionPersistence: {sessionName: basket, absoluteTimeout: 8h}\n";
+    let plane =
+        ControlPlane::start(&[("app.yaml", &service(&all)), ("policy.yaml", &policy(spec))]);
+    let caller = Proxy::caller(&plane, &[]);
+    let cookie = |head: &str| {
+        let line = head.lines().find_map(|line| line.strip_prefix("set-cookie: "));
+        line.map(|line| line.trim().to_owned())
+    };
+    let mut first = None;
+    eventually("an answer sets the cookie", || {
+        let answer = Curl::through(&caller).get("http://app.bank/");
+        first = cookie(&answer.head).map(|set| (set, answer.body));
+        first.is_some()
+    });
+    let (set, body) = first.expect("it is set");
+    assert!(set.starts_with("basket=") && set.ends_with("Max-Age=28800"), "{set}");
+    let app = |body: &str| {
+        let said: serde_json::Value = serde_json::from_str(body).unwrap_or_default();
+        said["app"].as_str().unwrap_or_default().to_owned()
+    };
+    let own = format!("cookie: a=1; {}", set.split(';').next().unwrap_or_default());
+    for _ in 0..30 {
+        let answer = Curl::through(&caller).args(&["-H", &own]).get("http://app.bank/");
+        assert_eq!(app(&answer.body), app(&body), "the same endpoint");
+        assert_eq!(cookie(&answer.head), None, "which the client knows");
+    }
+    // When it is gone another one takes over, and the client is told.
+    let is_left = |(name, _): &(&str, &(u16, &str))| *name != app(&body);
+    let left: Vec<_> = names.into_iter().zip(&all).filter(is_left).map(|(_, of)| *of).collect();
+    plane.write("app.yaml", &service(&left));
+    eventually("another endpoint takes over", || {
+        let answer = Curl::through(&caller).args(&["-H", &own]).get("http://app.bank/");
+        app(&answer.body) != app(&body) && cookie(&answer.head).is_some_and(|new| new != set)
+    });
+    // Somebody else's key is none.
+    for forged in ["cookie: basket=0000000000000000", "cookie: basket=zz", "cookie: basket"] {
+        let answer = Curl::through(&caller).args(&["-H", forged]).get("http://app.bank/");
+        assert_eq!(answer.status, 200, "{answer:?}");
+        assert!(cookie(&answer.head).is_some(), "{answer:?}");
+    }
+}

@@ -61,6 +61,12 @@ fn check() -> io::Result<Vec<String>> {
         problems.extend(documents::check_names(page, &read(page)?, &paths, &code));
     }
     problems.extend(documents::check_questions(&read("docs/questions.md")?, &code));
+    let kinds = (
+        read("control-plane/src/kinds/traffic_policy.rs")?,
+        read("control-plane/src/kinds/server_policy.rs")?,
+    );
+    let kinds = [(&*kinds.0, "TrafficPolicySpec"), (&*kinds.1, "ServerPolicySpec")];
+    problems.extend(documents::check_sections(&read("core/src/policy/section.rs")?, &kinds));
     problems.extend(documents::check_metrics(&read("proxy/src/metrics/table.rs")?, &code));
     let reasons = (read("core/src/reason.rs")?, read("docs/reasons.md")?);
     problems.extend(documents::check_reasons(&reasons.0, &reasons.1));

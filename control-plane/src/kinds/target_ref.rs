@@ -2,6 +2,7 @@
 
 use outrigger_core::name::MAX_LABEL;
 use outrigger_core::policy::bounds;
+use outrigger_core::policy::section::{self, Scope};
 use schemars::{JsonSchema, Schema};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -84,14 +85,12 @@ pub(super) fn some_section(schema: &mut Schema) {
 }
 
 /// Sections that are one for all that call a service, whatever route they take.
-pub(super) fn not_for_routes(sections: &'static [&'static str]) -> impl FnMut(&mut Schema) {
-    move |schema| {
-        for section in sections {
-            let holds = format!(
-                "!has(self.{section}) || !self.targetRefs.exists(t, t.kind in ['HTTPRoute', 'GRPCRoute'])"
-            );
-            let says = "protects a service, not a route: put it into a policy that targets the Service or Namespace";
-            rule_at(section, holds, says)(schema);
-        }
+pub(super) fn not_for_routes(schema: &mut Schema) {
+    for section in section::names(Scope::Backend) {
+        let holds = format!(
+            "!has(self.{section}) || !self.targetRefs.exists(t, t.kind in ['HTTPRoute', 'GRPCRoute'])"
+        );
+        let says = "protects a service, not a route: put it into a policy that targets the Service or Namespace";
+        rule_at(section, holds, says)(schema);
     }
 }

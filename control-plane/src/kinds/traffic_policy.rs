@@ -6,13 +6,13 @@
 
 use kube::CustomResource;
 use outrigger_core::policy::retry::{DEFAULT_ATTEMPTS, DEFAULT_REPLAY_BYTES, RetryConfig};
-use outrigger_core::policy::{CallPolicy, bounds};
+use outrigger_core::policy::{CallPolicy, bounds, session};
 use schemars::{JsonSchema, Schema};
 use serde::{Deserialize, Serialize};
 
 use super::schema::{
-    bounded, default, duration, duration_or_zero, each, items, number, rule, rule_at, some_field,
-    stated_default, text,
+    bounded, default, duration, duration_or_zero, each, items, length, number, rule, rule_at,
+    some_field, stated_default, text,
 };
 use super::target_ref::{CALLED, not_for_routes, some_section, targets};
 use super::{
@@ -35,10 +35,7 @@ use super::{
     namespaced,
     doc = "How services are called"
 )]
-#[schemars(transform = some_section, transform = not_for_routes(&[
-    "retryBudget", "breaker", "outlierEjection", "limits", "healthCheck", "slowStart", "panicThreshold",
-    "zonePreference",
-]))]
+#[schemars(transform = some_section, transform = not_for_routes)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TrafficPolicySpec {
     /// What it is for: Services and ExternalServices (or one port), HTTPRoutes and GRPCRoutes (or one rule) of its
@@ -86,6 +83,9 @@ pub struct TrafficPolicySpec {
     /// Zone preference. Unset: zones are ignored. Not for routes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub zone_preference: Option<TrafficZonePreference>,
+    /// Session persistence. Unset: requests of one client go to any endpoint. Not for routes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session_persistence: Option<TrafficSessionPersistence>,
     /// Priority of requests that bring none in `x-outrigger-priority`. Unset: Default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub priority: Option<TrafficPriority>,
@@ -103,6 +103,38 @@ pub struct TrafficPolicySpec {
     #[schemars(transform = items(1, bounds::MAX_FALLBACKS))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fallbacks: Option<Vec<TrafficFallback>>,
+}
+
+/// The requests of one client go to one endpoint, as long as it is there and neither ejected nor unhealthy. The client
+/// carries it, in a cookie or a header of the last answer (GEP-1619). Example: `{sessionName: basket}`.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
+#[schemars(transform = rule_at(
+    "absoluteTimeout",
+    "!has(self.absoluteTimeout) || !has(self.type) || self.type == 'Cookie'",
+    "is for cookies",
+))]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct TrafficSessionPersistence {
+    /// Name of the cookie or header.
+    #[schemars(transform = length(1, session::MAX_NAME), transform = default(session::DEFAULT_NAME))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub session_name: Option<String>,
+    /// What carries the endpoint.
+    #[serde(default)]
+    pub r#type: TrafficSessionType,
+    /// Time that the client may keep the cookie. Unset: to the end of its own session. Example: `8h`.
+    #[schemars(transform = duration(&session::LIFETIME))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub absolute_timeout: Option<String>,
+}
+
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, JsonSchema)]
+pub enum TrafficSessionType {
+    /// A cookie, which browsers and most clients send back by themselves.
+    #[default]
+    Cookie,
+    /// A header, which the client has to send back.
+    Header,
 }
 
 /// Each bounds one part of a call; what is unset is not bounded here. Example: `{connect: 1s, attempt: 500ms}`.

@@ -16,6 +16,8 @@ use outrigger_core::policy::outlier::OutlierConfig;
 use outrigger_core::policy::priority::Priority;
 use outrigger_core::policy::rate_limit::RateLimitConfig;
 use outrigger_core::policy::retry::RetryConfig;
+use outrigger_core::policy::section::{self, Scope, Section};
+use outrigger_core::policy::session::SessionConfig;
 use outrigger_core::policy::stop::StopRule;
 use outrigger_core::policy::timeouts::Timeouts;
 
@@ -72,6 +74,7 @@ pub struct TrafficSections {
     pub panic_threshold: Option<u8>,
     /// Percent of the zone's endpoints that must be fit.
     pub zones: Option<u8>,
+    pub session: Option<SessionConfig>,
     pub priority: Option<Priority>,
     pub max_visits: Option<u8>,
     pub hedge: Option<HedgeConfig>,
@@ -241,63 +244,57 @@ impl fmt::Display for PortRef {
     }
 }
 
-/// Sections by the names that people write them with.
+/// The sections of a policy.
 pub trait Sections {
     /// Those that are set.
-    fn names(&self) -> Vec<&'static str>;
+    fn sections(&self) -> Vec<&'static Section>;
+
+    /// Their names, as people write them.
+    fn names(&self) -> Vec<&'static str> {
+        self.sections().iter().map(|section| section.name).collect()
+    }
 }
 
 impl TrafficSections {
-    /// What protects a service, and so is one for all routes that lead there.
-    pub const BACKEND: [&str; 8] = [
-        "retryBudget",
-        "breaker",
-        "outlierEjection",
-        "limits",
-        "healthCheck",
-        "slowStart",
-        "panicThreshold",
-        "zonePreference",
-    ];
-
     pub fn has_backend_section(&self) -> bool {
-        self.names().iter().any(|name| Self::BACKEND.contains(name))
+        self.sections().iter().any(|section| section.scope == Scope::Backend)
     }
 }
 
 impl Sections for TrafficSections {
-    fn names(&self) -> Vec<&'static str> {
+    fn sections(&self) -> Vec<&'static Section> {
         set_ones([
-            ("deadline", self.deadline.is_some()),
-            ("streaming", self.streaming.is_some()),
-            ("timeouts", self.timeouts.is_some()),
-            ("retries", self.retries.is_some()),
-            ("retryBudget", self.budget.is_some()),
-            ("breaker", self.breaker.is_some()),
-            ("outlierEjection", self.outlier.is_some()),
-            ("limits", self.limits.is_some()),
-            ("healthCheck", self.health.is_some()),
-            ("slowStart", self.slow_start.is_some()),
-            ("panicThreshold", self.panic_threshold.is_some()),
-            ("zonePreference", self.zones.is_some()),
-            ("priority", self.priority.is_some()),
-            ("maxVisits", self.max_visits.is_some()),
-            ("hedge", self.hedge.is_some()),
-            ("cache", self.cache.is_some()),
-            ("fallbacks", self.fallbacks.is_some()),
+            (&section::DEADLINE, self.deadline.is_some()),
+            (&section::STREAMING, self.streaming.is_some()),
+            (&section::TIMEOUTS, self.timeouts.is_some()),
+            (&section::RETRIES, self.retries.is_some()),
+            (&section::RETRY_BUDGET, self.budget.is_some()),
+            (&section::BREAKER, self.breaker.is_some()),
+            (&section::OUTLIER_EJECTION, self.outlier.is_some()),
+            (&section::LIMITS, self.limits.is_some()),
+            (&section::HEALTH_CHECK, self.health.is_some()),
+            (&section::SLOW_START, self.slow_start.is_some()),
+            (&section::PANIC_THRESHOLD, self.panic_threshold.is_some()),
+            (&section::ZONE_PREFERENCE, self.zones.is_some()),
+            (&section::SESSION_PERSISTENCE, self.session.is_some()),
+            (&section::PRIORITY, self.priority.is_some()),
+            (&section::MAX_VISITS, self.max_visits.is_some()),
+            (&section::HEDGE, self.hedge.is_some()),
+            (&section::CACHE, self.cache.is_some()),
+            (&section::FALLBACKS, self.fallbacks.is_some()),
         ])
     }
 }
 
 impl Sections for ServerSections {
-    fn names(&self) -> Vec<&'static str> {
+    fn sections(&self) -> Vec<&'static Section> {
         set_ones([
-            ("rateLimits", self.rate_limits.is_some()),
-            ("concurrency", self.concurrency.is_some()),
+            (&section::RATE_LIMITS, self.rate_limits.is_some()),
+            (&section::CONCURRENCY, self.concurrency.is_some()),
         ])
     }
 }
 
-fn set_ones<const N: usize>(sections: [(&'static str, bool); N]) -> Vec<&'static str> {
-    sections.into_iter().filter(|(_, set)| *set).map(|(name, _)| name).collect()
+fn set_ones<const N: usize>(sections: [(&'static Section, bool); N]) -> Vec<&'static Section> {
+    sections.into_iter().filter(|(_, set)| *set).map(|(section, _)| section).collect()
 }

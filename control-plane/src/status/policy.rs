@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 
 use outrigger_core::config::BackendTarget;
 use outrigger_core::policy::bounds;
+use outrigger_core::policy::section::{self, Scope};
 
 use super::ObjectStatus;
 use crate::index::Index;
@@ -221,8 +222,9 @@ fn note_lost_to_rule(
         ));
     }
     // A service is protected whatever route leads there.
+    let of_backends = section::names(Scope::Backend);
     let open = |section: &str| {
-        !crate::object::policy::TrafficSections::BACKEND.contains(&section)
+        !of_backends.contains(&section)
             && !fields.iter().any(|(name, said, _)| *said && *name == section)
     };
     note_lost(policy, speakers, &open, lost);

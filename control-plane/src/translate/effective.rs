@@ -170,6 +170,7 @@ pub fn backend(index: &Index, service: &ServiceId, port: &ServicePort) -> Backen
             min_healthy_percent: first(&speakers, |said| said.zones)
                 .or_else(|| index.service(service)?.min_healthy_percent),
         },
+        session: first(&speakers, |said| said.session.clone()),
         faults: sent(&port_faults(index, service, port)),
         stop_rules: stop_rules(index, service, port),
     }

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
+use http::HeaderName;
 use outrigger_core::error::FieldError;
+use outrigger_core::filter::check_modified;
 use outrigger_core::policy::bounds::{self, Durations, Numbers};
 use outrigger_core::policy::breaker::{BreakerConfig, FailureRate, OpenTime};
 use outrigger_core::policy::budget::BudgetConfig;
@@ -11,6 +13,8 @@ use outrigger_core::policy::limits::LimitsConfig;
 use outrigger_core::policy::outlier::OutlierConfig;
 use outrigger_core::policy::priority::Priority;
 use outrigger_core::policy::retry::{Backoff, Jitter, RetryConfig, RetryOn};
+use outrigger_core::policy::section::{self, Scope};
+use outrigger_core::policy::session::{DEFAULT_NAME, LIFETIME, SessionConfig, is_cookie_name};
 use outrigger_core::policy::timeouts::Timeouts;
 
 use super::target_ref::{Allowed, attached};
@@ -19,7 +23,8 @@ use crate::kinds::defaults;
 use crate::kinds::{
     TrafficBackoff, TrafficBreaker, TrafficFailureRate, TrafficHealthCheck, TrafficJitter,
     TrafficLimits, TrafficOpen, TrafficOutlierEjection, TrafficPolicy as Raw, TrafficPolicySpec,
-    TrafficPriority, TrafficRetries, TrafficRetryBudget, TrafficTimeouts,
+    TrafficPriority, TrafficRetries, TrafficRetryBudget, TrafficSessionPersistence,
+    TrafficSessionType, TrafficTimeouts,
 };
 use crate::object::Kind;
 use crate::object::policy::{PolicyTarget, TrafficPolicy, TrafficSections};
@@ -57,6 +62,7 @@ pub fn translate(raw: &Raw, report: &mut Report) -> Option<TrafficPolicy> {
             let path = "spec.zonePreference.minHealthyPercent";
             number(report, path, Some(percent), &bounds::PERCENT)
         }),
+        session: spec.session_persistence.as_ref().and_then(|raw| session(raw, report)),
         priority: spec.priority.map(|priority| match priority {
             TrafficPriority::Critical => Priority::Critical,
             TrafficPriority::Default => Priority::Default,
@@ -81,21 +87,49 @@ pub fn translate(raw: &Raw, report: &mut Report) -> Option<TrafficPolicy> {
 
 /// Client-side protection of a service is one for all that call it, whatever route they take.
 fn refuse_backend_sections(spec: &TrafficPolicySpec, report: &mut Report) {
-    let sections = [
-        ("retryBudget", spec.retry_budget.is_some()),
-        ("breaker", spec.breaker.is_some()),
-        ("outlierEjection", spec.outlier_ejection.is_some()),
-        ("limits", spec.limits.is_some()),
-        ("healthCheck", spec.health_check.is_some()),
-        ("slowStart", spec.slow_start.is_some()),
-        ("panicThreshold", spec.panic_threshold.is_some()),
-        ("zonePreference", spec.zone_preference.is_some()),
-    ];
-    for (name, _) in sections.into_iter().filter(|(_, set)| *set) {
+    // As it is written: one with an error is set as well.
+    let written = serde_json::to_value(spec).unwrap_or_default();
+    for name in section::names(Scope::Backend) {
+        if written.get(name).is_none() {
+            continue;
+        }
         let problem = "protects a service, not a route: put it into a policy that targets the \
                        Service or Namespace";
         report.error(format!("spec.{name}"), problem);
     }
+}
+
+fn session(raw: &TrafficSessionPersistence, report: &mut Report) -> Option<SessionConfig> {
+    let path = "spec.sessionPersistence";
+    let at = format!("{path}.sessionName");
+    let name = raw.session_name.as_deref().unwrap_or(DEFAULT_NAME);
+    let timeout = raw.absolute_timeout.as_deref();
+    let lifetime_at = format!("{path}.absoluteTimeout");
+    match raw.r#type {
+        TrafficSessionType::Header if timeout.is_some() => {
+            report.error(lifetime_at, "is for cookies");
+            None
+        }
+        TrafficSessionType::Header => {
+            let name = report.check(&at, session_header(name))?;
+            Some(SessionConfig::Header(name))
+        }
+        TrafficSessionType::Cookie if !is_cookie_name(name) => {
+            report.error(at, format!("{name:?} is not a valid name of a cookie"));
+            None
+        }
+        TrafficSessionType::Cookie => {
+            let lifetime = time(report, &lifetime_at, timeout, &LIFETIME);
+            Some(SessionConfig::Cookie { name: name.to_owned(), lifetime })
+        }
+    }
+}
+
+/// A header that a proxy may add to answers and read of requests.
+fn session_header(name: &str) -> Result<HeaderName, FieldError> {
+    let invalid = |_| FieldError::here(format!("{name:?} is not a valid header name"));
+    let name: HeaderName = name.parse().map_err(invalid)?;
+    check_modified(&name).map(|()| name)
 }
 
 fn timeouts(raw: &TrafficTimeouts, report: &mut Report) -> Timeouts {

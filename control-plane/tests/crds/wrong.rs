@@ -196,6 +196,18 @@ const TRAFFIC: &[Case] = &[
     ),
     ("{breaker: {consecutiveFailures: 5, trials: 101}}", "breaker.trials", By::Schema),
     ("{breaker: {consecutiveFailures: 5, open: {}}}", "breaker.open", By::Schema),
+    ("{sessionPersistence: {sessionName: ''}}", "sessionPersistence.sessionName", By::Schema),
+    ("{sessionPersistence: {type: Query}}", "sessionPersistence.type", By::Schema),
+    (
+        "{sessionPersistence: {type: Header, absoluteTimeout: 1h}}",
+        "sessionPersistence.absoluteTimeout",
+        By::Rule,
+    ),
+    (
+        "{sessionPersistence: {absoluteTimeout: 999ms}}",
+        "sessionPersistence.absoluteTimeout",
+        By::Rule,
+    ),
     ("{breaker: {consecutiveFailures: 5, open: {fixed: 99ms}}}", "breaker.open.fixed", By::Rule),
     ("{breaker: {consecutiveFailures: 5, open: {base: 2h}}}", "breaker.open.base", By::Rule),
     ("{breaker: {consecutiveFailures: 5, open: {max: 1s}}}", "breaker.open.max", By::Rule),
@@ -608,6 +620,7 @@ fn targets() -> Vec<Wrong> {
         ("slowStart", "{window: 5s}"),
         ("panicThreshold", "5"),
         ("zonePreference", "{}"),
+        ("sessionPersistence", "{}"),
     ];
     for (section, says) in sections {
         let route = "{group: gateway.networking.k8s.io, kind: HTTPRoute, name: a}";

@@ -229,6 +229,18 @@ fn every_bound_of_a_traffic_policy() {
             ),
             ("breaker: {consecutiveFailures: 5, open: {}}", ".breaker.open: is empty"),
             (
+                "sessionPersistence: {sessionName: 'a b'}",
+                ".sessionPersistence.sessionName: \"a b\" is not a valid name of a cookie",
+            ),
+            (
+                "sessionPersistence: {type: Header, sessionName: connection}",
+                ".sessionPersistence.sessionName: ",
+            ),
+            (
+                "sessionPersistence: {type: Header, absoluteTimeout: 1h}",
+                ".sessionPersistence.absoluteTimeout: is for cookies",
+            ),
+            (
                 "breaker: {consecutiveFailures: 5, open: {fixed: 99ms}}",
                 ".breaker.open.fixed: 99ms must be between 100ms and 3600s",
             ),

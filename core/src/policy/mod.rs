@@ -27,6 +27,8 @@ pub mod preference;
 pub mod priority;
 pub mod rate_limit;
 pub mod retry;
+pub mod section;
+pub mod session;
 pub mod stop;
 pub mod tally;
 pub mod timeouts;
@@ -49,6 +51,7 @@ use preference::PreferenceConfig;
 use priority::Priority;
 use rate_limit::RateLimitConfig;
 use retry::RetryConfig;
+use session::SessionConfig;
 use stop::StopRule;
 use timeouts::Timeouts;
 
@@ -113,6 +116,8 @@ pub struct BackendPolicy {
     /// None: endpoints are not checked.
     pub health: Option<HealthConfig>,
     pub preference: PreferenceConfig,
+    /// None: requests of one client go to any endpoint.
+    pub session: Option<SessionConfig>,
     /// Fault injections that target the service, in their order.
     pub faults: Vec<Fault>,
     /// Experiments, of this or other services, that stop when calls to it suffer.

@@ -1,14 +1,16 @@
 //! [`Destination`]: a port of a service, its routes and backends.
 
+use std::collections::BTreeSet;
+
 use outrigger_core::config::{
     Backend, Balancer, Destination, Filter, HashKey, HttpRule, TcpBackend, TcpRoute, TlsRoute,
 };
 use outrigger_core::error::FieldError;
-use outrigger_core::policy::{BackendPolicy, CallPolicy};
+use outrigger_core::policy::{BackendPolicy, CallPolicy, section};
 
 use super::{
-    check_requires, each, fallback, fault, host_from_wire, host_to_wire, http_route, parsed,
-    policy, protocol_from_wire, protocol_to_wire, set, target_from_wire, target_to_wire,
+    check_requires, each, fault, host_from_wire, host_to_wire, http_route, parsed, policy,
+    protocol_from_wire, protocol_to_wire, set, target_from_wire, target_to_wire,
 };
 use crate::mesh;
 
@@ -60,23 +62,23 @@ fn requires(destination: &Destination) -> Vec<String> {
         let of_backends = rule.backends.iter().flat_map(|backend| &backend.filters);
         rule.filters.iter().chain(of_backends).any(is_cors)
     });
-    [
+    let others = [
         (ring_hash, "balancer.ring-hash"),
-        (calls(destination).any(|call| call.cache.is_some()), fallback::CACHE_FEATURE),
         (cors, "cors.v1"),
-        (calls(destination).any(|call| !call.fallbacks.is_empty()), fallback::FEATURE),
         (has_faults(destination), fault::FEATURE),
-        (has_health(destination), "health.v1"),
-        (calls(destination).any(|call| call.hedge.is_some()), policy::HEDGE_FEATURE),
         (filters, "http.filters.v1"),
         (has_policies(destination), policy::FEATURE),
         (!destination.tls_routes.is_empty(), "tls.sni"),
-        (has_zones(destination), "zones.v1"),
     ]
     .into_iter()
     .filter(|(used, _)| *used)
-    .map(|(_, feature)| feature.to_owned())
-    .collect()
+    .map(|(_, feature)| feature);
+    let of_sections = calls(destination)
+        .flat_map(section::of_call)
+        .chain(policies(destination).flat_map(section::of_backend))
+        .filter_map(|section| section.feature);
+    let all: BTreeSet<_> = others.chain(of_sections).collect();
+    all.into_iter().map(str::to_owned).collect()
 }
 
 fn has_faults(destination: &Destination) -> bool {
@@ -98,18 +100,6 @@ fn calls(destination: &Destination) -> impl Iterator<Item = &CallPolicy> {
 fn policies(destination: &Destination) -> impl Iterator<Item = &BackendPolicy> {
     let backends = destination.backends.iter().map(|backend| &backend.policy);
     backends.chain([&destination.policy])
-}
-
-fn has_health(destination: &Destination) -> bool {
-    policies(destination).any(|policy| {
-        policy.health.is_some()
-            || policy.preference.slow_start.is_some()
-            || policy.preference.panic_threshold.is_some()
-    })
-}
-
-fn has_zones(destination: &Destination) -> bool {
-    policies(destination).any(|policy| policy.preference.min_healthy_percent.is_some())
 }
 
 fn has_policies(destination: &Destination) -> bool {

@@ -10,11 +10,6 @@ use super::{each, set, target_from_wire, target_to_wire};
 use crate::mesh;
 use crate::mesh::fallback::Give as Wire;
 
-/// The feature that a call with fallbacks needs.
-pub(super) const FEATURE: &str = "fallbacks.v1";
-/// The feature that a call with a cache needs.
-pub(super) const CACHE_FEATURE: &str = "cache.v1";
-
 pub(super) fn to_wire(fallback: &Fallback) -> mesh::Fallback {
     let when = match fallback.when == Classes::default() {
         true => Vec::new(),

@@ -18,7 +18,7 @@ mod server;
 pub mod settings;
 pub mod trust;
 
-use outrigger_core::config::{BackendTarget, FEATURES, HostMatch, Protocol};
+use outrigger_core::config::{self, BackendTarget, HostMatch, Protocol};
 use outrigger_core::error::FieldError;
 use sha2::{Digest, Sha256};
 
@@ -41,7 +41,7 @@ pub fn is_unsupported(error: &FieldError) -> bool {
 
 fn check_requires(requires: &[String]) -> Result<(), FieldError> {
     each(REQUIRES, requires, |feature| {
-        if FEATURES.contains(&feature.as_str()) {
+        if config::features().any(|known| known == feature) {
             return Ok(());
         }
         Err(FieldError::here(format!(

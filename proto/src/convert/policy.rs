@@ -14,6 +14,7 @@ use outrigger_core::policy::outlier::OutlierConfig;
 use outrigger_core::policy::preference::PreferenceConfig;
 use outrigger_core::policy::priority::Priority;
 use outrigger_core::policy::retry::{Backoff, Jitter, RetryConfig, RetryOn};
+use outrigger_core::policy::session::{LIFETIME, SessionConfig, is_cookie_name};
 use outrigger_core::policy::timeouts::Timeouts;
 use outrigger_core::policy::{BackendPolicy, CallPolicy};
 
@@ -22,8 +23,6 @@ use crate::mesh;
 
 /// The feature that every policy needs.
 pub(super) const FEATURE: &str = "policy.v1";
-/// The feature that a call with a hedge needs.
-pub(super) const HEDGE_FEATURE: &str = "hedge.v1";
 
 /// None for what holds without any policy.
 pub(super) fn call_to_wire(policy: &CallPolicy) -> Option<mesh::CallPolicy> {
@@ -194,6 +193,42 @@ pub(super) fn backend_to_wire(policy: &BackendPolicy) -> Option<mesh::BackendPol
         zones: policy.preference.min_healthy_percent.map(u32::from),
         faults: policy.faults.iter().map(fault::to_wire).collect(),
         stop_rules: policy.stop_rules.iter().map(fault::stop_to_wire).collect(),
+        session: policy.session.as_ref().map(session_to_wire),
+    })
+}
+
+fn session_to_wire(session: &SessionConfig) -> mesh::SessionPersistence {
+    use mesh::session_persistence::Carrier;
+    let carrier = match session {
+        SessionConfig::Header(name) => Carrier::Header(name.as_str().to_owned()),
+        SessionConfig::Cookie { name, lifetime } => {
+            let lifetime = lifetime.map(|time| u32::try_from(time.as_secs()).unwrap_or(u32::MAX));
+            Carrier::Cookie(mesh::SessionCookie { name: name.clone(), lifetime })
+        }
+    };
+    mesh::SessionPersistence { carrier: Some(carrier) }
+}
+
+fn session_from_wire(wire: &mesh::SessionPersistence) -> Result<SessionConfig, FieldError> {
+    use mesh::session_persistence::Carrier;
+    Ok(match set("carrier", wire.carrier.as_ref())? {
+        Carrier::Header(name) => {
+            let parsed = name.parse().ok();
+            let problem =
+                || FieldError::at("header", format!("{name:?} is not a valid header name"));
+            SessionConfig::Header(parsed.ok_or_else(problem)?)
+        }
+        Carrier::Cookie(cookie) if !is_cookie_name(&cookie.name) => {
+            let problem = format!("{:?} is not a valid name of a cookie", cookie.name);
+            return Err(FieldError::at("cookie.name", problem));
+        }
+        Carrier::Cookie(cookie) => {
+            let lifetime = cookie.lifetime.map(|seconds| {
+                let lifetime = Duration::from_secs(seconds.into());
+                bounds::duration(lifetime, &LIFETIME).map_err(|e| e.under("cookie.lifetime"))
+            });
+            SessionConfig::Cookie { name: cookie.name.clone(), lifetime: lifetime.transpose()? }
+        }
     })
 }
 
@@ -222,6 +257,12 @@ pub(super) fn backend_from_wire(
         preference: preference_from_wire(wire)?,
         faults: fault::all_from_wire(&wire.faults)?,
         stop_rules: fault::stops_from_wire(&wire.stop_rules)?,
+        session: wire
+            .session
+            .as_ref()
+            .map(session_from_wire)
+            .transpose()
+            .map_err(|e| e.under("session"))?,
     })
 }
 

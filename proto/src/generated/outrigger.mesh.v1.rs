@@ -624,6 +624,33 @@ pub struct BackendPolicy {
     pub faults: ::prost::alloc::vec::Vec<Fault>,
     #[prost(message, repeated, tag = "10")]
     pub stop_rules: ::prost::alloc::vec::Vec<StopRule>,
+    /// Unset: requests of one client go to any endpoint.
+    #[prost(message, optional, tag = "11")]
+    pub session: ::core::option::Option<SessionPersistence>,
+}
+/// The requests of one client go to one endpoint, which it carries in a cookie or a header.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SessionPersistence {
+    #[prost(oneof = "session_persistence::Carrier", tags = "1, 2")]
+    pub carrier: ::core::option::Option<session_persistence::Carrier>,
+}
+/// Nested message and enum types in `SessionPersistence`.
+pub mod session_persistence {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Carrier {
+        #[prost(message, tag = "1")]
+        Cookie(super::SessionCookie),
+        #[prost(string, tag = "2")]
+        Header(::prost::alloc::string::String),
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SessionCookie {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// Seconds that the client may keep it; unset: to the end of its own session.
+    #[prost(uint32, optional, tag = "2")]
+    pub lifetime: ::core::option::Option<u32>,
 }
 /// How the endpoints of a service are checked by its callers. Times in milliseconds.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

@@ -20,6 +20,7 @@ use outrigger_core::policy::preference::PreferenceConfig;
 use outrigger_core::policy::priority::Priority;
 use outrigger_core::policy::rate_limit::{Key, RateLimitConfig, Strategy as Hits};
 use outrigger_core::policy::retry::{Backoff, Jitter, RetryConfig, RetryOn};
+use outrigger_core::policy::session::SessionConfig;
 use outrigger_core::policy::stop::StopRule;
 use outrigger_core::policy::timeouts::Timeouts;
 use outrigger_core::policy::{BackendPolicy, CallPolicy, ServerPolicy};
@@ -138,9 +139,19 @@ pub(crate) fn any_backend_policy() -> impl Strategy<Value = BackendPolicy> {
             min_healthy_percent,
         },
     );
-    (budget, of(breaker), of(outlier), limits, of(any_health()), preference, faults).prop_map(
-        |(budget, breaker, outlier, limits, health, preference, (faults, stop_rules))| {
+    let avoids = (of(breaker), of(outlier));
+    let chooses = (preference, of(any_session()));
+    (budget, avoids, limits, of(any_health()), chooses, faults).prop_map(
+        |(
+            budget,
+            (breaker, outlier),
+            limits,
+            health,
+            (preference, session),
+            (faults, stop_rules),
+        )| {
             BackendPolicy {
+                session,
                 budget,
                 breaker,
                 outlier,
@@ -152,6 +163,15 @@ pub(crate) fn any_backend_policy() -> impl Strategy<Value = BackendPolicy> {
             }
         },
     )
+}
+
+fn any_session() -> impl Strategy<Value = SessionConfig> {
+    let lifetime = of((1u64..=400 * 86_400).prop_map(Duration::from_secs));
+    prop_oneof![
+        ("[A-Za-z_.-]{1,20}", lifetime)
+            .prop_map(|(name, lifetime)| SessionConfig::Cookie { name, lifetime }),
+        "x-[a-z]{1,20}".prop_map(|name| SessionConfig::Header(name.parse().unwrap())),
+    ]
 }
 
 fn any_health() -> impl Strategy<Value = HealthConfig> {

@@ -8,7 +8,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::header;
+use http::header::{self, HeaderMap};
 use http::{Request, Response};
 use outrigger_core::balance;
 use outrigger_core::config::{Balancer, HashKey, Protocol};
@@ -40,9 +40,22 @@ use crate::worker::Worker;
 
 /// How the target is reached, the same for every attempt.
 pub enum Upstream<'a> {
-    Service { live: &'a Live, dialed: &'a Dialed, backend: usize, hash: Option<u64> },
-    App { address: SocketAddr, protocol: Protocol },
-    Outside { address: SocketAddr, protocol: Protocol },
+    Service {
+        live: &'a Live,
+        dialed: &'a Dialed,
+        backend: usize,
+        hash: Option<u64>,
+        /// The endpoint of the client's session.
+        session: Option<u64>,
+    },
+    App {
+        address: SocketAddr,
+        protocol: Protocol,
+    },
+    Outside {
+        address: SocketAddr,
+        protocol: Protocol,
+    },
 }
 
 impl<'a> Upstream<'a> {
@@ -51,6 +64,18 @@ impl<'a> Upstream<'a> {
         match self {
             Self::Service { live, backend, .. } => Some(&live.backends[*backend]),
             Self::App { .. } | Self::Outside { .. } => None,
+        }
+    }
+
+    /// Tells the client which endpoint it has got, where it is to come back to it and does not know it yet.
+    /// What a fallback gave is no endpoint of its own.
+    pub fn keep_session(&self, exchange: &Exchange, headers: &mut HeaderMap) {
+        let Self::Service { live, backend, session, .. } = self else { return };
+        let Some(config) = &live.compiled.backends[*backend].policy.session else { return };
+        let endpoints = live.backends[*backend].load();
+        let got = exchange.endpoint.and_then(|address| endpoints.at(address)).map(|got| got.stable);
+        if let Some(got) = got.filter(|got| *session != Some(*got) && exchange.degraded.is_none()) {
+            config.write(got, headers);
         }
     }
 
@@ -66,7 +91,9 @@ impl<'a> Upstream<'a> {
             Balancer::RingHash(key) => hash_of(key, connection, head),
             Balancer::PowerOfTwo | Balancer::RoundRobin => None,
         };
-        Self::Service { live, dialed, backend, hash }
+        let policy = &live.compiled.backends[backend].policy;
+        let session = policy.session.as_ref().and_then(|session| session.read(&head.headers));
+        Self::Service { live, dialed, backend, hash, session }
     }
 }
 
@@ -95,8 +122,10 @@ pub fn choose(
     upgrade: bool,
     tried: &[u64],
 ) -> Result<AttemptTarget, Refusal> {
-    let (live, dialed, backend, hash) = match upstream {
-        Upstream::Service { live, dialed, backend, hash } => (*live, *dialed, *backend, *hash),
+    let (live, dialed, backend, hash, session) = match upstream {
+        Upstream::Service { live, dialed, backend, hash, session } => {
+            (*live, *dialed, *backend, *hash, *session)
+        }
         Upstream::App { address, protocol } | Upstream::Outside { address, protocol } => {
             let wire = wire_of(*protocol, exchange.connection.protocol, upgrade);
             exchange.endpoint = Some(*address);
@@ -122,6 +151,7 @@ pub fn choose(
         now_ms: exchange.began_ms(),
         balancer: &config.balancer,
         hash,
+        session,
         tried,
     };
     let (endpoint, probes) = take_endpoint(live, dialed, backend, &choice)?;

@@ -149,8 +149,7 @@ impl Hedging<'_> {
                 let Second { target: other, lease, attempt, sent } = *second;
                 exchange.detail =
                     Some(format!("a hedged attempt won over {}", target.address).into());
-                let cause = None;
-                exchange.attempted(None, cause, AttemptEnd::Outrun);
+                exchange.attempted(None, None, AttemptEnd::Outrun);
                 exchange.end_attempt(failed);
                 (exchange.lease, exchange.attempt) = (lease, attempt);
                 if let Some(endpoint) = other.endpoint() {

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use http::Response;
 use http::header::{HeaderMap, HeaderValue};
-use outrigger_core::config::{Balancer, Protocol};
+use outrigger_core::config::Protocol;
 use outrigger_core::outcome::Outcome;
 use outrigger_core::reason::Reason;
 
@@ -123,13 +123,8 @@ impl AttemptTarget {
         callers: Protocol,
     ) -> Option<Self> {
         let Upstream::Service { live, dialed, backend, .. } = *upstream else { return None };
-        let choice = Choice {
-            random: worker.random(),
-            now_ms: coarse_ms(Instant::now()),
-            balancer: &Balancer::PowerOfTwo,
-            hash: None,
-            tried: &[first.endpoint],
-        };
+        let tried = [first.endpoint];
+        let choice = Choice::by_load(worker.random(), coarse_ms(Instant::now()), &tried);
         let (endpoint, probes) = take_endpoint(live, dialed, backend, &choice).ok()?;
         let other = endpoint.key != first.endpoint;
         let target = Self { probes, ..Self::to(endpoint, first.protocol, callers, false) };

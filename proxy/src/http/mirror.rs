@@ -14,7 +14,7 @@ use http::Response;
 use http::header::HeaderValue;
 use http_body_util::BodyExt;
 use outrigger_core::compile::{Filters, Target};
-use outrigger_core::config::{Balancer, Protocol};
+use outrigger_core::config::Protocol;
 use outrigger_core::name::{Authority, DestinationName};
 use outrigger_core::outcome::{Outcome, classify_http};
 use outrigger_core::policy::CallPolicy;
@@ -152,13 +152,7 @@ impl Copy {
         let worker = &self.worker;
         let endpoints = &self.live.backends[self.backend];
         let _permit = acquire_in_flight(endpoints, &mut 0).await.ok()?;
-        let choice = Choice {
-            random: worker.random(),
-            now_ms: coarse_ms(began),
-            balancer: &Balancer::PowerOfTwo,
-            hash: None,
-            tried: &[],
-        };
+        let choice = Choice::by_load(worker.random(), coarse_ms(began), &[]);
         let mut probes = endpoints.guard.admit().ok()?;
         let chosen = endpoints.choose(&choice);
         let endpoint = chosen.inspect_err(|_| endpoints.guard.unused(&probes)).ok()?;

@@ -180,6 +180,7 @@ async fn serve(
     clean(exchange, &upstream, &mut response);
     let caching = caching.filter(|_| exchange.degraded.is_none());
     exchange.recorder = caching.and_then(|caching| caching.answered(cache, &response, framed));
+    upstream.keep_session(exchange, response.headers_mut());
     finish(connection, exchange, &routed, response.headers_mut());
     answer(connection, exchange, (switch.take(), accepted), response, call.timeouts.idle)
 }

@@ -183,12 +183,12 @@ fn write_histogram(
     let labels: [&dyn Display; 4] = [&key.direction.as_str(), &service, &peer, &outcome];
     for edge in EDGES_US {
         let below = histogram.count_between(0, edge);
-        out.add_part(metric, "_bucket", &labels, Some(&(edge as f64 / 1e6)), below);
+        out.sample(metric, "_bucket", &labels, Some(&(edge as f64 / 1e6)), below);
     }
     let all = histogram.len();
-    out.add_part(metric, "_bucket", &labels, Some(&"+Inf"), all);
-    out.add_part(metric, "_sum", &labels, None, sum_us as f64 / 1e6);
-    out.add_part(metric, "_count", &labels, None, all);
+    out.sample(metric, "_bucket", &labels, Some(&"+Inf"), all);
+    out.sample(metric, "_sum", &labels, None, sum_us as f64 / 1e6);
+    out.sample(metric, "_count", &labels, None, all);
 }
 
 fn write_identity(out: &mut Exposition, counts: &identity::IdentityCounts) {

@@ -179,19 +179,8 @@ impl Exposition {
         self.sample(metric, "", labels, None, value);
     }
 
-    /// One sample of a histogram: `_bucket` with its upper edge, `_sum` or `_count`.
-    pub fn add_part(
-        &mut self,
-        metric: &'static Metric,
-        suffix: &str,
-        labels: &[&dyn Display],
-        edge: Option<&dyn Display>,
-        value: impl Display,
-    ) {
-        self.sample(metric, suffix, labels, edge, value);
-    }
-
-    fn sample(
+    /// One sample; of a histogram `_bucket` with its upper edge, `_sum` or `_count`.
+    pub fn sample(
         &mut self,
         metric: &'static Metric,
         suffix: &str,

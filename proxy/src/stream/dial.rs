@@ -164,7 +164,7 @@ fn choose(
         _ => None,
     };
     let now_ms = coarse_ms(Instant::now());
-    let choice = Choice { random: worker.random(), now_ms, balancer, hash, tried };
+    let choice = Choice { balancer, hash, ..Choice::by_load(worker.random(), now_ms, tried) };
     take_endpoint(live, dialed, backend, &choice)
 }
 

@@ -80,7 +80,7 @@ pub(super) const DIALLED: [&str; 8] = [
 ];
 
 /// Fields that no control plane of this release ever sets, and why.
-const UNSET: [(&str, &str); 6] = [
+const UNSET: [(&str, &str); 7] = [
     // A Service's name decides which routes apply.
     ("HttpRoute", "hostnames"),
     // Known in a mesh with identities alone, which is plaintext to nobody.
@@ -89,6 +89,7 @@ const UNSET: [(&str, &str); 6] = [
     ("Balancer", "round_robin"),
     ("HashKey", "header"),
     ("HashKey", "cookie"),
+    ("SessionPersistence", "header"),
     // The bundle is recorded where it is handed out with a certificate, and needs no feature.
     ("TrustBundle", "requires"),
 ];

@@ -154,6 +154,47 @@ fn defines(line: &str, name: &str) -> bool {
     whole && (is_item || before.is_empty() && after.starts_with(" = "))
 }
 
+/// Sections of policies that are in the table and in no kind, or in a kind and not in the table. `kinds`: each kind's
+/// code and the name of its spec.
+pub(crate) fn check_sections(table: &str, kinds: &[(&str, &str)]) -> Vec<String> {
+    const TABLE: &str = "core/src/policy/section.rs";
+    let rows: BTreeSet<String> = table.lines().filter_map(section_name).collect();
+    let mut written = BTreeSet::new();
+    let mut problems = Vec::new();
+    for (code, spec) in kinds {
+        let start = format!("pub struct {spec} {{");
+        let body = code.lines().skip_while(|line| *line != start).skip(1);
+        for line in body.take_while(|line| *line != "}") {
+            let field = line.strip_prefix("    pub ").and_then(|rest| rest.split_once(':'));
+            written.extend(field.map(|(name, _)| camel(name)).filter(|name| name != "targetRefs"));
+        }
+    }
+    for missing in written.difference(&rows) {
+        problems.push(format!("{TABLE}: the section `{missing}` is not in the table"));
+    }
+    for unknown in rows.difference(&written) {
+        problems.push(format!("{TABLE}: no kind has a section `{unknown}`"));
+    }
+    problems
+}
+
+/// The word of a line such as `HEDGE = "hedge", Call, ...`.
+fn section_name(line: &str) -> Option<String> {
+    let (id, rest) = line.trim().split_once(" = \"")?;
+    let upper = id.chars().all(|c| c.is_ascii_uppercase() || c == '_');
+    let (word, _) = rest.split_once('"')?;
+    upper.then(|| word.to_owned())
+}
+
+fn camel(snake: &str) -> String {
+    let mut parts = snake.split('_');
+    let first = parts.next().unwrap_or_default().to_owned();
+    parts.fold(first, |name, part| {
+        let (head, tail) = part.split_at(part.len().min(1));
+        name + &head.to_ascii_uppercase() + tail
+    })
+}
+
 /// Names of metrics in the proxy's code that are not in its table of metrics, given that.
 pub(crate) fn check_metrics(table: &str, code: &[SourceFile]) -> Vec<String> {
     let mut problems = Vec::new();
@@ -223,6 +264,17 @@ mod tests {
             assert_eq!(check_questions(&row(bad), &code).len(), QUESTIONS, "{bad}");
         }
         assert_eq!(check_questions("| Where? | `a/b.rs` | `start` |", &code).len(), 1, "too few");
+    }
+
+    #[test]
+    fn a_section_must_be_in_its_table_and_in_a_kind() {
+        let table = "    HEDGE = \"hedge\", Call, None;\n    GONE = \"gone\", Call, None;";
+        let kind = "pub struct Spec {\n    pub target_refs: Vec<T>,\n    /// x\n    pub hedge: Option<H>,\n    \
+                    pub slow_start: Option<S>,\n}\npub struct Other {\n    pub other: u8,\n}";
+        let problems = check_sections(table, &[(kind, "Spec")]);
+        assert_eq!(problems.len(), 2, "{problems:?}");
+        assert!(problems[0].contains("`slowStart` is not in the table"));
+        assert!(problems[1].contains("no kind has a section `gone`"));
     }
 
     #[test]
