@@ -271,19 +271,17 @@ reasons! {
 }
 
 impl Reason {
-    /// The kind and field of the policy that decides so; none where no policy does, or not alone.
+    /// The kind and field of the policy that decides so; none where no policy does, or not alone: routes have timeouts
+    /// and retries too, and the mesh an access rule of its own.
     pub fn policy(self) -> Option<&'static str> {
         Some(match self {
-            Self::AccessDenied => "AccessPolicy spec.rules",
             Self::TokenMissing | Self::TokenInvalid => "AccessPolicy spec.jwt",
-            Self::AttemptTimeout => "TrafficPolicy spec.timeouts.attempt",
             Self::FirstByteTimeout => "TrafficPolicy spec.timeouts.firstByte",
             Self::BreakerOpen => "TrafficPolicy spec.breaker",
             Self::TooManyInFlight => "TrafficPolicy spec.limits",
-            Self::Retried => "TrafficPolicy spec.retries",
             Self::RateLimited => "ServerPolicy spec.rateLimits",
             Self::Overloaded => "ServerPolicy spec.concurrency",
-            Self::FaultInjected => "FaultInjection spec.faults",
+            Self::FaultInjected => "FaultInjection spec.fault",
             _ => return None,
         })
     }

@@ -167,7 +167,9 @@ pub async fn accept(proxy: Arc<Proxy>, listener: TcpListener, via: Via, seats: V
             },
             () = proxy.lifecycle.reached(Phase::ending(direction)) => {
                 // With the socket the kernel would end what nobody has accepted.
-                while let Ok((stream, remote)) = listener.get_ref().accept() {
+                // No more than it holds: others may go on to come.
+                for _ in 0..BACKLOG {
+                    let Ok((stream, remote)) = listener.get_ref().accept() else { break };
                     hand_over(&proxy, stream, remote, &via, &seats);
                 }
                 info!(direction = direction.as_str(), "stopped accepting");

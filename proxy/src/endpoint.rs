@@ -62,6 +62,8 @@ pub struct EndpointSet {
     by_address: HashMap<SocketAddr, usize>,
     /// Built when a request first hashes.
     ring: OnceLock<Ring>,
+    /// Likewise, when one first asks for the endpoint of its session.
+    by_stable: OnceLock<HashMap<u64, usize>>,
     /// The control plane has sent the collection whole at least once.
     pub complete: bool,
 }
@@ -221,8 +223,9 @@ impl Endpoints {
         self.has_mesh.store(has_mesh, Relaxed);
         let by_address =
             endpoints.iter().enumerate().map(|(i, e)| (e.endpoint.address, i)).collect();
-        let ring = OnceLock::new();
-        self.current.store(Arc::new(EndpointSet { endpoints, by_address, ring, complete }));
+        let (ring, by_stable) = (OnceLock::new(), OnceLock::new());
+        let set = EndpointSet { endpoints, by_address, ring, by_stable, complete };
+        self.current.store(Arc::new(set));
     }
 
     /// One endpoint for a request.
@@ -264,7 +267,10 @@ impl Endpoints {
 impl EndpointSet {
     /// The endpoint with this stable key.
     fn stable(&self, stable: u64) -> Option<&Arc<EndpointState>> {
-        self.endpoints.iter().find(|endpoint| endpoint.stable == stable)
+        let all = self.by_stable.get_or_init(|| {
+            self.endpoints.iter().enumerate().map(|(i, endpoint)| (endpoint.stable, i)).collect()
+        });
+        all.get(&stable).map(|i| &self.endpoints[*i])
     }
 
     /// The endpoint with exactly this address of its app.

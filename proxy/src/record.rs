@@ -104,26 +104,33 @@ pub struct Phases {
     pub connect: u32,
     /// From the beginning to the head of the response.
     pub first_byte: u32,
-    /// Since the beginning, when the wait began that is going on; 0: none is.
-    pending_since: u32,
+    /// The wait that is going on, and when it began since the beginning.
+    pending: Option<(Wait, u32)>,
 }
+
+/// What an exchange waits for.
+pub type Wait = fn(&mut Phases) -> &mut u32;
 
 impl Phases {
     /// The exchange waits, `since_began` after its beginning. Called again during one wait, it changes nothing.
-    pub fn wait(&mut self, since_began: impl FnOnce() -> Duration) {
-        if self.pending_since == 0 {
-            self.pending_since = micros(since_began()).max(1);
+    pub fn wait(&mut self, wait: Wait, since_began: impl FnOnce() -> Duration) {
+        if self.pending.is_none() {
+            self.pending = Some((wait, micros(since_began())));
         }
     }
 
     /// Whether a wait is going on.
     pub fn is_waiting(&self) -> bool {
-        self.pending_since != 0
+        self.pending.is_some()
     }
 
-    /// The wait is over; returns how many microseconds it took.
-    pub fn waited(&mut self, since_began: Duration) -> u32 {
-        micros(since_began).saturating_sub(std::mem::take(&mut self.pending_since))
+    /// The wait is over, if there is one: with what was waited for, or with the exchange.
+    pub fn settle(&mut self, since_began: Duration) {
+        if let Some((wait, since)) = self.pending.take() {
+            let waited = micros(since_began).saturating_sub(since);
+            let total = wait(self);
+            *total = total.saturating_add(waited);
+        }
     }
 }
 
@@ -141,12 +148,12 @@ mod tests {
         let ms = Duration::from_millis;
         let mut phases = Phases::default();
         assert!(!phases.is_waiting());
-        phases.wait(|| ms(2));
-        phases.wait(|| ms(5));
+        phases.wait(|phases| &mut phases.connect, || ms(2));
+        phases.wait(|phases| &mut phases.resolve, || ms(5));
         assert!(phases.is_waiting());
-        assert_eq!(phases.waited(ms(9)), 7_000);
+        phases.settle(ms(9));
+        phases.settle(ms(20));
         assert!(!phases.is_waiting());
-        phases.wait(|| Duration::ZERO);
-        assert!(phases.is_waiting(), "a wait that begins at once is one");
+        assert_eq!((phases.connect, phases.resolve), (7_000, 0));
     }
 }

@@ -124,7 +124,7 @@ struct Bed {
     gone: Proxy,
     lost: Option<Echo>,
     had: &'static Had,
-    _plane: ControlPlane,
+    plane: ControlPlane,
 }
 
 impl Bed {
@@ -157,7 +157,7 @@ impl Bed {
         let lost = Echo::start("lost");
         let gone = Proxy::beside(&plane, "gone", &[format!("{}=h1:main", lost.port)], &[]);
         let caller = Proxy::caller(&plane, &[]);
-        Self { caller, web, gone, lost: Some(lost), had, _plane: plane }
+        Self { caller, web, gone, lost: Some(lost), had, plane }
     }
 
     fn ask(&self, id: &str, url: &str, args: &[&str]) -> Answer {
@@ -302,7 +302,6 @@ fn cases() -> Vec<Case> {
             failed("first_byte_timeout"),
             canceled,
         ),
-        case("gone", "http://gone.bank/", 503, failed_there("connect_failed"), NOTHING),
         case("nobody", "http://nobody.bank/", 503, failed("no_endpoint"), NOTHING),
         case("unknown", "http://unknown.bank/", 502, refused("5xx", "no_such_service"), NOTHING),
         case("no-route", "http://routed.bank/other", 404, refused("4xx", "no_route"), NOTHING),
@@ -352,6 +351,7 @@ fn cases() -> Vec<Case> {
         ),
         case("in-vain", "http://repeats.bank/fail", 503, FAILED, FAILED),
         case("replaced", "http://replaces.bank/fail", 200, fine, FAILED),
+        case("gone", "http://gone.bank/", 503, failed_there("connect_failed"), NOTHING),
     ]
 }
 
@@ -369,7 +369,8 @@ fn a_failure_has_one_reason_in_its_response_both_logs_and_both_metrics() {
         let url = if case.url.is_empty() { &own } else { case.url };
         let (client, server) = (bed.caller.metrics(), bed.web.metrics());
         if case.name == "gone" {
-            // Its proxy notices it within a second, and then it is no endpoint any more.
+            // Nobody can say any more that it is no endpoint.
+            bed.plane.kill();
             bed.lost = None;
         }
         if case.status == 0 {
@@ -402,8 +403,15 @@ fn each_attempt_is_told_with_its_end_and_waits_by_what_was_waited_for() {
     assert_eq!(earlier.len(), 1, "{line:#}");
     assert_eq!((&earlier[0]["status"], &earlier[0]["end"]), (&503.into(), &"retried".into()));
     assert_eq!(earlier[0]["reason"], Value::Null, "the app's own failure has none");
-    assert_eq!(line["policy"], "TrafficPolicy spec.retries");
     assert!(line["first_byte_us"].as_u64() > earlier[0]["duration_us"].as_u64(), "{line:#}");
+
+    bed.ask("trip", "http://breaks.bank/fail", &[]);
+    eventually("the breaker is open", || {
+        bed.ask("open", "http://breaks.bank/", &[]);
+        lines(&bed.caller, "open").pop().is_some_and(|line| line["reason"] == "breaker_open")
+    });
+    let line = lines(&bed.caller, "open").pop().expect("a line");
+    assert_eq!(line["policy"], "TrafficPolicy spec.breaker");
 
     bed.ask("slow", "http://plain.bank/slow", &[]);
     let line = lines(&bed.caller, "slow").pop().expect("a line");

@@ -14,7 +14,9 @@ use outrigger_core::policy::outlier::OutlierConfig;
 use outrigger_core::policy::priority::Priority;
 use outrigger_core::policy::retry::{Backoff, Jitter, RetryConfig, RetryOn};
 use outrigger_core::policy::section::{self, Scope};
-use outrigger_core::policy::session::{DEFAULT_NAME, LIFETIME, SessionConfig, is_cookie_name};
+use outrigger_core::policy::session::{
+    DEFAULT_NAME, LIFETIME, MAX_NAME, SessionConfig, is_cookie_name,
+};
 use outrigger_core::policy::timeouts::Timeouts;
 
 use super::target_ref::{Allowed, attached};
@@ -127,8 +129,9 @@ fn session(raw: &TrafficSessionPersistence, report: &mut Report) -> Option<Sessi
 
 /// A header that a proxy may add to answers and read of requests.
 fn session_header(name: &str) -> Result<HeaderName, FieldError> {
-    let invalid = |_| FieldError::here(format!("{name:?} is not a valid header name"));
-    let name: HeaderName = name.parse().map_err(invalid)?;
+    let parsed = name.parse().ok().filter(|_| name.len() <= MAX_NAME);
+    let invalid = || FieldError::here(format!("{name:?} is not a valid header name"));
+    let name: HeaderName = parsed.ok_or_else(invalid)?;
     check_modified(&name).map(|()| name)
 }
 

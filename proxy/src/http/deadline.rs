@@ -106,7 +106,7 @@ pub fn exceeded(deadline: &Deadline, now: Instant, what: &str) -> Refusal {
     let source = match deadline.origin {
         DeadlineSource::Explicit => "the request",
         DeadlineSource::Inherited => "the inbound request",
-        DeadlineSource::Policy => "TrafficPolicy",
+        DeadlineSource::Policy => "TrafficPolicy or HTTPRoute",
     };
     let detail = format!("{what}; exceeded by {} ms (source: {source})", late.as_millis());
     Refusal::new(Reason::DeadlineExceeded, detail)

@@ -32,7 +32,7 @@ use crate::guard::{Attempt, InFlightPermit};
 use crate::metrics::{CountKey, Label, SeriesKey, Status, add};
 use crate::pool;
 use crate::progress::Tracked;
-use crate::record::{AttemptEnd, Attempted, Earlier, Phases, Record, micros};
+use crate::record::{AttemptEnd, Attempted, Earlier, Phases, Record, Wait, micros};
 
 /// A caller that goes away so soon before the deadline has ended at it: both sides know it, to the millisecond.
 const AT_DEADLINE: Duration = Duration::from_millis(10);
@@ -279,6 +279,7 @@ impl Exchange {
         }
         let worker = &self.connection.worker;
         let latency = now.saturating_duration_since(self.began);
+        self.phases.settle(latency);
         let status = match self.grpc_status {
             // The caller has not got it, or not the whole of what it stands for.
             _ if outcome == Outcome::Canceled && self.is_given_up() => Status::None,
@@ -344,13 +345,11 @@ impl Exchange {
     }
 
     /// Polls something that the exchange may have to wait for. Nothing is measured while it is ready at once.
-    pub fn watch<T>(&mut self, polled: Poll<T>, phase: fn(&mut Phases) -> &mut u32) -> Poll<T> {
+    pub fn watch<T>(&mut self, polled: Poll<T>, wait: Wait) -> Poll<T> {
         if polled.is_pending() {
-            self.phases.wait(|| self.began.elapsed());
+            self.phases.wait(wait, || self.began.elapsed());
         } else if self.phases.is_waiting() {
-            let waited = self.phases.waited(self.began.elapsed());
-            let total = phase(&mut self.phases);
-            *total = total.saturating_add(waited);
+            self.phases.settle(self.began.elapsed());
         }
         polled
     }

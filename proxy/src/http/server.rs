@@ -160,7 +160,8 @@ impl Connection {
                 // Not an async block around it: that would hold the future twice.
                 request::handle(Rc::clone(&connection), head, body, caller, tracked).map(
                     move |mut response| {
-                        if connections.announces_end() {
+                        let switches = connects && response.status().is_success();
+                        if connections.announces_end() && !switches {
                             say_last(&mut response);
                         }
                         answered(link, connects, &mut response);
