@@ -20,7 +20,7 @@ use crate::tls::handshake::Proof;
 pub enum Peer {
     /// This proxy's own app.
     App,
-    /// Another proxy of the mesh: with a [`Caller`], or, in a mesh without identities, because it
+    /// Another proxy of the mesh: with a [`MeshCaller`], or, in a mesh without identities, because it
     /// says so.
     Mesh,
     /// Anybody else.

@@ -2,7 +2,7 @@
 //!
 //! [`Rounds`] computes: a round takes everything that has happened since the one before, as a set, and looks at
 //! the objects that it concerns and at no other. No lock is held meanwhile, and nobody waits for a round but who
-//! asks for the newest state ([`Statuses::up_to_date`]). A [`Watcher`] learns which statuses are other ones.
+//! asks for the newest state ([`Statuses::up_to_date`]). A [`StatusWatcher`] learns which statuses are other ones.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};

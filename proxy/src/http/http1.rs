@@ -1,6 +1,6 @@
 //! What hyper's server of HTTP/1.1 can't say: informational responses, and refusals that explain themselves.
 //!
-//! [`Wire`] stands between hyper and the socket. While no exchange is open, all that hyper writes is its own
+//! [`Http1Wire`] stands between hyper and the socket. While no exchange is open, all that hyper writes is its own
 //! answer to a head that it could not read, which is replaced; its `100 Continue`, which promises what only
 //! the app can, is left out. Both rely on hyper flushing its socket only when it holds nothing back.
 

@@ -71,7 +71,7 @@ struct Idle {
     since: Instant,
 }
 
-/// A connection that belongs to one request until [`Lease::release`]. Dropping it instead closes
+/// A connection that belongs to one request until [`H1Lease::release`]. Dropping it instead closes
 /// the connection.
 pub struct H1Lease {
     sender: Sender,
