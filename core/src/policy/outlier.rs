@@ -147,7 +147,7 @@ impl Outlier {
         transitions
     }
 
-    /// Asked when an endpoint is about to be chosen; [`Turn::Probe`] counts as having been.
+    /// Asked when an endpoint is about to be chosen; [`Eligibility::Probe`] counts as having been.
     pub fn admit(&mut self, now: Instant, key: u64) -> Eligibility {
         let again = self.config.base_ejection;
         let Some(record) = self.records.get_mut(&key) else { return Eligibility::Yes };
