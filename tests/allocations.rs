@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use outrigger_logging::Log;
-use outrigger_proxy::settings::Settings;
+use outrigger_proxy::base::settings::Settings;
 use outrigger_tests::process::{ControlPlane, free_port, listens, local};
 use outrigger_tests::{eventually, within};
 use tracing_subscriber::{EnvFilter, reload};

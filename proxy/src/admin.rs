@@ -1,5 +1,6 @@
 //! The admin server: is it alive, is it ready, what does it know, what has it seen.
 
+pub mod expose;
 mod platform;
 mod policies;
 
@@ -8,23 +9,21 @@ use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 
-use axum::Json;
-use axum::Router;
 use axum::extract::{Path, Query, Request, State};
 use axum::http::{StatusCode, header};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
+use axum::{Json, Router};
 use outrigger_core::name::PROXIED;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tokio::net::UnixListener;
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::reload;
+use tracing_subscriber::{EnvFilter, reload};
 
-use crate::metrics::expose::expose;
+use crate::admin::expose::expose;
 use crate::proxy::{Phase, Proxy};
-use crate::store::{Dialed, Live, Resolution};
+use crate::upstream::store::{Dialed, Live, Resolution};
 
 pub type LogHandle = reload::Handle<EnvFilter, tracing_subscriber::Registry>;
 

@@ -1,7 +1,9 @@
 //! Active checks: asks the endpoints of services how they are, where a policy says so.
 //!
 //! One worker makes them all, over the connections that requests take, each as a task of its own: nothing
-//! waits for a check. What they found is kept by [`crate::guard::Health`], beside what requests have taught.
+//! waits for a check. What they found is kept by [`crate::upstream::endpoint::guard::Health`], beside what requests have taught.
+
+pub mod check;
 
 use std::future::pending;
 use std::pin::pin;
@@ -11,9 +13,8 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
-use crate::http::check;
 use crate::proxy::Phase;
-use crate::worker::Worker;
+use crate::proxy::worker::Worker;
 
 /// The shortest time from one look for checks that are due to the next: what is due within it begins
 /// together.

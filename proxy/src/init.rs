@@ -7,10 +7,8 @@ use std::fmt;
 use std::io::{self, Write};
 
 use clap::Args;
-use outrigger_redirect::{
-    Backend, RedirectError, Redirection, apply, enter_path, remove,
-    verify::{self, VerifyError},
-};
+use outrigger_redirect::verify::{self, VerifyError};
+use outrigger_redirect::{Backend, RedirectError, Redirection, apply, enter_path, remove};
 
 /// Redirect the traffic of this pod, or of another network namespace, to its proxy.
 #[derive(Clone, Debug, Args)]

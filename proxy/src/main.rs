@@ -5,12 +5,12 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use outrigger_logging::{LAST_WORDS, Log, say_last};
+use outrigger_proxy::base::memory::Allocator;
+use outrigger_proxy::base::settings::Settings;
 use outrigger_proxy::init::Init;
-use outrigger_proxy::memory::Allocator;
-use outrigger_proxy::metrics::table::page;
+use outrigger_proxy::observe::metrics::table::page;
 use outrigger_proxy::ready::ReadyOptions;
 use outrigger_proxy::run;
-use outrigger_proxy::settings::Settings;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, fmt, reload};

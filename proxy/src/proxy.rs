@@ -1,32 +1,36 @@
 //! What all threads of the process share.
 
+pub mod connections;
+pub mod registration;
+pub mod slot;
+pub mod worker;
+
 use std::borrow::Cow;
 use std::sync::Arc;
-use std::sync::atomic::{
-    AtomicBool, AtomicUsize,
-    Ordering::{Relaxed, SeqCst},
-};
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 
 use arc_swap::ArcSwap;
-use outrigger_core::config::MeshSettings;
+use outrigger_core::config::{Inbound, MeshSettings};
+use outrigger_core::error::FieldError;
 use outrigger_logging::Log;
 use outrigger_resolver::Resolver;
 use tokio::sync::{mpsc, watch};
 
-use crate::access_log::AccessLog;
-use crate::cache::Cache;
-use crate::correlation::Correlation;
-use crate::experiments::Experiments;
-use crate::experiments::report::Stop;
-use crate::http::limits::known::LimitStates;
-use crate::http::mirror::Mirrors;
-use crate::identity::Identity;
-use crate::inbound_ports::InboundPorts;
-use crate::metrics::{Direction, Metrics};
-use crate::registration::RegistrationState;
-use crate::settings::Settings;
-use crate::store::Store;
-use crate::stream::server_first::ServerFirst;
+use crate::base::direction::Direction;
+use crate::base::settings::Settings;
+use crate::observe::access_log::AccessLog;
+use crate::observe::correlation::Correlation;
+use crate::observe::metrics::Metrics;
+use crate::policy::cache::Cache;
+use crate::policy::inbound_ports::InboundPorts;
+use crate::policy::limits::known::LimitStates;
+use crate::policy::mirrors::Mirrors;
+use crate::policy::server_first::ServerFirst;
+use crate::proxy::registration::RegistrationState;
+use crate::tls::identity::Identity;
+use crate::upstream::faults::{FaultInjections, Stop};
+use crate::upstream::store::Store;
 
 pub struct Proxy {
     pub settings: Settings,
@@ -39,14 +43,14 @@ pub struct Proxy {
     /// Of this workload's own ports.
     pub limits: LimitStates,
     pub mesh: ArcSwap<MeshSettings>,
-    pub mirrors: Mirrors,
+    pub mirrors: Arc<Mirrors>,
     pub metrics: Arc<Metrics>,
     pub access_log: AccessLog,
     /// What the process says, access log included.
     pub log: Log,
     pub correlation: Correlation,
     pub cache: Cache,
-    pub experiments: Experiments,
+    pub faults: FaultInjections,
     pub server_first: ServerFirst,
     /// As an endpoint of the mesh.
     pub standing: RegistrationState,
@@ -55,7 +59,7 @@ pub struct Proxy {
 
 /// What a new proxy leaves to others in the process.
 pub struct BackgroundTasks {
-    /// For [`crate::experiments::report`].
+    /// For [`crate::mesh::stop`].
     pub stops: mpsc::UnboundedReceiver<Stop>,
 }
 
@@ -67,7 +71,7 @@ impl Proxy {
     ) -> (Arc<Self>, BackgroundTasks) {
         let metrics = Arc::new(Metrics::new(settings.workers()));
         let access_log = AccessLog::new(settings.access_log, log.clone(), Arc::clone(&metrics));
-        let (experiments, stops) = Experiments::new();
+        let (faults, stops) = FaultInjections::new();
         let proxy = Self {
             correlation: Correlation::new(Arc::clone(&metrics)),
             cache: Cache::new(settings.cache_bytes),
@@ -78,10 +82,10 @@ impl Proxy {
             limits: LimitStates::default(),
             identity,
             mesh: ArcSwap::from_pointee(MeshSettings::default()),
-            mirrors: Mirrors::default(),
+            mirrors: Arc::default(),
             access_log,
             log,
-            experiments,
+            faults,
             server_first: ServerFirst::default(),
             standing: RegistrationState::default(),
             lifecycle: Lifecycle::default(),
@@ -246,5 +250,13 @@ impl Lifecycle {
             Direction::Inbound => &self.open_inbound,
             Direction::Outbound => &self.open_outbound,
         }
+    }
+}
+
+impl Proxy {
+    /// This workload's ports, as `inbound` has them.
+    pub fn inbound_ports(&self, inbound: &Inbound) -> Result<InboundPorts, FieldError> {
+        let settings = (&self.settings, self.identity.is_some());
+        InboundPorts::from_config(settings, &self.metrics, &self.limits, inbound)
     }
 }

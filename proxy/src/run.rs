@@ -1,32 +1,33 @@
 //! The life of the process: start, run, drain, end.
 
-use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::thread;
 use std::time::{Duration, Instant};
+use std::{io, thread};
 
 use outrigger_core::time::Later;
-
 use outrigger_logging::Log;
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::{mpsc, oneshot};
 use tracing::{info, warn};
 
-use crate::accept::{self, Accepted, Via, WorkerHandle};
-use crate::admin::{self, LogHandle};
-use crate::control_plane::ControlPlane;
-use crate::discovery::Discovery;
-use crate::experiments::report::{self, Stop};
+use crate::admin;
+use crate::admin::LogHandle;
+use crate::base::direction::Direction;
+use crate::base::memory;
+use crate::base::settings::Settings;
 use crate::health;
-use crate::identity::{self, Identity};
-use crate::memory;
-use crate::metrics::Direction;
+use crate::listener::accept;
+use crate::listener::accept::{Accepted, Via, WorkerHandle};
+use crate::mesh::control_plane::ControlPlane;
+use crate::mesh::discovery::Discovery;
+use crate::mesh::state::StateDir;
+use crate::mesh::{registration, renew, stop as report};
+use crate::proxy::slot::Load;
+use crate::proxy::worker::Worker;
 use crate::proxy::{BackgroundTasks, Phase, Proxy};
-use crate::registration;
-use crate::settings::Settings;
-use crate::state::StateDir;
-use crate::worker::{Load, Worker};
+use crate::tls::identity::Identity;
+use crate::upstream::faults::Stop;
 
 /// Time in which the answers to the app say that its connections end, before idle ones do.
 const ANNOUNCE: Duration = Duration::from_secs(1);
@@ -86,7 +87,7 @@ async fn tick(proxy: Arc<Proxy>) {
         let now = seconds.tick().await.into_std();
         for service in proxy.store.all_endpoints() {
             service.guard.tick(now, &service.load().endpoints);
-            proxy.experiments.watch(&proxy.metrics, &service, now);
+            proxy.faults.watch(&proxy.metrics, &service, now);
         }
     }
 }
@@ -183,7 +184,7 @@ async fn control(
         .clone()
         .map(|uri| ControlPlane::new(uri, settings.token_file.clone(), proxy.identity.clone()));
     if let (Some(identity), Some(control_plane)) = (&proxy.identity, &control_plane) {
-        tokio::spawn(identity::renew::run(Arc::clone(identity), control_plane.clone()));
+        tokio::spawn(renew::run(Arc::clone(identity), control_plane.clone()));
     }
     if let Some(control_plane) = control_plane.clone() {
         tokio::spawn(report::run(Arc::clone(&proxy), control_plane, stops));

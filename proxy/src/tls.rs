@@ -4,17 +4,19 @@
 //! full handshake, the check of a resumed one, the review of open connections. [`credentials`] holds
 //! the compiled configurations, [`sessions`] what makes a later handshake cheaper, [`handshake`] the
 //! handshakes themselves. [`outside`] is another matter: plain TLS to what is not of the mesh. Where
-//! certificates come from is [`crate::identity`]'s business.
+//! certificates come from is [`crate::tls::identity`]'s business.
 
+pub mod caller;
 pub mod credentials;
 pub mod handshake;
+pub mod identity;
 pub mod outside;
 pub mod pace;
 pub mod sessions;
 pub mod verify;
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use outrigger_core::config::OutsideTls;
@@ -22,6 +24,8 @@ use outrigger_core::identity::SpiffeId;
 use outside::Outside;
 use rustls::crypto::CryptoProvider;
 use rustls::crypto::aws_lc_rs::{cipher_suite, default_provider, kx_group};
+
+use crate::base::sync::lock;
 
 /// ALPN of the hop, preferred first. The second is for peers that know HTTP/2 alone.
 pub const ALPN: [&[u8]; 2] = [b"outrigger/1", b"h2"];
@@ -114,10 +118,6 @@ struct Table {
 fn table() -> &'static Mutex<Table> {
     static TABLE: OnceLock<Mutex<Table>> = OnceLock::new();
     TABLE.get_or_init(Mutex::default)
-}
-
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Lower-case hexadecimal, as hashes of roots are shown.

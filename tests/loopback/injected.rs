@@ -3,7 +3,7 @@
 use clap::{CommandFactory, Parser};
 use outrigger_core::config::Protocol;
 use outrigger_inject::{Mode, Namespace, Outcome, PROXY, Settings as Injection, inject};
-use outrigger_proxy::settings::Settings;
+use outrigger_proxy::base::settings::Settings;
 use serde_json::{Value, json};
 
 /// A pod with all that there is to be told.

@@ -67,7 +67,7 @@ fn check() -> io::Result<Vec<String>> {
     );
     let kinds = [(&*kinds.0, "TrafficPolicySpec"), (&*kinds.1, "ServerPolicySpec")];
     problems.extend(documents::check_sections(&read("core/src/policy/section.rs")?, &kinds));
-    problems.extend(documents::check_metrics(&read("proxy/src/metrics/table.rs")?, &code));
+    problems.extend(documents::check_metrics(&read("proxy/src/observe/metrics/table.rs")?, &code));
     let reasons = (read("core/src/reason.rs")?, read("docs/reasons.md")?);
     problems.extend(documents::check_reasons(&reasons.0, &reasons.1));
     problems.extend(code.iter().flat_map(|(path, text)| sources::check(path, text)));

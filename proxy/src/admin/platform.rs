@@ -9,8 +9,8 @@ use serde::Deserialize;
 use tokio::net::TcpStream;
 use tokio::time::{interval, sleep, timeout};
 
+use crate::base::settings::parse_duration;
 use crate::proxy::{Phase, Proxy};
-use crate::settings::parse_duration;
 
 /// How long the question whether the proxy has started is kept: less than the 10 s that the injector gives it.
 const STARTUP: Duration = Duration::from_secs(8);

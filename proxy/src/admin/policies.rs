@@ -5,8 +5,8 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 
-use crate::endpoint::Endpoints;
 use crate::proxy::Proxy;
+use crate::upstream::endpoint::Endpoints;
 
 pub fn show(proxy: &Proxy) -> Value {
     let services = proxy.store.all_endpoints();
@@ -15,7 +15,7 @@ pub fn show(proxy: &Proxy) -> Value {
         // Of each called service: breaker, ejected endpoints, budget, limits.
         "services": services.iter().map(show).collect::<Vec<_>>(),
         // Faults that have hit calls of this workload.
-        "faultInjections": proxy.experiments.show(),
+        "faultInjections": proxy.faults.show(),
         // What this workload lets in, by port.
         "server": proxy.limits.show(Instant::now()),
     })

@@ -14,9 +14,12 @@ use rustls::version::TLS13;
 use rustls::{ClientConfig, ServerConfig};
 use sha2::{Digest, Sha256};
 
-use super::sessions::{Sessions, Tickets};
-use super::verify::{ClientVerifier, RequiredIdentity, Role, ServerVerifier, Trust, Untrusted};
-use super::{ALPN, lock, provider, unix_now};
+use crate::base::sync::lock;
+use crate::tls::sessions::{Sessions, Tickets};
+use crate::tls::verify::{
+    ClientVerifier, RequiredIdentity, Role, ServerVerifier, Trust, Untrusted,
+};
+use crate::tls::{ALPN, provider, unix_now};
 
 /// This proxy's own proof, and whom it trusts.
 pub struct Credentials {
@@ -61,12 +64,12 @@ impl Credentials {
         id: (&str, &str),
     ) -> Result<Self, Unusable> {
         let leaf = chain.first().ok_or(Untrusted::Missing)?;
-        let named = super::verify::spiffe_id(leaf)?;
+        let named = crate::tls::verify::spiffe_id(leaf)?;
         if (named.namespace(), named.service_account()) != id {
             let expected = format!("ns/{}/sa/{}", id.0, id.1);
             return Err(Unusable::OtherIdentity { found: named.to_string(), expected });
         }
-        let (not_before, mut not_after) = super::verify::validity(leaf)?;
+        let (not_before, mut not_after) = crate::tls::verify::validity(leaf)?;
         // Of use for as long as it lasts, whatever the bundle says by now: renewal is under way then.
         let verified = trust.verify(chain, Role::Client, unix_now()).ok();
         if let Some(verified) = &verified {

@@ -17,12 +17,12 @@ use tokio::io::AsyncBufReadExt;
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 
-use super::credentials::{ClientCredentials, Credentials};
-use super::pace::Pace;
-use super::unix_now;
-use super::verify::{Role, Trust, Untrusted, VerifiedChain};
-use crate::identity::Identity;
-use crate::metrics::add;
+use crate::observe::metrics::add;
+use crate::tls::credentials::{ClientCredentials, Credentials};
+use crate::tls::identity::Identity;
+use crate::tls::pace::Pace;
+use crate::tls::unix_now;
+use crate::tls::verify::{Role, Trust, Untrusted, VerifiedChain};
 
 /// Who is at the other end, and for how long that may be trusted.
 #[derive(Clone, Debug)]

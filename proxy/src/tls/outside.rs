@@ -15,9 +15,9 @@ use tokio::net::TcpStream;
 use tokio::sync::OnceCell;
 use tokio_rustls::{TlsConnector, client};
 
-use super::handshake::describe;
-use super::pace::Pace;
-use crate::pool::Wire;
+use crate::tls::handshake::describe;
+use crate::tls::pace::Pace;
+use crate::wire::Wire;
 
 const HTTP1: &[u8] = b"http/1.1";
 const HTTP2: &[u8] = b"h2";
@@ -37,11 +37,11 @@ struct OriginationConfigs {
 }
 
 impl Outside {
-    pub(super) fn new(tls: Arc<OutsideTls>) -> Self {
+    pub(crate) fn new(tls: Arc<OutsideTls>) -> Self {
         Self { tls, ready: OnceCell::new() }
     }
 
-    pub(super) fn is_for(&self, tls: &OutsideTls) -> bool {
+    pub(crate) fn is_for(&self, tls: &OutsideTls) -> bool {
         *self.tls == *tls
     }
 

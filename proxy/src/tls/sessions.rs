@@ -2,7 +2,7 @@
 //!
 //! One [`Sessions`] belongs to one expected identity under one own certificate and one bundle; it is
 //! dropped with them. Either side looks at the peer's chain again after each resumption
-//! ([`super::handshake`]), so a ticket saves work and proves nothing.
+//! ([`crate::tls::handshake`]), so a ticket saves work and proves nothing.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex};
@@ -12,7 +12,8 @@ use rustls::client::{ClientSessionStore, Tls12ClientSessionValue, Tls13ClientSes
 use rustls::pki_types::ServerName;
 use rustls::server::ProducesTickets;
 
-use super::{lock, unix_now};
+use crate::base::sync::lock;
+use crate::tls::unix_now;
 
 /// Longest life of a ticket, in seconds: a stolen one is of no use for longer.
 pub const MAX_TICKET_LIFE: u64 = 3_600;

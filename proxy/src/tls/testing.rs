@@ -11,7 +11,7 @@ use rcgen::{
 use rustls::pki_types::CertificateDer;
 use sha2::{Digest, Sha256};
 
-use super::unix_now;
+use crate::tls::unix_now;
 
 pub const DOMAIN: &str = "mesh.local";
 

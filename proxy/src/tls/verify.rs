@@ -23,7 +23,7 @@ use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use super::lock;
+use crate::base::sync::lock;
 
 /// Chains remembered as good under one bundle; then the memo starts anew.
 const MAX_MEMO: usize = 4_096;
@@ -256,7 +256,7 @@ fn untrusted(error: webpki::Error, now: u64) -> Untrusted {
 }
 
 fn algorithms() -> WebPkiSupportedAlgorithms {
-    super::provider().signature_verification_algorithms
+    crate::tls::provider().signature_verification_algorithms
 }
 
 impl From<Untrusted> for rustls::Error {

@@ -13,17 +13,19 @@ use outrigger_core::config::{Inbound, InboundPort, MtlsMode, Protocol};
 use outrigger_core::policy::ServerPolicy;
 use outrigger_core::policy::access::Access;
 use outrigger_logging::Log;
-use outrigger_proxy::accept::Slot;
-use outrigger_proxy::http::destination::Target;
-use outrigger_proxy::http::server::Connection;
-use outrigger_proxy::inbound_ports::InboundPorts;
-use outrigger_proxy::io::{Io, Transport};
-use outrigger_proxy::metrics::Direction;
-use outrigger_proxy::peer::{Fixed, Origin, Peer};
+use outrigger_proxy::base::direction::Direction;
+use outrigger_proxy::base::peer::Peer;
+use outrigger_proxy::base::settings::Settings;
+use outrigger_proxy::listener::connection::Connection;
+use outrigger_proxy::listener::origin::Origin;
 use outrigger_proxy::proxy::Proxy;
-use outrigger_proxy::settings::Settings;
-use outrigger_proxy::stream;
-use outrigger_proxy::worker::{Load, Worker};
+use outrigger_proxy::proxy::slot::Load;
+use outrigger_proxy::proxy::slot::Slot;
+use outrigger_proxy::proxy::worker::Worker;
+use outrigger_proxy::request::destination::Target;
+use outrigger_proxy::tunnel::stream;
+use outrigger_proxy::upstream::fixed::Fixed;
+use outrigger_proxy::wire::io::{Io, Transport};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tokio::task::spawn_local;
 use tokio::time::timeout;
@@ -85,7 +87,7 @@ impl Bed {
             addresses: vec![IpAddr::V4(Ipv4Addr::LOCALHOST)],
             ports: vec![port],
         };
-        let ports = InboundPorts::from_config(&self.worker.proxy, &inbound).expect("valid rules");
+        let ports = self.worker.proxy.inbound_ports(&inbound).expect("valid rules");
         self.worker.proxy.inbound.store(Arc::new(ports));
     }
 

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use libfuzzer_sys::fuzz_target;
 use outrigger_core::detect::{Detected, detect};
-use outrigger_proxy::io::Transport;
-use outrigger_proxy::stream::sniff::{Sniffer, Spoke};
+use outrigger_proxy::listener::sniff::{Sniffer, Spoke};
+use outrigger_proxy::wire::io::Transport;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 use tokio::runtime::Builder;
 

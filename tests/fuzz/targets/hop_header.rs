@@ -3,7 +3,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use outrigger_core::config::Protocol;
-use outrigger_proxy::http::destination::{To, parse_hop};
+use outrigger_proxy::request::destination::{To, parse_hop};
 
 fuzz_target!(|text: &str| {
     let Some(to) = parse_hop(text) else { return };

@@ -1,5 +1,5 @@
 //! What a caller sends on HTTP/2, behind its preface: frames, in any order and of any content
-//! (`proxy/src/http/http2.rs`, `streams.rs`, the head of each request).
+//! (`proxy/src/serve/http2.rs`, `streams.rs`, the head of each request).
 #![no_main]
 
 mod support;

@@ -11,9 +11,9 @@ use outrigger_core::name::{Authority, is_authority};
 use outrigger_core::policy::cache::asked;
 use outrigger_core::policy::deadline::{Deadline, millis};
 use outrigger_core::time::Later;
-use outrigger_proxy::http::deadline::{tell, told};
-use outrigger_proxy::http::{grammar, headers, trace};
-use outrigger_proxy::peer::Peer;
+use outrigger_proxy::base::peer::Peer;
+use outrigger_proxy::wire::deadline::{tell, told};
+use outrigger_proxy::wire::{grammar, headers, trace};
 
 fuzz_target!(|text: &[u8]| {
     let end = text.iter().position(|byte| *byte == b'\n').unwrap_or(text.len());

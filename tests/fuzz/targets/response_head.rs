@@ -10,8 +10,8 @@ use libfuzzer_sys::fuzz_target;
 use outrigger_core::policy::cache::{CacheConfig, Shared, Timing, asked, may_store, varies};
 use outrigger_core::policy::retry::retry_after;
 use outrigger_core::time::Later;
-use outrigger_proxy::cache::Entry;
-use outrigger_proxy::http::headers;
+use outrigger_proxy::policy::cache::Entry;
+use outrigger_proxy::wire::headers;
 
 const CONFIG: CacheConfig = CacheConfig {
     ttl: Duration::from_secs(5),

@@ -1,5 +1,5 @@
 //! What an app answers on HTTP/2: frames, in any order and of any content, to a request with a body
-//! (`proxy/src/streams.rs`, `pool/stream.rs`, the head of the answer).
+//! (`proxy/src/wire/streams.rs`, `pool/stream.rs`, the head of the answer).
 #![no_main]
 
 mod support;

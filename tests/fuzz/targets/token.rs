@@ -11,7 +11,7 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use libfuzzer_sys::fuzz_target;
 use outrigger_core::policy::access::TokenIssuer;
-use outrigger_proxy::http::token::Tokens;
+use outrigger_proxy::policy::tokens::Tokens;
 use rcgen::{KeyPair, PKCS_ED25519, PublicKeyData, SigningKey};
 
 const NOW: u64 = 1_800_000_000;

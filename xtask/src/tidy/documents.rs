@@ -211,7 +211,7 @@ pub(crate) fn check_metrics(table: &str, code: &[SourceFile]) -> Vec<String> {
                         false => "it is not in",
                     };
                     problems.push(format!(
-                        "{}:{number}: metric `{name}`: {problem} proxy/src/metrics/table.rs",
+                        "{}:{number}: metric `{name}`: {problem} proxy/src/observe/metrics/table.rs",
                         path.display()
                     ));
                 }
@@ -297,7 +297,8 @@ mod tests {
 
     #[test]
     fn what_the_map_names_must_exist() {
-        let paths = [PathBuf::from("proxy/src/http/server.rs"), PathBuf::from("core/src/name.rs")];
+        let paths =
+            [PathBuf::from("proxy/src/serve/connection.rs"), PathBuf::from("core/src/name.rs")];
         let code = [
             (
                 PathBuf::from("core/src/name.rs"),

@@ -15,22 +15,140 @@ struct Order {
     roots: &'static [&'static str],
 }
 
-const ORDERS: &[Order] = &[Order {
-    sources: "control-plane/src",
-    layers: &[
-        &["kinds", "metrics", "object", "sync"],
-        &["crds", "grant", "index", "problems", "store"],
-        &["replica", "token", "translate"],
-        &["ca", "publish"],
-        &["connection", "control", "keys", "lookup", "namespaces", "source", "status"],
-        &["cluster"],
-        &["options"],
-        &["admission", "discovery", "experiments", "identity", "registration", "trust"],
-        &["admin"],
-        &["server"],
-    ],
-    roots: &["lib", "main"],
-}];
+const ORDERS: &[Order] = &[
+    Order {
+        sources: "control-plane/src",
+        layers: &[
+            &["kinds", "metrics", "object", "sync"],
+            &["crds", "grant", "index", "problems", "store"],
+            &["replica", "token", "translate"],
+            &["ca", "publish"],
+            &["connection", "control", "keys", "lookup", "namespaces", "source", "status"],
+            &["cluster"],
+            &["options"],
+            &["admission", "discovery", "experiments", "identity", "registration", "trust"],
+            &["admin"],
+            &["server"],
+        ],
+        roots: &["lib", "main"],
+    },
+    Order {
+        sources: "proxy/src",
+        layers: &[
+            &["base"],
+            &["observe"],
+            &["wire"],
+            &["tls"],
+            &["upstream"],
+            &["policy"],
+            &["proxy"],
+            &["listener"],
+            &["request"],
+            &["answer"],
+            &["call"],
+            &["tunnel"],
+            &["serve"],
+            &["health", "mesh"],
+            &["admin"],
+        ],
+        roots: &["init", "lib", "main", "ready", "run"],
+    },
+    Order {
+        sources: "proxy/src/base",
+        layers: &[
+            &["clock", "direction", "local", "memory", "peer", "refusal", "sync"],
+            &["disk", "settings"],
+        ],
+        roots: &[],
+    },
+    Order {
+        sources: "proxy/src/observe",
+        layers: &[&["metrics"], &["correlation", "record"], &["access_log"]],
+        roots: &[],
+    },
+    Order {
+        sources: "proxy/src/wire",
+        layers: &[
+            &["deadline", "error", "server", "watch"],
+            &["headers", "io", "progress"],
+            &["grammar", "http1", "streams", "trace"],
+            &["body"],
+        ],
+        roots: &[],
+    },
+    Order {
+        sources: "proxy/src/tls",
+        layers: &[
+            &["pace", "sessions", "testing"],
+            &["verify"],
+            &["credentials"],
+            &["identity"],
+            &["handshake"],
+            &["caller", "outside"],
+        ],
+        roots: &[],
+    },
+    Order {
+        sources: "proxy/src/upstream",
+        layers: &[&["pool", "watches"], &["endpoint"], &["faults", "store", "target"], &["fixed"]],
+        roots: &[],
+    },
+    Order {
+        sources: "proxy/src/policy",
+        layers: &[
+            &["cache", "limits", "mirrors", "server_first", "tokens"],
+            &["access"],
+            &["inbound_ports"],
+        ],
+        roots: &[],
+    },
+    Order {
+        sources: "proxy/src/proxy",
+        layers: &[&["connections", "registration", "slot"], &["worker"]],
+        roots: &[],
+    },
+    Order {
+        sources: "proxy/src/listener",
+        layers: &[&["accept", "connection", "origin", "original", "sniff"]],
+        roots: &[],
+    },
+    Order {
+        sources: "proxy/src/request",
+        layers: &[
+            &["exchange", "head", "route_answer"],
+            &["context", "destination", "route"],
+            &["admit"],
+        ],
+        roots: &[],
+    },
+    Order { sources: "proxy/src/answer", layers: &[&["body"], &["respond"]], roots: &[] },
+    Order {
+        sources: "proxy/src/call",
+        layers: &[
+            &["failed", "mirror", "pace", "upstream", "verdict"],
+            &["cache", "fault", "target"],
+            &["attempt"],
+            &["fallback", "hedge"],
+            &["attempts"],
+        ],
+        roots: &[],
+    },
+    Order { sources: "proxy/src/tunnel", layers: &[&["stream"], &["upgrade"]], roots: &[] },
+    Order {
+        sources: "proxy/src/serve",
+        layers: &[&["request"], &["http2"], &["connection"], &["inbound", "outbound"], &["worker"]],
+        roots: &[],
+    },
+    Order {
+        sources: "proxy/src/mesh",
+        layers: &[
+            &["control_plane", "state"],
+            &["certify", "discovery", "registration", "stop"],
+            &["renew"],
+        ],
+        roots: &[],
+    },
+];
 
 /// Problems in the imports of every crate that has an order.
 pub(crate) fn check(code: &[SourceFile]) -> Vec<String> {
@@ -50,8 +168,8 @@ impl Order {
                 problems.push(format!("{}: {module} has no place in tidy's order", path.display()));
                 continue;
             };
-            for (number, used) in uses(text) {
-                let below = self.layer(used).is_none_or(|of| of < layer);
+            for (number, used) in uses(text, &self.path(path)) {
+                let below = self.layer(&used).is_none_or(|of| of < layer);
                 if used != module && !below {
                     problems.push(format!(
                         "{}:{number}: {module} may not use {used}: see the order in xtask/src/tidy/modules.rs",
@@ -68,11 +186,21 @@ impl Order {
         problems
     }
 
-    /// The module of the crate's root that a file belongs to.
+    /// The module of these that a file belongs to.
     fn module(&self, path: &Path) -> Option<String> {
         let inside = path.strip_prefix(self.sources).ok()?;
         let first = inside.components().next()?.as_os_str().to_str()?;
         Some(first.strip_suffix(".rs").unwrap_or(first).to_owned())
+    }
+
+    /// Where the modules of the order are, and the file is in them: `crate::call::` and its own place.
+    fn path(&self, path: &Path) -> Place {
+        let modules = |path: &Path| -> Vec<String> {
+            let all = path.components().filter_map(|part| part.as_os_str().to_str());
+            let inside = all.skip_while(|part| *part != "src").skip(1);
+            inside.map(|part| part.strip_suffix(".rs").unwrap_or(part).to_owned()).collect()
+        };
+        Place { parent: modules(Path::new(self.sources)), file: modules(path) }
     }
 
     fn layer(&self, module: &str) -> Option<usize> {
@@ -80,27 +208,98 @@ impl Order {
     }
 }
 
-/// Each line that names a module of its own crate, outside comments and tests.
-fn uses(text: &str) -> impl Iterator<Item = (usize, &str)> {
-    let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or(text);
-    let lines = code.lines().enumerate().filter(|(_, line)| !line.trim_start().starts_with("//"));
-    lines.flat_map(|(i, line)| {
-        let named = line.split("crate::").skip(1);
-        named.flat_map(|rest| names(rest)).map(move |name| (i + 1, name))
-    })
+/// Modules, from the crate's root on.
+struct Place {
+    parent: Vec<String>,
+    file: Vec<String>,
 }
 
-/// `a` of `a::b`, and `a` and `c` of `{a::b, c}`.
-fn names(rest: &str) -> Vec<&str> {
-    let name =
-        |text: &str| text.find(|c: char| c != '_' && !c.is_alphanumeric()).unwrap_or(text.len());
-    match rest.strip_prefix('{') {
-        Some(list) => {
-            let each = list.split('}').next().unwrap_or(list).split(',').map(str::trim_start);
-            each.map(|one| &one[..name(one)]).filter(|one| !one.is_empty()).collect()
+/// Each name of a module of `place.parent`, with its line, outside comments and tests.
+fn uses(text: &str, place: &Place) -> Vec<(usize, String)> {
+    let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or(text);
+    let is_code = |line: &str| !line.trim_start().starts_with("//");
+    let lines: Vec<&str> = code.lines().map(|line| if is_code(line) { line } else { "" }).collect();
+    let code = lines.join("\n");
+    let mut found = Vec::new();
+    for start in ["crate::", "super::"] {
+        for (at, _) in code.match_indices(start) {
+            let before = &code[..at];
+            let follows = before.ends_with("::") || before.ends_with(|c: char| c.is_alphanumeric());
+            if follows || before.ends_with('_') {
+                continue;
+            }
+            let mut rest = &code[at..];
+            let mut path: Vec<String> = Vec::new();
+            if let Some(after) = rest.strip_prefix("crate::") {
+                rest = after;
+            } else {
+                path.clone_from(&place.file);
+                while let Some(after) = rest.strip_prefix("super::") {
+                    path.pop();
+                    rest = after;
+                }
+            }
+            let line = before.matches('\n').count() + 1;
+            for name in names(rest) {
+                let mut whole = path.clone();
+                whole.extend(name);
+                if let Some(inside) = whole.strip_prefix(&place.parent[..])
+                    && let Some(module) = inside.first()
+                {
+                    found.push((line, module.clone()));
+                }
+            }
         }
-        None => vec![&rest[..name(rest)]],
     }
+    found.dedup();
+    found
+}
+
+/// The paths of an import: `a::b` of `a::b`, and `a::b` and `c` of `{a::b, c}`.
+fn names(rest: &str) -> Vec<Vec<String>> {
+    let rest = rest.trim_start();
+    if let Some(list) = rest.strip_prefix('{') {
+        return split(list).into_iter().flat_map(names).collect();
+    }
+    let end = rest.find(|c: char| c != '_' && !c.is_alphanumeric()).unwrap_or(rest.len());
+    if end == 0 {
+        return Vec::new();
+    }
+    let first = rest[..end].to_owned();
+    match rest[end..].strip_prefix("::") {
+        Some(more) => {
+            let mut all = names(more);
+            if all.is_empty() {
+                all.push(Vec::new());
+            }
+            for path in &mut all {
+                path.insert(0, first.clone());
+            }
+            all
+        }
+        None => vec![vec![first]],
+    }
+}
+
+/// The parts of a list, up to its closing brace.
+fn split(list: &str) -> Vec<&str> {
+    let (mut depth, mut from, mut parts) = (0, 0, Vec::new());
+    for (at, c) in list.char_indices() {
+        match c {
+            '{' => depth += 1,
+            '}' if depth == 0 => {
+                parts.push(&list[from..at]);
+                return parts;
+            }
+            '}' => depth -= 1,
+            ',' if depth == 0 => {
+                parts.push(&list[from..at]);
+                from = at + 1;
+            }
+            _ => {}
+        }
+    }
+    parts
 }
 
 #[cfg(test)]
@@ -138,6 +337,36 @@ mod tests {
         assert!(problems[0].contains("low may not use other"), "{problems:?}");
         let test = "#[cfg(test)]\nmod tests {\n    use crate::high::A;\n}\n";
         assert!(check(&[("low.rs", test)]).is_empty());
+    }
+
+    #[test]
+    fn a_folder_has_an_order_of_its_own() {
+        let order = Order { sources: "some/src/high", layers: &[&["a", "b"], &["c"]], roots: &[] };
+        let check = |path: &str, text: &str| {
+            let file = |path: &str, text: &str| {
+                (PathBuf::from("some/src/high").join(path), text.to_owned())
+            };
+            let all = [file("a.rs", ""), file("b.rs", ""), file("c.rs", ""), file(path, text)];
+            order.check(&all)
+        };
+        for fine in [
+            "use crate::high::a::A;\nuse crate::low::c;\nuse crate::c::X;\n",
+            "use super::a::A;\n",
+            "pub use crate::high::{a::A, b::{C, D}};\n",
+        ] {
+            assert!(check("c.rs", fine).is_empty(), "{fine}");
+        }
+        for bad in [
+            "use crate::high::c::A;\n",
+            "use crate::high::{\n    a::B,\n    c::{A, D},\n};\n",
+            "use super::c::A;\n",
+            "fn f() { super::c::g() }\n",
+        ] {
+            let problems = check("a.rs", bad);
+            assert_eq!(problems.len(), 1, "{bad}: {problems:?}");
+            assert!(problems[0].contains("a.rs:1: a may not use c"), "{problems:?}");
+        }
+        assert!(check("b/part.rs", "use super::super::c::A;\n")[0].contains("b may not use c"));
     }
 
     #[test]

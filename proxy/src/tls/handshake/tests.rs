@@ -7,10 +7,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::runtime::{Builder, LocalOptions};
 
-use super::super::ALPN;
-use super::super::testing::{Ca, Leaf, bundle, id};
-use super::super::verify::RequiredIdentity;
-use super::*;
+use crate::tls::ALPN;
+use crate::tls::handshake::*;
+use crate::tls::testing::{Ca, Leaf, bundle, id};
+use crate::tls::verify::RequiredIdentity;
 
 const LIMIT: Duration = Duration::from_secs(5);
 

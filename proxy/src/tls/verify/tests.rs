@@ -2,9 +2,9 @@
 
 use rcgen::{CustomExtension, ExtendedKeyUsagePurpose, SanType};
 
-use super::super::testing::{Ca, Leaf, bundle, id};
-use super::super::unix_now;
-use super::*;
+use crate::tls::testing::{Ca, Leaf, bundle, id};
+use crate::tls::unix_now;
+use crate::tls::verify::*;
 
 const GOOD: &str = "spiffe://mesh.local/ns/bank/sa/orders";
 

@@ -1,0 +1,226 @@
+//! Prometheus text of everything that [`crate::observe::metrics::Metrics`] counts.
+
+use std::collections::BTreeMap;
+use std::fmt::{self, Display};
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex};
+
+use hdrhistogram::Histogram;
+use outrigger_core::outcome::grpc_code_name;
+use outrigger_core::policy::hedge::Hedged;
+use outrigger_core::policy::retry::Skip;
+
+use crate::base::sync::lock;
+use crate::observe::metrics::table;
+use crate::observe::metrics::table::{Exposition, Metric};
+use crate::observe::metrics::{
+    Gauges, MAX_SERIES, Metrics, Series, SeriesCounts, SeriesKey, Status, WorkerSeries,
+};
+use crate::proxy::Proxy;
+use crate::tls::identity;
+use crate::upstream::endpoint::guard;
+
+/// Upper edges of the latency buckets, in microseconds: 0.5 ms to 10 s.
+const EDGES_US: [u64; 14] = [
+    500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000,
+    2_500_000, 5_000_000, 10_000_000,
+];
+
+/// A metric without labels, and where it is counted.
+type Gauge = (&'static Metric, fn(&Gauges) -> &AtomicU64);
+
+const GAUGES: &[Gauge] = &[
+    (&table::CONNECTIONS_OPEN, |g| &g.connections_open),
+    (&table::CONNECTIONS, |g| &g.connections_total),
+    (&table::CONNECTIONS_REFUSED, |g| &g.connections_refused),
+    (&table::UPSTREAM_CONNECTIONS_OPEN, |g| &g.upstream_connections_open),
+    (&table::UPSTREAM_CONNECTIONS, |g| &g.upstream_connections_total),
+    (&table::RECEIVED_BYTES, |g| &g.bytes_received),
+    (&table::SENT_BYTES, |g| &g.bytes_sent),
+    (&table::RETRIES, |g| &g.retries),
+    (&table::UNMATCHED, |g| &g.unmatched),
+    (&table::UNMESHED, |g| &g.unmeshed),
+    (&table::ACCESS_AUDITED, |g| &g.access_audited),
+    (&table::BUFFERED_BYTES, |g| &g.buffered_bytes),
+    (&table::CORRELATION_ENTRIES, |g| &g.correlation_entries),
+    (&table::CORRELATION_FULL, |g| &g.correlation_full),
+    (&table::ACCESS_LOG_DROPPED, |g| &g.access_log_dropped),
+    (&table::MIRRORS, |g| &g.mirrors),
+    (&table::MIRRORS_DROPPED, |g| &g.mirrors_dropped),
+    (&table::DISCOVERY_CONNECTED, |g| &g.discovery_connected),
+    (&table::DISCOVERY_RESPONSES, |g| &g.discovery_responses),
+    (&table::DISCOVERY_NACKS, |g| &g.discovery_nacks),
+    (&table::DISCOVERY_RECONNECTS, |g| &g.discovery_reconnects),
+    (&table::REGISTERED, |g| &g.registered),
+    (&table::REGISTRATIONS_REFUSED, |g| &g.registrations_refused),
+];
+
+/// The whole exposition, in the Prometheus text format 0.0.4.
+pub fn expose(proxy: &Proxy) -> String {
+    let mut out = Exposition::with_capacity(16 * 1024);
+    write_all(&mut out, &proxy.metrics);
+    out.add(&table::LOG_DROPPED, &[], proxy.log.dropped());
+    guard::write_metrics(&mut out, &proxy.store.all_endpoints());
+    proxy.limits.expose(&mut out);
+    proxy.cache.expose(&mut out);
+    proxy.faults.expose(&mut out);
+    if let Some(identity) = &proxy.identity {
+        write_identity(&mut out, identity.counts());
+    }
+    out.into_text()
+}
+
+fn write_all(out: &mut Exposition, metrics: &Metrics) {
+    let merged = merge(metrics);
+    for (key, counts) in &merged {
+        let [service, route, peer] = [key.service, key.route, key.peer].map(|l| metrics.text(l));
+        for (count, n) in &counts.requests {
+            let direction = key.direction.as_str();
+            let (protocol, outcome) = (count.protocol.as_str(), count.outcome.as_str());
+            let reason = count.cause.map_or("", |cause| cause.reason.as_str());
+            let by = count.cause.map_or("", |cause| cause.named_by.as_str());
+            let labels: [&dyn Display; 9] = [
+                &direction,
+                &service,
+                &route,
+                &peer,
+                &protocol,
+                &outcome,
+                &count.status,
+                &reason,
+                &by,
+            ];
+            out.add(&table::REQUESTS, &labels, n);
+        }
+    }
+    for (key, counts) in &by_latency_key(merged) {
+        for (outcome, histogram, sum) in [
+            ("success", &counts.success, counts.success_sum),
+            ("failure", &counts.failure, counts.failure_sum),
+        ] {
+            if let Some(histogram) = histogram {
+                write_histogram(out, metrics, key, outcome, histogram, sum);
+            }
+        }
+    }
+    for (skip, counter) in Skip::ALL.iter().zip(&metrics.gauges.retries_skipped) {
+        out.add(&table::RETRIES_SKIPPED, &[&skip.as_str()], counter.load(Relaxed));
+    }
+    for (hedged, counter) in Hedged::ALL.iter().zip(&metrics.gauges.hedges) {
+        out.add(&table::HEDGES, &[&hedged.as_str()], counter.load(Relaxed));
+    }
+    for (worker, n) in metrics.workers.iter().map(worker_total).enumerate() {
+        out.add(&table::WORKER_REQUESTS, &[&worker], n);
+    }
+    for (metric, of) in GAUGES {
+        out.add(metric, &[], of(&metrics.gauges).load(Relaxed));
+    }
+    out.add(&table::SERIES, &[], lock(&metrics.admitted).len());
+    out.add(&table::SERIES_CAP, &[], MAX_SERIES);
+}
+
+fn worker_total(worker: &Mutex<WorkerSeries>) -> u64 {
+    let all = lock(worker);
+    let sum = |one: &Arc<Series>| lock(&one.inner).requests.iter().map(|(_, n)| n).sum::<u64>();
+    all.given_back + all.series.iter().map(sum).sum::<u64>()
+}
+
+/// Every worker's counts, added up. Each set is locked only while it is copied.
+fn merge(metrics: &Metrics) -> BTreeMap<SeriesKey, SeriesCounts> {
+    let mut merged: BTreeMap<SeriesKey, SeriesCounts> = BTreeMap::new();
+    for worker in &metrics.workers {
+        let series = lock(worker).series.clone();
+        for one in series {
+            let counts = lock(&one.inner).clone();
+            merged.entry(one.key).or_default().add(counts);
+        }
+    }
+    merged
+}
+
+/// Latency has no `route` label: sums over routes.
+fn by_latency_key(merged: BTreeMap<SeriesKey, SeriesCounts>) -> BTreeMap<SeriesKey, SeriesCounts> {
+    let mut summed: BTreeMap<SeriesKey, SeriesCounts> = BTreeMap::new();
+    for (key, counts) in merged {
+        let key = SeriesKey { route: crate::observe::metrics::Label::NONE, ..key };
+        summed.entry(key).or_default().add(counts);
+    }
+    summed
+}
+
+impl SeriesCounts {
+    fn add(&mut self, other: SeriesCounts) {
+        for (key, n) in other.requests {
+            match self.requests.iter_mut().find(|(known, _)| *known == key) {
+                Some((_, sum)) => *sum += n,
+                None => self.requests.push((key, n)),
+            }
+        }
+        self.success_sum += other.success_sum;
+        self.failure_sum += other.failure_sum;
+        add_histogram(&mut self.success, other.success);
+        add_histogram(&mut self.failure, other.failure);
+    }
+}
+
+fn add_histogram(to: &mut Option<Box<Histogram<u32>>>, from: Option<Box<Histogram<u32>>>) {
+    match (to.as_mut(), from) {
+        // Bounds are equal everywhere, so adding cannot fail.
+        (Some(to), Some(from)) => drop(to.add(&*from)),
+        (None, from) => *to = from,
+        (Some(_), None) => {}
+    }
+}
+
+fn write_histogram(
+    out: &mut Exposition,
+    metrics: &Metrics,
+    key: &SeriesKey,
+    outcome: &str,
+    histogram: &Histogram<u32>,
+    sum_us: u64,
+) {
+    let metric = &table::REQUEST_DURATION;
+    let (service, peer) = (metrics.text(key.service), metrics.text(key.peer));
+    let labels: [&dyn Display; 4] = [&key.direction.as_str(), &service, &peer, &outcome];
+    for edge in EDGES_US {
+        let below = histogram.count_between(0, edge);
+        out.sample(metric, "_bucket", &labels, Some(&(edge as f64 / 1e6)), below);
+    }
+    let all = histogram.len();
+    out.sample(metric, "_bucket", &labels, Some(&"+Inf"), all);
+    out.sample(metric, "_sum", &labels, None, sum_us as f64 / 1e6);
+    out.sample(metric, "_count", &labels, None, all);
+}
+
+fn write_identity(out: &mut Exposition, counts: &identity::IdentityCounts) {
+    let read = |counter: &AtomicU64| counter.load(Relaxed);
+    out.add(&table::CERTIFICATE_EXPIRY, &[], read(&counts.certificate_expiry));
+    for (result, counter) in
+        [("success", &counts.renewals_succeeded), ("failure", &counts.renewals_failed)]
+    {
+        out.add(&table::CERTIFICATE_RENEWALS, &[&result], read(counter));
+    }
+    for (direction, result, counter) in [
+        ("inbound", "full", &counts.accepted_full),
+        ("inbound", "resumed", &counts.accepted_resumed),
+        ("inbound", "failed", &counts.accept_failed),
+        ("outbound", "full", &counts.connected_full),
+        ("outbound", "resumed", &counts.connected_resumed),
+        ("outbound", "failed", &counts.connect_failed),
+    ] {
+        out.add(&table::TLS_HANDSHAKES, &[&direction, &result], read(counter));
+    }
+    out.add(&table::PLAINTEXT_INBOUND, &[], read(&counts.plaintext_inbound));
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Http(class) => write!(f, "{class}xx"),
+            Self::Grpc(code) => f.write_str(grpc_code_name(*code)),
+            Self::Stream | Self::None => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,4 @@
+//! What goes back to the caller.
+
+pub mod body;
+pub mod respond;

@@ -1,0 +1,198 @@
+//! One try: an endpoint, a connection to it, the request written in its protocol, the head of the
+//! answer.
+
+use std::future::poll_fn;
+use std::pin::pin;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use http::{Request, Response};
+use outrigger_core::config::Protocol;
+use outrigger_core::policy::CallPolicy;
+use outrigger_core::reason::Reason;
+use outrigger_core::time::Later;
+
+use crate::base::refusal::Refusal;
+use crate::call::failed::{FailedAttempt, Waited, failure, timed_out};
+use crate::call::fault;
+use crate::call::upstream::{Upstream, take_endpoint};
+use crate::observe::metrics::add;
+use crate::observe::record::micros;
+use crate::proxy::worker::Worker;
+use crate::request::context;
+use crate::request::exchange::{Exchange, Lease};
+use crate::request::head::Head;
+use crate::tls::Expected;
+use crate::upstream::endpoint::Choice;
+use crate::upstream::endpoint::guard::ProbeIds;
+use crate::upstream::pool::h1::Reuse;
+use crate::upstream::target::{AttemptTarget, wire_of};
+use crate::wire::Wire;
+use crate::wire::body::RequestBody;
+use crate::wire::deadline::{Clock, poll_within};
+use crate::wire::streams::WireBody;
+
+/// Chooses where the next attempt goes.
+pub fn choose(
+    worker: &Worker,
+    exchange: &mut Exchange,
+    upstream: &Upstream<'_>,
+    upgrade: bool,
+    tried: &[u64],
+) -> Result<AttemptTarget, Refusal> {
+    let (live, dialed, backend, hash, session) = match upstream {
+        Upstream::Service { live, dialed, backend, hash, session } => {
+            (*live, *dialed, *backend, *hash, *session)
+        }
+        Upstream::App { address, protocol } | Upstream::Outside { address, protocol } => {
+            let wire = wire_of(*protocol, exchange.connection.protocol, upgrade);
+            exchange.endpoint = Some(*address);
+            let (address, expected) = (*address, Expected::NONE);
+            let (probes, protocol) = (ProbeIds::default(), *protocol);
+            let unmatched = matches!(upstream, Upstream::Outside { .. });
+            return Ok(AttemptTarget {
+                probes,
+                address,
+                wire,
+                expected,
+                endpoint: None,
+                protocol,
+                unmatched,
+            });
+        }
+    };
+    let config = &live.compiled.backends[backend];
+    let endpoints = &live.backends[backend];
+    exchange.service = endpoints.label;
+    let choice = Choice {
+        random: worker.random(),
+        now_ms: exchange.began_ms(),
+        balancer: &config.balancer,
+        hash,
+        session,
+        tried,
+    };
+    let (endpoint, probes) = take_endpoint(live, dialed, backend, &choice)?;
+    exchange.peer = endpoint.peer;
+    let callers = exchange.protocol;
+    let protocol = if config.protocol.is_http() { config.protocol } else { callers };
+    if endpoint.endpoint.mesh.is_none() && !endpoint.is_outside {
+        add(&worker.proxy.metrics.gauges.unmeshed, 1);
+    }
+    exchange.endpoint = Some(endpoint.endpoint.address);
+    Ok(AttemptTarget { probes, ..AttemptTarget::to(endpoint, protocol, callers, upgrade) })
+}
+
+/// Sends the request once, taking its head unless it is kept for another attempt. On success the exchange
+/// holds the connection.
+#[expect(
+    clippy::too_many_arguments,
+    reason = "what one try needs, lent so that futures stay small"
+)]
+pub async fn send(
+    worker: &Rc<Worker>,
+    exchange: &mut Exchange,
+    upstream: &Upstream<'_>,
+    target: &mut AttemptTarget,
+    call: &CallPolicy,
+    (head, keep): (&mut Option<Head>, bool),
+    body: RequestBody,
+    reuse: Reuse,
+) -> Result<Response<WireBody>, FailedAttempt> {
+    let began = if exchange.attempts == 1 { exchange.began } else { Instant::now() };
+    let limits = &call.timeouts;
+    let end = limits.attempt.and_then(|limit| began.checked_add(limit));
+    if let (Upstream::Service { live, .. }, Some(head)) = (upstream, head.as_mut()) {
+        let streams = (call, head.upgrade.is_some());
+        context::send_along(exchange, live, target, head, streams, end, began);
+    }
+    exchange.attempt_began = micros(began.saturating_duration_since(exchange.began));
+    exchange.attempt = target.begin(upstream, began);
+    let mut held = Duration::ZERO;
+    if fault::is_possible(upstream, call) {
+        let until = earlier(end, began, limits.first_byte);
+        let (calls, head) = ((upstream, call), head.as_ref());
+        let injecting = Box::pin(fault::inject(worker, exchange, calls, head, until));
+        held = injecting.await?.ok_or_else(|| timed_out(target, waited(began, end)))?;
+    }
+    let mut clock = Clock::at(earlier(end, began.later(held), limits.connect));
+    let first_byte_limit = limits.first_byte.map(|limit| limit.saturating_sub(held));
+    let key = target.key();
+    let keeps_case = exchange.connection.protocol == Protocol::Http1;
+    let sent = if target.wire == Wire::Http1 {
+        let mut lease = {
+            let mut leasing = pin!(worker.pools.lease_h1(key, reuse, keeps_case, began));
+            let leased = poll_fn(|cx| {
+                let polled = poll_within(leasing.as_mut(), &mut clock, cx);
+                exchange.watch(polled, |phases| &mut phases.connect)
+            });
+            leased.await.ok_or_else(|| timed_out(target, Waited::Connection))??
+        };
+        // Boxed: it is far larger than all else, and the future of every request would carry its size.
+        let mut sending = Box::pin(
+            lease.send(write(head, keep, target, body)?, Some(exchange.tracked.progress())),
+        );
+        exchange.lease = Some(Lease::H1(lease));
+        first_byte(&mut clock, end, first_byte_limit);
+        poll_fn(|cx| poll_within(sending.as_mut(), &mut clock, cx)).await
+    } else {
+        let lease = {
+            let mut leasing = pin!(worker.pools.lease_h2(key, began));
+            let leased = poll_fn(|cx| {
+                let polled = poll_within(leasing.as_mut(), &mut clock, cx);
+                exchange.watch(polled, |phases| &mut phases.connect)
+            });
+            leased.await.ok_or_else(|| timed_out(target, Waited::Connection))??
+        };
+        let switches = head.as_ref().is_some_and(|head| head.upgrade.is_some());
+        let mut sending = pin!(lease.send(
+            write(head, keep, target, body)?,
+            switches,
+            Some(exchange.tracked.progress())
+        ));
+        exchange.lease = Some(Lease::H2(lease));
+        first_byte(&mut clock, end, first_byte_limit);
+        poll_fn(|cx| poll_within(sending.as_mut(), &mut clock, cx)).await
+    };
+    let sent = sent.ok_or_else(|| timed_out(target, waited(began, end)))?;
+    let response = sent.map_err(|error| failure(target, error))?;
+    exchange.note_first_byte();
+    target.learn(exchange.is_grpc(), upstream, exchange.attempt.as_mut(), began, &response);
+    Ok(response)
+}
+
+/// The earlier of `end` and `limit` from `now` on.
+pub(crate) fn earlier(
+    end: Option<Instant>,
+    now: Instant,
+    limit: Option<Duration>,
+) -> Option<Instant> {
+    let limit = limit.and_then(|limit| now.checked_add(limit));
+    end.into_iter().chain(limit).min()
+}
+
+fn first_byte(clock: &mut Clock, end: Option<Instant>, limit: Option<Duration>) {
+    let at = match limit {
+        Some(_) => earlier(end, Instant::now(), limit),
+        None => end,
+    };
+    clock.set(at);
+}
+
+fn waited(began: Instant, end: Option<Instant>) -> Waited {
+    match end {
+        Some(end) if Instant::now().max(began) >= end => Waited::Attempt,
+        Some(_) | None => Waited::FirstByte,
+    }
+}
+
+fn write(
+    head: &mut Option<Head>,
+    keep: bool,
+    target: &AttemptTarget,
+    body: RequestBody,
+) -> Result<Request<RequestBody>, Refusal> {
+    let head = if keep { head.as_mut().map(Head::lend) } else { head.take() };
+    let head = head.ok_or_else(|| Refusal::new(Reason::InternalError, "the request is gone"))?;
+    head.into_request(target, body)
+}

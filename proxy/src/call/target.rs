@@ -1,0 +1,134 @@
+//! Where one attempt goes: the address, how it is written there, and what its endpoint learns of it.
+
+use std::time::Instant;
+
+use http::header::HeaderMap;
+use http::{Response, StatusCode};
+use outrigger_core::config::Protocol;
+use outrigger_core::outcome::Outcome;
+use outrigger_core::policy::retry::{Failure, RetryConfig};
+use outrigger_core::reason::Reason;
+
+use crate::base::clock::coarse_ms;
+use crate::call::upstream::{Upstream, take_endpoint};
+use crate::call::verdict;
+use crate::call::verdict::Verdict;
+use crate::proxy::worker::Worker;
+use crate::request::exchange::Exchange;
+use crate::upstream::endpoint::Choice;
+use crate::upstream::endpoint::guard::Attempt;
+use crate::upstream::target::{AttemptTarget, HedgeOf};
+use crate::wire::headers::{PROXY_STATUS, REASON, UNPROCESSED};
+use crate::wire::streams::WireBody;
+
+impl AttemptTarget {
+    /// Learns from the head of an answer how quick and how fit the endpoint is.
+    pub(crate) fn learn(
+        &self,
+        grpc: bool,
+        upstream: &Upstream<'_>,
+        attempt: Option<&mut Attempt>,
+        began: Instant,
+        response: &Response<WireBody>,
+    ) {
+        let (Some(endpoint), Some(attempt)) = (&self.endpoint, attempt) else { return };
+        attempt.answered();
+        let now = Instant::now();
+        let latency = now.saturating_duration_since(began).as_micros();
+        let (latency, now_ms) = (u32::try_from(latency).unwrap_or(u32::MAX), coarse_ms(now));
+        match Verdict::of(response, grpc, self.wire.is_hop()) {
+            Verdict::Healthy => endpoint.load.observe_answer(now_ms, latency),
+            Verdict::Failed => {
+                if let Some(endpoints) = upstream.endpoints() {
+                    endpoints.failed(endpoint, began, now);
+                }
+            }
+            verdict => {
+                if let (Verdict::Full(time), Some(endpoints)) = (verdict, upstream.endpoints()) {
+                    endpoints.set_full(endpoint, now_ms, time);
+                }
+                attempt.judge(Outcome::Refused, || 0);
+            }
+        }
+    }
+
+    /// Another endpoint of the same service that is reached in the same way, for a second attempt beside a
+    /// first one. None: there is none that may be asked now.
+    pub(crate) fn beside(
+        first: &HedgeOf,
+        worker: &Worker,
+        upstream: &Upstream<'_>,
+        callers: Protocol,
+    ) -> Option<Self> {
+        let Upstream::Service { live, dialed, backend, .. } = *upstream else { return None };
+        let tried = [first.endpoint];
+        let choice = Choice::by_load(worker.random(), coarse_ms(Instant::now()), &tried);
+        let (endpoint, probes) = take_endpoint(live, dialed, backend, &choice).ok()?;
+        let other = endpoint.key != first.endpoint;
+        let target = Self { probes, ..Self::to(endpoint, first.protocol, callers, false) };
+        if !other || target.wire != first.wire {
+            target.unused(upstream);
+            return None;
+        }
+        Some(target)
+    }
+
+    /// The try is not made after all.
+    pub(crate) fn unused(&self, upstream: &Upstream<'_>) {
+        if let Some(endpoints) = upstream.endpoints() {
+            endpoints.guard.unused(&self.probes);
+        }
+    }
+
+    /// The try as its endpoint and its service's breaker count it.
+    pub(crate) fn begin(&mut self, upstream: &Upstream<'_>, now: Instant) -> Option<Attempt> {
+        let (endpoints, endpoint) = (upstream.endpoints()?, self.endpoint.as_ref()?);
+        Some(Attempt::begin(endpoints, endpoint, std::mem::take(&mut self.probes), now))
+    }
+}
+
+/// Why the far proxy has refused the request, if it has.
+pub fn refused(target: &AttemptTarget, response: &Response<WireBody>) -> Option<Reason> {
+    let word = response.headers().get(REASON).filter(|_| target.wire.is_hop())?;
+    Reason::from_word(word.to_str().ok()?)
+}
+
+/// The detail that the far proxy gives with its reason, of its `Proxy-Status`.
+pub fn said(headers: &HeaderMap) -> Option<Box<str>> {
+    let text = headers.get(PROXY_STATUS)?.to_str().ok()?;
+    let (_, detail) = text.split_once("details=\"")?.1.split_once(": ")?;
+    Some(detail.trim_end_matches('"').replace('\\', "").into())
+}
+
+/// Why the far proxy says that nobody processed the request, if it says so.
+pub fn unprocessed(target: &AttemptTarget, response: &Response<WireBody>) -> Option<Reason> {
+    if !target.wire.is_hop() {
+        return None;
+    }
+    let word = response.headers().get(UNPROCESSED)?;
+    Reason::from_word(word.to_str().ok()?)
+}
+
+/// What an answer says about its attempt; none: it is what the caller shall get.
+pub(crate) fn answered(
+    exchange: &Exchange,
+    target: &AttemptTarget,
+    policy: &RetryConfig,
+    response: &Response<WireBody>,
+) -> Option<Failure> {
+    if unprocessed(target, response).is_some() {
+        return Some(Failure::Unprocessed);
+    }
+    let status = response.status();
+    let failure = if exchange.is_grpc() {
+        // Without messages the status stands in the head; with some, nothing can be taken back.
+        Failure::Grpc(verdict::grpc_code(response.headers()).filter(|code| *code != 0)?)
+    } else if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS {
+        Failure::Status(status)
+    } else {
+        return None;
+    };
+    let named = verdict::named(response.headers()).filter(|_| target.wire.is_hop());
+    // A policy that names the status has it so, too.
+    Some(named.filter(|named| policy.on.includes(*named)).unwrap_or(failure))
+}

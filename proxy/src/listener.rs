@@ -1,0 +1,7 @@
+//! Connections that come in, until somebody serves them.
+
+pub mod accept;
+pub mod connection;
+pub mod origin;
+pub mod original;
+pub mod sniff;

@@ -1,0 +1,277 @@
+//! Making this workload known to the control plane, and whether its app is there.
+//!
+//! A name belongs to anyone who registered it first, as long as that one is alive. A proxy that the control
+//! plane refuses is not ready, says so, and goes on asking.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use outrigger_proto::mesh::registration::Port;
+use outrigger_proto::mesh::workload_client::WorkloadClient;
+use outrigger_proto::mesh::{
+    Health, MeshAddress, RegisterRequest, RegisterResponse, Registration, register_request,
+    register_response,
+};
+use tokio::net::TcpStream;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Code;
+use tracing::{error, info, warn};
+
+use crate::base::settings::Settings;
+use crate::mesh::control_plane::{Backoff, ControlPlane};
+use crate::observe::metrics::add;
+use crate::proxy::{Phase, Proxy};
+
+/// How often the app is probed while it is not there, and while it is.
+const PROBE_STARTING: Duration = Duration::from_millis(50);
+const PROBE_READY: Duration = Duration::from_millis(500);
+/// Time in which the app must accept a connection.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
+const HOP_VERSION: u32 = 1;
+
+/// Bytes of what this process proves with that a name is its own: 256 bits.
+const SESSION: usize = 32;
+
+/// Why a stream ended.
+pub(crate) enum Failure {
+    /// The control plane does not want this workload; asking again helps only when something changes.
+    Refused(String),
+    Lost(String),
+}
+
+impl From<String> for Failure {
+    fn from(why: String) -> Self {
+        Self::Lost(why)
+    }
+}
+
+impl From<&str> for Failure {
+    fn from(why: &str) -> Self {
+        Self::Lost(why.to_owned())
+    }
+}
+
+impl From<tonic::Status> for Failure {
+    fn from(status: tonic::Status) -> Self {
+        let why = format!("{}: {}", status.code(), status.message());
+        match status.code() {
+            Code::AlreadyExists
+            | Code::PermissionDenied
+            | Code::InvalidArgument
+            | Code::ResourceExhausted
+            | Code::Aborted => Self::Refused(why),
+            _ => Self::Lost(why),
+        }
+    }
+}
+
+/// Registers until the proxy leaves; then says so and reports when everybody has heard.
+pub async fn run(proxy: Arc<Proxy>, control_plane: ControlPlane, removed: oneshot::Sender<()>) {
+    let session = match session() {
+        Ok(session) => session,
+        Err(error) => {
+            error!(%error, "the system gives no random numbers: after a lost connection the name is free only when the old one has ended");
+            Bytes::new()
+        }
+    };
+    let (health, watched) = watch::channel(Health::Starting);
+    let probe = probe(Arc::clone(&proxy), health);
+    let register = async {
+        let mut removed = Some(removed);
+        let mut earlier = None;
+        let mut backoff = Backoff::default();
+        loop {
+            let mut watched = watched.clone();
+            let began = Instant::now();
+            let streaming =
+                stream(&proxy, &control_plane, &session, &mut watched, &mut removed, &mut earlier)
+                    .await;
+            backoff.lasted(began.elapsed());
+            if !matches!(streaming, Ok(RegistrationEnd::Renewed)) {
+                proxy.metrics.gauges.registered.store(0, Relaxed);
+            }
+            match streaming {
+                Ok(RegistrationEnd::Removed) => return,
+                Ok(RegistrationEnd::Renewed) => continue,
+                Err(Failure::Lost(why)) => {
+                    warn!(why, "this workload is not registered, trying again");
+                }
+                Err(Failure::Refused(why)) => refused(&proxy, why),
+            }
+            // Leaving and unheard: nobody is left to tell.
+            if proxy.lifecycle.phase() != Phase::Running {
+                return;
+            }
+            tokio::time::sleep(backoff.pause()).await;
+        }
+    };
+    tokio::select! {
+        () = probe => {}
+        () = register => {}
+    }
+}
+
+/// Random, and told to nobody but the control plane.
+fn session() -> Result<Bytes, getrandom::Error> {
+    let mut session = [0; SESSION];
+    getrandom::fill(&mut session)?;
+    Ok(Bytes::copy_from_slice(&session))
+}
+
+fn refused(proxy: &Proxy, why: String) {
+    add(&proxy.metrics.gauges.registrations_refused, 1);
+    error!(
+        why,
+        "the control plane refuses this workload: it is no endpoint and not ready; trying again"
+    );
+    proxy.standing.refused.store(Some(Arc::new(why)));
+}
+
+/// Keeps `health` true: ready while every port of the app accepts connections.
+async fn probe(proxy: Arc<Proxy>, health: watch::Sender<Health>) {
+    loop {
+        let there = app_is_there(&proxy).await;
+        let now = match (there, *health.borrow()) {
+            _ if proxy.lifecycle.phase() != Phase::Running => Health::Draining,
+            (true, _) => Health::Ready,
+            (false, Health::Starting) => Health::Starting,
+            (false, _) => Health::Unhealthy,
+        };
+        health.send_if_modified(|current| std::mem::replace(current, now) != now);
+        let pause = if now == Health::Ready { PROBE_READY } else { PROBE_STARTING };
+        if now == Health::Draining {
+            // The stream ends the task.
+            std::future::pending::<()>().await;
+        }
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = proxy.lifecycle.reached(Phase::Leaving) => {}
+        }
+    }
+}
+
+async fn app_is_there(proxy: &Proxy) -> bool {
+    for app in &proxy.settings.app_ports {
+        let address = SocketAddr::new(proxy.settings.app_address, app.port);
+        match tokio::time::timeout(PROBE_TIMEOUT, TcpStream::connect(address)).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(_)) | Err(_) => return false,
+        }
+    }
+    true
+}
+
+/// How a stream ended well.
+enum RegistrationEnd {
+    Removed,
+    /// This side has a new certificate: a new stream takes over.
+    Renewed,
+}
+
+/// A stream, open until dropped. Its end would withdraw the workload, so after a renewal the earlier
+/// one stays open until a new one speaks for it.
+type Open = (mpsc::Sender<RegisterRequest>, tonic::Streaming<RegisterResponse>);
+
+async fn stream(
+    proxy: &Proxy,
+    control_plane: &ControlPlane,
+    session: &Bytes,
+    health: &mut watch::Receiver<Health>,
+    removed: &mut Option<oneshot::Sender<()>>,
+    earlier: &mut Option<Open>,
+) -> Result<RegistrationEnd, Failure> {
+    let renewed = control_plane.renewed();
+    tokio::pin!(renewed);
+    let channel = control_plane.connect().await?;
+    let (requests, queue) = mpsc::channel(8);
+    let first = register_request::Message::Registration(registration(proxy, session));
+    send(&requests, first).await?;
+    let now = *health.borrow_and_update();
+    send(&requests, health_message(now)).await?;
+    let mut request = tonic::Request::new(ReceiverStream::new(queue));
+    control_plane.authorize(request.metadata_mut()).await?;
+    let mut responses = WorkloadClient::new(channel).register(request).await?.into_inner();
+    loop {
+        tokio::select! {
+            response = responses.message() => {
+                let response = response?.ok_or("the control plane ended the registration")?;
+                match response.message {
+                    Some(register_response::Message::Accepted(accepted)) => {
+                        *earlier = None;
+                        proxy.metrics.gauges.registered.store(1, Relaxed);
+                        proxy.standing.refused.store(None);
+                        info!(uid = accepted.uid, "registered with the control plane");
+                    }
+                    Some(register_response::Message::Removed(_)) => {
+                        if let Some(removed) = removed.take() {
+                            // The receiver may have stopped waiting.
+                            let _ = removed.send(());
+                        }
+                        return Ok(RegistrationEnd::Removed);
+                    }
+                    None => return Err("the control plane sent an unknown answer".into()),
+                }
+            }
+            // Not while draining: the answer to that is awaited here.
+            () = &mut renewed, if *health.borrow() != Health::Draining => {
+                *earlier = Some((requests, responses));
+                return Ok(RegistrationEnd::Renewed);
+            }
+            changed = health.changed() => {
+                changed.map_err(|_| "the health probe has ended".to_owned())?;
+                let now = *health.borrow_and_update();
+                info!(health = now.as_str_name(), "the app's health has changed");
+                send(&requests, health_message(now)).await?;
+            }
+        }
+    }
+}
+
+async fn send(
+    requests: &mpsc::Sender<RegisterRequest>,
+    message: register_request::Message,
+) -> Result<(), String> {
+    let request = RegisterRequest { message: Some(message) };
+    requests.send(request).await.map_err(|_| "the registration stream closed".to_owned())
+}
+
+fn health_message(health: Health) -> register_request::Message {
+    register_request::Message::Health(health.into())
+}
+
+fn registration(proxy: &Proxy, session: &Bytes) -> Registration {
+    let settings = &proxy.settings;
+    let ports = settings.app_ports.iter().map(|app| Port {
+        port: u32::from(app.port),
+        name: app.name.clone(),
+        protocol: outrigger_proto::convert::protocol_to_wire(app.protocol),
+    });
+    Registration {
+        namespace: settings.namespace.clone(),
+        service_account: settings.service_account.clone(),
+        name: settings.workload.clone(),
+        labels: settings.label_map(),
+        address: settings.app_address.to_string(),
+        ports: ports.collect(),
+        mesh: Some(MeshAddress {
+            address: mesh_address(settings).to_string(),
+            hop_version: HOP_VERSION,
+            identity: String::new(),
+        }),
+        zone: settings.zone.clone().unwrap_or_default(),
+        session: session.clone(),
+    }
+}
+
+/// Where other proxies dial this one: a listener on every address is reached at the app's.
+fn mesh_address(settings: &Settings) -> SocketAddr {
+    let mut address = settings.inbound;
+    if address.ip().is_unspecified() {
+        address.set_ip(settings.app_address);
+    }
+    address
+}

@@ -1,0 +1,6 @@
+//! What the proxy knows of what it did: records, metrics, logs.
+
+pub mod access_log;
+pub mod correlation;
+pub mod metrics;
+pub(crate) mod record;

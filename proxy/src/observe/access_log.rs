@@ -1,0 +1,252 @@
+//! The access log: one JSON line per request, made and written off the request path.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use http::uri::PathAndQuery;
+use http::{HeaderValue, Method};
+use outrigger_core::outcome::Outcome;
+use outrigger_logging::{Log, Record as LogRecord};
+use serde::Serialize;
+
+use crate::base::settings::AccessLogSetting;
+use crate::observe::metrics::{Metrics, add};
+use crate::observe::record::{Attempted, Record};
+
+/// The request side: decides and enqueues.
+pub struct AccessLog {
+    setting: AccessLogSetting,
+    log: Log,
+    metrics: Arc<Metrics>,
+}
+
+impl AccessLog {
+    pub fn new(setting: AccessLogSetting, log: Log, metrics: Arc<Metrics>) -> Self {
+        Self { setting, log, metrics }
+    }
+
+    /// Whether it may want a record at all.
+    pub fn is_on(&self) -> bool {
+        !matches!(self.setting, AccessLogSetting::Off)
+    }
+
+    pub fn wants(&self, outcome: Outcome, random: impl FnOnce() -> u64) -> bool {
+        match self.setting {
+            AccessLogSetting::Off => false,
+            AccessLogSetting::OneOf(n) if n == 1 || random().is_multiple_of(u64::from(n)) => true,
+            AccessLogSetting::Errors | AccessLogSetting::OneOf(_) => outcome != Outcome::Success,
+        }
+    }
+
+    pub fn write(&self, entry: Record) {
+        if !self.log.write(entry) {
+            add(&self.metrics.gauges.access_log_dropped, 1);
+        }
+    }
+}
+
+impl LogRecord for Record {
+    fn size(&self) -> usize {
+        let detail = self.detail.as_ref().map_or(0, |detail| detail.len());
+        let path = self.path.as_ref().map_or(0, |path| path.as_str().len());
+        let request_id = self.request_id.as_ref().map_or(0, HeaderValue::len);
+        let earlier =
+            self.earlier.as_ref().map_or(0, |earlier| earlier.all.len() * size_of::<Attempted>());
+        size_of::<Self>() + detail + path + request_id + earlier
+    }
+
+    /// Both are parts of the buffer that the request's head was read into.
+    fn detach(&mut self) {
+        self.path = self.path.take().and_then(|path| path.path().parse().ok());
+        let own = |id: HeaderValue| HeaderValue::from_bytes(id.as_bytes()).ok();
+        self.request_id = self.request_id.take().and_then(own);
+    }
+
+    fn render(&self, out: &mut Vec<u8>) {
+        // Writing text to memory cannot fail.
+        let _ = serde_json::to_writer(out, &Line::from(self));
+    }
+}
+
+#[derive(Serialize)]
+struct Line<'a> {
+    time: f64,
+    log: &'static str,
+    direction: &'static str,
+    service: &'a str,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    route: &'a str,
+    peer: &'a str,
+    protocol: &'static str,
+    outcome: &'static str,
+    status: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<&'static str>,
+    /// Which proxy named the reason.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason_by: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    policy: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    detail: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    degraded: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cache: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    method: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    path: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    request_id: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    trace_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    endpoint: Option<SocketAddr>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    injected: Option<&'a str>,
+    attempts: u8,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    earlier_attempts: Option<Vec<AttemptLine>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    deadline_left_ms: Option<i64>,
+    #[serde(skip_serializing_if = "is_zero")]
+    queue_us: u32,
+    #[serde(skip_serializing_if = "is_zero")]
+    resolve_us: u32,
+    #[serde(skip_serializing_if = "is_zero")]
+    connect_us: u32,
+    #[serde(skip_serializing_if = "is_zero")]
+    first_byte_us: u32,
+    duration_us: u64,
+    bytes: u64,
+}
+
+/// An attempt before the last one.
+#[derive(Serialize)]
+struct AttemptLine {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    endpoint: Option<SocketAddr>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    status: Option<u16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason_by: Option<&'static str>,
+    end: &'static str,
+    began_us: u64,
+    duration_us: u64,
+}
+
+fn is_zero(us: &u32) -> bool {
+    *us == 0
+}
+
+fn as_us(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+impl From<&Attempted> for AttemptLine {
+    fn from(attempt: &Attempted) -> Self {
+        Self {
+            endpoint: attempt.endpoint,
+            status: attempt.status.map(|status| status.as_u16()),
+            reason: attempt.cause.map(|cause| cause.reason.as_str()),
+            reason_by: attempt.cause.map(|cause| cause.named_by.as_str()),
+            end: attempt.end.as_str(),
+            began_us: as_us(attempt.began),
+            duration_us: as_us(attempt.duration),
+        }
+    }
+}
+
+impl<'a> From<&'a Record> for Line<'a> {
+    fn from(entry: &'a Record) -> Self {
+        Self {
+            time: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |t| t.as_secs_f64()),
+            log: "access",
+            direction: entry.direction.as_str(),
+            service: &entry.service,
+            route: &entry.route,
+            peer: &entry.peer,
+            protocol: entry.protocol.as_str(),
+            outcome: entry.outcome.as_str(),
+            status: entry.status.to_string(),
+            reason: entry.cause.map(|cause| cause.reason.as_str()),
+            reason_by: entry.cause.map(|cause| cause.named_by.as_str()),
+            policy: entry.cause.and_then(|cause| cause.reason.policy()),
+            detail: entry.detail.as_deref(),
+            degraded: entry.degraded,
+            cache: entry.cache_hit.then_some("hit"),
+            method: entry.method.as_ref().map(Method::as_str),
+            // Queries may hold secrets.
+            path: entry.path.as_ref().map(PathAndQuery::path),
+            request_id: entry.request_id.as_ref().and_then(|id| id.to_str().ok()),
+            trace_id: (entry.trace_id != 0).then(|| format!("{:032x}", entry.trace_id)),
+            endpoint: entry.endpoint,
+            injected: entry.injected.as_deref(),
+            attempts: entry.attempts,
+            earlier_attempts: entry
+                .earlier
+                .as_ref()
+                .map(|earlier| earlier.all.iter().map(AttemptLine::from).collect()),
+            deadline_left_ms: entry.deadline_left_ms,
+            queue_us: entry.phases.queue,
+            resolve_us: entry.phases.resolve,
+            connect_us: entry.phases.connect,
+            first_byte_us: entry.phases.first_byte,
+            duration_us: as_us(entry.duration),
+            bytes: entry.bytes,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use outrigger_core::config::Protocol;
+
+    use super::*;
+    use crate::base::direction::Direction;
+    use crate::observe::metrics::Status;
+    use crate::observe::record::Phases;
+
+    /// A log that nobody read held the buffer of each request's head, for some hundred bytes a line.
+    #[test]
+    fn a_line_that_waits_has_memory_of_its_own_and_says_the_same() {
+        let head = Bytes::from(b"/orders?token=secret r1".repeat(100));
+        let mut entry = Record {
+            direction: Direction::Inbound,
+            service: "bank/orders:80".into(),
+            route: "".into(),
+            peer: "unknown".into(),
+            protocol: Protocol::Http1,
+            outcome: Outcome::Success,
+            status: Status::Http(2),
+            cause: None,
+            detail: None,
+            cache_hit: false,
+            degraded: None,
+            method: Some(Method::GET),
+            path: PathAndQuery::from_maybe_shared(head.slice(..20)).ok(),
+            request_id: HeaderValue::from_maybe_shared(head.slice(21..23)).ok(),
+            trace_id: 0,
+            endpoint: None,
+            injected: None,
+            attempts: 1,
+            earlier: None,
+            phases: Phases::default(),
+            deadline_left_ms: None,
+            duration: Duration::ZERO,
+            bytes: 0,
+        };
+        assert!(!head.is_unique());
+        entry.detach();
+        assert!(head.is_unique(), "it holds the buffer of the head");
+        let mut line = Vec::new();
+        entry.render(&mut line);
+        let line = String::from_utf8(line).unwrap();
+        assert!(line.contains(r#""path":"/orders","request_id":"r1""#), "{line}");
+    }
+}

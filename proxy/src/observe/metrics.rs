@@ -1,0 +1,406 @@
+//! Counting requests: one set of series per worker, merged when somebody asks.
+//!
+//! A request finds its set through interned labels, so recording costs one small hash look-up, a
+//! lock that nobody contends, and two additions. `expose` turns the sets into Prometheus text.
+
+pub mod table;
+mod totals;
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicU32, AtomicU64};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use hdrhistogram::Histogram;
+use http::StatusCode;
+use outrigger_core::config::Protocol;
+use outrigger_core::outcome::Outcome;
+use outrigger_core::policy::hedge::Hedged;
+use outrigger_core::policy::retry::Skip;
+use outrigger_core::reason::Cause;
+
+use crate::base::direction::Direction;
+use crate::base::sync::lock;
+
+/// Series sets of the process beyond which everything is counted as `other`, so that what callers
+/// send can't fill memory.
+pub(crate) const MAX_SERIES: usize = 500;
+/// Sweeps, one a second, after which a set in which nothing was counted is given back.
+const IDLE_SWEEPS: u32 = 30 * 60;
+/// Distinct label texts, likewise.
+const MAX_LABELS: usize = 20_000;
+/// Longest latency told apart from longer ones, in microseconds (one hour).
+const MAX_LATENCY_US: u64 = 3_600_000_000;
+/// Two significant digits: 10 KB a histogram, where three would take 139.
+const DIGITS: u8 = 2;
+
+/// An interned label text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Label(u32);
+
+impl Label {
+    /// The empty text.
+    pub const NONE: Self = Self(0);
+    pub const UNKNOWN: Self = Self(1);
+    pub const OTHER: Self = Self(2);
+}
+
+/// What a series set is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SeriesKey {
+    pub direction: Direction,
+    pub service: Label,
+    pub route: Label,
+    pub peer: Label,
+}
+
+/// How a request ended, as its counter is labelled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct CountKey {
+    pub protocol: Protocol,
+    pub outcome: Outcome,
+    pub status: Status,
+    pub cause: Option<Cause>,
+}
+
+/// The `status` label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Status {
+    /// The first digit of an HTTP status.
+    Http(u8),
+    /// A gRPC status code.
+    Grpc(i32),
+    /// Bytes, not requests.
+    Stream,
+    /// The caller went away before it had one.
+    None,
+}
+
+impl Status {
+    pub fn of(status: StatusCode) -> Self {
+        Self::Http((status.as_u16() / 100) as u8)
+    }
+}
+
+/// All counting of the process.
+pub struct Metrics {
+    labels: Mutex<Interner>,
+    /// Sets admitted under [`MAX_SERIES`].
+    pub(crate) admitted: Mutex<std::collections::HashSet<SeriesKey>>,
+    pub(crate) workers: Vec<Mutex<WorkerSeries>>,
+    pub gauges: Gauges,
+}
+
+/// The series of one worker.
+#[derive(Default)]
+pub(crate) struct WorkerSeries {
+    pub(crate) series: Vec<Arc<Series>>,
+    /// Requests of series that were given back.
+    pub(crate) given_back: u64,
+}
+
+#[derive(Default)]
+struct Interner {
+    ids: HashMap<Arc<str>, u32>,
+    texts: Vec<Arc<str>>,
+}
+
+/// Process-wide counters and gauges that are not about one service.
+#[derive(Default)]
+pub struct Gauges {
+    pub connections_open: AtomicU64,
+    pub connections_total: AtomicU64,
+    pub upstream_connections_total: AtomicU64,
+    pub upstream_connections_open: AtomicU64,
+    pub connections_refused: AtomicU64,
+    pub bytes_received: AtomicU64,
+    pub bytes_sent: AtomicU64,
+    pub retries: AtomicU64,
+    /// Tries that a policy wanted and that were not made, by [`Skip`].
+    pub retries_skipped: [AtomicU64; Skip::ALL.len()],
+    /// Second tries while the first one waited, by [`Hedged`].
+    pub hedges: [AtomicU64; Hedged::ALL.len()],
+    pub unmatched: AtomicU64,
+    pub unmeshed: AtomicU64,
+    /// Requests and streams that a policy in audit mode would have refused.
+    pub access_audited: AtomicU64,
+    pub access_log_dropped: AtomicU64,
+    pub mirrors: AtomicU64,
+    pub mirrors_dropped: AtomicU64,
+    pub buffered_bytes: AtomicU64,
+    /// Inbound requests in flight that outbound ones can inherit from.
+    pub correlation_entries: AtomicU64,
+    /// Inbound requests that outbound ones cannot inherit from, because the table was full.
+    pub correlation_full: AtomicU64,
+    pub discovery_connected: AtomicU64,
+    pub discovery_responses: AtomicU64,
+    pub discovery_nacks: AtomicU64,
+    pub discovery_reconnects: AtomicU64,
+    /// 1 while the control plane has this workload.
+    pub registered: AtomicU64,
+    pub registrations_refused: AtomicU64,
+}
+
+/// One worker's counts for one key.
+pub struct Series {
+    pub key: SeriesKey,
+    pub(crate) inner: Mutex<SeriesCounts>,
+    /// Sweeps since something was counted.
+    idle: AtomicU32,
+}
+
+#[derive(Clone, Default)]
+pub(crate) struct SeriesCounts {
+    /// A handful of entries: a scan beats a hash.
+    pub(crate) requests: Vec<(CountKey, u64)>,
+    pub(crate) success: Option<Box<Histogram<u32>>>,
+    pub(crate) failure: Option<Box<Histogram<u32>>>,
+    /// Microseconds, for the histograms' `_sum`.
+    pub(crate) success_sum: u64,
+    pub(crate) failure_sum: u64,
+}
+
+impl Metrics {
+    pub fn new(workers: usize) -> Self {
+        let metrics = Self {
+            labels: Mutex::default(),
+            admitted: Mutex::default(),
+            workers: (0..workers).map(|_| Mutex::default()).collect(),
+            gauges: Gauges::default(),
+        };
+        for (text, label) in
+            [("", Label::NONE), ("unknown", Label::UNKNOWN), ("other", Label::OTHER)]
+        {
+            debug_assert_eq!(metrics.label(text), label);
+            metrics.label(text);
+        }
+        metrics
+    }
+
+    /// Interns a label text. Configuration makes labels, never the content of a request.
+    pub fn label(&self, text: &str) -> Label {
+        let mut labels = lock(&self.labels);
+        if let Some(id) = labels.ids.get(text) {
+            return Label(*id);
+        }
+        if labels.texts.len() >= MAX_LABELS {
+            return Label::OTHER;
+        }
+        let id = labels.texts.len() as u32;
+        let text: Arc<str> = text.into();
+        labels.ids.insert(Arc::clone(&text), id);
+        labels.texts.push(text);
+        Label(id)
+    }
+
+    /// Body or stream bytes from and to callers.
+    pub fn count_bytes(&self, received: u64, sent: u64) {
+        add(&self.gauges.bytes_received, received);
+        add(&self.gauges.bytes_sent, sent);
+    }
+
+    pub fn text(&self, label: Label) -> Arc<str> {
+        let labels = lock(&self.labels);
+        labels.texts.get(label.0 as usize).cloned().unwrap_or_default()
+    }
+
+    /// The key itself, or `other` when there are too many.
+    fn admit(&self, key: SeriesKey) -> SeriesKey {
+        let mut admitted = lock(&self.admitted);
+        if admitted.contains(&key) {
+            return key;
+        }
+        if admitted.len() < MAX_SERIES {
+            admitted.insert(key);
+            return key;
+        }
+        SeriesKey { service: Label::OTHER, route: Label::OTHER, peer: Label::OTHER, ..key }
+    }
+}
+
+impl Metrics {
+    /// Makes room for other sets, where no worker has these any more.
+    fn dismiss(&self, given_back: &[Arc<Series>]) {
+        let mut admitted = lock(&self.admitted);
+        for one in given_back {
+            let has = |worker: &Mutex<WorkerSeries>| {
+                lock(worker).series.iter().any(|other| other.key == one.key)
+            };
+            if !self.workers.iter().any(has) {
+                admitted.remove(&one.key);
+            }
+        }
+    }
+}
+
+/// A worker's way to its own series.
+pub struct WorkerMetrics {
+    metrics: Arc<Metrics>,
+    worker: usize,
+    known: RefCell<HashMap<SeriesKey, Arc<Series>, foldhash::fast::FixedState>>,
+    recorded: Cell<bool>,
+}
+
+impl WorkerMetrics {
+    pub fn new(metrics: Arc<Metrics>, worker: usize) -> Self {
+        Self { metrics, worker, known: RefCell::default(), recorded: Cell::new(false) }
+    }
+
+    /// Counts one request or connection that has ended.
+    pub fn record(&self, key: SeriesKey, count: CountKey, latency: Duration) {
+        self.series(key).record(count, latency);
+        self.recorded.set(true);
+    }
+
+    /// Whether anything has ended since the last time.
+    pub fn take_recorded(&self) -> bool {
+        self.recorded.take()
+    }
+
+    /// Once a second, on the worker's thread: gives back series in which nothing was counted for [`IDLE_SWEEPS`].
+    pub fn sweep(&self) {
+        let given_back = {
+            let mut all = lock(&self.metrics.workers[self.worker]);
+            let idle: Vec<_> = all
+                .series
+                .extract_if(.., |one| one.idle.fetch_add(1, Relaxed) >= IDLE_SWEEPS)
+                .collect();
+            let sum =
+                |one: &Arc<Series>| lock(&one.inner).requests.iter().map(|(_, n)| n).sum::<u64>();
+            all.given_back += idle.iter().map(sum).sum::<u64>();
+            idle
+        };
+        if given_back.is_empty() {
+            return;
+        }
+        let gone = |key: &SeriesKey| given_back.iter().any(|one| one.key == *key);
+        self.known.borrow_mut().retain(|_, series| !gone(&series.key));
+        self.metrics.dismiss(&given_back);
+    }
+
+    fn series(&self, key: SeriesKey) -> Arc<Series> {
+        if let Some(series) = self.known.borrow().get(&key) {
+            return Arc::clone(series);
+        }
+        let admitted = self.metrics.admit(key);
+        let mut known = self.known.borrow_mut();
+        let series = Arc::clone(known.entry(admitted).or_insert_with(|| {
+            let (inner, idle) = (Mutex::default(), AtomicU32::new(0));
+            let series = Arc::new(Series { key: admitted, inner, idle });
+            lock(&self.metrics.workers[self.worker]).series.push(Arc::clone(&series));
+            series
+        }));
+        // Keys are made of labels that configuration brought, but their combinations could be many.
+        if known.len() < 4 * MAX_SERIES {
+            known.insert(key, Arc::clone(&series));
+        }
+        series
+    }
+}
+
+impl Series {
+    fn record(&self, count: CountKey, latency: Duration) {
+        let us = u64::try_from(latency.as_micros()).unwrap_or(MAX_LATENCY_US).min(MAX_LATENCY_US);
+        self.idle.store(0, Relaxed);
+        let mut counts = lock(&self.inner);
+        match counts.requests.iter_mut().find(|(key, _)| *key == count) {
+            Some((_, n)) => *n += 1,
+            None => counts.requests.push((count, 1)),
+        }
+        let counts = &mut *counts;
+        let (histogram, sum) = match count.outcome {
+            Outcome::Success => (&mut counts.success, &mut counts.success_sum),
+            Outcome::Failure | Outcome::Refused | Outcome::Canceled => {
+                (&mut counts.failure, &mut counts.failure_sum)
+            }
+        };
+        *sum += us;
+        if histogram.is_none() {
+            *histogram = Histogram::new_with_bounds(1, MAX_LATENCY_US, DIGITS).ok().map(Box::new);
+        }
+        if let Some(histogram) = histogram {
+            histogram.saturating_record(us.max(1));
+        }
+    }
+}
+
+/// Adds to a counter of [`Gauges`].
+pub fn add(counter: &AtomicU64, n: u64) {
+    counter.fetch_add(n, Relaxed);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(metrics: &Metrics, service: &str) -> SeriesKey {
+        SeriesKey {
+            direction: Direction::Outbound,
+            service: metrics.label(service),
+            route: Label::NONE,
+            peer: Label::UNKNOWN,
+        }
+    }
+
+    const OK: CountKey = CountKey {
+        protocol: Protocol::Http1,
+        outcome: Outcome::Success,
+        status: Status::Http(2),
+        cause: None,
+    };
+
+    #[test]
+    fn series_beyond_the_cap_are_counted_as_other() {
+        let metrics = Arc::new(Metrics::new(1));
+        let worker = WorkerMetrics::new(Arc::clone(&metrics), 0);
+        for i in 0..MAX_SERIES + 10 {
+            worker.record(key(&metrics, &format!("s{i}")), OK, Duration::from_millis(1));
+        }
+        let all = lock(&metrics.workers[0]);
+        assert_eq!(all.series.len(), MAX_SERIES + 1);
+        let other = all.series.iter().find(|s| s.key.service == Label::OTHER).unwrap();
+        assert_eq!(lock(&other.inner).requests, [(OK, 10)]);
+    }
+
+    #[test]
+    fn latencies_of_failures_stand_apart() {
+        let metrics = Arc::new(Metrics::new(1));
+        let worker = WorkerMetrics::new(Arc::clone(&metrics), 0);
+        let failed = CountKey { outcome: Outcome::Failure, status: Status::Http(5), ..OK };
+        worker.record(key(&metrics, "s"), OK, Duration::from_millis(1));
+        worker.record(key(&metrics, "s"), failed, Duration::from_secs(1));
+        let all = lock(&metrics.workers[0]);
+        let counts = lock(&all.series[0].inner);
+        assert_eq!(counts.success.as_ref().unwrap().len(), 1);
+        assert!(counts.failure.as_ref().unwrap().max() >= 990_000);
+    }
+    #[test]
+    fn series_that_nobody_touches_are_given_back_and_make_room() {
+        let metrics = Arc::new(Metrics::new(2));
+        let workers = [0, 1].map(|worker| WorkerMetrics::new(Arc::clone(&metrics), worker));
+        let (busy, idle) = (key(&metrics, "busy"), key(&metrics, "idle"));
+        for worker in &workers {
+            worker.record(idle, OK, Duration::ZERO);
+        }
+        for _ in 0..=IDLE_SWEEPS {
+            workers[0].record(busy, OK, Duration::ZERO);
+            workers[0].sweep();
+        }
+        let keys = |worker: usize| -> Vec<_> {
+            lock(&metrics.workers[worker]).series.iter().map(|one| one.key).collect()
+        };
+        assert_eq!((keys(0), keys(1)), (vec![busy], vec![idle]));
+        assert!(lock(&metrics.admitted).contains(&idle), "the other worker has it still");
+        assert_eq!(lock(&metrics.workers[0]).given_back, 1);
+        for _ in 0..=IDLE_SWEEPS {
+            workers[1].sweep();
+        }
+        assert!(!lock(&metrics.admitted).contains(&idle));
+        // What is counted again begins anew.
+        workers[0].record(idle, OK, Duration::ZERO);
+        assert_eq!(keys(0), [busy, idle]);
+        assert!(lock(&metrics.admitted).contains(&idle));
+    }
+}

@@ -1,0 +1,160 @@
+//! The record of one exchange: everything that is known of a request or connection when it is over. The access
+//! log reads it; metrics count it.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::uri::PathAndQuery;
+use http::{HeaderValue, Method, StatusCode};
+use outrigger_core::config::Protocol;
+use outrigger_core::outcome::Outcome;
+use outrigger_core::reason::Cause;
+
+use crate::base::direction::Direction;
+use crate::observe::metrics::{Label, Status};
+
+/// A request or connection that has ended.
+pub struct Record {
+    pub direction: Direction,
+    pub service: Arc<str>,
+    pub route: Arc<str>,
+    pub peer: Arc<str>,
+    pub protocol: Protocol,
+    pub outcome: Outcome,
+    pub status: Status,
+    /// Why it did not simply go through.
+    pub cause: Option<Cause>,
+    pub detail: Option<Box<str>>,
+    /// Nobody was asked.
+    pub cache_hit: bool,
+    /// What was given instead of a failure.
+    pub degraded: Option<&'static str>,
+    pub method: Option<Method>,
+    pub path: Option<PathAndQuery>,
+    pub request_id: Option<HeaderValue>,
+    /// 0: none.
+    pub trace_id: u128,
+    pub endpoint: Option<SocketAddr>,
+    /// The fault injection that hit it.
+    pub injected: Option<Arc<str>>,
+    /// Attempts made.
+    pub attempts: u8,
+    /// Those before the last one, where there were several.
+    pub earlier: Option<Box<Earlier>>,
+    pub phases: Phases,
+    /// Milliseconds left at the end; below 0: so many too late.
+    pub deadline_left_ms: Option<i64>,
+    pub duration: Duration,
+    /// Of the body of the response, to the caller.
+    pub bytes: u64,
+}
+
+/// Attempts before the last one, oldest first. Boxed where nearly no request has any.
+#[derive(Clone, Debug, Default)]
+pub struct Earlier {
+    pub all: Vec<Attempted>,
+}
+
+/// An attempt that was not the last one of its request.
+#[derive(Clone, Debug)]
+pub struct Attempted {
+    pub endpoint: Option<SocketAddr>,
+    /// The peer that the endpoint is.
+    pub peer: Label,
+    /// Of its answer, if there was one.
+    pub status: Option<StatusCode>,
+    /// Why it failed; none: the app's own answer, or it was given up for another one.
+    pub cause: Option<Cause>,
+    /// When it began, after the request did.
+    pub began: Duration,
+    pub duration: Duration,
+    pub end: AttemptEnd,
+}
+
+/// What followed an attempt that was not the last one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AttemptEnd {
+    /// It failed, and the request was sent again.
+    Retried,
+    /// Another attempt, made while it was waiting, answered first.
+    Outrun,
+    /// It failed, and a fallback was tried.
+    FellBack,
+}
+
+impl AttemptEnd {
+    /// The word in the access log.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Retried => "retried",
+            Self::Outrun => "outrun",
+            Self::FellBack => "fell_back",
+        }
+    }
+}
+
+/// Microseconds that an exchange spent waiting, by what for. Zero: it did not wait, or for less than 1 us.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Phases {
+    /// For a limit of the service or of the port.
+    pub queue: u32,
+    /// For configuration or an address.
+    pub resolve: u32,
+    /// For connections, TLS handshakes included.
+    pub connect: u32,
+    /// From the beginning to the head of the response.
+    pub first_byte: u32,
+    /// The wait that is going on, and when it began since the beginning.
+    pending: Option<(Wait, u32)>,
+}
+
+/// What an exchange waits for.
+pub type Wait = fn(&mut Phases) -> &mut u32;
+
+impl Phases {
+    /// The exchange waits, `since_began` after its beginning. Called again during one wait, it changes nothing.
+    pub fn wait(&mut self, wait: Wait, since_began: impl FnOnce() -> Duration) {
+        if self.pending.is_none() {
+            self.pending = Some((wait, micros(since_began())));
+        }
+    }
+
+    /// Whether a wait is going on.
+    pub fn is_waiting(&self) -> bool {
+        self.pending.is_some()
+    }
+
+    /// The wait is over, if there is one: with what was waited for, or with the exchange.
+    pub fn settle(&mut self, since_began: Duration) {
+        if let Some((wait, since)) = self.pending.take() {
+            let waited = micros(since_began).saturating_sub(since);
+            let total = wait(self);
+            *total = total.saturating_add(waited);
+        }
+    }
+}
+
+/// At most an hour and a bit, which is as good as for ever.
+pub fn micros(duration: Duration) -> u32 {
+    u32::try_from(duration.as_micros()).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wait_counts_from_its_first_poll_and_once() {
+        let ms = Duration::from_millis;
+        let mut phases = Phases::default();
+        assert!(!phases.is_waiting());
+        phases.wait(|phases| &mut phases.connect, || ms(2));
+        phases.wait(|phases| &mut phases.resolve, || ms(5));
+        assert!(phases.is_waiting());
+        phases.settle(ms(9));
+        phases.settle(ms(20));
+        assert!(!phases.is_waiting());
+        assert_eq!((phases.connect, phases.resolve), (7_000, 0));
+    }
+}

@@ -1,0 +1,224 @@
+//! What follows a request over hops and through apps: its trace, deadline, priority and the way it came.
+//!
+//! The inbound side remembers it while the app works on the request ([`remember`]); an outbound request
+//! of the same app inherits it ([`inherit`]), so that an app need forward no more than its trace or
+//! request id. The nearer deadline holds; another priority is what a request says itself.
+
+use std::time::{Duration, Instant};
+
+use http::header::{HeaderMap, HeaderValue};
+use outrigger_core::balance::hash;
+use outrigger_core::policy::CallPolicy;
+use outrigger_core::policy::correlation::{Inflight, RequestKeys};
+use outrigger_core::policy::deadline::{Deadline, DeadlineSource, HeaderTimeouts};
+use outrigger_core::policy::priority::Priority;
+use outrigger_core::policy::visits::{self, VisitStop};
+use outrigger_core::reason::Reason;
+
+use crate::base::peer::Peer;
+use crate::base::refusal::Refusal;
+use crate::listener::connection::Connection;
+use crate::request::exchange::Exchange;
+use crate::request::head::Head;
+use crate::upstream::store::Live;
+use crate::upstream::target::AttemptTarget;
+use crate::wire::deadline::{exceeded, tell, told};
+use crate::wire::headers::{HeaderFlags, PRIORITY, REQUEST_ID, VIA};
+use crate::wire::trace;
+use crate::wire::trace::TraceContext;
+
+/// An inbound request: what it carries is remembered until it ends.
+pub fn remember(
+    connection: &Connection,
+    exchange: &mut Exchange,
+    head: &mut Head,
+    says: HeaderFlags,
+) -> Result<(), Refusal> {
+    let is_external = connection.peer.get() != Peer::Mesh;
+    let has_id = says.id && head.headers.get(REQUEST_ID).is_some_and(|id| !id.is_empty());
+    let trace = identify(connection, exchange, head, says);
+    let headers = &mut head.headers;
+    if says.time {
+        exchange.deadline = Deadline::begin(exchange.began, told(headers).nearest(), None, None);
+        if head.deadline_by_policy {
+            exchange.deadline = exchange.deadline.map(Deadline::of_policy);
+        }
+    }
+    if let Some(left) = exchange.time_left("it had passed on arrival")? {
+        tell(headers, left, exchange.is_grpc());
+    }
+    let mut via = None;
+    if says.internal {
+        exchange.priority = priority(headers).unwrap_or_default();
+        // For proxies alone: the app cannot make anything of it.
+        via = headers.remove(VIA).filter(visits::is_valid);
+    }
+    let proxy = &connection.worker.proxy;
+    let id = exchange.request_id.as_ref().map_or(&[][..], HeaderValue::as_bytes);
+    // What an app repeats verbatim.
+    let span = if trace.sent == 0 { trace.received } else { trace.sent };
+    let mut keys = RequestKeys { trace: trace.id, span, request: 0 };
+    if !is_external || !has_id {
+        keys.request = proxy.correlation.hash(id);
+    }
+    if is_external && trace.sent == 0 {
+        // All of it is the external client's own.
+        keys.trace = 0;
+    }
+    let inflight = Inflight {
+        keys,
+        caller: connection.caller_key(),
+        is_external,
+        deadline: exchange.deadline.map(|deadline| deadline.at),
+        priority: exchange.priority,
+        via,
+        ..Inflight::default()
+    };
+    exchange.remembered = proxy.correlation.remember(inflight);
+    Ok(())
+}
+
+/// An outbound request: what the inbound request that it belongs to carries.
+pub fn inherit(
+    connection: &Connection,
+    exchange: &mut Exchange,
+    head: &mut Head,
+    says: HeaderFlags,
+) -> Result<(), Refusal> {
+    let correlation = &connection.worker.proxy.correlation;
+    let mut request = 0;
+    if !correlation.is_empty()
+        && let Some(id) = head.headers.get(REQUEST_ID)
+    {
+        request = correlation.hash(id.as_bytes());
+    }
+    let trace = identify(connection, exchange, head, says);
+    let found = correlation.find(RequestKeys { trace: trace.id, span: trace.received, request });
+    let told = if says.time { told(&head.headers) } else { HeaderTimeouts::default() };
+    let explicit = told.nearest();
+    let own = if says.internal { priority(&head.headers) } else { None };
+    exchange.priority = own.unwrap_or_default();
+    let mut inherited = None;
+    if let Some(found) = found {
+        inherited = found.deadline;
+        exchange.priority = own.unwrap_or(found.priority);
+        exchange.via = found.via;
+        exchange.inherited = found.from;
+    }
+    exchange.deadline = Deadline::begin(exchange.began, explicit, inherited, None);
+    exchange.time_left("it had passed before the request was sent").map(drop)
+}
+
+/// What a policy adds once it is known where the request goes, and whether it has been there before.
+pub fn start(
+    exchange: &mut Exchange,
+    live: &Live,
+    backend: usize,
+    rule: u32,
+    call: &CallPolicy,
+    head: &Head,
+) -> Result<(), Refusal> {
+    if exchange.deadline.is_none() && call.deadline.is_some() {
+        exchange.deadline = Deadline::begin(exchange.began, None, None, call.deadline);
+    }
+    if let Some(priority) = call.priority
+        && exchange.priority == Priority::Default
+        && !head.headers.contains_key(PRIORITY)
+    {
+        exchange.priority = priority;
+    }
+    if exchange.via.is_none() && !live.backends[backend].has_mesh() {
+        return Ok(());
+    }
+    let what = hash(head.method.as_str().as_bytes()) ^ hash(head.path.path().as_bytes());
+    exchange.visit = rule ^ what as u32;
+    if exchange.via.is_some() {
+        let service = &live.compiled.backends[0].label;
+        let upstream =
+            visits::visit(exchange.via.as_ref(), service, exchange.visit, call.max_visits);
+        exchange.via = Some(upstream.map_err(stopped)?);
+    }
+    Ok(())
+}
+
+/// Writes what the next hop has to know into one attempt. `limit`: the attempt's own, if it has one.
+pub fn send_along(
+    exchange: &Exchange,
+    live: &Live,
+    target: &AttemptTarget,
+    head: &mut Head,
+    (call, streams): (&CallPolicy, bool),
+    limit: Option<Instant>,
+    now: Instant,
+) {
+    let headers = &mut head.headers;
+    // A server that is told of a time would end its stream by it.
+    let streams = streams || call.streaming;
+    let deadline = exchange.deadline.filter(|deadline| deadline.outlives_head(streams));
+    let limit = limit.filter(|_| !streams);
+    if let Some(end) = deadline.map(|deadline| deadline.at).into_iter().chain(limit).min() {
+        // Below a millisecond it is refused before.
+        let left = end.saturating_duration_since(now).max(Duration::from_millis(1));
+        tell(headers, left, exchange.is_grpc());
+    }
+    if !target.wire.is_hop() {
+        // An earlier attempt may have gone to a proxy.
+        if exchange.attempts > 1 {
+            headers.remove(VIA);
+        }
+        return;
+    }
+    head.deadline_by_policy =
+        deadline.is_some_and(|deadline| deadline.origin == DeadlineSource::Policy);
+    if exchange.priority != Priority::Default {
+        headers.insert(PRIORITY, HeaderValue::from_static(exchange.priority.as_str()));
+    }
+    let service = &live.compiled.backends[0].label;
+    let upstream = match &exchange.via {
+        Some(upstream) => Ok(upstream.clone()),
+        None => visits::visit(None, service, exchange.visit, 1),
+    };
+    if let Ok(upstream) = upstream {
+        headers.insert(VIA, upstream);
+    }
+}
+
+/// Gives the request what it is followed by: a request id and a place in a trace.
+fn identify(
+    connection: &Connection,
+    exchange: &mut Exchange,
+    head: &mut Head,
+    says: HeaderFlags,
+) -> TraceContext {
+    let worker = &connection.worker;
+    let (id, trace) = trace::identify(&mut head.headers, says, || worker.random());
+    exchange.request_id = Some(id);
+    exchange.trace_id = trace.id;
+    trace
+}
+
+/// A word that nobody knows says nothing.
+fn priority(headers: &HeaderMap) -> Option<Priority> {
+    headers.get(PRIORITY)?.to_str().ok()?.parse().ok()
+}
+
+fn stopped(stop: VisitStop) -> Refusal {
+    match stop {
+        VisitStop::Loop(services) => {
+            Refusal::new(Reason::Loop, format!("it came back: {services}"))
+        }
+        VisitStop::TooFar(services) => {
+            let limit = visits::HOP_LIMIT;
+            Refusal::new(Reason::HopLimit, format!("it came through {limit} services: {services}"))
+        }
+    }
+}
+
+impl Exchange {
+    /// None: no deadline. An error when it has passed.
+    pub fn time_left(&self, what: &'static str) -> Result<Option<Duration>, Refusal> {
+        let Some(deadline) = &self.deadline else { return Ok(None) };
+        let now = Instant::now();
+        deadline.left(now).map(Some).ok_or_else(|| exceeded(deadline, now, what))
+    }
+}

@@ -1,0 +1,191 @@
+//! From an accepted connection to requests, with our limits, drain and watch: hyper's server of HTTP/1.1,
+//! and [`crate::serve::http2`].
+
+use std::cell::Cell;
+use std::convert::Infallible;
+use std::future::poll_fn;
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Poll;
+
+use futures::FutureExt;
+use http::header::{CONNECTION, HeaderValue};
+use http::{Method, Request, Response, StatusCode, Version};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+use outrigger_core::config::Protocol;
+use outrigger_core::reason::Reason;
+
+use crate::answer::body::ResponseBody;
+use crate::base::direction::Direction;
+use crate::listener::connection::Connection;
+use crate::listener::origin::Origin;
+use crate::proxy::connections::{ConnectionTrust, Registered};
+use crate::proxy::worker::Worker;
+use crate::serve::http2::Serving;
+use crate::serve::request;
+use crate::tunnel::upgrade::CallerHalf as Side;
+use crate::wire::headers;
+use crate::wire::http1::{Http1Wire, Link};
+use crate::wire::io::Io;
+use crate::wire::streams::WireBody;
+use crate::wire::watch::ConnectionWatch;
+
+impl Connection {
+    /// Serves the connection to its end. `protocol` is `Http1` or `Http2`.
+    pub async fn serve(worker: Rc<Worker>, io: Io, protocol: Protocol, origin: Origin) {
+        let standing = ConnectionTrust::of(&origin);
+        let Origin { direction, peer, caller, remote, fixed, tunnel: _, slot } = origin;
+        let watch = ConnectionWatch::new(protocol == Protocol::Http2);
+        if direction == Direction::Inbound && protocol == Protocol::Http2 {
+            // Who has proved an identity says nothing for no longer than anybody else.
+            watch.bytes_arrived();
+        }
+        let io = io.watched(Arc::clone(&watch));
+        let registered = worker.connections.enter(direction, Arc::clone(&watch), standing);
+        let connection = Rc::new(Self {
+            worker: Rc::clone(&worker),
+            direction,
+            peer: Cell::new(peer),
+            caller,
+            remote,
+            fixed,
+            slot,
+            protocol,
+            watch: Arc::clone(&watch),
+            link: (protocol == Protocol::Http1).then(Link::default),
+        });
+        let ended = if protocol == Protocol::Http2 {
+            let builder = match connection.is_hop() {
+                true => &worker.http.h2_hop,
+                false => &worker.http.h2,
+            };
+            // Boxed: an HTTP/1.1 connection should not carry its size.
+            let mut serving = Box::new(Serving::begin(builder, io));
+            drive(&registered, &watch, |cx, shutdown| {
+                if shutdown {
+                    serving.leave();
+                }
+                serving.poll(&connection, cx).map_err(|error| reason_of_http2(&error))
+            })
+            .await
+        } else {
+            let link = connection.link.clone().unwrap_or_default();
+            let service = service_fn(|request: Request<Incoming>| {
+                let (mut head, body) = request.into_parts();
+                let caller = head.extensions.remove::<OnUpgrade>().map(Side::Http1);
+                let body = Some(WireBody::hyper(body));
+                let tracked = worker.exchanges.begin(Some(Arc::clone(&watch)));
+                let informs = head.version == Version::HTTP_11;
+                let holds_back = informs && headers::expects_continue(&head.headers);
+                link.asked(Arc::clone(tracked.progress()), holds_back, informs);
+                let (link, connects) = (&link, head.method == Method::CONNECT);
+                let connections = &worker.connections;
+                // Not an async block around it: that would hold the future twice.
+                request::handle(Rc::clone(&connection), head, body, caller, tracked).map(
+                    move |mut response| {
+                        let switches = connects && response.status().is_success();
+                        if connections.announces_end() && !switches {
+                            say_last(&mut response);
+                        }
+                        answered(link, connects, &mut response);
+                        Ok::<_, Infallible>(response)
+                    },
+                )
+            });
+            let wire = TokioIo::new(Http1Wire::new(io, link.clone()));
+            let builder = match connection.may_reach_http1() {
+                true => &worker.http.h1_cased,
+                false => &worker.http.h1,
+            };
+            let serving = builder.serve_connection(wire, service);
+            let mut serving = pin!(serving.with_upgrades());
+            let ended = drive(&registered, &watch, |cx, shutdown| {
+                if shutdown {
+                    serving.as_mut().graceful_shutdown();
+                }
+                if link.cut(cx.waker()).is_some() {
+                    // The exchange says why when it is dropped.
+                    return Poll::Ready(Ok(()));
+                }
+                serving.as_mut().poll(cx).map_err(|error| reason_of(&error))
+            })
+            .await;
+            if ended == Err(Reason::HeaderTimeout) {
+                link.head_is_late();
+                // Writes as much as the socket takes at once: nobody waits for who was too slow.
+                let _over = serving.as_mut().now_or_never();
+            }
+            ended
+        };
+        if let Err(reason) = ended {
+            worker.refused(direction, protocol, reason, remote);
+        }
+    }
+}
+
+/// Tells a connection of HTTP/1.1 what the head of an answer makes of it.
+/// The answer is the last one on its connection.
+fn say_last(response: &mut Response<ResponseBody>) {
+    if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+}
+
+fn answered(link: &Link, connects: bool, response: &mut Response<ResponseBody>) {
+    let status = response.status();
+    if connects && !status.is_success() {
+        // What follows was meant for the tunnel, and must not be read as requests.
+        say_last(response);
+    }
+    match status == StatusCode::SWITCHING_PROTOCOLS || (connects && status.is_success()) {
+        true => link.switched(),
+        false => link.answering(),
+    }
+}
+
+/// Polls a connection until it ends, telling it once when the proxy drains. The error is a reason
+/// to count; an ordinary disconnect is none.
+async fn drive(
+    registered: &Registered,
+    watch: &ConnectionWatch,
+    mut poll: impl FnMut(&mut std::task::Context<'_>, bool) -> Poll<Result<(), Option<Reason>>>,
+) -> Result<(), Reason> {
+    let mut told = false;
+    poll_fn(|cx| {
+        registered.set_waker(cx.waker());
+        if watch.expired() {
+            return Poll::Ready(Err(Reason::HeaderTimeout));
+        }
+        if watch.is_stuck() {
+            return Poll::Ready(Err(Reason::WriteTimeout));
+        }
+        if let Some(reason) = registered.cut() {
+            return Poll::Ready(Err(reason));
+        }
+        let shutdown = !told && registered.draining();
+        told |= shutdown;
+        poll(cx, shutdown).map(|ended| ended.or_else(|reason| reason.map_or(Ok(()), Err)))
+    })
+    .await
+}
+
+fn reason_of(error: &hyper::Error) -> Option<Reason> {
+    if error.is_parse_too_large() {
+        Some(Reason::HeadersTooLarge)
+    } else if error.is_parse() {
+        Some(Reason::BadRequest)
+    } else if error.is_timeout() {
+        Some(Reason::HeaderTimeout)
+    } else {
+        None
+    }
+}
+
+fn reason_of_http2(error: &h2::Error) -> Option<Reason> {
+    let reason = error.reason()?;
+    (error.is_library() && reason != h2::Reason::NO_ERROR).then_some(Reason::ProtocolError)
+}

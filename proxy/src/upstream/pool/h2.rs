@@ -1,0 +1,389 @@
+//! HTTP/2 connections, lent by the stream.
+//!
+//! Requests go out as [`crate::upstream::pool::stream`] says, and so do CONNECT and what is upgraded: a tunnel keeps its
+//! stream until it ends. h2 does not refuse what is beyond the peer's stream limit, so streams are counted
+//! here.
+
+use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use futures::FutureExt;
+use futures::future::{Either, LocalBoxFuture, Shared, ready};
+use h2::client::{self, SendRequest};
+use http::{Request, Response};
+use outrigger_core::reason::Reason;
+use tokio::sync::Notify;
+
+use crate::tls::handshake::Proof;
+use crate::tls::verify::Trust;
+use crate::upstream::pool::connect::{ConnectError, OpenedConnection, connect_hop, connect_to};
+use crate::upstream::pool::stream::{SendError, Sending};
+use crate::upstream::pool::{Connector, PoolKey, Pools};
+use crate::wire::body::RequestBody;
+use crate::wire::progress::Progress;
+use crate::wire::streams::{Upward, WireBody};
+
+/// Streams in flight on a connection from which on another is opened. Up to there one connection is
+/// filled: the more streams share it, the fewer system calls each costs.
+const BUSY_STREAMS: u32 = 128;
+/// Connections of one worker to one address while each has room for more streams.
+const MAX_CONNECTIONS: usize = 4;
+/// The same when every stream of all of them is taken, as long-lived ones may do.
+const MAX_FULL_CONNECTIONS: usize = 64;
+/// Connections that a request opens in vain, because the peer takes no stream on them.
+const MAX_OPENED: usize = 3;
+/// Streams on one connection, whatever the peer allows.
+const MAX_STREAMS: u32 = 256;
+/// The same before it has said what it allows.
+const STREAMS_AT_FIRST: usize = 100;
+/// What one stalled stream may hold.
+const STREAM_WINDOW: u32 = 256 * 1024;
+/// So large that it never binds: every stream at its limit fits.
+const CONNECTION_WINDOW: u32 = MAX_STREAMS * STREAM_WINDOW;
+
+/// A connection takes no new streams this many seconds before either side's certificate ends, so that
+/// the server side, whose clock may be ahead, never has to turn one away.
+const LEAVE_EARLY: u64 = 2;
+
+type Driven = client::Connection<OpenedConnection, Upward>;
+type Connecting = Shared<LocalBoxFuture<'static, Result<Rc<H2Connection>, ConnectError>>>;
+
+#[derive(Default)]
+pub struct H2Pool {
+    connections: RefCell<Vec<Rc<H2Connection>>>,
+    connecting: RefCell<Option<Connecting>>,
+    /// A stream ended or a connection opened.
+    room: Notify,
+}
+
+/// What the peer allows.
+struct PeerSettings {
+    max_streams: Cell<usize>,
+    /// It has ended or is about to: it takes no new stream.
+    closed: Cell<bool>,
+    /// The peer is trusted no longer, and what was in flight has had its time.
+    cut: Cell<bool>,
+    /// Of the task that runs the connection.
+    reader: RefCell<Option<Waker>>,
+}
+
+pub struct H2Connection {
+    sender: RefCell<SendRequest<Upward>>,
+    peer: Rc<PeerSettings>,
+    streams: Cell<u32>,
+    used: Cell<Instant>,
+    /// It has carried a request.
+    reused: Cell<bool>,
+    proof: Option<Proof>,
+}
+
+/// One stream of a connection, counted until dropped.
+pub struct H2Lease {
+    connection: Rc<H2Connection>,
+    pool: Rc<H2Pool>,
+}
+
+impl Pools {
+    /// A stream on the first connection that is not busy, opening one when all are.
+    pub async fn lease_h2(&self, key: PoolKey, now: Instant) -> Result<H2Lease, ConnectError> {
+        let pool = self.h2(key);
+        if let Some(lease) = pool.try_lease(now)
+            && lease.connection.streams.get() <= BUSY_STREAMS
+        {
+            return Ok(lease);
+        }
+        // Boxed: rare, and the future of every request would carry its size.
+        Box::pin(self.lease_busy_h2(key, pool, now)).await
+    }
+
+    async fn lease_busy_h2(
+        &self,
+        key: PoolKey,
+        pool: Rc<H2Pool>,
+        now: Instant,
+    ) -> Result<H2Lease, ConnectError> {
+        let failed = |reason, why| {
+            Err(ConnectError { reason, detail: format!("{}: {why}", key.address).into() })
+        };
+        let mut opened = 0;
+        loop {
+            if let Some(lease) = pool.try_lease(now) {
+                if lease.connection.streams.get() > BUSY_STREAMS {
+                    self.grow(&pool, key, MAX_CONNECTIONS);
+                }
+                return Ok(lease);
+            }
+            if opened == MAX_OPENED {
+                let why = "the peer closes each HTTP/2 connection before it takes a request";
+                return failed(Reason::ConnectFailed, why);
+            }
+            match self.grow(&pool, key, MAX_FULL_CONNECTIONS) {
+                Some(connecting) => {
+                    drop(connecting.await?);
+                    opened += 1;
+                }
+                // Every connection is full: wait for a stream to end.
+                None => {
+                    let waited = pool.room.notified();
+                    let limit = self.opening.config.connect_timeout;
+                    if tokio::time::timeout(limit, waited).await.is_err() {
+                        // Of what this proxy may have in flight there.
+                        return failed(Reason::TooManyInFlight, "no free HTTP/2 stream");
+                    }
+                }
+            }
+        }
+    }
+
+    /// Starts opening one more connection, or joins the opening under way. `None`: there are `most`.
+    fn grow(&self, pool: &Rc<H2Pool>, key: PoolKey, most: usize) -> Option<Connecting> {
+        if let Some(connecting) = &*pool.connecting.borrow() {
+            return Some(connecting.clone());
+        }
+        if pool.connections.borrow().len() >= most {
+            return None;
+        }
+        let pool_ = Rc::clone(pool);
+        let opening = Rc::clone(&self.opening);
+        let connecting = async move {
+            let result = open(key, &opening).await;
+            pool_.connecting.borrow_mut().take();
+            if let Ok(connection) = &result {
+                pool_.connections.borrow_mut().push(Rc::clone(connection));
+            }
+            pool_.room.notify_waiters();
+            result
+        }
+        .boxed_local()
+        .shared();
+        *pool.connecting.borrow_mut() = Some(connecting.clone());
+        // Goes on even if the request that began it is cancelled.
+        tokio::task::spawn_local(connecting.clone());
+        Some(connecting)
+    }
+}
+
+async fn open(key: PoolKey, opening: &Connector) -> Result<Rc<H2Connection>, ConnectError> {
+    let config = &opening.config;
+    let mut stream = if key.wire.is_hop() {
+        connect_hop(key.address, key.expected, opening).await?
+    } else {
+        connect_to(key, opening).await?
+    };
+    let proof = stream.proof.take();
+    let handshake = handshake(stream, config.max_header_bytes);
+    let failed = |reason, why: String| ConnectError {
+        reason,
+        detail: format!("{}: {why}", key.address).into(),
+    };
+    let (sender, driven) = tokio::time::timeout(config.connect_timeout, handshake)
+        .await
+        .map_err(|_| failed(Reason::ConnectTimeout, "no HTTP/2 handshake".to_owned()))?
+        .map_err(|error| failed(Reason::ConnectFailed, error.to_string()))?;
+    let peer = Rc::new(PeerSettings {
+        max_streams: Cell::new(driven.max_concurrent_send_streams()),
+        closed: Cell::new(false),
+        cut: Cell::new(false),
+        reader: RefCell::new(None),
+    });
+    let connection = Rc::new(H2Connection {
+        sender: RefCell::new(sender),
+        peer: Rc::clone(&peer),
+        streams: Cell::new(0),
+        used: Cell::new(Instant::now()),
+        reused: Cell::new(false),
+        proof,
+    });
+    tokio::task::spawn_local(drive(driven, peer, Rc::downgrade(&connection)));
+    Ok(connection)
+}
+
+async fn handshake(
+    stream: OpenedConnection,
+    max_header_bytes: u32,
+) -> Result<(SendRequest<Upward>, Box<Driven>), h2::Error> {
+    let (sender, connection) = client::Builder::new()
+        .enable_push(false)
+        .initial_max_send_streams(STREAMS_AT_FIRST)
+        .initial_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_header_list_size(max_header_bytes)
+        .max_send_buffer_size(STREAM_WINDOW as usize)
+        .handshake(stream)
+        .await?;
+    Ok((sender, Box::new(connection)))
+}
+
+/// Runs the connection to its end, noting what the peer's SETTINGS say and when it goes away.
+async fn drive(mut driven: Box<Driven>, peer: Rc<PeerSettings>, connection: Weak<H2Connection>) {
+    poll_fn(|cx| {
+        peer.reader.borrow_mut().get_or_insert_with(|| cx.waker().clone());
+        if peer.cut.get() {
+            return Poll::Ready(());
+        }
+        // Its errors reach the users of the sender.
+        let polled = Pin::new(&mut driven).poll(cx).map(drop);
+        peer.max_streams.set(driven.max_concurrent_send_streams());
+        if let Some(connection) = connection.upgrade() {
+            peer.closed.set(polled.is_ready() || connection.is_closing());
+        }
+        polled
+    })
+    .await;
+    peer.closed.set(true);
+}
+
+impl H2Pool {
+    fn try_lease(self: &Rc<Self>, now: Instant) -> Option<H2Lease> {
+        let mut connections = self.connections.borrow_mut();
+        if connections.iter().any(|c| c.is_closed()) {
+            connections.retain(|c| !c.is_closed());
+        }
+        let calm = connections.iter().find(|c| c.streams.get() < BUSY_STREAMS && c.has_room());
+        let least = || connections.iter().filter(|c| c.has_room()).min_by_key(|c| c.streams.get());
+        let best = calm.or_else(least)?;
+        best.streams.set(best.streams.get() + 1);
+        best.used.set(now);
+        Some(H2Lease { connection: Rc::clone(best), pool: Rc::clone(self) })
+    }
+
+    /// Forgets connections whose proof is about to end or holds no longer: what is in flight on them
+    /// goes on, after a bundle that does not cover them for `grace` only.
+    pub fn review(&self, now: u64, trust: Option<(&Trust, Duration)>) {
+        self.connections.borrow_mut().retain(|connection| {
+            let Some(proof) = &connection.proof else { return true };
+            if let Some((trust, grace)) = trust
+                && !proof.holds(trust)
+            {
+                connection.cut_after(grace);
+                return false;
+            }
+            now + LEAVE_EARLY < proof.until
+        });
+    }
+
+    /// Whether the pool is worth keeping.
+    pub fn sweep(&self, now: Instant, limit: Duration) -> bool {
+        let mut connections = self.connections.borrow_mut();
+        connections.retain(|c| {
+            let idle = c.streams.get() == 0 && now.saturating_duration_since(c.used.get()) >= limit;
+            !idle && !c.is_closed()
+        });
+        !connections.is_empty() || self.connecting.borrow().is_some()
+    }
+}
+
+impl H2Connection {
+    fn cut_after(&self, grace: Duration) {
+        let peer = Rc::clone(&self.peer);
+        tokio::task::spawn_local(async move {
+            tokio::time::sleep(grace).await;
+            peer.cut.set(true);
+            if let Some(reader) = &*peer.reader.borrow() {
+                reader.wake_by_ref();
+            }
+        });
+    }
+
+    fn is_closed(&self) -> bool {
+        self.peer.closed.get()
+    }
+
+    /// Whether a GOAWAY or an error has come. Of the sender that is only copied from nothing waits, so
+    /// that this is never pending.
+    fn is_closing(&self) -> bool {
+        let mut cx = Context::from_waker(Waker::noop());
+        matches!(self.sender.borrow_mut().poll_ready(&mut cx), Poll::Ready(Err(_)))
+    }
+
+    fn has_room(&self) -> bool {
+        let allowed = self.peer.max_streams.get();
+        (self.streams.get() as usize) < allowed.min(MAX_STREAMS as usize)
+    }
+}
+
+impl H2Lease {
+    /// Queues the request at once; the future is its answer. `switches`: its stream may stop being HTTP.
+    /// `progress`: who is told of informational responses.
+    pub fn send(
+        &self,
+        request: Request<RequestBody>,
+        switches: bool,
+        progress: Option<&Arc<Progress>>,
+    ) -> impl Future<Output = Result<Response<WireBody>, SendError>> + use<> {
+        let reused = self.connection.reused.replace(true);
+        // A copy: the sender itself would take no further request while this one waits for the peer to
+        // allow its stream.
+        let mut sender = self.connection.sender.borrow().clone();
+        let begun = match switches {
+            false => Sending::begin(&mut sender, request, reused),
+            true => Sending::begin_switch(&mut sender, request, reused),
+        };
+        match begun {
+            Ok(sending) => Either::Left(sending.informing(progress)),
+            Err(error) => Either::Right(ready(Err(error))),
+        }
+    }
+}
+
+impl Drop for H2Lease {
+    fn drop(&mut self) {
+        self.connection.streams.set(self.connection.streams.get() - 1);
+        self.pool.room.notify_one();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+    use tokio::io::{AsyncWriteExt, duplex};
+    use tokio::task::LocalSet;
+
+    use super::*;
+    use crate::base::settings::Settings;
+    use crate::observe::metrics::Metrics;
+    use crate::tls::Expected;
+    use crate::wire::Wire;
+
+    /// SETTINGS, and GOAWAY with nothing processed (RFC 9113 sections 6.5 and 6.8).
+    const GOAWAY: &[u8] =
+        &[0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_peer_that_closes_each_connection_is_given_up() {
+        let whole = async {
+            let settings = Settings::parse_from(["outrigger-proxy"]);
+            let metrics = Arc::new(Metrics::new(1));
+            let pools = Pools::new(&settings, metrics, None, Rc::default());
+            let opened = Rc::new(Cell::new(0));
+            let count = Rc::clone(&opened);
+            let closing = move |_| {
+                count.set(count.get() + 1);
+                // Too little for what either side says first: nobody leases a stream before both have
+                // been heard out.
+                let (ours, theirs) = duplex(GOAWAY.len() - 8);
+                let (mut reads, mut writes) = tokio::io::split(theirs);
+                tokio::task::spawn_local(async move {
+                    let said = async { writes.write_all(GOAWAY).await };
+                    let mut all = tokio::io::sink();
+                    let _ = futures::join!(said, tokio::io::copy(&mut reads, &mut all));
+                });
+                ours
+            };
+            assert!(pools.opening.memory.set(Box::new(closing)).is_ok());
+            let address = std::net::SocketAddr::from(([127, 0, 0, 1], 9));
+            let key = PoolKey { address, wire: Wire::Http2, expected: Expected::NONE };
+            let leasing = pools.lease_h2(key, Instant::now());
+            let leased = tokio::time::timeout(Duration::from_secs(5), leasing).await;
+            let error = leased.expect("it ends").map(drop).expect_err("a stream of a closed one");
+            assert_eq!(error.reason, Reason::ConnectFailed);
+            assert_eq!(opened.get(), MAX_OPENED);
+        };
+        LocalSet::new().run_until(whole).await;
+    }
+}

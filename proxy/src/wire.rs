@@ -1,0 +1,31 @@
+//! HTTP on the wire, before it means anything: bytes, frames, heads, bodies.
+
+pub mod body;
+pub mod deadline;
+pub mod error;
+pub mod grammar;
+pub mod headers;
+pub(crate) mod http1;
+pub mod io;
+pub(crate) mod progress;
+pub mod server;
+pub mod streams;
+pub mod trace;
+pub mod watch;
+
+/// What is spoken on a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Wire {
+    Http1,
+    Http2,
+    /// HTTP/2 to another proxy, carrying requests.
+    Hop,
+    /// HTTP/2 to another proxy, carrying opaque streams; never shared with requests.
+    HopTunnel,
+}
+
+impl Wire {
+    pub fn is_hop(self) -> bool {
+        matches!(self, Self::Hop | Self::HopTunnel)
+    }
+}

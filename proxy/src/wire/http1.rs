@@ -1,0 +1,323 @@
+//! What hyper's server of HTTP/1.1 can't say: informational responses, and refusals that explain themselves.
+//!
+//! [`Http1Wire`] stands between hyper and the socket. While no exchange is open, all that hyper writes is its own
+//! answer to a head that it could not read, which is replaced; its `100 Continue`, which promises what only
+//! the app can, is left out. Both rely on hyper flushing its socket only when it holds nothing back.
+
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
+use std::{io, mem};
+
+use http::{Response, StatusCode};
+use outrigger_core::reason::Reason;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Sleep, sleep};
+
+use crate::base::refusal::bare;
+use crate::base::sync::lock;
+use crate::wire::io::Io;
+use crate::wire::progress::Progress;
+
+/// What hyper says when it begins to read a body that a client holds back for it.
+const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
+/// How long the app has to say so before the proxy does: many servers never do (RFC 9110 section 10.1.1).
+const CONTINUE_AFTER: Duration = Duration::from_secs(1);
+/// A client that has closed its half may be gone, which only shows when something is written. So often it
+/// is sent what every client takes and ignores (RFC 9110 section 15.2).
+const PROBE_EVERY: Duration = Duration::from_secs(1);
+
+/// Bytes of informational responses that wait for the caller to read.
+const MAX_OWN: usize = 64 * 1024;
+
+/// What the connection and its socket tell each other. A mutex for hyper's sake, which asks for `Send`.
+#[derive(Clone, Default)]
+pub struct Link(Arc<Mutex<LinkState>>);
+
+#[derive(Default)]
+struct LinkState {
+    phase: WirePhase,
+    /// The exchange that is open.
+    progress: Option<Arc<Progress>>,
+    /// The caller waits for leave to send its body.
+    holds_back: bool,
+    /// The caller knows informational responses.
+    informs: bool,
+    /// A head has not come in time.
+    late: bool,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum WirePhase {
+    /// Nothing is asked, and all answers have gone.
+    #[default]
+    Quiet,
+    /// A request waits for the head of its answer.
+    Asked,
+    /// Its answer has begun.
+    Answering,
+    /// hyper has all of it, and may hold some of it back.
+    Ending,
+    /// It is not HTTP any more.
+    Switched,
+}
+
+impl Link {
+    /// A request has come.
+    pub fn asked(&self, progress: Arc<Progress>, holds_back: bool, informs: bool) {
+        let mut state = self.lock();
+        state.phase = WirePhase::Asked;
+        (state.holds_back, state.informs) = (holds_back, informs);
+        state.progress = Some(progress);
+    }
+
+    /// The head of its answer goes to hyper.
+    pub fn answering(&self) {
+        let mut state = self.lock();
+        if let Some(progress) = &state.progress {
+            progress.set_head_sent();
+        }
+        if state.phase == WirePhase::Asked {
+            (state.phase, state.holds_back) = (WirePhase::Answering, false);
+        }
+    }
+
+    /// The answer is the last word of HTTP.
+    pub fn switched(&self) {
+        self.lock().phase = WirePhase::Switched;
+    }
+
+    /// The exchange is over.
+    pub fn over(&self) {
+        let mut state = self.lock();
+        state.progress = None;
+        if state.phase != WirePhase::Switched {
+            state.phase = WirePhase::Ending;
+        }
+    }
+
+    /// The caller is told that its head took too long.
+    pub fn head_is_late(&self) {
+        self.lock().late = true;
+    }
+
+    /// Why the open exchange has to end although its answer has begun. `waker`: of the connection's task,
+    /// which is woken when it has to.
+    pub fn cut(&self, waker: &Waker) -> Option<Reason> {
+        let state = self.lock();
+        let progress = state.progress.as_ref().filter(|progress| progress.head_sent())?;
+        progress.set_waker(waker);
+        progress.ended()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, LinkState> {
+        lock(&self.0)
+    }
+}
+
+/// The socket as hyper sees it.
+pub struct Http1Wire {
+    io: Io,
+    link: Link,
+    /// To be written before anything else.
+    own: Vec<u8>,
+    timer: Option<Timer>,
+    /// The caller has closed its half.
+    half_closed: bool,
+}
+
+/// When the caller is told to go on, or is asked whether it is there.
+struct Timer {
+    sleep: Pin<Box<Sleep>>,
+    repeats: bool,
+}
+
+impl Http1Wire {
+    pub fn new(io: Io, link: Link) -> Self {
+        Self { io, link, own: Vec::new(), timer: None, half_closed: false }
+    }
+
+    /// Whether hyper's bytes are taken out of its hands.
+    fn takes(&mut self, bytes: &[u8]) -> bool {
+        let link = self.link.clone();
+        let mut state = link.lock();
+        match state.phase {
+            WirePhase::Asked if state.holds_back && bytes == CONTINUE => {
+                state.holds_back = false;
+                self.start_timer(CONTINUE_AFTER, false);
+                true
+            }
+            WirePhase::Quiet => {
+                let (reason, why) = refusal_of(bytes);
+                self.own.extend_from_slice(&bare(reason, why));
+                true
+            }
+            WirePhase::Asked | WirePhase::Answering | WirePhase::Ending | WirePhase::Switched => {
+                false
+            }
+        }
+    }
+
+    fn start_timer(&mut self, after: Duration, repeats: bool) {
+        let sleep = Box::pin(sleep(after));
+        self.timer = Some(Timer { sleep, repeats });
+    }
+
+    /// Notices that the caller has gone or closed its half, which hyper does not look for while it waits
+    /// for an answer.
+    fn poll_caller(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        let asked = {
+            let state = self.link.lock();
+            let uploads = state.progress.as_ref().is_some_and(|progress| progress.is_uploading());
+            matches!(state.phase, WirePhase::Asked | WirePhase::Answering) && !uploads
+        };
+        if asked
+            && let Poll::Ready(read) = self.io.poll_peek(cx)
+            && read? == 0
+            && !self.half_closed
+        {
+            self.half_closed = true;
+            self.start_timer(PROBE_EVERY, true);
+        }
+        Ok(())
+    }
+
+    /// Adds what the caller is to be told between hyper's words.
+    fn poll_own(&mut self, cx: &mut Context<'_>) {
+        let link = self.link.clone();
+        let mut state = link.lock();
+        if state.phase == WirePhase::Quiet && mem::take(&mut state.late) {
+            let why = "the headers took longer than --header-timeout";
+            self.own.extend_from_slice(&bare(Reason::HeaderTimeout, why));
+        }
+        if state.phase != WirePhase::Asked {
+            self.timer = None;
+            return;
+        }
+        let Some(progress) = &state.progress else { return };
+        // Of a caller that does not read no more is held than this.
+        if self.own.len() > MAX_OWN {
+            return;
+        }
+        for response in progress.take_informational() {
+            if state.informs {
+                // Once the app has said it, it need not be said for it.
+                if response.status() == StatusCode::CONTINUE && !self.half_closed {
+                    self.timer = None;
+                }
+                write_head(&response, &mut self.own);
+            }
+        }
+        if let Some(timer) = &mut self.timer
+            && timer.sleep.as_mut().poll(cx).is_ready()
+        {
+            if state.informs {
+                self.own.extend_from_slice(CONTINUE);
+            }
+            if timer.repeats {
+                timer.sleep = Box::pin(sleep(PROBE_EVERY));
+                // Registers it.
+                let _pending = timer.sleep.as_mut().poll(cx);
+            } else {
+                self.timer = None;
+            }
+        }
+    }
+
+    fn poll_write_own(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.own.is_empty() {
+            let n = ready!(Pin::new(&mut self.io).poll_write(cx, &self.own))?;
+            if n == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.own.drain(..n);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// What hyper's own refusal stands for: by its status, all there is.
+fn refusal_of(bytes: &[u8]) -> (Reason, &'static str) {
+    match bytes.get(9..12) {
+        Some(b"431") => (Reason::HeadersTooLarge, "the headers are larger or more than the limit"),
+        Some(b"414") => (Reason::BadRequest, "the target is longer than 65534 bytes"),
+        _ => (Reason::BadRequest, "the request line or a header is not valid HTTP/1.1"),
+    }
+}
+
+fn write_head(response: &Response<()>, out: &mut Vec<u8>) {
+    let status = response.status();
+    out.extend_from_slice(b"HTTP/1.1 ");
+    out.extend_from_slice(status.as_str().as_bytes());
+    out.push(b' ');
+    out.extend_from_slice(status.canonical_reason().unwrap_or_default().as_bytes());
+    out.extend_from_slice(b"\r\n");
+    for (name, value) in response.headers() {
+        out.extend_from_slice(name.as_str().as_bytes());
+        out.extend_from_slice(b": ");
+        out.extend_from_slice(value.as_bytes());
+        out.extend_from_slice(b"\r\n");
+    }
+    out.extend_from_slice(b"\r\n");
+}
+
+impl AsyncRead for Http1Wire {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Http1Wire {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        ready!(self.poll_write_own(cx))?;
+        if self.takes(buf) {
+            return Poll::Ready(Ok(buf.len()));
+        }
+        Pin::new(&mut self.io).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        ready!(self.poll_write_own(cx))?;
+        if let Some(first) = bufs.iter().find(|buf| !buf.is_empty())
+            && self.takes(first)
+        {
+            return Poll::Ready(Ok(first.len()));
+        }
+        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        {
+            let mut state = self.link.lock();
+            if state.phase == WirePhase::Ending {
+                state.phase = WirePhase::Quiet;
+            }
+        }
+        self.poll_caller(cx)?;
+        self.poll_own(cx);
+        ready!(self.poll_write_own(cx))?;
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_write_own(cx))?;
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}

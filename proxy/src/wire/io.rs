@@ -1,0 +1,244 @@
+//! An accepted or opened byte stream: bytes already read for detection, then the socket.
+//!
+//! Counts bytes and notes when the head of an HTTP/1.1 request begins, so that a slow head can be
+//! ended without a timer per request. Knows nothing of protocols.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::{Buf, Bytes};
+use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsStream;
+
+use crate::wire::watch::ConnectionWatch;
+
+/// Where the bytes come from and go to.
+pub enum Transport {
+    Tcp(TcpStream),
+    /// Either side of it.
+    Tls(Box<TlsStream<TcpStream>>),
+    /// The inside of a CONNECT or an upgrade.
+    Tunnel(Box<dyn Duplex>),
+    /// Without a socket, for who measures or tests this proxy inside of a process.
+    Memory(DuplexStream),
+}
+
+/// The same for whatever a transport is.
+macro_rules! each {
+    ($transport:expr, $stream:ident => $call:expr) => {
+        match $transport {
+            Transport::Tcp($stream) => $call,
+            Transport::Tls($stream) => $call,
+            Transport::Tunnel($stream) => $call,
+            Transport::Memory($stream) => $call,
+        }
+    };
+}
+
+/// Reads and writes of a type are those of one of its fields.
+macro_rules! delegate_io {
+    ($type:ty, $field:ident) => {
+        impl tokio::io::AsyncRead for $type {
+            fn poll_read(
+                mut self: std::pin::Pin<&mut Self>,
+                cx: &mut std::task::Context<'_>,
+                buf: &mut tokio::io::ReadBuf<'_>,
+            ) -> std::task::Poll<std::io::Result<()>> {
+                std::pin::Pin::new(&mut self.$field).poll_read(cx, buf)
+            }
+        }
+
+        impl tokio::io::AsyncWrite for $type {
+            fn poll_write(
+                mut self: std::pin::Pin<&mut Self>,
+                cx: &mut std::task::Context<'_>,
+                buf: &[u8],
+            ) -> std::task::Poll<std::io::Result<usize>> {
+                std::pin::Pin::new(&mut self.$field).poll_write(cx, buf)
+            }
+
+            fn poll_write_vectored(
+                mut self: std::pin::Pin<&mut Self>,
+                cx: &mut std::task::Context<'_>,
+                bufs: &[std::io::IoSlice<'_>],
+            ) -> std::task::Poll<std::io::Result<usize>> {
+                std::pin::Pin::new(&mut self.$field).poll_write_vectored(cx, bufs)
+            }
+
+            fn is_write_vectored(&self) -> bool {
+                self.$field.is_write_vectored()
+            }
+
+            fn poll_flush(
+                mut self: std::pin::Pin<&mut Self>,
+                cx: &mut std::task::Context<'_>,
+            ) -> std::task::Poll<std::io::Result<()>> {
+                std::pin::Pin::new(&mut self.$field).poll_flush(cx)
+            }
+
+            fn poll_shutdown(
+                mut self: std::pin::Pin<&mut Self>,
+                cx: &mut std::task::Context<'_>,
+            ) -> std::task::Poll<std::io::Result<()>> {
+                std::pin::Pin::new(&mut self.$field).poll_shutdown(cx)
+            }
+        }
+    };
+}
+pub(crate) use delegate_io;
+
+impl AsyncRead for Transport {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        each!(self.get_mut(), stream => Pin::new(stream).poll_read(cx, buf))
+    }
+}
+
+impl AsyncWrite for Transport {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        each!(self.get_mut(), stream => Pin::new(stream).poll_write(cx, buf))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        each!(self.get_mut(), stream => Pin::new(stream).poll_write_vectored(cx, bufs))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        each!(self, stream => stream.is_write_vectored())
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        each!(self.get_mut(), stream => Pin::new(stream).poll_flush(cx))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        each!(self.get_mut(), stream => Pin::new(stream).poll_shutdown(cx))
+    }
+}
+
+/// Bytes both ways.
+pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
+
+/// A transport with what detection has already taken from it.
+pub struct Io {
+    read_ahead: Bytes,
+    transport: Transport,
+    watch: Option<Arc<ConnectionWatch>>,
+}
+
+impl Io {
+    pub fn new(transport: Transport, read_ahead: Bytes) -> Self {
+        Self { read_ahead, transport, watch: None }
+    }
+
+    /// Puts back what was read before anything else was.
+    pub fn unread(&mut self, bytes: Bytes) {
+        self.read_ahead = bytes;
+    }
+
+    pub fn tcp(stream: TcpStream) -> Self {
+        Self::new(Transport::Tcp(stream), Bytes::new())
+    }
+
+    /// How many bytes there are to read, at most one, without taking them; 0: the peer has closed its half.
+    /// Pending for ever where a transport does not tell.
+    pub fn poll_peek(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        match &mut self.transport {
+            _ if !self.read_ahead.is_empty() => Poll::Ready(Ok(1)),
+            Transport::Tcp(stream) => stream.poll_peek(cx, &mut ReadBuf::new(&mut [0])),
+            Transport::Tls(_) | Transport::Tunnel(_) | Transport::Memory(_) => Poll::Pending,
+        }
+    }
+
+    fn wrote<T>(&self, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if let Some(watch) = &self.watch {
+            watch.wrote(polled.is_ready());
+        }
+        polled
+    }
+
+    /// Lets `watch` see when bytes arrive.
+    #[must_use]
+    pub fn watched(mut self, watch: Arc<ConnectionWatch>) -> Self {
+        if !self.read_ahead.is_empty() {
+            watch.bytes_arrived();
+        }
+        self.watch = Some(watch);
+        self
+    }
+}
+
+impl AsyncRead for Io {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if !self.read_ahead.is_empty() {
+            let n = self.read_ahead.len().min(buf.remaining());
+            buf.put_slice(&self.read_ahead[..n]);
+            self.read_ahead.advance(n);
+            if self.read_ahead.is_empty() {
+                // Its buffer would stay as long as the connection.
+                self.read_ahead = Bytes::new();
+            }
+            return Poll::Ready(Ok(()));
+        }
+        let before = buf.filled().len();
+        let polled = Pin::new(&mut self.transport).poll_read(cx, buf);
+        if let Some(watch) = &self.watch
+            && buf.filled().len() > before
+        {
+            watch.bytes_arrived();
+        }
+        polled
+    }
+}
+
+impl AsyncWrite for Io {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let polled = Pin::new(&mut self.transport).poll_write(cx, buf);
+        self.wrote(polled)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let polled = Pin::new(&mut self.transport).poll_write_vectored(cx, bufs);
+        self.wrote(polled)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.transport.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.transport).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.transport).poll_shutdown(cx)
+    }
+}

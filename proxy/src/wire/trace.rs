@@ -1,0 +1,276 @@
+//! What follows a request through apps: its id, and its place in a trace (W3C Trace Context, Zipkin's B3).
+//!
+//! Traces are continued and never begun. What belongs to a hop is in [`crate::wire::headers`]; read next
+//! [`crate::request::context`], which correlates by what is found here.
+
+use bytes::Bytes;
+use http::HeaderMap;
+use http::header::{HeaderName, HeaderValue};
+
+use crate::wire::headers::{HeaderFlags, REQUEST_ID, TRACEPARENT};
+
+const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
+const B3: HeaderName = HeaderName::from_static("b3");
+const B3_TRACE: HeaderName = HeaderName::from_static("x-b3-traceid");
+const B3_SPAN: HeaderName = HeaderName::from_static("x-b3-spanid");
+const B3_SAMPLED: HeaderName = HeaderName::from_static("x-b3-sampled");
+const B3_FLAGS: HeaderName = HeaderName::from_static("x-b3-flags");
+/// Digits of a request id that is given here.
+const ID_BYTES: usize = 32;
+/// Of `version-traceid-parentid-flags`.
+const TRACE_BYTES: usize = 55;
+/// Somebody records the trace (Trace Context section 3.2.2.5.1).
+const SAMPLED: u8 = 1;
+/// The flags that mean something: sampled, and that the trace id is random (Trace Context Level 2). Others
+/// must not be passed on.
+const KNOWN_FLAGS: u8 = SAMPLED | 2;
+
+/// A request's place in its trace. All zero: it is in none.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct TraceContext {
+    pub id: u128,
+    /// The span that the request came with.
+    pub received: u64,
+    /// The span that it is sent on with; 0: as it came.
+    pub sent: u64,
+}
+
+/// What a request says about its trace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Context {
+    id: u128,
+    span: u64,
+    /// None: that is left to the next service, which only B3 can say.
+    flags: Option<u8>,
+}
+
+/// Keeps the request's id or gives it one, and continues its W3C trace context (else B3) with a fresh
+/// parent id. `says`: whether it has any.
+///
+/// Begins no trace: nobody would record it, and what follows a parent that is not sampled is not recorded
+/// either. What is no valid trace context is removed, with the `tracestate` that belongs to it (Trace
+/// Context section 4.3).
+pub fn identify(
+    headers: &mut HeaderMap,
+    says: HeaderFlags,
+    random: impl Fn() -> u64,
+) -> (HeaderValue, TraceContext) {
+    let trace =
+        if says.trace { continue_trace(headers, random()) } else { TraceContext::default() };
+    let given = if says.id { headers.get(REQUEST_ID) } else { None };
+    let id = given.filter(|id| !id.is_empty()).cloned().unwrap_or_else(|| {
+        let mut text = [0; ID_BYTES];
+        hex(&mut text[..16], &random().to_be_bytes());
+        hex(&mut text[16..], &random().to_be_bytes());
+        let id = unique(Bytes::from_owner(text));
+        headers.insert(REQUEST_ID, id.clone());
+        id
+    });
+    (id, trace)
+}
+
+fn continue_trace(headers: &mut HeaderMap, random: u64) -> TraceContext {
+    let w3c = one(headers, &TRACEPARENT).and_then(|value| parse_traceparent(value.as_bytes()));
+    if w3c.is_none() {
+        headers.remove(TRACEPARENT);
+        headers.remove(TRACESTATE);
+    }
+    let Some(Context { id, span: received, flags }) = w3c.or_else(|| b3(headers)) else {
+        return TraceContext::default();
+    };
+    let Some(flags) = flags else { return TraceContext { id, received, sent: 0 } };
+    // All zero is not valid; one bit settles it.
+    let sent = random | 1;
+    let mut text = [b'-'; TRACE_BYTES];
+    text[..2].copy_from_slice(b"00");
+    hex(&mut text[3..35], &id.to_be_bytes());
+    hex(&mut text[36..52], &sent.to_be_bytes());
+    hex(&mut text[53..], &[flags & KNOWN_FLAGS]);
+    headers.insert(TRACEPARENT, unique(Bytes::from_owner(text)));
+    TraceContext { id, received, sent }
+}
+
+/// The value of a header that is there once.
+fn one<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a HeaderValue> {
+    let mut all = headers.get_all(name).iter();
+    all.next().filter(|_| all.next().is_none())
+}
+
+/// Zipkin's headers, in one (`trace-span-sampled-parent`) or in several; trace ids of 8 or 16 bytes.
+fn b3(headers: &HeaderMap) -> Option<Context> {
+    let text = |name: &HeaderName| one(headers, name)?.to_str().ok();
+    let (trace, span, sampled) = match headers.contains_key(B3) {
+        true => {
+            let mut parts = text(&B3)?.split('-');
+            (parts.next()?, parts.next()?, parts.next())
+        }
+        false => {
+            let debug = text(&B3_FLAGS).filter(|flags| *flags == "1");
+            (text(&B3_TRACE)?, text(&B3_SPAN)?, debug.or_else(|| text(&B3_SAMPLED)))
+        }
+    };
+    if !matches!(trace.len(), 16 | 32) || span.len() != 16 {
+        return None;
+    }
+    let id = u128::from_str_radix(trace, 16).ok().filter(|id| *id != 0)?;
+    let span = u64::from_str_radix(span, 16).ok().filter(|span| *span != 0)?;
+    let flags = match sampled {
+        Some("1" | "d" | "true") => Some(SAMPLED),
+        Some("0" | "false") => Some(0),
+        _ => None,
+    };
+    Some(Context { id, span, flags })
+}
+
+/// `version-traceid-parentid-flags`; trace id, parent id and flags.
+fn parse_traceparent(value: &[u8]) -> Option<Context> {
+    let well_formed = value.len() >= 55
+        && value[2] == b'-'
+        && value[35] == b'-'
+        && value[52] == b'-'
+        && &value[..2] != b"ff"
+        && (value.len() == 55 || (&value[..2] != b"00" && value[55] == b'-'));
+    if !well_formed {
+        return None;
+    }
+    let number = |bytes: &[u8]| -> Option<u64> {
+        let lower = bytes.iter().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+        let text = std::str::from_utf8(bytes).ok().filter(|_| lower)?;
+        u64::from_str_radix(text, 16).ok()
+    };
+    let (high, low) = (number(&value[3..19])?, number(&value[19..35])?);
+    let parent = number(&value[36..52])?;
+    let flags = number(&value[53..55])?;
+    if (high == 0 && low == 0) || parent == 0 {
+        return None;
+    }
+    let id = u128::from(high) << 64 | u128::from(low);
+    Some(Context { id, span: parent, flags: Some(flags as u8) })
+}
+
+/// Writes two digits for each of `bytes`.
+fn hex(out: &mut [u8], bytes: &[u8]) {
+    const PAIRS: [[u8; 2]; 256] = {
+        const DIGITS: &[u8; 16] = b"0123456789abcdef";
+        let mut pairs = [[0; 2]; 256];
+        let mut i = 0;
+        while i < pairs.len() {
+            pairs[i] = [DIGITS[i >> 4], DIGITS[i & 15]];
+            i += 1;
+        }
+        pairs
+    };
+    for (out, byte) in out.chunks_exact_mut(2).zip(bytes) {
+        out.copy_from_slice(&PAIRS[usize::from(*byte)]);
+    }
+}
+
+/// A value that occurs once. Marked so that HPACK neither indexes it nor throws out for it what
+/// does come back (RFC 7541 section 7.1.3). To index a few, so that peers know the names, costs more than
+/// it saves: every further one is compared with them all.
+fn unique(text: Bytes) -> HeaderValue {
+    let value = HeaderValue::from_maybe_shared(text);
+    let mut value = value.unwrap_or_else(|_| HeaderValue::from_static(""));
+    value.set_sensitive(true);
+    value
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SAYS: HeaderFlags = HeaderFlags { time: false, internal: false, trace: true, id: true };
+
+    fn map(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in pairs {
+            headers.append(*name, HeaderValue::from_static(value));
+        }
+        headers
+    }
+
+    /// `traceparent` and `tracestate` as they are sent on.
+    fn sent_on(pairs: &[(&'static str, &'static str)]) -> (Option<String>, bool) {
+        let mut headers = map(pairs);
+        let (_, trace) = identify(&mut headers, SAYS, || 7);
+        let parent = headers.get(TRACEPARENT).map(|value| value.to_str().unwrap().to_owned());
+        assert_eq!(parent.is_some(), trace.sent != 0);
+        (parent, headers.contains_key(TRACESTATE))
+    }
+
+    #[test]
+    fn trace_context_is_continued_when_valid_and_never_begun() {
+        let given = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+        let state = ("tracestate", "vendor=1");
+        for (flags, want) in [("00", "00"), ("01", "01"), ("03", "03"), ("ff", "03")] {
+            let given = format!("{}{flags}", &given[..53]).leak();
+            let (sent, kept) = sent_on(&[("traceparent", given), state]);
+            let want = format!("00-0af7651916cd43dd8448eb211c80319c-0000000000000007-{want}");
+            assert_eq!((sent, kept), (Some(want), true), "{flags}");
+        }
+        assert_eq!(sent_on(&[]), (None, false));
+        assert_eq!(sent_on(&[state]), (None, false));
+        assert_eq!(
+            sent_on(&[("traceparent", given), ("traceparent", given), state]),
+            (None, false)
+        );
+        for bad in [
+            "",
+            "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331",
+            "ff-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+            "00-00000000000000000000000000000000-b7ad6b7169203331-01",
+            "00-0AF7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+            "00-0af7651916cd43dd8448eb211c80319c-0000000000000000-01",
+            "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01-x",
+        ] {
+            assert_eq!(parse_traceparent(bad.as_bytes()), None, "{bad}");
+            assert_eq!(sent_on(&[("traceparent", bad), state]), (None, false), "{bad}");
+        }
+    }
+
+    #[test]
+    fn traces_of_zipkin_are_continued_as_they_are_sampled() {
+        const TRACE: &str = "80f198ee56343ba864fe8b2a57d3eff7";
+        const SPAN: &str = "e457b5a2e4d86bd1";
+        let want = |flags| Some(format!("00-{TRACE}-0000000000000007-{flags}"));
+        for (sampled, flags) in [
+            ("-1-05e3ac9a4f6e3b90", Some("01")),
+            ("-1", Some("01")),
+            ("-d", Some("01")),
+            ("-0", Some("00")),
+            // Whether it is recorded is for the next one to decide.
+            ("", None),
+        ] {
+            let one = format!("{TRACE}-{SPAN}{sampled}").leak();
+            // The state belongs to a W3C trace, which this is not.
+            let sent = sent_on(&[("b3", one), ("tracestate", "vendor=1")]);
+            assert_eq!(sent, (flags.and_then(want), false), "{sampled}");
+        }
+        for (name, value, flags) in [
+            ("x-b3-sampled", "1", Some("01")),
+            ("x-b3-sampled", "true", Some("01")),
+            ("x-b3-sampled", "0", Some("00")),
+            ("x-b3-flags", "1", Some("01")),
+            ("x-b3-other", "1", None),
+        ] {
+            let several = [("x-b3-traceid", TRACE), ("x-b3-spanid", SPAN), (name, value)];
+            assert_eq!(sent_on(&several), (flags.and_then(want), false), "{name}: {value}");
+        }
+        let short = map(&[("x-b3-traceid", &TRACE[16..]), ("x-b3-spanid", SPAN)]);
+        let (id, span) = (0x64fe_8b2a_57d3_eff7, 0xe457_b5a2_e4d8_6bd1);
+        assert_eq!(b3(&short), Some(Context { id, span, flags: None }));
+        for bad in ["0", "1", "", "d", "zz-11", TRACE] {
+            assert_eq!(b3(&map(&[("b3", bad)])), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn request_ids_are_kept_or_made() {
+        let mut headers = map(&[("x-request-id", "abc")]);
+        assert_eq!(identify(&mut headers, HeaderFlags { trace: false, ..SAYS }, || 1).0, "abc");
+        let mut headers = map(&[("x-request-id", "")]);
+        let (id, _) = identify(&mut headers, HeaderFlags { trace: false, ..SAYS }, || 0x1f);
+        assert_eq!(id, "000000000000001f000000000000001f");
+        assert_eq!(headers[REQUEST_ID], id);
+    }
+}
