@@ -255,9 +255,18 @@ impl Parent {
 
 #[derive(Clone, Debug, PartialEq)]
 pub enum RouteBody {
-    Http(Vec<HttpRule>),
-    Tls { hostnames: Vec<HostMatch>, backends: Vec<TcpBackend> },
-    Tcp { backends: Vec<TcpBackend> },
+    /// `hostnames` are for routes of a Gateway: on a Service the dialled name has decided already.
+    Http {
+        hostnames: Vec<HostMatch>,
+        rules: Vec<HttpRule>,
+    },
+    Tls {
+        hostnames: Vec<HostMatch>,
+        backends: Vec<TcpBackend>,
+    },
+    Tcp {
+        backends: Vec<TcpBackend>,
+    },
 }
 
 /// Lets policies of other namespaces send to Services of its own.

@@ -189,7 +189,7 @@ fn unresolved_backends(index: &Index, route: &Route) -> Vec<String> {
 /// A word for what a route routes.
 pub fn class(route: &Route) -> &'static str {
     match route.body {
-        RouteBody::Http(_) => "http",
+        RouteBody::Http { .. } => "http",
         RouteBody::Tls { .. } => "tls",
         RouteBody::Tcp { .. } => "tcp",
     }

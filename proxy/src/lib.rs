@@ -1,8 +1,9 @@
 //! Outrigger's data plane: the proxy beside every workload.
 //!
-//! A request: [`outbound`] or [`inbound`] -> [`http::server`] -> [`http::request`] ->
-//! [`http::attempt`] -> [`http::respond`]. A connection that is no HTTP: [`stream`]. A change of
-//! configuration: [`discovery`] -> [`store`]. Policies live in `outrigger_core`, never here.
+//! The modules are layers, from [`base`] up to [`admin`]; ARCHITECTURE.md lists them. A request takes the straight line of
+//! [`serve`]: [`serve::connection`] -> [`serve::request`] -> [`call::attempts`] -> [`answer::respond`]. A connection that is no
+//! HTTP: [`tunnel::stream`]. A change of configuration: [`mesh::discovery`] -> [`upstream::store`]. Policies live in
+//! `outrigger_core`, never here.
 
 #![cfg_attr(not(test), warn(clippy::arithmetic_side_effects, clippy::unchecked_time_subtraction))]
 

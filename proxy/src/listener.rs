@@ -4,4 +4,6 @@ pub mod accept;
 pub mod connection;
 pub mod origin;
 pub mod original;
+pub mod role;
+pub mod slot;
 pub mod sniff;

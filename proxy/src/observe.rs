@@ -1,6 +1,7 @@
 //! What the proxy knows of what it did: records, metrics, logs.
 
 pub mod access_log;
+pub mod bus;
 pub mod correlation;
 pub mod metrics;
 pub(crate) mod record;

@@ -2,7 +2,6 @@
 
 pub mod connections;
 pub mod registration;
-pub mod slot;
 pub mod worker;
 
 use std::borrow::Cow;
@@ -17,9 +16,9 @@ use outrigger_logging::Log;
 use outrigger_resolver::Resolver;
 use tokio::sync::{mpsc, watch};
 
-use crate::base::direction::Direction;
 use crate::base::settings::Settings;
 use crate::observe::access_log::AccessLog;
+use crate::observe::bus::Bus;
 use crate::observe::correlation::Correlation;
 use crate::observe::metrics::Metrics;
 use crate::policy::cache::Cache;
@@ -45,7 +44,8 @@ pub struct Proxy {
     pub mesh: ArcSwap<MeshSettings>,
     pub mirrors: Arc<Mirrors>,
     pub metrics: Arc<Metrics>,
-    pub access_log: AccessLog,
+    /// Where what is known of exchanges goes at their end.
+    pub records: Bus,
     /// What the process says, access log included.
     pub log: Log,
     pub correlation: Correlation,
@@ -70,7 +70,7 @@ impl Proxy {
         log: Log,
     ) -> (Arc<Self>, BackgroundTasks) {
         let metrics = Arc::new(Metrics::new(settings.workers()));
-        let access_log = AccessLog::new(settings.access_log, log.clone(), Arc::clone(&metrics));
+        let access_log = AccessLog::new(settings.access_log, log.clone());
         let (faults, stops) = FaultInjections::new();
         let proxy = Self {
             correlation: Correlation::new(Arc::clone(&metrics)),
@@ -83,7 +83,7 @@ impl Proxy {
             identity,
             mesh: ArcSwap::from_pointee(MeshSettings::default()),
             mirrors: Arc::default(),
-            access_log,
+            records: Bus::new(vec![Box::new(access_log)]),
             log,
             faults,
             server_first: ServerFirst::default(),
@@ -113,17 +113,15 @@ pub struct Lifecycle {
     phase: watch::Sender<Phase>,
     /// The first configuration has arrived, from the control plane or from disk.
     configured: AtomicBool,
-    /// Those of the app.
-    open_outbound: AtomicUsize,
-    /// Those that lead to it.
-    open_inbound: AtomicUsize,
-    /// Listeners for either.
-    listening_outbound: AtomicUsize,
-    listening_inbound: AtomicUsize,
+    /// Connections, by the phase in which they end.
+    open: [AtomicUsize; PHASES],
+    /// Listeners, by the phase in which they do.
+    listening: [AtomicUsize; PHASES],
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub enum Phase {
+    #[default]
     Running,
     /// Not ready any more, still accepting: callers have not all heard yet.
     Leaving,
@@ -134,26 +132,16 @@ pub enum Phase {
     Closing,
 }
 
-impl Phase {
-    /// From when on a direction's connections end. The app may need to call others until its last
-    /// inbound request is answered, so inbound ends first.
-    pub fn ending(direction: Direction) -> Self {
-        match direction {
-            Direction::Inbound => Self::Finishing,
-            Direction::Outbound => Self::Closing,
-        }
-    }
-}
+/// Phases, as something is counted by them.
+const PHASES: usize = 4;
 
 impl Default for Lifecycle {
     fn default() -> Self {
         Self {
             phase: watch::Sender::new(Phase::Running),
             configured: AtomicBool::new(false),
-            open_outbound: AtomicUsize::new(0),
-            open_inbound: AtomicUsize::new(0),
-            listening_outbound: AtomicUsize::new(0),
-            listening_inbound: AtomicUsize::new(0),
+            open: Default::default(),
+            listening: Default::default(),
         }
     }
 }
@@ -201,55 +189,37 @@ impl Lifecycle {
     }
 
     pub fn open_connections(&self) -> usize {
-        self.open_outbound.load(Relaxed).saturating_add(self.open_inbound_connections())
+        self.open.iter().map(|open| open.load(Relaxed)).sum()
     }
 
-    pub fn open_inbound_connections(&self) -> usize {
-        self.open_inbound.load(Relaxed)
+    /// Whether no connection is open that ends in `phase`.
+    pub fn is_idle(&self, phase: Phase) -> bool {
+        self.open[phase as usize].load(SeqCst) == 0
     }
 
-    /// Whether the app has no connection open.
-    pub fn is_idle(&self) -> bool {
-        self.open_outbound.load(Relaxed) == 0
-    }
-
-    /// Whether nothing of this direction is open, nor can be any more.
-    pub fn is_over(&self, direction: Direction) -> bool {
+    /// Whether nothing is open that ends in `phase`, nor can be any more.
+    pub fn is_over(&self, phase: Phase) -> bool {
         // In this order: a listener hands over what it has accepted before it is gone.
-        self.listening(direction).load(SeqCst) == 0 && self.open(direction).load(SeqCst) == 0
+        self.listening[phase as usize].load(SeqCst) == 0 && self.is_idle(phase)
     }
 
     /// A listener is there from now on, until [`Lifecycle::stopped_listening`].
-    pub fn listens(&self, direction: Direction) {
-        self.listening(direction).fetch_add(1, SeqCst);
+    pub fn listens(&self, ends: Phase) {
+        self.listening[ends as usize].fetch_add(1, SeqCst);
     }
 
-    pub fn stopped_listening(&self, direction: Direction) {
-        self.listening(direction).fetch_sub(1, SeqCst);
+    pub fn stopped_listening(&self, ends: Phase) {
+        self.listening[ends as usize].fetch_sub(1, SeqCst);
     }
 
-    fn listening(&self, direction: Direction) -> &AtomicUsize {
-        match direction {
-            Direction::Inbound => &self.listening_inbound,
-            Direction::Outbound => &self.listening_outbound,
-        }
-    }
-
-    /// Counts an accepted connection, unless there are `limit` of its direction already.
-    pub fn try_open(&self, limit: usize, direction: Direction) -> bool {
+    /// Counts an accepted connection, unless there are `limit` already that end when it does.
+    pub fn try_open(&self, limit: usize, ends: Phase) -> bool {
         let more = |open: usize| (open < limit).then(|| open.saturating_add(1));
-        self.open(direction).fetch_update(SeqCst, Relaxed, more).is_ok()
+        self.open[ends as usize].fetch_update(SeqCst, Relaxed, more).is_ok()
     }
 
-    pub fn closed(&self, direction: Direction) {
-        self.open(direction).fetch_sub(1, Relaxed);
-    }
-
-    fn open(&self, direction: Direction) -> &AtomicUsize {
-        match direction {
-            Direction::Inbound => &self.open_inbound,
-            Direction::Outbound => &self.open_outbound,
-        }
+    pub fn closed(&self, ends: Phase) {
+        self.open[ends as usize].fetch_sub(1, Relaxed);
     }
 }
 

@@ -11,20 +11,16 @@ use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::{mpsc, oneshot};
 use tracing::{info, warn};
 
-use crate::admin;
-use crate::admin::LogHandle;
-use crate::base::direction::Direction;
+use crate::admin::{self, LogHandle};
 use crate::base::memory;
 use crate::base::settings::Settings;
 use crate::health;
-use crate::listener::accept;
-use crate::listener::accept::{Accepted, Via, WorkerHandle};
+use crate::listener::accept::{self, Accepted, Bound, WorkerHandle};
 use crate::mesh::control_plane::ControlPlane;
 use crate::mesh::discovery::Discovery;
 use crate::mesh::state::StateDir;
 use crate::mesh::{registration, renew, stop as report};
-use crate::proxy::slot::Load;
-use crate::proxy::worker::Worker;
+use crate::proxy::worker::{Load, Worker};
 use crate::proxy::{BackgroundTasks, Phase, Proxy};
 use crate::tls::identity::Identity;
 use crate::upstream::faults::Stop;
@@ -54,7 +50,7 @@ pub fn run(settings: Settings, log: Log, filter: LogHandle) -> io::Result<()> {
     // Everything that is not traffic shares this thread.
     let runtime = Builder::new_current_thread().enable_all().build()?;
     proxy.resolver.ask_on(runtime.handle().clone());
-    let seats = start_workers(&proxy, workers, listeners)?;
+    let handles = start_workers(&proxy, workers, listeners)?;
     info!(
         uid = proxy.settings.uid(),
         outbound = %proxy.settings.outbound,
@@ -63,7 +59,7 @@ pub fn run(settings: Settings, log: Log, filter: LogHandle) -> io::Result<()> {
         workers,
         "outrigger-proxy is up"
     );
-    drop(seats);
+    drop(handles);
     let ended = runtime.block_on(async {
         tokio::spawn(tick(Arc::clone(&proxy)));
         let socket = socket.map(|path| {
@@ -96,33 +92,33 @@ async fn tick(proxy: Arc<Proxy>) {
 fn start_workers(
     proxy: &Arc<Proxy>,
     workers: usize,
-    listeners: Vec<(std::net::TcpListener, Via)>,
+    listeners: Vec<Bound>,
 ) -> io::Result<Vec<WorkerHandle>> {
-    let mut seats = Vec::new();
+    let mut handles = Vec::new();
     let mut queues = Vec::new();
     for _ in 0..workers {
         let (queue, accepted) = mpsc::unbounded_channel();
-        seats.push(WorkerHandle { load: Arc::new(Load::default()), queue });
+        handles.push(WorkerHandle { load: Arc::new(Load::default()), queue });
         queues.push(accepted);
     }
     let mut listeners = Some(listeners);
     let alone = workers == 1;
     for (index, accepted) in queues.into_iter().enumerate() {
         let proxy = Arc::clone(proxy);
-        let load = Arc::clone(&seats[index].load);
+        let load = Arc::clone(&handles[index].load);
         let own = if alone { listeners.take().unwrap_or_default() } else { Vec::new() };
-        let seats = seats.clone();
+        let handles = handles.clone();
         thread::Builder::new()
             .name(format!("worker-{index}"))
-            .spawn(move || work(&proxy, index, load, accepted, own, &seats))?;
+            .spawn(move || work(&proxy, index, load, accepted, own, &handles))?;
     }
     if let Some(listeners) = listeners {
-        let (proxy, seats) = (Arc::clone(proxy), seats.clone());
+        let (proxy, handles) = (Arc::clone(proxy), handles.clone());
         thread::Builder::new()
             .name("accept".to_owned())
-            .spawn(move || work_nothing_but_accept(&proxy, listeners, &seats))?;
+            .spawn(move || work_nothing_but_accept(&proxy, listeners, &handles))?;
     }
-    Ok(seats)
+    Ok(handles)
 }
 
 fn work(
@@ -130,8 +126,8 @@ fn work(
     index: usize,
     load: Arc<Load>,
     accepted: mpsc::UnboundedReceiver<Accepted>,
-    listeners: Vec<(std::net::TcpListener, Via)>,
-    seats: &[WorkerHandle],
+    listeners: Vec<Bound>,
+    handles: &[WorkerHandle],
 ) {
     let runtime = Builder::new_current_thread()
         .event_interval(POLLS_BETWEEN_EVENTS)
@@ -145,8 +141,8 @@ fn work(
         }
     };
     runtime.block_on(async {
-        for (listener, via) in listeners {
-            let accepting = accept::accept(Arc::clone(proxy), listener, via, seats.to_vec());
+        for bound in listeners {
+            let accepting = accept::accept(Arc::clone(proxy), bound, handles.to_vec());
             tokio::task::spawn_local(accepting);
         }
         let worker = Worker::new(Arc::clone(proxy), index, load);
@@ -158,16 +154,12 @@ fn work(
     });
 }
 
-fn work_nothing_but_accept(
-    proxy: &Arc<Proxy>,
-    listeners: Vec<(std::net::TcpListener, Via)>,
-    seats: &[WorkerHandle],
-) {
+fn work_nothing_but_accept(proxy: &Arc<Proxy>, listeners: Vec<Bound>, handles: &[WorkerHandle]) {
     let Ok(runtime) = Builder::new_current_thread().enable_all().build() else { return };
     runtime.block_on(async {
-        let accepting = listeners.into_iter().map(|(listener, via)| {
-            accept::accept(Arc::clone(proxy), listener, via, seats.to_vec())
-        });
+        let accepting = listeners
+            .into_iter()
+            .map(|bound| accept::accept(Arc::clone(proxy), bound, handles.to_vec()));
         futures::future::join_all(accepting).await;
     });
 }
@@ -235,14 +227,15 @@ async fn drain(proxy: &Proxy, removed: Option<oneshot::Receiver<()>>) {
     };
     // Idle connections of the app will end without a word: those in use shall have ended by one before. Not later,
     // or others would wait for longer for the proxy that comes after this one.
-    let announced = gone(Instant::now().later(ANNOUNCE), || proxy.lifecycle.is_idle());
+    let announced =
+        gone(Instant::now().later(ANNOUNCE), || proxy.lifecycle.is_idle(Phase::Closing));
     tokio::join!(unheard_of, announced);
     let lifecycle = &proxy.lifecycle;
     let end = Instant::now().later(settings.drain_timeout);
     lifecycle.advance(Phase::Finishing);
-    let mut drained = gone(end, || lifecycle.is_over(Direction::Inbound)).await;
+    let mut drained = gone(end, || lifecycle.is_over(Phase::Finishing)).await;
     lifecycle.advance(Phase::Closing);
-    drained &= gone(end, || lifecycle.is_over(Direction::Outbound)).await;
+    drained &= gone(end, || lifecycle.is_over(Phase::Closing)).await;
     if drained {
         info!("drained");
     } else {

@@ -16,17 +16,16 @@ use clap::{Parser, ValueEnum};
 use outrigger_core::config::Protocol;
 use outrigger_core::name::Authority;
 use outrigger_logging::Log;
-use outrigger_proxy::base::direction::Direction;
 use outrigger_proxy::base::memory::Allocator;
-use outrigger_proxy::base::peer::Peer;
 use outrigger_proxy::base::settings::Settings;
 use outrigger_proxy::listener::connection::Connection;
 use outrigger_proxy::listener::origin::Origin;
+use outrigger_proxy::listener::role::Listener;
+use outrigger_proxy::listener::slot::Slot;
 use outrigger_proxy::mesh::discovery::holdings::Holdings;
 use outrigger_proxy::mesh::state::StateDir;
 use outrigger_proxy::proxy::Proxy;
-use outrigger_proxy::proxy::slot::Load;
-use outrigger_proxy::proxy::slot::Slot;
+use outrigger_proxy::proxy::worker::Load;
 use outrigger_proxy::proxy::worker::Worker;
 use outrigger_proxy::upstream::fixed::Fixed;
 use outrigger_proxy::wire::io::{Io, Transport};
@@ -100,9 +99,11 @@ fn pair(
         .dial_authority(&Authority::parse(host, Some(80))?)
         .map_err(|refusal| refusal.detail.into_owned())?;
     join(&outbound, move |theirs| {
-        serve(&inbound, theirs, Direction::Inbound, Fixed::Nothing);
+        let listener = Listener::mesh(&inbound.proxy.settings);
+        serve(&inbound, theirs, (listener, Protocol::Http2), Fixed::Nothing);
     })?;
-    serve(&outbound, called, Direction::Outbound, Fixed::Destination(dialed));
+    let listener = Listener::app(&outbound.proxy.settings).redirected();
+    serve(&outbound, called, (listener, Protocol::Http1), Fixed::Destination(dialed));
     Ok(host)
 }
 
@@ -130,15 +131,17 @@ fn join(worker: &Worker, at: impl Fn(DuplexStream) + 'static) -> Result<(), Fail
 }
 
 /// Lets `worker` serve a connection that somebody has opened to it.
-fn serve(worker: &Rc<Worker>, stream: DuplexStream, direction: Direction, fixed: Fixed) {
-    let Some(slot) = Slot::take(&worker.proxy, &worker.load, direction) else { return };
-    let (peer, protocol) = match direction {
-        Direction::Outbound => (Peer::App, Protocol::Http1),
-        Direction::Inbound => (Peer::Outside, Protocol::Http2),
-    };
+fn serve(
+    worker: &Rc<Worker>,
+    stream: DuplexStream,
+    (listener, protocol): (Listener, Protocol),
+    fixed: Fixed,
+) {
+    let Some(slot) = Slot::take(&worker.proxy, &worker.load, &listener.limits) else { return };
     let remote = SocketAddr::new(LOCALHOST, 1);
     let slot = Rc::new(slot);
-    let origin = Origin { direction, peer, caller: None, remote, fixed, tunnel: None, slot };
+    let peer = listener.peer();
+    let origin = Origin { listener, peer, caller: None, remote, fixed, tunnel: None, slot };
     let io = Io::new(Transport::Memory(stream), Bytes::new());
     let worker = Rc::clone(worker);
     spawn_local(async move { Connection::serve(worker, io, protocol, origin).await });

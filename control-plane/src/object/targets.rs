@@ -13,7 +13,7 @@ pub fn for_each_target(body: &RouteBody, f: &mut dyn FnMut(&str, &BackendTarget)
 
 pub fn for_each_target_mut(body: &mut RouteBody, f: &mut dyn FnMut(&str, &mut BackendTarget)) {
     match body {
-        RouteBody::Http(rules) => {
+        RouteBody::Http { rules, .. } => {
             for (i, rule) in rules.iter_mut().enumerate() {
                 http_rule_targets(&format!("spec.rules[{i}]"), rule, f);
             }

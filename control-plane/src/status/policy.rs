@@ -124,7 +124,7 @@ fn unresolved_target<S>(
 /// The rules of a route with their names.
 fn rules(route: &Route) -> impl Iterator<Item = (usize, Option<&str>)> {
     let rules = match &route.body {
-        RouteBody::Http(rules) => rules.as_slice(),
+        RouteBody::Http { rules, .. } => rules.as_slice(),
         RouteBody::Tls { .. } | RouteBody::Tcp { .. } => &[],
     };
     rules.iter().enumerate().map(|(i, rule)| (i, rule.name.as_deref()))

@@ -22,7 +22,7 @@ pub fn build(index: &Index, name: &DestinationName) -> Option<Destination> {
     let mut resolver = Resolver { index, itself: id.destination(), backends: BTreeSet::new() };
     let mut http_routes = Vec::new();
     for route in of_class(&attached, namespace, &name.namespace, Class::Http) {
-        if let RouteBody::Http(mut rules) = resolver.resolve(route) {
+        if let RouteBody::Http { mut rules, .. } = resolver.resolve(route) {
             for (i, rule) in rules.iter_mut().enumerate() {
                 rule.call = effective::rule_call(index, &id.service, port, route, (i, rule));
             }
@@ -74,7 +74,7 @@ enum Class {
 impl Class {
     fn of(route: &Route) -> Self {
         match route.body {
-            RouteBody::Http(_) => Self::Http,
+            RouteBody::Http { .. } => Self::Http,
             RouteBody::Tls { .. } => Self::Tls,
             RouteBody::Tcp { .. } => Self::Tcp,
         }

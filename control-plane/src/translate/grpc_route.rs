@@ -7,7 +7,7 @@ use outrigger_core::config::{HttpMatch, HttpRule, PathMatch, ValueMatch};
 use super::filter::{Context, filters};
 use super::matching::{MAX_CONDITIONS, MAX_MATCHES, check_expressions, header};
 use super::route::{
-    MAX_RULES, at_most_backends, route, same_shape, target, warn_hostnames, warn_unsupported,
+    MAX_RULES, at_most_backends, ignored_hostnames, route, same_shape, target, warn_unsupported,
     weight,
 };
 use super::{Report, vet};
@@ -20,13 +20,13 @@ const MAX_NAME: usize = 1024;
 
 pub fn translate(raw: &api::GrpcRoute, report: &mut Report) -> Option<Route> {
     let spec = &raw.spec;
-    warn_hostnames(spec.hostnames.as_ref(), report);
+    let hostnames = ignored_hostnames(spec.hostnames.as_deref(), report);
     let namespace = raw.metadata.namespace.as_deref();
     let rules = spec.rules.as_deref().unwrap_or_default();
     report.at_most("spec.rules", rules.len(), MAX_RULES);
     let rules = rules.iter().enumerate();
     let rules = rules.map(|(i, raw)| rule(i, raw, namespace, report)).collect();
-    let body = RouteBody::Http(rules);
+    let body = RouteBody::Http { hostnames, rules };
     Some(route(Kind::GrpcRoute, &raw.metadata, &spec.parent_refs, body, report))
 }
 

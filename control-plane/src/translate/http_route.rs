@@ -8,7 +8,7 @@ use outrigger_core::config::{HttpMatch, HttpRule, PathMatch, QueryMatch, ValueMa
 use super::filter::{Context, filters};
 use super::matching::{MAX_CONDITIONS, MAX_MATCHES, check_expressions, check_value, header};
 use super::route::{
-    MAX_RULES, at_most_backends, route, same_shape, target, warn_hostnames, warn_unsupported,
+    MAX_RULES, at_most_backends, ignored_hostnames, route, same_shape, target, warn_unsupported,
     weight,
 };
 use super::rule_call::rule_call;
@@ -22,7 +22,7 @@ const MAX_PATH: usize = 1024;
 
 pub fn translate(raw: &api::HttpRoute, report: &mut Report) -> Option<Route> {
     let spec = &raw.spec;
-    warn_hostnames(spec.hostnames.as_ref(), report);
+    let hostnames = ignored_hostnames(spec.hostnames.as_deref(), report);
     let namespace = raw.metadata.namespace.as_deref();
     let raw_rules = spec.rules.as_deref().unwrap_or_default().iter().enumerate();
     let calls =
@@ -42,7 +42,7 @@ pub fn translate(raw: &api::HttpRoute, report: &mut Report) -> Option<Route> {
             backends: Vec::new(),
         }],
     };
-    let body = RouteBody::Http(rules);
+    let body = RouteBody::Http { hostnames, rules };
     let route = route(Kind::HttpRoute, &raw.metadata, &spec.parent_refs, body, report);
     Some(Route { calls, ..route })
 }

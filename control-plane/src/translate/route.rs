@@ -185,7 +185,7 @@ pub(super) fn stream_backends<R: Serialize>(
     backends
 }
 
-/// Server names of a TLSRoute.
+/// Host names of a route.
 pub(super) fn hostnames(hostnames: &[String], report: &mut Report) -> Vec<HostMatch> {
     report.at_most("spec.hostnames", hostnames.len(), bounds::MAX_HOSTS);
     let mut matches = Vec::new();
@@ -205,12 +205,14 @@ pub(super) fn hostnames(hostnames: &[String], report: &mut Report) -> Vec<HostMa
     matches
 }
 
-/// On a Service the dialled name has decided already.
-pub(super) fn warn_hostnames(hostnames: Option<&Vec<String>>, report: &mut Report) {
-    if hostnames.is_some_and(|hostnames| !hostnames.is_empty()) {
+/// Host names of an HTTPRoute or GRPCRoute: kept, though on a Service the dialled name has decided already.
+pub(super) fn ignored_hostnames(names: Option<&[String]>, report: &mut Report) -> Vec<HostMatch> {
+    let names = names.unwrap_or_default();
+    if !names.is_empty() {
         report
             .warn("spec.hostnames", "have no effect: a Service's name decides which routes apply");
     }
+    hostnames(names, report)
 }
 
 /// Fields of a rule that are accepted and do nothing yet.

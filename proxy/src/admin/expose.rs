@@ -12,8 +12,7 @@ use outrigger_core::policy::hedge::Hedged;
 use outrigger_core::policy::retry::Skip;
 
 use crate::base::sync::lock;
-use crate::observe::metrics::table;
-use crate::observe::metrics::table::{Exposition, Metric};
+use crate::observe::metrics::table::{self, Exposition, Metric};
 use crate::observe::metrics::{
     Gauges, MAX_SERIES, Metrics, Series, SeriesCounts, SeriesKey, Status, WorkerSeries,
 };
@@ -45,7 +44,6 @@ const GAUGES: &[Gauge] = &[
     (&table::BUFFERED_BYTES, |g| &g.buffered_bytes),
     (&table::CORRELATION_ENTRIES, |g| &g.correlation_entries),
     (&table::CORRELATION_FULL, |g| &g.correlation_full),
-    (&table::ACCESS_LOG_DROPPED, |g| &g.access_log_dropped),
     (&table::MIRRORS, |g| &g.mirrors),
     (&table::MIRRORS_DROPPED, |g| &g.mirrors_dropped),
     (&table::DISCOVERY_CONNECTED, |g| &g.discovery_connected),
@@ -62,6 +60,7 @@ pub fn expose(proxy: &Proxy) -> String {
     write_all(&mut out, &proxy.metrics);
     out.add(&table::LOG_DROPPED, &[], proxy.log.dropped());
     guard::write_metrics(&mut out, &proxy.store.all_endpoints());
+    proxy.records.expose(&mut out);
     proxy.limits.expose(&mut out);
     proxy.cache.expose(&mut out);
     proxy.faults.expose(&mut out);

@@ -10,9 +10,9 @@ use outrigger_core::policy::rate_limit::seconds_up;
 use outrigger_core::reason::{Reason, Side};
 
 use crate::answer::body::ResponseBody;
-use crate::base::direction::Direction;
 use crate::base::peer::Peer;
 use crate::base::refusal::{Refusal, grpc_message, is_unprocessed, proxy_status};
+use crate::listener::role::ListenerRole;
 use crate::request::exchange::Exchange;
 use crate::wire::headers::{PROXY_STATUS, REASON, REQUEST_ID, UNPROCESSED};
 use crate::wire::streams::WireBody;
@@ -73,7 +73,7 @@ pub fn refuse(refusal: Refusal, mut exchange: Box<Exchange>) -> Response<Respons
         None => exchange.end_attempt(reason.side() == Side::Upstream),
     }
     let proxy_status = proxy_status(reason, &detail);
-    let to_mesh = exchange.connection.direction == Direction::Inbound
+    let to_mesh = exchange.connection.listener.role == ListenerRole::Mesh
         && exchange.connection.peer.get() == Peer::Mesh;
     let request_id = exchange.request_id.clone();
     let grpc = exchange.is_grpc();

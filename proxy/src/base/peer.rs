@@ -5,7 +5,7 @@
 pub enum Peer {
     /// This proxy's own app.
     App,
-    /// Another proxy of the mesh: with a [`MeshCaller`], or, in a mesh without identities, because it
+    /// Another proxy of the mesh: with a [`crate::tls::caller::MeshCaller`], or, in a mesh without identities, because it
     /// says so.
     Mesh,
     /// Anybody else.

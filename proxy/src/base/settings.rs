@@ -12,7 +12,6 @@ use http::HeaderName;
 use outrigger_core::config::Protocol;
 use outrigger_core::name::{Authority, check_label, check_subdomain};
 
-use crate::base::direction::Direction;
 use crate::base::local::reaches;
 
 /// The sidecar of an Outrigger mesh: routes, balances and observes what its app sends and gets.
@@ -282,14 +281,6 @@ impl Settings {
 
     pub fn own_entrances(&self) -> impl Iterator<Item = SocketAddr> {
         self.listeners.iter().map(|one| one.listen).chain([self.outbound, self.admin])
-    }
-
-    /// Connections of one direction that may be open at one time.
-    pub fn connection_limit(&self, direction: Direction) -> usize {
-        match direction {
-            Direction::Outbound => self.max_connections,
-            Direction::Inbound => self.max_inbound_connections.unwrap_or(self.max_connections),
-        }
     }
 
     pub fn workers(&self) -> usize {

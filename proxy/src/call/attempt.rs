@@ -3,22 +3,19 @@
 
 use std::future::poll_fn;
 use std::pin::pin;
-use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use http::{Request, Response};
 use outrigger_core::config::Protocol;
-use outrigger_core::policy::CallPolicy;
 use outrigger_core::reason::Reason;
 use outrigger_core::time::Later;
 
 use crate::base::refusal::Refusal;
 use crate::call::failed::{FailedAttempt, Waited, failure, timed_out};
 use crate::call::fault;
-use crate::call::upstream::{Upstream, take_endpoint};
+use crate::call::upstream::{Call, Upstream, take_endpoint};
 use crate::observe::metrics::add;
 use crate::observe::record::micros;
-use crate::proxy::worker::Worker;
 use crate::request::context;
 use crate::request::exchange::{Exchange, Lease};
 use crate::request::head::Head;
@@ -34,12 +31,13 @@ use crate::wire::streams::WireBody;
 
 /// Chooses where the next attempt goes.
 pub fn choose(
-    worker: &Worker,
+    call: &Call<'_>,
     exchange: &mut Exchange,
-    upstream: &Upstream<'_>,
     upgrade: bool,
     tried: &[u64],
 ) -> Result<AttemptTarget, Refusal> {
+    let Call { upstream, .. } = *call;
+    let worker = call.worker();
     let (live, dialed, backend, hash, session) = match upstream {
         Upstream::Service { live, dialed, backend, hash, session } => {
             (*live, *dialed, *backend, *hash, *session)
@@ -85,34 +83,28 @@ pub fn choose(
 
 /// Sends the request once, taking its head unless it is kept for another attempt. On success the exchange
 /// holds the connection.
-#[expect(
-    clippy::too_many_arguments,
-    reason = "what one try needs, lent so that futures stay small"
-)]
 pub async fn send(
-    worker: &Rc<Worker>,
+    call: &Call<'_>,
     exchange: &mut Exchange,
-    upstream: &Upstream<'_>,
     target: &mut AttemptTarget,
-    call: &CallPolicy,
     (head, keep): (&mut Option<Head>, bool),
     body: RequestBody,
     reuse: Reuse,
 ) -> Result<Response<WireBody>, FailedAttempt> {
+    let Call { upstream, policy, .. } = *call;
     let began = if exchange.attempts == 1 { exchange.began } else { Instant::now() };
-    let limits = &call.timeouts;
+    let limits = &policy.timeouts;
     let end = limits.attempt.and_then(|limit| began.checked_add(limit));
     if let (Upstream::Service { live, .. }, Some(head)) = (upstream, head.as_mut()) {
-        let streams = (call, head.upgrade.is_some());
+        let streams = (policy, head.upgrade.is_some());
         context::send_along(exchange, live, target, head, streams, end, began);
     }
     exchange.attempt_began = micros(began.saturating_duration_since(exchange.began));
     exchange.attempt = target.begin(upstream, began);
     let mut held = Duration::ZERO;
-    if fault::is_possible(upstream, call) {
+    if fault::is_possible(call) {
         let until = earlier(end, began, limits.first_byte);
-        let (calls, head) = ((upstream, call), head.as_ref());
-        let injecting = Box::pin(fault::inject(worker, exchange, calls, head, until));
+        let injecting = Box::pin(fault::inject(call, exchange, head.as_ref(), until));
         held = injecting.await?.ok_or_else(|| timed_out(target, waited(began, end)))?;
     }
     let mut clock = Clock::at(earlier(end, began.later(held), limits.connect));
@@ -121,7 +113,7 @@ pub async fn send(
     let keeps_case = exchange.connection.protocol == Protocol::Http1;
     let sent = if target.wire == Wire::Http1 {
         let mut lease = {
-            let mut leasing = pin!(worker.pools.lease_h1(key, reuse, keeps_case, began));
+            let mut leasing = pin!(call.worker().pools.lease_h1(key, reuse, keeps_case, began));
             let leased = poll_fn(|cx| {
                 let polled = poll_within(leasing.as_mut(), &mut clock, cx);
                 exchange.watch(polled, |phases| &mut phases.connect)
@@ -137,7 +129,7 @@ pub async fn send(
         poll_fn(|cx| poll_within(sending.as_mut(), &mut clock, cx)).await
     } else {
         let lease = {
-            let mut leasing = pin!(worker.pools.lease_h2(key, began));
+            let mut leasing = pin!(call.worker().pools.lease_h2(key, began));
             let leased = poll_fn(|cx| {
                 let polled = poll_within(leasing.as_mut(), &mut clock, cx);
                 exchange.watch(polled, |phases| &mut phases.connect)

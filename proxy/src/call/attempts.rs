@@ -3,35 +3,27 @@
 //! The decision is [`retry::judge`]; the budget of the service and the time that is left have the last
 //! word. What is not tried again although a policy wanted it is counted and said.
 
-use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime};
 
-use http::Response;
-use http::header::{self};
-use outrigger_core::policy::CallPolicy;
+use http::{Response, header};
 use outrigger_core::policy::retry::{self, Failure, Replay, Skip};
 use outrigger_core::reason::{Cause, Reason, Side};
 
 use crate::base::refusal::Refusal;
 use crate::call::attempt;
 use crate::call::failed::FailedAttempt;
-use crate::call::hedge;
-use crate::call::hedge::Hedging;
+use crate::call::hedge::{self, Hedging};
 use crate::call::pace::pace;
-use crate::call::target;
-use crate::call::target::{answered, said};
-use crate::call::upstream::Upstream;
+use crate::call::target::{self, answered, said};
+use crate::call::upstream::Call;
 use crate::call::verdict::Verdict;
-use crate::listener::connection::Connection;
 use crate::observe::metrics::add;
 use crate::observe::record::AttemptEnd;
-use crate::proxy::worker::Worker;
 use crate::request::exchange::Exchange;
 use crate::request::head::{Head, head_already_sent, is_idempotent};
 use crate::upstream::endpoint::guard::acquire_in_flight;
 use crate::upstream::pool::h1::Reuse;
 use crate::upstream::target::AttemptTarget;
-use crate::wire::body::RequestBody;
 use crate::wire::headers::EXHAUSTED;
 use crate::wire::streams::WireBody;
 
@@ -41,44 +33,39 @@ const LONGEST_WAIT: Duration = Duration::from_secs(10);
 
 /// Tries until there is an answer worth giving.
 pub async fn run(
-    connection: &Rc<Connection>,
+    call: &Call<'_>,
     exchange: &mut Exchange,
-    upstream: &Upstream<'_>,
-    call: &CallPolicy,
     head: &mut Option<Head>,
-    body: &RequestBody,
 ) -> Result<Response<WireBody>, Refusal> {
-    let worker = &connection.worker;
-    let policy = &call.retries;
+    let Call { upstream, body, .. } = *call;
+    let policy = &call.policy.retries;
     if let Some(endpoints) = upstream.endpoints() {
         pace(endpoints, exchange).await?;
         exchange.in_flight = acquire_in_flight(endpoints, &mut exchange.phases.queue).await?;
         endpoints.guard.request();
     }
-    let may_repeat = policy.max_attempts > 1 || call.sends_elsewhere();
+    let may_repeat = policy.max_attempts > 1 || call.policy.sends_elsewhere();
     body.keep_at_most(if may_repeat { policy.max_replay_bytes } else { 0 });
     let (tried, pause) = (Vec::new(), Duration::ZERO);
-    let mut tries = Tries { worker, upstream, call, body, tried, pause, refresh: false };
+    let mut tries = Tries { call, tried, pause, refresh: false };
     loop {
         let current = head.as_ref().ok_or_else(head_already_sent)?;
         exchange.attempts += 1;
-        let mut target =
-            attempt::choose(worker, exchange, upstream, current.upgrade.is_some(), &tries.tried)?;
+        let mut target = attempt::choose(call, exchange, current.upgrade.is_some(), &tries.tried)?;
         let reuse = match tries.refresh {
             true => Reuse::Never,
             false if is_idempotent(current) => Reuse::Any,
             false => Reuse::Safe,
         };
         let keep = tries.made(exchange) < policy.max_attempts || reuse == Reuse::Any;
-        let sent = match hedge::delay(call, upstream, current, exchange.attempts) {
+        let sent = match hedge::delay(call, current, exchange.attempts) {
             None => {
                 let (sending, kept) =
                     (body.again().ok_or_else(head_already_sent)?, (&mut *head, keep));
-                attempt::send(worker, exchange, upstream, &mut target, call, kept, sending, reuse)
-                    .await
+                attempt::send(call, exchange, &mut target, kept, sending, reuse).await
             }
             Some(delay) => {
-                let hedging = Hedging { worker, upstream, call, body, reuse, delay };
+                let hedging = Hedging { call, reuse, delay };
                 Box::pin(hedging.send(exchange, &mut target, head)).await
             }
         };
@@ -101,10 +88,7 @@ enum NextStep {
 
 /// What all attempts of a request have in common.
 struct Tries<'a> {
-    worker: &'a Worker,
-    upstream: &'a Upstream<'a>,
-    call: &'a CallPolicy,
-    body: &'a RequestBody,
+    call: &'a Call<'a>,
     /// The endpoints that have failed.
     tried: Vec<u64>,
     /// The last one.
@@ -140,7 +124,7 @@ impl Tries<'_> {
         head: &mut Option<Head>,
         sent: Result<Response<WireBody>, FailedAttempt>,
     ) -> NextStep {
-        let (policy, body) = (&self.call.retries, self.body);
+        let (policy, body) = (&self.call.policy.retries, self.call.body);
         let failure = match &sent {
             Ok(response) => answered(exchange, target, policy, response),
             Err(_) if body.is_broken() => {
@@ -151,7 +135,7 @@ impl Tries<'_> {
             Err(failed) => failed.kind(),
         };
         let Some(failure) = failure else {
-            return NextStep::Done(end(exchange, target, (self.call, body), sent));
+            return NextStep::Done(end(exchange, target, self.call, sent));
         };
         if let Some(head) = head {
             head.restore();
@@ -171,11 +155,11 @@ impl Tries<'_> {
                 skip => skip,
             })
             .and_then(|()| {
-                let random = self.worker.random();
+                let random = self.call.worker().random();
                 self.pause = retry::pause(policy, made, self.pause, random);
                 wait(exchange, self.pause, sent.as_ref().ok())
             })
-            .and_then(|wait| match self.upstream.endpoints() {
+            .and_then(|wait| match self.call.upstream.endpoints() {
                 Some(endpoints) if !endpoints.guard.may_retry() => Err(Skip::NoBudget),
                 _ => Ok(wait),
             });
@@ -192,7 +176,7 @@ impl Tries<'_> {
                 }
                 give_up(exchange, skip);
                 let sent = sent.map_err(|failed| failed.because(skip));
-                NextStep::Done(end(exchange, target, (self.call, body), sent))
+                NextStep::Done(end(exchange, target, self.call, sent))
             }
         }
     }
@@ -287,18 +271,18 @@ fn note_again(
 fn end(
     exchange: &mut Exchange,
     target: &AttemptTarget,
-    (call, body): (&CallPolicy, &RequestBody),
+    call: &Call<'_>,
     sent: Result<Response<WireBody>, FailedAttempt>,
 ) -> Result<Response<WireBody>, Refusal> {
     // A fallback may still send it.
-    if !call.sends_elsewhere() {
-        body.commit();
+    if !call.policy.sends_elsewhere() {
+        call.body.commit();
     }
     let response = sent.map_err(Refusal::from)?;
     if let Some(reason) = target::refused(target, &response) {
         exchange.cause = Some(Cause::peer(reason));
         exchange.detail = said(response.headers());
-    } else if answered(exchange, target, &call.retries, &response).is_some() {
+    } else if answered(exchange, target, &call.policy.retries, &response).is_some() {
         // The app's own failure, for which no proxy has a reason.
         exchange.cause = None;
     }

@@ -6,7 +6,6 @@
 
 use std::future::poll_fn;
 use std::pin::pin;
-use std::rc::Rc;
 
 use bytes::Bytes;
 use http::header::{self, HeaderName, HeaderValue};
@@ -22,15 +21,13 @@ use crate::base::refusal::{Refusal, is_unprocessed};
 use crate::call::attempt;
 use crate::call::cache::Caching;
 use crate::call::target::answered;
-use crate::call::upstream::Upstream;
-use crate::listener::connection::Connection;
+use crate::call::upstream::{Call, Upstream};
 use crate::observe::metrics::Label;
 use crate::observe::record::AttemptEnd;
 use crate::request::exchange::{Exchange, Lease};
 use crate::request::head::{Head, head_already_sent, is_idempotent};
 use crate::upstream::endpoint::guard::{Attempt, acquire_in_flight};
 use crate::upstream::pool::h1::Reuse;
-use crate::wire::body::RequestBody;
 use crate::wire::deadline::{Clock, poll_within};
 use crate::wire::headers::{GRPC_STATUS, explained};
 use crate::wire::streams::WireBody;
@@ -64,10 +61,7 @@ pub fn replay_head(call: &CallPolicy, head: Option<&Head>) -> Option<Box<ReplayH
 
 /// A request that may fall back to something, and what bounds it.
 pub struct FallbackContext<'a> {
-    pub connection: &'a Rc<Connection>,
-    pub upstream: &'a Upstream<'a>,
-    pub call: &'a CallPolicy,
-    pub body: &'a RequestBody,
+    pub call: &'a Call<'a>,
     pub clock: &'a mut Clock,
     pub caching: Option<&'a Caching>,
 }
@@ -84,7 +78,7 @@ impl FallbackContext<'_> {
             None => answered.map(FallbackResult::Upstream),
             Some(class) => self.give(exchange, *replay_head, answered, class).await,
         };
-        self.body.commit();
+        self.call.body.commit();
         given
     }
 
@@ -103,9 +97,11 @@ impl FallbackContext<'_> {
         };
         let failed = Box::new(ParkedFailure::put(exchange, failed));
         let mut notes = String::new();
-        for fallback in self.call.fallbacks.iter().filter(|fallback| fallback.when.has(class)) {
-            let replay = Replay { idempotent, kept: self.body.is_whole() };
-            let sendable = may_send(processed, replay, self.call.retries.non_idempotent);
+        for fallback in
+            self.call.policy.fallbacks.iter().filter(|fallback| fallback.when.has(class))
+        {
+            let replay = Replay { idempotent, kept: self.call.body.is_whole() };
+            let sendable = may_send(processed, replay, self.call.policy.retries.non_idempotent);
             let head = replay_head.head.as_ref().filter(|_| sendable);
             let given = match (&fallback.give, head) {
                 (Give::Cached, _) => self.caching.and_then(Caching::stale).map(FallbackResult::Own),
@@ -124,7 +120,7 @@ impl FallbackContext<'_> {
             if let Some(given) = given {
                 exchange.degraded = Some(fallback.give.kind());
                 failed.explain(exchange);
-                if let Some(endpoints) = self.upstream.endpoints() {
+                if let Some(endpoints) = self.call.upstream.endpoints() {
                     endpoints.guard.degraded(fallback.give.kind());
                 }
                 return Ok(given);
@@ -140,7 +136,7 @@ impl FallbackContext<'_> {
         head: &Head,
         notes: &mut String,
     ) -> Option<Response<WireBody>> {
-        let Upstream::Service { live, dialed, .. } = self.upstream else { return None };
+        let Upstream::Service { live, dialed, .. } = self.call.upstream else { return None };
         let name = match target {
             BackendTarget::Service(name) => name,
             BackendTarget::Invalid(why) => {
@@ -150,7 +146,7 @@ impl FallbackContext<'_> {
             }
         };
         let backend = live.compiled.backend(name)?;
-        let upstream = Upstream::service(self.connection, live, dialed, backend, head);
+        let upstream = Upstream::service(self.call.connection, live, dialed, backend, head);
         self.send(exchange, &upstream, head.clone(), notes).await
     }
 
@@ -169,7 +165,7 @@ impl FallbackContext<'_> {
             Some(_) => path.clone(),
             None => head.path_as(path.path()).ok()?,
         };
-        self.send(exchange, self.upstream, head, notes).await
+        self.send(exchange, self.call.upstream, head, notes).await
     }
 
     /// Sends the request once, as far as the deadline allows. None: the answer is no better.
@@ -181,9 +177,9 @@ impl FallbackContext<'_> {
         notes: &mut String,
     ) -> Option<Response<WireBody>> {
         exchange.time_left("").ok()?;
+        let call = Call { upstream, ..*self.call };
         let sent = {
-            let mut sending =
-                pin!(send(self.connection, exchange, upstream, self.call, self.body, head));
+            let mut sending = pin!(send(&call, exchange, head));
             poll_fn(|cx| poll_within(sending.as_mut(), self.clock, cx)).await
         };
         let why = match sent {
@@ -202,38 +198,25 @@ impl FallbackContext<'_> {
 
 /// One try, which counts at the breaker and the limits of the service that it goes to.
 async fn send(
-    connection: &Rc<Connection>,
+    call: &Call<'_>,
     exchange: &mut Exchange,
-    upstream: &Upstream<'_>,
-    call: &CallPolicy,
-    body: &RequestBody,
     head: Head,
 ) -> Result<Response<WireBody>, String> {
-    let worker = &connection.worker;
     let refused = |refusal: Refusal| refusal.detail.into_owned();
     exchange.in_flight = None;
-    if let Some(endpoints) = upstream.endpoints() {
+    if let Some(endpoints) = call.upstream.endpoints() {
         exchange.in_flight =
             acquire_in_flight(endpoints, &mut exchange.phases.queue).await.map_err(refused)?;
         endpoints.guard.request();
     }
     exchange.attempts = exchange.attempts.saturating_add(1);
-    let mut target = attempt::choose(worker, exchange, upstream, false, &[]).map_err(refused)?;
-    let body = body.again().ok_or_else(|| refused(head_already_sent()))?;
+    let mut target = attempt::choose(call, exchange, false, &[]).map_err(refused)?;
+    let body = call.body.again().ok_or_else(|| refused(head_already_sent()))?;
     let mut slot = Some(head);
-    let sent = attempt::send(
-        worker,
-        exchange,
-        upstream,
-        &mut target,
-        call,
-        (&mut slot, false),
-        body,
-        Reuse::Safe,
-    )
-    .await;
+    let kept = (&mut slot, false);
+    let sent = attempt::send(call, exchange, &mut target, kept, body, Reuse::Safe).await;
     match sent {
-        Ok(response) if answered(exchange, &target, &call.retries, &response).is_none() => {
+        Ok(response) if answered(exchange, &target, &call.policy.retries, &response).is_none() => {
             Ok(response)
         }
         Ok(response) => {

@@ -8,32 +8,31 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use outrigger_core::path::canonical;
-use outrigger_core::policy::CallPolicy;
 use outrigger_core::policy::fault::{Fault, Request};
 use outrigger_core::reason::Reason;
 
 use crate::base::refusal::{Injected, Refusal};
 use crate::call::failed::FailedAttempt;
-use crate::call::upstream::Upstream;
+use crate::call::upstream::{Call, Upstream};
 use crate::proxy::worker::Worker;
 use crate::request::exchange::Exchange;
 use crate::request::head::Head;
 
 /// Whether some fault injection is about the call: nearly always not.
-pub(crate) fn is_possible(upstream: &Upstream<'_>, call: &CallPolicy) -> bool {
-    !call.faults.is_empty() || !of_service(upstream).is_empty()
+pub(crate) fn is_possible(call: &Call<'_>) -> bool {
+    !call.policy.faults.is_empty() || !of_service(call.upstream).is_empty()
 }
 
 /// Does to an attempt what the first fault injection wants that hits it. Returns how long it was held up; none: it
 /// was still held up at `until`.
 pub(crate) async fn inject(
-    worker: &Worker,
+    call: &Call<'_>,
     exchange: &mut Exchange,
-    (upstream, call): (&Upstream<'_>, &CallPolicy),
     head: Option<&Head>,
     until: Option<Instant>,
 ) -> Result<Option<Duration>, FailedAttempt> {
-    let fault = head.and_then(|head| first_hit(worker, exchange, upstream, call, head));
+    let fault = head.and_then(|head| first_hit(call, exchange, head));
+    let worker = call.worker();
     let Some(fault) = fault else { return Ok(Some(Duration::ZERO)) };
     exchange.injected = Some(Arc::clone(&fault.name));
     worker.proxy.faults.hit(fault);
@@ -56,13 +55,8 @@ fn of_service<'a>(upstream: &Upstream<'a>) -> &'a [Fault] {
 }
 
 /// Of those for the route and those for the service that hit, the one that goes first.
-fn first_hit<'a>(
-    worker: &Worker,
-    exchange: &Exchange,
-    upstream: &Upstream<'a>,
-    call: &'a CallPolicy,
-    head: &Head,
-) -> Option<&'a Fault> {
+fn first_hit<'a>(call: &Call<'a>, exchange: &Exchange, head: &Head) -> Option<&'a Fault> {
+    let worker = call.worker();
     let now = SystemTime::now();
     let path = head.path.path();
     let request = Request {
@@ -77,7 +71,7 @@ fn first_hit<'a>(
         let hits = |fault: &Fault| fault.hits(&request, now, worker.random()) && !stopped(fault);
         faults.iter().find(|fault| hits(fault))
     };
-    let both = hit(&call.faults).into_iter().chain(hit(of_service(upstream)));
+    let both = hit(&call.policy.faults).into_iter().chain(hit(of_service(call.upstream)));
     both.min_by_key(|fault| fault.order())
 }
 

@@ -6,25 +6,21 @@
 
 use std::future::poll_fn;
 use std::pin::pin;
-use std::rc::Rc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use http::{Response, StatusCode};
 use outrigger_core::config::Protocol;
 use outrigger_core::outcome::Outcome;
-use outrigger_core::policy::CallPolicy;
 use outrigger_core::policy::hedge::{HedgeConfig, Hedged};
 
-use crate::call::attempt;
-use crate::call::attempt::earlier;
+use crate::call::attempt::{self, earlier};
 use crate::call::failed::{FailedAttempt, Waited, failure, timed_out};
 use crate::call::fault;
-use crate::call::upstream::Upstream;
+use crate::call::upstream::{Call, Upstream};
 use crate::call::verdict::Verdict;
 use crate::observe::metrics::add;
 use crate::observe::record::AttemptEnd;
-use crate::proxy::worker::Worker;
 use crate::request::context;
 use crate::request::exchange::{Exchange, Lease};
 use crate::request::head::{Head, head_already_sent, is_idempotent};
@@ -38,18 +34,13 @@ use crate::wire::headers::GRPC_STATUS;
 use crate::wire::streams::WireBody;
 
 /// How long the first attempt has for itself. None: there is no second one.
-pub(crate) fn delay(
-    call: &CallPolicy,
-    upstream: &Upstream<'_>,
-    head: &Head,
-    attempts: u8,
-) -> Option<Duration> {
-    let hedge = call.hedge?;
-    let harmless = is_idempotent(head) || call.retries.non_idempotent;
-    if !harmless || attempts > 1 || call.retries.max_attempts < 2 || head.upgrade.is_some() {
+pub(crate) fn delay(call: &Call<'_>, head: &Head, attempts: u8) -> Option<Duration> {
+    let hedge = call.policy.hedge?;
+    let harmless = is_idempotent(head) || call.policy.retries.non_idempotent;
+    if !harmless || attempts > 1 || call.policy.retries.max_attempts < 2 || head.upgrade.is_some() {
         return None;
     }
-    let endpoints = upstream.endpoints()?;
+    let endpoints = call.upstream.endpoints()?;
     match hedge {
         HedgeConfig::After(time) => Some(time),
         // Until it is known nothing is late. The wait is for ever then, so that latencies are learnt.
@@ -62,10 +53,7 @@ pub(crate) fn delay(
 
 /// Everything that one hedged try needs.
 pub(crate) struct Hedging<'a> {
-    pub worker: &'a Rc<Worker>,
-    pub upstream: &'a Upstream<'a>,
-    pub call: &'a CallPolicy,
-    pub body: &'a RequestBody,
+    pub call: &'a Call<'a>,
     pub reuse: Reuse,
     pub delay: Duration,
 }
@@ -98,24 +86,16 @@ impl Hedging<'_> {
         head: &mut Option<Head>,
     ) -> Result<Response<WireBody>, FailedAttempt> {
         let began = Instant::now();
-        let sending = self.body.again().ok_or_else(head_already_sent)?;
+        let sending = self.call.body.again().ok_or_else(head_already_sent)?;
         let second_head = self.second_head(exchange, target, head);
         let (grpc, callers) = (exchange.is_grpc(), exchange.protocol);
         let deadline = exchange.deadline.map(|deadline| deadline.at);
         let mut tries = 1;
         let raced = {
             let mark = target.hedge_of();
-            let Hedging { worker, upstream, call, reuse, .. } = self;
-            let mut first = pin!(attempt::send(
-                worker,
-                exchange,
-                upstream,
-                target,
-                call,
-                (head, true),
-                sending,
-                reuse,
-            ));
+            let Hedging { call, reuse, .. } = self;
+            let mut first =
+                pin!(attempt::send(call, exchange, target, (head, true), sending, reuse,));
             let mut clock = Clock::at(began.checked_add(self.delay));
             match poll_fn(|cx| poll_within(first.as_mut(), &mut clock, cx)).await {
                 Some(sent) => HedgeResult::First(sent),
@@ -129,8 +109,8 @@ impl Hedging<'_> {
                 },
             }
         };
-        if let Some(endpoints) = self.upstream.endpoints()
-            && matches!(self.call.hedge, Some(HedgeConfig::AfterP95 { .. }))
+        if let Some(endpoints) = self.call.upstream.endpoints()
+            && matches!(self.call.policy.hedge, Some(HedgeConfig::AfterP95 { .. }))
             && !matches!(raced, HedgeResult::First(Err(_)))
         {
             // Of a first attempt that lost it is the least that it would have taken.
@@ -170,12 +150,12 @@ impl Hedging<'_> {
         target: &AttemptTarget,
         head: &Option<Head>,
     ) -> Option<Head> {
-        let Upstream::Service { live, .. } = self.upstream else { return None };
-        if self.delay == Duration::MAX || fault::is_possible(self.upstream, self.call) {
+        let Upstream::Service { live, .. } = self.call.upstream else { return None };
+        if self.delay == Duration::MAX || fault::is_possible(self.call) {
             return None;
         }
         let mut second_head = head.clone()?;
-        let streams = (self.call, false);
+        let streams = (self.call.policy, false);
         context::send_along(
             exchange,
             live,
@@ -196,14 +176,15 @@ impl Hedging<'_> {
         callers: Protocol,
     ) -> Option<(AttemptTarget, Head, RequestBody)> {
         let head = second_head?;
-        let guard = &self.upstream.endpoints()?.guard;
-        if !self.body.is_read_and_kept() {
+        let guard = &self.call.upstream.endpoints()?.guard;
+        if !self.call.body.is_read_and_kept() {
             return None;
         }
-        let body = self.body.again()?;
-        let target = AttemptTarget::beside(&first?, self.worker, self.upstream, callers)?;
+        let body = self.call.body.again()?;
+        let target =
+            AttemptTarget::beside(&first?, self.call.worker(), self.call.upstream, callers)?;
         if !guard.may_retry() {
-            target.unused(self.upstream);
+            target.unused(self.call.upstream);
             self.count(Hedged::NoBudget);
             return None;
         }
@@ -223,11 +204,11 @@ impl Hedging<'_> {
             let left = deadline.saturating_duration_since(began).max(Duration::from_millis(1));
             tell(&mut head.headers, left, grpc);
         }
-        let mut attempt = target.begin(self.upstream, began);
+        let mut attempt = target.begin(self.call.upstream, began);
         let mut lease = None;
         let sent = self.exchange(&target, head, body, began, &mut lease).await;
         if let Ok(response) = &sent {
-            target.learn(grpc, self.upstream, attempt.as_mut(), began, response);
+            target.learn(grpc, self.call.upstream, attempt.as_mut(), began, response);
         }
         if let Some(attempt) = attempt.as_mut().filter(|_| !is_good(&sent, grpc)) {
             // It may lose against a first one that fails as well, and is told of by nobody then.
@@ -238,7 +219,7 @@ impl Hedging<'_> {
                 Err(failed) => failed.blames_upstream(),
             };
             let outcome = if blamed { Outcome::Failure } else { Outcome::Refused };
-            attempt.judge(outcome, || self.worker.random());
+            attempt.judge(outcome, || self.call.worker().random());
         }
         Box::new(Second { target, lease, attempt, sent })
     }
@@ -251,7 +232,7 @@ impl Hedging<'_> {
         began: Instant,
         held: &mut Option<Lease>,
     ) -> Result<Response<WireBody>, FailedAttempt> {
-        let (pools, limits) = (&self.worker.pools, &self.call.timeouts);
+        let (pools, limits) = (&self.call.worker().pools, &self.call.policy.timeouts);
         let end = limits.attempt.and_then(|limit| began.checked_add(limit));
         let mut clock = Clock::at(earlier(end, began, limits.connect));
         let connecting = || timed_out(target, Waited::Connection);
@@ -278,7 +259,7 @@ impl Hedging<'_> {
     }
 
     fn count(&self, hedged: Hedged) {
-        add(&self.worker.proxy.metrics.gauges.hedges[hedged as usize], 1);
+        add(&self.call.worker().proxy.metrics.gauges.hedges[hedged as usize], 1);
     }
 }
 

@@ -11,8 +11,7 @@ use outrigger_core::reason::Reason;
 
 use crate::base::clock::coarse_ms;
 use crate::call::upstream::{Upstream, take_endpoint};
-use crate::call::verdict;
-use crate::call::verdict::Verdict;
+use crate::call::verdict::{self, Verdict};
 use crate::proxy::worker::Worker;
 use crate::request::exchange::Exchange;
 use crate::upstream::endpoint::Choice;

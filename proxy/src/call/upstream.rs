@@ -1,21 +1,25 @@
 //! Who is called: a service of the mesh, this workload's app, or somebody outside.
 
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use http::{HeaderMap, header};
 use outrigger_core::balance;
 use outrigger_core::config::{Balancer, HashKey, Protocol};
 use outrigger_core::name::Host;
+use outrigger_core::policy::CallPolicy;
 use outrigger_core::reason::Reason;
 
 use crate::base::refusal::Refusal;
 use crate::listener::connection::Connection;
+use crate::proxy::worker::Worker;
 use crate::request::exchange::Exchange;
 use crate::request::head::Head;
 use crate::upstream::endpoint::guard::ProbeIds;
 use crate::upstream::endpoint::{Choice, EndpointState, Endpoints, NoChoice};
 use crate::upstream::store::{Dialed, Live};
+use crate::wire::body::RequestBody;
 
 /// How the target is reached, the same for every attempt.
 pub enum Upstream<'a> {
@@ -148,4 +152,18 @@ fn endpoint_of(
             format!("every endpoint of {} is at maxInFlightPerEndpoint", endpoints.name),
         ),
     })
+}
+
+/// One call: what all attempts of it have in common.
+pub struct Call<'a> {
+    pub connection: &'a Rc<Connection>,
+    pub upstream: &'a Upstream<'a>,
+    pub policy: &'a CallPolicy,
+    pub body: &'a RequestBody,
+}
+
+impl Call<'_> {
+    pub fn worker(&self) -> &Rc<Worker> {
+        &self.connection.worker
+    }
 }

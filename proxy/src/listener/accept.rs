@@ -15,9 +15,10 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 
-use crate::base::direction::Direction;
 use crate::base::settings::Settings;
-use crate::proxy::slot::{Load, Slot};
+use crate::listener::role::Listener;
+use crate::listener::slot::Slot;
+use crate::proxy::worker::Load;
 use crate::proxy::{Phase, Proxy};
 
 /// Connections that the kernel holds until they are accepted.
@@ -34,25 +35,18 @@ const PROBE: Duration = Duration::from_secs(10);
 pub struct Accepted {
     pub stream: TcpStream,
     pub remote: SocketAddr,
-    pub via: Via,
+    pub listener: Listener,
+    /// Of a listener with one destination.
+    pub destination: Option<Authority>,
     pub slot: Slot,
 }
 
-/// Which listener it came in by.
-#[derive(Clone)]
-pub enum Via {
-    Outbound,
-    Inbound,
-    Static(Authority),
-}
-
-impl Via {
-    fn direction(&self) -> Direction {
-        match self {
-            Self::Inbound => Direction::Inbound,
-            Self::Outbound | Self::Static(_) => Direction::Outbound,
-        }
-    }
+/// A listener's socket.
+pub struct Bound {
+    socket: TcpListener,
+    listener: Listener,
+    /// Its one destination.
+    destination: Option<Authority>,
 }
 
 /// A worker as the accepting side sees it.
@@ -63,12 +57,19 @@ pub struct WorkerHandle {
 }
 
 /// Opens every listener of `settings`.
-pub fn bind(settings: &Settings) -> io::Result<Vec<(TcpListener, Via)>> {
-    let mut all = vec![(settings.outbound, Via::Outbound), (settings.inbound, Via::Inbound)];
-    for listener in &settings.listeners {
-        all.push((listener.listen, Via::Static(listener.destination.clone())));
+pub fn bind(settings: &Settings) -> io::Result<Vec<Bound>> {
+    let open = |address, listener, destination| {
+        Ok::<_, io::Error>(Bound { socket: listen(address)?, listener, destination })
+    };
+    let mut all = vec![
+        open(settings.outbound, Listener::app(settings), None)?,
+        open(settings.inbound, Listener::mesh(settings), None)?,
+    ];
+    for fixed in &settings.listeners {
+        let destination = Some(fixed.destination.clone());
+        all.push(open(fixed.listen, Listener::fixed(settings), destination)?);
     }
-    all.into_iter().map(|(address, via)| Ok((listen(address)?, via))).collect()
+    Ok(all)
 }
 
 /// A non-blocking listener on `address`; the error names it. `[::]` is every address of both families, or of
@@ -100,7 +101,7 @@ fn without_ipv6(address: SocketAddr, error: &io::Error) -> Option<SocketAddr> {
 }
 
 /// Counts a listener until its socket is closed.
-struct Listening(Arc<Proxy>, Direction);
+struct Listening(Arc<Proxy>, Phase);
 
 impl Drop for Listening {
     fn drop(&mut self) {
@@ -109,17 +110,18 @@ impl Drop for Listening {
 }
 
 /// Accepts until the proxy closes.
-pub async fn accept(proxy: Arc<Proxy>, listener: TcpListener, via: Via, seats: Vec<WorkerHandle>) {
-    let direction = via.direction();
-    proxy.lifecycle.listens(direction);
+pub async fn accept(proxy: Arc<Proxy>, bound: Bound, workers: Vec<WorkerHandle>) {
+    let Bound { socket, listener, destination } = bound;
+    let ends = listener.limits.ends;
+    proxy.lifecycle.listens(ends);
     // Dropped after the listener: the process ends when nothing can come in any more.
-    let _listening = Listening(Arc::clone(&proxy), direction);
+    let _listening = Listening(Arc::clone(&proxy), ends);
     // tokio's own listener would register each socket with this thread too, only to forget it at once.
     #[expect(unsafe_code, reason = "so says tokio of descriptors")]
     // SAFETY: the listener is its descriptor's only owner and has the same one until it is dropped.
-    let registered = unsafe { AsyncFd::register_with_interest(listener, Interest::READABLE) };
-    let listener = match registered {
-        Ok(listener) => listener,
+    let registered = unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) };
+    let socket = match registered {
+        Ok(socket) => socket,
         Err(error) => {
             warn!(%error, "a listener is lost");
             return;
@@ -127,21 +129,21 @@ pub async fn accept(proxy: Arc<Proxy>, listener: TcpListener, via: Via, seats: V
     };
     loop {
         tokio::select! {
-            accepted = listener.async_io(Interest::READABLE, TcpListener::accept) => match accepted {
-                Ok((stream, remote)) => hand_over(&proxy, stream, remote, &via, &seats),
+            accepted = socket.async_io(Interest::READABLE, TcpListener::accept) => match accepted {
+                Ok((stream, remote)) => hand_over(&proxy, (stream, remote), listener, destination.as_ref(), &workers),
                 Err(error) => {
                     warn!(%error, "cannot accept a connection");
                     tokio::time::sleep(PAUSE).await;
                 }
             },
-            () = proxy.lifecycle.reached(Phase::ending(direction)) => {
+            () = proxy.lifecycle.reached(ends) => {
                 // With the socket the kernel would end what nobody has accepted.
                 // No more than it holds: others may go on to come.
                 for _ in 0..BACKLOG {
-                    let Ok((stream, remote)) = listener.get_ref().accept() else { break };
-                    hand_over(&proxy, stream, remote, &via, &seats);
+                    let Ok((stream, remote)) = socket.get_ref().accept() else { break };
+                    hand_over(&proxy, (stream, remote), listener, destination.as_ref(), &workers);
                 }
-                info!(direction = direction.as_str(), "stopped accepting");
+                info!(direction = listener.direction().as_str(), "stopped accepting");
                 return;
             }
         }
@@ -150,13 +152,13 @@ pub async fn accept(proxy: Arc<Proxy>, listener: TcpListener, via: Via, seats: V
 
 fn hand_over(
     proxy: &Arc<Proxy>,
-    stream: TcpStream,
-    remote: SocketAddr,
-    via: &Via,
-    seats: &[WorkerHandle],
+    (stream, remote): (TcpStream, SocketAddr),
+    listener: Listener,
+    destination: Option<&Authority>,
+    workers: &[WorkerHandle],
 ) {
-    let Some(seat) = seats.iter().min_by_key(|seat| seat.load.total()) else { return };
-    let Some(slot) = Slot::take(proxy, &seat.load, via.direction()) else { return };
+    let Some(worker) = workers.iter().min_by_key(|worker| worker.load.total()) else { return };
+    let Some(slot) = Slot::take(proxy, &worker.load, &listener.limits) else { return };
     if let Err(error) = stream.set_nonblocking(true) {
         warn!(%error, "a connection is lost");
         return;
@@ -167,7 +169,8 @@ fn hand_over(
     let keepalive = TcpKeepalive::new().with_time(SILENT).with_interval(PROBE);
     let _ = SockRef::from(&stream).set_tcp_keepalive(&keepalive);
     // Fails only when the worker has ended, at exit.
-    let _ = seat.queue.send(Accepted { stream, remote, via: via.clone(), slot });
+    let destination = destination.cloned();
+    let _ = worker.queue.send(Accepted { stream, remote, listener, destination, slot });
 }
 
 #[cfg(test)]

@@ -11,11 +11,11 @@ use http::header::{HeaderName, HeaderValue};
 use http::request::Parts;
 use outrigger_core::config::Protocol;
 
-use crate::base::direction::Direction;
 use crate::base::peer::Peer;
+use crate::listener::role::{Listener, ListenerLimits, ListenerRole};
+use crate::listener::slot::Slot;
 use crate::observe::metrics::{Label, add};
 use crate::proxy::connections::{Address, ConnectionTrust, Registered};
-use crate::proxy::slot::Slot;
 use crate::proxy::worker::Worker;
 use crate::tls::caller::MeshCaller;
 use crate::upstream::fixed::Fixed;
@@ -27,7 +27,7 @@ use crate::wire::watch::ConnectionWatch;
 /// An HTTP connection that somebody opened to this proxy.
 pub struct Connection {
     pub worker: Rc<Worker>,
-    pub direction: Direction,
+    pub listener: Listener,
     /// Fixed at accept, except that in a mesh without identities an inbound connection becomes a mesh
     /// peer with its first request's hop header.
     pub peer: Cell<Peer>,
@@ -49,7 +49,7 @@ impl Connection {
     pub(crate) fn is_hop(&self) -> bool {
         match &self.worker.proxy.identity {
             Some(_) => self.peer.get() == Peer::Mesh,
-            None => self.direction == Direction::Inbound && matches!(self.fixed, Fixed::Nothing),
+            None => self.listener.role == ListenerRole::Mesh,
         }
     }
 
@@ -77,7 +77,7 @@ impl Connection {
     /// Whether the other end is a proxy that passes upgrades on in the mesh's own words.
     pub fn takes_hop_upgrades(&self) -> bool {
         let trusted = self.peer.get() == Peer::Mesh || self.worker.proxy.identity.is_none();
-        self.direction == Direction::Inbound && trusted
+        self.listener.role == ListenerRole::Mesh && trusted
     }
 
     /// The `peer` label of what the other end asks for.
@@ -129,7 +129,8 @@ impl Connection {
         };
         let watch = ConnectionWatch::new(true);
         watch.request_began();
-        self.worker.connections.enter(self.direction, watch, standing)
+        let ListenerLimits { ends, idle, .. } = self.listener.limits;
+        self.worker.connections.enter((ends, idle), watch, standing)
     }
 
     /// Whether everything on it goes to one destination, to which the app speaks as it likes.

@@ -7,17 +7,17 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::base::direction::Direction;
 use crate::base::peer::Peer;
+use crate::listener::role::Listener;
+use crate::listener::slot::Slot;
 use crate::proxy::connections::{Address, ConnectionTrust};
-use crate::proxy::slot::Slot;
 use crate::tls::caller::MeshCaller;
 use crate::upstream::fixed::Fixed;
 
 /// What is known of a connection when it is accepted.
 #[derive(Clone)]
 pub struct Origin {
-    pub direction: Direction,
+    pub listener: Listener,
     pub peer: Peer,
     /// With [`Peer::Mesh`] alone.
     pub caller: Option<Rc<MeshCaller>>,

@@ -8,7 +8,6 @@ use outrigger_core::detect::{Detected, detect};
 use tokio::io::AsyncReadExt;
 use tokio::time::timeout;
 
-use crate::base::direction::Direction;
 use crate::proxy::Phase;
 use crate::proxy::worker::Worker;
 use crate::wire::io::{Io, Transport};
@@ -122,18 +121,18 @@ impl Sniffer {
     }
 }
 
-/// Time that a new connection has for its first bytes when connections of its direction end.
+/// Time that a new connection has for its first bytes when connections like it end.
 const FIRST_WORDS: Duration = Duration::from_millis(100);
 
 impl Worker {
-    /// Listens to a connection's first bytes; gives up when connections of its direction end.
+    /// Listens to a connection's first bytes; gives up when connections like it end.
     pub async fn listen(
         &self,
         sniffer: &mut Sniffer,
         silence: Option<Duration>,
-        direction: Direction,
+        ends: Phase,
     ) -> Spoke {
-        self.listen_within(sniffer, silence, self.proxy.settings.header_timeout, direction).await
+        self.listen_within(sniffer, silence, self.proxy.settings.header_timeout, ends).await
     }
 
     /// The same, with another `limit` from the first byte until the protocol is clear.
@@ -142,11 +141,11 @@ impl Worker {
         sniffer: &mut Sniffer,
         silence: Option<Duration>,
         limit: Duration,
-        direction: Direction,
+        ends: Phase,
     ) -> Spoke {
         let lifecycle = &self.proxy.lifecycle;
         let ended = async {
-            lifecycle.reached(Phase::ending(direction)).await;
+            lifecycle.reached(ends).await;
             // It may have been opened just before, and its first request be on the way.
             tokio::time::sleep(FIRST_WORDS).await;
         };

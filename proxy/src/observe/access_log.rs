@@ -1,7 +1,6 @@
 //! The access log: one JSON line per request, made and written off the request path.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use http::uri::PathAndQuery;
@@ -11,38 +10,40 @@ use outrigger_logging::{Log, Record as LogRecord};
 use serde::Serialize;
 
 use crate::base::settings::AccessLogSetting;
-use crate::observe::metrics::{Metrics, add};
+use crate::observe::bus::Sink;
 use crate::observe::record::{Attempted, Record};
 
 /// The request side: decides and enqueues.
 pub struct AccessLog {
     setting: AccessLogSetting,
     log: Log,
-    metrics: Arc<Metrics>,
 }
 
 impl AccessLog {
-    pub fn new(setting: AccessLogSetting, log: Log, metrics: Arc<Metrics>) -> Self {
-        Self { setting, log, metrics }
+    pub fn new(setting: AccessLogSetting, log: Log) -> Self {
+        Self { setting, log }
+    }
+}
+
+impl Sink for AccessLog {
+    fn name(&self) -> &'static str {
+        "access_log"
     }
 
-    /// Whether it may want a record at all.
-    pub fn is_on(&self) -> bool {
+    fn is_on(&self) -> bool {
         !matches!(self.setting, AccessLogSetting::Off)
     }
 
-    pub fn wants(&self, outcome: Outcome, random: impl FnOnce() -> u64) -> bool {
+    fn wants(&self, outcome: Outcome, random: u64) -> bool {
         match self.setting {
             AccessLogSetting::Off => false,
-            AccessLogSetting::OneOf(n) if n == 1 || random().is_multiple_of(u64::from(n)) => true,
+            AccessLogSetting::OneOf(n) if random.is_multiple_of(u64::from(n)) => true,
             AccessLogSetting::Errors | AccessLogSetting::OneOf(_) => outcome != Outcome::Success,
         }
     }
 
-    pub fn write(&self, entry: Record) {
-        if !self.log.write(entry) {
-            add(&self.metrics.gauges.access_log_dropped, 1);
-        }
+    fn take(&self, record: Record) -> bool {
+        self.log.write(record)
     }
 }
 
@@ -205,41 +206,17 @@ impl<'a> From<&'a Record> for Line<'a> {
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
-    use outrigger_core::config::Protocol;
 
     use super::*;
-    use crate::base::direction::Direction;
-    use crate::observe::metrics::Status;
-    use crate::observe::record::Phases;
 
     /// A log that nobody read held the buffer of each request's head, for some hundred bytes a line.
     #[test]
     fn a_line_that_waits_has_memory_of_its_own_and_says_the_same() {
         let head = Bytes::from(b"/orders?token=secret r1".repeat(100));
         let mut entry = Record {
-            direction: Direction::Inbound,
-            service: "bank/orders:80".into(),
-            route: "".into(),
-            peer: "unknown".into(),
-            protocol: Protocol::Http1,
-            outcome: Outcome::Success,
-            status: Status::Http(2),
-            cause: None,
-            detail: None,
-            cache_hit: false,
-            degraded: None,
-            method: Some(Method::GET),
             path: PathAndQuery::from_maybe_shared(head.slice(..20)).ok(),
             request_id: HeaderValue::from_maybe_shared(head.slice(21..23)).ok(),
-            trace_id: 0,
-            endpoint: None,
-            injected: None,
-            attempts: 1,
-            earlier: None,
-            phases: Phases::default(),
-            deadline_left_ms: None,
-            duration: Duration::ZERO,
-            bytes: 0,
+            ..Record::example()
         };
         assert!(!head.is_unique());
         entry.detach();

@@ -126,7 +126,6 @@ pub struct Gauges {
     pub unmeshed: AtomicU64,
     /// Requests and streams that a policy in audit mode would have refused.
     pub access_audited: AtomicU64,
-    pub access_log_dropped: AtomicU64,
     pub mirrors: AtomicU64,
     pub mirrors_dropped: AtomicU64,
     pub buffered_bytes: AtomicU64,

@@ -15,6 +15,7 @@ use crate::base::direction::Direction;
 use crate::observe::metrics::{Label, Status};
 
 /// A request or connection that has ended.
+#[derive(Clone)]
 pub struct Record {
     pub direction: Direction,
     pub service: Arc<str>,
@@ -48,6 +49,38 @@ pub struct Record {
     pub duration: Duration,
     /// Of the body of the response, to the caller.
     pub bytes: u64,
+}
+
+#[cfg(test)]
+impl Record {
+    /// Of a request that simply went through.
+    pub fn example() -> Self {
+        Self {
+            direction: Direction::Inbound,
+            service: "bank/orders:80".into(),
+            route: "".into(),
+            peer: "unknown".into(),
+            protocol: Protocol::Http1,
+            outcome: Outcome::Success,
+            status: Status::Http(2),
+            cause: None,
+            detail: None,
+            cache_hit: false,
+            degraded: None,
+            method: Some(Method::GET),
+            path: None,
+            request_id: None,
+            trace_id: 0,
+            endpoint: None,
+            injected: None,
+            attempts: 1,
+            earlier: None,
+            phases: Phases::default(),
+            deadline_left_ms: None,
+            duration: Duration::ZERO,
+            bytes: 0,
+        }
+    }
 }
 
 /// Attempts before the last one, oldest first. Boxed where nearly no request has any.

@@ -15,8 +15,7 @@ use http::{HeaderMap, HeaderValue};
 use outrigger_core::policy::cache::{Cached, Shared, same};
 
 use crate::base::sync::lock;
-use crate::observe::metrics::table;
-use crate::observe::metrics::table::Exposition;
+use crate::observe::metrics::table::{self, Exposition};
 
 /// What an entry costs beside its texts: maps, pointers and the like, roughly.
 const OVERHEAD: usize = 512;

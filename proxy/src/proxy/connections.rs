@@ -10,11 +10,12 @@ use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Poll, Waker};
+use std::time::Duration;
 
 use outrigger_core::reason::Reason;
 
-use crate::base::direction::Direction;
 use crate::base::peer::Peer;
+use crate::proxy::Phase;
 use crate::tls::caller::MeshCaller;
 use crate::upstream::store::Dialed;
 use crate::wire::watch::ConnectionWatch;
@@ -24,9 +25,7 @@ use crate::wire::watch::ConnectionWatch;
 pub struct Connections {
     entries: RefCell<Vec<Option<ConnectionEntry>>>,
     free: RefCell<Vec<usize>>,
-    inbound_drains: Cell<bool>,
-    outbound_drains: Cell<bool>,
-    announces_end: Cell<bool>,
+    phase: Cell<Phase>,
 }
 
 /// What a connection's right to stay rests on.
@@ -85,7 +84,9 @@ enum Stage {
 }
 
 struct ConnectionEntry {
-    direction: Direction,
+    ends: Phase,
+    /// Sweeps without a request after which it ends.
+    idle: Option<u32>,
     watch: Arc<ConnectionWatch>,
     trust: ConnectionTrust,
     stage: Stage,
@@ -97,12 +98,13 @@ impl Connections {
     /// Adds a connection; dropping the result removes it.
     pub fn enter(
         self: &Rc<Self>,
-        direction: Direction,
+        (ends, idle): (Phase, Option<Duration>),
         watch: Arc<ConnectionWatch>,
         standing: ConnectionTrust,
     ) -> Registered {
         let entry = Some(ConnectionEntry {
-            direction,
+            ends,
+            idle: idle.map(sweeps),
             watch,
             trust: standing,
             stage: Stage::Open,
@@ -119,48 +121,27 @@ impl Connections {
                 entries.len() - 1
             }
         };
-        Registered { connections: Rc::clone(self), direction, slot }
+        Registered { connections: Rc::clone(self), ends, slot }
     }
 
-    /// From now on every answer on HTTP/1.1 says that it is the last one on its connection: a client that is told does
-    /// not write another request while the connection is being closed, which nobody would read.
-    pub fn announce_end(&self) {
-        self.announces_end.set(true);
+    /// The process has come to `phase`: connections that end in it do so after what they have in flight.
+    pub fn advance(&self, phase: Phase) {
+        self.phase.set(phase);
+        for entry in self.entries.borrow().iter().flatten().filter(|entry| entry.ends <= phase) {
+            entry.wake();
+        }
     }
 
+    /// Whether every answer on HTTP/1.1 says that it is the last one on its connection: a client that is told does not
+    /// write another request while the connection is being closed, which nobody would read.
     pub fn announces_end(&self) -> bool {
-        self.announces_end.get()
+        self.phase.get() >= Phase::Leaving
     }
 
-    /// From now on every connection of one direction ends after what it has in flight.
-    pub fn drain(&self, direction: Direction) {
-        self.drains(direction).set(true);
-        for entry in self.entries.borrow().iter().flatten() {
-            if entry.direction == direction {
-                entry.wake();
-            }
-        }
-    }
-
-    fn drains(&self, direction: Direction) -> &Cell<bool> {
-        match direction {
-            Direction::Inbound => &self.inbound_drains,
-            Direction::Outbound => &self.outbound_drains,
-        }
-    }
-
-    /// Judges every connection of one direction anew. What must end soon is cut at the review
+    /// Judges every connection anew. What must end soon is cut at the review
     /// `grace` later.
-    pub fn review(
-        &self,
-        direction: Direction,
-        grace: u32,
-        judge: impl Fn(&ConnectionTrust) -> Review,
-    ) {
+    pub fn review(&self, grace: u32, judge: impl Fn(&ConnectionTrust) -> Review) {
         for entry in self.entries.borrow_mut().iter_mut().flatten() {
-            if entry.direction != direction {
-                continue;
-            }
             let stage = match (entry.stage, judge(&entry.trust)) {
                 (Stage::Terminating(reason, left), _) => {
                     Stage::Terminating(reason, left.saturating_sub(1))
@@ -179,13 +160,12 @@ impl Connections {
     /// that take no bytes for more than `write_limit`. Inbound HTTP
     /// connections without a request for longer than `idle` sweeps end as if drained; of bytes that
     /// nobody looks into nobody knows what silence means.
-    pub fn sweep(&self, limit: u32, write_limit: Option<u32>, idle: u32) {
+    pub fn sweep(&self, limit: u32, write_limit: Option<u32>) {
         for entry in self.entries.borrow_mut().iter_mut().flatten() {
             let late = entry.watch.sweep(limit, write_limit);
-            let leaves = entry.direction == Direction::Inbound
-                && !entry.trust.opaque
+            let leaves = !entry.trust.opaque
                 && entry.stage == Stage::Open
-                && entry.watch.has_idled(idle);
+                && entry.idle.is_some_and(|idle| entry.watch.has_idled(idle));
             if leaves {
                 entry.stage = Stage::Draining;
             }
@@ -207,7 +187,7 @@ impl ConnectionEntry {
 /// A connection's place in [`Connections`].
 pub struct Registered {
     connections: Rc<Connections>,
-    direction: Direction,
+    ends: Phase,
     slot: usize,
 }
 
@@ -223,7 +203,7 @@ impl Registered {
 
     /// Whether the connection shall end after what it has in flight.
     pub fn draining(&self) -> bool {
-        self.connections.drains(self.direction).get()
+        self.connections.phase.get() >= self.ends
             || self.stage().is_some_and(|stage| stage != Stage::Open)
     }
 
@@ -257,20 +237,29 @@ impl Drop for Registered {
     }
 }
 
+/// As many sweeps as a time takes, at least one.
+pub fn sweeps(time: Duration) -> u32 {
+    u32::try_from(time.as_secs()).unwrap_or(u32::MAX).max(1)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn enter(connections: &Rc<Connections>, direction: Direction) -> Registered {
+    const INBOUND: (Phase, Option<Duration>) = (Phase::Finishing, Some(IDLE));
+    const OUTBOUND: (Phase, Option<Duration>) = (Phase::Closing, None);
+    const IDLE: Duration = Duration::from_secs(3);
+
+    fn enter(connections: &Rc<Connections>, limits: (Phase, Option<Duration>)) -> Registered {
         let standing = ConnectionTrust {
-            peer: Peer::Outside,
+            peer: if limits == INBOUND { Peer::Outside } else { Peer::App },
             caller: None,
             remote: IpAddr::from([127, 0, 0, 1]),
             port: None,
             opaque: false,
             address: Address::default(),
         };
-        connections.enter(direction, ConnectionWatch::new(false), standing)
+        connections.enter(limits, ConnectionWatch::new(false), standing)
     }
 
     #[test]
@@ -285,23 +274,23 @@ mod tests {
             opaque: false,
             address: Address::default(),
         };
-        let _entered = connections.enter(Direction::Inbound, Arc::clone(&watch), standing);
+        let _entered = connections.enter(INBOUND, Arc::clone(&watch), standing);
         for _ in 0..9 {
-            connections.sweep(2, None, 9);
+            connections.sweep(2, None);
         }
         assert!(!watch.expired(), "an idle connection is no slow head");
         watch.bytes_arrived();
-        connections.sweep(2, None, 9);
+        connections.sweep(2, None);
         watch.request_began();
-        connections.sweep(2, None, 9);
+        connections.sweep(2, None);
         watch.bytes_arrived();
-        connections.sweep(2, None, 9);
-        connections.sweep(2, None, 9);
+        connections.sweep(2, None);
+        connections.sweep(2, None);
         assert!(!watch.expired(), "body bytes are no head");
         watch.request_ended();
         watch.bytes_arrived();
         for _ in 0..3 {
-            connections.sweep(2, None, 9);
+            connections.sweep(2, None);
         }
         assert!(watch.expired());
     }
@@ -318,22 +307,22 @@ mod tests {
             opaque: false,
             address: Address::default(),
         };
-        let busy = connections.enter(Direction::Inbound, Arc::clone(&watch), standing());
-        let idle = enter(&connections, Direction::Inbound);
-        let own = enter(&connections, Direction::Outbound);
+        let busy = connections.enter(INBOUND, Arc::clone(&watch), standing());
+        let idle = enter(&connections, INBOUND);
+        let own = enter(&connections, OUTBOUND);
         let stream = ConnectionTrust { opaque: true, ..standing() };
-        let stream = connections.enter(Direction::Inbound, ConnectionWatch::new(true), stream);
+        let stream = connections.enter(INBOUND, ConnectionWatch::new(true), stream);
         watch.request_began();
         for _ in 0..3 {
-            connections.sweep(9, None, 3);
+            connections.sweep(9, None);
         }
         assert!(!idle.draining(), "not yet");
-        connections.sweep(9, None, 3);
+        connections.sweep(9, None);
         assert!(idle.draining() && idle.cut().is_none());
         assert!(!busy.draining() && !own.draining() && !stream.draining());
         watch.request_ended();
         for _ in 0..4 {
-            connections.sweep(9, None, 3);
+            connections.sweep(9, None);
         }
         assert!(busy.draining());
     }
@@ -341,20 +330,25 @@ mod tests {
     #[test]
     fn the_app_can_call_others_while_it_is_being_drained() {
         let connections = Rc::new(Connections::default());
-        let inbound = enter(&connections, Direction::Inbound);
-        let outbound = enter(&connections, Direction::Outbound);
-        connections.drain(Direction::Inbound);
+        let inbound = enter(&connections, INBOUND);
+        let outbound = enter(&connections, OUTBOUND);
+        connections.advance(Phase::Finishing);
         assert!(inbound.draining() && !outbound.draining());
-        connections.drain(Direction::Outbound);
+        connections.advance(Phase::Closing);
         assert!(outbound.draining());
     }
 
     #[test]
     fn a_connection_that_may_stay_no_longer_ends_gracefully_and_is_cut_after_a_grace() {
         let connections = Rc::new(Connections::default());
-        let one = enter(&connections, Direction::Inbound);
-        let other = enter(&connections, Direction::Outbound);
-        let review = |verdict| connections.review(Direction::Inbound, 2, |_| verdict);
+        let one = enter(&connections, INBOUND);
+        let other = enter(&connections, OUTBOUND);
+        let review = |verdict| {
+            connections.review(2, |trust| match trust.peer {
+                Peer::App => Review::Keep,
+                Peer::Mesh | Peer::Outside => verdict,
+            });
+        };
         review(Review::Keep);
         assert!(!one.draining());
         review(Review::Terminate(Reason::MtlsRequired));
@@ -370,9 +364,9 @@ mod tests {
     #[test]
     fn slots_are_used_again() {
         let connections = Rc::new(Connections::default());
-        let first = enter(&connections, Direction::Inbound);
+        let first = enter(&connections, INBOUND);
         drop(first);
-        let _second = enter(&connections, Direction::Inbound);
+        let _second = enter(&connections, INBOUND);
         assert_eq!(connections.entries.borrow().len(), 1);
     }
 }

@@ -8,6 +8,8 @@ use std::hash::{BuildHasher, RandomState};
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use outrigger_core::config::Protocol;
@@ -26,7 +28,6 @@ use crate::observe::record::{Phases, Record};
 use crate::policy::inbound_ports::InboundPorts;
 use crate::proxy::Proxy;
 use crate::proxy::connections::Connections;
-use crate::proxy::slot::Load;
 use crate::tls::pace::Pace;
 use crate::upstream::pool::Pools;
 use crate::upstream::pool::connect::{ConnectError, OpenedConnection, connect, race};
@@ -259,32 +260,49 @@ impl Worker {
         let count =
             CountKey { protocol, outcome, status: Status::Stream, cause: Some(refusal.cause()) };
         self.metrics.record(key, count, Duration::ZERO);
-        if self.proxy.access_log.wants(outcome, || self.random()) {
-            self.proxy.access_log.write(Record {
-                direction,
-                service: self.proxy.metrics.text(service),
-                route: Arc::from(""),
-                peer: Arc::from("unknown"),
-                protocol,
-                outcome,
-                status: Status::Stream,
-                cause: Some(refusal.cause()),
-                detail: Some(format!("from {remote}: {}", refusal.detail).into()),
-                cache_hit: false,
-                degraded: None,
-                method: None,
-                path: None,
-                request_id: None,
-                trace_id: 0,
-                endpoint: None,
-                injected: refusal.injected.as_ref().map(|one| Arc::clone(&one.name)),
-                attempts: 0,
-                earlier: None,
-                phases: Phases::default(),
-                deadline_left_ms: None,
-                duration: Duration::ZERO,
-                bytes: 0,
-            });
+        if let Some(wanted) = self.proxy.records.wanted(outcome, || self.random()) {
+            self.proxy.records.publish(
+                wanted,
+                Record {
+                    direction,
+                    service: self.proxy.metrics.text(service),
+                    route: Arc::from(""),
+                    peer: Arc::from("unknown"),
+                    protocol,
+                    outcome,
+                    status: Status::Stream,
+                    cause: Some(refusal.cause()),
+                    detail: Some(format!("from {remote}: {}", refusal.detail).into()),
+                    cache_hit: false,
+                    degraded: None,
+                    method: None,
+                    path: None,
+                    request_id: None,
+                    trace_id: 0,
+                    endpoint: None,
+                    injected: refusal.injected.as_ref().map(|one| Arc::clone(&one.name)),
+                    attempts: 0,
+                    earlier: None,
+                    phases: Phases::default(),
+                    deadline_left_ms: None,
+                    duration: Duration::ZERO,
+                    bytes: 0,
+                },
+            );
         }
+    }
+}
+
+/// How busy a worker is, for anyone who hands out connections.
+#[derive(Default)]
+pub struct Load {
+    pub connections: AtomicUsize,
+    pub streams: AtomicUsize,
+}
+
+impl Load {
+    /// What a worker is chosen by: relaxed, since a slightly stale choice does no harm.
+    pub fn total(&self) -> usize {
+        self.connections.load(Relaxed) + self.streams.load(Relaxed)
     }
 }

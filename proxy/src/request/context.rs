@@ -24,8 +24,7 @@ use crate::upstream::store::Live;
 use crate::upstream::target::AttemptTarget;
 use crate::wire::deadline::{exceeded, tell, told};
 use crate::wire::headers::{HeaderFlags, PRIORITY, REQUEST_ID, VIA};
-use crate::wire::trace;
-use crate::wire::trace::TraceContext;
+use crate::wire::trace::{self, TraceContext};
 
 /// An inbound request: what it carries is remembered until it ends.
 pub fn remember(

@@ -119,7 +119,7 @@ impl Lease {
 pub struct TunnelHold {
     lease: Option<Lease>,
     attempt: Option<Attempt>,
-    seat: Option<InFlightPermit>,
+    in_flight: Option<InFlightPermit>,
     limited: Option<Box<Limited>>,
 }
 
@@ -133,7 +133,7 @@ impl Exchange {
         TunnelHold {
             lease: self.lease.take(),
             attempt: self.attempt.take(),
-            seat: self.in_flight.take(),
+            in_flight: self.in_flight.take(),
             limited: self.limited.take(),
         }
     }
@@ -287,7 +287,7 @@ impl Exchange {
             None => self.status.map_or(Status::None, Status::of),
         };
         let key = SeriesKey {
-            direction: self.connection.direction,
+            direction: self.connection.listener.direction(),
             service: self.service,
             route: self.route,
             peer: self.peer,
@@ -297,35 +297,38 @@ impl Exchange {
         if self.bytes > 0 {
             add(&worker.proxy.metrics.gauges.bytes_sent, self.bytes);
         }
-        if worker.proxy.access_log.wants(outcome, || worker.random()) {
-            worker.proxy.access_log.write(Record {
-                direction: self.connection.direction,
-                service: worker.proxy.metrics.text(self.service),
-                route: worker.proxy.metrics.text(self.route),
-                peer: worker.proxy.metrics.text(self.peer),
-                protocol: self.protocol,
-                outcome,
-                status,
-                cause: self.cause,
-                detail: self.detail.take(),
-                cache_hit: self.cache_hit,
-                degraded: self.degraded.map(Degraded::as_str),
-                method: Some(self.method.clone()),
-                path: self.path.take(),
-                request_id: self.request_id.take(),
-                trace_id: self.trace_id,
-                endpoint: self.endpoint,
-                injected: self.injected.take(),
-                attempts: self.attempts,
-                earlier: self.earlier.take(),
-                phases: self.phases,
-                deadline_left_ms: self.deadline.map(|deadline| {
-                    let left = deadline.at.saturating_duration_since(now).as_millis() as i64;
-                    left - now.saturating_duration_since(deadline.at).as_millis() as i64
-                }),
-                duration: latency,
-                bytes: self.bytes,
-            });
+        if let Some(wanted) = worker.proxy.records.wanted(outcome, || worker.random()) {
+            worker.proxy.records.publish(
+                wanted,
+                Record {
+                    direction: self.connection.listener.direction(),
+                    service: worker.proxy.metrics.text(self.service),
+                    route: worker.proxy.metrics.text(self.route),
+                    peer: worker.proxy.metrics.text(self.peer),
+                    protocol: self.protocol,
+                    outcome,
+                    status,
+                    cause: self.cause,
+                    detail: self.detail.take(),
+                    cache_hit: self.cache_hit,
+                    degraded: self.degraded.map(Degraded::as_str),
+                    method: Some(self.method.clone()),
+                    path: self.path.take(),
+                    request_id: self.request_id.take(),
+                    trace_id: self.trace_id,
+                    endpoint: self.endpoint,
+                    injected: self.injected.take(),
+                    attempts: self.attempts,
+                    earlier: self.earlier.take(),
+                    phases: self.phases,
+                    deadline_left_ms: self.deadline.map(|deadline| {
+                        let left = deadline.at.saturating_duration_since(now).as_millis() as i64;
+                        left - now.saturating_duration_since(deadline.at).as_millis() as i64
+                    }),
+                    duration: latency,
+                    bytes: self.bytes,
+                },
+            );
         }
     }
 
@@ -356,7 +359,7 @@ impl Exchange {
 
     /// The head of the response has come.
     pub fn note_first_byte(&mut self) {
-        if self.connection.worker.proxy.access_log.is_on() {
+        if self.connection.worker.proxy.records.is_on() {
             self.phases.first_byte = micros(self.began.elapsed());
         }
     }

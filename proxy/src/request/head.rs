@@ -15,8 +15,7 @@ use crate::base::refusal::Refusal;
 use crate::upstream::target::AttemptTarget;
 use crate::wire::Wire;
 use crate::wire::body::RequestBody;
-use crate::wire::headers;
-use crate::wire::headers::{CONNECT, HOP, UPGRADE, UPGRADE_BODY, keep_inside};
+use crate::wire::headers::{self, CONNECT, HOP, UPGRADE, UPGRADE_BODY, keep_inside};
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const WEBSOCKET_KEY: HeaderValue = HeaderValue::from_static("b3V0cmlnZ2VyLXByb3h5IQ==");

@@ -14,8 +14,7 @@ use crate::base::refusal::Refusal;
 use crate::listener::connection::Connection;
 use crate::request::exchange::Exchange;
 use crate::request::head::Head;
-use crate::request::route_answer;
-use crate::request::route_answer::RouteAnswer;
+use crate::request::route_answer::{self, RouteAnswer};
 use crate::upstream::store::Live;
 
 /// Where the routes send a request, and what they change about it.
@@ -55,6 +54,7 @@ pub(crate) fn route<'a>(
         return Ok(Ok(Routed::default()));
     }
     let (host, port) = split_port(head.authority().unwrap_or_default());
+    let origin = (connection.listener.scheme, port);
     // One that servers read differently is matched as it came: only access rules must be sure.
     let path = match live.compiled.has_http_routes() {
         true => canonical(head.path.path()).unwrap_or(Cow::Borrowed(head.path.path())),
@@ -81,7 +81,7 @@ pub(crate) fn route<'a>(
     };
     exchange.route = live.route_label(matched.rule);
     let of_rule = &matched.rule.filters;
-    if let Some(answer) = route_answer::of(of_rule, matched.prefix, &view, port)? {
+    if let Some(answer) = route_answer::of(of_rule, matched.prefix, &view, origin)? {
         return Ok(Err(answer));
     }
     let share = matched.rule.split.pick(connection.worker.random());
@@ -90,7 +90,7 @@ pub(crate) fn route<'a>(
         compile::Target::Backend(backend) => {
             let filters = (!share.filters.is_empty()).then_some(&share.filters);
             if let Some(own) = filters
-                && let Some(answer) = route_answer::of(own, matched.prefix, &view, port)?
+                && let Some(answer) = route_answer::of(own, matched.prefix, &view, origin)?
             {
                 return Ok(Err(answer));
             }

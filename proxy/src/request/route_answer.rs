@@ -33,7 +33,7 @@ pub(crate) fn of(
     filters: &Filters,
     prefix: Option<&str>,
     view: &RequestView<'_>,
-    port: Option<u16>,
+    (scheme, port): (&str, Option<u16>),
 ) -> Result<Option<RouteAnswer>, Refusal> {
     if let Some(cors) = &filters.cors
         && cors::is_preflight(view.method, view.headers)
@@ -42,7 +42,7 @@ pub(crate) fn of(
     }
     let Some(redirect) = &filters.redirect else { return Ok(None) };
     let RequestView { host, path, query, .. } = *view;
-    let location = redirect_location(redirect, prefix, "http", host, port, path, query)
+    let location = redirect_location(redirect, prefix, scheme, host, port, path, query)
         .map_err(|e| Refusal::new(Reason::BadRequest, e.to_string()))?;
     let mut headers = HeaderMap::new();
     if let Some(grant) = grant(filters, view) {

@@ -20,9 +20,9 @@ use outrigger_core::config::Protocol;
 use outrigger_core::reason::Reason;
 
 use crate::answer::body::ResponseBody;
-use crate::base::direction::Direction;
 use crate::listener::connection::Connection;
 use crate::listener::origin::Origin;
+use crate::listener::role::ListenerLimits;
 use crate::proxy::connections::{ConnectionTrust, Registered};
 use crate::proxy::worker::Worker;
 use crate::serve::http2::Serving;
@@ -38,17 +38,18 @@ impl Connection {
     /// Serves the connection to its end. `protocol` is `Http1` or `Http2`.
     pub async fn serve(worker: Rc<Worker>, io: Io, protocol: Protocol, origin: Origin) {
         let standing = ConnectionTrust::of(&origin);
-        let Origin { direction, peer, caller, remote, fixed, tunnel: _, slot } = origin;
+        let Origin { listener, peer, caller, remote, fixed, tunnel: _, slot } = origin;
+        let ListenerLimits { ends, idle, .. } = listener.limits;
         let watch = ConnectionWatch::new(protocol == Protocol::Http2);
-        if direction == Direction::Inbound && protocol == Protocol::Http2 {
+        if listener.limits.first_byte.is_some() && protocol == Protocol::Http2 {
             // Who has proved an identity says nothing for no longer than anybody else.
             watch.bytes_arrived();
         }
         let io = io.watched(Arc::clone(&watch));
-        let registered = worker.connections.enter(direction, Arc::clone(&watch), standing);
+        let registered = worker.connections.enter((ends, idle), Arc::clone(&watch), standing);
         let connection = Rc::new(Self {
             worker: Rc::clone(&worker),
-            direction,
+            listener,
             peer: Cell::new(peer),
             caller,
             remote,
@@ -122,7 +123,7 @@ impl Connection {
             ended
         };
         if let Err(reason) = ended {
-            worker.refused(direction, protocol, reason, remote);
+            worker.refused(listener.direction(), protocol, reason, remote);
         }
     }
 }

@@ -19,12 +19,13 @@ use crate::base::refusal::Refusal;
 use crate::listener::connection::Connection;
 use crate::listener::origin::Origin;
 use crate::listener::original::original_destination;
+use crate::listener::role::Listener;
+use crate::listener::slot::Slot;
 use crate::listener::sniff::{Sniffer, Spoke};
 use crate::observe::metrics::{Label, add};
 use crate::policy::inbound_ports::{InboundPort, InboundPorts};
 use crate::proxy::Phase;
 use crate::proxy::connections::{ConnectionTrust, Review};
-use crate::proxy::slot::Slot;
 use crate::proxy::worker::Worker;
 use crate::request::destination::Target;
 use crate::tls::caller::MeshCaller;
@@ -39,11 +40,16 @@ use crate::wire::io::{Io, Transport};
 const TLS_HANDSHAKE: u8 = 22;
 
 /// Serves a connection to its end.
-pub async fn serve(worker: Rc<Worker>, stream: TcpStream, remote: SocketAddr, slot: Rc<Slot>) {
+pub async fn serve(
+    worker: Rc<Worker>,
+    stream: TcpStream,
+    remote: SocketAddr,
+    (listener, slot): (Listener, Rc<Slot>),
+) {
     let original = original_destination(&stream, &worker.proxy.settings);
     let mut origin = Origin {
-        direction: Direction::Inbound,
-        peer: Peer::Outside,
+        listener,
+        peer: listener.peer(),
         caller: None,
         remote,
         fixed: Fixed::Nothing,
@@ -51,6 +57,7 @@ pub async fn serve(worker: Rc<Worker>, stream: TcpStream, remote: SocketAddr, sl
         slot,
     };
     if let Some(address) = original {
+        origin.listener = listener.redirected();
         // Anyone who routes a network through this host reaches its own addresses and no others.
         if !worker.is_own(address.ip()) {
             let why = format!("{address} is not an address of this workload");
@@ -106,7 +113,7 @@ async fn redirected(
         Protocol::Tcp => Spoke::Nobody,
         _ => {
             let limit = worker.proxy.settings.first_byte_timeout;
-            worker.listen(&mut sniffer, Some(limit), Direction::Inbound).await
+            worker.listen(&mut sniffer, Some(limit), origin.listener.limits.ends).await
         }
     };
     match http_of(&spoke) {
@@ -152,7 +159,7 @@ async fn plaintext(worker: Rc<Worker>, stream: TcpStream, origin: Origin) {
     let remote = origin.remote;
     let mut sniffer = Sniffer::new(Transport::Tcp(stream));
     let limit = worker.proxy.settings.first_byte_timeout;
-    let spoke = worker.listen(&mut sniffer, Some(limit), Direction::Inbound).await;
+    let spoke = worker.listen(&mut sniffer, Some(limit), origin.listener.limits.ends).await;
     // A proxy's hop is HTTP/2; HTTP/1.1 is let in only to be told so.
     if let Some(protocol) = http_of(&spoke) {
         return Box::pin(Connection::serve(worker, sniffer.into_io(), protocol, origin)).await;
@@ -190,7 +197,7 @@ async fn first_byte(worker: &Worker, stream: &TcpStream) -> Option<u8> {
             Ok(0) | Err(_) => None,
             Ok(_) => Some(first[0]),
         },
-        () = worker.proxy.lifecycle.reached(Phase::ending(Direction::Inbound)) => None,
+        () = worker.proxy.lifecycle.reached(Phase::Finishing) => None,
     }
 }
 

@@ -10,34 +10,33 @@ use outrigger_core::name::Authority;
 use outrigger_core::reason::Reason;
 use tokio::net::TcpStream;
 
-use crate::base::direction::Direction;
-use crate::base::peer::Peer;
 use crate::base::refusal::Refusal;
 use crate::listener::connection::Connection;
 use crate::listener::origin::Origin;
 use crate::listener::original::original_destination;
+use crate::listener::role::Listener;
+use crate::listener::slot::Slot;
 use crate::listener::sniff::{Sniffer, Spoke};
 use crate::observe::metrics::Label;
-use crate::proxy::slot::Slot;
 use crate::proxy::worker::Worker;
 use crate::request::destination::resolve;
 use crate::tunnel::stream;
 use crate::upstream::fixed::Fixed;
 use crate::wire::io::Transport;
 
-/// Serves a connection to its end. `listener`: the one destination of a static listener.
+/// Serves a connection to its end. `destination`: of a listener that has one.
 pub async fn serve(
     worker: Rc<Worker>,
     stream: TcpStream,
     remote: SocketAddr,
-    slot: Rc<Slot>,
-    listener: Option<Authority>,
+    (listener, slot): (Listener, Rc<Slot>),
+    destination: Option<Authority>,
 ) {
     let original = original_destination(&stream, &worker.proxy.settings);
     let refuse = |reason, detail: String| {
         let refusal = Refusal::new(reason, detail);
         worker.refuse_stream(
-            Direction::Outbound,
+            listener.direction(),
             Protocol::Detect,
             Label::UNKNOWN,
             &refusal,
@@ -47,7 +46,8 @@ pub async fn serve(
     if original.is_none() && !remote.ip().to_canonical().is_loopback() {
         return refuse(Reason::NotForUs, "only the app beside this proxy may call it".to_owned());
     }
-    match listener.or(original.map(Authority::from)) {
+    let listener = if original.is_some() { listener.redirected() } else { listener };
+    match destination.or(original.map(Authority::from)) {
         Some(authority) => {
             let dialed = match worker.dial_authority(&authority) {
                 Ok(dialed) => dialed,
@@ -57,47 +57,48 @@ pub async fn serve(
             {
                 Ok(target) => {
                     let fixed = Fixed::Destination(dialed);
-                    let origin = origin(remote, fixed, slot);
+                    let origin = origin(listener, remote, fixed, slot);
                     stream::serve(worker, Transport::Tcp(stream), origin, target).await;
                 }
                 Err(refusal) => refuse(refusal.reason, refusal.detail.into_owned()),
             }
         }
-        None => explicit(worker, stream, origin(remote, Fixed::Nothing, slot)).await,
+        None => explicit(worker, stream, origin(listener, remote, Fixed::Nothing, slot)).await,
     }
 }
 
-fn origin(remote: SocketAddr, fixed: Fixed, slot: Rc<Slot>) -> Origin {
-    let (direction, peer) = (Direction::Outbound, Peer::App);
-    Origin { direction, peer, caller: None, remote, fixed, tunnel: None, slot }
+fn origin(listener: Listener, remote: SocketAddr, fixed: Fixed, slot: Rc<Slot>) -> Origin {
+    let peer = listener.peer();
+    Origin { listener, peer, caller: None, remote, fixed, tunnel: None, slot }
 }
 
 /// A forward proxy: each request names its destination.
 async fn explicit(worker: Rc<Worker>, stream: TcpStream, origin: Origin) {
-    let remote = origin.remote;
+    let (listener, remote) = (origin.listener, origin.remote);
     let mut sniffer = Sniffer::new(Transport::Tcp(stream));
-    let protocol = match worker.listen(&mut sniffer, None, Direction::Outbound).await {
-        Spoke::Client(Detected::Http1) => Protocol::Http1,
-        Spoke::Client(Detected::Http2) => Protocol::Http2,
-        // To be told what is wrong with it.
-        Spoke::Client(Detected::Opaque) if sniffer.resembles_request() => Protocol::Http1,
-        Spoke::Gone | Spoke::Nobody => return,
-        Spoke::TooSlow => {
-            return worker.refused(
-                Direction::Outbound,
-                Protocol::Detect,
-                Reason::HeaderTimeout,
-                remote,
-            );
-        }
-        Spoke::Client(_) => {
-            return worker.refused(
-                Direction::Outbound,
-                Protocol::Detect,
-                Reason::ProtocolError,
-                remote,
-            );
-        }
-    };
+    let protocol =
+        match worker.listen(&mut sniffer, listener.limits.first_byte, listener.limits.ends).await {
+            Spoke::Client(Detected::Http1) => Protocol::Http1,
+            Spoke::Client(Detected::Http2) => Protocol::Http2,
+            // To be told what is wrong with it.
+            Spoke::Client(Detected::Opaque) if sniffer.resembles_request() => Protocol::Http1,
+            Spoke::Gone | Spoke::Nobody => return,
+            Spoke::TooSlow => {
+                return worker.refused(
+                    listener.direction(),
+                    Protocol::Detect,
+                    Reason::HeaderTimeout,
+                    remote,
+                );
+            }
+            Spoke::Client(_) => {
+                return worker.refused(
+                    listener.direction(),
+                    Protocol::Detect,
+                    Reason::ProtocolError,
+                    remote,
+                );
+            }
+        };
     Box::pin(Connection::serve(worker, sniffer.into_io(), protocol, origin)).await;
 }

@@ -24,19 +24,17 @@ use outrigger_core::reason::Reason;
 
 use crate::answer::body::ResponseBody;
 use crate::answer::respond;
-use crate::base::direction::Direction;
 use crate::base::peer::Peer;
 use crate::base::refusal::Refusal;
 use crate::call::cache::{Caching, is_framed};
-use crate::call::fallback;
-use crate::call::fallback::{DEGRADED, FallbackContext, FallbackResult};
-use crate::call::upstream::Upstream;
+use crate::call::fallback::{self, DEGRADED, FallbackContext, FallbackResult};
+use crate::call::upstream::{Call, Upstream};
 use crate::call::{attempts, mirror};
 use crate::listener::connection::Connection;
+use crate::listener::role::Routing;
 use crate::observe::correlation::Remembered;
 use crate::policy::cache::Cache;
-use crate::request::destination;
-use crate::request::destination::Target;
+use crate::request::destination::{self, Target};
 use crate::request::exchange::Exchange;
 use crate::request::head::{Head, head_already_sent};
 use crate::request::route::{Routed, route};
@@ -111,23 +109,23 @@ async fn serve(
     switch: &mut Option<Box<upgrade::Switch>>,
 ) -> Result<Served, Refusal> {
     let head = slot.as_mut().ok_or_else(head_already_sent)?;
-    let target = match connection.direction {
-        Direction::Outbound => {
+    let target = match connection.listener.routing {
+        Routing::Destinations => {
             let says = headers::clean_request(&mut head.headers, connection.peer.get());
             context::inherit(connection, exchange, head, says)?;
             destination::outbound(connection, exchange, head).await?
         }
-        Direction::Inbound => own_app(connection, exchange, head, !body.is_end_stream())?,
+        Routing::OwnPorts => own_app(connection, exchange, head, !body.is_end_stream())?,
     };
     let mut routed = Routed::default();
-    let mut call = &connection.worker.call;
+    let mut policy = &connection.worker.call;
     let upstream = match &target {
         Target::Service { live, dialed } => {
             routed = match route(connection, exchange, (live, &dialed.authority), head)? {
                 Ok(routed) => routed,
                 Err((status, headers)) => return Ok(Served::Routes(status, headers)),
             };
-            call = routed.apply(connection, exchange, live, head, body)?;
+            policy = routed.apply(connection, exchange, live, head, body)?;
             Upstream::service(connection, live, dialed, routed.backend, head)
         }
         Target::App { address, protocol, service, rules, limits } => {
@@ -148,16 +146,17 @@ async fn serve(
     let mut clock = Clock::at(exchange.deadline.map(|deadline| deadline.at));
     exchange.time_left("it had passed before the request was sent")?;
     let cache = &connection.worker.proxy.cache;
-    let caching = caching(cache, call, &upstream, slot.as_ref(), body);
+    let caching = caching(cache, policy, &upstream, slot.as_ref(), body);
     if let Some(mut response) = caching.as_ref().and_then(|caching| caching.fresh(cache)) {
         exchange.cache_hit = true;
         finish(connection, exchange, &routed, response.headers_mut());
         return Ok(Served::Own(response));
     }
-    let replay_head = fallback::replay_head(call, slot.as_ref());
+    let replay_head = fallback::replay_head(policy, slot.as_ref());
+    let call = Call { connection, upstream: &upstream, policy, body };
     let answered = {
         let progress = Arc::clone(exchange.tracked.progress());
-        let mut tries = pin!(attempts::run(connection, exchange, &upstream, call, slot, body));
+        let mut tries = pin!(attempts::run(&call, exchange, slot));
         poll_fn(|cx| match poll_within(tries.as_mut(), &mut clock, cx) {
             Poll::Pending => progress.poll_ended(cx).map(|()| None),
             ready => ready,
@@ -169,8 +168,7 @@ async fn serve(
         None => answered?,
         Some(replay_head) => {
             let (clock, caching) = (&mut clock, caching.as_deref());
-            let fallback_context =
-                FallbackContext { connection, upstream: &upstream, call, body, clock, caching };
+            let fallback_context = FallbackContext { call: &call, clock, caching };
             // Boxed: rare, and the future of every request would carry its size.
             match Box::pin(fallback_context.replace(exchange, replay_head, answered)).await? {
                 FallbackResult::Upstream(response) => response,
@@ -183,14 +181,14 @@ async fn serve(
     };
     let accepted = switch.as_deref().and_then(|switch| upgrade::accepted(switch, &response));
     exchange.tracked.progress().touch();
-    exchange.bounds = bounds(exchange, call, clock, accepted.is_some(), &response);
+    exchange.bounds = bounds(exchange, policy, clock, accepted.is_some(), &response);
     let framed = caching.is_some() && is_framed(&response);
     clean(exchange, &upstream, &mut response);
     let caching = caching.filter(|_| exchange.degraded.is_none());
     exchange.recorder = caching.and_then(|caching| caching.answered(cache, &response, framed));
     upstream.keep_session(exchange, response.headers_mut());
     finish(connection, exchange, &routed, response.headers_mut());
-    answer(connection, exchange, (switch.take(), accepted), response, call.timeouts.idle)
+    answer(connection, exchange, (switch.take(), accepted), response, policy.timeouts.idle)
 }
 
 /// The address of a name outside of the mesh.

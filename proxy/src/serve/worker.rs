@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
-use crate::base::direction::Direction;
+use crate::base::peer::Peer;
 use crate::listener::accept::Accepted;
-use crate::proxy::Phase;
-use crate::proxy::connections::ConnectionTrust;
+use crate::listener::role::Routing;
+use crate::proxy::connections::sweeps;
 use crate::proxy::worker::Worker;
 use crate::serve::{inbound, outbound};
 use crate::tls::unix_now;
@@ -29,14 +29,7 @@ impl Worker {
                         return;
                     }
                     let phase = *phase.borrow_and_update();
-                    if phase >= Phase::Leaving {
-                        self.connections.announce_end();
-                    }
-                    for direction in [Direction::Inbound, Direction::Outbound] {
-                        if phase >= Phase::ending(direction) {
-                            self.connections.drain(direction);
-                        }
-                    }
+                    self.connections.advance(phase);
                 }
             }
         }
@@ -46,19 +39,14 @@ impl Worker {
         self.idle_purge.connected();
         let worker = Rc::clone(self);
         tokio::task::spawn_local(async move {
-            let Accepted { stream, remote, via, slot } = accepted;
+            let Accepted { stream, remote, listener, destination, slot } = accepted;
             let slot = Rc::new(slot);
             let Ok(stream) = tokio::net::TcpStream::from_std(stream) else { return };
-            match via {
-                crate::listener::accept::Via::Outbound => {
-                    outbound::serve(worker, stream, remote, slot, None).await;
+            match listener.routing {
+                Routing::Destinations => {
+                    outbound::serve(worker, stream, remote, (listener, slot), destination).await;
                 }
-                crate::listener::accept::Via::Static(authority) => {
-                    outbound::serve(worker, stream, remote, slot, Some(authority)).await;
-                }
-                crate::listener::accept::Via::Inbound => {
-                    inbound::serve(worker, stream, remote, slot).await
-                }
+                Routing::OwnPorts => inbound::serve(worker, stream, remote, (listener, slot)).await,
             }
         });
     }
@@ -66,9 +54,7 @@ impl Worker {
     fn sweep(&self) {
         self.tick.set(self.tick.get() + 1);
         let settings = &self.proxy.settings;
-        let sweeps = |limit: Duration| u32::try_from(limit.as_secs()).unwrap_or(u32::MAX).max(1);
-        let (head, idle) = (sweeps(settings.header_timeout), sweeps(settings.client_idle_timeout));
-        self.connections.sweep(head, self.stall_limits.write, idle);
+        self.connections.sweep(sweeps(settings.header_timeout), self.stall_limits.write);
         self.exchanges.sweep(Instant::now(), self.stall_limits);
         self.pools.sweep(Instant::now());
         self.review();
@@ -94,9 +80,11 @@ impl Worker {
             *self.reviewed_ports.borrow_mut() = Arc::clone(&inbound);
         }
         let grace = u32::try_from(grace.as_secs()).unwrap_or(u32::MAX).max(1);
-        self.connections.review(Direction::Inbound, grace, |standing| {
-            inbound::review(standing, &inbound, ports_changed, trust.as_deref(), now)
+        self.connections.review(grace, |standing| match standing.peer {
+            Peer::App => standing.outbound(),
+            Peer::Mesh | Peer::Outside => {
+                inbound::review(standing, &inbound, ports_changed, trust.as_deref(), now)
+            }
         });
-        self.connections.review(Direction::Outbound, grace, ConnectionTrust::outbound);
     }
 }

@@ -1,6 +1,6 @@
 //! Who this proxy is: its key and certificate, the roots it trusts, and how both stay current.
 //!
-//! [`Identity`] is what everybody asks; [`renew`] keeps it alive, [`certify`] talks to the control
+//! [`Identity`] is what everybody asks; [`crate::mesh::renew`] keeps it alive, [`crate::mesh::certify`] talks to the control
 //! plane, [`disk`] is the copy that survives a restart. What is done with it is [`crate::tls`]'s
 //! business. Whatever fails here, the last good certificate is used until its end.
 

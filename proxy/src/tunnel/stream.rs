@@ -1,7 +1,7 @@
 //! Connections whose protocol is not known yet, and those that are never looked into.
 //!
 //! Declared protocols decide at once. Otherwise the client's first bytes do; when it is silent the
-//! upstream is dialled too, and whichever side speaks first decides. Read next: [`sniff`], [`dial`],
+//! upstream is dialled too, and whichever side speaks first decides. Read next: [`crate::listener::sniff`], [`dial`],
 //! [`relay`].
 
 pub mod dial;
@@ -22,6 +22,7 @@ use crate::base::direction::Direction;
 use crate::base::refusal::Refusal;
 use crate::listener::connection::Connection;
 use crate::listener::origin::Origin;
+use crate::listener::role::ListenerTrust;
 use crate::listener::sniff::{Sniffer, Spoke};
 use crate::observe::metrics::{CountKey, Label, SeriesKey, Status};
 use crate::proxy::connections::ConnectionTrust;
@@ -48,7 +49,7 @@ pub struct Labels {
 /// Serves a connection to its end.
 pub async fn serve(worker: Rc<Worker>, transport: Transport, origin: Origin, target: Target) {
     let declared = target.declared();
-    let (direction, remote) = (origin.direction, origin.remote);
+    let (direction, remote) = (origin.listener.direction(), origin.remote);
     let sniffer = Sniffer::new(transport);
     let ended = match declared {
         Protocol::Tcp => opaque(&worker, &origin, &target, sniffer).await,
@@ -70,9 +71,8 @@ async fn client_first(
     mut sniffer: Sniffer,
 ) -> Result<(), Refusal> {
     // The app may open connections for later; nobody else holds a place by saying nothing.
-    let limit = worker.proxy.settings.first_byte_timeout;
-    let silence = (origin.direction == Direction::Inbound).then_some(limit);
-    match worker.listen(&mut sniffer, silence, origin.direction).await {
+    let limits = origin.listener.limits;
+    match worker.listen(&mut sniffer, limits.first_byte, limits.ends).await {
         Spoke::Nobody => Err(Refusal::new(Reason::HeaderTimeout, "nothing was said in time")),
         spoke => decide(worker, origin, target, sniffer, spoke).await,
     }
@@ -89,8 +89,8 @@ async fn detect(
     let silence = if evidence.expects(target.label()) { Duration::ZERO } else { SILENCE };
     // Where routes want to look into HTTP, slow HTTP must not pass for something else.
     let limit = if wants_http(target) { worker.proxy.settings.header_timeout } else { UNCLEAR };
-    let direction = origin.direction;
-    let mut spoke = worker.listen_within(&mut sniffer, Some(silence), limit, direction).await;
+    let ends = origin.listener.limits.ends;
+    let mut spoke = worker.listen_within(&mut sniffer, Some(silence), limit, ends).await;
     if matches!(spoke, Spoke::Nobody) {
         // Silence alone is no verdict: ask the server too.
         let mut opened = dial_in_time(worker, target, &origin, None).await?;
@@ -105,7 +105,7 @@ async fn detect(
             return Ok(());
         }
         evidence.contradict(target.label());
-        spoke = worker.listen_within(&mut sniffer, None, limit, direction).await;
+        spoke = worker.listen_within(&mut sniffer, None, limit, ends).await;
         if matches!(spoke, Spoke::Client(Detected::Opaque) | Spoke::TooSlow) && !wants_http(target)
         {
             check_opaque(worker, &origin, target)?;
@@ -241,18 +241,22 @@ async fn relay_to(
         limits = RelayLimits { idle, until: tunnel.until };
     }
     let relaying = relay::relay(caller, io, limits);
-    if origin.direction == Direction::Outbound {
+    let from = (origin.listener.direction(), origin.remote);
+    if origin.listener.trust == ListenerTrust::OwnApp {
         let ended = relaying.await;
-        return record(worker, (origin.direction, origin.remote), protocol, labels, began, &ended);
+        return record(worker, from, protocol, labels, began, &ended);
     }
     let watch = ConnectionWatch::new(true);
-    let registered =
-        worker.connections.enter(Direction::Inbound, watch, ConnectionTrust::of_stream(origin));
+    let registered = worker.connections.enter(
+        (origin.listener.limits.ends, None),
+        watch,
+        ConnectionTrust::of_stream(origin),
+    );
     tokio::select! {
-        ended = relaying => record(worker, (origin.direction, origin.remote), protocol, labels, began, &ended),
+        ended = relaying => record(worker, from, protocol, labels, began, &ended),
         reason = registered.is_cut() => {
             let refusal = Refusal::new(reason, "the connection may stay no longer");
-            let (direction, remote) = (origin.direction, origin.remote);
+            let (direction, remote) = from;
             worker.refuse_stream(direction, protocol, labels.service, &refusal, remote);
         }
     }

@@ -22,14 +22,13 @@ use crate::base::refusal::Refusal;
 use crate::listener::connection::Connection;
 use crate::listener::origin as peer;
 use crate::listener::origin::Origin;
+use crate::listener::role::Routing;
 use crate::observe::metrics::Label;
-use crate::request::destination;
-use crate::request::destination::Target;
+use crate::request::destination::{self, Target};
 use crate::request::exchange::{Exchange, TunnelHold};
 use crate::request::head::Head;
-use crate::tunnel::stream;
-use crate::tunnel::stream::relay;
-use crate::tunnel::stream::relay::{Early, RelayLimits};
+use crate::tunnel::stream::relay::{self, Early, RelayLimits};
+use crate::tunnel::stream::{self};
 use crate::upstream::fixed::Fixed;
 use crate::wire::deadline::told;
 use crate::wire::headers;
@@ -158,7 +157,7 @@ pub fn join(
         service: exchange.service,
         port: exchange
             .endpoint
-            .filter(|_| connection.direction == Direction::Inbound)
+            .filter(|_| connection.listener.routing == Routing::OwnPorts)
             .map(|app| app.port()),
         limits,
         held,
@@ -196,7 +195,7 @@ impl Joining {
         let (Some(caller), Some(upstream)) = futures::join!(caller.bytes(), upstream) else {
             return;
         };
-        let Connection { worker, direction, remote, .. } = &*self.connection;
+        let Connection { worker, listener, remote, .. } = &*self.connection;
         let registered = self.port.map(|port| self.connection.enter_stream(port, false));
         let cut = async {
             match &registered {
@@ -206,7 +205,13 @@ impl Joining {
         };
         let refuse = |reason, why: &'static str| {
             let refusal = Refusal::new(reason, why);
-            worker.refuse_stream(*direction, self.protocol, self.service, &refusal, *remote);
+            worker.refuse_stream(
+                listener.direction(),
+                self.protocol,
+                self.service,
+                &refusal,
+                *remote,
+            );
         };
         tokio::select! {
             ended = relay::relay(caller, upstream, self.limits) => {
@@ -231,9 +236,9 @@ pub async fn tunnel(
     let (Some(head), Some(switch)) = (head, switch) else {
         return Err(Refusal::new(Reason::BadRequest, "this CONNECT cannot become a tunnel"));
     };
-    match connection.direction {
-        Direction::Outbound => outbound_tunnel(connection, exchange, head, switch).await,
-        Direction::Inbound => inbound_tunnel(connection, exchange, head, switch).await,
+    match connection.listener.routing {
+        Routing::Destinations => outbound_tunnel(connection, exchange, head, switch).await,
+        Routing::OwnPorts => inbound_tunnel(connection, exchange, head, switch).await,
     }
 }
 
@@ -261,13 +266,13 @@ async fn outbound_tunnel(
     let caller = switch.caller;
     let (worker, remote, slot) =
         (Rc::clone(worker), connection.remote, Rc::clone(&connection.slot));
+    let listener = connection.listener;
     tokio::task::spawn_local(async move {
         let Some(caller) = caller.bytes().await else { return };
         let transport = Transport::Tunnel(caller);
         let fixed = Fixed::Destination(dialed);
-        let (direction, peer) = (Direction::Outbound, Peer::App);
-        let tunnel = Some(tunnel);
-        let origin = Origin { direction, peer, caller: None, remote, fixed, tunnel, slot };
+        let (peer, tunnel) = (listener.peer(), Some(tunnel));
+        let origin = Origin { listener, peer, caller: None, remote, fixed, tunnel, slot };
         stream::serve(worker, transport, origin, target).await;
     });
     exchange.tunneled = true;

@@ -19,8 +19,7 @@ use tokio::sync::mpsc;
 use crate::base::settings::Settings;
 use crate::base::sync::lock;
 use crate::observe::metrics::Metrics;
-use crate::observe::metrics::table;
-use crate::observe::metrics::table::Exposition;
+use crate::observe::metrics::table::{self, Exposition};
 use crate::upstream::endpoint::Endpoints;
 
 /// Fault injections that are counted by name; further ones are counted together.

@@ -13,14 +13,13 @@ use outrigger_core::config::{Inbound, InboundPort, MtlsMode, Protocol};
 use outrigger_core::policy::ServerPolicy;
 use outrigger_core::policy::access::Access;
 use outrigger_logging::Log;
-use outrigger_proxy::base::direction::Direction;
-use outrigger_proxy::base::peer::Peer;
 use outrigger_proxy::base::settings::Settings;
 use outrigger_proxy::listener::connection::Connection;
 use outrigger_proxy::listener::origin::Origin;
+use outrigger_proxy::listener::role::Listener;
+use outrigger_proxy::listener::slot::Slot;
 use outrigger_proxy::proxy::Proxy;
-use outrigger_proxy::proxy::slot::Load;
-use outrigger_proxy::proxy::slot::Slot;
+use outrigger_proxy::proxy::worker::Load;
 use outrigger_proxy::proxy::worker::Worker;
 use outrigger_proxy::request::destination::Target;
 use outrigger_proxy::tunnel::stream;
@@ -112,16 +111,16 @@ impl Bed {
 
     fn serve(&self, seat: Seat, stream: DuplexStream) {
         let worker = Rc::clone(&self.worker);
-        let direction = Direction::Inbound;
-        let slot = Slot::take(&worker.proxy, &self.load, direction).expect("a place");
+        let listener = Listener::mesh(&worker.proxy.settings);
+        let slot = Slot::take(&worker.proxy, &self.load, &listener.limits).expect("a place");
         let app = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), PORT);
-        let fixed = match seat {
-            Seat::Outside => Fixed::App(app),
-            Seat::Mesh => Fixed::Nothing,
+        let (listener, fixed) = match seat {
+            Seat::Outside => (listener.redirected(), Fixed::App(app)),
+            Seat::Mesh => (listener, Fixed::Nothing),
         };
         let origin = Origin {
-            direction,
-            peer: Peer::Outside,
+            listener,
+            peer: listener.peer(),
             caller: None,
             remote: SocketAddr::from(([10, 0, 0, 9], 1)),
             fixed,

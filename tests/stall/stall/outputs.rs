@@ -38,7 +38,7 @@ fn a_proxy_whose_log_nobody_reads_serves_learns_and_ends() {
         assert_eq!(promptly(caller.admin, "/live"), 200);
         caller.count("outrigger_log_dropped_total", &[]) > 0.0
     });
-    assert!(caller.count("outrigger_access_log_dropped_total", &[]) > 0.0);
+    assert!(caller.count("outrigger_records_dropped_total", &["sink=\"access_log\""]) > 0.0);
     // The control thread goes on, too: what is new comes through.
     plane.write("more.yaml", &unmeshed("more", "http", app.port));
     eventually("the proxy learns of a new service", || {

@@ -63,7 +63,7 @@ const ORDERS: &[Order] = &[
     },
     Order {
         sources: "proxy/src/observe",
-        layers: &[&["metrics"], &["correlation", "record"], &["access_log"]],
+        layers: &[&["metrics"], &["correlation", "record"], &["bus"], &["access_log"]],
         roots: &[],
     },
     Order {
@@ -104,12 +104,17 @@ const ORDERS: &[Order] = &[
     },
     Order {
         sources: "proxy/src/proxy",
-        layers: &[&["connections", "registration", "slot"], &["worker"]],
+        layers: &[&["connections", "registration"], &["worker"]],
         roots: &[],
     },
     Order {
         sources: "proxy/src/listener",
-        layers: &[&["accept", "connection", "origin", "original", "sniff"]],
+        layers: &[
+            &["original", "role", "sniff"],
+            &["slot"],
+            &["accept", "origin"],
+            &["connection"],
+        ],
         roots: &[],
     },
     Order {

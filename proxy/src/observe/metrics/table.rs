@@ -133,8 +133,8 @@ metrics! {
         "inbound requests in flight that the app's own calls inherit from";
     CORRELATION_FULL = "outrigger_correlation_full_total", Counter, [],
         "inbound requests that nothing inherits from, because too many were in flight";
-    ACCESS_LOG_DROPPED = "outrigger_access_log_dropped_total", Counter, [],
-        "access log lines dropped because the writer fell behind";
+    RECORDS_DROPPED = "outrigger_records_dropped_total", Counter, ["sink"],
+        "records of requests that a sink, such as the access log, had no room for";
     LOG_DROPPED = "outrigger_log_dropped_total", Counter, [],
         "lines of any kind dropped because nobody read the log";
     SERIES = "outrigger_metric_series", Gauge, [],

@@ -15,8 +15,7 @@ use outrigger_core::policy::rate_limit::{Key, RateLimitConfig};
 use serde_json::{Value, json};
 
 use crate::base::sync::lock;
-use crate::observe::metrics::table;
-use crate::observe::metrics::table::{Exposition, Metric};
+use crate::observe::metrics::table::{self, Exposition, Metric};
 use crate::policy::limits::gate::Gate;
 use crate::policy::limits::{PortLimits, PortRate, Rate};
 

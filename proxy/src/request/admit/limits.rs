@@ -1,6 +1,6 @@
 //! What a port lets in: its rate limits, then its limit of requests at a time, asked once per request
 //! after the access rules. The state machines are in `core/src/policy/{rate_limit,concurrency}.rs`; one of
-//! each serves the whole process and outlives every change of configuration ([`known`]).
+//! each serves the whole process and outlives every change of configuration ([`crate::policy::limits::known`]).
 
 use std::borrow::Cow;
 use std::hash::BuildHasher;

@@ -29,7 +29,6 @@ use tokio::sync::Notify;
 
 pub use health::{Check, Health};
 pub use latencies::Latencies;
-pub use pace::{RATE_LIMIT, RATE_LIMIT_POLICY};
 pub use permit::{InFlightPermit, acquire_in_flight};
 pub use show::write_metrics;
 

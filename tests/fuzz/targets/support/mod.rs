@@ -10,14 +10,13 @@ use bytes::Bytes;
 use clap::Parser;
 use outrigger_core::config::Protocol;
 use outrigger_logging::Log;
-use outrigger_proxy::base::direction::Direction;
-use outrigger_proxy::base::peer::Peer;
 use outrigger_proxy::base::settings::Settings;
 use outrigger_proxy::listener::connection::Connection;
 use outrigger_proxy::listener::origin::Origin;
+use outrigger_proxy::listener::role::Listener;
+use outrigger_proxy::listener::slot::Slot;
 use outrigger_proxy::proxy::Proxy;
-use outrigger_proxy::proxy::slot::Load;
-use outrigger_proxy::proxy::slot::Slot;
+use outrigger_proxy::proxy::worker::Load;
 use outrigger_proxy::proxy::worker::Worker;
 use outrigger_proxy::upstream::fixed::Fixed;
 use outrigger_proxy::wire::io::{Io, Transport};
@@ -67,12 +66,12 @@ pub fn exchange(caller: Vec<u8>, app: Vec<u8>, protocols: (Protocol, &str)) {
 }
 
 async fn serve(worker: &Rc<Worker>, stream: DuplexStream, protocol: Protocol) {
-    let direction = Direction::Inbound;
-    let slot = Slot::take(&worker.proxy, &worker.load, direction);
+    let listener = Listener::mesh(&worker.proxy.settings).redirected();
+    let slot = Slot::take(&worker.proxy, &worker.load, &listener.limits);
     let slot = Rc::new(slot.expect("invariant: there is no other connection"));
     let remote = SocketAddr::new(APP.ip(), 1);
-    let (peer, fixed) = (Peer::Outside, Fixed::App(APP));
-    let origin = Origin { direction, peer, caller: None, remote, fixed, tunnel: None, slot };
+    let (peer, fixed) = (listener.peer(), Fixed::App(APP));
+    let origin = Origin { listener, peer, caller: None, remote, fixed, tunnel: None, slot };
     let io = Io::new(Transport::Memory(stream), Bytes::new());
     Connection::serve(Rc::clone(worker), io, protocol, origin).await;
 }

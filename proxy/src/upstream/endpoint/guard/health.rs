@@ -14,8 +14,7 @@ use outrigger_core::policy::health::{CheckResult, HealthConfig, HealthProbe, Hea
 use serde_json::{Value, json};
 
 use crate::base::sync::lock;
-use crate::observe::metrics::table;
-use crate::observe::metrics::table::Exposition;
+use crate::observe::metrics::table::{self, Exposition};
 use crate::upstream::endpoint::guard::Guard;
 use crate::upstream::endpoint::{EndpointState, Endpoints};
 

@@ -22,7 +22,7 @@ impl Drop for InFlightPermit {
 
 impl Guard {
     fn leave(&self) {
-        // In one order with `wait_for_seat`, or each could miss what the other does.
+        // In one order with `wait_for_permit`, or each could miss what the other does.
         self.in_flight.fetch_sub(1, SeqCst);
         if self.waiting.load(SeqCst) > 0 {
             self.room.notify_one();

@@ -9,8 +9,7 @@ use outrigger_core::policy::fallback::Degraded;
 use outrigger_core::policy::outlier::{Ejection, Outlier};
 use serde_json::{Value, json};
 
-use crate::observe::metrics::table;
-use crate::observe::metrics::table::{Exposition, Metric};
+use crate::observe::metrics::table::{self, Exposition, Metric};
 use crate::upstream::endpoint::guard::{Guard, health};
 use crate::upstream::endpoint::{EndpointState, Endpoints};
 

@@ -1,0 +1,174 @@
+//! Where records go: every sink that wants one gets it, and none is waited for.
+//!
+//! A record is made when some sink wants it and not before. What a sink has no room for is dropped and counted:
+//! requests never wait for anyone who looks at them.
+
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
+
+use outrigger_core::outcome::Outcome;
+
+use crate::observe::metrics::add;
+use crate::observe::metrics::table::{self, Exposition};
+use crate::observe::record::Record;
+
+/// Most sinks of a process: one bit each.
+const MAX_SINKS: usize = 8;
+
+/// Anyone who reads records. Called on workers, so it never blocks.
+pub trait Sink: Send + Sync {
+    /// As metrics label it.
+    fn name(&self) -> &'static str;
+
+    /// Whether it may want a record at all.
+    fn is_on(&self) -> bool;
+
+    /// Whether it wants the record of an exchange that has ended so. `random`: for sinks that want a share.
+    fn wants(&self, outcome: Outcome, random: u64) -> bool;
+
+    /// Takes a record. False: there is no room for it.
+    fn take(&self, record: Record) -> bool;
+}
+
+/// All sinks of the process.
+#[derive(Default)]
+pub struct Bus {
+    sinks: Vec<(Box<dyn Sink>, AtomicU64)>,
+}
+
+/// The sinks that want a record, at least one.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted(u8);
+
+impl Bus {
+    /// # Panics
+    ///
+    /// With more than 8 sinks.
+    pub fn new(sinks: Vec<Box<dyn Sink>>) -> Self {
+        assert!(sinks.len() <= MAX_SINKS, "{} sinks", sinks.len());
+        Self { sinks: sinks.into_iter().map(|sink| (sink, AtomicU64::new(0))).collect() }
+    }
+
+    /// Whether any sink may want a record.
+    pub fn is_on(&self) -> bool {
+        self.sinks.iter().any(|(sink, _)| sink.is_on())
+    }
+
+    /// Who wants the record of an exchange that has ended so. None: it need not be made.
+    pub fn wanted(&self, outcome: Outcome, random: impl FnOnce() -> u64) -> Option<Wanted> {
+        if !self.is_on() {
+            return None;
+        }
+        let random = random();
+        let mut wanted = 0;
+        for (at, (sink, _)) in self.sinks.iter().enumerate() {
+            wanted |= u8::from(sink.is_on() && sink.wants(outcome, random)) << at;
+        }
+        (wanted != 0).then_some(Wanted(wanted))
+    }
+
+    /// Gives the record to those who want it.
+    pub fn publish(&self, Wanted(mut wanted): Wanted, record: Record) {
+        let mut record = Some(record);
+        while let Some((sink, dropped)) = self.sinks.get(wanted.trailing_zeros() as usize) {
+            // The bit that has just been looked at.
+            wanted &= wanted.wrapping_sub(1);
+            let own = if wanted == 0 { record.take() } else { record.clone() };
+            if !own.is_some_and(|own| sink.take(own)) {
+                add(dropped, 1);
+            }
+        }
+    }
+
+    pub fn expose(&self, out: &mut Exposition) {
+        for (sink, dropped) in &self.sinks {
+            out.add(&table::RECORDS_DROPPED, &[&sink.name()], dropped.load(Relaxed));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+    use crate::base::sync::lock;
+
+    struct Probe {
+        name: &'static str,
+        on: bool,
+        errors_only: bool,
+        room: usize,
+        taken: Arc<Mutex<Vec<u64>>>,
+    }
+
+    impl Sink for Probe {
+        fn name(&self) -> &'static str {
+            self.name
+        }
+
+        fn is_on(&self) -> bool {
+            self.on
+        }
+
+        fn wants(&self, outcome: Outcome, _random: u64) -> bool {
+            !self.errors_only || outcome != Outcome::Success
+        }
+
+        fn take(&self, record: Record) -> bool {
+            let mut taken = lock(&self.taken);
+            let fits = taken.len() < self.room;
+            if fits {
+                taken.push(record.bytes);
+            }
+            fits
+        }
+    }
+
+    fn probe(name: &'static str, on: bool, errors_only: bool, room: usize) -> Probe {
+        Probe { name, on, errors_only, room, taken: Arc::default() }
+    }
+
+    fn record(bytes: u64) -> Record {
+        Record { bytes, ..Record::example() }
+    }
+
+    #[test]
+    fn each_sink_gets_what_it_wants_and_what_does_not_fit_is_counted() {
+        let (all, errors, full) = (
+            probe("all", true, false, 99),
+            probe("errors", true, true, 99),
+            probe("full", true, false, 1),
+        );
+        let seen = [&all, &errors, &full].map(|sink| Arc::clone(&sink.taken));
+        let bus = Bus::new(vec![Box::new(all), Box::new(errors), Box::new(full)]);
+        for (bytes, outcome) in
+            [(1, Outcome::Success), (2, Outcome::Failure), (3, Outcome::Success)]
+        {
+            let wanted = bus.wanted(outcome, || 0).unwrap();
+            bus.publish(wanted, record(bytes));
+        }
+        let seen = seen.map(|taken| lock(&taken).clone());
+        assert_eq!(seen, [vec![1, 2, 3], vec![2], vec![1]]);
+        let mut out = Exposition::with_capacity(1024);
+        bus.expose(&mut out);
+        let text = out.into_text();
+        for line in ["{sink=\"all\"} 0", "{sink=\"errors\"} 0", "{sink=\"full\"} 2"] {
+            assert!(text.contains(&format!("outrigger_records_dropped_total{line}")), "{text}");
+        }
+    }
+
+    #[test]
+    fn nothing_is_made_for_sinks_that_are_off_or_want_nothing() {
+        let bus = Bus::new(vec![Box::new(probe("off", false, false, 9))]);
+        assert!(!bus.is_on());
+        assert!(bus.wanted(Outcome::Failure, || unreachable!("nobody needs a number")).is_none());
+        let bus = Bus::new(vec![
+            Box::new(probe("off", false, false, 9)),
+            Box::new(probe("errors", true, true, 9)),
+        ]);
+        assert!(bus.wanted(Outcome::Success, || 0).is_none());
+        assert!(bus.wanted(Outcome::Failure, || 0).is_some());
+        assert!(!Bus::default().is_on());
+    }
+}
