@@ -25,6 +25,16 @@ pub enum Wire {
 }
 
 impl Wire {
+    /// The word in the access log.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Http1 => "http1",
+            Self::Http2 => "http2",
+            Self::Hop => "hop",
+            Self::HopTunnel => "hop_tunnel",
+        }
+    }
+
     pub fn is_hop(self) -> bool {
         matches!(self, Self::Hop | Self::HopTunnel)
     }

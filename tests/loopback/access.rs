@@ -145,25 +145,25 @@ fn a_stream_that_is_no_longer_allowed_ends() {
     greet.wait_log(&["access_denied", "the default of bank/greet denies it"]);
 }
 
-struct Issuer {
+pub struct Issuer {
     key: EncodingKey,
     id: &'static str,
 }
 
 impl Issuer {
-    fn new(id: &'static str) -> Self {
+    pub fn new(id: &'static str) -> Self {
         let pem = rcgen::KeyPair::generate().expect("a key").serialize_pem();
         Self { key: EncodingKey::from_ec_pem(pem.as_bytes()).expect("a key"), id }
     }
 
-    fn key_set(&self) -> String {
+    pub fn key_set(&self) -> String {
         let jwk = Jwk::from_encoding_key(&self.key, Algorithm::ES256).expect("a public key");
         let mut jwk = serde_json::to_value(jwk).expect("JSON");
         jwk["kid"] = json!(self.id);
         json!({ "keys": [jwk] }).to_string()
     }
 
-    fn token(&self, group: &str) -> String {
+    pub fn token(&self, group: &str) -> String {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock").as_secs();
         let claims = json!({
             "iss": "https://id.bank", "aud": "ledger", "exp": now + 600, "sub": "alice",

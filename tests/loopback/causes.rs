@@ -9,14 +9,16 @@ use std::thread;
 use std::time::Duration;
 
 use outrigger_tests::app::{Echo, read_head, tcp};
-use outrigger_tests::client::{Answer, Curl};
+use outrigger_tests::client::{Answer, Curl, raw};
 use outrigger_tests::eventually;
 use outrigger_tests::manifests::{service, traffic_policy};
 use outrigger_tests::process::{ControlPlane, Proxy, local};
 use outrigger_tests::random::Random;
 use serde_json::Value;
 
+use crate::access::Issuer;
 use crate::faults::in_time;
+use crate::identity::Mesh;
 
 /// Requests that an app has had, by their ids.
 type Had = Mutex<BTreeMap<String, u32>>;
@@ -80,6 +82,15 @@ const POLICIES: &[(&str, &str)] = &[
 const MORE: &str = r#"
 apiVersion: gateway.networking.k8s.io/v1
 kind: HTTPRoute
+metadata: {name: copied, namespace: bank}
+spec:
+  parentRefs: [{group: "", kind: Service, name: copied}]
+  rules:
+  - filters: [{type: RequestMirror, requestMirror: {backendRef: {name: plain, port: 80}}}]
+    backendRefs: [{name: copied, port: 80}]
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
 metadata: {name: routed, namespace: bank}
 spec:
   parentRefs: [{group: "", kind: Service, name: routed}]
@@ -140,9 +151,13 @@ impl Bed {
                 web.push_str("\n---\n");
             }
         }
-        for (name, port) in
-            [("routed", "main"), ("broken", "main"), ("limited", "limited"), ("busy", "busy")]
-        {
+        for (name, port) in [
+            ("routed", "main"),
+            ("copied", "main"),
+            ("broken", "main"),
+            ("limited", "limited"),
+            ("busy", "busy"),
+        ] {
             web.push_str(&alias(name, port));
             web.push_str("---\n");
         }
@@ -177,6 +192,17 @@ fn give_up(bed: &Bed, id: &str) {
     rustix::net::sockopt::set_socket_linger(&stream, Some(Duration::ZERO)).expect("a reset");
 }
 
+/// A request that takes up the only place of a service, until the app has it and for some time after.
+fn hold(bed: &Bed, case: &str, host: &str) -> TcpStream {
+    let id = format!("before-{case}");
+    let mut stream = TcpStream::connect(local(bed.caller.outbound)).expect("the proxy listens");
+    let request =
+        format!("GET http://{host}/slow HTTP/1.1\r\nhost: {host}\r\nx-request-id: {id}\r\n\r\n");
+    stream.write_all(request.as_bytes()).expect("it is sent");
+    eventually("the app has it", || bed.had.lock().expect("not poisoned").contains_key(&id));
+    stream
+}
+
 /// A service `bank/<name>:80` of the workload `web`.
 fn alias(name: &str, port: &str) -> String {
     format!(
@@ -193,7 +219,7 @@ fn lines(proxy: &Proxy, id: &str) -> Vec<Value> {
     proxy.log().lines().filter_map(of).collect()
 }
 
-/// What one side says of a request: outcome, status, reason, and which proxy named it.
+/// What one side says of a request: outcome, status, reason, and which proxy named it (`*`: either).
 type Said = [&'static str; 4];
 const NOTHING: Said = [""; 4];
 
@@ -209,12 +235,14 @@ fn check(proxy: &Proxy, side: &str, id: &str, before: &str, said: &Said) {
         !line.is_null()
     });
     let text = |name: &str| line[name].as_str().unwrap_or_default().to_owned();
-    let logged = ["outcome", "status", "reason", "reason_by"].map(text);
-    assert_eq!(logged, *said, "{id}: {side}: {line:#}");
+    let mut logged = ["outcome", "status", "reason", "reason_by"].map(text);
     let [outcome, status, reason, by] = said;
-    let labels = format!(
-        "outcome=\"{outcome}\",status=\"{status}\",reason=\"{reason}\",reason_by=\"{by}\"}}"
-    );
+    let mut labels = format!("outcome=\"{outcome}\",status=\"{status}\",reason=\"{reason}\",");
+    match *by {
+        "*" => logged[3] = "*".to_owned(),
+        by => labels.push_str(&format!("reason_by=\"{by}\"}}")),
+    }
+    assert_eq!(logged, *said, "{id}: {side}: {line:#}");
     let count = |metrics: &str| -> f64 {
         let ours = metrics
             .lines()
@@ -335,6 +363,23 @@ fn cases() -> Vec<Case> {
             ["success", "4xx", "fault_injected", "local"],
             NOTHING,
         ),
+        case("full", "http://narrow.bank/", 503, refused("5xx", "too_many_in_flight"), NOTHING),
+        case(
+            "overloaded",
+            "http://busy.bank/",
+            503,
+            by_peer("5xx", "overloaded"),
+            refused("5xx", "overloaded"),
+        ),
+        case(
+            "late",
+            "http://late.bank/slow",
+            504,
+            // Both know when it passes.
+            ["failure", "5xx", "deadline_exceeded", "*"],
+            failed("deadline_exceeded"),
+        ),
+        case("mirrored", "http://copied.bank/", 200, fine, fine),
         case("dns", "http://nowhere.invalid/", 502, failed("dns_error"), NOTHING),
         case("loop", "", 508, refused("5xx", "loop"), NOTHING),
         case("canceled", "http://plain.bank/slow", 0, canceled, canceled),
@@ -363,6 +408,9 @@ fn a_failure_has_one_reason_in_its_response_both_logs_and_both_metrics() {
             && bed.ask("warm-up", "http://plain.bank/denied", &[]).status == 403
             && bed.ask("warm-up", "http://broken.bank/", &[]).status == 418
             && bed.ask("warm-up", "http://routed.bank/other", &[]).status == 404
+            && ["narrow", "late", "busy"]
+                .iter()
+                .all(|name| bed.ask("warm-up", &format!("http://{name}.bank/"), &[]).status == 200)
     });
     let own = format!("http://{}/", local(bed.caller.outbound));
     for case in cases() {
@@ -373,21 +421,96 @@ fn a_failure_has_one_reason_in_its_response_both_logs_and_both_metrics() {
             bed.plane.kill();
             bed.lost = None;
         }
+        let held = match case.name {
+            "full" => Some(hold(&bed, case.name, "narrow.bank")),
+            "overloaded" => Some(hold(&bed, case.name, "busy.bank")),
+            _ => None,
+        };
         if case.status == 0 {
             give_up(&bed, case.name);
         } else {
             check_answer(&case, &bed.ask(case.name, url, case.args));
         }
         check(&bed.caller, "the client side", case.name, &client, &case.client);
-        // Several attempts are several requests there.
-        if !matches!(case.name, "again" | "in-vain") {
-            check(&bed.web, "the server side", case.name, &server, &case.server);
+        // Several attempts, and a copy, are several requests there.
+        match case.name {
+            "again" | "in-vain" => {}
+            "mirrored" | "overloaded" => {
+                let both = || {
+                    let of = lines(&bed.web, case.name).into_iter();
+                    of.map(|line| line["outcome"].as_str().unwrap_or_default().to_owned())
+                        .collect::<Vec<_>>()
+                };
+                eventually("both have ended", || both().len() == 2);
+                let both = both();
+                // The copy is a request as any other; what nobody has processed is sent once more.
+                let end = if case.name == "mirrored" { "success" } else { "refused" };
+                assert_eq!(both, [end; 2], "{}", case.name);
+                assert_eq!(lines(&bed.caller, case.name).len(), 1, "{}", case.name);
+            }
+            _ => check(&bed.web, "the server side", case.name, &server, &case.server),
+        }
+        if held.is_some() {
+            let held = format!("before-{}", case.name);
+            for proxy in [&bed.caller, &bed.web] {
+                eventually("it has ended as well", || !lines(proxy, &held).is_empty());
+            }
         }
     }
     // What was asked of the app that has gone is said by its proxy.
     let line =
         lines(&bed.gone, "gone").pop().expect("a line of the proxy of the app that has gone");
     assert_eq!((&line["reason"], &line["reason_by"]), (&"connect_failed".into(), &"local".into()));
+}
+
+/// The same where identities and tokens decide.
+#[test]
+fn a_refused_identity_or_token_has_one_reason_on_both_sides() {
+    let mut mesh = Mesh::start("h1", &["--mtls", "strict"], &[]);
+    mesh.plane.write("keys.json", &Issuer::new("key").key_set());
+    let policy = "apiVersion: outrigger.dev/v1alpha1\nkind: AccessPolicy\n\
+                  metadata: {name: web, namespace: bank}\n\
+                  spec:\n  selector: {matchLabels: {app: web}}\n  default: Allow\n  jwt:\n  \
+                  - {issuer: https://id.bank, audiences: [web], jwks: {file: keys.json}, required: true}\n";
+    mesh.plane.write("policy.yaml", policy);
+    let ask = |proxy: &Proxy, id: &str, more: &[&str]| {
+        let id = format!("x-request-id: {id}");
+        Curl::through(proxy).args(&["-H", &id]).args(more).get("http://web.bank/")
+    };
+    ask(&mesh.caller, "first", &[]);
+    let line = lines(&mesh.caller, "first").pop().expect("a line");
+    assert!(line["tls_us"].as_u64() > Some(0), "it has waited for a handshake: {line:#}");
+    assert!(line["tls_us"].as_u64() <= line["connect_us"].as_u64(), "{line:#}");
+    eventually("a token is required", || ask(&mesh.caller, "warm-up", &[]).status == 401);
+    let line = lines(&mesh.caller, "warm-up").pop().expect("a line");
+    assert_eq!(line["tls_us"], Value::Null, "the connection was there: {line:#}");
+    for (id, reason, header) in [
+        ("no-token", "token_missing", "x-other: x"),
+        ("bad-token", "token_invalid", "authorization: Bearer x.y.z"),
+    ] {
+        let (client, server) = (mesh.caller.metrics(), mesh.web.metrics());
+        let answer = ask(&mesh.caller, id, &["-H", header]);
+        assert!(answer.status == 401 && answer.body.contains(reason), "{answer:?}");
+        check(&mesh.caller, "the client side", id, &client, &["refused", "4xx", reason, "peer"]);
+        check(&mesh.web, "the server side", id, &server, &["refused", "4xx", reason, "local"]);
+    }
+    // Who brings no certificate has no request to name; its connection is counted and logged.
+    let failed = ["outcome=\"refused\"", "reason=\"tls_handshake_failed\",reason_by=\"local\""];
+    assert_eq!(mesh.web.count("outrigger_requests_total", &failed), 0.0);
+    raw(mesh.web.inbound, b"\x16\x03\x01\x00\x05hello", Duration::from_secs(5));
+    eventually("it is counted", || mesh.web.count("outrigger_requests_total", &failed) == 1.0);
+    mesh.web.wait_log(&["\"reason\":\"tls_handshake_failed\",\"reason_by\":\"local\""]);
+    // Somebody else answers at the address of the called workload.
+    mesh.web.process().kill();
+    let thief = Echo::start("thief");
+    let inbound = local(mesh.web.inbound).to_string();
+    let ports = [format!("{}=h1:main", thief.port)];
+    let thief = Proxy::beside(&mesh.plane, "thief", &ports, &["--inbound", &inbound]);
+    let client = mesh.caller.metrics();
+    assert_eq!(ask(&mesh.caller, "thief", &[]).status, 503);
+    let said = ["failure", "5xx", "upstream_identity_mismatch", "local"];
+    check(&mesh.caller, "the client side", "thief", &client, &said);
+    check(&thief, "the thief", "thief", "", &NOTHING);
 }
 
 #[test]
@@ -404,6 +527,14 @@ fn each_attempt_is_told_with_its_end_and_waits_by_what_was_waited_for() {
     assert_eq!((&earlier[0]["status"], &earlier[0]["end"]), (&503.into(), &"retried".into()));
     assert_eq!(earlier[0]["reason"], Value::Null, "the app's own failure has none");
     assert!(line["first_byte_us"].as_u64() > earlier[0]["duration_us"].as_u64(), "{line:#}");
+    for attempt in [&earlier[0], &line] {
+        let how = (&attempt["chosen_by"], &attempt["upstream_protocol"]);
+        assert_eq!(how, (&"load".into(), &"hop".into()), "{attempt:#}");
+    }
+    assert_eq!(line["not_retried"], Value::Null, "{line:#}");
+    bed.ask("in-vain", "http://repeats.bank/fail", &[]);
+    let line = lines(&bed.caller, "in-vain").pop().expect("a line");
+    assert_eq!(line["not_retried"], "attempts_used", "{line:#}");
 
     bed.ask("trip", "http://breaks.bank/fail", &[]);
     eventually("the breaker is open", || {

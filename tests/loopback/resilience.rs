@@ -254,7 +254,7 @@ fn a_second_try_wins_where_the_first_one_hangs() {
         assert!(answer.body.contains("\"body\":\"x\""), "{answer:?}");
         won(&pair) >= 1.0
     });
-    pair.caller.wait_log(&["a hedged attempt won over", "\"attempts\":2"]);
+    pair.caller.wait_log(&["a hedged attempt won over", "\"attempts\":2", "\"end\":\"outrun\""]);
     assert_eq!(pair.policies()["inFlight"], 0);
     // What could do harm twice waits, and without a budget everything does.
     // Each with a proxy that does not know yet which one hangs.

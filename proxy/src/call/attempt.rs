@@ -6,7 +6,8 @@ use std::pin::pin;
 use std::time::{Duration, Instant};
 
 use http::{Request, Response};
-use outrigger_core::config::Protocol;
+use outrigger_core::config::{Balancer, Protocol};
+use outrigger_core::name::Host;
 use outrigger_core::reason::Reason;
 use outrigger_core::time::Later;
 
@@ -15,14 +16,15 @@ use crate::call::failed::{FailedAttempt, Waited, failure, timed_out};
 use crate::call::fault;
 use crate::call::upstream::{Call, Upstream, take_endpoint};
 use crate::observe::metrics::add;
-use crate::observe::record::micros;
+use crate::observe::record::{ChosenBy, micros};
 use crate::request::context;
 use crate::request::exchange::{Exchange, Lease};
 use crate::request::head::Head;
 use crate::tls::Expected;
-use crate::upstream::endpoint::Choice;
 use crate::upstream::endpoint::guard::ProbeIds;
+use crate::upstream::endpoint::{Choice, EndpointState};
 use crate::upstream::pool::h1::Reuse;
+use crate::upstream::store::Dialed;
 use crate::upstream::target::{AttemptTarget, wire_of};
 use crate::wire::Wire;
 use crate::wire::body::RequestBody;
@@ -43,8 +45,9 @@ pub fn choose(
             (*live, *dialed, *backend, *hash, *session)
         }
         Upstream::App { address, protocol } | Upstream::Outside { address, protocol } => {
+            exchange.chosen_by = Some(ChosenBy::Address);
             let wire = wire_of(*protocol, exchange.connection.protocol, upgrade);
-            exchange.endpoint = Some(*address);
+            (exchange.endpoint, exchange.wire) = (Some(*address), Some(wire));
             let (address, expected) = (*address, Expected::NONE);
             let (probes, protocol) = (ProbeIds::default(), *protocol);
             let unmatched = matches!(upstream, Upstream::Outside { .. });
@@ -78,7 +81,21 @@ pub fn choose(
         add(&worker.proxy.metrics.gauges.unmeshed, 1);
     }
     exchange.endpoint = Some(endpoint.endpoint.address);
-    Ok(AttemptTarget { probes, ..AttemptTarget::to(endpoint, protocol, callers, upgrade) })
+    exchange.chosen_by = Some(chosen_by(dialed, &choice, &endpoint));
+    let target =
+        AttemptTarget { probes, ..AttemptTarget::to(endpoint, protocol, callers, upgrade) };
+    exchange.wire = Some(target.wire);
+    Ok(target)
+}
+
+fn chosen_by(dialed: &Dialed, choice: &Choice<'_>, endpoint: &EndpointState) -> ChosenBy {
+    match choice.balancer {
+        _ if dialed.authority.host == Host::Ip(endpoint.endpoint.address.ip()) => ChosenBy::Address,
+        _ if choice.session == Some(endpoint.stable) => ChosenBy::Session,
+        Balancer::RingHash(_) if choice.hash.is_some() => ChosenBy::Hash,
+        Balancer::RoundRobin => ChosenBy::RoundRobin,
+        Balancer::RingHash(_) | Balancer::PowerOfTwo => ChosenBy::Load,
+    }
 }
 
 /// Sends the request once, taking its head unless it is kept for another attempt. On success the exchange
@@ -120,6 +137,7 @@ pub async fn send(
             });
             leased.await.ok_or_else(|| timed_out(target, Waited::Connection))??
         };
+        exchange.phases.tls = exchange.phases.tls.saturating_add(lease.tls);
         // Boxed: it is far larger than all else, and the future of every request would carry its size.
         let mut sending = Box::pin(
             lease.send(write(head, keep, target, body)?, Some(exchange.tracked.progress())),
@@ -136,6 +154,7 @@ pub async fn send(
             });
             leased.await.ok_or_else(|| timed_out(target, Waited::Connection))??
         };
+        exchange.phases.tls = exchange.phases.tls.saturating_add(lease.tls);
         let switches = head.as_ref().is_some_and(|head| head.upgrade.is_some());
         let mut sending = pin!(lease.send(
             write(head, keep, target, body)?,

@@ -218,7 +218,8 @@ fn wait(
 }
 
 /// Counts why there is no further try, and tells those above where they need not try again either.
-fn give_up(exchange: &Exchange, skip: Skip) {
+fn give_up(exchange: &mut Exchange, skip: Skip) {
+    exchange.not_retried = Some(skip);
     let metrics = &exchange.connection.worker.proxy.metrics;
     if skip != Skip::NotConfigured {
         add(&metrics.gauges.retries_skipped[skip as usize], 1);

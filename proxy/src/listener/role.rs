@@ -25,7 +25,7 @@ pub enum ListenerRole {
     App,
     /// The app has dialled something else, and the kernel has brought the connection here.
     Redirected,
-    /// A port that stands for one destination (`--listener`).
+    /// A port that stands for one destination (`--listen`).
     Fixed,
     /// Other proxies.
     Mesh,
@@ -79,7 +79,7 @@ impl Listener {
         }
     }
 
-    /// One of `--listener`.
+    /// One of `--listen`.
     pub fn fixed(settings: &Settings) -> Self {
         Self { role: ListenerRole::Fixed, ..Self::app(settings) }
     }

@@ -6,12 +6,13 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use http::uri::PathAndQuery;
 use http::{HeaderValue, Method};
 use outrigger_core::outcome::Outcome;
+use outrigger_core::policy::retry::Skip;
 use outrigger_logging::{Log, Record as LogRecord};
 use serde::Serialize;
 
 use crate::base::settings::AccessLogSetting;
 use crate::observe::bus::Sink;
-use crate::observe::record::{Attempted, Record};
+use crate::observe::record::{Attempted, ChosenBy, Record};
 
 /// The request side: decides and enqueues.
 pub struct AccessLog {
@@ -106,10 +107,18 @@ struct Line<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     endpoint: Option<SocketAddr>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    zone: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    chosen_by: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    upstream_protocol: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    not_retried: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     injected: Option<&'a str>,
     attempts: u8,
     #[serde(skip_serializing_if = "Option::is_none")]
-    earlier_attempts: Option<Vec<AttemptLine>>,
+    earlier_attempts: Option<Vec<AttemptLine<'a>>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     deadline_left_ms: Option<i64>,
     #[serde(skip_serializing_if = "is_zero")]
@@ -119,6 +128,8 @@ struct Line<'a> {
     #[serde(skip_serializing_if = "is_zero")]
     connect_us: u32,
     #[serde(skip_serializing_if = "is_zero")]
+    tls_us: u32,
+    #[serde(skip_serializing_if = "is_zero")]
     first_byte_us: u32,
     duration_us: u64,
     bytes: u64,
@@ -126,9 +137,15 @@ struct Line<'a> {
 
 /// An attempt before the last one.
 #[derive(Serialize)]
-struct AttemptLine {
+struct AttemptLine<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     endpoint: Option<SocketAddr>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    zone: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    chosen_by: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    upstream_protocol: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     status: Option<u16>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -148,10 +165,13 @@ fn as_us(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
-impl From<&Attempted> for AttemptLine {
-    fn from(attempt: &Attempted) -> Self {
+impl<'a> From<&'a Attempted> for AttemptLine<'a> {
+    fn from(attempt: &'a Attempted) -> Self {
         Self {
             endpoint: attempt.endpoint,
+            zone: attempt.zone.as_deref(),
+            chosen_by: attempt.chosen_by.map(ChosenBy::as_str),
+            upstream_protocol: attempt.upstream_protocol,
             status: attempt.status.map(|status| status.as_u16()),
             reason: attempt.cause.map(|cause| cause.reason.as_str()),
             reason_by: attempt.cause.map(|cause| cause.named_by.as_str()),
@@ -186,6 +206,13 @@ impl<'a> From<&'a Record> for Line<'a> {
             request_id: entry.request_id.as_ref().and_then(|id| id.to_str().ok()),
             trace_id: (entry.trace_id != 0).then(|| format!("{:032x}", entry.trace_id)),
             endpoint: entry.endpoint,
+            zone: entry.zone.as_deref(),
+            chosen_by: entry.chosen_by.map(ChosenBy::as_str),
+            upstream_protocol: entry.upstream_protocol,
+            not_retried: entry
+                .not_retried
+                .filter(|skip| *skip != Skip::NotConfigured)
+                .map(Skip::as_str),
             injected: entry.injected.as_deref(),
             attempts: entry.attempts,
             earlier_attempts: entry
@@ -196,6 +223,7 @@ impl<'a> From<&'a Record> for Line<'a> {
             queue_us: entry.phases.queue,
             resolve_us: entry.phases.resolve,
             connect_us: entry.phases.connect,
+            tls_us: entry.phases.tls,
             first_byte_us: entry.phases.first_byte,
             duration_us: as_us(entry.duration),
             bytes: entry.bytes,

@@ -9,6 +9,7 @@ use http::uri::PathAndQuery;
 use http::{HeaderValue, Method, StatusCode};
 use outrigger_core::config::Protocol;
 use outrigger_core::outcome::Outcome;
+use outrigger_core::policy::retry::Skip;
 use outrigger_core::reason::Cause;
 
 use crate::base::direction::Direction;
@@ -36,7 +37,15 @@ pub struct Record {
     pub request_id: Option<HeaderValue>,
     /// 0: none.
     pub trace_id: u128,
+    /// Of the last attempt, as the following ones.
     pub endpoint: Option<SocketAddr>,
+    /// Of the endpoint.
+    pub zone: Option<Box<str>>,
+    pub chosen_by: Option<ChosenBy>,
+    /// What was spoken to it.
+    pub upstream_protocol: Option<&'static str>,
+    /// Why it was not made again; none: it did not fail.
+    pub not_retried: Option<Skip>,
     /// The fault injection that hit it.
     pub injected: Option<Arc<str>>,
     /// Attempts made.
@@ -72,6 +81,10 @@ impl Record {
             request_id: None,
             trace_id: 0,
             endpoint: None,
+            zone: None,
+            chosen_by: None,
+            upstream_protocol: None,
+            not_retried: None,
             injected: None,
             attempts: 1,
             earlier: None,
@@ -95,6 +108,11 @@ pub struct Attempted {
     pub endpoint: Option<SocketAddr>,
     /// The peer that the endpoint is.
     pub peer: Label,
+    /// Of the endpoint.
+    pub zone: Option<Box<str>>,
+    pub chosen_by: Option<ChosenBy>,
+    /// What was spoken to it.
+    pub upstream_protocol: Option<&'static str>,
     /// Of its answer, if there was one.
     pub status: Option<StatusCode>,
     /// Why it failed; none: the app's own answer, or it was given up for another one.
@@ -103,6 +121,34 @@ pub struct Attempted {
     pub began: Duration,
     pub duration: Duration,
     pub end: AttemptEnd,
+}
+
+/// Why an attempt went to its endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ChosenBy {
+    /// The less loaded of two.
+    Load,
+    /// It was its turn.
+    RoundRobin,
+    /// By a property of the request.
+    Hash,
+    /// The client's session is there.
+    Session,
+    /// It was dialled itself.
+    Address,
+}
+
+impl ChosenBy {
+    /// The word in the access log.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Load => "load",
+            Self::RoundRobin => "round_robin",
+            Self::Hash => "hash",
+            Self::Session => "session",
+            Self::Address => "address",
+        }
+    }
 }
 
 /// What followed an attempt that was not the last one.
@@ -136,6 +182,8 @@ pub struct Phases {
     pub resolve: u32,
     /// For connections, TLS handshakes included.
     pub connect: u32,
+    /// Of that, for the TLS handshake of a connection that was opened for it.
+    pub tls: u32,
     /// From the beginning to the head of the response.
     pub first_byte: u32,
     /// The wait that is going on, and when it began since the beginning.

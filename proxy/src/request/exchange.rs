@@ -18,6 +18,7 @@ use outrigger_core::policy::deadline::Deadline;
 use outrigger_core::policy::fallback::Degraded;
 use outrigger_core::policy::fault::Answer;
 use outrigger_core::policy::priority::Priority;
+use outrigger_core::policy::retry::Skip;
 use outrigger_core::reason::{Cause, Reason};
 use outrigger_core::time::Later;
 
@@ -25,11 +26,14 @@ use crate::base::clock::coarse_ms;
 use crate::listener::connection::Connection;
 use crate::observe::correlation::Remembered;
 use crate::observe::metrics::{CountKey, Label, SeriesKey, Status, add};
-use crate::observe::record::{AttemptEnd, Attempted, Earlier, Phases, Record, Wait, micros};
+use crate::observe::record::{
+    AttemptEnd, Attempted, ChosenBy, Earlier, Phases, Record, Wait, micros,
+};
 use crate::policy::cache::Recorder;
 use crate::policy::limits::Limited;
 use crate::upstream::endpoint::guard::{Attempt, InFlightPermit};
 use crate::upstream::pool;
+use crate::wire::Wire;
 use crate::wire::deadline::Bounds;
 use crate::wire::headers::GRPC_STATUS;
 use crate::wire::progress::Tracked;
@@ -95,6 +99,11 @@ pub struct Exchange {
     /// Its place among the requests in flight to the service, where those are limited.
     pub in_flight: Option<InFlightPermit>,
     pub endpoint: Option<std::net::SocketAddr>,
+    pub chosen_by: Option<ChosenBy>,
+    /// What is spoken to the endpoint.
+    pub wire: Option<Wire>,
+    /// Why the last attempt was not made again.
+    pub not_retried: Option<Skip>,
 }
 
 /// The upstream connection or stream of an exchange.
@@ -175,6 +184,9 @@ impl Exchange {
             over: false,
             tunneled: false,
             injected: None,
+            chosen_by: None,
+            wire: None,
+            not_retried: None,
             lease: None,
             attempt: None,
             in_flight: None,
@@ -317,6 +329,10 @@ impl Exchange {
                     request_id: self.request_id.take(),
                     trace_id: self.trace_id,
                     endpoint: self.endpoint,
+                    zone: self.zone(),
+                    chosen_by: self.chosen_by,
+                    upstream_protocol: self.wire.map(Wire::as_str),
+                    not_retried: self.not_retried,
                     injected: self.injected.take(),
                     attempts: self.attempts,
                     earlier: self.earlier.take(),
@@ -338,6 +354,9 @@ impl Exchange {
         let attempted = Attempted {
             endpoint: self.endpoint,
             peer: self.peer,
+            zone: self.zone(),
+            chosen_by: self.chosen_by,
+            upstream_protocol: self.wire.map(Wire::as_str),
             status,
             cause,
             began,
@@ -345,6 +364,11 @@ impl Exchange {
             end,
         };
         self.earlier.get_or_insert_default().all.push(attempted);
+    }
+
+    /// Of the endpoint of the attempt that is under way.
+    fn zone(&self) -> Option<Box<str>> {
+        self.attempt.as_ref().and_then(Attempt::zone).map(Into::into)
     }
 
     /// Polls something that the exchange may have to wait for. Nothing is measured while it is ready at once.

@@ -107,6 +107,11 @@ pub struct Attempt {
 }
 
 impl Attempt {
+    /// Of its endpoint.
+    pub fn zone(&self) -> Option<&str> {
+        self.endpoint.endpoint.zone.as_deref()
+    }
+
     pub fn begin(
         endpoints: &Arc<Endpoints>,
         endpoint: &Arc<EndpointState>,

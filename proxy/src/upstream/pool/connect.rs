@@ -17,6 +17,7 @@ use tokio_rustls::{TlsStream, client};
 use crate::base::local::reaches;
 use crate::base::refusal::Refusal;
 use crate::observe::metrics::{Metrics, add};
+use crate::observe::record::micros;
 use crate::tls::Expected;
 use crate::tls::handshake::{self, ConnectRefused, Proof};
 use crate::upstream::pool::{Connector, PoolKey};
@@ -49,6 +50,8 @@ pub struct OpenedConnection {
     transport: Transport,
     /// Who is at the other end, where that was asked for.
     pub proof: Option<Proof>,
+    /// Microseconds of its TLS handshake; 0 without one.
+    pub tls: u32,
     count: OpenCount,
 }
 
@@ -103,13 +106,15 @@ pub async fn connect_outside(
     refuse_own(address, opening, false)?;
     let limit = opening.config.connect_timeout;
     let stream = dial(address, opening, opening.config.app_gone).await?;
+    let began = Instant::now();
     let connecting = tokio::time::timeout(limit, outside.connect(&opening.pace, stream, wire));
     let connected = connecting.await.unwrap_or_else(|_| Err("no handshake in time".to_owned()));
     let stream = connected.map_err(|why| {
         let (reason, detail) = (Reason::UpstreamTlsFailed, format!("{address}: {why}").into());
         ConnectError { reason, detail }
     })?;
-    Ok(OpenedConnection::new(client_tls(stream), None, &opening.metrics))
+    let opened = OpenedConnection::new(client_tls(stream), None, &opening.metrics);
+    Ok(OpenedConnection { tls: micros(began.elapsed()), ..opened })
 }
 
 /// To another proxy, which must prove to be whom `expected` names.
@@ -138,14 +143,12 @@ pub async fn connect_hop(
     identity.current().map_err(|why| refuse(Reason::IdentityUnavailable, &why))?;
     loop {
         let stream = dial(address, opening, Some(GONE)).await?;
-        let pace = &opening.pace;
+        let (pace, began) = (&opening.pace, Instant::now());
         match handshake::connect(identity, pace, stream, address, &id, limit).await {
             Ok((stream, proof)) => {
-                return Ok(OpenedConnection::new(
-                    client_tls(stream),
-                    Some(proof),
-                    &opening.metrics,
-                ));
+                let opened =
+                    OpenedConnection::new(client_tls(stream), Some(proof), &opening.metrics);
+                return Ok(OpenedConnection { tls: micros(began.elapsed()), ..opened });
             }
             // At most once: the ticket that led here is gone.
             Err(ConnectRefused::Stale) => {}
@@ -276,7 +279,7 @@ impl OpenedConnection {
     fn new(transport: Transport, proof: Option<Proof>, metrics: &Arc<Metrics>) -> Self {
         add(&metrics.gauges.upstream_connections_total, 1);
         metrics.gauges.upstream_connections_open.fetch_add(1, Relaxed);
-        Self { transport, proof, count: OpenCount(Arc::clone(metrics)) }
+        Self { transport, proof, tls: 0, count: OpenCount(Arc::clone(metrics)) }
     }
 
     /// For bytes that are not looked into.

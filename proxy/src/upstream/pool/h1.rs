@@ -79,6 +79,8 @@ pub struct H1Lease {
     pool: Rc<H1Pool>,
     /// For how long it was idle before; none: it is new.
     idle: Option<Duration>,
+    /// Microseconds of the TLS handshake that the request has waited for; 0: for none.
+    pub tls: u32,
 }
 
 /// One of the connections that are being opened. Its end lets the next request try.
@@ -99,7 +101,7 @@ impl Pools {
             return Box::pin(self.open_h1(key, keeps_case, pool)).await;
         }
         if let Some((sender, idle)) = pool.take(reuse == Reuse::Any, now) {
-            return Ok(H1Lease { sender, pool, idle: Some(idle) });
+            return Ok(H1Lease { sender, pool, idle: Some(idle), tls: 0 });
         }
         // Boxed: rare, and the future of every request would carry its size.
         Box::pin(self.await_or_open_h1(key, keeps_case, pool)).await
@@ -119,7 +121,7 @@ impl Pools {
         if pool.opening.get() >= OPENING_AT_ONCE
             && let Some(sender) = pool.given_back().await
         {
-            return Ok(H1Lease { sender, pool, idle: Some(Duration::ZERO) });
+            return Ok(H1Lease { sender, pool, idle: Some(Duration::ZERO), tls: 0 });
         }
         self.open_h1(key, keeps_case, pool).await
     }
@@ -130,9 +132,10 @@ impl Pools {
         keeps_case: bool,
         pool: Rc<H1Pool>,
     ) -> Result<H1Lease, ConnectError> {
-        let sender = {
+        let (sender, tls) = {
             let _dialing = Dialing::begin(&pool);
             let stream = connect_to(key, &self.opening).await?;
+            let tls = stream.tls;
             let (sender, connection) = http1::Builder::new()
                 .preserve_header_case(keeps_case)
                 .max_headers(self.opening.config.max_headers)
@@ -145,9 +148,9 @@ impl Pools {
                 })?;
             // Its errors reach anyone who uses the sender.
             tokio::task::spawn_local(async move { drop(connection.with_upgrades().await) });
-            sender
+            (sender, tls)
         };
-        Ok(H1Lease { sender, pool, idle: None })
+        Ok(H1Lease { sender, pool, idle: None, tls })
     }
 }
 
@@ -326,7 +329,7 @@ mod tests {
     }
 
     fn release(pool: &Rc<H1Pool>, sender: Sender, now: Instant) {
-        H1Lease { sender, pool: Rc::clone(pool), idle: None }.release(now);
+        H1Lease { sender, pool: Rc::clone(pool), idle: None, tls: 0 }.release(now);
     }
 
     fn run(test: impl Future<Output = ()>) {
@@ -370,7 +373,7 @@ mod tests {
             pool.survived.set(Duration::from_secs(9));
             let (sender, server) = connection().await;
             let (idle, pool_) = (Some(Duration::from_millis(800)), Rc::clone(&pool));
-            let mut lease = H1Lease { sender, pool: pool_, idle };
+            let mut lease = H1Lease { sender, pool: pool_, idle, tls: 0 };
             let sending = lease.send(Request::new(RequestBody::Empty), None);
             drop(server);
             assert!(sending.await.is_err_and(|error| error.reused));

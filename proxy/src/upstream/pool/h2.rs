@@ -80,12 +80,16 @@ pub struct H2Connection {
     /// It has carried a request.
     reused: Cell<bool>,
     proof: Option<Proof>,
+    /// Microseconds of its TLS handshake; 0 without one.
+    tls: u32,
 }
 
 /// One stream of a connection, counted until dropped.
 pub struct H2Lease {
     connection: Rc<H2Connection>,
     pool: Rc<H2Pool>,
+    /// Microseconds of the TLS handshake that the request has waited for; 0: for none.
+    pub tls: u32,
 }
 
 impl Pools {
@@ -112,7 +116,10 @@ impl Pools {
         };
         let mut opened = 0;
         loop {
-            if let Some(lease) = pool.try_lease(now) {
+            if let Some(mut lease) = pool.try_lease(now) {
+                if opened > 0 {
+                    lease.tls = lease.connection.tls;
+                }
                 if lease.connection.streams.get() > BUSY_STREAMS {
                     self.grow(&pool, key, MAX_CONNECTIONS);
                 }
@@ -175,7 +182,7 @@ async fn open(key: PoolKey, opening: &Connector) -> Result<Rc<H2Connection>, Con
     } else {
         connect_to(key, opening).await?
     };
-    let proof = stream.proof.take();
+    let (proof, tls) = (stream.proof.take(), stream.tls);
     let handshake = handshake(stream, config.max_header_bytes);
     let failed = |reason, why: String| ConnectError {
         reason,
@@ -198,6 +205,7 @@ async fn open(key: PoolKey, opening: &Connector) -> Result<Rc<H2Connection>, Con
         used: Cell::new(Instant::now()),
         reused: Cell::new(false),
         proof,
+        tls,
     });
     tokio::task::spawn_local(drive(driven, peer, Rc::downgrade(&connection)));
     Ok(connection)
@@ -249,7 +257,7 @@ impl H2Pool {
         let best = calm.or_else(least)?;
         best.streams.set(best.streams.get() + 1);
         best.used.set(now);
-        Some(H2Lease { connection: Rc::clone(best), pool: Rc::clone(self) })
+        Some(H2Lease { connection: Rc::clone(best), pool: Rc::clone(self), tls: 0 })
     }
 
     /// Forgets connections whose proof is about to end or holds no longer: what is in flight on them
