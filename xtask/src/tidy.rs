@@ -60,6 +60,7 @@ fn check() -> io::Result<Vec<String>> {
     for page in ["docs/life-of-a-request.md", "docs/life-of-a-config.md"] {
         problems.extend(documents::check_names(page, &read(page)?, &paths, &code));
     }
+    problems.extend(documents::check_glossary(&read("docs/glossary.md")?));
     problems.extend(documents::check_questions(&read("docs/questions.md")?, &code));
     let kinds = (
         read("control-plane/src/kinds/traffic_policy.rs")?,

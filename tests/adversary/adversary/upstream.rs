@@ -123,17 +123,23 @@ fn an_app_does_not_speak_for_the_mesh() {
         while read_head(&mut stream).is_some() {
             let _ = stream.write_all(
                 b"HTTP/1.1 503 No\r\nx-outrigger-unprocessed: connect_failed\r\nx-outrigger-exhausted: 1\r\n\
-                  x-outrigger-upgrade: :connect\r\ncontent-length: 2\r\n\r\nno",
+                  x-outrigger-reason: access_denied\r\nx-outrigger-upgrade: :connect\r\ncontent-length: 2\r\n\r\nno",
             );
         }
     });
     let plane = ControlPlane::start(&[("meshed.yaml", &service("meshed", "http"))]);
-    let _sidecar = Proxy::beside(&plane, "meshed", &[format!("{port}=h1:main")], &[]);
+    let sidecar = Proxy::beside(&plane, "meshed", &[format!("{port}=h1:main")], &[]);
     let caller = Proxy::caller(&plane, &[]);
     let ask = b"POST http://meshed.bank/ HTTP/1.1\r\nhost: meshed.bank\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
     let answer = raw(caller.outbound, ask, std::time::Duration::from_secs(5));
     assert!(answer.starts_with("HTTP/1.1 503") && answer.ends_with("no"), "{answer}");
     assert!(!answer.contains("x-outrigger"), "{answer}");
+    // Nor does it name reasons: its failure is its own, at both proxies.
+    for proxy in [&caller, &sidecar] {
+        proxy.wait_log(&["\"outcome\":\"failure\"", "\"status\":\"5xx\""]);
+        let log = proxy.log();
+        assert!(!log.contains("access_denied") && !log.contains("reason_by"), "{log}");
+    }
 }
 
 /// An upstream that sends informational responses without end is given up, and costs little meanwhile, whether

@@ -119,6 +119,20 @@ fn is_word(c: char) -> bool {
 /// Questions that the page must have at least.
 const QUESTIONS: usize = 20;
 
+/// Words that docs/glossary.md explains more than once.
+pub(crate) fn check_glossary(page: &str) -> Vec<String> {
+    let mut seen = BTreeSet::new();
+    let rows = (1..).zip(page.lines()).filter(|(_, line)| line.starts_with("| **"));
+    let words = rows.flat_map(|(number, line)| {
+        let words = line.split(" | ").next().unwrap_or(line);
+        words.split("**").skip(1).step_by(2).map(move |word| (number, word))
+    });
+    let again = words.filter(|(_, word)| !seen.insert(*word));
+    again
+        .map(|(number, word)| format!("docs/glossary.md:{number}: {word} is explained already"))
+        .collect()
+}
+
 /// Problems of docs/questions.md: each row of its table names a file, and something that is defined there.
 pub(crate) fn check_questions(page: &str, code: &[SourceFile]) -> Vec<String> {
     let mut problems = Vec::new();
@@ -297,8 +311,7 @@ mod tests {
 
     #[test]
     fn what_the_map_names_must_exist() {
-        let paths =
-            [PathBuf::from("proxy/src/serve/connection.rs"), PathBuf::from("core/src/name.rs")];
+        let paths = [PathBuf::from("proxy/src/http/server.rs"), PathBuf::from("core/src/name.rs")];
         let code = [
             (
                 PathBuf::from("core/src/name.rs"),
@@ -318,6 +331,12 @@ mod tests {
         }
         let long = "line\n".repeat(MAX_LINES + 1);
         assert_eq!(check_architecture(&long, &paths, &code).len(), 1);
+    }
+
+    #[test]
+    fn a_word_is_explained_once() {
+        let page = "| word | meaning |\n| **a**, **b** | One **a** and **c**. |\n| **c** | x |\n| **b** | y |\n";
+        assert_eq!(check_glossary(page), ["docs/glossary.md:4: b is explained already"]);
     }
 
     #[test]
