@@ -79,8 +79,11 @@ pub fn run(settings: Settings, log: Log, filter: LogHandle) -> io::Result<()> {
 async fn tick(proxy: Arc<Proxy>) {
     let mut seconds = tokio::time::interval(Duration::from_secs(1));
     seconds.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
+    for second in 1_u64.. {
         let now = seconds.tick().await.into_std();
+        if second.is_multiple_of(60) {
+            proxy.metrics.sweep_labels();
+        }
         for service in proxy.store.all_endpoints() {
             service.guard.tick(now, &service.load().endpoints);
             proxy.faults.watch(&proxy.metrics, &service, now);

@@ -134,7 +134,7 @@ fn join(worker: &Worker, at: impl Fn(DuplexStream) + 'static) -> Result<(), Fail
 fn serve(
     worker: &Rc<Worker>,
     stream: DuplexStream,
-    (listener, protocol): (Listener, Protocol),
+    (listener, protocol): (Arc<Listener>, Protocol),
     fixed: Fixed,
 ) {
     let Some(slot) = Slot::take(&worker.proxy, &worker.load, &listener.limits) else { return };

@@ -64,7 +64,7 @@ pub fn choose(
     };
     let config = &live.compiled.backends[backend];
     let endpoints = &live.backends[backend];
-    exchange.service = endpoints.label;
+    exchange.service = endpoints.label.get();
     let choice = Choice {
         random: worker.random(),
         now_ms: exchange.began_ms(),
@@ -74,7 +74,7 @@ pub fn choose(
         tried,
     };
     let (endpoint, probes) = take_endpoint(live, dialed, backend, &choice)?;
-    exchange.peer = endpoint.peer;
+    exchange.peer = endpoint.peer.get();
     let callers = exchange.protocol;
     let protocol = if config.protocol.is_http() { config.protocol } else { callers };
     if endpoint.endpoint.mesh.is_none() && !endpoint.is_outside {
@@ -116,7 +116,9 @@ pub async fn send(
         let streams = (policy, head.upgrade.is_some());
         context::send_along(exchange, live, target, head, streams, end, began);
     }
-    exchange.attempt_began = micros(began.saturating_duration_since(exchange.began));
+    if exchange.attempts > 1 {
+        exchange.attempt_began = micros(began.saturating_duration_since(exchange.began));
+    }
     exchange.attempt = target.begin(upstream, began);
     let mut held = Duration::ZERO;
     if fault::is_possible(call) {
@@ -167,8 +169,9 @@ pub async fn send(
     };
     let sent = sent.ok_or_else(|| timed_out(target, waited(began, end)))?;
     let response = sent.map_err(|error| failure(target, error))?;
-    exchange.note_first_byte();
-    target.learn(exchange.is_grpc(), upstream, exchange.attempt.as_mut(), began, &response);
+    let now = Instant::now();
+    exchange.note_first_byte(now);
+    target.learn(exchange.is_grpc(), upstream, exchange.attempt.as_mut(), (began, now), &response);
     Ok(response)
 }
 

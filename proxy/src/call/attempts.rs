@@ -135,7 +135,7 @@ impl Tries<'_> {
             Err(failed) => failed.kind(),
         };
         let Some(failure) = failure else {
-            return NextStep::Done(end(exchange, target, self.call, sent));
+            return NextStep::Done(end(exchange, target, self.call, sent, false));
         };
         if let Some(head) = head {
             head.restore();
@@ -176,7 +176,7 @@ impl Tries<'_> {
                 }
                 give_up(exchange, skip);
                 let sent = sent.map_err(|failed| failed.because(skip));
-                NextStep::Done(end(exchange, target, self.call, sent))
+                NextStep::Done(end(exchange, target, self.call, sent, true))
             }
         }
     }
@@ -268,12 +268,13 @@ fn note_again(
     add(&exchange.connection.worker.proxy.metrics.gauges.retries, 1);
 }
 
-/// The last attempt's own words are the answer.
+/// The last attempt's own words are the answer. `failed`: it says that the request has failed.
 fn end(
     exchange: &mut Exchange,
     target: &AttemptTarget,
     call: &Call<'_>,
     sent: Result<Response<WireBody>, FailedAttempt>,
+    failed: bool,
 ) -> Result<Response<WireBody>, Refusal> {
     // A fallback may still send it.
     if !call.policy.sends_elsewhere() {
@@ -283,7 +284,7 @@ fn end(
     if let Some(reason) = target::refused(target, &response) {
         exchange.cause = Some(Cause::peer(reason));
         exchange.detail = said(response.headers());
-    } else if answered(exchange, target, &call.policy.retries, &response).is_some() {
+    } else if failed {
         // The app's own failure, for which no proxy has a reason.
         exchange.cause = None;
     }

@@ -23,11 +23,12 @@ use crate::call::cache::Caching;
 use crate::call::target::answered;
 use crate::call::upstream::{Call, Upstream};
 use crate::observe::metrics::Label;
-use crate::observe::record::AttemptEnd;
+use crate::observe::record::{AttemptEnd, ChosenBy};
 use crate::request::exchange::{Exchange, Lease};
 use crate::request::head::{Head, head_already_sent, is_idempotent};
 use crate::upstream::endpoint::guard::{Attempt, acquire_in_flight};
 use crate::upstream::pool::h1::Reuse;
+use crate::wire::Wire;
 use crate::wire::deadline::{Clock, poll_within};
 use crate::wire::headers::{GRPC_STATUS, explained};
 use crate::wire::streams::WireBody;
@@ -238,6 +239,8 @@ struct ParkedFailure {
     service: Label,
     peer: Label,
     endpoint: Option<std::net::SocketAddr>,
+    chosen_by: Option<ChosenBy>,
+    wire: Option<Wire>,
     cause: Option<Cause>,
     detail: Option<Box<str>>,
     lease: Option<Lease>,
@@ -278,6 +281,8 @@ impl ParkedFailure {
             service: exchange.service,
             peer: exchange.peer,
             endpoint: exchange.endpoint,
+            chosen_by: exchange.chosen_by,
+            wire: exchange.wire,
             cause: exchange.cause,
             detail: exchange.detail.take(),
             lease: exchange.lease.take(),
@@ -297,6 +302,7 @@ impl ParkedFailure {
         exchange.service = self.service;
         exchange.peer = self.peer;
         exchange.endpoint = self.endpoint;
+        (exchange.chosen_by, exchange.wire) = (self.chosen_by, self.wire);
         exchange.cause = self.cause;
         exchange.lease = self.lease;
         exchange.attempt = self.attempt;

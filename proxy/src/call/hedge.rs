@@ -20,7 +20,7 @@ use crate::call::fault;
 use crate::call::upstream::{Call, Upstream};
 use crate::call::verdict::Verdict;
 use crate::observe::metrics::add;
-use crate::observe::record::AttemptEnd;
+use crate::observe::record::{AttemptEnd, ChosenBy, micros};
 use crate::request::context;
 use crate::request::exchange::{Exchange, Lease};
 use crate::request::head::{Head, head_already_sent, is_idempotent};
@@ -90,7 +90,7 @@ impl Hedging<'_> {
         let second_head = self.second_head(exchange, target, head);
         let (grpc, callers) = (exchange.is_grpc(), exchange.protocol);
         let deadline = exchange.deadline.map(|deadline| deadline.at);
-        let mut tries = 1;
+        let mut beside = None;
         let raced = {
             let mark = target.hedge_of();
             let Hedging { call, reuse, .. } = self;
@@ -102,7 +102,7 @@ impl Hedging<'_> {
                 None => match self.beside(second_head, mark, callers) {
                     None => HedgeResult::First(first.as_mut().await),
                     Some((target, head, body)) => {
-                        tries = 2;
+                        beside = Some((target.endpoint().cloned(), target.wire, Instant::now()));
                         let mut second = pin!(self.second(target, head, body, deadline, grpc));
                         race(first.as_mut(), second.as_mut(), grpc).await
                     }
@@ -116,11 +116,12 @@ impl Hedging<'_> {
             // Of a first attempt that lost it is the least that it would have taken.
             endpoints.guard.latencies().observe(began.elapsed());
         }
-        exchange.attempts += tries - 1;
+        exchange.attempts += u8::from(beside.is_some());
         match raced {
             HedgeResult::First(sent) => {
-                if tries > 1 {
+                if let Some((Some(endpoint), wire, began)) = beside {
                     self.count(Hedged::Lost);
+                    exchange.outran(&endpoint, wire, began);
                 }
                 sent
             }
@@ -133,9 +134,15 @@ impl Hedging<'_> {
                 exchange.end_attempt(failed);
                 (exchange.lease, exchange.attempt) = (lease, attempt);
                 if let Some(endpoint) = other.endpoint() {
-                    exchange.peer = endpoint.peer;
+                    exchange.peer = endpoint.peer.get();
                     exchange.endpoint = Some(endpoint.endpoint.address);
+                    exchange.chosen_by = Some(ChosenBy::Load);
                 }
+                if let Some((_, _, began)) = beside {
+                    exchange.attempt_began =
+                        micros(began.saturating_duration_since(exchange.began));
+                }
+                exchange.note_first_byte(Instant::now());
                 *target = other;
                 sent
             }
@@ -208,7 +215,8 @@ impl Hedging<'_> {
         let mut lease = None;
         let sent = self.exchange(&target, head, body, began, &mut lease).await;
         if let Ok(response) = &sent {
-            target.learn(grpc, self.call.upstream, attempt.as_mut(), began, response);
+            let times = (began, Instant::now());
+            target.learn(grpc, self.call.upstream, attempt.as_mut(), times, response);
         }
         if let Some(attempt) = attempt.as_mut().filter(|_| !is_good(&sent, grpc)) {
             // It may lose against a first one that fails as well, and is told of by nobody then.

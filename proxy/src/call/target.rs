@@ -12,6 +12,7 @@ use outrigger_core::reason::Reason;
 use crate::base::clock::coarse_ms;
 use crate::call::upstream::{Upstream, take_endpoint};
 use crate::call::verdict::{self, Verdict};
+use crate::observe::record::micros;
 use crate::proxy::worker::Worker;
 use crate::request::exchange::Exchange;
 use crate::upstream::endpoint::Choice;
@@ -27,14 +28,12 @@ impl AttemptTarget {
         grpc: bool,
         upstream: &Upstream<'_>,
         attempt: Option<&mut Attempt>,
-        began: Instant,
+        (began, now): (Instant, Instant),
         response: &Response<WireBody>,
     ) {
         let (Some(endpoint), Some(attempt)) = (&self.endpoint, attempt) else { return };
         attempt.answered();
-        let now = Instant::now();
-        let latency = now.saturating_duration_since(began).as_micros();
-        let (latency, now_ms) = (u32::try_from(latency).unwrap_or(u32::MAX), coarse_ms(now));
+        let (latency, now_ms) = (micros(now.saturating_duration_since(began)), coarse_ms(now));
         match Verdict::of(response, grpc, self.wire.is_hop()) {
             Verdict::Healthy => endpoint.load.observe_answer(now_ms, latency),
             Verdict::Failed => {
@@ -88,7 +87,10 @@ impl AttemptTarget {
 
 /// Why the far proxy has refused the request, if it has.
 pub fn refused(target: &AttemptTarget, response: &Response<WireBody>) -> Option<Reason> {
-    let word = response.headers().get(REASON).filter(|_| target.wire.is_hop())?;
+    if !target.wire.is_hop() {
+        return None;
+    }
+    let word = response.headers().get(REASON)?;
     Reason::from_word(word.to_str().ok()?)
 }
 

@@ -35,7 +35,7 @@ const PROBE: Duration = Duration::from_secs(10);
 pub struct Accepted {
     pub stream: TcpStream,
     pub remote: SocketAddr,
-    pub listener: Listener,
+    pub listener: Arc<Listener>,
     /// Of a listener with one destination.
     pub destination: Option<Authority>,
     pub slot: Slot,
@@ -44,7 +44,7 @@ pub struct Accepted {
 /// A listener's socket.
 pub struct Bound {
     socket: TcpListener,
-    listener: Listener,
+    listener: Arc<Listener>,
     /// Its one destination.
     destination: Option<Authority>,
 }
@@ -130,7 +130,7 @@ pub async fn accept(proxy: Arc<Proxy>, bound: Bound, workers: Vec<WorkerHandle>)
     loop {
         tokio::select! {
             accepted = socket.async_io(Interest::READABLE, TcpListener::accept) => match accepted {
-                Ok((stream, remote)) => hand_over(&proxy, (stream, remote), listener, destination.as_ref(), &workers),
+                Ok((stream, remote)) => hand_over(&proxy, (stream, remote), &listener, destination.as_ref(), &workers),
                 Err(error) => {
                     warn!(%error, "cannot accept a connection");
                     tokio::time::sleep(PAUSE).await;
@@ -141,7 +141,7 @@ pub async fn accept(proxy: Arc<Proxy>, bound: Bound, workers: Vec<WorkerHandle>)
                 // No more than it holds: others may go on to come.
                 for _ in 0..BACKLOG {
                     let Ok((stream, remote)) = socket.get_ref().accept() else { break };
-                    hand_over(&proxy, (stream, remote), listener, destination.as_ref(), &workers);
+                    hand_over(&proxy, (stream, remote), &listener, destination.as_ref(), &workers);
                 }
                 info!(direction = listener.direction().as_str(), "stopped accepting");
                 return;
@@ -153,7 +153,7 @@ pub async fn accept(proxy: Arc<Proxy>, bound: Bound, workers: Vec<WorkerHandle>)
 fn hand_over(
     proxy: &Arc<Proxy>,
     (stream, remote): (TcpStream, SocketAddr),
-    listener: Listener,
+    listener: &Arc<Listener>,
     destination: Option<&Authority>,
     workers: &[WorkerHandle],
 ) {
@@ -169,7 +169,7 @@ fn hand_over(
     let keepalive = TcpKeepalive::new().with_time(SILENT).with_interval(PROBE);
     let _ = SockRef::from(&stream).set_tcp_keepalive(&keepalive);
     // Fails only when the worker has ended, at exit.
-    let destination = destination.cloned();
+    let (listener, destination) = (Arc::clone(listener), destination.cloned());
     let _ = worker.queue.send(Accepted { stream, remote, listener, destination, slot });
 }
 

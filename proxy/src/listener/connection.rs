@@ -27,7 +27,7 @@ use crate::wire::watch::ConnectionWatch;
 /// An HTTP connection that somebody opened to this proxy.
 pub struct Connection {
     pub worker: Rc<Worker>,
-    pub listener: Listener,
+    pub listener: Arc<Listener>,
     /// Fixed at accept, except that in a mesh without identities an inbound connection becomes a mesh
     /// peer with its first request's hop header.
     pub peer: Cell<Peer>,
@@ -82,7 +82,7 @@ impl Connection {
 
     /// The `peer` label of what the other end asks for.
     pub fn caller_label(&self) -> Label {
-        self.caller.as_ref().map_or(Label::UNKNOWN, |caller| caller.label)
+        self.caller.as_ref().map_or(Label::UNKNOWN, |caller| caller.label.get())
     }
 
     /// Equal for two connections only if one caller opened both: by identity, and where nobody has one by

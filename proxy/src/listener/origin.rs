@@ -17,7 +17,7 @@ use crate::upstream::fixed::Fixed;
 /// What is known of a connection when it is accepted.
 #[derive(Clone)]
 pub struct Origin {
-    pub listener: Listener,
+    pub listener: Arc<Listener>,
     pub peer: Peer,
     /// With [`Peer::Mesh`] alone.
     pub caller: Option<Rc<MeshCaller>>,

@@ -1,5 +1,6 @@
 //! What follows from the listener that a connection came in by. Decided at accept, and never again.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::base::direction::Direction;
@@ -7,8 +8,8 @@ use crate::base::peer::Peer;
 use crate::base::settings::Settings;
 use crate::proxy::Phase;
 
-/// A kind of listener.
-#[derive(Clone, Copy, Debug)]
+/// A listener, shared by the connections that came in by it: each holds no more than a pointer to it.
+#[derive(Debug)]
 pub struct Listener {
     pub role: ListenerRole,
     pub trust: ListenerTrust,
@@ -16,6 +17,8 @@ pub struct Listener {
     pub routing: Routing,
     /// What callers speak to it, as a redirect repeats it.
     pub scheme: &'static str,
+    /// The same for connections that were on their way to somewhere else.
+    redirected: Option<Arc<Self>>,
 }
 
 /// What it is there for.
@@ -66,48 +69,60 @@ pub struct ListenerLimits {
 
 impl Listener {
     /// `--outbound`.
-    pub fn app(settings: &Settings) -> Self {
-        // The app may open connections for later.
-        let (first_byte, idle) = (None, None);
-        let connections = settings.max_connections;
-        Self {
-            role: ListenerRole::App,
-            trust: ListenerTrust::OwnApp,
-            limits: ListenerLimits { connections, first_byte, idle, ends: Phase::Closing },
-            routing: Routing::Destinations,
-            scheme: "http",
-        }
+    pub fn app(settings: &Settings) -> Arc<Self> {
+        Self::outbound(settings, ListenerRole::App)
     }
 
     /// One of `--listen`.
-    pub fn fixed(settings: &Settings) -> Self {
-        Self { role: ListenerRole::Fixed, ..Self::app(settings) }
+    pub fn fixed(settings: &Settings) -> Arc<Self> {
+        Self::outbound(settings, ListenerRole::Fixed)
+    }
+
+    fn outbound(settings: &Settings, role: ListenerRole) -> Arc<Self> {
+        let limits = ListenerLimits {
+            connections: settings.max_connections,
+            // The app may open connections for later.
+            first_byte: None,
+            idle: None,
+            ends: Phase::Closing,
+        };
+        let (trust, routing) = (ListenerTrust::OwnApp, Routing::Destinations);
+        Self::pair([role, ListenerRole::Redirected], trust, limits, routing)
     }
 
     /// `--inbound`.
-    pub fn mesh(settings: &Settings) -> Self {
+    pub fn mesh(settings: &Settings) -> Arc<Self> {
         let limits = ListenerLimits {
             connections: settings.max_inbound_connections.unwrap_or(settings.max_connections),
             first_byte: Some(settings.first_byte_timeout),
             idle: Some(settings.client_idle_timeout),
             ends: Phase::Finishing,
         };
-        let (trust, routing) = (ListenerTrust::Anybody, Routing::OwnPorts);
-        Self { role: ListenerRole::Mesh, trust, limits, routing, scheme: "http" }
+        let roles = [ListenerRole::Mesh, ListenerRole::Workload];
+        Self::pair(roles, ListenerTrust::Anybody, limits, Routing::OwnPorts)
+    }
+
+    /// A listener of the first role, whose redirected connections have the second.
+    fn pair(
+        [role, redirected]: [ListenerRole; 2],
+        trust: ListenerTrust,
+        limits: ListenerLimits,
+        routing: Routing,
+    ) -> Arc<Self> {
+        let one = |role, redirected| {
+            Arc::new(Self { role, trust, limits, routing, scheme: "http", redirected })
+        };
+        one(role, Some(one(redirected, None)))
     }
 
     /// The same for a connection that was on its way to somewhere else.
     #[must_use]
-    pub fn redirected(self) -> Self {
-        let role = match self.routing {
-            Routing::Destinations => ListenerRole::Redirected,
-            Routing::OwnPorts => ListenerRole::Workload,
-        };
-        Self { role, ..self }
+    pub fn redirected(self: &Arc<Self>) -> Arc<Self> {
+        Arc::clone(self.redirected.as_ref().unwrap_or(self))
     }
 
     /// As metrics and logs label it.
-    pub fn direction(self) -> Direction {
+    pub fn direction(&self) -> Direction {
         match self.routing {
             Routing::Destinations => Direction::Outbound,
             Routing::OwnPorts => Direction::Inbound,
@@ -115,7 +130,7 @@ impl Listener {
     }
 
     /// Who is at the other end, before it has proved anything.
-    pub fn peer(self) -> Peer {
+    pub fn peer(&self) -> Peer {
         match self.trust {
             ListenerTrust::OwnApp => Peer::App,
             ListenerTrust::Anybody => Peer::Outside,

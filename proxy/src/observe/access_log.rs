@@ -31,14 +31,10 @@ impl Sink for AccessLog {
         "access_log"
     }
 
-    fn is_on(&self) -> bool {
-        !matches!(self.setting, AccessLogSetting::Off)
-    }
-
-    fn wants(&self, outcome: Outcome, random: u64) -> bool {
+    fn wants(&self, outcome: Outcome, random: &dyn Fn() -> u64) -> bool {
         match self.setting {
             AccessLogSetting::Off => false,
-            AccessLogSetting::OneOf(n) if random.is_multiple_of(u64::from(n)) => true,
+            AccessLogSetting::OneOf(n) if random().is_multiple_of(u64::from(n)) => true,
             AccessLogSetting::Errors | AccessLogSetting::OneOf(_) => outcome != Outcome::Success,
         }
     }

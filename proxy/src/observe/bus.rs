@@ -20,11 +20,9 @@ pub trait Sink: Send + Sync {
     /// As metrics label it.
     fn name(&self) -> &'static str;
 
-    /// Whether it may want a record at all.
-    fn is_on(&self) -> bool;
-
-    /// Whether it wants the record of an exchange that has ended so. `random`: for sinks that want a share.
-    fn wants(&self, outcome: Outcome, random: u64) -> bool;
+    /// Whether it wants the record of an exchange that has ended so: never while it is off. `random`: for sinks
+    /// that want a share.
+    fn wants(&self, outcome: Outcome, random: &dyn Fn() -> u64) -> bool;
 
     /// Takes a record. False: there is no room for it.
     fn take(&self, record: Record) -> bool;
@@ -49,20 +47,11 @@ impl Bus {
         Self { sinks: sinks.into_iter().map(|sink| (sink, AtomicU64::new(0))).collect() }
     }
 
-    /// Whether any sink may want a record.
-    pub fn is_on(&self) -> bool {
-        self.sinks.iter().any(|(sink, _)| sink.is_on())
-    }
-
     /// Who wants the record of an exchange that has ended so. None: it need not be made.
-    pub fn wanted(&self, outcome: Outcome, random: impl FnOnce() -> u64) -> Option<Wanted> {
-        if !self.is_on() {
-            return None;
-        }
-        let random = random();
+    pub fn wanted(&self, outcome: Outcome, random: &dyn Fn() -> u64) -> Option<Wanted> {
         let mut wanted = 0;
         for (at, (sink, _)) in self.sinks.iter().enumerate() {
-            wanted |= u8::from(sink.is_on() && sink.wants(outcome, random)) << at;
+            wanted |= u8::from(sink.wants(outcome, random)) << at;
         }
         (wanted != 0).then_some(Wanted(wanted))
     }
@@ -107,12 +96,8 @@ mod tests {
             self.name
         }
 
-        fn is_on(&self) -> bool {
-            self.on
-        }
-
-        fn wants(&self, outcome: Outcome, _random: u64) -> bool {
-            !self.errors_only || outcome != Outcome::Success
+        fn wants(&self, outcome: Outcome, _random: &dyn Fn() -> u64) -> bool {
+            self.on && (!self.errors_only || outcome != Outcome::Success)
         }
 
         fn take(&self, record: Record) -> bool {
@@ -145,7 +130,7 @@ mod tests {
         for (bytes, outcome) in
             [(1, Outcome::Success), (2, Outcome::Failure), (3, Outcome::Success)]
         {
-            let wanted = bus.wanted(outcome, || 0).unwrap();
+            let wanted = bus.wanted(outcome, &|| 0).unwrap();
             bus.publish(wanted, record(bytes));
         }
         let seen = seen.map(|taken| lock(&taken).clone());
@@ -161,14 +146,12 @@ mod tests {
     #[test]
     fn nothing_is_made_for_sinks_that_are_off_or_want_nothing() {
         let bus = Bus::new(vec![Box::new(probe("off", false, false, 9))]);
-        assert!(!bus.is_on());
-        assert!(bus.wanted(Outcome::Failure, || unreachable!("nobody needs a number")).is_none());
+        assert!(bus.wanted(Outcome::Failure, &|| unreachable!("nobody needs a number")).is_none());
         let bus = Bus::new(vec![
             Box::new(probe("off", false, false, 9)),
             Box::new(probe("errors", true, true, 9)),
         ]);
-        assert!(bus.wanted(Outcome::Success, || 0).is_none());
-        assert!(bus.wanted(Outcome::Failure, || 0).is_some());
-        assert!(!Bus::default().is_on());
+        assert!(bus.wanted(Outcome::Success, &|| 0).is_none());
+        assert!(bus.wanted(Outcome::Failure, &|| 0).is_some());
     }
 }

@@ -3,11 +3,14 @@
 //! A request finds its set through interned labels, so recording costs one small hash look-up, a
 //! lock that nobody contends, and two additions. `expose` turns the sets into Prometheus text.
 
+mod label;
 pub mod table;
 mod totals;
 
+pub use self::label::{HeldLabel, Label};
+
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicU32, AtomicU64};
 use std::sync::{Arc, Mutex};
@@ -23,29 +26,17 @@ use outrigger_core::reason::Cause;
 
 use crate::base::direction::Direction;
 use crate::base::sync::lock;
+use crate::observe::metrics::label::Interner;
 
 /// Series sets of the process beyond which everything is counted as `other`, so that what callers
 /// send can't fill memory.
 pub(crate) const MAX_SERIES: usize = 500;
 /// Sweeps, one a second, after which a set in which nothing was counted is given back.
 const IDLE_SWEEPS: u32 = 30 * 60;
-/// Distinct label texts, likewise.
-const MAX_LABELS: usize = 20_000;
 /// Longest latency told apart from longer ones, in microseconds (one hour).
 const MAX_LATENCY_US: u64 = 3_600_000_000;
 /// Two significant digits: 10 KB a histogram, where three would take 139.
 const DIGITS: u8 = 2;
-
-/// An interned label text.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Label(u32);
-
-impl Label {
-    /// The empty text.
-    pub const NONE: Self = Self(0);
-    pub const UNKNOWN: Self = Self(1);
-    pub const OTHER: Self = Self(2);
-}
 
 /// What a series set is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -88,7 +79,7 @@ impl Status {
 pub struct Metrics {
     labels: Mutex<Interner>,
     /// Sets admitted under [`MAX_SERIES`].
-    pub(crate) admitted: Mutex<std::collections::HashSet<SeriesKey>>,
+    pub(crate) admitted: Mutex<HashSet<SeriesKey>>,
     pub(crate) workers: Vec<Mutex<WorkerSeries>>,
     pub gauges: Gauges,
 }
@@ -99,12 +90,6 @@ pub(crate) struct WorkerSeries {
     pub(crate) series: Vec<Arc<Series>>,
     /// Requests of series that were given back.
     pub(crate) given_back: u64,
-}
-
-#[derive(Default)]
-struct Interner {
-    ids: HashMap<Arc<str>, u32>,
-    texts: Vec<Arc<str>>,
 }
 
 /// Process-wide counters and gauges that are not about one service.
@@ -163,35 +148,27 @@ pub(crate) struct SeriesCounts {
 
 impl Metrics {
     pub fn new(workers: usize) -> Self {
-        let metrics = Self {
+        Self {
             labels: Mutex::default(),
             admitted: Mutex::default(),
             workers: (0..workers).map(|_| Mutex::default()).collect(),
             gauges: Gauges::default(),
-        };
-        for (text, label) in
-            [("", Label::NONE), ("unknown", Label::UNKNOWN), ("other", Label::OTHER)]
-        {
-            debug_assert_eq!(metrics.label(text), label);
-            metrics.label(text);
         }
-        metrics
     }
 
     /// Interns a label text. Configuration makes labels, never the content of a request.
-    pub fn label(&self, text: &str) -> Label {
-        let mut labels = lock(&self.labels);
-        if let Some(id) = labels.ids.get(text) {
-            return Label(*id);
-        }
-        if labels.texts.len() >= MAX_LABELS {
-            return Label::OTHER;
-        }
-        let id = labels.texts.len() as u32;
-        let text: Arc<str> = text.into();
-        labels.ids.insert(Arc::clone(&text), id);
-        labels.texts.push(text);
-        Label(id)
+    pub fn label(&self, text: &str) -> HeldLabel {
+        lock(&self.labels).intern(text)
+    }
+
+    /// Once a minute, off the workers: gives back labels that nobody holds and that no series has had for
+    /// half an hour.
+    pub fn sweep_labels(&self) {
+        let in_series: HashSet<Label> = lock(&self.admitted)
+            .iter()
+            .flat_map(|key| [key.service, key.route, key.peer])
+            .collect();
+        lock(&self.labels).sweep(|label| in_series.contains(&label));
     }
 
     /// Body or stream bytes from and to callers.
@@ -201,8 +178,7 @@ impl Metrics {
     }
 
     pub fn text(&self, label: Label) -> Arc<str> {
-        let labels = lock(&self.labels);
-        labels.texts.get(label.0 as usize).cloned().unwrap_or_default()
+        lock(&self.labels).text(label)
     }
 
     /// The key itself, or `other` when there are too many.
@@ -337,7 +313,7 @@ mod tests {
     fn key(metrics: &Metrics, service: &str) -> SeriesKey {
         SeriesKey {
             direction: Direction::Outbound,
-            service: metrics.label(service),
+            service: metrics.label(service).get(),
             route: Label::NONE,
             peer: Label::UNKNOWN,
         }

@@ -60,23 +60,28 @@ pub struct Record {
     pub bytes: u64,
 }
 
-#[cfg(test)]
 impl Record {
-    /// Of a request that simply went through.
-    pub fn example() -> Self {
+    /// Of what nothing is known but how it ended.
+    pub fn new(
+        direction: Direction,
+        service: Arc<str>,
+        protocol: Protocol,
+        outcome: Outcome,
+        status: Status,
+    ) -> Self {
         Self {
-            direction: Direction::Inbound,
-            service: "bank/orders:80".into(),
-            route: "".into(),
-            peer: "unknown".into(),
-            protocol: Protocol::Http1,
-            outcome: Outcome::Success,
-            status: Status::Http(2),
+            direction,
+            service,
+            route: Arc::from(""),
+            peer: Arc::from("unknown"),
+            protocol,
+            outcome,
+            status,
             cause: None,
             detail: None,
             cache_hit: false,
             degraded: None,
-            method: Some(Method::GET),
+            method: None,
             path: None,
             request_id: None,
             trace_id: 0,
@@ -86,7 +91,7 @@ impl Record {
             upstream_protocol: None,
             not_retried: None,
             injected: None,
-            attempts: 1,
+            attempts: 0,
             earlier: None,
             phases: Phases::default(),
             deadline_left_ms: None,
@@ -94,15 +99,22 @@ impl Record {
             bytes: 0,
         }
     }
+
+    /// Of a request that simply went through.
+    #[cfg(test)]
+    pub fn example() -> Self {
+        let service = "bank/orders:80".into();
+        Self::new(Direction::Inbound, service, Protocol::Http1, Outcome::Success, Status::Http(2))
+    }
 }
 
-/// Attempts before the last one, oldest first. Boxed where nearly no request has any.
+/// Attempts besides the one that was answered, oldest first. Boxed where nearly no request has any.
 #[derive(Clone, Debug, Default)]
 pub struct Earlier {
     pub all: Vec<Attempted>,
 }
 
-/// An attempt that was not the last one of its request.
+/// An attempt whose answer the caller did not get.
 #[derive(Clone, Debug)]
 pub struct Attempted {
     pub endpoint: Option<SocketAddr>,
@@ -218,7 +230,9 @@ impl Phases {
 
 /// At most an hour and a bit, which is as good as for ever.
 pub fn micros(duration: Duration) -> u32 {
-    u32::try_from(duration.as_micros()).unwrap_or(u32::MAX)
+    // Narrow arithmetic: this is done for every request.
+    let seconds = u32::try_from(duration.as_secs()).ok().and_then(|s| s.checked_mul(1_000_000));
+    seconds.and_then(|us| us.checked_add(duration.subsec_micros())).unwrap_or(u32::MAX)
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use outrigger_core::reason::Reason;
 use crate::base::peer::Peer;
 use crate::base::refusal::Refusal;
 use crate::base::settings::Settings;
-use crate::observe::metrics::{Label, Metrics};
+use crate::observe::metrics::{HeldLabel, Metrics};
 use crate::policy::access::PortRules;
 use crate::policy::limits::PortLimits;
 use crate::policy::limits::known::LimitStates;
@@ -30,7 +30,7 @@ pub struct InboundPorts {
 pub struct InboundPort {
     pub port: u16,
     protocol: Protocol,
-    pub service: Label,
+    pub service: HeldLabel,
     /// Only callers that have proved an identity; never in a mesh without.
     strict: bool,
     /// The control plane, or what it said before, has spoken about it. Until then nobody may call it.
@@ -48,7 +48,7 @@ impl InboundPorts {
         let ports = settings.app_ports.iter().map(|app| InboundPort {
             port: app.port,
             protocol: app.protocol,
-            service: Label::UNKNOWN,
+            service: HeldLabel::UNKNOWN,
             strict: identity,
             configured: false,
             rules: None,
@@ -74,7 +74,7 @@ impl InboundPorts {
             let service = known
                 .service
                 .as_ref()
-                .map_or(Label::UNKNOWN, |name| metrics.label(&name.to_string()));
+                .map_or(HeldLabel::UNKNOWN, |name| metrics.label(&name.to_string()));
             let rules = known.access.as_ref().map(PortRules::new).transpose();
             let rules = rules.map_err(|e| e.under(format!("ports[{i}].access")))?.map(Arc::new);
             let strict = identity && known.mtls == MtlsMode::Strict;

@@ -9,6 +9,8 @@ use crate::observe::metrics::Label;
 
 /// How long positive evidence holds.
 const MEMORY: Duration = Duration::from_secs(600);
+/// Services from which on those that were seen too long ago are dropped.
+const MANY: usize = 1_000;
 
 #[derive(Default)]
 pub struct ServerFirst(Mutex<HashMap<Label, Instant>>);
@@ -22,6 +24,9 @@ impl ServerFirst {
     pub fn remember(&self, service: Label) {
         if service != Label::UNKNOWN {
             let mut seen = lock(&self.0);
+            if seen.len() >= MANY {
+                seen.retain(|_, at| at.elapsed() < MEMORY);
+            }
             seen.insert(service, Instant::now());
         }
     }

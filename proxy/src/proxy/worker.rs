@@ -24,7 +24,7 @@ use crate::base::local;
 use crate::base::memory::IdlePurge;
 use crate::base::refusal::Refusal;
 use crate::observe::metrics::{CountKey, Label, SeriesKey, Status, WorkerMetrics};
-use crate::observe::record::{Phases, Record};
+use crate::observe::record::Record;
 use crate::policy::inbound_ports::InboundPorts;
 use crate::proxy::Proxy;
 use crate::proxy::connections::Connections;
@@ -260,39 +260,15 @@ impl Worker {
         let count =
             CountKey { protocol, outcome, status: Status::Stream, cause: Some(refusal.cause()) };
         self.metrics.record(key, count, Duration::ZERO);
-        if let Some(wanted) = self.proxy.records.wanted(outcome, || self.random()) {
-            self.proxy.records.publish(
-                wanted,
-                Record {
-                    direction,
-                    service: self.proxy.metrics.text(service),
-                    route: Arc::from(""),
-                    peer: Arc::from("unknown"),
-                    protocol,
-                    outcome,
-                    status: Status::Stream,
-                    cause: Some(refusal.cause()),
-                    detail: Some(format!("from {remote}: {}", refusal.detail).into()),
-                    cache_hit: false,
-                    degraded: None,
-                    method: None,
-                    path: None,
-                    request_id: None,
-                    trace_id: 0,
-                    endpoint: None,
-                    zone: None,
-                    chosen_by: None,
-                    upstream_protocol: None,
-                    not_retried: None,
-                    injected: refusal.injected.as_ref().map(|one| Arc::clone(&one.name)),
-                    attempts: 0,
-                    earlier: None,
-                    phases: Phases::default(),
-                    deadline_left_ms: None,
-                    duration: Duration::ZERO,
-                    bytes: 0,
-                },
-            );
+        if let Some(wanted) = self.proxy.records.wanted(outcome, &|| self.random()) {
+            let service = self.proxy.metrics.text(service);
+            let record = Record {
+                cause: Some(refusal.cause()),
+                detail: Some(format!("from {remote}: {}", refusal.detail).into()),
+                injected: refusal.injected.as_ref().map(|one| Arc::clone(&one.name)),
+                ..Record::new(direction, service, protocol, outcome, Status::Stream)
+            };
+            self.proxy.records.publish(wanted, record);
         }
     }
 }

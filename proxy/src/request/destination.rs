@@ -57,7 +57,7 @@ impl Target {
 
     pub fn label(&self) -> Label {
         match self {
-            Self::Service { live, .. } => live.label,
+            Self::Service { live, .. } => live.label.get(),
             Self::App { service, .. } => *service,
             Self::Outside(_) => Label::UNKNOWN,
         }
@@ -189,7 +189,7 @@ pub fn inbound(
             (rules, limits) = (port.rules.clone(), port.limits.clone());
         }
         let protocol = port.protocol_or(connection.protocol);
-        return Ok(Target::App { address, protocol, service: port.service, rules, limits });
+        return Ok(Target::App { address, protocol, service: port.service.get(), rules, limits });
     }
     let hop = head.headers.remove(HOP).ok_or_else(|| {
         if connection.peer.get() == Peer::Outside && inbound.all_strict() {
@@ -208,7 +208,7 @@ pub fn inbound(
     let (address, protocol) = (SocketAddr::new(inbound.app, port.port), hop.protocol);
     let (protocol, rules) = (port.protocol_or(protocol), port.rules.clone());
     let limits = port.limits.clone();
-    Ok(Target::App { address, protocol, service: port.service, rules, limits })
+    Ok(Target::App { address, protocol, service: port.service.get(), rules, limits })
 }
 
 /// The headers of a probe as a kubelet sends it.

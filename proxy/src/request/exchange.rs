@@ -31,6 +31,7 @@ use crate::observe::record::{
 };
 use crate::policy::cache::Recorder;
 use crate::policy::limits::Limited;
+use crate::upstream::endpoint::EndpointState;
 use crate::upstream::endpoint::guard::{Attempt, InFlightPermit};
 use crate::upstream::pool;
 use crate::wire::Wire;
@@ -309,7 +310,7 @@ impl Exchange {
         if self.bytes > 0 {
             add(&worker.proxy.metrics.gauges.bytes_sent, self.bytes);
         }
-        if let Some(wanted) = worker.proxy.records.wanted(outcome, || worker.random()) {
+        if let Some(wanted) = worker.proxy.records.wanted(outcome, &|| worker.random()) {
             worker.proxy.records.publish(
                 wanted,
                 Record {
@@ -366,6 +367,23 @@ impl Exchange {
         self.earlier.get_or_insert_default().all.push(attempted);
     }
 
+    /// A second attempt, begun at `began` beside the one that is under way, did not answer first.
+    pub fn outran(&mut self, endpoint: &EndpointState, wire: Wire, began: Instant) {
+        let outran = Attempted {
+            endpoint: Some(endpoint.endpoint.address),
+            peer: endpoint.peer.get(),
+            zone: endpoint.endpoint.zone.as_deref().map(Into::into),
+            chosen_by: Some(ChosenBy::Load),
+            upstream_protocol: Some(wire.as_str()),
+            status: None,
+            cause: None,
+            began: began.saturating_duration_since(self.began),
+            duration: began.elapsed(),
+            end: AttemptEnd::Outrun,
+        };
+        self.earlier.get_or_insert_default().all.push(outran);
+    }
+
     /// Of the endpoint of the attempt that is under way.
     fn zone(&self) -> Option<Box<str>> {
         self.attempt.as_ref().and_then(Attempt::zone).map(Into::into)
@@ -382,10 +400,8 @@ impl Exchange {
     }
 
     /// The head of the response has come.
-    pub fn note_first_byte(&mut self) {
-        if self.connection.worker.proxy.records.is_on() {
-            self.phases.first_byte = micros(self.began.elapsed());
-        }
+    pub fn note_first_byte(&mut self, now: Instant) {
+        self.phases.first_byte = micros(now.saturating_duration_since(self.began));
     }
 
     /// The caller went away.

@@ -49,7 +49,7 @@ pub(crate) fn route<'a>(
     (live, dialed): (&'a Live, &Authority),
     head: &Head,
 ) -> Result<Result<Routed<'a>, RouteAnswer>, Refusal> {
-    exchange.service = live.label;
+    exchange.service = live.label.get();
     if live.compiled.has_http_routes() && live.is_instance(dialed) {
         return Ok(Ok(Routed::default()));
     }

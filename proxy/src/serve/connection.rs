@@ -49,7 +49,7 @@ impl Connection {
         let registered = worker.connections.enter((ends, idle), Arc::clone(&watch), standing);
         let connection = Rc::new(Self {
             worker: Rc::clone(&worker),
-            listener,
+            listener: Arc::clone(&listener),
             peer: Cell::new(peer),
             caller,
             remote,

@@ -5,6 +5,7 @@
 
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use outrigger_core::config::Protocol;
 use outrigger_core::detect::Detected;
@@ -44,12 +45,12 @@ pub async fn serve(
     worker: Rc<Worker>,
     stream: TcpStream,
     remote: SocketAddr,
-    (listener, slot): (Listener, Rc<Slot>),
+    (listener, slot): (Arc<Listener>, Rc<Slot>),
 ) {
     let original = original_destination(&stream, &worker.proxy.settings);
     let mut origin = Origin {
-        listener,
         peer: listener.peer(),
+        listener,
         caller: None,
         remote,
         fixed: Fixed::Nothing,
@@ -57,7 +58,7 @@ pub async fn serve(
         slot,
     };
     if let Some(address) = original {
-        origin.listener = listener.redirected();
+        origin.listener = origin.listener.redirected();
         // Anyone who routes a network through this host reaches its own addresses and no others.
         if !worker.is_own(address.ip()) {
             let why = format!("{address} is not an address of this workload");
@@ -98,7 +99,7 @@ async fn redirected(
     address: SocketAddr,
     port: InboundPort,
 ) {
-    let (protocol, service, remote) = (port.declared(), port.service, origin.remote);
+    let (protocol, service, remote) = (port.declared(), port.service.get(), origin.remote);
     if !port.strict() {
         if let Some(identity) = &worker.proxy.identity {
             add(&identity.counts().plaintext_inbound, 1);

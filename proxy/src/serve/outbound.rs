@@ -29,19 +29,14 @@ pub async fn serve(
     worker: Rc<Worker>,
     stream: TcpStream,
     remote: SocketAddr,
-    (listener, slot): (Listener, Rc<Slot>),
+    (listener, slot): (Arc<Listener>, Rc<Slot>),
     destination: Option<Authority>,
 ) {
     let original = original_destination(&stream, &worker.proxy.settings);
+    let direction = listener.direction();
     let refuse = |reason, detail: String| {
         let refusal = Refusal::new(reason, detail);
-        worker.refuse_stream(
-            listener.direction(),
-            Protocol::Detect,
-            Label::UNKNOWN,
-            &refusal,
-            remote,
-        );
+        worker.refuse_stream(direction, Protocol::Detect, Label::UNKNOWN, &refusal, remote);
     };
     if original.is_none() && !remote.ip().to_canonical().is_loopback() {
         return refuse(Reason::NotForUs, "only the app beside this proxy may call it".to_owned());
@@ -67,14 +62,14 @@ pub async fn serve(
     }
 }
 
-fn origin(listener: Listener, remote: SocketAddr, fixed: Fixed, slot: Rc<Slot>) -> Origin {
+fn origin(listener: Arc<Listener>, remote: SocketAddr, fixed: Fixed, slot: Rc<Slot>) -> Origin {
     let peer = listener.peer();
     Origin { listener, peer, caller: None, remote, fixed, tunnel: None, slot }
 }
 
 /// A forward proxy: each request names its destination.
 async fn explicit(worker: Rc<Worker>, stream: TcpStream, origin: Origin) {
-    let (listener, remote) = (origin.listener, origin.remote);
+    let (listener, remote) = (Arc::clone(&origin.listener), origin.remote);
     let mut sniffer = Sniffer::new(Transport::Tcp(stream));
     let protocol =
         match worker.listen(&mut sniffer, listener.limits.first_byte, listener.limits.ends).await {

@@ -4,7 +4,7 @@ use http::HeaderValue;
 use outrigger_core::balance::hash;
 use outrigger_core::identity::SpiffeId;
 
-use crate::observe::metrics::{Label, Metrics};
+use crate::observe::metrics::{HeldLabel, Metrics};
 use crate::tls::handshake::Proof;
 
 /// A caller that has proved who it is.
@@ -12,7 +12,7 @@ use crate::tls::handshake::Proof;
 pub struct MeshCaller {
     pub proof: Proof,
     /// `namespace/service-account`, as metrics name it.
-    pub label: Label,
+    pub label: HeldLabel,
     /// A hash of the identity.
     pub key: u64,
     /// For the app, where it is to be told.

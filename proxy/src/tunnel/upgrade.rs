@@ -2,6 +2,7 @@
 //! (RFC 8441) and plain CONNECT.
 
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -256,9 +257,9 @@ async fn outbound_tunnel(
     let dialed =
         worker.dial_authority(&authority.in_namespace(&worker.proxy.settings.namespace))?;
     let limit = worker.proxy.settings.config_timeout;
-    let target = destination::resolve(worker, std::sync::Arc::clone(&dialed), limit).await?;
+    let target = destination::resolve(worker, Arc::clone(&dialed), limit).await?;
     if let Target::Service { live, .. } = &target {
-        exchange.service = live.label;
+        exchange.service = live.label.get();
     }
     let left = told(&head.headers).nearest();
     let tunnel =
@@ -266,7 +267,7 @@ async fn outbound_tunnel(
     let caller = switch.caller;
     let (worker, remote, slot) =
         (Rc::clone(worker), connection.remote, Rc::clone(&connection.slot));
-    let listener = connection.listener;
+    let listener = Arc::clone(&connection.listener);
     tokio::task::spawn_local(async move {
         let Some(caller) = caller.bytes().await else { return };
         let transport = Transport::Tunnel(caller);
@@ -302,7 +303,7 @@ async fn inbound_tunnel(
     if !check {
         served.admit_opaque()?;
     }
-    exchange.service = served.service;
+    exchange.service = served.service.get();
     if let Some(rules) = &served.rules {
         rules.stream(worker, connection.caller.as_deref(), connection.remote.ip())?;
     }
@@ -314,7 +315,7 @@ async fn inbound_tunnel(
         return Ok(Response::new(()));
     }
     let caller = switch.caller;
-    let (connection, service) = (Rc::clone(connection), served.service);
+    let (connection, service) = (Rc::clone(connection), served.service.get());
     tokio::task::spawn_local(async move {
         let worker = &connection.worker;
         let Some(caller) = caller.bytes().await else { return };

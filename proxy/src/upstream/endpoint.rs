@@ -22,7 +22,7 @@ use outrigger_core::policy::preference::WHOLE;
 
 use self::choice::Preference;
 use crate::base::clock::coarse_ms;
-use crate::observe::metrics::{Label, Metrics};
+use crate::observe::metrics::{HeldLabel, Metrics};
 use crate::tls::Expected;
 use crate::upstream::endpoint::guard::Guard;
 use crate::upstream::watches::Watches;
@@ -39,7 +39,7 @@ const NOTABLE_FOR_MS: u32 = 30_000;
 /// Every endpoint of one service port.
 pub struct Endpoints {
     pub name: DestinationName,
-    pub label: Label,
+    pub label: HeldLabel,
     /// It lies outside the mesh.
     pub is_outside: bool,
     /// Breaker, budget and limits of the service.
@@ -77,7 +77,7 @@ pub struct EndpointState {
     /// Names the workload and port for ever, whatever its address: a hash of its id.
     pub stable: u64,
     pub endpoint: Endpoint,
-    pub peer: Label,
+    pub peer: HeldLabel,
     /// What its sidecar must prove.
     pub expected: Expected,
     pub load: Arc<EndpointLoad>,
@@ -330,7 +330,7 @@ fn expected(endpoint: &Endpoint) -> Expected {
 }
 
 /// Who is called: the identity that it has to prove, else what it is said to be.
-fn peer_label(endpoint: &Endpoint, metrics: &Metrics) -> Label {
+fn peer_label(endpoint: &Endpoint, metrics: &Metrics) -> HeldLabel {
     match endpoint.mesh.as_ref().and_then(|mesh| mesh.identity.as_ref()) {
         Some(id) => metrics.label(&id.workload()),
         None => metrics.label(endpoint.workload.as_deref().unwrap_or("unknown")),

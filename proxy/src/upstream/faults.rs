@@ -51,7 +51,7 @@ impl FaultInjections {
     pub fn watch(&self, metrics: &Metrics, service: &Endpoints, now: Instant) {
         let wall = SystemTime::now();
         for watch in lock(&service.watches.0).iter_mut() {
-            let totals = metrics.totals(service.label, watch.rule().max_p99);
+            let totals = metrics.totals(service.label.get(), watch.rule().max_p99);
             if let Some(breach) = watch.tick(now, wall, totals) {
                 self.stop(watch.rule(), &service.name.to_string(), &breach);
             }

@@ -17,7 +17,7 @@ use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 
 use crate::base::sync::lock;
-use crate::observe::metrics::{Label, Metrics};
+use crate::observe::metrics::{HeldLabel, Label, Metrics};
 use crate::upstream::endpoint::Endpoints;
 
 /// Names held at one time, in names. Below the 10,000 that the control plane lets one proxy subscribe
@@ -90,11 +90,11 @@ pub enum Resolution {
 /// A destination's configuration, compiled, with the endpoints of all its backends.
 pub struct Live {
     pub compiled: Compiled,
-    pub label: Label,
+    pub label: HeldLabel,
     /// Same order as `compiled.backends`.
     pub backends: Vec<Arc<Endpoints>>,
     /// Labels of the routes, by the address of their name.
-    routes: HashMap<usize, Label, foldhash::fast::FixedState>,
+    routes: HashMap<usize, HeldLabel, foldhash::fast::FixedState>,
 }
 
 impl Store {
@@ -358,7 +358,7 @@ impl Live {
     }
 
     pub fn route_label_of(&self, route: &Arc<str>) -> Label {
-        self.routes.get(&(route.as_ptr() as usize)).copied().unwrap_or(Label::NONE)
+        self.routes.get(&(route.as_ptr() as usize)).map_or(Label::NONE, HeldLabel::get)
     }
 
     fn complete(&self) -> bool {

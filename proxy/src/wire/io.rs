@@ -42,6 +42,7 @@ macro_rules! each {
 macro_rules! delegate_io {
     ($type:ty, $field:ident) => {
         impl tokio::io::AsyncRead for $type {
+            #[inline]
             fn poll_read(
                 mut self: std::pin::Pin<&mut Self>,
                 cx: &mut std::task::Context<'_>,
@@ -52,6 +53,7 @@ macro_rules! delegate_io {
         }
 
         impl tokio::io::AsyncWrite for $type {
+            #[inline]
             fn poll_write(
                 mut self: std::pin::Pin<&mut Self>,
                 cx: &mut std::task::Context<'_>,
@@ -60,6 +62,7 @@ macro_rules! delegate_io {
                 std::pin::Pin::new(&mut self.$field).poll_write(cx, buf)
             }
 
+            #[inline]
             fn poll_write_vectored(
                 mut self: std::pin::Pin<&mut Self>,
                 cx: &mut std::task::Context<'_>,
@@ -68,10 +71,12 @@ macro_rules! delegate_io {
                 std::pin::Pin::new(&mut self.$field).poll_write_vectored(cx, bufs)
             }
 
+            #[inline]
             fn is_write_vectored(&self) -> bool {
                 self.$field.is_write_vectored()
             }
 
+            #[inline]
             fn poll_flush(
                 mut self: std::pin::Pin<&mut Self>,
                 cx: &mut std::task::Context<'_>,
@@ -79,6 +84,7 @@ macro_rules! delegate_io {
                 std::pin::Pin::new(&mut self.$field).poll_flush(cx)
             }
 
+            #[inline]
             fn poll_shutdown(
                 mut self: std::pin::Pin<&mut Self>,
                 cx: &mut std::task::Context<'_>,
@@ -91,6 +97,7 @@ macro_rules! delegate_io {
 pub(crate) use delegate_io;
 
 impl AsyncRead for Transport {
+    #[inline(always)]
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -109,6 +116,7 @@ impl AsyncWrite for Transport {
         each!(self.get_mut(), stream => Pin::new(stream).poll_write(cx, buf))
     }
 
+    #[inline(always)]
     fn poll_write_vectored(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -121,8 +129,14 @@ impl AsyncWrite for Transport {
         each!(self, stream => stream.is_write_vectored())
     }
 
+    #[inline(always)]
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        each!(self.get_mut(), stream => Pin::new(stream).poll_flush(cx))
+        match self.get_mut() {
+            // These keep nothing back, and are asked several times for each request.
+            Self::Tcp(_) | Self::Memory(_) => Poll::Ready(Ok(())),
+            Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Tunnel(stream) => Pin::new(stream).poll_flush(cx),
+        }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -185,6 +199,7 @@ impl Io {
 }
 
 impl AsyncRead for Io {
+    #[inline]
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -212,6 +227,7 @@ impl AsyncRead for Io {
 }
 
 impl AsyncWrite for Io {
+    #[inline]
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -221,6 +237,7 @@ impl AsyncWrite for Io {
         self.wrote(polled)
     }
 
+    #[inline]
     fn poll_write_vectored(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -230,14 +247,17 @@ impl AsyncWrite for Io {
         self.wrote(polled)
     }
 
+    #[inline]
     fn is_write_vectored(&self) -> bool {
         self.transport.is_write_vectored()
     }
 
+    #[inline]
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.transport).poll_flush(cx)
     }
 
+    #[inline]
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.transport).poll_shutdown(cx)
     }

@@ -119,8 +119,8 @@ impl Bed {
             Seat::Mesh => (listener, Fixed::Nothing),
         };
         let origin = Origin {
-            listener,
             peer: listener.peer(),
+            listener,
             caller: None,
             remote: SocketAddr::from(([10, 0, 0, 9], 1)),
             fixed,
@@ -136,7 +136,7 @@ impl Bed {
             let ports = worker.proxy.inbound.load_full();
             let Ok(port) = ports.port(PORT) else { return };
             let (rules, limits) = (port.rules.clone(), port.limits.clone());
-            let (protocol, service) = (port.declared(), port.service);
+            let (protocol, service) = (port.declared(), port.service.get());
             let target = Target::App { address: app, protocol, service, rules, limits };
             stream::serve(worker, transport, origin, target).await;
         });

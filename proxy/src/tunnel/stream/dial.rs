@@ -92,7 +92,11 @@ pub async fn dial(
         let (endpoint, probes) = choose(worker, live, dialed, backend, remote, &tried)?;
         let now = Instant::now();
         let mut attempt = Attempt::begin(&live.backends[backend], &endpoint, probes, now);
-        let labels = Labels { service: live.backends[backend].label, route, peer: endpoint.peer };
+        let labels = Labels {
+            service: live.backends[backend].label.get(),
+            route,
+            peer: endpoint.peer.get(),
+        };
         let faults = &live.compiled.backends[backend].policy.faults;
         let opened = match refuse_connection(worker, faults) {
             Some(refusal) => Err(refusal),
