@@ -513,6 +513,11 @@ fn a_connection_begun_while_the_proxy_is_away_waits_for_it() {
     let test = "a_connection_begun_while_the_proxy_is_away_waits_for_it";
     let Some(pods) = Pods::start(test) else { return };
     let Pods { mut server, _caller, _plane, app, dir, network } = pods;
+    // What it knows is written a moment after it came.
+    eventually("its configuration is on disk", || {
+        let kept = std::fs::read(dir.path().join("web-state/config")).unwrap_or_default();
+        kept.windows(8).any(|name| name == b"bank/web")
+    });
     server.kill();
     let address = format!("10.77.0.3:{}", app.port);
     let began = std::time::Instant::now();

@@ -3,6 +3,7 @@
 pub mod commands;
 mod issuer;
 mod pods;
+mod telemetry;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -21,6 +22,7 @@ use crate::source::kubernetes::ApiServerOptions;
 pub use commands::{ClusterOptions, StateDir, TokenOptions, TrustStep};
 pub use issuer::IssuerOptions;
 pub use pods::PodOptions;
+pub use telemetry::TelemetryOptions;
 
 /// The control plane of the Outrigger service mesh: tells every proxy what it needs to know.
 #[derive(Debug, Parser)]
@@ -265,6 +267,9 @@ pub struct Options {
     )]
     pub default_access: DefaultAccess,
 
+    #[command(flatten)]
+    pub telemetry: TelemetryOptions,
+
     /// What is logged: error, warn, info, debug, trace (not in a release build), or per module as in
     /// `info,outrigger_control_plane::discovery=debug`.
     #[arg(long, env = "OUTRIGGER_LOG", value_name = "FILTER", default_value = "info")]
@@ -285,6 +290,7 @@ impl Options {
             },
             max_endpoints: self.max_endpoints,
             namespaces: Vec::new(),
+            telemetry: self.telemetry.telemetry(),
         }
     }
 

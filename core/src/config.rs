@@ -16,6 +16,7 @@ use crate::policy::access::Access;
 use crate::policy::cors::CorsConfig;
 use crate::policy::section;
 use crate::policy::{BackendPolicy, CallPolicy, ServerPolicy};
+use crate::telemetry::Telemetry;
 
 /// Features of the wire format that this build understands, beside those of policies ([`section`]).
 const FEATURES: [&str; 8] = [
@@ -399,6 +400,7 @@ pub struct MeshSettings {
     /// Every namespace that the mesh has or ever had, in order: a name below one of them that does not
     /// exist is `no_such_service`, never passed through. At most [`crate::bounds::NAMESPACES`].
     pub namespaces: Vec<String>,
+    pub telemetry: Telemetry,
 }
 
 impl Default for MeshSettings {
@@ -408,6 +410,7 @@ impl Default for MeshSettings {
             unmatched: Unmatched::Passthrough,
             max_endpoints: 100,
             namespaces: Vec::new(),
+            telemetry: Telemetry::default(),
         }
     }
 }

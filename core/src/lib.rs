@@ -22,4 +22,5 @@ pub mod path;
 pub mod policy;
 pub mod reason;
 pub mod route;
+pub mod telemetry;
 pub mod time;

@@ -23,8 +23,6 @@ const MAX_LINES: usize = 4_096;
 const MAX_BYTES: usize = 4 * 1024 * 1024;
 /// Lines that are written with one system call, in lines.
 const BATCH: usize = 256;
-/// From so many waiting lines on, each further one is kept in memory of its own.
-const SHARING: usize = 64;
 /// How long the end of a process waits for a reader.
 pub const LAST_WORDS: Duration = Duration::from_secs(1);
 
@@ -32,9 +30,6 @@ pub const LAST_WORDS: Duration = Duration::from_secs(1);
 pub trait Record: Send {
     /// What it holds in memory of its own, in bytes, about.
     fn size(&self) -> usize;
-
-    /// Lets go of memory that it shares and that is larger than what it needs of it: it will wait.
-    fn detach(&mut self) {}
 
     /// Appends the text, without the end of the line.
     fn render(&self, out: &mut Vec<u8>);
@@ -91,14 +86,8 @@ impl Log {
     }
 
     /// Queues a record. False: there was no room, and it is counted as dropped.
-    pub fn write(&self, record: impl Record + 'static) -> bool {
-        self.push(record.size(), |waits| {
-            let mut record = Box::new(record);
-            if waits {
-                record.detach();
-            }
-            Line::Record(record)
-        })
+    pub fn write(&self, record: Box<impl Record + 'static>) -> bool {
+        self.push(record.size(), || Line::Record(record))
     }
 
     /// Lines dropped since the process began, of every kind.
@@ -119,16 +108,14 @@ impl Log {
         true
     }
 
-    /// `line` is told whether it will wait.
-    fn push(&self, size: usize, line: impl FnOnce(bool) -> Line) -> bool {
+    fn push(&self, size: usize, line: impl FnOnce() -> Line) -> bool {
         let mut queue = lock(&self.0.queue);
         if queue.lines.len() >= MAX_LINES || queue.bytes.saturating_add(size) > MAX_BYTES {
             queue.dropped += 1;
             return false;
         }
         queue.bytes += size;
-        let waits = queue.lines.len() >= SHARING;
-        queue.lines.push_back(line(waits));
+        queue.lines.push_back(line());
         let sleeping = !queue.writing && queue.lines.len() == 1;
         drop(queue);
         if sleeping {
@@ -221,7 +208,7 @@ impl<'a> MakeWriter<'a> for Log {
 impl Write for EventWriter<'_> {
     /// Takes a whole event, as the formatter gives it.
     fn write(&mut self, event: &[u8]) -> io::Result<usize> {
-        self.0.push(event.len(), |_| Line::Text(event.to_vec()));
+        self.0.push(event.len(), || Line::Text(event.to_vec()));
         Ok(event.len())
     }
 
@@ -285,7 +272,7 @@ mod tests {
             kept += 1;
             assert!(kept < 100_000, "memory is bounded");
         }
-        assert!(!log.write(Word(&"y".repeat(5_000_000).leak()[..])));
+        assert!(!log.write(Box::new(Word(&"y".repeat(5_000_000).leak()[..]))));
         assert!(!log.flush(Duration::from_millis(20)), "nobody reads");
         assert!(began.elapsed() < Duration::from_secs(5), "nobody waited");
         let reading = std::thread::spawn(move || {
@@ -305,7 +292,7 @@ mod tests {
         let (mut reader, writer) = io::pipe().unwrap();
         let log = Log::to(writer).unwrap();
         for word in ["one", "two", "three"] {
-            assert!(log.write(Word(word)));
+            assert!(log.write(Box::new(Word(word))));
         }
         let mut seen = [0; 14];
         reader.read_exact(&mut seen).unwrap();
@@ -316,7 +303,7 @@ mod tests {
     #[test]
     fn without_a_writer_lines_are_bounded() {
         let log = Log::unread();
-        let kept = (0..MAX_LINES + 5).filter(|_| log.write(Word("x"))).count();
+        let kept = (0..MAX_LINES + 5).filter(|_| log.write(Box::new(Word("x")))).count();
         assert_eq!((kept, log.dropped()), (MAX_LINES, 5));
     }
 }

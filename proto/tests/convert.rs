@@ -28,6 +28,7 @@ use outrigger_core::policy::fallback::{Classes, Fallback, Give};
 use outrigger_core::policy::hedge::HedgeConfig;
 use outrigger_core::policy::session::SessionConfig;
 use outrigger_core::policy::{BackendPolicy, CallPolicy, ServerPolicy};
+use outrigger_core::telemetry::{OtlpProtocol, Ratio, Telemetry, Traces};
 use outrigger_proto::convert::{destination, endpoint, inbound, is_unsupported, settings, version};
 use outrigger_proto::mesh;
 use policies::{any_backend_policy, any_call, any_server};
@@ -569,12 +570,29 @@ fn any_access() -> impl Strategy<Value = Access> {
 
 fn any_settings() -> impl Strategy<Value = MeshSettings> {
     let unmatched = select(&[Unmatched::Passthrough, Unmatched::Refuse][..]);
-    (any_text(), unmatched, 1u32.., vec(any_text(), 0..4)).prop_map(
-        |(cluster_domain, unmatched, max_endpoints, namespaces)| MeshSettings {
+    (any_text(), unmatched, 1u32.., vec(any_text(), 0..4), of(any_traces())).prop_map(
+        |(cluster_domain, unmatched, max_endpoints, namespaces, traces)| MeshSettings {
             cluster_domain,
             unmatched,
             max_endpoints,
             namespaces,
+            telemetry: Telemetry { traces },
+        },
+    )
+}
+
+fn any_traces() -> impl Strategy<Value = Traces> {
+    let protocol = select(&[OtlpProtocol::Grpc, OtlpProtocol::Http][..]);
+    let slower_than = of((1u64..=3_600_000).prop_map(Duration::from_millis));
+    let address = "http://[a-z]{1,9}:[1-9][0-9]{1,3}";
+    (address, protocol, 0u32..=1_000_000, any::<[bool; 2]>(), slower_than).prop_map(
+        |(address, protocol, ratio, [parent, errors], slower_than)| Traces {
+            address,
+            protocol,
+            ratio: Ratio::from_millionths(ratio).unwrap(),
+            parent,
+            errors,
+            slower_than,
         },
     )
 }

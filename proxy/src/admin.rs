@@ -10,7 +10,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 
 use axum::extract::{Path, Query, Request, State};
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
@@ -22,6 +22,7 @@ use tokio::net::UnixListener;
 use tracing_subscriber::{EnvFilter, reload};
 
 use crate::admin::expose::expose;
+use crate::observe::metrics::table::TextFormat;
 use crate::proxy::{Phase, Proxy};
 use crate::upstream::store::{Dialed, Live, Resolution};
 
@@ -156,8 +157,10 @@ async fn probe_tcp(State(admin): State<Admin>, Path(port): Path<u16>) -> (Status
     platform::probe_tcp(&admin.proxy, port).await
 }
 
-async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], expose(&admin.proxy))
+async fn metrics(State(admin): State<Admin>, headers: HeaderMap) -> impl IntoResponse {
+    let accept = headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok());
+    let format = TextFormat::accepted(accept.unwrap_or_default());
+    ([(header::CONTENT_TYPE, format.content_type())], expose(&admin.proxy, format))
 }
 
 async fn identity(State(admin): State<Admin>) -> Json<Value> {

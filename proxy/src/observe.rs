@@ -5,3 +5,4 @@ pub mod bus;
 pub mod correlation;
 pub mod metrics;
 pub(crate) mod record;
+pub mod traces;

@@ -21,6 +21,7 @@ use crate::observe::access_log::AccessLog;
 use crate::observe::bus::Bus;
 use crate::observe::correlation::Correlation;
 use crate::observe::metrics::Metrics;
+use crate::observe::traces::Traces;
 use crate::policy::cache::Cache;
 use crate::policy::inbound_ports::InboundPorts;
 use crate::policy::limits::known::LimitStates;
@@ -46,6 +47,8 @@ pub struct Proxy {
     pub metrics: Arc<Metrics>,
     /// Where what is known of exchanges goes at their end.
     pub records: Bus,
+    /// Which of them are recorded as spans.
+    pub traces: Arc<Traces>,
     /// What the process says, access log included.
     pub log: Log,
     pub correlation: Correlation,
@@ -71,6 +74,7 @@ impl Proxy {
     ) -> (Arc<Self>, BackgroundTasks) {
         let metrics = Arc::new(Metrics::new(settings.workers()));
         let access_log = AccessLog::new(settings.access_log, log.clone());
+        let traces = Arc::<Traces>::default();
         let (faults, stops) = FaultInjections::new();
         let proxy = Self {
             correlation: Correlation::new(Arc::clone(&metrics)),
@@ -83,7 +87,8 @@ impl Proxy {
             identity,
             mesh: ArcSwap::from_pointee(MeshSettings::default()),
             mirrors: Arc::default(),
-            records: Bus::new(vec![Box::new(access_log)]),
+            records: Bus::new(vec![Box::new(access_log), Box::new(Arc::clone(&traces))]),
+            traces,
             log,
             faults,
             server_first: ServerFirst::default(),

@@ -20,6 +20,7 @@ use crate::mesh::control_plane::ControlPlane;
 use crate::mesh::discovery::Discovery;
 use crate::mesh::state::StateDir;
 use crate::mesh::{registration, renew, stop as report};
+use crate::observe::traces::otlp;
 use crate::proxy::worker::{Load, Worker};
 use crate::proxy::{BackgroundTasks, Phase, Proxy};
 use crate::tls::identity::Identity;
@@ -33,6 +34,8 @@ const DRAIN_POLL: Duration = Duration::from_millis(20);
 /// writing 6 answers at a time, this 11 (bench/README.md); an idle worker looks at once either way.
 const POLLS_BETWEEN_EVENTS: u32 = 256;
 
+/// How long the end of the process waits for its last spans to be taken.
+const LAST_SPANS: Duration = Duration::from_secs(1);
 /// How long the end of the process waits for work that blocks, on a disk that has stalled.
 const BLOCKED: Duration = Duration::from_secs(1);
 
@@ -50,6 +53,11 @@ pub fn run(settings: Settings, log: Log, filter: LogHandle) -> io::Result<()> {
     // Everything that is not traffic shares this thread.
     let runtime = Builder::new_current_thread().enable_all().build()?;
     proxy.resolver.ask_on(runtime.handle().clone());
+    // What the disk knows is in force before anybody is served: the first request may have waited for this process.
+    let discovery = {
+        let _inside = runtime.enter();
+        Discovery::new(Arc::clone(&proxy), state)?
+    };
     let handles = start_workers(&proxy, workers, listeners)?;
     info!(
         uid = proxy.settings.uid(),
@@ -62,6 +70,8 @@ pub fn run(settings: Settings, log: Log, filter: LogHandle) -> io::Result<()> {
     drop(handles);
     let ended = runtime.block_on(async {
         tokio::spawn(tick(Arc::clone(&proxy)));
+        let (traces, resource) = (Arc::clone(&proxy.traces), otlp::resource(&proxy.settings));
+        tokio::spawn(otlp::run(Arc::clone(&traces), resource.clone()));
         let socket = socket.map(|path| {
             let bound = admin::bind_socket(&path);
             bound.map_err(|error| {
@@ -69,7 +79,9 @@ pub fn run(settings: Settings, log: Log, filter: LogHandle) -> io::Result<()> {
             })
         });
         tokio::spawn(admin::serve(Arc::clone(&proxy), admin, socket.transpose()?, filter));
-        control(proxy, stops, state).await
+        let ended = control(proxy, stops, discovery).await;
+        otlp::finish(traces, resource, LAST_SPANS).await;
+        ended
     });
     runtime.shutdown_timeout(BLOCKED);
     ended
@@ -171,7 +183,7 @@ fn work_nothing_but_accept(proxy: &Arc<Proxy>, listeners: Vec<Bound>, handles: &
 async fn control(
     proxy: Arc<Proxy>,
     stops: mpsc::UnboundedReceiver<Stop>,
-    state: Option<StateDir>,
+    discovery: Discovery,
 ) -> io::Result<()> {
     let settings = &proxy.settings;
     let control_plane = settings
@@ -184,7 +196,6 @@ async fn control(
     if let Some(control_plane) = control_plane.clone() {
         tokio::spawn(report::run(Arc::clone(&proxy), control_plane, stops));
     }
-    let discovery = Discovery::new(Arc::clone(&proxy), state)?;
     let discovery = tokio::spawn(discovery.run(control_plane.clone()));
     let mut removed = None;
     if let Some(control_plane) = control_plane

@@ -25,6 +25,7 @@ mod resilience;
 mod server_policy;
 mod silence;
 mod soak;
+mod traces;
 mod tunnels;
 mod upstreams;
 mod wire;

@@ -5,6 +5,7 @@ pub mod apiserver;
 pub mod app;
 pub mod capture;
 pub mod client;
+pub mod collector;
 pub mod manifests;
 pub mod mesh;
 pub mod outside;

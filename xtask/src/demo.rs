@@ -14,6 +14,7 @@ pub(crate) mod process;
 mod resilience;
 mod screen;
 mod steps;
+mod telemetry;
 
 use std::io;
 use std::path::Path;
@@ -33,6 +34,7 @@ use load::Load;
 use ports::Ports;
 use screen::Screen;
 use steps::Step;
+use telemetry::Backend;
 
 /// How often everybody is asked for metrics.
 const REFRESH: Duration = Duration::from_secs(1);
@@ -70,6 +72,10 @@ enum Story {
     /// Trouble without and with policies, side by side: a cascade, retries that multiply, a loop, a
     /// deadline. Takes the time that it takes; `--for`, `--rate` and `--keep-running` are not for it.
     Resilience,
+    /// One request followed through the bank, its attempts, and every failure in the backend although one trace of a
+    /// hundred is recorded. Needs oteltap (PyPI), a backend for traces that can be asked; `--for`, `--rate` and
+    /// `--keep-running` are not for it.
+    Telemetry,
 }
 
 impl Story {
@@ -77,13 +83,13 @@ impl Story {
         match self {
             Self::Traffic => steps::STEPS,
             Self::Identity => identity::STEPS,
-            Self::Resilience => &[],
+            Self::Resilience | Self::Telemetry => &[],
         }
     }
 
     fn cast(self) -> &'static [Part] {
         match self {
-            Self::Traffic | Self::Identity => bank::CAST,
+            Self::Traffic | Self::Identity | Self::Telemetry => bank::CAST,
             Self::Resilience => resilience::CAST,
         }
     }
@@ -91,7 +97,7 @@ impl Story {
     /// Below examples/simplebank.
     fn manifests(self) -> &'static str {
         match self {
-            Self::Traffic | Self::Identity => "manifests",
+            Self::Traffic | Self::Identity | Self::Telemetry => "manifests",
             Self::Resilience => "resilience",
         }
     }
@@ -178,13 +184,26 @@ fn play(options: &Options, stop: Receiver<()>, scratch: &Path) -> Result<bool, H
         simplebank: program("simplebank")?,
         discovery: nowhere,
         index: nowhere,
+        backend: None,
+        telemetry: Vec::new(),
         scratch: scratch.to_owned(),
         logs,
     };
+    let mut ports = Ports::new();
+    let mut stage = stage;
+    let mut backend = None;
+    if options.story == Story::Telemetry {
+        let address = ports.free()?;
+        backend = Backend::start(address, &stage.logs)?;
+        if backend.is_some() {
+            stage.backend = Some(address);
+            stage.telemetry = Backend::flags(address);
+        }
+    }
     let manifests = workspace::root().join("examples/simplebank").join(options.story.manifests());
     let mut screen = Screen::new();
     screen.say("starting the control plane, every service and its sidecar");
-    let fleet = Fleet::start(stage, options.story.cast(), &manifests, Ports::new())?;
+    let fleet = Fleet::start(stage, options.story.cast(), &manifests, ports)?;
     let mut demo = Demo {
         load: None,
         edges: Edges::default(),
@@ -194,6 +213,7 @@ fn play(options: &Options, stop: Receiver<()>, scratch: &Path) -> Result<bool, H
         began: Instant::now(),
         refreshed: None,
         fleet,
+        backend,
         rate: options.rate,
     };
     let result = demo.story(options);
@@ -212,6 +232,8 @@ fn play(options: &Options, stop: Receiver<()>, scratch: &Path) -> Result<bool, H
 pub(crate) struct Demo {
     pub(crate) fleet: Fleet,
     load: Option<Load>,
+    /// What proxies send traces to.
+    backend: Option<Backend>,
     edges: Edges,
     pub(crate) screen: Screen,
     stop: Receiver<()>,
@@ -226,6 +248,9 @@ impl Demo {
         self.come_up()?;
         if options.story == Story::Resilience {
             return resilience::play(self);
+        }
+        if options.story == Story::Telemetry {
+            return telemetry::play(self);
         }
         self.introduce();
         self.start_load()?;

@@ -24,6 +24,8 @@ use super::priority::Priority;
 #[derive(Debug, Default)]
 pub struct Inflight {
     pub keys: RequestKeys,
+    /// Flags of its trace.
+    pub flags: u8,
     /// Who sent it; requests with equal values come from one caller.
     pub caller: u64,
     /// It did not come over the mesh: its trace id is an external client's, and matches only with the span that was

@@ -13,6 +13,7 @@ mod load;
 mod options;
 mod roles;
 mod server;
+mod spans;
 
 use std::process::ExitCode;
 

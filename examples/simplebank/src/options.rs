@@ -27,6 +27,9 @@ pub(crate) enum Role {
         /// Where `orders` is reached.
         #[arg(long, default_value = "orders.bank:9000")]
         orders: String,
+        /// Where its own spans go by OTLP over HTTP, as in `http://127.0.0.1:4318`. Unset: it makes none.
+        #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL")]
+        traces: Option<String>,
     },
     /// What an account holds and what it is worth: GET /holdings/{account}.
     Holdings {

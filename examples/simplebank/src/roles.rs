@@ -18,6 +18,7 @@ use crate::call::{CallError, Caller};
 use crate::control::Control;
 use crate::options::{Common, Role};
 use crate::server::{Service, serve};
+use crate::spans::Spans;
 
 /// Runs one service to its end.
 pub(crate) async fn run(role: Role) -> Result<(), Box<dyn Error>> {
@@ -29,8 +30,9 @@ fn service(role: Role) -> Result<(Common, &'static str, String, Service), CallEr
     let v1 = || "v1".to_owned();
     let caller = |common: &Common| Caller::new(&common.outbound);
     Ok(match role {
-        Role::Gateway { common, holdings, orders } => {
-            let router = gateway::router(caller(&common), holdings, &orders)?;
+        Role::Gateway { common, holdings, orders, traces } => {
+            let spans = traces.map(|address| Spans::start("gateway", &address)).transpose()?;
+            let router = gateway::router(caller(&common), holdings, &orders, spans)?;
             (common, "gateway", v1(), Service::Http(router))
         }
         Role::Holdings { common, transactions, market_data } => {

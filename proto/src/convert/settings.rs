@@ -1,7 +1,10 @@
 //! [`MeshSettings`]: what holds for the whole mesh.
 
+use std::time::Duration;
+
 use outrigger_core::config::{MeshSettings, Unmatched};
 use outrigger_core::error::FieldError;
+use outrigger_core::telemetry::{OtlpProtocol, Ratio, Telemetry, Traces};
 
 use super::check_requires;
 use crate::mesh;
@@ -17,7 +20,47 @@ pub fn to_wire(settings: &MeshSettings) -> mesh::MeshSettings {
         unmatched: unmatched.into(),
         max_endpoints: settings.max_endpoints,
         namespaces: settings.namespaces.clone(),
+        traces: settings.telemetry.traces.as_ref().map(traces_to_wire),
     }
+}
+
+fn traces_to_wire(traces: &Traces) -> mesh::Traces {
+    let protocol = match traces.protocol {
+        OtlpProtocol::Grpc => mesh::OtlpProtocol::Grpc,
+        OtlpProtocol::Http => mesh::OtlpProtocol::Http,
+    };
+    let slower_than = traces.slower_than.map_or(0, |limit| limit.as_millis());
+    mesh::Traces {
+        address: traces.address.clone(),
+        protocol: protocol.into(),
+        ratio: traces.ratio.millionths(),
+        ignore_parent: !traces.parent,
+        ignore_errors: !traces.errors,
+        slower_than_ms: u32::try_from(slower_than).unwrap_or(u32::MAX),
+    }
+}
+
+fn traces_from_wire(wire: &mesh::Traces) -> Result<Traces, FieldError> {
+    let protocol = match mesh::OtlpProtocol::try_from(wire.protocol) {
+        Ok(mesh::OtlpProtocol::Grpc) => OtlpProtocol::Grpc,
+        Ok(mesh::OtlpProtocol::Http) => OtlpProtocol::Http,
+        Ok(mesh::OtlpProtocol::Unspecified) | Err(_) => {
+            let problem = format!("{} is not a known value", wire.protocol);
+            return Err(FieldError::at("protocol", problem));
+        }
+    };
+    let ratio = Ratio::from_millionths(wire.ratio);
+    let slower_than = Duration::from_millis(wire.slower_than_ms.into());
+    let traces = Traces {
+        address: wire.address.clone(),
+        protocol,
+        ratio: ratio.ok_or_else(|| FieldError::at("ratio", "is more than a million"))?,
+        parent: !wire.ignore_parent,
+        errors: !wire.ignore_errors,
+        slower_than: Some(slower_than).filter(|limit| !limit.is_zero()),
+    };
+    traces.check()?;
+    Ok(traces)
 }
 
 pub fn from_wire(wire: &mesh::MeshSettings) -> Result<MeshSettings, FieldError> {
@@ -36,10 +79,13 @@ pub fn from_wire(wire: &mesh::MeshSettings) -> Result<MeshSettings, FieldError> 
             return Err(FieldError::at("unmatched", problem));
         }
     };
+    let traces = wire.traces.as_ref().map(traces_from_wire).transpose();
+    let traces = traces.map_err(|problem| problem.under("traces"))?;
     Ok(MeshSettings {
         cluster_domain: wire.cluster_domain.clone(),
         unmatched,
         max_endpoints: wire.max_endpoints,
         namespaces: wire.namespaces.clone(),
+        telemetry: Telemetry { traces },
     })
 }

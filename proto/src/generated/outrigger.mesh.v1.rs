@@ -950,6 +950,30 @@ pub struct MeshSettings {
     /// That the mesh has or ever had.
     #[prost(string, repeated, tag = "5")]
     pub namespaces: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Unset: proxies tell nobody.
+    #[prost(message, optional, tag = "6")]
+    pub traces: ::core::option::Option<Traces>,
+}
+/// Where spans are sent, and which.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Traces {
+    /// Of the collector, <http://HOST:PORT.>
+    #[prost(string, tag = "1")]
+    pub address: ::prost::alloc::string::String,
+    #[prost(enumeration = "OtlpProtocol", tag = "2")]
+    pub protocol: i32,
+    /// Of a million traces that are begun by proxies, how many are recorded whole.
+    #[prost(uint32, tag = "3")]
+    pub ratio: u32,
+    /// Callers' decisions do not count.
+    #[prost(bool, tag = "4")]
+    pub ignore_parent: bool,
+    /// Requests that fail are not recorded for that.
+    #[prost(bool, tag = "5")]
+    pub ignore_errors: bool,
+    /// Requests are recorded that take longer; 0: none is for that.
+    #[prost(uint32, tag = "6")]
+    pub slower_than_ms: u32,
 }
 /// Named `trust`. Every proxy subscribes to it; its acknowledgement is what a root rotation waits for.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1195,6 +1219,35 @@ impl MtlsMode {
             "MTLS_MODE_UNSPECIFIED" => Some(Self::Unspecified),
             "MTLS_MODE_PERMISSIVE" => Some(Self::Permissive),
             "MTLS_MODE_STRICT" => Some(Self::Strict),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum OtlpProtocol {
+    Unspecified = 0,
+    Grpc = 1,
+    Http = 2,
+}
+impl OtlpProtocol {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "OTLP_PROTOCOL_UNSPECIFIED",
+            Self::Grpc => "OTLP_PROTOCOL_GRPC",
+            Self::Http => "OTLP_PROTOCOL_HTTP",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "OTLP_PROTOCOL_UNSPECIFIED" => Some(Self::Unspecified),
+            "OTLP_PROTOCOL_GRPC" => Some(Self::Grpc),
+            "OTLP_PROTOCOL_HTTP" => Some(Self::Http),
             _ => None,
         }
     }

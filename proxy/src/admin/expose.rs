@@ -1,4 +1,4 @@
-//! Prometheus text of everything that [`crate::observe::metrics::Metrics`] counts.
+//! Text of everything that [`crate::observe::metrics::Metrics`] counts.
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Display};
@@ -12,19 +12,14 @@ use outrigger_core::policy::hedge::Hedged;
 use outrigger_core::policy::retry::Skip;
 
 use crate::base::sync::lock;
-use crate::observe::metrics::table::{self, Exposition, Metric};
+use crate::observe::metrics::table::{self, Bucket, Exposition, Metric, TextFormat};
 use crate::observe::metrics::{
-    Gauges, MAX_SERIES, Metrics, Series, SeriesCounts, SeriesKey, Status, WorkerSeries,
+    EDGES_US, Exemplars, Gauges, MAX_SERIES, Metrics, Series, SeriesCounts, SeriesKey, Status,
+    WorkerSeries,
 };
 use crate::proxy::Proxy;
 use crate::tls::identity;
 use crate::upstream::endpoint::guard;
-
-/// Upper edges of the latency buckets, in microseconds: 0.5 ms to 10 s.
-const EDGES_US: [u64; 14] = [
-    500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000,
-    2_500_000, 5_000_000, 10_000_000,
-];
 
 /// A metric without labels, and where it is counted.
 type Gauge = (&'static Metric, fn(&Gauges) -> &AtomicU64);
@@ -54,13 +49,14 @@ const GAUGES: &[Gauge] = &[
     (&table::REGISTRATIONS_REFUSED, |g| &g.registrations_refused),
 ];
 
-/// The whole exposition, in the Prometheus text format 0.0.4.
-pub fn expose(proxy: &Proxy) -> String {
-    let mut out = Exposition::with_capacity(16 * 1024);
+/// The whole exposition.
+pub fn expose(proxy: &Proxy, format: TextFormat) -> String {
+    let mut out = Exposition::new(format, 16 * 1024);
     write_all(&mut out, &proxy.metrics);
     out.add(&table::LOG_DROPPED, &[], proxy.log.dropped());
     guard::write_metrics(&mut out, &proxy.store.all_endpoints());
     proxy.records.expose(&mut out);
+    proxy.traces.expose(&mut out);
     proxy.limits.expose(&mut out);
     proxy.cache.expose(&mut out);
     proxy.faults.expose(&mut out);
@@ -94,12 +90,16 @@ fn write_all(out: &mut Exposition, metrics: &Metrics) {
         }
     }
     for (key, counts) in &by_latency_key(merged) {
-        for (outcome, histogram, sum) in [
+        for (i, (outcome, histogram, sum)) in [
             ("success", &counts.success, counts.success_sum),
             ("failure", &counts.failure, counts.failure_sum),
-        ] {
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let exemplars = counts.exemplars.as_ref().map(|all| &all[i]);
             if let Some(histogram) = histogram {
-                write_histogram(out, metrics, key, outcome, histogram, sum);
+                write_histogram(out, metrics, (key, outcome), (histogram, exemplars), sum);
             }
         }
     }
@@ -160,6 +160,13 @@ impl SeriesCounts {
         self.failure_sum += other.failure_sum;
         add_histogram(&mut self.success, other.success);
         add_histogram(&mut self.failure, other.failure);
+        let Some(new) = other.exemplars else { return };
+        let own = self.exemplars.get_or_insert_default();
+        for (own, new) in own.as_flattened_mut().iter_mut().zip(new.as_flattened()) {
+            if own.is_none_or(|own| new.is_some_and(|new| new.at > own.at)) {
+                *own = *new;
+            }
+        }
     }
 }
 
@@ -175,20 +182,19 @@ fn add_histogram(to: &mut Option<Box<Histogram<u32>>>, from: Option<Box<Histogra
 fn write_histogram(
     out: &mut Exposition,
     metrics: &Metrics,
-    key: &SeriesKey,
-    outcome: &str,
-    histogram: &Histogram<u32>,
+    (key, outcome): (&SeriesKey, &str),
+    (histogram, exemplars): (&Histogram<u32>, Option<&Exemplars>),
     sum_us: u64,
 ) {
     let metric = &table::REQUEST_DURATION;
     let (service, peer) = (metrics.text(key.service), metrics.text(key.peer));
     let labels: [&dyn Display; 4] = [&key.direction.as_str(), &service, &peer, &outcome];
-    for edge in EDGES_US {
-        let below = histogram.count_between(0, edge);
-        out.sample(metric, "_bucket", &labels, Some(&(edge as f64 / 1e6)), below);
-    }
     let all = histogram.len();
-    out.sample(metric, "_bucket", &labels, Some(&"+Inf"), all);
+    let finite = EDGES_US.map(|edge| (edge as f64 / 1e6, histogram.count_between(0, edge)));
+    for (i, (edge, below)) in finite.into_iter().chain([(f64::INFINITY, all)]).enumerate() {
+        let exemplar = exemplars.and_then(|all| all[i].as_ref());
+        out.sample(metric, "_bucket", &labels, Some(&Bucket { edge, exemplar }), below);
+    }
     out.sample(metric, "_sum", &labels, None, sum_us as f64 / 1e6);
     out.sample(metric, "_count", &labels, None, all);
 }

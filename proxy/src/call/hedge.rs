@@ -32,6 +32,7 @@ use crate::wire::body::RequestBody;
 use crate::wire::deadline::{Clock, DEADLINE, poll_within, tell};
 use crate::wire::headers::GRPC_STATUS;
 use crate::wire::streams::WireBody;
+use crate::wire::trace;
 
 /// How long the first attempt has for itself. None: there is no second one.
 pub(crate) fn delay(call: &Call<'_>, head: &Head, attempts: u8) -> Option<Duration> {
@@ -172,6 +173,9 @@ impl Hedging<'_> {
             None,
             Instant::now(),
         );
+        if exchange.is_recorded() {
+            trace::again(&mut second_head.headers, &exchange.trace, exchange.attempts + 1);
+        }
         Some(second_head)
     }
 

@@ -52,6 +52,7 @@ impl<'a> Upstream<'a> {
 
     /// Tells the client which endpoint it has got, where it is to come back to it and does not know it yet.
     /// What a fallback gave is no endpoint of its own.
+    #[inline]
     pub fn keep_session(&self, exchange: &Exchange, headers: &mut HeaderMap) {
         let Self::Service { live, backend, session, .. } = self else { return };
         let Some(config) = &live.compiled.backends[*backend].policy.session else { return };

@@ -1,10 +1,9 @@
 //! The access log: one JSON line per request, made and written off the request path.
 
 use std::net::SocketAddr;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, UNIX_EPOCH};
 
-use http::uri::PathAndQuery;
-use http::{HeaderValue, Method};
+use http::Method;
 use outrigger_core::outcome::Outcome;
 use outrigger_core::policy::retry::Skip;
 use outrigger_logging::{Log, Record as LogRecord};
@@ -12,7 +11,7 @@ use serde::Serialize;
 
 use crate::base::settings::AccessLogSetting;
 use crate::observe::bus::Sink;
-use crate::observe::record::{Attempted, ChosenBy, Record};
+use crate::observe::record::{Attempted, ChosenBy, Ending, Record};
 
 /// The request side: decides and enqueues.
 pub struct AccessLog {
@@ -31,15 +30,17 @@ impl Sink for AccessLog {
         "access_log"
     }
 
-    fn wants(&self, outcome: Outcome, random: &dyn Fn() -> u64) -> bool {
+    fn wants(&self, ending: &Ending, random: &dyn Fn() -> u64) -> bool {
         match self.setting {
             AccessLogSetting::Off => false,
             AccessLogSetting::OneOf(n) if random().is_multiple_of(u64::from(n)) => true,
-            AccessLogSetting::Errors | AccessLogSetting::OneOf(_) => outcome != Outcome::Success,
+            AccessLogSetting::Errors | AccessLogSetting::OneOf(_) => {
+                ending.outcome != Outcome::Success
+            }
         }
     }
 
-    fn take(&self, record: Record) -> bool {
+    fn take(&self, record: Box<Record>) -> bool {
         self.log.write(record)
     }
 }
@@ -47,18 +48,11 @@ impl Sink for AccessLog {
 impl LogRecord for Record {
     fn size(&self) -> usize {
         let detail = self.detail.as_ref().map_or(0, |detail| detail.len());
-        let path = self.path.as_ref().map_or(0, |path| path.as_str().len());
-        let request_id = self.request_id.as_ref().map_or(0, HeaderValue::len);
+        let path = self.path.as_ref().map_or(0, |path| path.len());
+        let request_id = self.request_id.as_ref().map_or(0, |id| id.len());
         let earlier =
             self.earlier.as_ref().map_or(0, |earlier| earlier.all.len() * size_of::<Attempted>());
         size_of::<Self>() + detail + path + request_id + earlier
-    }
-
-    /// Both are parts of the buffer that the request's head was read into.
-    fn detach(&mut self) {
-        self.path = self.path.take().and_then(|path| path.path().parse().ok());
-        let own = |id: HeaderValue| HeaderValue::from_bytes(id.as_bytes()).ok();
-        self.request_id = self.request_id.take().and_then(own);
     }
 
     fn render(&self, out: &mut Vec<u8>) {
@@ -181,7 +175,7 @@ impl<'a> From<&'a Attempted> for AttemptLine<'a> {
 impl<'a> From<&'a Record> for Line<'a> {
     fn from(entry: &'a Record) -> Self {
         Self {
-            time: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |t| t.as_secs_f64()),
+            time: entry.ended.duration_since(UNIX_EPOCH).map_or(0.0, |t| t.as_secs_f64()),
             log: "access",
             direction: entry.direction.as_str(),
             service: &entry.service,
@@ -197,10 +191,9 @@ impl<'a> From<&'a Record> for Line<'a> {
             degraded: entry.degraded,
             cache: entry.cache_hit.then_some("hit"),
             method: entry.method.as_ref().map(Method::as_str),
-            // Queries may hold secrets.
-            path: entry.path.as_ref().map(PathAndQuery::path),
-            request_id: entry.request_id.as_ref().and_then(|id| id.to_str().ok()),
-            trace_id: (entry.trace_id != 0).then(|| format!("{:032x}", entry.trace_id)),
+            path: entry.path.as_deref(),
+            request_id: entry.request_id.as_deref(),
+            trace_id: (entry.trace.id != 0).then(|| format!("{:032x}", entry.trace.id)),
             endpoint: entry.endpoint,
             zone: entry.zone.as_deref(),
             chosen_by: entry.chosen_by.map(ChosenBy::as_str),
@@ -224,30 +217,5 @@ impl<'a> From<&'a Record> for Line<'a> {
             duration_us: as_us(entry.duration),
             bytes: entry.bytes,
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use bytes::Bytes;
-
-    use super::*;
-
-    /// A log that nobody read held the buffer of each request's head, for some hundred bytes a line.
-    #[test]
-    fn a_line_that_waits_has_memory_of_its_own_and_says_the_same() {
-        let head = Bytes::from(b"/orders?token=secret r1".repeat(100));
-        let mut entry = Record {
-            path: PathAndQuery::from_maybe_shared(head.slice(..20)).ok(),
-            request_id: HeaderValue::from_maybe_shared(head.slice(21..23)).ok(),
-            ..Record::example()
-        };
-        assert!(!head.is_unique());
-        entry.detach();
-        assert!(head.is_unique(), "it holds the buffer of the head");
-        let mut line = Vec::new();
-        entry.render(&mut line);
-        let line = String::from_utf8(line).unwrap();
-        assert!(line.contains(r#""path":"/orders","request_id":"r1""#), "{line}");
     }
 }

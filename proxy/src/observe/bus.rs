@@ -6,11 +6,9 @@
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 
-use outrigger_core::outcome::Outcome;
-
 use crate::observe::metrics::add;
 use crate::observe::metrics::table::{self, Exposition};
-use crate::observe::record::Record;
+use crate::observe::record::{Ending, Record};
 
 /// Most sinks of a process: one bit each.
 const MAX_SINKS: usize = 8;
@@ -22,10 +20,10 @@ pub trait Sink: Send + Sync {
 
     /// Whether it wants the record of an exchange that has ended so: never while it is off. `random`: for sinks
     /// that want a share.
-    fn wants(&self, outcome: Outcome, random: &dyn Fn() -> u64) -> bool;
+    fn wants(&self, ending: &Ending, random: &dyn Fn() -> u64) -> bool;
 
     /// Takes a record. False: there is no room for it.
-    fn take(&self, record: Record) -> bool;
+    fn take(&self, record: Box<Record>) -> bool;
 }
 
 /// All sinks of the process.
@@ -48,16 +46,16 @@ impl Bus {
     }
 
     /// Who wants the record of an exchange that has ended so. None: it need not be made.
-    pub fn wanted(&self, outcome: Outcome, random: &dyn Fn() -> u64) -> Option<Wanted> {
+    pub fn wanted(&self, ending: &Ending, random: &dyn Fn() -> u64) -> Option<Wanted> {
         let mut wanted = 0;
         for (at, (sink, _)) in self.sinks.iter().enumerate() {
-            wanted |= u8::from(sink.wants(outcome, random)) << at;
+            wanted |= u8::from(sink.wants(ending, random)) << at;
         }
         (wanted != 0).then_some(Wanted(wanted))
     }
 
     /// Gives the record to those who want it.
-    pub fn publish(&self, Wanted(mut wanted): Wanted, record: Record) {
+    pub fn publish(&self, Wanted(mut wanted): Wanted, record: Box<Record>) {
         let mut record = Some(record);
         while let Some((sink, dropped)) = self.sinks.get(wanted.trailing_zeros() as usize) {
             // The bit that has just been looked at.
@@ -79,6 +77,9 @@ impl Bus {
 #[cfg(test)]
 mod tests {
     use std::sync::{Arc, Mutex};
+    use std::time::Duration;
+
+    use outrigger_core::outcome::Outcome;
 
     use super::*;
     use crate::base::sync::lock;
@@ -96,11 +97,11 @@ mod tests {
             self.name
         }
 
-        fn wants(&self, outcome: Outcome, _random: &dyn Fn() -> u64) -> bool {
-            self.on && (!self.errors_only || outcome != Outcome::Success)
+        fn wants(&self, ending: &Ending, _random: &dyn Fn() -> u64) -> bool {
+            self.on && (!self.errors_only || ending.outcome != Outcome::Success)
         }
 
-        fn take(&self, record: Record) -> bool {
+        fn take(&self, record: Box<Record>) -> bool {
             let mut taken = lock(&self.taken);
             let fits = taken.len() < self.room;
             if fits {
@@ -114,8 +115,12 @@ mod tests {
         Probe { name, on, errors_only, room, taken: Arc::default() }
     }
 
-    fn record(bytes: u64) -> Record {
-        Record { bytes, ..Record::example() }
+    fn ending(outcome: Outcome) -> Ending {
+        Ending { outcome, duration: Duration::ZERO, traced: false }
+    }
+
+    fn record(bytes: u64) -> Box<Record> {
+        Box::new(Record { bytes, ..Record::example() })
     }
 
     #[test]
@@ -130,12 +135,12 @@ mod tests {
         for (bytes, outcome) in
             [(1, Outcome::Success), (2, Outcome::Failure), (3, Outcome::Success)]
         {
-            let wanted = bus.wanted(outcome, &|| 0).unwrap();
+            let wanted = bus.wanted(&ending(outcome), &|| 0).unwrap();
             bus.publish(wanted, record(bytes));
         }
         let seen = seen.map(|taken| lock(&taken).clone());
         assert_eq!(seen, [vec![1, 2, 3], vec![2], vec![1]]);
-        let mut out = Exposition::with_capacity(1024);
+        let mut out = Exposition::default();
         bus.expose(&mut out);
         let text = out.into_text();
         for line in ["{sink=\"all\"} 0", "{sink=\"errors\"} 0", "{sink=\"full\"} 2"] {
@@ -146,12 +151,15 @@ mod tests {
     #[test]
     fn nothing_is_made_for_sinks_that_are_off_or_want_nothing() {
         let bus = Bus::new(vec![Box::new(probe("off", false, false, 9))]);
-        assert!(bus.wanted(Outcome::Failure, &|| unreachable!("nobody needs a number")).is_none());
+        assert!(
+            bus.wanted(&ending(Outcome::Failure), &|| unreachable!("nobody needs a number"))
+                .is_none()
+        );
         let bus = Bus::new(vec![
             Box::new(probe("off", false, false, 9)),
             Box::new(probe("errors", true, true, 9)),
         ]);
-        assert!(bus.wanted(Outcome::Success, &|| 0).is_none());
-        assert!(bus.wanted(Outcome::Failure, &|| 0).is_some());
+        assert!(bus.wanted(&ending(Outcome::Success), &|| 0).is_none());
+        assert!(bus.wanted(&ending(Outcome::Failure), &|| 0).is_some());
     }
 }

@@ -14,7 +14,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicU32, AtomicU64};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use hdrhistogram::Histogram;
 use http::StatusCode;
@@ -27,6 +27,7 @@ use outrigger_core::reason::Cause;
 use crate::base::direction::Direction;
 use crate::base::sync::lock;
 use crate::observe::metrics::label::Interner;
+use crate::observe::metrics::table::Exemplar;
 
 /// Series sets of the process beyond which everything is counted as `other`, so that what callers
 /// send can't fill memory.
@@ -144,7 +145,18 @@ pub(crate) struct SeriesCounts {
     /// Microseconds, for the histograms' `_sum`.
     pub(crate) success_sum: u64,
     pub(crate) failure_sum: u64,
+    /// By bucket of success and failure; none: no trace was recorded.
+    pub(crate) exemplars: Option<Box<[Exemplars; 2]>>,
 }
+
+/// The last recorded trace of each bucket.
+pub(crate) type Exemplars = [Option<Exemplar>; EDGES_US.len() + 1];
+
+/// Upper edges of the latency buckets, in microseconds: 0.5 ms to 10 s.
+pub(crate) const EDGES_US: [u64; 14] = [
+    500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000,
+    2_500_000, 5_000_000, 10_000_000,
+];
 
 impl Metrics {
     pub fn new(workers: usize) -> Self {
@@ -175,6 +187,11 @@ impl Metrics {
     pub fn count_bytes(&self, received: u64, sent: u64) {
         add(&self.gauges.bytes_received, received);
         add(&self.gauges.bytes_sent, sent);
+    }
+
+    pub fn texts<const N: usize>(&self, of: [Label; N]) -> [Arc<str>; N] {
+        let labels = lock(&self.labels);
+        of.map(|label| labels.text(label))
     }
 
     pub fn text(&self, label: Label) -> Arc<str> {
@@ -223,9 +240,9 @@ impl WorkerMetrics {
         Self { metrics, worker, known: RefCell::default(), recorded: Cell::new(false) }
     }
 
-    /// Counts one request or connection that has ended.
-    pub fn record(&self, key: SeriesKey, count: CountKey, latency: Duration) {
-        self.series(key).record(count, latency);
+    /// Counts one request or connection that has ended. `trace_id`: if its trace is recorded; 0: it is not.
+    pub fn record(&self, key: SeriesKey, count: CountKey, latency: Duration, trace_id: u128) {
+        self.series(key).record(count, latency, trace_id);
         self.recorded.set(true);
     }
 
@@ -276,7 +293,7 @@ impl WorkerMetrics {
 }
 
 impl Series {
-    fn record(&self, count: CountKey, latency: Duration) {
+    fn record(&self, count: CountKey, latency: Duration, trace_id: u128) {
         let us = u64::try_from(latency.as_micros()).unwrap_or(MAX_LATENCY_US).min(MAX_LATENCY_US);
         self.idle.store(0, Relaxed);
         let mut counts = lock(&self.inner);
@@ -297,6 +314,12 @@ impl Series {
         }
         if let Some(histogram) = histogram {
             histogram.saturating_record(us.max(1));
+        }
+        if trace_id != 0 {
+            let exemplar = Exemplar { trace_id, latency_us: us, at: SystemTime::now() };
+            let bucket = EDGES_US.iter().position(|edge| us <= *edge).unwrap_or(EDGES_US.len());
+            let all = counts.exemplars.get_or_insert_default();
+            all[usize::from(count.outcome != Outcome::Success)][bucket] = Some(exemplar);
         }
     }
 }
@@ -331,7 +354,7 @@ mod tests {
         let metrics = Arc::new(Metrics::new(1));
         let worker = WorkerMetrics::new(Arc::clone(&metrics), 0);
         for i in 0..MAX_SERIES + 10 {
-            worker.record(key(&metrics, &format!("s{i}")), OK, Duration::from_millis(1));
+            worker.record(key(&metrics, &format!("s{i}")), OK, Duration::from_millis(1), 0);
         }
         let all = lock(&metrics.workers[0]);
         assert_eq!(all.series.len(), MAX_SERIES + 1);
@@ -344,8 +367,8 @@ mod tests {
         let metrics = Arc::new(Metrics::new(1));
         let worker = WorkerMetrics::new(Arc::clone(&metrics), 0);
         let failed = CountKey { outcome: Outcome::Failure, status: Status::Http(5), ..OK };
-        worker.record(key(&metrics, "s"), OK, Duration::from_millis(1));
-        worker.record(key(&metrics, "s"), failed, Duration::from_secs(1));
+        worker.record(key(&metrics, "s"), OK, Duration::from_millis(1), 0);
+        worker.record(key(&metrics, "s"), failed, Duration::from_secs(1), 0);
         let all = lock(&metrics.workers[0]);
         let counts = lock(&all.series[0].inner);
         assert_eq!(counts.success.as_ref().unwrap().len(), 1);
@@ -357,10 +380,10 @@ mod tests {
         let workers = [0, 1].map(|worker| WorkerMetrics::new(Arc::clone(&metrics), worker));
         let (busy, idle) = (key(&metrics, "busy"), key(&metrics, "idle"));
         for worker in &workers {
-            worker.record(idle, OK, Duration::ZERO);
+            worker.record(idle, OK, Duration::ZERO, 0);
         }
         for _ in 0..=IDLE_SWEEPS {
-            workers[0].record(busy, OK, Duration::ZERO);
+            workers[0].record(busy, OK, Duration::ZERO, 0);
             workers[0].sweep();
         }
         let keys = |worker: usize| -> Vec<_> {
@@ -374,7 +397,7 @@ mod tests {
         }
         assert!(!lock(&metrics.admitted).contains(&idle));
         // What is counted again begins anew.
-        workers[0].record(idle, OK, Duration::ZERO);
+        workers[0].record(idle, OK, Duration::ZERO, 0);
         assert_eq!(keys(0), [busy, idle]);
         assert!(lock(&metrics.admitted).contains(&idle));
     }

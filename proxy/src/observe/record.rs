@@ -3,10 +3,9 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use http::uri::PathAndQuery;
-use http::{HeaderValue, Method, StatusCode};
+use http::{Method, StatusCode};
 use outrigger_core::config::Protocol;
 use outrigger_core::outcome::Outcome;
 use outrigger_core::policy::retry::Skip;
@@ -33,10 +32,17 @@ pub struct Record {
     /// What was given instead of a failure.
     pub degraded: Option<&'static str>,
     pub method: Option<Method>,
-    pub path: Option<PathAndQuery>,
-    pub request_id: Option<HeaderValue>,
-    /// 0: none.
-    pub trace_id: u128,
+    /// Without its query, which may hold secrets. Memory of its own, as all: a record waits, and the request's head
+    /// was read into a buffer that is far larger.
+    pub path: Option<Box<str>>,
+    pub request_id: Option<Box<str>>,
+    pub trace: TraceContext,
+    /// When it ended.
+    pub ended: SystemTime,
+    /// Of the answer, where it was one of HTTP.
+    pub code: Option<StatusCode>,
+    /// When the attempt that was answered began, after the request did.
+    pub attempt_began: Duration,
     /// Of the last attempt, as the following ones.
     pub endpoint: Option<SocketAddr>,
     /// Of the endpoint.
@@ -84,7 +90,10 @@ impl Record {
             method: None,
             path: None,
             request_id: None,
-            trace_id: 0,
+            trace: TraceContext::default(),
+            ended: SystemTime::now(),
+            code: None,
+            attempt_began: Duration::ZERO,
             endpoint: None,
             zone: None,
             chosen_by: None,
@@ -106,6 +115,55 @@ impl Record {
         let service = "bank/orders:80".into();
         Self::new(Direction::Inbound, service, Protocol::Http1, Outcome::Success, Status::Http(2))
     }
+}
+
+/// A request's place in its trace. All zero: it is in none.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct TraceContext {
+    pub id: u128,
+    /// The span that the request came with; 0: its trace began with it.
+    pub received: u64,
+    /// The span that it is sent on with; 0: as it came.
+    pub sent: u64,
+    /// As they are sent on.
+    pub flags: u8,
+}
+
+/// The flag of a trace that somebody records (Trace Context section 3.2.2.5.1).
+pub const SAMPLED: u8 = 1;
+
+impl TraceContext {
+    pub fn is_sampled(&self) -> bool {
+        self.flags & SAMPLED != 0
+    }
+
+    /// The span of an attempt, from 1 on.
+    pub fn span_of(&self, attempt: u8) -> u64 {
+        match attempt {
+            0 | 1 => self.sent,
+            n => self.derived(u64::from(n)),
+        }
+    }
+
+    /// The span of the request itself, where it was made of several attempts.
+    pub fn request_span(&self) -> u64 {
+        self.derived(u64::MAX)
+    }
+
+    /// As good as random, and another one for each `n`.
+    fn derived(&self, n: u64) -> u64 {
+        let mixed = (self.sent ^ n).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        (mixed ^ mixed >> 29).wrapping_mul(0xbf58_476d_1ce4_e5b9) | 1
+    }
+}
+
+/// How an exchange has ended, for sinks to decide whether they want to know more.
+#[derive(Clone, Copy, Debug)]
+pub struct Ending {
+    pub outcome: Outcome,
+    pub duration: Duration,
+    /// It has a place in a trace with a span of its own.
+    pub traced: bool,
 }
 
 /// Attempts besides the one that was answered, oldest first. Boxed where nearly no request has any.

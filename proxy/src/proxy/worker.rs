@@ -24,7 +24,7 @@ use crate::base::local;
 use crate::base::memory::IdlePurge;
 use crate::base::refusal::Refusal;
 use crate::observe::metrics::{CountKey, Label, SeriesKey, Status, WorkerMetrics};
-use crate::observe::record::Record;
+use crate::observe::record::{Ending, Record};
 use crate::policy::inbound_ports::InboundPorts;
 use crate::proxy::Proxy;
 use crate::proxy::connections::Connections;
@@ -259,8 +259,9 @@ impl Worker {
         let key = SeriesKey { direction, service, route: Label::NONE, peer: Label::UNKNOWN };
         let count =
             CountKey { protocol, outcome, status: Status::Stream, cause: Some(refusal.cause()) };
-        self.metrics.record(key, count, Duration::ZERO);
-        if let Some(wanted) = self.proxy.records.wanted(outcome, &|| self.random()) {
+        self.metrics.record(key, count, Duration::ZERO, 0);
+        let ending = Ending { outcome, duration: Duration::ZERO, traced: false };
+        if let Some(wanted) = self.proxy.records.wanted(&ending, &|| self.random()) {
             let service = self.proxy.metrics.text(service);
             let record = Record {
                 cause: Some(refusal.cause()),
@@ -268,7 +269,7 @@ impl Worker {
                 injected: refusal.injected.as_ref().map(|one| Arc::clone(&one.name)),
                 ..Record::new(direction, service, protocol, outcome, Status::Stream)
             };
-            self.proxy.records.publish(wanted, record);
+            self.proxy.records.publish(wanted, Box::new(record));
         }
     }
 }

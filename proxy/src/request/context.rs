@@ -18,13 +18,14 @@ use outrigger_core::reason::Reason;
 use crate::base::peer::Peer;
 use crate::base::refusal::Refusal;
 use crate::listener::connection::Connection;
+use crate::observe::record::TraceContext;
 use crate::request::exchange::Exchange;
 use crate::request::head::Head;
 use crate::upstream::store::Live;
 use crate::upstream::target::AttemptTarget;
 use crate::wire::deadline::{exceeded, tell, told};
-use crate::wire::headers::{HeaderFlags, PRIORITY, REQUEST_ID, VIA};
-use crate::wire::trace::{self, TraceContext};
+use crate::wire::headers::{HeaderFlags, PRIORITY, VIA};
+use crate::wire::trace;
 
 /// An inbound request: what it carries is remembered until it ends.
 pub fn remember(
@@ -34,9 +35,18 @@ pub fn remember(
     says: HeaderFlags,
 ) -> Result<(), Refusal> {
     let is_external = connection.peer.get() != Peer::Mesh;
-    let has_id = says.id && head.headers.get(REQUEST_ID).is_some_and(|id| !id.is_empty());
-    let trace = identify(connection, exchange, head, says);
+    let worker = &connection.worker;
+    let sampling = worker.proxy.traces.sampling();
     let headers = &mut head.headers;
+    let (id, has_id) = trace::request_id(headers, says, || worker.random());
+    let by_id = !is_external || !has_id;
+    let request = if by_id { worker.proxy.correlation.hash(id.as_bytes()) } else { 0 };
+    exchange.request_id = Some(id);
+    let mut trace = trace::continued(headers, says, sampling, || worker.random());
+    if let Some(sampler) = sampling.filter(|_| trace.id == 0) {
+        trace = trace::begin(headers, sampler, None, || worker.random());
+    }
+    exchange.trace = trace;
     if says.time {
         exchange.deadline = Deadline::begin(exchange.began, told(headers).nearest(), None, None);
         if head.deadline_by_policy {
@@ -53,19 +63,16 @@ pub fn remember(
         via = headers.remove(VIA).filter(visits::is_valid);
     }
     let proxy = &connection.worker.proxy;
-    let id = exchange.request_id.as_ref().map_or(&[][..], HeaderValue::as_bytes);
     // What an app repeats verbatim.
     let span = if trace.sent == 0 { trace.received } else { trace.sent };
-    let mut keys = RequestKeys { trace: trace.id, span, request: 0 };
-    if !is_external || !has_id {
-        keys.request = proxy.correlation.hash(id);
-    }
+    let mut keys = RequestKeys { trace: trace.id, span, request };
     if is_external && trace.sent == 0 {
         // All of it is the external client's own.
         keys.trace = 0;
     }
     let inflight = Inflight {
         keys,
+        flags: trace.flags,
         caller: connection.caller_key(),
         is_external,
         deadline: exchange.deadline.map(|deadline| deadline.at),
@@ -85,14 +92,21 @@ pub fn inherit(
     says: HeaderFlags,
 ) -> Result<(), Refusal> {
     let correlation = &connection.worker.proxy.correlation;
+    let worker = &connection.worker;
+    let sampling = worker.proxy.traces.sampling();
+    let (id, has_id) = trace::request_id(&mut head.headers, says, || worker.random());
     let mut request = 0;
-    if !correlation.is_empty()
-        && let Some(id) = head.headers.get(REQUEST_ID)
-    {
+    if has_id && !correlation.is_empty() {
         request = correlation.hash(id.as_bytes());
     }
-    let trace = identify(connection, exchange, head, says);
+    exchange.request_id = Some(id);
+    let mut trace = trace::continued(&mut head.headers, says, sampling, || worker.random());
     let found = correlation.find(RequestKeys { trace: trace.id, span: trace.received, request });
+    if let Some(sampler) = sampling.filter(|_| trace.id == 0) {
+        let parent = found.as_ref().and_then(|found| trace_of(found.from.as_deref()?));
+        trace = trace::begin(&mut head.headers, sampler, parent, || worker.random());
+    }
+    exchange.trace = trace;
     let told = if says.time { told(&head.headers) } else { HeaderTimeouts::default() };
     let explicit = told.nearest();
     let own = if says.internal { priority(&head.headers) } else { None };
@@ -151,6 +165,9 @@ pub fn send_along(
     now: Instant,
 ) {
     let headers = &mut head.headers;
+    if exchange.attempts > 1 && exchange.is_recorded() {
+        trace::again(headers, &exchange.trace, exchange.attempts);
+    }
     // A server that is told of a time would end its stream by it.
     let streams = streams || call.streaming;
     let deadline = exchange.deadline.filter(|deadline| deadline.outlives_head(streams));
@@ -182,18 +199,10 @@ pub fn send_along(
     }
 }
 
-/// Gives the request what it is followed by: a request id and a place in a trace.
-fn identify(
-    connection: &Connection,
-    exchange: &mut Exchange,
-    head: &mut Head,
-    says: HeaderFlags,
-) -> TraceContext {
-    let worker = &connection.worker;
-    let (id, trace) = trace::identify(&mut head.headers, says, || worker.random());
-    exchange.request_id = Some(id);
-    exchange.trace_id = trace.id;
-    trace
+/// The trace of the inbound request that an outbound one belongs to, if it is in one.
+fn trace_of(inflight: &Inflight) -> Option<TraceContext> {
+    let RequestKeys { trace: id, span: sent, .. } = inflight.keys;
+    (id != 0).then_some(TraceContext { id, received: 0, sent, flags: inflight.flags })
 }
 
 /// A word that nobody knows says nothing.

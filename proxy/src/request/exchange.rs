@@ -3,6 +3,8 @@
 //! An [`Exchange`] is made when a request's head arrives and ends exactly once: complete, truncated,
 //! or dropped, which means that the caller went away.
 
+mod publish;
+
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
@@ -26,12 +28,9 @@ use crate::base::clock::coarse_ms;
 use crate::listener::connection::Connection;
 use crate::observe::correlation::Remembered;
 use crate::observe::metrics::{CountKey, Label, SeriesKey, Status, add};
-use crate::observe::record::{
-    AttemptEnd, Attempted, ChosenBy, Earlier, Phases, Record, Wait, micros,
-};
+use crate::observe::record::{ChosenBy, Earlier, Ending, Phases, TraceContext, Wait};
 use crate::policy::cache::Recorder;
 use crate::policy::limits::Limited;
-use crate::upstream::endpoint::EndpointState;
 use crate::upstream::endpoint::guard::{Attempt, InFlightPermit};
 use crate::upstream::pool;
 use crate::wire::Wire;
@@ -53,8 +52,7 @@ pub struct Exchange {
     pub method: Method,
     pub path: Option<PathAndQuery>,
     pub request_id: Option<HeaderValue>,
-    /// 0: none.
-    pub trace_id: u128,
+    pub trace: TraceContext,
     pub attempts: u8,
     pub deadline: Option<Deadline>,
     pub priority: Priority,
@@ -76,6 +74,8 @@ pub struct Exchange {
     /// Attempts before the one that is under way.
     pub earlier: Option<Box<Earlier>>,
     pub phases: Phases,
+    /// When the head of the response came.
+    first_byte_at: Option<Instant>,
     /// When the attempt that is under way began, in microseconds since `began`.
     pub attempt_began: u32,
     /// The answer is one that was kept, and nobody was asked.
@@ -161,7 +161,7 @@ impl Exchange {
             method: head.method.clone(),
             path: head.uri.path_and_query().cloned(),
             request_id: None,
-            trace_id: 0,
+            trace: TraceContext::default(),
             attempts: 0,
             deadline: None,
             priority: Priority::default(),
@@ -175,6 +175,7 @@ impl Exchange {
             detail: None,
             earlier: None,
             phases: Phases::default(),
+            first_byte_at: None,
             attempt_began: 0,
             cache_hit: false,
             recorder: None,
@@ -306,87 +307,16 @@ impl Exchange {
             peer: self.peer,
         };
         let count = CountKey { protocol: self.protocol, outcome, status, cause: self.cause };
-        worker.metrics.record(key, count, latency);
+        let recorded =
+            self.trace.sent != 0 && worker.proxy.traces.records(&self.trace, outcome, latency);
+        worker.metrics.record(key, count, latency, if recorded { self.trace.id } else { 0 });
         if self.bytes > 0 {
             add(&worker.proxy.metrics.gauges.bytes_sent, self.bytes);
         }
-        if let Some(wanted) = worker.proxy.records.wanted(outcome, &|| worker.random()) {
-            worker.proxy.records.publish(
-                wanted,
-                Record {
-                    direction: self.connection.listener.direction(),
-                    service: worker.proxy.metrics.text(self.service),
-                    route: worker.proxy.metrics.text(self.route),
-                    peer: worker.proxy.metrics.text(self.peer),
-                    protocol: self.protocol,
-                    outcome,
-                    status,
-                    cause: self.cause,
-                    detail: self.detail.take(),
-                    cache_hit: self.cache_hit,
-                    degraded: self.degraded.map(Degraded::as_str),
-                    method: Some(self.method.clone()),
-                    path: self.path.take(),
-                    request_id: self.request_id.take(),
-                    trace_id: self.trace_id,
-                    endpoint: self.endpoint,
-                    zone: self.zone(),
-                    chosen_by: self.chosen_by,
-                    upstream_protocol: self.wire.map(Wire::as_str),
-                    not_retried: self.not_retried,
-                    injected: self.injected.take(),
-                    attempts: self.attempts,
-                    earlier: self.earlier.take(),
-                    phases: self.phases,
-                    deadline_left_ms: self.deadline.map(|deadline| {
-                        let left = deadline.at.saturating_duration_since(now).as_millis() as i64;
-                        left - now.saturating_duration_since(deadline.at).as_millis() as i64
-                    }),
-                    duration: latency,
-                    bytes: self.bytes,
-                },
-            );
+        let ending = Ending { outcome, duration: latency, traced: self.trace.sent != 0 };
+        if let Some(wanted) = worker.proxy.records.wanted(&ending, &|| worker.random()) {
+            self.publish(wanted, &ending, status, now);
         }
-    }
-
-    /// The attempt that is under way was not the last one. `status`: of its answer.
-    pub fn attempted(&mut self, status: Option<StatusCode>, cause: Option<Cause>, end: AttemptEnd) {
-        let began = Duration::from_micros(self.attempt_began.into());
-        let attempted = Attempted {
-            endpoint: self.endpoint,
-            peer: self.peer,
-            zone: self.zone(),
-            chosen_by: self.chosen_by,
-            upstream_protocol: self.wire.map(Wire::as_str),
-            status,
-            cause,
-            began,
-            duration: self.began.elapsed().saturating_sub(began),
-            end,
-        };
-        self.earlier.get_or_insert_default().all.push(attempted);
-    }
-
-    /// A second attempt, begun at `began` beside the one that is under way, did not answer first.
-    pub fn outran(&mut self, endpoint: &EndpointState, wire: Wire, began: Instant) {
-        let outran = Attempted {
-            endpoint: Some(endpoint.endpoint.address),
-            peer: endpoint.peer.get(),
-            zone: endpoint.endpoint.zone.as_deref().map(Into::into),
-            chosen_by: Some(ChosenBy::Load),
-            upstream_protocol: Some(wire.as_str()),
-            status: None,
-            cause: None,
-            began: began.saturating_duration_since(self.began),
-            duration: began.elapsed(),
-            end: AttemptEnd::Outrun,
-        };
-        self.earlier.get_or_insert_default().all.push(outran);
-    }
-
-    /// Of the endpoint of the attempt that is under way.
-    fn zone(&self) -> Option<Box<str>> {
-        self.attempt.as_ref().and_then(Attempt::zone).map(Into::into)
     }
 
     /// Polls something that the exchange may have to wait for. Nothing is measured while it is ready at once.
@@ -401,7 +331,12 @@ impl Exchange {
 
     /// The head of the response has come.
     pub fn note_first_byte(&mut self, now: Instant) {
-        self.phases.first_byte = micros(now.saturating_duration_since(self.began));
+        self.first_byte_at = Some(now);
+    }
+
+    /// Whether it has a place in a trace that this proxy may record.
+    pub fn is_recorded(&self) -> bool {
+        self.trace.sent != 0 && self.connection.worker.proxy.traces.is_on()
     }
 
     /// The caller went away.

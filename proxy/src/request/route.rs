@@ -53,7 +53,8 @@ pub(crate) fn route<'a>(
     if live.compiled.has_http_routes() && live.is_instance(dialed) {
         return Ok(Ok(Routed::default()));
     }
-    let (host, port) = split_port(head.authority().unwrap_or_default());
+    let authority = head.authority().unwrap_or_default();
+    let (host, port) = split_port(authority);
     let origin = (connection.listener.scheme, port);
     // One that servers read differently is matched as it came: only access rules must be sure.
     let path = match live.compiled.has_http_routes() {
@@ -61,7 +62,7 @@ pub(crate) fn route<'a>(
         false => Cow::Borrowed(head.path.path()),
     };
     let view = RequestView {
-        authority: head.authority().unwrap_or_default(),
+        authority,
         host,
         path: &path,
         query: head.path.query(),

@@ -11,7 +11,8 @@ use std::task::Poll;
 
 use futures::FutureExt;
 use http::header::{CONNECTION, HeaderValue};
-use http::{Method, Request, Response, StatusCode, Version};
+use http::{HeaderMap, Method, Request, Response, StatusCode, Version};
+use http_body::Body;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper::upgrade::OnUpgrade;
@@ -28,7 +29,7 @@ use crate::proxy::worker::Worker;
 use crate::serve::http2::Serving;
 use crate::serve::request;
 use crate::tunnel::upgrade::CallerHalf as Side;
-use crate::wire::headers;
+use crate::wire::headers::expects_continue;
 use crate::wire::http1::{Http1Wire, Link};
 use crate::wire::io::Io;
 use crate::wire::streams::WireBody;
@@ -78,10 +79,10 @@ impl Connection {
             let service = service_fn(|request: Request<Incoming>| {
                 let (mut head, body) = request.into_parts();
                 let caller = head.extensions.remove::<OnUpgrade>().map(Side::Http1);
+                let informs = head.version == Version::HTTP_11;
+                let holds_back = informs && holds_back(&head.headers, &body);
                 let body = Some(WireBody::hyper(body));
                 let tracked = worker.exchanges.begin(Some(Arc::clone(&watch)));
-                let informs = head.version == Version::HTTP_11;
-                let holds_back = informs && headers::expects_continue(&head.headers);
                 link.asked(Arc::clone(tracked.progress()), holds_back, informs);
                 let (link, connects) = (&link, head.method == Method::CONNECT);
                 let connections = &worker.connections;
@@ -126,6 +127,11 @@ impl Connection {
             worker.refused(listener.direction(), protocol, reason, remote);
         }
     }
+}
+
+/// Whether the caller waits for leave to send its body: without one it waits for nothing (RFC 9110 section 10.1.1).
+fn holds_back(headers: &HeaderMap, body: &Incoming) -> bool {
+    !body.is_end_stream() && expects_continue(headers)
 }
 
 /// Tells a connection of HTTP/1.1 what the head of an answer makes of it.

@@ -289,5 +289,5 @@ pub fn record(
     };
     let count =
         CountKey { protocol, outcome, status: Status::Stream, cause: reason.map(Cause::local) };
-    worker.metrics.record(key, count, began.elapsed());
+    worker.metrics.record(key, count, began.elapsed(), 0);
 }

@@ -53,6 +53,7 @@ struct HeaderScan {
     time: bool,
     /// A place in a trace.
     trace: bool,
+    zipkin: bool,
     /// What is left of a rate limit.
     quota: bool,
     /// A request id.
@@ -78,7 +79,8 @@ fn look(headers: &HeaderMap) -> HeaderScan {
             b"grpc-timeout" | b"x-deadline" | b"x-envoy-expected-rq-timeout-ms" => seen.time = true,
             b"ratelimit" => seen.quota = true,
             b"x-request-id" => seen.id = true,
-            b"traceparent" | b"tracestate" | b"b3" | b"x-b3-traceid" => seen.trace = true,
+            b"traceparent" | b"tracestate" => seen.trace = true,
+            b"b3" | b"x-b3-traceid" => (seen.trace, seen.zipkin) = (true, true),
             other => seen.underscore |= other.contains(&b'_'),
         }
     }
@@ -126,6 +128,8 @@ pub struct HeaderFlags {
     pub internal: bool,
     /// It has a place in a trace.
     pub trace: bool,
+    /// And says so as Zipkin does.
+    pub zipkin: bool,
     /// It has an id.
     pub id: bool,
 }
@@ -144,7 +148,13 @@ pub fn clean_request(headers: &mut HeaderMap, peer: Peer) -> HeaderFlags {
     if seen.underscore && peer != Peer::App {
         remove_respelled(headers, is_ours_respelled);
     }
-    HeaderFlags { time: seen.time, internal: seen.internal, trace: seen.trace, id: seen.id }
+    HeaderFlags {
+        time: seen.time,
+        internal: seen.internal,
+        trace: seen.trace,
+        zipkin: seen.zipkin,
+        id: seen.id,
+    }
 }
 
 /// The same for a response. What one proxy tells another has been read by now. Returns whether it says

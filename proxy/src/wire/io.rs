@@ -76,7 +76,7 @@ macro_rules! delegate_io {
                 self.$field.is_write_vectored()
             }
 
-            #[inline]
+            #[inline(always)]
             fn poll_flush(
                 mut self: std::pin::Pin<&mut Self>,
                 cx: &mut std::task::Context<'_>,
@@ -252,7 +252,7 @@ impl AsyncWrite for Io {
         self.transport.is_write_vectored()
     }
 
-    #[inline]
+    #[inline(always)]
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.transport).poll_flush(cx)
     }

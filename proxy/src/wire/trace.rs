@@ -1,39 +1,31 @@
 //! What follows a request through apps: its id, and its place in a trace (W3C Trace Context, Zipkin's B3).
 //!
-//! Traces are continued and never begun. What belongs to a hop is in [`crate::wire::headers`]; read next
-//! [`crate::request::context`], which correlates by what is found here.
+//! Traces are continued, and begun where the mesh records any. What belongs to a hop is in
+//! [`crate::wire::headers`]; read next [`crate::request::context`], which correlates by what is found here.
 
 use bytes::Bytes;
 use http::HeaderMap;
 use http::header::{HeaderName, HeaderValue};
+use outrigger_core::telemetry::Sampler;
 
+use crate::observe::record::{SAMPLED, TraceContext};
 use crate::wire::headers::{HeaderFlags, REQUEST_ID, TRACEPARENT};
 
 const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 const B3: HeaderName = HeaderName::from_static("b3");
 const B3_TRACE: HeaderName = HeaderName::from_static("x-b3-traceid");
 const B3_SPAN: HeaderName = HeaderName::from_static("x-b3-spanid");
+const B3_PARENT: HeaderName = HeaderName::from_static("x-b3-parentspanid");
 const B3_SAMPLED: HeaderName = HeaderName::from_static("x-b3-sampled");
 const B3_FLAGS: HeaderName = HeaderName::from_static("x-b3-flags");
 /// Digits of a request id that is given here.
 const ID_BYTES: usize = 32;
 /// Of `version-traceid-parentid-flags`.
 const TRACE_BYTES: usize = 55;
-/// Somebody records the trace (Trace Context section 3.2.2.5.1).
-const SAMPLED: u8 = 1;
-/// The flags that mean something: sampled, and that the trace id is random (Trace Context Level 2). Others
-/// must not be passed on.
-const KNOWN_FLAGS: u8 = SAMPLED | 2;
-
-/// A request's place in its trace. All zero: it is in none.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct TraceContext {
-    pub id: u128,
-    /// The span that the request came with.
-    pub received: u64,
-    /// The span that it is sent on with; 0: as it came.
-    pub sent: u64,
-}
+/// The trace id is random (Trace Context Level 2).
+const RANDOM: u8 = 2;
+/// The flags that mean something. Others must not be passed on.
+const KNOWN_FLAGS: u8 = SAMPLED | RANDOM;
 
 /// What a request says about its trace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,32 +36,38 @@ struct Context {
     flags: Option<u8>,
 }
 
-/// Keeps the request's id or gives it one, and continues its W3C trace context (else B3) with a fresh
-/// parent id. `says`: whether it has any.
-///
-/// Begins no trace: nobody would record it, and what follows a parent that is not sampled is not recorded
-/// either. What is no valid trace context is removed, with the `tracestate` that belongs to it (Trace
-/// Context section 4.3).
-pub fn identify(
+/// Keeps the request's id or gives it one, and tells whether it had one. `says`: whether it has any.
+pub fn request_id(
     headers: &mut HeaderMap,
     says: HeaderFlags,
     random: impl Fn() -> u64,
-) -> (HeaderValue, TraceContext) {
-    let trace =
-        if says.trace { continue_trace(headers, random()) } else { TraceContext::default() };
+) -> (HeaderValue, bool) {
     let given = if says.id { headers.get(REQUEST_ID) } else { None };
-    let id = given.filter(|id| !id.is_empty()).cloned().unwrap_or_else(|| {
-        let mut text = [0; ID_BYTES];
-        hex(&mut text[..16], &random().to_be_bytes());
-        hex(&mut text[16..], &random().to_be_bytes());
-        let id = unique(Bytes::from_owner(text));
-        headers.insert(REQUEST_ID, id.clone());
-        id
-    });
-    (id, trace)
+    if let Some(given) = given.filter(|id| !id.is_empty()) {
+        return (given.clone(), true);
+    }
+    let mut text = [0; ID_BYTES];
+    hex(&mut text[..16], &random().to_be_bytes());
+    hex(&mut text[16..], &random().to_be_bytes());
+    let id = unique(Bytes::from_owner(text));
+    headers.insert(REQUEST_ID, id.clone());
+    (id, false)
 }
 
-fn continue_trace(headers: &mut HeaderMap, random: u64) -> TraceContext {
+/// Continues the request's W3C trace context (else B3) with a fresh parent id. `says`: whether it has any;
+/// `sampling`: where anything is recorded here.
+///
+/// What is no valid trace context is removed, with the `tracestate` that belongs to it (Trace Context section
+/// 4.3).
+pub fn continued(
+    headers: &mut HeaderMap,
+    says: HeaderFlags,
+    sampling: Option<Sampler>,
+    random: impl Fn() -> u64,
+) -> TraceContext {
+    if !says.trace {
+        return TraceContext::default();
+    }
     let w3c = one(headers, &TRACEPARENT).and_then(|value| parse_traceparent(value.as_bytes()));
     if w3c.is_none() {
         headers.remove(TRACEPARENT);
@@ -78,16 +76,84 @@ fn continue_trace(headers: &mut HeaderMap, random: u64) -> TraceContext {
     let Some(Context { id, span: received, flags }) = w3c.or_else(|| b3(headers)) else {
         return TraceContext::default();
     };
-    let Some(flags) = flags else { return TraceContext { id, received, sent: 0 } };
+    let flags = match (flags, sampling) {
+        (Some(flags), None) => flags,
+        (Some(flags), Some(sampler)) if sampler.parent => flags,
+        (flags, Some(sampler)) => {
+            flags.unwrap_or_default() & !SAMPLED | u8::from(sampler.draws(id))
+        }
+        (None, None) => return TraceContext { id, received, ..TraceContext::default() },
+    };
     // All zero is not valid; one bit settles it.
-    let sent = random | 1;
+    let sent = random() | 1;
+    let trace = TraceContext { id, received, sent, flags: flags & KNOWN_FLAGS };
+    write(headers, &trace, sent);
+    if says.zipkin && sampling.is_some() {
+        write_b3(headers, &trace, sent);
+    }
+    trace
+}
+
+/// Begins a trace, or goes on with the one of `parent`, the request that it belongs to.
+pub fn begin(
+    headers: &mut HeaderMap,
+    sampler: Sampler,
+    parent: Option<TraceContext>,
+    random: impl Fn() -> u64,
+) -> TraceContext {
+    let sent = random() | 1;
+    let trace = match parent {
+        Some(parent) => TraceContext { received: parent.sent, sent, ..parent },
+        None => {
+            let id = u128::from(random()) << 64 | u128::from(random() | 1);
+            // Random at the end, and so drawn.
+            let flags = RANDOM | u8::from(sampler.draws(id));
+            TraceContext { id, received: 0, sent, flags }
+        }
+    };
+    write(headers, &trace, sent);
+    trace
+}
+
+/// Has the request say that it is a further attempt, whose span is one of its own.
+pub fn again(headers: &mut HeaderMap, trace: &TraceContext, attempt: u8) {
+    let span = trace.span_of(attempt);
+    write(headers, trace, span);
+    write_b3(headers, trace, span);
+}
+
+fn write(headers: &mut HeaderMap, trace: &TraceContext, span: u64) {
     let mut text = [b'-'; TRACE_BYTES];
     text[..2].copy_from_slice(b"00");
-    hex(&mut text[3..35], &id.to_be_bytes());
-    hex(&mut text[36..52], &sent.to_be_bytes());
-    hex(&mut text[53..], &[flags & KNOWN_FLAGS]);
+    hex(&mut text[3..35], &trace.id.to_be_bytes());
+    hex(&mut text[36..52], &span.to_be_bytes());
+    hex(&mut text[53..], &[trace.flags]);
     headers.insert(TRACEPARENT, unique(Bytes::from_owner(text)));
-    TraceContext { id, received, sent }
+}
+
+/// For those who know nothing else, where the request came with it.
+fn write_b3(headers: &mut HeaderMap, trace: &TraceContext, span: u64) {
+    let (has_one, has_several) = (headers.contains_key(B3), headers.contains_key(B3_TRACE));
+    if !has_one && !has_several {
+        return;
+    }
+    let sampled = u8::from(trace.is_sampled());
+    let span = format!("{span:016x}");
+    let mut insert = |name: HeaderName, value: String| {
+        if let Ok(value) = HeaderValue::try_from(value) {
+            headers.insert(name, value);
+        }
+    };
+    if has_one {
+        insert(B3, format!("{:032x}-{span}-{sampled}", trace.id));
+    }
+    if has_several {
+        insert(B3_TRACE, format!("{:032x}", trace.id));
+        insert(B3_SPAN, span);
+        insert(B3_PARENT, format!("{:016x}", trace.received));
+        insert(B3_SAMPLED, sampled.to_string());
+        headers.remove(B3_FLAGS);
+    }
 }
 
 /// The value of a header that is there once.
@@ -133,19 +199,36 @@ fn parse_traceparent(value: &[u8]) -> Option<Context> {
     if !well_formed {
         return None;
     }
-    let number = |bytes: &[u8]| -> Option<u64> {
-        let lower = bytes.iter().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
-        let text = std::str::from_utf8(bytes).ok().filter(|_| lower)?;
-        u64::from_str_radix(text, 16).ok()
-    };
-    let (high, low) = (number(&value[3..19])?, number(&value[19..35])?);
-    let parent = number(&value[36..52])?;
-    let flags = number(&value[53..55])?;
+    let (high, low) = (unhex(&value[3..19])?, unhex(&value[19..35])?);
+    let parent = unhex(&value[36..52])?;
+    let flags = unhex(&value[53..55])?;
     if (high == 0 && low == 0) || parent == 0 {
         return None;
     }
     let id = u128::from(high) << 64 | u128::from(low);
     Some(Context { id, span: parent, flags: Some(flags as u8) })
+}
+
+/// The number that these digits are, in lower case alone. At most 16.
+fn unhex(digits: &[u8]) -> Option<u64> {
+    /// No digit has this bit.
+    const WRONG: u8 = 0x80;
+    const VALUES: [u8; 256] = {
+        let mut values = [WRONG; 256];
+        let mut i = 0;
+        while i < 16 {
+            values[b"0123456789abcdef"[i] as usize] = i as u8;
+            i += 1;
+        }
+        values
+    };
+    let (mut number, mut seen) = (0, 0);
+    for digit in digits {
+        let value = VALUES[usize::from(*digit)];
+        seen |= value;
+        number = number << 4 | u64::from(value);
+    }
+    (seen & WRONG == 0).then_some(number)
 }
 
 /// Writes two digits for each of `bytes`.
@@ -179,7 +262,8 @@ fn unique(text: Bytes) -> HeaderValue {
 mod tests {
     use super::*;
 
-    const SAYS: HeaderFlags = HeaderFlags { time: false, internal: false, trace: true, id: true };
+    const SAYS: HeaderFlags =
+        HeaderFlags { time: false, internal: false, trace: true, zipkin: true, id: true };
 
     fn map(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
         let mut headers = HeaderMap::new();
@@ -192,14 +276,14 @@ mod tests {
     /// `traceparent` and `tracestate` as they are sent on.
     fn sent_on(pairs: &[(&'static str, &'static str)]) -> (Option<String>, bool) {
         let mut headers = map(pairs);
-        let (_, trace) = identify(&mut headers, SAYS, || 7);
+        let trace = continued(&mut headers, SAYS, None, || 7);
         let parent = headers.get(TRACEPARENT).map(|value| value.to_str().unwrap().to_owned());
         assert_eq!(parent.is_some(), trace.sent != 0);
         (parent, headers.contains_key(TRACESTATE))
     }
 
     #[test]
-    fn trace_context_is_continued_when_valid_and_never_begun() {
+    fn trace_context_is_continued_when_valid() {
         let given = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
         let state = ("tracestate", "vendor=1");
         for (flags, want) in [("00", "00"), ("01", "01"), ("03", "03"), ("ff", "03")] {
@@ -267,10 +351,78 @@ mod tests {
     #[test]
     fn request_ids_are_kept_or_made() {
         let mut headers = map(&[("x-request-id", "abc")]);
-        assert_eq!(identify(&mut headers, HeaderFlags { trace: false, ..SAYS }, || 1).0, "abc");
+        assert_eq!(request_id(&mut headers, SAYS, || 1), (HeaderValue::from_static("abc"), true));
         let mut headers = map(&[("x-request-id", "")]);
-        let (id, _) = identify(&mut headers, HeaderFlags { trace: false, ..SAYS }, || 0x1f);
+        let (id, given) = request_id(&mut headers, SAYS, || 0x1f);
+        assert!(!given);
         assert_eq!(id, "000000000000001f000000000000001f");
         assert_eq!(headers[REQUEST_ID], id);
+    }
+
+    use outrigger_core::telemetry::Ratio;
+
+    const ALL: Sampler = Sampler { ratio: Ratio::ALL, parent: true };
+    const NONE: Sampler = Sampler { ratio: Ratio::NONE, parent: true };
+
+    #[test]
+    fn who_records_decides_by_the_parent_or_for_itself() {
+        let sampled = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+        let not = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00";
+        let undecided = "80f198ee56343ba864fe8b2a57d3eff7-e457b5a2e4d86bd1";
+        for (name, given, sampler, want) in [
+            ("traceparent", sampled, NONE, true),
+            ("traceparent", not, ALL, false),
+            ("traceparent", sampled, Sampler { parent: false, ..NONE }, false),
+            ("traceparent", not, Sampler { parent: false, ..ALL }, true),
+            ("b3", undecided, NONE, false),
+            ("b3", undecided, ALL, true),
+        ] {
+            let mut headers = map(&[(name, given)]);
+            let trace = continued(&mut headers, SAYS, Some(sampler), || 7);
+            assert_eq!(trace.is_sampled(), want, "{given}");
+            assert_eq!(trace.sent, 7);
+        }
+    }
+
+    #[test]
+    fn a_trace_is_begun_or_goes_on_and_each_attempt_has_a_span_of_its_own() {
+        let mut headers = HeaderMap::new();
+        let first = begin(&mut headers, ALL, None, || 0xb);
+        assert_eq!(headers[TRACEPARENT], "00-000000000000000b000000000000000b-000000000000000b-03");
+        let second = begin(&mut headers, NONE, Some(first), || 0xd);
+        assert_eq!((second.id, second.received, second.is_sampled()), (first.id, 0xb, true));
+        assert!(!begin(&mut headers, NONE, None, || 0xb).is_sampled());
+        let spans = [1, 2, 3].map(|attempt| first.span_of(attempt));
+        assert_eq!(spans[0], first.sent);
+        assert!(spans[1] != spans[0] && spans[2] != spans[1] && !spans.contains(&0));
+        again(&mut headers, &first, 2);
+        let written = headers[TRACEPARENT].to_str().unwrap();
+        assert!(written.contains(&format!("-{:016x}-", spans[1])), "{written}");
+    }
+
+    #[test]
+    fn those_who_know_zipkin_alone_are_told_in_its_headers() {
+        const TRACE: &str = "80f198ee56343ba864fe8b2a57d3eff7";
+        let mut headers = map(&[("b3", "80f198ee56343ba864fe8b2a57d3eff7-e457b5a2e4d86bd1-1")]);
+        let trace = continued(&mut headers, SAYS, Some(NONE), || 7);
+        assert_eq!(headers["b3"], format!("{TRACE}-0000000000000007-1"));
+        again(&mut headers, &trace, 2);
+        assert_eq!(headers["b3"], format!("{TRACE}-{:016x}-1", trace.span_of(2)));
+        let several = [
+            ("x-b3-traceid", TRACE),
+            ("x-b3-spanid", "e457b5a2e4d86bd1"),
+            ("x-b3-parentspanid", "0000000000000001"),
+            ("x-b3-flags", "1"),
+        ];
+        let mut headers = map(&several);
+        continued(&mut headers, SAYS, Some(NONE), || 7);
+        let of = |name: &str| headers.get(name).map(|value| value.to_str().unwrap());
+        assert_eq!(of("x-b3-spanid"), Some("0000000000000007"));
+        assert_eq!(of("x-b3-parentspanid"), Some("e457b5a2e4d86bd1"));
+        assert_eq!((of("x-b3-sampled"), of("x-b3-flags")), (Some("1"), None));
+        // Where nobody records they are as they came.
+        let mut headers = map(&several);
+        continued(&mut headers, SAYS, None, || 7);
+        assert_eq!(headers["x-b3-spanid"], "e457b5a2e4d86bd1");
     }
 }

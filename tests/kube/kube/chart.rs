@@ -23,6 +23,7 @@ controlPlane:
   podAnnotations: {note: 'a: b'}
   podLabels: {team: mesh}
   extraArgs: [--unmatched=refuse]
+telemetry: {traces: {address: 'http://jaeger.obs:4317', protocol: grpc, ratio: 0.5, slowerThan: 2s}}
 mesh: {trustDomain: example.com, clusterDomain: example.local, mtls: strict, defaultAccess: deny, certificateLifetime: 1h}
 proxy: {mode: env, log: debug, skipOutboundNetworks: [10.0.0.0/8], skipOutboundPorts: [3306], skipInboundPorts: [22]}
 webhook: {timeoutSeconds: 5}
@@ -180,6 +181,8 @@ fn wrong_values_are_refused_by_name() {
         ("mesh.mtls=maybe", "mtls"),
         ("mesh.certificateLifetime=24", "certificateLifetime"),
         ("proxy.mode=magic", "mode"),
+        ("telemetry.traces.address=jaeger:4317", "address"),
+        ("telemetry.traces.ratio=2", "ratio"),
         ("proxy.skipInboundPorts[0]=70000", "skipInboundPorts"),
         ("image.pullPolicy=Sometimes", "pullPolicy"),
         ("crds.remove=everything", "remove"),

@@ -67,6 +67,17 @@ pub(super) const CALLS: [(&str, [(&str, &str); 2]); 4] = [
     ),
 ];
 
+/// What no object says.
+const FLAGS: &[&str] = &[
+    "--identity=off",
+    "--traces=http://127.0.0.1:1",
+    "--trace-protocol=http",
+    "--trace-ratio=0.5",
+    "--trace-slower-than=2s",
+    "--trace-no-errors",
+    "--trace-ignore-parent",
+];
+
 /// What the proxy's app dials.
 pub(super) const DIALLED: [&str; 8] = [
     "full.bank",
@@ -175,7 +186,7 @@ async fn tap(call: Call, port: u16, kept: Tapped) {
 }
 
 fn record(release: &Release) {
-    let plane = ControlPlane::start(&[(MESH, &release.text(MESH))]);
+    let plane = ControlPlane::start_with(&[(MESH, &release.text(MESH))], FLAGS);
     let problems = plane.admin("/problems");
     assert!(!problems.contains("\"severity\":\"error\""), "{problems}");
     let token = fs::read_to_string(plane.token("bank", "web")).expect("a token");

@@ -77,6 +77,9 @@ pub(crate) struct Stage {
     /// Where the control plane's discovery and admin listen.
     pub(crate) discovery: SocketAddr,
     pub(crate) index: SocketAddr,
+    /// What traces are sent to, and the flags of the control plane about it.
+    pub(crate) backend: Option<SocketAddr>,
+    pub(crate) telemetry: Vec<String>,
     /// Manifests, state and tokens: gone after the demo.
     pub(crate) scratch: PathBuf,
     pub(crate) logs: PathBuf,
@@ -123,6 +126,7 @@ impl Stage {
         command.arg("--listen").arg(self.discovery.to_string());
         command.arg("--admin").arg(self.index.to_string());
         command.args(["--identity", "on", "--mtls", "strict"]);
+        command.args(&self.telemetry);
         let mut process = Process::start("control-plane", command, &self.logs)?;
         // Sidecars begin with the roots that it writes.
         let limit = Instant::now() + START_LIMIT;
@@ -177,8 +181,12 @@ impl Stage {
         if let Some(version) = part.version {
             command.args(["--version", version]);
         }
+        if let Some(backend) = self.backend.filter(|_| part.role == "gateway") {
+            // The one app of the bank with spans of its own.
+            command.arg("--traces").arg(format!("http://{backend}"));
+        }
         let mut sidecar = None;
-        command.env_remove("HTTP_PROXY");
+        command.env_remove("HTTP_PROXY").env_remove("OTEL_EXPORTER_OTLP_ENDPOINT");
         if part.port.is_some() {
             let ports = [ports.free()?, ports.free()?, ports.free()?];
             command.arg("--proxy").arg(ports[0].to_string());

@@ -43,6 +43,22 @@ pub(crate) fn get_through(proxy: SocketAddr, host: &str, path: &str) -> io::Resu
     send(proxy, &format!("GET http://{host}{path} HTTP/1.1\r\nhost: {host}\r\n"), "")
 }
 
+/// A request with further headers and a body, as `curl -x http://PROXY` sends it.
+pub(crate) fn through(
+    proxy: SocketAddr,
+    method: &str,
+    host: &str,
+    path: &str,
+    headers: &[(&str, String)],
+    body: &str,
+) -> io::Result<Answer> {
+    let mut head = format!("{method} http://{host}{path} HTTP/1.1\r\nhost: {host}\r\n");
+    for (name, value) in headers {
+        head.push_str(&format!("{name}: {value}\r\n"));
+    }
+    send(proxy, &head, body)
+}
+
 fn send(server: SocketAddr, head: &str, body: &str) -> io::Result<Answer> {
     let mut stream = TcpStream::connect_timeout(&server, TIMEOUT)?;
     stream.set_read_timeout(Some(TIMEOUT))?;

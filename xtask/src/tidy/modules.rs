@@ -63,7 +63,7 @@ const ORDERS: &[Order] = &[
     },
     Order {
         sources: "proxy/src/observe",
-        layers: &[&["metrics"], &["correlation", "record"], &["bus"], &["access_log"]],
+        layers: &[&["metrics"], &["correlation", "record"], &["bus"], &["access_log", "traces"]],
         roots: &[],
     },
     Order {

@@ -16,6 +16,7 @@ use crate::call::{CallError, Caller};
 use crate::context::{Context, OPERATION_ID};
 use crate::generated::SellRequest;
 use crate::generated::orders_client::OrdersClient;
+use crate::spans::Spans;
 
 struct Gateway {
     caller: Caller,
@@ -23,15 +24,22 @@ struct Gateway {
     orders_name: String,
     orders: OrdersClient<Channel>,
     next_operation: AtomicU64,
+    spans: Option<Spans>,
 }
 
-pub(super) fn router(caller: Caller, holdings: String, orders: &str) -> Result<Router, CallError> {
+pub(super) fn router(
+    caller: Caller,
+    holdings: String,
+    orders: &str,
+    spans: Option<Spans>,
+) -> Result<Router, CallError> {
     let gateway = Gateway {
         orders: OrdersClient::new(caller.grpc(orders)?),
         orders_name: orders.to_owned(),
         caller,
         holdings,
         next_operation: AtomicU64::new(1),
+        spans,
     };
     Ok(Router::new()
         .route("/holdings/{account}", get(holdings_of))
@@ -42,8 +50,9 @@ pub(super) fn router(caller: Caller, holdings: String, orders: &str) -> Result<R
 async fn holdings_of(
     State(gateway): State<Arc<Gateway>>,
     Path(account): Path<String>,
-    headers: HeaderMap,
+    mut headers: HeaderMap,
 ) -> Result<Json<Value>, CallError> {
+    let _span = gateway.spans.as_ref().map(|spans| spans.begin("holdings", &mut headers));
     let path = format!("/holdings/{account}");
     gateway.caller.get(&Context::of(&headers), &gateway.holdings, &path).await.map(Json)
 }
@@ -58,9 +67,10 @@ struct Sale {
 
 async fn sell(
     State(gateway): State<Arc<Gateway>>,
-    headers: HeaderMap,
+    mut headers: HeaderMap,
     Json(sale): Json<Sale>,
 ) -> Result<impl IntoResponse, CallError> {
+    let _span = gateway.spans.as_ref().map(|spans| spans.begin("sell shares", &mut headers));
     let mut context = Context::of(&headers);
     let operation_id = context.ensure_operation_id(|| {
         let number = gateway.next_operation.fetch_add(1, Ordering::Relaxed);

@@ -43,7 +43,7 @@ impl HeldLabel {
 /// All label texts of the process.
 pub(super) struct Interner {
     labels: HashMap<Arc<str>, Label>,
-    texts: HashMap<Label, Interned>,
+    texts: HashMap<Label, Interned, foldhash::fast::FixedState>,
     /// Never given twice.
     next: u32,
 }
@@ -56,7 +56,7 @@ struct Interned {
 
 impl Default for Interner {
     fn default() -> Self {
-        let mut new = Self { labels: HashMap::new(), texts: HashMap::new(), next: 0 };
+        let mut new = Self { labels: HashMap::new(), texts: HashMap::default(), next: 0 };
         for (text, label) in Label::FIXED {
             let interned = new.intern(text);
             debug_assert_eq!(interned.get(), label);

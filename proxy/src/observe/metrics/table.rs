@@ -1,6 +1,7 @@
 //! The one table of metrics: names, kinds, labels and what each tells. Exposition and docs/metrics.md follow from it.
 
 use std::fmt::{self, Display, Write};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// What a metric is to Prometheus.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -135,6 +136,8 @@ metrics! {
         "inbound requests that nothing inherits from, because too many were in flight";
     RECORDS_DROPPED = "outrigger_records_dropped_total", Counter, ["sink"],
         "records of requests that a sink, such as the access log, had no room for";
+    SPANS = "outrigger_spans_total", Counter, ["result"],
+        "spans that were sent, and those that failed to be";
     LOG_DROPPED = "outrigger_log_dropped_total", Counter, [],
         "lines of any kind dropped because nobody read the log";
     SERIES = "outrigger_metric_series", Gauge, [],
@@ -157,20 +160,76 @@ metrics! {
         "certificates asked for";
 }
 
-/// The metrics as Prometheus reads them (text format 0.0.4), while they are written. Samples of one metric come one
-/// after another.
+/// How metrics are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum TextFormat {
+    /// The text format 0.0.4 of Prometheus.
+    #[default]
+    Prometheus,
+    /// OpenMetrics 1.0, which has exemplars.
+    OpenMetrics,
+}
+
+impl TextFormat {
+    /// What a client takes that sends this `Accept`.
+    pub fn accepted(accept: &str) -> Self {
+        let names_it = accept.split(',').any(|one| {
+            let mut parts = one.split(';').map(str::trim);
+            let is_it = parts
+                .next()
+                .is_some_and(|t| t.eq_ignore_ascii_case("application/openmetrics-text"));
+            let (mut refused, mut version) = (false, true);
+            for part in parts {
+                match part.split_once('=') {
+                    Some(("q", weight)) => refused = weight.parse().is_ok_and(|q: f32| q <= 0.0),
+                    Some(("version", text)) => version = text == "1.0.0",
+                    _ => {}
+                }
+            }
+            is_it && version && !refused
+        });
+        if names_it { Self::OpenMetrics } else { Self::Prometheus }
+    }
+
+    pub fn content_type(self) -> &'static str {
+        match self {
+            Self::Prometheus => "text/plain; version=0.0.4; charset=utf-8",
+            Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
+        }
+    }
+}
+
+/// A request that stands for a bucket of a histogram.
+#[derive(Clone, Copy, Debug)]
+pub struct Exemplar {
+    pub trace_id: u128,
+    pub latency_us: u64,
+    pub at: SystemTime,
+}
+
+/// Which sample of a histogram, besides `_sum` and `_count`.
+pub struct Bucket<'a> {
+    pub edge: f64,
+    pub exemplar: Option<&'a Exemplar>,
+}
+
+/// The metrics while they are written. Samples of one metric come one after another.
 #[derive(Default)]
 pub struct Exposition {
     out: String,
+    format: TextFormat,
     described: Option<&'static str>,
 }
 
 impl Exposition {
-    pub fn with_capacity(bytes: usize) -> Self {
-        Self { out: String::with_capacity(bytes), described: None }
+    pub fn new(format: TextFormat, bytes: usize) -> Self {
+        Self { out: String::with_capacity(bytes), format, described: None }
     }
 
-    pub fn into_text(self) -> String {
+    pub fn into_text(mut self) -> String {
+        if self.format == TextFormat::OpenMetrics {
+            self.out.push_str("# EOF\n");
+        }
         self.out
     }
 
@@ -185,12 +244,12 @@ impl Exposition {
         metric: &'static Metric,
         suffix: &str,
         labels: &[&dyn Display],
-        edge: Option<&dyn Display>,
+        bucket: Option<&Bucket<'_>>,
         value: impl Display,
     ) {
         debug_assert!(labels.len() <= metric.labels.len(), "labels of {}", metric.name);
         // Writing to a String cannot fail.
-        let _ = self.write(metric, suffix, labels, edge, &value);
+        let _ = self.write(metric, suffix, labels, bucket, &value);
     }
 
     fn write(
@@ -198,18 +257,29 @@ impl Exposition {
         metric: &'static Metric,
         suffix: &str,
         labels: &[&dyn Display],
-        edge: Option<&dyn Display>,
+        bucket: Option<&Bucket<'_>>,
         value: &dyn Display,
     ) -> fmt::Result {
         let Metric { name, kind, help, .. } = metric;
         if self.described != Some(*name) {
             self.described = Some(name);
-            writeln!(self.out, "# HELP {name} {help}\n# TYPE {name} {}", kind.as_str())?;
+            let family = match self.format {
+                TextFormat::Prometheus => name,
+                // A counter is called without what its samples end with.
+                TextFormat::OpenMetrics => name.strip_suffix("_total").unwrap_or(name),
+            };
+            writeln!(self.out, "# HELP {family} {help}\n# TYPE {family} {}", kind.as_str())?;
         }
         write!(self.out, "{name}{suffix}")?;
         let mut before = '{';
         let named = metric.labels.iter().copied().zip(labels.iter().copied());
-        for (label, text) in named.chain(edge.map(|edge| ("le", edge))) {
+        let edge = bucket.map(|bucket| match (bucket.edge, self.format) {
+            (edge, _) if edge.is_infinite() => "+Inf".to_owned(),
+            (edge, TextFormat::Prometheus) => edge.to_string(),
+            // Always with a point.
+            (edge, TextFormat::OpenMetrics) => format!("{edge:?}"),
+        });
+        for (label, text) in named.chain(edge.as_ref().map(|edge| ("le", edge as &dyn Display))) {
             write!(self.out, "{before}{label}=\"")?;
             write!(Escaped(&mut self.out), "{text}")?;
             self.out.push('"');
@@ -218,7 +288,16 @@ impl Exposition {
         if before == ',' {
             self.out.push('}');
         }
-        writeln!(self.out, " {value}")
+        write!(self.out, " {value}")?;
+        let exemplar = bucket.and_then(|bucket| bucket.exemplar);
+        if let Some(exemplar) = exemplar.filter(|_| self.format == TextFormat::OpenMetrics) {
+            let Exemplar { trace_id, latency_us, at } = exemplar;
+            let at = at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+            let seconds = *latency_us as f64 / 1e6;
+            write!(self.out, " # {{trace_id=\"{trace_id:032x}\"}} {seconds} {at:.3}")?;
+        }
+        self.out.push('\n');
+        Ok(())
     }
 }
 
@@ -242,7 +321,7 @@ impl Write for Escaped<'_> {
 /// docs/metrics.md.
 pub fn page() -> String {
     let mut page = "# Metrics of the proxy\n\n\
-        What `/metrics` of the admin server says, in the Prometheus text format. Generated from \
+        What `/metrics` of the admin server says, in the Prometheus text format, or in OpenMetrics for clients that accept it. Generated from \
         [the table](../proxy/src/observe/metrics/table.rs) by `cargo xtask codegen`; `outrigger-proxy metrics` prints it.\n\n\
         Label values come from configuration, never from requests. Sets of series of requests are capped; beyond the cap \
         everything counts as `other`. A set in which nothing has ended for 30 minutes is given back.\n\n\
@@ -273,6 +352,44 @@ mod tests {
             assert_eq!(name.ends_with("_total"), metric.kind == MetricKind::Counter, "{name}");
             assert!(!metric.help.is_empty() && !metric.help.contains(['\n', '\\', '|']), "{name}");
         }
+    }
+
+    #[test]
+    fn clients_get_what_they_accept() {
+        let takes = |accept: &str| TextFormat::accepted(accept) == TextFormat::OpenMetrics;
+        // What Prometheus sends.
+        assert!(takes(
+            "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.3,*/*;q=0.1"
+        ));
+        assert!(takes("application/openmetrics-text"));
+        for other in [
+            "",
+            "*/*",
+            "text/plain",
+            "application/openmetrics-text;q=0",
+            "application/openmetrics-text; version=9.0.0",
+        ] {
+            assert!(!takes(other), "{other}");
+        }
+    }
+
+    #[test]
+    fn openmetrics_names_counters_by_family_and_has_exemplars() {
+        let mut text = Exposition::new(TextFormat::OpenMetrics, 0);
+        text.add(&RETRIES, &[], 3);
+        let at = UNIX_EPOCH + std::time::Duration::from_millis(1_500);
+        let exemplar = Exemplar { trace_id: 0xa, latency_us: 700, at };
+        let bucket = Bucket { edge: 1.0, exemplar: Some(&exemplar) };
+        text.sample(&REQUEST_DURATION, "_bucket", &[&"inbound"], Some(&bucket), 4);
+        let wanted = "# HELP outrigger_retries attempts of requests after the first\n\
+             # TYPE outrigger_retries counter\n\
+             outrigger_retries_total 3\n\
+             # HELP outrigger_request_duration_seconds from the head of the request to the end of the response\n\
+             # TYPE outrigger_request_duration_seconds histogram\n\
+             outrigger_request_duration_seconds_bucket{direction=\"inbound\",le=\"1.0\"} 4 \
+             # {trace_id=\"0000000000000000000000000000000a\"} 0.0007 1.500\n\
+             # EOF\n";
+        assert_eq!(text.into_text(), wanted);
     }
 
     #[test]

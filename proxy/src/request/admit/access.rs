@@ -47,7 +47,8 @@ impl PortRules {
             judge_path(head)?;
         }
         let verified = self.verify(head)?;
-        let host = host_of(head.authority().unwrap_or_default());
+        let authority = head.authority().unwrap_or_default();
+        let host = host_of(authority);
         let caller = connection.caller.as_deref();
         let path = match self.access.audits_path || self.access.asks_for_path {
             true => canonical(head.path.path()),
@@ -58,7 +59,7 @@ impl PortRules {
         let bare_path = without_parameters(&path);
         let facts = Facts {
             request: Some(RequestFacts {
-                authority: head.authority().unwrap_or_default(),
+                authority,
                 host: &host,
                 method: &head.method,
                 path: &path,

@@ -33,7 +33,15 @@ impl<T> HoldUntilPreface<T> {
 }
 
 impl<T: AsyncWrite + Unpin> HoldUntilPreface<T> {
+    #[inline]
     fn poll_release(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.held.capacity() {
+            0 => Poll::Ready(Ok(())),
+            _ => self.poll_write_held(cx),
+        }
+    }
+
+    fn poll_write_held(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.held.is_empty() {
             let n = ready!(Pin::new(&mut self.io).poll_write(cx, &self.held))?;
             if n == 0 {

@@ -1,0 +1,186 @@
+//! What proxies tell others about requests: where traces go, and which.
+
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use crate::error::FieldError;
+use crate::outcome::Outcome;
+
+/// Longest address of a collector, in bytes.
+pub const ADDRESS_BYTES: usize = 512;
+/// Limits of [`Traces::slower_than`].
+pub const SLOWER_THAN: RangeInclusive<Duration> =
+    Duration::from_millis(1)..=Duration::from_secs(3_600);
+
+/// What the mesh tells others about requests. Nothing unless said.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Telemetry {
+    pub traces: Option<Traces>,
+}
+
+/// Traces, as they are recorded and sent by OTLP.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Traces {
+    /// Of the collector, as `http://otel-collector.observability:4317`; at most [`ADDRESS_BYTES`].
+    pub address: String,
+    pub protocol: OtlpProtocol,
+    /// The share of the traces that are begun here which are recorded whole.
+    pub ratio: Ratio,
+    /// A request that comes with a trace is recorded where its caller records it, and its share is not drawn again
+    /// (Trace Context section 3.2.2.5.1). Else callers decide nothing.
+    pub parent: bool,
+    /// Requests that do not end well are recorded, whatever was drawn.
+    pub errors: bool,
+    /// So are those that take longer.
+    pub slower_than: Option<Duration>,
+}
+
+/// How spans are sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum OtlpProtocol {
+    /// gRPC, usually on port 4317.
+    #[default]
+    Grpc,
+    /// HTTP/1.1 with protocol buffers, usually on port 4318; `/v1/traces` is added to the address.
+    Http,
+}
+
+/// A share in millionths.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub struct Ratio(u32);
+
+impl Ratio {
+    pub const NONE: Self = Self(0);
+    pub const ALL: Self = Self(1_000_000);
+
+    /// None: more than all.
+    pub fn from_millionths(millionths: u32) -> Option<Self> {
+        Some(Self(millionths)).filter(|ratio| *ratio <= Self::ALL)
+    }
+
+    /// None: not between 0 and 1.
+    pub fn from_share(share: f64) -> Option<Self> {
+        (0.0..=1.0).contains(&share).then(|| Self((share * 1e6).round() as u32))
+    }
+
+    pub fn millionths(self) -> u32 {
+        self.0
+    }
+
+    /// Whether it falls on one of the share; `random` is uniform.
+    pub fn takes(self, random: u64) -> bool {
+        (random >> 32).wrapping_mul(u64::from(Self::ALL.0)) >> 32 < u64::from(self.0)
+    }
+}
+
+/// What decides whether a trace is recorded.
+#[derive(Clone, Copy, Debug)]
+pub struct Sampler {
+    pub ratio: Ratio,
+    /// See [`Traces::parent`].
+    pub parent: bool,
+}
+
+impl Sampler {
+    /// Every proxy draws the same for a trace: ids are random at their end (Trace Context Level 2, section
+    /// 3.2.2.3).
+    pub fn draws(self, trace_id: u128) -> bool {
+        self.ratio.takes(trace_id as u64)
+    }
+}
+
+impl Traces {
+    pub fn sampler(&self) -> Sampler {
+        Sampler { ratio: self.ratio, parent: self.parent }
+    }
+
+    /// Whether a request is recorded that a trace without a decision of its own has come to the end of.
+    pub fn keeps(&self, outcome: Outcome, duration: Duration) -> bool {
+        (self.errors && outcome != Outcome::Success)
+            || self.slower_than.is_some_and(|limit| duration > limit)
+    }
+
+    /// # Errors
+    ///
+    /// When the address is none that spans can be sent to, or a bound is not kept.
+    pub fn check(&self) -> Result<(), FieldError> {
+        check_address(&self.address).map_err(|why| FieldError::at("address", why))?;
+        match self.slower_than.filter(|limit| !SLOWER_THAN.contains(limit)) {
+            Some(_) => Err(FieldError::at("slower_than", "must be between 1ms and 1h")),
+            None => Ok(()),
+        }
+    }
+}
+
+/// # Errors
+///
+/// When spans cannot be sent to such an address.
+pub fn check_address(address: &str) -> Result<(), String> {
+    if address.len() > ADDRESS_BYTES {
+        return Err(format!("has more than {ADDRESS_BYTES} bytes"));
+    }
+    let uri: http::Uri = address.parse().map_err(|why| format!("{address:?} is no URL: {why}"))?;
+    match uri.scheme_str() {
+        Some("http") if uri.host().is_some_and(|host| !host.is_empty()) => Ok(()),
+        Some("https") => Err(format!(
+            "{address:?}: https is not supported; name a collector beside the proxies (http), which sends on with TLS"
+        )),
+        _ => Err(format!("{address:?} is not http://HOST:PORT")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_share_is_drawn() {
+        let ratio = Ratio::from_share(0.25).unwrap();
+        let drawn = (0..1_000).filter(|i| ratio.takes(u64::MAX / 1_000 * i)).count();
+        assert!((249..=251).contains(&drawn), "{drawn}");
+        assert!(!Ratio::default().takes(0));
+        assert!(Ratio::ALL.takes(u64::MAX));
+        for share in [-0.1, 1.1, f64::NAN] {
+            assert_eq!(Ratio::from_share(share), None, "{share}");
+        }
+        assert_eq!(Ratio::from_millionths(1_000_001), None);
+    }
+
+    #[test]
+    fn an_address_is_one_that_spans_can_be_sent_to() {
+        for good in ["http://127.0.0.1:4317", "http://otel.obs:4318/base", "http://[::1]:4317"] {
+            assert_eq!(check_address(good), Ok(()), "{good}");
+        }
+        let long = format!("http://{}", "a".repeat(ADDRESS_BYTES));
+        for bad in [
+            "",
+            "otel:4317",
+            "127.0.0.1:4317",
+            "/traces",
+            "https://otel",
+            "ftp://a",
+            "http://",
+            &long,
+        ] {
+            assert!(check_address(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn what_ends_badly_or_late_is_kept() {
+        let traces = Traces {
+            address: "http://otel".to_owned(),
+            protocol: OtlpProtocol::Grpc,
+            ratio: Ratio::default(),
+            parent: true,
+            errors: true,
+            slower_than: Some(Duration::from_secs(1)),
+        };
+        let (short, long) = (Duration::from_millis(1), Duration::from_secs(2));
+        assert!(!traces.keeps(Outcome::Success, short));
+        assert!(traces.keeps(Outcome::Success, long));
+        assert!(traces.keeps(Outcome::Refused, short));
+        let neither = Traces { errors: false, slower_than: None, ..traces };
+        assert!(!neither.keeps(Outcome::Failure, long));
+    }
+}
