@@ -52,7 +52,8 @@ impl LogRecord for Record {
         let request_id = self.request_id.as_ref().map_or(0, |id| id.len());
         let earlier =
             self.earlier.as_ref().map_or(0, |earlier| earlier.all.len() * size_of::<Attempted>());
-        size_of::<Self>() + detail + path + request_id + earlier
+        let method = self.method.as_ref().map_or(0, |method| method.as_str().len());
+        size_of::<Self>() + detail + path + request_id + earlier + method
     }
 
     fn render(&self, out: &mut Vec<u8>) {

@@ -16,6 +16,7 @@ use std::time::{Duration, SystemTime};
 use arc_swap::ArcSwapOption;
 use outrigger_core::outcome::Outcome;
 use outrigger_core::telemetry::{self, Sampler};
+use outrigger_logging::Record as _;
 
 use crate::base::sync::lock;
 use crate::observe::bus::Sink;
@@ -26,6 +27,8 @@ use crate::observe::record::{Ending, Record, TraceContext};
 const MAX_CHOSEN: usize = 2_048;
 /// Records that may still be chosen; a new one takes the place of the oldest.
 const MAX_UNDECIDED: usize = 2_048;
+/// Bytes of either: a path may be as long as a head.
+const MAX_BYTES: usize = 4 * 1024 * 1024;
 /// How long a record may still be chosen, and how long a trace stays chosen after its last exchange that was.
 const UNDECIDED_FOR: Duration = Duration::from_secs(5);
 const CHOSEN_FOR: Duration = Duration::from_secs(30);
@@ -46,10 +49,34 @@ pub struct Traces {
 
 #[derive(Default)]
 struct Held {
-    chosen: VecDeque<Box<Record>>,
-    undecided: VecDeque<Box<Record>>,
+    chosen: Waiting,
+    undecided: Waiting,
     /// Traces of which something was chosen that was not drawn, and when last.
     traces: HashMap<u128, SystemTime, foldhash::fast::RandomState>,
+}
+
+/// Records in the order in which they came.
+#[derive(Default)]
+struct Waiting {
+    records: VecDeque<Box<Record>>,
+    bytes: usize,
+}
+
+impl Waiting {
+    fn fits(&self, record: &Record, most: usize) -> bool {
+        self.records.len() < most && self.bytes.saturating_add(record.size()) <= MAX_BYTES
+    }
+
+    fn push(&mut self, record: Box<Record>) {
+        self.bytes = self.bytes.saturating_add(record.size());
+        self.records.push_back(record);
+    }
+
+    fn pop(&mut self) -> Option<Box<Record>> {
+        let record = self.records.pop_front()?;
+        self.bytes = self.bytes.saturating_sub(record.size());
+        Some(record)
+    }
 }
 
 impl Traces {
@@ -95,20 +122,14 @@ impl Traces {
         let mut held = lock(&self.held);
         let Held { chosen, undecided, traces } = &mut *held;
         traces.retain(|_, last| is_younger(*last, now, CHOSEN_FOR));
-        let mut out = Vec::from(std::mem::take(chosen));
-        if !traces.is_empty() {
-            let (with, rest) = std::mem::take(undecided)
-                .into_iter()
-                .partition::<VecDeque<_>, _>(|record| traces.contains_key(&record.trace.id));
-            out.extend(with);
-            *undecided = rest;
-        }
-        while undecided.front().is_some_and(|first| !is_younger(first.ended, now, UNDECIDED_FOR)) {
-            undecided.pop_front();
-        }
-        if undecided.is_empty() {
-            // What a burst took is given back.
-            *undecided = VecDeque::new();
+        let mut out = Vec::from(std::mem::take(chosen).records);
+        // Made anew, so that what a burst took is given back.
+        for record in std::mem::take(undecided).records {
+            if traces.contains_key(&record.trace.id) {
+                out.push(record);
+            } else if is_younger(record.ended, now, UNDECIDED_FOR) {
+                undecided.push(record);
+            }
         }
         out
     }
@@ -146,21 +167,19 @@ impl Sink for Arc<Traces> {
         let drawn = record.trace.is_sampled();
         let mut held = lock(&self.held);
         if !drawn && !settings.keeps(record.outcome, record.duration) {
-            if held.undecided.len() >= MAX_UNDECIDED {
-                held.undecided.pop_front();
-            }
-            held.undecided.push_back(record);
+            while !held.undecided.fits(&record, MAX_UNDECIDED) && held.undecided.pop().is_some() {}
+            held.undecided.push(record);
             return true;
         }
         if !drawn && (held.traces.len() < MAX_TRACES || held.traces.contains_key(&record.trace.id))
         {
             held.traces.insert(record.trace.id, record.ended);
         }
-        let room = held.chosen.len() < MAX_CHOSEN;
-        if room {
-            held.chosen.push_back(record);
+        let fits = held.chosen.fits(&record, MAX_CHOSEN);
+        if fits {
+            held.chosen.push(record);
         }
-        room
+        fits
     }
 }
 
@@ -226,9 +245,28 @@ mod tests {
         }
         assert!(!traces.take(record(1, SAMPLED, Outcome::Success)));
         let held = lock(&traces.held);
-        assert_eq!((held.undecided.len(), held.chosen.len()), (MAX_UNDECIDED, MAX_CHOSEN));
-        assert_eq!(held.undecided[0].trace.id, MAX_UNDECIDED as u128 + 1);
+        let [undecided, chosen] = [&held.undecided, &held.chosen];
+        assert_eq!((undecided.records.len(), chosen.records.len()), (MAX_UNDECIDED, MAX_CHOSEN));
+        assert_eq!(undecided.records[0].trace.id, MAX_UNDECIDED as u128 + 1);
         assert!(held.traces.len() <= MAX_TRACES);
+    }
+
+    #[test]
+    fn long_paths_take_the_place_of_more_records() {
+        let traces = traces();
+        let long = |outcome| {
+            let mut record = record(1, 0, outcome);
+            record.path = Some("/x".repeat(32 * 1024).into());
+            record
+        };
+        let taken = (0..200).filter(|_| traces.take(long(Outcome::Failure))).count();
+        assert!((60..64).contains(&taken), "{taken}");
+        (0..200).for_each(|_| assert!(traces.take(long(Outcome::Success))));
+        let held = lock(&traces.held);
+        for waiting in [&held.undecided, &held.chosen] {
+            assert!((60..64).contains(&waiting.records.len()), "{}", waiting.records.len());
+            assert!(waiting.bytes <= MAX_BYTES);
+        }
     }
 
     #[test]

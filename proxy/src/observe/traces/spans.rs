@@ -20,6 +20,9 @@ use crate::base::direction::Direction;
 use crate::observe::metrics::Status;
 use crate::observe::record::{AttemptEnd, Attempted, Record, SAMPLED};
 
+/// Longest text of an attribute, in bytes: a path may have as many as a head, and a message of spans may not.
+const MAX_TEXT: usize = 1_024;
+
 /// Adds the spans of a record.
 pub fn of(record: &Record, scope: &InstrumentationScope, out: &mut Vec<SpanData>) {
     let ended = record.ended;
@@ -38,7 +41,7 @@ pub fn of(record: &Record, scope: &InstrumentationScope, out: &mut Vec<SpanData>
         parent_span_id: SpanId::from(parent),
         parent_span_is_remote: true,
         span_kind: kind,
-        name: name(record).into(),
+        name: cut(&name(record)).to_owned().into(),
         start_time,
         end_time,
         attributes: Vec::new(),
@@ -84,6 +87,10 @@ pub fn of(record: &Record, scope: &InstrumentationScope, out: &mut Vec<SpanData>
 
 fn later(at: SystemTime, by: Duration) -> SystemTime {
     at.checked_add(by).unwrap_or(at)
+}
+
+fn cut(text: &str) -> &str {
+    &text[..text.floor_char_boundary(MAX_TEXT)]
 }
 
 /// Few enough to be a list: the method and the service, or the method of gRPC.
@@ -178,7 +185,7 @@ impl Attributes {
 
     fn text(&mut self, name: &'static str, value: Option<impl AsRef<str>>) {
         if let Some(value) = value {
-            self.add(name, value.as_ref().to_owned());
+            self.add(name, cut(value.as_ref()).to_owned());
         }
     }
 }
