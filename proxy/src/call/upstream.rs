@@ -64,6 +64,7 @@ impl<'a> Upstream<'a> {
     }
 
     /// To a backend of a service of the mesh.
+    #[inline]
     pub fn service(
         connection: &Connection,
         live: &'a Live,

@@ -46,6 +46,7 @@ impl Bus {
     }
 
     /// Who wants the record of an exchange that has ended so. None: it need not be made.
+    #[inline]
     pub fn wanted(&self, ending: &Ending, random: &dyn Fn() -> u64) -> Option<Wanted> {
         let mut wanted = 0;
         for (at, (sink, _)) in self.sinks.iter().enumerate() {

@@ -98,13 +98,16 @@ impl Traces {
     }
 
     /// How it is decided what is recorded, if anything is.
+    #[inline]
     pub fn sampling(&self) -> Option<Sampler> {
-        if !self.is_on() {
-            return None;
-        }
+        if self.is_on() { self.sampler() } else { None }
+    }
+
+    fn sampler(&self) -> Option<Sampler> {
         self.settings.load().as_deref().map(telemetry::Traces::sampler)
     }
 
+    #[inline]
     pub fn is_on(&self) -> bool {
         self.on.load(Relaxed)
     }

@@ -357,6 +357,7 @@ impl Live {
         self.route_label_of(&rule.route)
     }
 
+    #[inline]
     pub fn route_label_of(&self, route: &Arc<str>) -> Label {
         self.routes.get(&(route.as_ptr() as usize)).map_or(Label::NONE, HeldLabel::get)
     }
