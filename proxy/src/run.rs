@@ -20,7 +20,7 @@ use crate::mesh::control_plane::ControlPlane;
 use crate::mesh::discovery::Discovery;
 use crate::mesh::state::StateDir;
 use crate::mesh::{registration, renew, stop as report};
-use crate::observe::traces::otlp;
+use crate::observe::traces::otlp::Exporter;
 use crate::proxy::worker::{Load, Worker};
 use crate::proxy::{BackgroundTasks, Phase, Proxy};
 use crate::tls::identity::Identity;
@@ -70,8 +70,9 @@ pub fn run(settings: Settings, log: Log, filter: LogHandle) -> io::Result<()> {
     drop(handles);
     let ended = runtime.block_on(async {
         tokio::spawn(tick(Arc::clone(&proxy)));
-        let (traces, resource) = (Arc::clone(&proxy.traces), otlp::resource(&proxy.settings));
-        tokio::spawn(otlp::run(Arc::clone(&traces), resource.clone()));
+        let exporter = Arc::new(Exporter::new(Arc::clone(&proxy.traces), &proxy.settings));
+        let sending = Arc::clone(&exporter);
+        tokio::spawn(async move { sending.run().await });
         let socket = socket.map(|path| {
             let bound = admin::bind_socket(&path);
             bound.map_err(|error| {
@@ -80,7 +81,7 @@ pub fn run(settings: Settings, log: Log, filter: LogHandle) -> io::Result<()> {
         });
         tokio::spawn(admin::serve(Arc::clone(&proxy), admin, socket.transpose()?, filter));
         let ended = control(proxy, stops, discovery).await;
-        otlp::finish(traces, resource, LAST_SPANS).await;
+        exporter.finish(LAST_SPANS).await;
         ended
     });
     runtime.shutdown_timeout(BLOCKED);

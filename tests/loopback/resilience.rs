@@ -268,21 +268,27 @@ fn a_second_try_wins_where_the_first_one_hangs() {
     assert!(pair.caller.count("outrigger_hedges_total", &["no_budget"]) >= 1.0);
 }
 
-/// After the hedge, and both alike.
-#[expect(clippy::disallowed_methods, reason = "an app that is late, not a wait")]
-fn late(_count: u64) -> &'static str {
-    thread::sleep(Duration::from_millis(400));
-    OK
-}
-
 #[test]
 fn a_second_attempt_that_loses_is_told_of() {
-    let ((one, _), (other, _)) = (scripted(late), scripted(late));
+    let (asked, over) = (Arc::<AtomicU64>::default(), Arc::<AtomicBool>::default());
+    // Who is asked first answers when the other one is asked too, and that one not before the end.
+    let [one, other] = [(); 2].map(|()| {
+        let (asked, over) = (Arc::clone(&asked), Arc::clone(&over));
+        let answer = move |_| {
+            match asked.fetch_add(1, Relaxed) {
+                0 => eventually("a second attempt is made", || asked.load(Relaxed) == 2),
+                _ => eventually("the first one has won", || over.load(Relaxed)),
+            };
+            OK
+        };
+        scripted(answer).0
+    });
     let manifest = two_endpoints(one, other);
     let spec = "  deadline: 2s\n  hedge: {after: 50ms}\n";
     let plane = ControlPlane::start(&[("app.yaml", &manifest), ("policy.yaml", &policy(spec))]);
     let pair = Pair { caller: Proxy::caller(&plane, &[]), plane };
     assert_eq!(pair.ask("/", &[]).status, 200);
+    over.store(true, Relaxed);
     assert_eq!(pair.caller.count("outrigger_hedges_total", &["lost"]), 1.0);
     let [first, second] = [one, other].map(|port| format!("\"endpoint\":\"127.0.0.1:{port}\""));
     pair.caller.wait_log(&["\"attempts\":2", "\"end\":\"outrun\"", &first, &second]);

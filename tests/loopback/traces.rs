@@ -217,6 +217,27 @@ fn promtool(text: &str) -> Option<String> {
 }
 
 #[test]
+fn a_proxy_that_ends_sends_what_it_has() {
+    let collector = Collector::start();
+    let address = grpc(&collector);
+    let flags = ["--identity", "off", "--traces", &address, "--trace-ratio", "1"];
+    let plane = ControlPlane::start_with(&[("end.yaml", &service("end", ""))], &flags);
+    // Each ends at another moment of the second in which it sends.
+    for i in 0..5 {
+        let mut caller = Proxy::caller(&plane, &["--drain-delay", "0s"]);
+        let path = format!("/last/{i}");
+        // Once it records, the very next request is its last one.
+        eventually("it records", || {
+            Curl::through(&caller).get("http://end.bank/first");
+            caller.count("outrigger_spans_total", &["sent"]) >= 1.0
+        });
+        Curl::through(&caller).get(&format!("http://end.bank{path}"));
+        caller.process().terminate();
+        eventually("its last span is there", || !collector.with(&[("url.path", &path)]).is_empty());
+    }
+}
+
+#[test]
 fn nobody_waits_for_a_collector_that_hangs_or_is_away() {
     // Takes connections, reads, and never answers.
     let hangs = tcp(|mut stream| {

@@ -10,6 +10,7 @@ use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::OTelSdkError;
 use opentelemetry_sdk::trace::{SpanData, SpanExporter as _};
 use outrigger_core::telemetry::{self, OtlpProtocol};
+use tokio::sync::Mutex;
 use tracing::{info, warn};
 
 use super::{Traces, spans};
@@ -26,26 +27,32 @@ const COMPLAIN: Duration = Duration::from_secs(60);
 /// Labels of a workload that name its app, the first one that is there; else it is the workload itself.
 const APP_LABELS: [&str; 2] = ["app.kubernetes.io/name", "app"];
 
-/// Sends what is recorded, for ever.
-pub async fn run(traces: Arc<Traces>, resource: Resource) {
-    let mut sender = SpanSender::new(traces, resource);
-    let mut every = tokio::time::interval(EVERY);
-    every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        every.tick().await;
-        sender.send().await;
+/// Sends what is recorded.
+pub struct Exporter(Mutex<SpanSender>);
+
+impl Exporter {
+    pub fn new(traces: Arc<Traces>, settings: &Settings) -> Self {
+        Self(Mutex::new(SpanSender::new(traces, resource(settings))))
+    }
+
+    /// For ever.
+    pub async fn run(&self) {
+        let mut every = tokio::time::interval(EVERY);
+        every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            every.tick().await;
+            self.0.lock().await.send().await;
+        }
+    }
+
+    /// For the last time, within `limit`: what is on its way, and what is there. The rest is lost with the process.
+    pub async fn finish(&self, limit: Duration) {
+        let _ = tokio::time::timeout(limit, async { self.0.lock().await.send().await }).await;
     }
 }
 
-/// Sends what is there for the last time, within `limit`.
-pub async fn finish(traces: Arc<Traces>, resource: Resource, limit: Duration) {
-    let mut sender = SpanSender::new(traces, resource);
-    // What does not arrive in time is lost with the process.
-    let _ = tokio::time::timeout(limit, sender.send()).await;
-}
-
 /// Who spans are from.
-pub fn resource(settings: &Settings) -> Resource {
+fn resource(settings: &Settings) -> Resource {
     let labels = settings.label_map();
     let app = APP_LABELS.iter().find_map(|label| labels.get(*label));
     let mut all = vec![
