@@ -16,7 +16,7 @@ use crate::conflist::{self, ConfigError};
 /// What runtimes look for (libcni's `ConfFiles` as containerd and CRI-O call it).
 const EXTENSIONS: [&str; 3] = ["conf", "conflist", "json"];
 /// How often a file is read anew that somebody else changes at the same moment.
-const TRIES: u32 = 5;
+const MAX_ATTEMPTS: u32 = 5;
 /// Bytes of a configuration that are read.
 const MAX_FILE: u64 = 1024 * 1024;
 /// Behind the name of a file that has become a list.
@@ -101,7 +101,7 @@ impl ConfDir {
         let mut failed = Ok(());
         for name in self.names()? {
             let mut done = self.take_out_of(&name);
-            for _ in 0..TRIES {
+            for _ in 0..MAX_ATTEMPTS {
                 if matches!(done, Err(FileError::Moving)) {
                     done = self.take_out_of(&name);
                 }

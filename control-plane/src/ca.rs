@@ -44,8 +44,8 @@ use verify::{Verified, VerifyError};
 
 /// Bundles of the past that an acknowledgement may still name.
 const HISTORY: usize = 64;
-/// Tries to open a store that other replicas open at the same time.
-const TRIES: usize = 10;
+/// Attempts to open a store that other replicas open at the same time.
+const MAX_ATTEMPTS: usize = 10;
 
 #[derive(Debug)]
 pub struct Authority {
@@ -106,9 +106,9 @@ impl Authority {
         source: Option<IssuerSource>,
     ) -> io::Result<Self> {
         let ledger = Ledger::open(replica.clone(), lifetime, SystemTime::now())?;
-        let mut tries = 0;
+        let mut attempts = 0;
         let (in_force, state) = loop {
-            tries += 1;
+            attempts += 1;
             let (in_force, mut state) = begin(&replica, &trust_domain, source.as_ref())?;
             let (roots, issuing) = (&in_force.roots, in_force.issuer.root);
             let before = state.version.take();
@@ -116,7 +116,7 @@ impl Authority {
                 Ok(version) => {
                     break (in_force, AuthorityState { version: Some(version), ..state });
                 }
-                Err(error) if error.is_conflict() && tries < TRIES => {}
+                Err(error) if error.is_conflict() && attempts < MAX_ATTEMPTS => {}
                 Err(error) => return Err(error.into()),
             }
         };

@@ -19,8 +19,8 @@ use crate::sync::lock;
 pub const DEFAULT: &str = "control-plane";
 const FOLDER: &str = "replicas/";
 
-/// Tries to write a document that nobody else should write.
-const TRIES: usize = 10;
+/// Attempts to write a document that nobody else should write.
+const MAX_ATTEMPTS: usize = 10;
 
 /// A DNS label: lower-case letters, digits and `-`, at most 63.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -136,15 +136,15 @@ impl Own {
         let store = &self.replica.store;
         let mut version = lock(&self.version);
         let mut there = None;
-        let mut tries = 0;
+        let mut attempts = 0;
         loop {
-            tries += 1;
+            attempts += 1;
             match store.write(&self.document, &make(there.as_deref()), version.as_ref()) {
                 Ok(written) => {
                     *version = Some(written);
                     return Ok(());
                 }
-                Err(error) if error.is_conflict() && tries < TRIES => {
+                Err(error) if error.is_conflict() && attempts < MAX_ATTEMPTS => {
                     let stored = store.read(&self.document)?;
                     if stored.is_some() {
                         let (name, place) = (self.replica.name.as_str(), self.place());

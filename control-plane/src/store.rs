@@ -43,7 +43,7 @@ use std::time::{Duration, SystemTime};
 pub use lease::HeldLease;
 
 /// Attempts of [`update`]: each fails only because somebody else succeeded.
-const TRIES: usize = 100;
+const MAX_ATTEMPTS: usize = 100;
 
 /// A place for documents that several processes share. Leases run by the clocks of those who take them:
 /// these must agree within a second or two.
@@ -178,15 +178,15 @@ pub fn update(
     document: &Document,
     mut change: impl FnMut(Option<&[u8]>) -> Option<Vec<u8>>,
 ) -> Result<Option<Version>, StoreError> {
-    let mut tries = 0;
+    let mut attempts = 0;
     loop {
-        tries += 1;
+        attempts += 1;
         let before = store.read(document)?;
         let Some(bytes) = change(before.as_ref().map(|stored| &*stored.bytes)) else {
             return Ok(before.map(|stored| stored.version));
         };
         match store.write(document, &bytes, before.as_ref().map(|stored| &stored.version)) {
-            Err(error) if error.is_conflict() && tries < TRIES => {}
+            Err(error) if error.is_conflict() && attempts < MAX_ATTEMPTS => {}
             written => return written.map(Some),
         }
     }

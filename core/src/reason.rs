@@ -267,7 +267,7 @@ reasons! {
         "the first attempt did not reach the endpoint; it was sent again";
     /// Sent again because a policy asks for it.
     Retried = "retried", Upstream, 200, "http_request_error",
-        "an earlier try failed and the policy's retries allowed another";
+        "an earlier attempt failed and the policy's retries allowed another";
 }
 
 impl Reason {

@@ -73,7 +73,7 @@ fn a_new_endpoint_is_tried_and_not_flooded() {
         // It takes a second to warm up.
         world.add("bank.new:80", SECOND as u32);
         world.run(SECOND / 2, 2_000);
-        assert_eq!(world.get("bank.new:80").most_in_flight, 1, "one try until it has answered");
+        assert_eq!(world.get("bank.new:80").most_in_flight, 1, "one attempt until it has answered");
         world.get("bank.new:80").latency_us = 10_000;
         world.run(60 * SECOND, 2_000);
         world.forget();

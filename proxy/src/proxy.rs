@@ -56,7 +56,7 @@ pub struct Proxy {
     pub faults: FaultInjections,
     pub server_first: ServerFirst,
     /// As an endpoint of the mesh.
-    pub standing: RegistrationState,
+    pub registration: RegistrationState,
     pub lifecycle: Lifecycle,
 }
 
@@ -92,7 +92,7 @@ impl Proxy {
             log,
             faults,
             server_first: ServerFirst::default(),
-            standing: RegistrationState::default(),
+            registration: RegistrationState::default(),
             lifecycle: Lifecycle::default(),
             metrics,
             settings,
@@ -108,7 +108,7 @@ impl Proxy {
         // Without a certificate there is no configuration either: the cause is worth more.
         let identity = self.identity.as_ref().and_then(|identity| identity.problem());
         let identity = identity.map(Cow::from);
-        let registration = || self.standing.problem().map(Cow::from);
+        let registration = || self.registration.problem().map(Cow::from);
         identity.or_else(registration).or_else(|| self.lifecycle.unconfigured().map(Cow::from))
     }
 }

@@ -156,7 +156,7 @@ fn an_experiment_on_a_route_leaves_other_routes_alone() {
 }
 
 #[test]
-fn a_part_of_the_tries_is_hit_and_grpc_gets_its_code() {
+fn a_part_of_the_attempts_is_hit_and_grpc_gets_its_code() {
     let app = Echo::start("app");
     let plane = ControlPlane::start(&[
         ("app.yaml", &unmeshed("app", "grpc", app.port)),

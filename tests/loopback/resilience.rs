@@ -311,7 +311,7 @@ fn the_percentile_that_was_seen_decides_when_a_second_try_is_made() {
     let spec = "  hedge: {afterP95: {min: 5ms}}\n";
     let plane = ControlPlane::start(&[("app.yaml", &manifest), ("policy.yaml", &policy(spec))]);
     let pair = Pair { caller: Proxy::caller(&plane, &[]), plane };
-    eventually("a second try wins", || {
+    eventually("a second attempt wins", || {
         assert_eq!(pair.ask("/", &[]).status, 200);
         pair.caller.count("outrigger_hedges_total", &["won"]) >= 1.0
     });

@@ -5,7 +5,7 @@ use std::io;
 use std::sync::Arc;
 
 use super::issue::Issuer;
-use super::ledger::Standing;
+use super::ledger::ReplicaTrust;
 use super::root::RootId;
 use super::rotation::LEASE;
 use super::{Authority, AuthorityState, CertifyError, InForce, store};
@@ -106,6 +106,6 @@ impl Authority {
     pub(super) fn stand(&self, state: &AuthorityState) {
         let issuing = Some(self.in_force().issuer.root);
         let (roots, wanted) = (state.version.clone(), state.wanted.clone());
-        self.ledger.stand(Standing { roots, issuing, wanted });
+        self.ledger.stand(ReplicaTrust { roots, issuing, wanted });
     }
 }

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::{Notify, watch};
 
 pub use connected::Connected;
-pub use part::{Acknowledged, Node, NodeId, Standing};
+pub use part::{Acknowledged, Node, NodeId, ReplicaTrust};
 use part::{Open, OtherParts};
 pub use review::{LedgerLine, Other};
 use saved::Nodes;
@@ -63,7 +63,7 @@ struct Inner {
     lost_until: Option<SystemTime>,
     /// The last write failed.
     is_unwritten: bool,
-    standing: Standing,
+    trust: ReplicaTrust,
     others: OtherParts,
 }
 
@@ -158,9 +158,9 @@ impl Ledger {
     fn write_connections(&self) {
         let written = self.connections.write(|_| {
             let inner = self.lock();
-            let (standing, open) = (inner.standing.clone(), inner.open.clone());
+            let (trust, open) = (inner.trust.clone(), inner.open.clone());
             drop(inner);
-            connections::encode(&standing, open.values())
+            connections::encode(&trust, open.values())
         });
         if let Err(error) = written {
             tracing::error!(%error, "could not write which proxies are connected to the store");
@@ -168,10 +168,10 @@ impl Ledger {
     }
 
     /// Says what is in force here, for others.
-    pub(super) fn stand(&self, standing: Standing) {
+    pub(super) fn stand(&self, trust: ReplicaTrust) {
         let mut inner = self.lock();
-        if inner.standing != standing {
-            inner.standing = standing;
+        if inner.trust != trust {
+            inner.trust = trust;
             drop(inner);
             self.note_connections();
         }
@@ -197,8 +197,8 @@ impl Ledger {
             if let Some(bytes) = connections {
                 // A damaged document is that of a replica which has taken over nothing.
                 let read = bytes.map(|bytes| connections::decode(&bytes).unwrap_or_default());
-                let (standing, open) = read.unzip();
-                (part.standing, part.open) = (standing, open.unwrap_or_default());
+                let (trust, open) = read.unzip();
+                (part.trust, part.open) = (trust, open.unwrap_or_default());
             }
             let is_over = seen.gone.is_some_and(|gone| {
                 instant.saturating_duration_since(gone) > self.replica.timing.forget

@@ -49,7 +49,7 @@ pub struct Folder {
     counts: BTreeMap<Kind, i64>,
     recounted: BTreeSet<Kind>,
     /// Stand-ins that are in force.
-    standing_in: BTreeMap<ObjectId, Policy>,
+    stand_ins: BTreeMap<ObjectId, Policy>,
     /// Kinds reported as ignored.
     ignored: HashSet<(String, String)>,
     problems: Arc<Problems>,
@@ -88,7 +88,7 @@ impl Folder {
             claims: BTreeMap::new(),
             counts: BTreeMap::new(),
             recounted: Kind::ALL.into(),
-            standing_in: BTreeMap::new(),
+            stand_ins: BTreeMap::new(),
             ignored: HashSet::new(),
             problems,
             metrics,
@@ -261,18 +261,17 @@ impl Folder {
             closed.map(|policy| (Object::AccessPolicy(policy.clone()).id(), policy.clone()));
         let wanted: BTreeMap<ObjectId, Policy> =
             closed.filter(|(id, _)| !self.claims.contains_key(id)).collect();
-        for id in self.standing_in.keys().filter(|id| !wanted.contains_key(*id)) {
+        for id in self.stand_ins.keys().filter(|id| !wanted.contains_key(*id)) {
             if !self.claims.contains_key(id) {
                 changes.0.insert(id.clone(), None);
             }
         }
-        for (id, policy) in
-            wanted.iter().filter(|(id, new)| self.standing_in.get(*id) != Some(*new))
+        for (id, policy) in wanted.iter().filter(|(id, new)| self.stand_ins.get(*id) != Some(*new))
         {
             tracing::error!(object = %id, "{}", policy.closed_because().unwrap_or_default());
             changes.0.insert(id.clone(), Some(Object::AccessPolicy(policy.clone())));
         }
-        self.standing_in = wanted;
+        self.stand_ins = wanted;
     }
 
     /// Notes that a file defines an object; gives the other file that is in force, if one is.

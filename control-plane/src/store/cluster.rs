@@ -37,8 +37,8 @@ const ANNOTATION: &str = "outrigger.dev/document";
 /// The key of an object's data.
 const KEY: &str = "document";
 const PREFIX: &str = "outrigger-";
-/// Tries to take a lease that others take at the same time.
-const TRIES: usize = 5;
+/// Attempts to take a lease that others take at the same time.
+const MAX_ATTEMPTS: usize = 5;
 
 /// The implementation of [`Store`].
 pub struct ClusterStore {
@@ -279,9 +279,9 @@ impl Store for ClusterStore {
 
     fn acquire(&self, name: &str, holder: &str, lifetime: Duration) -> Result<(), StoreError> {
         let place = self.lease_place(name);
-        let mut tries = 0;
+        let mut attempts = 0;
         loop {
-            tries += 1;
+            attempts += 1;
             let before = self.lease(name)?;
             let held = before.as_ref().and_then(held);
             if let Some(held) = held.as_ref().filter(|held| held.holder != holder)
@@ -303,7 +303,7 @@ impl Store for ClusterStore {
             });
             match put {
                 Ok(_) => return Ok(()),
-                Err(Failure::Conflict | Failure::Missing) if tries < TRIES => {}
+                Err(Failure::Conflict | Failure::Missing) if attempts < MAX_ATTEMPTS => {}
                 Err(failure) => return Err(failure.error(place)),
             }
         }

@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{Document, Store, StoreError, Stored};
 
-/// Tries to take a lease that others take, or give back, at the same time.
-const TRIES: usize = 10;
+/// Attempts to take a lease that others take, or give back, at the same time.
+const MAX_ATTEMPTS: usize = 10;
 
 /// Who has a lease, and until when.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,9 +41,9 @@ pub(super) fn acquire(
     holder: &str,
     lifetime: Duration,
 ) -> Result<(), StoreError> {
-    let mut tries = 0;
+    let mut attempts = 0;
     loop {
-        tries += 1;
+        attempts += 1;
         let now = SystemTime::now();
         let before = read(store, document)?;
         if let Some((_, held)) = &before
@@ -61,7 +61,7 @@ pub(super) fn acquire(
             error: error.into(),
         })?;
         match store.write(document, &bytes, before.as_ref().map(|(stored, _)| &stored.version)) {
-            Err(error) if error.is_conflict() && tries < TRIES => {}
+            Err(error) if error.is_conflict() && attempts < MAX_ATTEMPTS => {}
             written => return written.map(drop),
         }
     }

@@ -297,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn it_opens_refuses_tries_and_closes() {
+    fn it_opens_refuses_probes_and_closes() {
         let now = Instant::now();
         let mut breaker = opened(THREE_IN_A_ROW, now);
         let cause = OpenCause::TooMany(TooMany::Consecutive(3));

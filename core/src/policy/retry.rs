@@ -146,7 +146,7 @@ impl Skip {
         }
     }
 
-    /// It would have been tried again if there were not enough tries already: then nobody above should
+    /// It would have been tried again if not enough attempts had been made already: then nobody above should
     /// try it again either.
     pub fn exhausts(self) -> bool {
         matches!(self, Self::AttemptsUsed | Self::Exhausted | Self::NoBudget)

@@ -115,8 +115,8 @@ impl World {
         self.outlier.reconfigure(config, self.now);
         self.out.clear();
         self.last_probe.clear();
-        for (key, standing) in self.outlier.ejected().collect::<Vec<_>>() {
-            self.follow(EjectionChange { key, to: standing });
+        for (key, to) in self.outlier.ejected().collect::<Vec<_>>() {
+            self.follow(EjectionChange { key, to });
         }
         self.tick();
     }

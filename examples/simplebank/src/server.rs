@@ -179,11 +179,11 @@ impl Port {
 
 /// A port may be busy for a moment after a service has died and is to come back.
 async fn bind_again(address: SocketAddr) -> io::Result<TcpListener> {
-    let mut tries = 0;
+    let mut attempts = 0;
     loop {
         match TcpListener::bind(address).await {
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse && tries < 100 => {
-                tries += 1;
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && attempts < 100 => {
+                attempts += 1;
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
             result => return result.map_err(|e| at(address, &e)),

@@ -1,4 +1,4 @@
-//! One try: an endpoint, a connection to it, the request written in its protocol, the head of the
+//! One attempt: an endpoint, a connection to it, the request written in its protocol, the head of the
 //! answer.
 
 use std::future::poll_fn;

@@ -31,7 +31,7 @@ use crate::wire::streams::WireBody;
 /// as well.
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
 
-/// Tries until there is an answer worth giving.
+/// Makes attempts until there is an answer worth giving.
 pub async fn run(
     call: &Call<'_>,
     exchange: &mut Exchange,
@@ -47,17 +47,18 @@ pub async fn run(
     let may_repeat = policy.max_attempts > 1 || call.policy.sends_elsewhere();
     body.keep_at_most(if may_repeat { policy.max_replay_bytes } else { 0 });
     let (tried, pause) = (Vec::new(), Duration::ZERO);
-    let mut tries = Tries { call, tried, pause, refresh: false };
+    let mut attempts = AttemptLoop { call, tried, pause, refresh: false };
     loop {
         let current = head.as_ref().ok_or_else(head_already_sent)?;
         exchange.attempts += 1;
-        let mut target = attempt::choose(call, exchange, current.upgrade.is_some(), &tries.tried)?;
-        let reuse = match tries.refresh {
+        let mut target =
+            attempt::choose(call, exchange, current.upgrade.is_some(), &attempts.tried)?;
+        let reuse = match attempts.refresh {
             true => Reuse::Never,
             false if is_idempotent(current) => Reuse::Any,
             false => Reuse::Safe,
         };
-        let keep = tries.made(exchange) < policy.max_attempts || reuse == Reuse::Any;
+        let keep = attempts.made(exchange) < policy.max_attempts || reuse == Reuse::Any;
         let sent = match hedge::delay(call, current, exchange.attempts) {
             None => {
                 let (sending, kept) =
@@ -69,7 +70,7 @@ pub async fn run(
                 Box::pin(hedging.send(exchange, &mut target, head)).await
             }
         };
-        let wait = match tries.next(exchange, &target, head, sent) {
+        let wait = match attempts.next(exchange, &target, head, sent) {
             NextStep::Again(wait) => wait,
             NextStep::Done(sent) => return sent,
         };
@@ -87,7 +88,7 @@ enum NextStep {
 }
 
 /// What all attempts of a request have in common.
-struct Tries<'a> {
+struct AttemptLoop<'a> {
     call: &'a Call<'a>,
     /// The endpoints that have failed.
     tried: Vec<u64>,
@@ -97,7 +98,7 @@ struct Tries<'a> {
     refresh: bool,
 }
 
-impl Tries<'_> {
+impl AttemptLoop<'_> {
     /// Attempts so far, as policies count them.
     fn made(&self, exchange: &Exchange) -> u8 {
         exchange.attempts.saturating_sub(u8::from(self.refresh))
@@ -115,7 +116,7 @@ impl Tries<'_> {
         stale && replay.idempotent && replay.kept && !self.refresh
     }
 
-    /// Whether there is a further try, and after which pause. Takes what came of this one: the future of
+    /// Whether there is a further attempt, and after which pause. Takes what came of this one: the future of
     /// every request would carry its size.
     fn next(
         &mut self,
@@ -217,7 +218,7 @@ fn wait(
     if wait >= left { Err(Skip::NoTime) } else { Ok(wait) }
 }
 
-/// Counts why there is no further try, and tells those above where they need not try again either.
+/// Counts why there is no further attempt, and tells those above where they need not try again either.
 fn give_up(exchange: &mut Exchange, skip: Skip) {
     exchange.not_retried = Some(skip);
     let metrics = &exchange.connection.worker.proxy.metrics;

@@ -1,4 +1,4 @@
-//! A try that brought no answer: why, and whether somebody may have acted on it.
+//! An attempt that brought no answer: why, and whether somebody may have acted on it.
 
 use outrigger_core::policy::retry::{Failure, Skip};
 use outrigger_core::reason::{Reason, Side};
@@ -9,7 +9,7 @@ use crate::upstream::pool::stream::SendError;
 use crate::upstream::target::AttemptTarget;
 use crate::wire::error::BodyError;
 
-/// A try that brought no answer.
+/// An attempt that brought no answer.
 pub struct FailedAttempt {
     pub reason: Reason,
     pub detail: String,

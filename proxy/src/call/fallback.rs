@@ -197,7 +197,7 @@ impl FallbackContext<'_> {
     }
 }
 
-/// One try, which counts at the breaker and the limits of the service that it goes to.
+/// One attempt, which counts at the breaker and the limits of the service that it goes to.
 async fn send(
     call: &Call<'_>,
     exchange: &mut Exchange,

@@ -1,5 +1,5 @@
 //! A second attempt at another endpoint while the first one waits, where a policy asks for it. The first good
-//! head wins; the other try is cancelled.
+//! head wins; the other attempt is cancelled.
 //!
 //! It is made only of what does no harm twice and has been read whole, takes one of the service's retry
 //! budget, and counts as an attempt. Boxed by [`crate::call::attempts`]: requests without it pay nothing.
@@ -52,7 +52,7 @@ pub(crate) fn delay(call: &Call<'_>, head: &Head, attempts: u8) -> Option<Durati
     }
 }
 
-/// Everything that one hedged try needs.
+/// Everything that one hedged attempt needs.
 pub(crate) struct Hedging<'a> {
     pub call: &'a Call<'a>,
     pub reuse: Reuse,
@@ -67,7 +67,7 @@ struct Second {
     sent: Result<Response<WireBody>, FailedAttempt>,
 }
 
-/// Which try the answer is from.
+/// Which attempt the answer is from.
 enum HedgeResult {
     First(Result<Response<WireBody>, FailedAttempt>),
     /// `failed`: the first one had failed by then.

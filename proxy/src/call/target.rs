@@ -71,14 +71,14 @@ impl AttemptTarget {
         Some(target)
     }
 
-    /// The try is not made after all.
+    /// The attempt is not made after all.
     pub(crate) fn unused(&self, upstream: &Upstream<'_>) {
         if let Some(endpoints) = upstream.endpoints() {
             endpoints.guard.unused(&self.probes);
         }
     }
 
-    /// The try as its endpoint and its service's breaker count it.
+    /// The attempt as its endpoint and its service's breaker count it.
     pub(crate) fn begin(&mut self, upstream: &Upstream<'_>, now: Instant) -> Option<Attempt> {
         let (endpoints, endpoint) = (upstream.endpoints()?, self.endpoint.as_ref()?);
         Some(Attempt::begin(endpoints, endpoint, std::mem::take(&mut self.probes), now))

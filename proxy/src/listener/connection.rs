@@ -119,7 +119,7 @@ impl Connection {
     /// right to stay is looked at whenever the connection's would be.
     /// `opaque`: it was never a request.
     pub fn enter_stream(&self, port: u16, opaque: bool) -> Registered {
-        let standing = ConnectionTrust {
+        let trust = ConnectionTrust {
             peer: self.peer.get(),
             caller: self.caller.clone(),
             remote: self.remote.ip(),
@@ -130,7 +130,7 @@ impl Connection {
         let watch = ConnectionWatch::new(true);
         watch.request_began();
         let ListenerLimits { ends, idle, .. } = self.listener.limits;
-        self.worker.connections.enter((ends, idle), watch, standing)
+        self.worker.connections.enter((ends, idle), watch, trust)
     }
 
     /// Whether everything on it goes to one destination, to which the app speaks as it likes.

@@ -128,7 +128,7 @@ fn refused(proxy: &Proxy, why: String) {
         why,
         "the control plane refuses this workload: it is no endpoint and not ready; trying again"
     );
-    proxy.standing.refused.store(Some(Arc::new(why)));
+    proxy.registration.refused.store(Some(Arc::new(why)));
 }
 
 /// Keeps `health` true: ready while every port of the app accepts connections.
@@ -203,7 +203,7 @@ async fn stream(
                     Some(register_response::Message::Accepted(accepted)) => {
                         *earlier = None;
                         proxy.metrics.gauges.registered.store(1, Relaxed);
-                        proxy.standing.refused.store(None);
+                        proxy.registration.refused.store(None);
                         info!(uid = accepted.uid, "registered with the control plane");
                     }
                     Some(register_response::Message::Removed(_)) => {

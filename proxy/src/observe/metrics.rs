@@ -104,9 +104,9 @@ pub struct Gauges {
     pub bytes_received: AtomicU64,
     pub bytes_sent: AtomicU64,
     pub retries: AtomicU64,
-    /// Tries that a policy wanted and that were not made, by [`Skip`].
+    /// Attempts that a policy wanted and that were not made, by [`Skip`].
     pub retries_skipped: [AtomicU64; Skip::ALL.len()],
-    /// Second tries while the first one waited, by [`Hedged`].
+    /// Second attempts while the first one waited, by [`Hedged`].
     pub hedges: [AtomicU64; Hedged::ALL.len()],
     pub unmatched: AtomicU64,
     pub unmeshed: AtomicU64,

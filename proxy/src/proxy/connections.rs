@@ -100,13 +100,13 @@ impl Connections {
         self: &Rc<Self>,
         (ends, idle): (Phase, Option<Duration>),
         watch: Arc<ConnectionWatch>,
-        standing: ConnectionTrust,
+        trust: ConnectionTrust,
     ) -> Registered {
         let entry = Some(ConnectionEntry {
             ends,
             idle: idle.map(sweeps),
             watch,
-            trust: standing,
+            trust,
             stage: Stage::Open,
             waker: None,
         });
@@ -251,7 +251,7 @@ mod tests {
     const IDLE: Duration = Duration::from_secs(3);
 
     fn enter(connections: &Rc<Connections>, limits: (Phase, Option<Duration>)) -> Registered {
-        let standing = ConnectionTrust {
+        let trust = ConnectionTrust {
             peer: if limits == INBOUND { Peer::Outside } else { Peer::App },
             caller: None,
             remote: IpAddr::from([127, 0, 0, 1]),
@@ -259,14 +259,14 @@ mod tests {
             opaque: false,
             address: Address::default(),
         };
-        connections.enter(limits, ConnectionWatch::new(false), standing)
+        connections.enter(limits, ConnectionWatch::new(false), trust)
     }
 
     #[test]
     fn a_head_expires_only_while_it_is_incomplete() {
         let connections = Rc::new(Connections::default());
         let watch = ConnectionWatch::new(false);
-        let standing = ConnectionTrust {
+        let trust = ConnectionTrust {
             peer: Peer::Outside,
             caller: None,
             remote: IpAddr::from([127, 0, 0, 1]),
@@ -274,7 +274,7 @@ mod tests {
             opaque: false,
             address: Address::default(),
         };
-        let _entered = connections.enter(INBOUND, Arc::clone(&watch), standing);
+        let _entered = connections.enter(INBOUND, Arc::clone(&watch), trust);
         for _ in 0..9 {
             connections.sweep(2, None);
         }
@@ -299,7 +299,7 @@ mod tests {
     fn an_inbound_connection_without_requests_ends_and_the_apps_own_stays() {
         let connections = Rc::new(Connections::default());
         let watch = ConnectionWatch::new(true);
-        let standing = || ConnectionTrust {
+        let trust = || ConnectionTrust {
             peer: Peer::Outside,
             caller: None,
             remote: IpAddr::from([127, 0, 0, 1]),
@@ -307,10 +307,10 @@ mod tests {
             opaque: false,
             address: Address::default(),
         };
-        let busy = connections.enter(INBOUND, Arc::clone(&watch), standing());
+        let busy = connections.enter(INBOUND, Arc::clone(&watch), trust());
         let idle = enter(&connections, INBOUND);
         let own = enter(&connections, OUTBOUND);
-        let stream = ConnectionTrust { opaque: true, ..standing() };
+        let stream = ConnectionTrust { opaque: true, ..trust() };
         let stream = connections.enter(INBOUND, ConnectionWatch::new(true), stream);
         watch.request_began();
         for _ in 0..3 {

@@ -95,7 +95,7 @@ pub struct Exchange {
     pub injected: Option<Arc<str>>,
     /// The upstream connection, to be used again when the response has been read whole.
     pub lease: Option<Lease>,
-    /// The try that is under way.
+    /// The attempt that is under way.
     pub attempt: Option<Attempt>,
     /// Its place among the requests in flight to the service, where those are limited.
     pub in_flight: Option<InFlightPermit>,
@@ -227,7 +227,7 @@ impl Exchange {
         }
     }
 
-    /// The try is over without a response. Dropping what it held cancels the upstream's work.
+    /// The attempt is over without a response. Dropping what it held cancels the upstream's work.
     pub fn end_attempt(&mut self, failed: bool) {
         self.judge(if failed { Outcome::Failure } else { Outcome::Canceled });
         self.lease = None;

@@ -38,7 +38,7 @@ use crate::wire::watch::ConnectionWatch;
 impl Connection {
     /// Serves the connection to its end. `protocol` is `Http1` or `Http2`.
     pub async fn serve(worker: Rc<Worker>, io: Io, protocol: Protocol, origin: Origin) {
-        let standing = ConnectionTrust::of(&origin);
+        let trust = ConnectionTrust::of(&origin);
         let Origin { listener, peer, caller, remote, fixed, tunnel: _, slot } = origin;
         let ListenerLimits { ends, idle, .. } = listener.limits;
         let watch = ConnectionWatch::new(protocol == Protocol::Http2);
@@ -47,7 +47,7 @@ impl Connection {
             watch.bytes_arrived();
         }
         let io = io.watched(Arc::clone(&watch));
-        let registered = worker.connections.enter((ends, idle), Arc::clone(&watch), standing);
+        let registered = worker.connections.enter((ends, idle), Arc::clone(&watch), trust);
         let connection = Rc::new(Self {
             worker: Rc::clone(&worker),
             listener: Arc::clone(&listener),

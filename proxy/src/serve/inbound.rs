@@ -208,26 +208,26 @@ fn refuse(worker: &Worker, service: Label, refusal: &Refusal, remote: SocketAddr
 
 /// Whether an open connection may stay. `trust`: a bundle that has come since the last time.
 pub fn review(
-    standing: &ConnectionTrust,
+    connection: &ConnectionTrust,
     ports: &InboundPorts,
     ports_changed: bool,
     trust: Option<&Trust>,
     now: u64,
 ) -> Review {
-    if ports_changed && is_denied(standing, ports) {
+    if ports_changed && is_denied(connection, ports) {
         return Review::Terminate(Reason::AccessDenied);
     }
-    if let Some(caller) = &standing.caller {
+    if let Some(caller) = &connection.caller {
         if trust.is_some_and(|trust| !caller.proof.holds(trust)) {
             return Review::Terminate(Reason::TlsHandshakeFailed);
         }
         return if now >= caller.proof.until { Review::Drain } else { Review::Keep };
     }
-    let strict = match standing.port {
+    let strict = match connection.port {
         Some(port) => ports.port(port).is_ok_and(InboundPort::strict),
         None => ports.all_strict(),
     };
-    if strict && standing.peer != Peer::Mesh {
+    if strict && connection.peer != Peer::Mesh {
         return Review::Terminate(Reason::MtlsRequired);
     }
     Review::Keep
@@ -235,15 +235,15 @@ pub fn review(
 
 /// Whether the rules of now leave a caller nothing on this connection. A request is judged when it
 /// comes; a stream of bytes has only this.
-fn is_denied(standing: &ConnectionTrust, ports: &InboundPorts) -> bool {
-    let caller = standing.caller.as_deref();
-    match standing.port {
-        None => ports.is_denied(caller, standing.remote),
+fn is_denied(connection: &ConnectionTrust, ports: &InboundPorts) -> bool {
+    let caller = connection.caller.as_deref();
+    match connection.port {
+        None => ports.is_denied(caller, connection.remote),
         Some(port) => match ports.port(port).map(|port| port.rules.as_ref()) {
-            Ok(Some(rules)) if standing.opaque => {
-                !rules.would_allow_stream(caller, standing.remote)
+            Ok(Some(rules)) if connection.opaque => {
+                !rules.would_allow_stream(caller, connection.remote)
             }
-            Ok(Some(rules)) => !rules.could_allow(caller, standing.remote),
+            Ok(Some(rules)) => !rules.could_allow(caller, connection.remote),
             Ok(None) | Err(_) => false,
         },
     }

@@ -156,8 +156,8 @@ async fn serve(
     let call = Call { connection, upstream: &upstream, policy, body };
     let answered = {
         let progress = Arc::clone(exchange.tracked.progress());
-        let mut tries = pin!(attempts::run(&call, exchange, slot));
-        poll_fn(|cx| match poll_within(tries.as_mut(), &mut clock, cx) {
+        let mut attempting = pin!(attempts::run(&call, exchange, slot));
+        poll_fn(|cx| match poll_within(attempting.as_mut(), &mut clock, cx) {
             Poll::Pending => progress.poll_ended(cx).map(|()| None),
             ready => ready,
         })

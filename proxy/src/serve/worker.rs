@@ -80,10 +80,10 @@ impl Worker {
             *self.reviewed_ports.borrow_mut() = Arc::clone(&inbound);
         }
         let grace = u32::try_from(grace.as_secs()).unwrap_or(u32::MAX).max(1);
-        self.connections.review(grace, |standing| match standing.peer {
-            Peer::App => standing.outbound(),
+        self.connections.review(grace, |connection| match connection.peer {
+            Peer::App => connection.outbound(),
             Peer::Mesh | Peer::Outside => {
-                inbound::review(standing, &inbound, ports_changed, trust.as_deref(), now)
+                inbound::review(connection, &inbound, ports_changed, trust.as_deref(), now)
             }
         });
     }

@@ -154,7 +154,7 @@ impl Identity {
     pub fn problem(&self) -> Option<String> {
         let held = lock(&self.held);
         let why = || match &held.last_error {
-            Some(error) => format!("; the last try: {error}"),
+            Some(error) => format!("; the last attempt: {error}"),
             None => "; none has been asked for yet".to_owned(),
         };
         match &*self.current.load() {

@@ -409,7 +409,7 @@ impl EndpointLoad {
         self.latency.store(0, Relaxed);
     }
 
-    /// Tries sent so far.
+    /// Attempts sent so far.
     pub fn sent(&self) -> u64 {
         self.sent.load(Relaxed)
     }
@@ -418,7 +418,7 @@ impl EndpointLoad {
         self.in_flight.load(Relaxed)
     }
 
-    /// A try has been sent.
+    /// An attempt has been sent.
     pub fn began(&self) {
         self.in_flight.fetch_add(1, Relaxed);
         self.sent.fetch_add(1, Relaxed);

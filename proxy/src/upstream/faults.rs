@@ -70,7 +70,7 @@ impl FaultInjections {
         let _ = self.stops.send(Stop { rule: rule.clone(), reason });
     }
 
-    /// A try is hit.
+    /// An attempt is hit.
     pub fn hit(&self, fault: &Fault) {
         let mut hits = lock(&self.hits);
         let kind = fault.kind.as_str();

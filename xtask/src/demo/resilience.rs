@@ -52,7 +52,7 @@ const ROUNDING: Duration = Duration::from_millis(7);
 const DEADLINES: usize = 500;
 /// Requests at a time while the deadline is shown.
 const AT_A_TIME: usize = 5;
-/// What three tries at each of three hops make of one request.
+/// What three attempts at each of three hops make of one request.
 const THREE_CUBED: f64 = 27.0;
 const AMPLIFICATION: f64 = 1.3;
 
@@ -66,9 +66,9 @@ pub(super) fn play(demo: &mut Demo) -> Result<bool, Halt> {
     Ok(verdicts.show(&mut demo.screen))
 }
 
-/// Three hops, each with three tries, before a vault that always fails.
+/// Three hops, each with three attempts, before a vault that always fails.
 fn amplification(demo: &mut Demo, verdicts: &mut Verdicts) -> Result<(), Halt> {
-    demo.title("retries: three tries at each of three hops, and the last one fails".to_owned());
+    demo.title("retries: three attempts at each of three hops, and the last one fails".to_owned());
     fault(demo, "vault", "fail_ratio", 1.0)?;
     let measure = |demo: &mut Demo| {
         let before = requests(demo, "vault");
@@ -92,7 +92,7 @@ fn amplification(demo: &mut Demo, verdicts: &mut Verdicts) -> Result<(), Halt> {
     }
     fault(demo, "vault", "fail_ratio", 0.0)?;
     verdicts.add(
-        "requests at the vault for one (tries by the apps, by the mesh)",
+        "requests at the vault for one (attempts by the apps, by the mesh)",
         format!("{off:.1}"),
         format!("{on:.2}"),
         format!("27; at most {AMPLIFICATION}"),

@@ -7,27 +7,42 @@ use super::SourceFile;
 
 /// Words of our own where the field has one, with the field's. Compared without regard to case, as whole words.
 const REFUSED: &[(&str, &str)] = &[
+    ("a try", "an attempt"),
     ("believe", "trust"),
     ("believed", "trusted"),
     ("believes", "trusts"),
     ("believing", "trusting"),
     ("called side", "server side"),
     ("circle of calls", "request loop"),
+    ("each try", "each attempt"),
+    ("earlier try", "earlier attempt"),
     ("errand", "background task"),
+    ("first try", "first attempt"),
+    ("further try", "further attempt"),
     ("ill", "unhealthy"),
     ("keep_house", "housekeep"),
+    ("last try", "last attempt"),
+    ("max_tries", "max_attempts"),
+    ("mut tries", "mut attempts"),
     ("on trial", "being probed"),
+    ("one try", "one attempt"),
+    ("other try", "other attempt"),
     ("outsider", "external client"),
     ("outsiders", "external clients"),
+    ("second try", "second attempt"),
     ("shut_out", "is_denied"),
     ("spared", "protected"),
     ("sparing", "client-side protection"),
     ("speak of", "apply to"),
     ("speaks of", "applies to"),
+    ("standing", "state"),
     ("stranger", "external client"),
     ("strangers", "external clients"),
     ("take_seat", "acquire_in_flight"),
     ("take_turn", "pace"),
+    ("the tries", "the attempts"),
+    ("the try", "the attempt"),
+    ("tries of", "attempts of"),
     ("whoever", "anyone who"),
 ];
 
@@ -109,6 +124,10 @@ mod tests {
         assert_eq!(found("Whoever calls is believed."), 2);
         assert_eq!(found("fn take_seat(whoever_calls: u8)"), 2);
         assert_eq!(found("It will still call; a killed one does not."), 0);
+        assert_eq!(
+            found("The first try of three, and one tries again: try_next, an outstanding one."),
+            1
+        );
         let problem = &check(Path::new("a/b.rs"), "\n// an ill endpoint")[0];
         assert_eq!(problem, "a/b.rs:2: say `unhealthy`, not `ill`");
     }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::part::{Acknowledged, Open, Standing};
+use super::part::{Acknowledged, Open, ReplicaTrust};
 use crate::ca::root::RootId;
 use crate::store::Version;
 
@@ -35,7 +35,7 @@ struct ConnectionLine {
     bundle: Option<String>,
 }
 
-pub(super) fn encode<'a>(standing: &Standing, open: impl Iterator<Item = &'a Open>) -> Vec<u8> {
+pub(super) fn encode<'a>(trust: &ReplicaTrust, open: impl Iterator<Item = &'a Open>) -> Vec<u8> {
     let mut bundles = BTreeMap::new();
     let lines = open.map(|open| ConnectionLine {
         identity: open.identity.to_string(),
@@ -51,9 +51,9 @@ pub(super) fn encode<'a>(standing: &Standing, open: impl Iterator<Item = &'a Ope
     let connections = lines.collect();
     let file = ConnectionsFile {
         format: FORMAT,
-        roots: standing.roots.as_ref().map(|version| version.as_str().to_owned()),
-        issuing: standing.issuing.map(|root| root.full()),
-        wanted: standing.wanted.iter().map(RootId::full).collect(),
+        roots: trust.roots.as_ref().map(|version| version.as_str().to_owned()),
+        issuing: trust.issuing.map(|root| root.full()),
+        wanted: trust.wanted.iter().map(RootId::full).collect(),
         bundles,
         connections,
     };
@@ -61,7 +61,7 @@ pub(super) fn encode<'a>(standing: &Standing, open: impl Iterator<Item = &'a Ope
 }
 
 /// `None` of what is damaged.
-pub(super) fn decode(bytes: &[u8]) -> Option<(Standing, Vec<Open>)> {
+pub(super) fn decode(bytes: &[u8]) -> Option<(ReplicaTrust, Vec<Open>)> {
     let file: ConnectionsFile = serde_json::from_slice(bytes).ok()?;
     if file.format != FORMAT {
         return None;
@@ -91,5 +91,5 @@ pub(super) fn decode(bytes: &[u8]) -> Option<(Standing, Vec<Open>)> {
         None => None,
     };
     let wanted = roots(&file.wanted)?;
-    Some((Standing { roots: file.roots.map(Version::new), issuing, wanted }, open))
+    Some((ReplicaTrust { roots: file.roots.map(Version::new), issuing, wanted }, open))
 }

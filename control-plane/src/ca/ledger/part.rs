@@ -50,7 +50,7 @@ pub(super) struct Open {
 
 /// What a replica has in force.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Standing {
+pub struct ReplicaTrust {
     /// Version of the document of roots.
     pub roots: Option<Version>,
     pub issuing: Option<RootId>,
@@ -65,7 +65,7 @@ pub(super) struct LedgerPart {
     /// Certificates were lost; what was there may be valid until then.
     pub(super) lost_until: Option<SystemTime>,
     /// Nothing of one without identities.
-    pub(super) standing: Option<Standing>,
+    pub(super) trust: Option<ReplicaTrust>,
     pub(super) open: Vec<Open>,
     /// Connections of one that is not are no more.
     pub(super) is_alive: bool,

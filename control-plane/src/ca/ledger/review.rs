@@ -41,11 +41,11 @@ impl Ledger {
     pub fn others(&self) -> Vec<Other> {
         let inner = self.lock();
         let others = inner.others.iter().filter_map(|(name, part)| {
-            let standing = part.standing.as_ref()?;
+            let trust = part.trust.as_ref()?;
             Some(Other {
                 name: name.clone(),
                 is_alive: part.is_alive,
-                is_current: standing.roots == inner.standing.roots,
+                is_current: trust.roots == inner.trust.roots,
                 connections: part.open.len(),
             })
         });
@@ -54,7 +54,7 @@ impl Ledger {
 
     /// Whether there is, or was, another replica.
     pub(in crate::ca) fn has_others(&self) -> bool {
-        self.lock().others.values().any(|part| part.standing.is_some())
+        self.lock().others.values().any(|part| part.trust.is_some())
     }
 
     /// Whether another replica is alive.
@@ -66,7 +66,7 @@ impl Ledger {
     pub(in crate::ca) fn behind(&self, version: Option<&Version>) -> Vec<String> {
         let inner = self.lock();
         let behind = inner.alive().filter(|(_, part)| {
-            part.standing.as_ref().is_some_and(|standing| standing.roots.as_ref() != version)
+            part.trust.as_ref().is_some_and(|trust| trust.roots.as_ref() != version)
         });
         let line = |name| format!("replica {name} has not taken over the newest roots yet");
         behind.map(|(name, _)| line(name)).collect()
@@ -135,11 +135,11 @@ impl Ledger {
             lines.push(format!("{who} is connected{at} with a certificate under it"));
         }
         for (name, part) in inner.alive() {
-            let Some(standing) = &part.standing else { continue };
-            if standing.issuing == Some(root) {
+            let Some(trust) = &part.trust else { continue };
+            if trust.issuing == Some(root) {
                 lines.push(format!("replica {name} issues under it"));
             }
-            if standing.wanted.contains(&root) {
+            if trust.wanted.contains(&root) {
                 lines.push(format!("the files of replica {name} hold it"));
             }
         }
@@ -165,7 +165,7 @@ impl Ledger {
 
 impl Inner {
     fn alive(&self) -> impl Iterator<Item = (&ReplicaName, &LedgerPart)> {
-        self.others.iter().filter(|(_, part)| part.is_alive && part.standing.is_some())
+        self.others.iter().filter(|(_, part)| part.is_alive && part.trust.is_some())
     }
 
     /// Open connections, and at which other replica they are.

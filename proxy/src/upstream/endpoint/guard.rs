@@ -43,8 +43,8 @@ pub struct Guard {
     name: DestinationName,
     /// Requests so far, each once however often it was tried.
     requests: AtomicU64,
-    /// Tries so far.
-    tries: AtomicU64,
+    /// Attempts so far.
+    attempts: AtomicU64,
     /// The breaker is closed and nothing has failed since the last success.
     breaker_clean: AtomicBool,
     /// No endpoint has failed lately.
@@ -96,7 +96,7 @@ impl ProbeIds {
     }
 }
 
-/// One try under way: it counts as in flight at its endpoint, and what becomes of it is told once.
+/// One attempt under way: it counts as in flight at its endpoint, and what becomes of it is told once.
 pub struct Attempt {
     endpoints: Arc<Endpoints>,
     endpoint: Arc<EndpointState>,
@@ -163,7 +163,7 @@ impl Guard {
         Self {
             name,
             requests: AtomicU64::new(0),
-            tries: AtomicU64::new(0),
+            attempts: AtomicU64::new(0),
             breaker_clean: AtomicBool::new(true),
             endpoints_clean: AtomicBool::new(true),
             all_well: AtomicBool::new(true),
@@ -195,7 +195,7 @@ impl Guard {
         state.budget.reconfigure(policy.budget, now);
         state.breaker = match (state.breaker.take(), policy.breaker) {
             (_, None) => None,
-            (None, Some(config)) => Some(Breaker::new(config, now, self.tries.load(Relaxed))),
+            (None, Some(config)) => Some(Breaker::new(config, now, self.attempts.load(Relaxed))),
             (Some(mut breaker), Some(config)) => {
                 breaker.reconfigure(config);
                 Some(breaker)
@@ -238,9 +238,9 @@ impl Guard {
         self.lock().budget.try_take(Instant::now(), self.requests.load(Relaxed))
     }
 
-    /// A try begins; refused while the breaker is open.
+    /// An attempt begins; refused while the breaker is open.
     pub fn admit(&self) -> Result<ProbeIds, Refusal> {
-        self.tries.fetch_add(1, Relaxed);
+        self.attempts.fetch_add(1, Relaxed);
         if self.breaker_clean.load(Relaxed) {
             return Ok(ProbeIds::default());
         }
@@ -270,7 +270,7 @@ impl Guard {
         }
     }
 
-    /// A try was answered.
+    /// An attempt was answered.
     fn success(&self, endpoint: &EndpointState, probes: Ids) {
         let clean = self.breaker_clean.load(Relaxed) && self.endpoints_clean.load(Relaxed);
         if clean && probes.breaker.is_none() && probes.endpoint.is_none() {
@@ -287,16 +287,16 @@ impl Guard {
         self.log_endpoint(endpoint, returned);
     }
 
-    /// A try has failed. `endpoints`: how many the service has.
+    /// An attempt has failed. `endpoints`: how many the service has.
     fn failure(&self, endpoint: &EndpointState, probes: Ids, endpoints: usize, random: u64) {
         let now = Instant::now();
         let mut state = self.lock();
         if state.breaker.is_none() && state.outlier.is_none() {
             return;
         }
-        let tries = self.tries.load(Relaxed);
+        let attempts = self.attempts.load(Relaxed);
         let breaker = state.breaker.as_mut();
-        let breaker = breaker.and_then(|b| b.failure(now, tries, random, probes.breaker));
+        let breaker = breaker.and_then(|b| b.failure(now, attempts, random, probes.breaker));
         let sent = outlier::Sent { key: endpoint.stable, total: endpoint.load.sent() };
         let outlier = state.outlier.as_mut();
         let ejected =
@@ -307,14 +307,14 @@ impl Guard {
         self.log_endpoint(endpoint, ejected);
     }
 
-    /// A try has not been made after all.
+    /// An attempt has not been made after all.
     pub fn unused(&self, probes: &ProbeIds) {
         if let (Some(breaker), Some(id)) = (&mut self.lock().breaker, probes.ids().breaker) {
             breaker.abandoned(id);
         }
     }
 
-    /// A try has ended and proved nothing.
+    /// An attempt has ended and proved nothing.
     fn abandoned(&self, endpoint: &EndpointState, probes: Ids) {
         if probes.breaker.is_none() && probes.endpoint.is_none() {
             return;
@@ -335,8 +335,8 @@ impl Guard {
         }
         let mut state = self.lock();
         state.budget.tick(now, self.requests.load(Relaxed));
-        let tries = self.tries.load(Relaxed);
-        let breaker = state.breaker.as_mut().and_then(|breaker| breaker.tick(now, tries));
+        let attempts = self.attempts.load(Relaxed);
+        let breaker = state.breaker.as_mut().and_then(|breaker| breaker.tick(now, attempts));
         let mut moved = Vec::new();
         if let Some(outlier) = &mut state.outlier
             && !outlier.is_empty()

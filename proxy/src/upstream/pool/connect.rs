@@ -214,20 +214,20 @@ async fn first_of<T, F: Future<Output = Result<T, ConnectError>>>(
     dial: impl Fn(SocketAddr) -> F,
 ) -> Result<(SocketAddr, T), ConnectError> {
     let mut left = addresses.iter().copied();
-    let mut tries = FuturesUnordered::new();
+    let mut dials = FuturesUnordered::new();
     let mut last = ConnectError { reason: Reason::DnsError, detail: "no address".into() };
     loop {
         match left.next() {
             Some(address) => {
                 let dialling = dial(address);
-                tries.push(async move { (address, dialling.await) });
+                dials.push(async move { (address, dialling.await) });
             }
-            None if tries.is_empty() => return Err(last),
+            None if dials.is_empty() => return Err(last),
             None => {}
         }
         let ended = match left.len() {
-            0 => tries.next().await,
-            _ => tokio::time::timeout(ATTEMPT_DELAY, tries.next()).await.unwrap_or_default(),
+            0 => dials.next().await,
+            _ => tokio::time::timeout(ATTEMPT_DELAY, dials.next()).await.unwrap_or_default(),
         };
         match ended {
             Some((address, Ok(stream))) => return Ok((address, stream)),

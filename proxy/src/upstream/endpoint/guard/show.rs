@@ -34,8 +34,8 @@ impl Guard {
             let endpoint = endpoints.iter().find(|endpoint| endpoint.stable == key);
             endpoint.map_or_else(|| format!("{key:016x}"), |e| e.endpoint.id.to_string())
         };
-        let ejected = state.outlier.iter().flat_map(Outlier::ejected).map(|(key, standing)| {
-            match standing {
+        let ejected = state.outlier.iter().flat_map(Outlier::ejected).map(|(key, ejection)| {
+            match ejection {
                 Ejection::Ejected { until, cause } => json!({
                     "endpoint": id(key), "cause": format!("{cause:?}"), "nextTrialInMs": in_ms(until),
                 }),
