@@ -2,7 +2,7 @@
 //! their metrics.
 
 use std::collections::BTreeMap;
-use std::io::Write;
+use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::sync::Mutex;
 use std::thread;
@@ -29,6 +29,9 @@ fn app(mut stream: TcpStream, had: &Had) {
         let path = head.split(' ').nth(1).unwrap_or_default();
         let id = head.lines().find_map(|line| line.strip_prefix("x-request-id: "));
         let id = id.unwrap_or_default().to_owned();
+        let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
+        let length = length.and_then(|length| length.parse().ok()).unwrap_or(0);
+        let _ = io::copy(&mut Read::by_ref(&mut stream).take(length), &mut io::sink());
         let times = {
             let mut had = had.lock().expect("not poisoned");
             let times = had.entry(id).or_default();
@@ -532,6 +535,10 @@ fn each_attempt_is_told_with_its_end_and_waits_by_what_was_waited_for() {
         assert_eq!(how, (&"load".into(), &"hop".into()), "{attempt:#}");
     }
     assert_eq!(line["not_retried"], Value::Null, "{line:#}");
+    assert_eq!(earlier[0]["request_bytes"], Value::Null, "a GET has no body");
+    bed.ask("body", "http://repeats.bank/fail-once", &["-X", "PUT", "-d", "0123456789"]);
+    let line = lines(&bed.caller, "body").pop().expect("a line");
+    assert_eq!(line["earlier_attempts"][0]["request_bytes"], 10, "{line:#}");
     bed.ask("in-vain", "http://repeats.bank/fail", &[]);
     let line = lines(&bed.caller, "in-vain").pop().expect("a line");
     assert_eq!(line["not_retried"], "attempts_used", "{line:#}");

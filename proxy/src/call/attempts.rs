@@ -146,7 +146,7 @@ impl AttemptLoop<'_> {
         let replay = Replay { idempotent, kept: body.is_whole() };
         if self.may_refresh(&sent, replay) {
             self.refresh = true;
-            note_again(exchange, target, failure, &sent);
+            note_again(self.call, exchange, target, failure, &sent);
             return NextStep::Again(Duration::ZERO);
         }
         let made = self.made(exchange);
@@ -167,7 +167,7 @@ impl AttemptLoop<'_> {
         match again {
             Ok(wait) => {
                 target.note_failure(&mut self.tried, is_unreachable(target, &sent));
-                note_again(exchange, target, failure, &sent);
+                note_again(self.call, exchange, target, failure, &sent);
                 NextStep::Again(wait)
             }
             Err(skip) => {
@@ -233,6 +233,7 @@ fn give_up(exchange: &mut Exchange, skip: Skip) {
 }
 
 fn note_again(
+    call: &Call<'_>,
     exchange: &mut Exchange,
     target: &AttemptTarget,
     failure: Failure,
@@ -260,7 +261,7 @@ fn note_again(
         }
         Err(failed) => (None, Some(Cause::local(failed.reason))),
     };
-    exchange.attempted(status, cause, AttemptEnd::Retried);
+    exchange.attempted(status, cause, call.body.given(None), AttemptEnd::Retried);
     exchange.end_attempt(blame);
     let unprocessed = failure == Failure::Unprocessed;
     let reason = if unprocessed { Reason::RetriedUnprocessed } else { Reason::Retried };

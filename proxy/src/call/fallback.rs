@@ -29,6 +29,7 @@ use crate::request::head::{Head, head_already_sent, is_idempotent};
 use crate::upstream::endpoint::guard::{Attempt, acquire_in_flight};
 use crate::upstream::pool::h1::Reuse;
 use crate::wire::Wire;
+use crate::wire::body::RequestBody;
 use crate::wire::deadline::{Clock, poll_within};
 use crate::wire::headers::{GRPC_STATUS, explained};
 use crate::wire::streams::WireBody;
@@ -96,7 +97,7 @@ impl FallbackContext<'_> {
             Ok(_) => exchange.cause.is_none_or(|cause| !is_unprocessed(cause.reason)),
             Err(refusal) => refusal.processed,
         };
-        let failed = Box::new(ParkedFailure::put(exchange, failed));
+        let failed = Box::new(ParkedFailure::put(exchange, self.call.body, failed));
         let mut notes = String::new();
         for fallback in
             self.call.policy.fallbacks.iter().filter(|fallback| fallback.when.has(class))
@@ -249,13 +250,19 @@ struct ParkedFailure {
 
 impl ParkedFailure {
     /// Tells the state machines what the failure was, so that nothing that follows can hide it.
-    fn put(exchange: &mut Exchange, failed: Result<Response<WireBody>, Refusal>) -> Self {
+    fn put(
+        exchange: &mut Exchange,
+        body: &RequestBody,
+        failed: Result<Response<WireBody>, Refusal>,
+    ) -> Self {
         let (status, cause) = match &failed {
             Ok(response) => (Some(response.status()), exchange.cause),
             Err(refusal) => (None, Some(refusal.cause())),
         };
         if exchange.attempts > 0 {
-            exchange.attempted(status, cause, AttemptEnd::FellBack);
+            // Without an endpoint nothing was sent.
+            let given = exchange.attempt.as_ref().map_or(0, |_| body.given(None));
+            exchange.attempted(status, cause, given, AttemptEnd::FellBack);
         }
         match &failed {
             Ok(response) => {

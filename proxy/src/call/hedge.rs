@@ -103,7 +103,8 @@ impl Hedging<'_> {
                 None => match self.beside(second_head, mark, callers) {
                     None => HedgeResult::First(first.as_mut().await),
                     Some((target, head, body)) => {
-                        beside = Some((target.endpoint().cloned(), target.wire, Instant::now()));
+                        let endpoint = target.endpoint().cloned();
+                        beside = Some((endpoint, target.wire, Instant::now(), body.slot()));
                         let mut second = pin!(self.second(target, head, body, deadline, grpc));
                         race(first.as_mut(), second.as_mut(), grpc).await
                     }
@@ -120,9 +121,9 @@ impl Hedging<'_> {
         exchange.attempts += u8::from(beside.is_some());
         match raced {
             HedgeResult::First(sent) => {
-                if let Some((Some(endpoint), wire, began)) = beside {
+                if let Some((Some(endpoint), wire, began, slot)) = beside {
                     self.count(Hedged::Lost);
-                    exchange.outran(&endpoint, wire, began);
+                    exchange.outran(&endpoint, wire, began, self.call.body.given(slot));
                 }
                 sent
             }
@@ -131,7 +132,8 @@ impl Hedging<'_> {
                 let Second { target: other, lease, attempt, sent } = *second;
                 exchange.detail =
                     Some(format!("a hedged attempt won over {}", target.address).into());
-                exchange.attempted(None, None, AttemptEnd::Outrun);
+                let given = self.call.body.given(None);
+                exchange.attempted(None, None, given, AttemptEnd::Outrun);
                 exchange.end_attempt(failed);
                 (exchange.lease, exchange.attempt) = (lease, attempt);
                 if let Some(endpoint) = other.endpoint() {
@@ -139,7 +141,7 @@ impl Hedging<'_> {
                     exchange.endpoint = Some(endpoint.endpoint.address);
                     exchange.chosen_by = Some(ChosenBy::Load);
                 }
-                if let Some((_, _, began)) = beside {
+                if let Some((_, _, began, _)) = beside {
                     exchange.attempt_began =
                         micros(began.saturating_duration_since(exchange.began));
                 }
@@ -188,10 +190,7 @@ impl Hedging<'_> {
     ) -> Option<(AttemptTarget, Head, RequestBody)> {
         let head = second_head?;
         let guard = &self.call.upstream.endpoints()?.guard;
-        if !self.call.body.is_read_and_kept() {
-            return None;
-        }
-        let body = self.call.body.again()?;
+        let body = self.call.body.beside()?;
         let target =
             AttemptTarget::beside(&first?, self.call.worker(), self.call.upstream, callers)?;
         if !guard.may_retry() {

@@ -144,6 +144,8 @@ struct AttemptLine<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     reason_by: Option<&'static str>,
     end: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    request_bytes: Option<u64>,
     began_us: u64,
     duration_us: u64,
 }
@@ -167,6 +169,7 @@ impl<'a> From<&'a Attempted> for AttemptLine<'a> {
             reason: attempt.cause.map(|cause| cause.reason.as_str()),
             reason_by: attempt.cause.map(|cause| cause.named_by.as_str()),
             end: attempt.end.as_str(),
+            request_bytes: Some(attempt.request_bytes).filter(|bytes| *bytes > 0),
             began_us: as_us(attempt.began),
             duration_us: as_us(attempt.duration),
         }

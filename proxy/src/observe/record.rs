@@ -187,6 +187,8 @@ pub struct Attempted {
     pub status: Option<StatusCode>,
     /// Why it failed; none: the app's own answer, or it was given up for another one.
     pub cause: Option<Cause>,
+    /// Of the body of the request, that its connection has had.
+    pub request_bytes: u64,
     /// When it began, after the request did.
     pub began: Duration,
     pub duration: Duration,

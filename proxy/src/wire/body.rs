@@ -78,6 +78,13 @@ impl RequestBody {
         Some(Self::Reader(Reader { source: Rc::clone(source), slot }))
     }
 
+    /// The same for an attempt beside the one that is under way, if all of it has been read and kept.
+    pub fn beside(&self) -> Option<Self> {
+        let Some(source) = self.source() else { return self.again() };
+        let slot = source.borrow_mut().begin_beside()?;
+        Some(Self::Reader(Reader { source: Rc::clone(source), slot }))
+    }
+
     fn source(&self) -> Option<&Rc<RefCell<Source>>> {
         match self {
             Self::Empty | Self::Mirror(_) => None,
@@ -89,14 +96,6 @@ impl RequestBody {
     pub fn is_whole(&self) -> bool {
         match self.source() {
             Some(source) => source.borrow().is_whole(),
-            None => matches!(self, Self::Empty),
-        }
-    }
-
-    /// Whether all of it has been read and kept, so that two attempts can have it at a time.
-    pub fn is_read_and_kept(&self) -> bool {
-        match self.source() {
-            Some(source) => source.borrow().is_read_and_kept(),
             None => matches!(self, Self::Empty),
         }
     }
@@ -133,8 +132,17 @@ impl RequestBody {
         }
     }
 
-    pub fn read_bytes(&self) -> u64 {
-        self.source().map_or(0, |source| source.borrow().read_bytes())
+    /// Bytes that an attempt has had of it: the one that got this slot, or the last one that was not beside another.
+    pub fn given(&self, slot: Option<usize>) -> u64 {
+        self.source().map_or(0, |source| source.borrow().given(slot))
+    }
+
+    /// An attempt's, for [`RequestBody::given`].
+    pub fn slot(&self) -> Option<usize> {
+        match self {
+            Self::Reader(reader) => Some(reader.slot),
+            Self::Empty | Self::Source(_) | Self::Mirror(_) => None,
+        }
     }
 }
 

@@ -67,8 +67,15 @@ impl Exchange {
         proxy.records.publish(wanted, record);
     }
 
-    /// The attempt that is under way was not the last one. `status`: of its answer.
-    pub fn attempted(&mut self, status: Option<StatusCode>, cause: Option<Cause>, end: AttemptEnd) {
+    /// The attempt that is under way was not the last one. `status`: of its answer; `request_bytes`: what it has
+    /// sent of the body.
+    pub fn attempted(
+        &mut self,
+        status: Option<StatusCode>,
+        cause: Option<Cause>,
+        request_bytes: u64,
+        end: AttemptEnd,
+    ) {
         let began = Duration::from_micros(self.attempt_began.into());
         let attempted = Attempted {
             endpoint: self.endpoint,
@@ -78,6 +85,7 @@ impl Exchange {
             upstream_protocol: self.wire.map(Wire::as_str),
             status,
             cause,
+            request_bytes,
             began,
             duration: self.began.elapsed().saturating_sub(began),
             end,
@@ -86,7 +94,13 @@ impl Exchange {
     }
 
     /// A second attempt, begun at `began` beside the one that is under way, did not answer first.
-    pub fn outran(&mut self, endpoint: &EndpointState, wire: Wire, began: Instant) {
+    pub fn outran(
+        &mut self,
+        endpoint: &EndpointState,
+        wire: Wire,
+        began: Instant,
+        request_bytes: u64,
+    ) {
         let outran = Attempted {
             endpoint: Some(endpoint.endpoint.address),
             peer: endpoint.peer.get(),
@@ -95,6 +109,7 @@ impl Exchange {
             upstream_protocol: Some(wire.as_str()),
             status: None,
             cause: None,
+            request_bytes,
             began: began.saturating_duration_since(self.began),
             duration: began.elapsed(),
             end: AttemptEnd::Outrun,

@@ -37,8 +37,12 @@ pub struct Source {
     read_bytes: u64,
     /// The place behind what has been read: its bytes, and one more for trailers.
     read: u64,
-    /// The place at which each reader is.
-    positions: [Option<u64>; MAX_READERS],
+    /// The place at which each reader is, or was at its end.
+    positions: [u64; MAX_READERS],
+    /// Which places have a reader.
+    taken: [bool; MAX_READERS],
+    /// The reader that began last, but for those beside it.
+    newest: usize,
     mirrors: Vec<mpsc::Sender<Piece>>,
     memory: Rc<BodyMemory>,
     progress: Arc<Progress>,
@@ -59,7 +63,9 @@ impl Source {
             broken: false,
             read: 0,
             read_bytes: 0,
-            positions: [None; MAX_READERS],
+            positions: [0; MAX_READERS],
+            taken: [false; MAX_READERS],
+            newest: 0,
             mirrors: Vec::new(),
             memory,
             progress,
@@ -70,24 +76,31 @@ impl Source {
 
     /// A place for one more reader; none: not all of it was kept.
     pub(crate) fn begin(&mut self) -> Option<usize> {
-        let free = self.positions.iter().position(Option::is_none);
+        let slot = self.take_place()?;
+        self.newest = slot;
+        Some(slot)
+    }
+
+    /// The same beside another reader, once everything has been read.
+    pub(crate) fn begin_beside(&mut self) -> Option<usize> {
+        if self.ended { self.take_place() } else { None }
+    }
+
+    fn take_place(&mut self) -> Option<usize> {
+        let free = self.taken.iter().position(|taken| !taken);
         let slot = free.filter(|_| self.whole)?;
-        self.positions[slot] = Some(0);
+        (self.positions[slot], self.taken[slot]) = (0, true);
         Some(slot)
     }
 
     /// A reader is gone.
     pub(crate) fn end(&mut self, slot: usize) {
-        self.positions[slot] = None;
+        self.taken[slot] = false;
         self.release();
     }
 
     pub(crate) fn is_whole(&self) -> bool {
         self.whole
-    }
-
-    pub(crate) fn is_read_and_kept(&self) -> bool {
-        self.whole && self.ended
     }
 
     pub(crate) fn is_broken(&self) -> bool {
@@ -98,8 +111,10 @@ impl Source {
         self.no_memory
     }
 
-    pub(crate) fn read_bytes(&self) -> u64 {
-        self.read_bytes
+    /// Bytes that a reader has had, or the newest one.
+    pub(crate) fn given(&self, slot: Option<usize>) -> u64 {
+        // Trailers are no bytes of the body.
+        self.positions[slot.unwrap_or(self.newest)].min(self.read_bytes)
     }
 
     pub(crate) fn keep_at_most(&mut self, bytes: usize) {
@@ -115,7 +130,7 @@ impl Source {
 
     /// Whether a reader has had everything that there is.
     pub(crate) fn is_at_end(&self, slot: usize) -> bool {
-        self.positions[slot].unwrap_or(0) == self.read
+        self.positions[slot] == self.read
             && !self.broken
             && (self.ended || self.incoming.is_end_stream())
     }
@@ -134,7 +149,7 @@ impl Source {
         slot: usize,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Piece, BodyError>>> {
-        let at = self.positions[slot].unwrap_or(0);
+        let at = self.positions[slot];
         if at < self.read {
             let Some(piece) = self.kept.get(at) else {
                 return Poll::Ready(Some(Err(BodyError::Gone)));
@@ -154,7 +169,7 @@ impl Source {
     }
 
     fn advance(&mut self, slot: usize, at: u64, piece: &Piece) {
-        self.positions[slot] = Some(at + length(piece));
+        self.positions[slot] = at + length(piece);
         self.release();
     }
 
@@ -225,7 +240,8 @@ impl Source {
         if self.whole || held == 0 {
             return;
         }
-        let unread = self.positions.iter().flatten().min().copied().unwrap_or(u64::MAX);
+        let readers = self.positions.iter().zip(self.taken).filter(|(_, taken)| *taken);
+        let unread = readers.map(|(at, _)| *at).min().unwrap_or(u64::MAX);
         self.kept.release(unread);
         self.give_back(held - self.kept.held());
     }
