@@ -296,6 +296,7 @@ impl std::fmt::Display for Reason {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::policy::section::{self, Scope};
 
     #[test]
     fn words_are_distinct_and_statuses_valid() {
@@ -306,6 +307,20 @@ mod tests {
         for reason in Reason::ALL {
             assert!(reason.as_str().bytes().all(|b| b.is_ascii_lowercase() || b == b'_'));
             assert!(!reason.hint().ends_with('.'));
+        }
+    }
+
+    #[test]
+    fn a_policy_that_decides_has_the_section() {
+        for decided in Reason::ALL.iter().filter_map(|reason| reason.policy()) {
+            let (kind, field) = decided.split_once(" spec.").unwrap_or_default();
+            let name = field.split('.').next();
+            let section = section::ALL.iter().find(|section| name == Some(section.name));
+            match kind {
+                "TrafficPolicy" => assert!(section.is_some_and(|s| s.scope != Scope::Port)),
+                "ServerPolicy" => assert!(section.is_some_and(|s| s.scope == Scope::Port)),
+                _ => assert_eq!(section, None, "{decided}"),
+            }
         }
     }
 }

@@ -57,35 +57,61 @@ pub struct Guard {
 /// A ServerPolicy.
 pub type ServerPolicy = Attached<ServerSections>;
 
-/// What a policy says about calls; a section that it does not have is left to less specific ones.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct TrafficSections {
-    /// Zero: none.
-    pub deadline: Option<Duration>,
-    pub streaming: Option<bool>,
-    pub timeouts: Option<Timeouts>,
-    pub retries: Option<RetryConfig>,
-    pub budget: Option<BudgetConfig>,
-    pub breaker: Option<BreakerConfig>,
-    pub outlier: Option<OutlierConfig>,
-    pub limits: Option<LimitsConfig>,
-    pub health: Option<HealthConfig>,
-    pub slow_start: Option<Duration>,
-    pub panic_threshold: Option<u8>,
-    /// Percent of the zone's endpoints that must be fit.
-    pub zones: Option<u8>,
-    pub session: Option<SessionConfig>,
-    pub priority: Option<Priority>,
-    pub max_visits: Option<u8>,
-    pub hedge: Option<HedgeConfig>,
-    pub cache: Option<CacheConfig>,
-    pub fallbacks: Option<Vec<Fallback>>,
+/// Makes a type with a field for each section of a kind of policies, by the table of sections.
+macro_rules! sections {
+    (
+        $(#[$doc:meta])*
+        $name:ident { $($(#[$field_doc:meta])* $field:ident: $type:ty = $section:ident,)* }
+    ) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug, Default, PartialEq)]
+        pub struct $name {
+            $($(#[$field_doc])* pub $field: Option<$type>,)*
+        }
+
+        impl Sections for $name {
+            const ALL: &[&Section] = &[$(&section::$section),*];
+
+            fn sections(&self) -> impl Iterator<Item = &'static Section> {
+                let set = [$(self.$field.is_some()),*];
+                Self::ALL.iter().zip(set).filter(|(_, set)| *set).map(|(section, _)| *section)
+            }
+        }
+    };
 }
 
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct ServerSections {
-    pub rate_limits: Option<Vec<RateLimitConfig>>,
-    pub concurrency: Option<ConcurrencyConfig>,
+sections! {
+    /// What a policy says about calls; a section that it does not have is left to less specific ones.
+    TrafficSections {
+        /// Zero: none.
+        deadline: Duration = DEADLINE,
+        streaming: bool = STREAMING,
+        timeouts: Timeouts = TIMEOUTS,
+        retries: RetryConfig = RETRIES,
+        budget: BudgetConfig = RETRY_BUDGET,
+        breaker: BreakerConfig = BREAKER,
+        outlier: OutlierConfig = OUTLIER_EJECTION,
+        limits: LimitsConfig = LIMITS,
+        health: HealthConfig = HEALTH_CHECK,
+        slow_start: Duration = SLOW_START,
+        panic_threshold: u8 = PANIC_THRESHOLD,
+        /// Percent of the zone's endpoints that must be fit.
+        zones: u8 = ZONE_PREFERENCE,
+        session: SessionConfig = SESSION_PERSISTENCE,
+        priority: Priority = PRIORITY,
+        max_visits: u8 = MAX_VISITS,
+        hedge: HedgeConfig = HEDGE,
+        cache: CacheConfig = CACHE,
+        fallbacks: Vec<Fallback> = FALLBACKS,
+    }
+}
+
+sections! {
+    /// What a policy says about a port of workloads.
+    ServerSections {
+        rate_limits: Vec<RateLimitConfig> = RATE_LIMITS,
+        concurrency: ConcurrencyConfig = CONCURRENCY,
+    }
 }
 
 /// What a rule of an HTTPRoute itself says about its calls: more specific than every policy.
@@ -246,55 +272,29 @@ impl fmt::Display for PortRef {
 
 /// The sections of a policy.
 pub trait Sections {
-    /// Those that are set.
-    fn sections(&self) -> Vec<&'static Section>;
+    /// Those that its kind has, in the order of the table.
+    const ALL: &'static [&'static Section];
 
-    /// Their names, as people write them.
-    fn names(&self) -> Vec<&'static str> {
-        self.sections().iter().map(|section| section.name).collect()
+    /// Those that are set.
+    fn sections(&self) -> impl Iterator<Item = &'static Section>;
+
+    fn has(&self, section: &Section) -> bool {
+        self.sections().any(|set| set == section)
     }
 }
 
 impl TrafficSections {
     pub fn has_backend_section(&self) -> bool {
-        self.sections().iter().any(|section| section.scope == Scope::Backend)
+        self.sections().any(|section| section.scope == Scope::Backend)
     }
 }
 
-impl Sections for TrafficSections {
-    fn sections(&self) -> Vec<&'static Section> {
-        set_ones([
-            (&section::DEADLINE, self.deadline.is_some()),
-            (&section::STREAMING, self.streaming.is_some()),
-            (&section::TIMEOUTS, self.timeouts.is_some()),
-            (&section::RETRIES, self.retries.is_some()),
-            (&section::RETRY_BUDGET, self.budget.is_some()),
-            (&section::BREAKER, self.breaker.is_some()),
-            (&section::OUTLIER_EJECTION, self.outlier.is_some()),
-            (&section::LIMITS, self.limits.is_some()),
-            (&section::HEALTH_CHECK, self.health.is_some()),
-            (&section::SLOW_START, self.slow_start.is_some()),
-            (&section::PANIC_THRESHOLD, self.panic_threshold.is_some()),
-            (&section::ZONE_PREFERENCE, self.zones.is_some()),
-            (&section::SESSION_PERSISTENCE, self.session.is_some()),
-            (&section::PRIORITY, self.priority.is_some()),
-            (&section::MAX_VISITS, self.max_visits.is_some()),
-            (&section::HEDGE, self.hedge.is_some()),
-            (&section::CACHE, self.cache.is_some()),
-            (&section::FALLBACKS, self.fallbacks.is_some()),
-        ])
-    }
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-impl Sections for ServerSections {
-    fn sections(&self) -> Vec<&'static Section> {
-        set_ones([
-            (&section::RATE_LIMITS, self.rate_limits.is_some()),
-            (&section::CONCURRENCY, self.concurrency.is_some()),
-        ])
+    #[test]
+    fn kinds_have_the_sections_of_the_table() {
+        assert_eq!([TrafficSections::ALL, ServerSections::ALL].concat(), section::ALL);
     }
-}
-
-fn set_ones<const N: usize>(sections: [(&'static Section, bool); N]) -> Vec<&'static Section> {
-    sections.into_iter().filter(|(_, set)| *set).map(|(section, _)| section).collect()
 }

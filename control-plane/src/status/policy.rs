@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use outrigger_core::config::BackendTarget;
 use outrigger_core::policy::bounds;
-use outrigger_core::policy::section::{self, Scope};
+use outrigger_core::policy::section::{self, Scope, Section};
 
 use super::ObjectStatus;
 use crate::index::Index;
@@ -207,12 +207,13 @@ fn note_lost_to_rule(
         return;
     }
     let fields = [
-        ("deadline", own.deadline.is_some(), "timeouts.request"),
-        ("retries", own.retries.is_some(), "retry"),
+        (&section::DEADLINE, own.deadline.is_some(), "timeouts.request"),
+        (&section::RETRIES, own.retries.is_some(), "retry"),
     ];
     for (section, said, field) in fields {
-        if said && policy.sections.names().contains(&section) {
-            lost.insert(format!("spec.{section}: overridden by {route} (spec.rules[{i}].{field})"));
+        if said && policy.sections.has(section) {
+            let name = section.name;
+            lost.insert(format!("spec.{name}: overridden by {route} (spec.rules[{i}].{field})"));
         }
     }
     let attempt = policy.sections.timeouts.is_some_and(|timeouts| timeouts.attempt.is_some());
@@ -222,10 +223,9 @@ fn note_lost_to_rule(
         ));
     }
     // A service is protected whatever route leads there.
-    let of_backends = section::names(Scope::Backend);
-    let open = |section: &str| {
-        !of_backends.contains(&section)
-            && !fields.iter().any(|(name, said, _)| *said && *name == section)
+    let open = |section: &Section| {
+        section.scope != Scope::Backend
+            && !fields.iter().any(|(of, said, _)| *said && *of == section)
     };
     note_lost(policy, speakers, &open, lost);
 }
@@ -250,17 +250,17 @@ fn lost_ports(index: &Index, policy: &ServerPolicy) -> BTreeSet<String> {
 fn note_lost<S: Sections>(
     policy: &Attached<S>,
     speakers: &[ApplicablePolicy<'_, S>],
-    of: &dyn Fn(&str) -> bool,
+    of: &dyn Fn(&Section) -> bool,
     lost: &mut BTreeSet<String>,
 ) {
     let Some(at) = speakers.iter().position(|speaker| speaker.policy.id == policy.id) else {
         return;
     };
-    for section in policy.sections.names().into_iter().filter(|section| of(section)) {
-        let winner = speakers[..at].iter().find(|s| s.policy.sections.names().contains(&section));
+    for section in policy.sections.sections().filter(|section| of(section)) {
+        let winner = speakers[..at].iter().find(|s| s.policy.sections.has(section));
         if let Some(ApplicablePolicy { policy: by, target, .. }) = winner {
-            let target = by.describe(target);
-            lost.insert(format!("spec.{section}: overridden by {} ({target})", by.id));
+            let (name, target) = (section.name, by.describe(target));
+            lost.insert(format!("spec.{name}: overridden by {} ({target})", by.id));
         }
     }
 }

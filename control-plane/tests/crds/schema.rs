@@ -14,6 +14,7 @@ use outrigger_control_plane::source::manifests::Folder;
 use outrigger_core::address::LocalEndpoints;
 use outrigger_core::bounds::manifest;
 use outrigger_core::config::MeshSettings;
+use outrigger_core::policy::section::{self, Scope};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -102,6 +103,34 @@ fn described(schema: &Value, path: &str) {
         assert!(description.len() > 10, "{path} has the description {description:?}");
         described(field, &path);
         described(&field["items"], &path);
+    }
+}
+
+/// The fields of a kind, its description of each and the guide follow the one table of sections.
+#[test]
+fn fields_of_policies_are_the_sections_of_the_table() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let guide = fs::read_to_string(root.join("docs/resilience.md")).unwrap();
+    let of_services = guide.split("\n\n").find(|part| part.starts_with("The sections `")).unwrap();
+    for (kind, is_of) in [
+        ("TrafficPolicy", (|scope| scope != Scope::Port) as fn(Scope) -> bool),
+        ("ServerPolicy", |scope| scope == Scope::Port),
+    ] {
+        let crd = CRDS.iter().find(|crd| crd.kind == kind).unwrap();
+        let fields = crd.schema()["properties"]["spec"]["properties"].as_object().unwrap();
+        let mut left: BTreeSet<_> = fields.keys().map(String::as_str).collect();
+        assert!(left.remove("targetRefs"));
+        for section in section::ALL.iter().filter(|section| is_of(section.scope)) {
+            let name = section.name;
+            assert!(left.remove(name), "{kind} has no {name}");
+            let description = fields[name]["description"].as_str().unwrap();
+            let is_of_service = section.scope == Scope::Backend;
+            assert_eq!(description.contains("Not for routes."), is_of_service, "{name}");
+            let quoted = format!("`{name}`");
+            assert_eq!(of_services.contains(&quoted), is_of_service, "{name}");
+            assert!(guide.contains(&quoted) || guide.contains(&format!("\n  {name}:")), "{name}");
+        }
+        assert!(left.is_empty(), "{kind} has fields that are no sections: {left:?}");
     }
 }
 

@@ -1,9 +1,11 @@
 //! Wrong objects: at least one for each kind of bound and for each rule, with the field that a refusal must name.
 
+use outrigger_core::policy::section::{self, Scope};
 use regex::Regex;
 use serde_json::{Value, json};
 
 use crate::CRDS;
+use crate::manifests::SECTIONS;
 
 /// What refuses an object.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -611,18 +613,8 @@ fn targets() -> Vec<Wrong> {
     let route = "[{kind: HTTPRoute, name: a}]";
     all.push(made("TrafficPolicy", &(route, "[0].group", By::Rule)));
     all.push(made("ServerPolicy", &(route, "[0].kind", By::Schema)));
-    let sections = [
-        ("retryBudget", "{percent: 10}"),
-        ("breaker", "{consecutiveFailures: 5}"),
-        ("outlierEjection", "{consecutiveFailures: 5}"),
-        ("limits", "{maxInFlight: 5}"),
-        ("healthCheck", "{tcp: {}}"),
-        ("slowStart", "{window: 5s}"),
-        ("panicThreshold", "5"),
-        ("zonePreference", "{}"),
-        ("sessionPersistence", "{}"),
-    ];
-    for (section, says) in sections {
+    let of_backends = section::names(Scope::Backend);
+    for (section, says) in SECTIONS.iter().filter(|(name, _)| of_backends.contains(name)) {
         let route = "{group: gateway.networking.k8s.io, kind: HTTPRoute, name: a}";
         let spec = format!("{{targetRefs: [{route}], {section}: {says}}}");
         let mut wrong = self::made("TrafficPolicy", &spec, By::Rule);

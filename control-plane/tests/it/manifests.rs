@@ -30,6 +30,30 @@ metadata: {name: w2, namespace: shop, labels: {app: web}}
 spec: {address: 10.0.0.2, ports: [{port: 9000}]}
 ";
 
+/// Each section of a TrafficPolicy or ServerPolicy, as somebody may write it.
+pub(crate) const SECTIONS: &[(&str, &str)] = &[
+    ("deadline", "2s"),
+    ("streaming", "true"),
+    ("timeouts", "{connect: 1s}"),
+    ("retries", "{maxAttempts: 3}"),
+    ("retryBudget", "{percent: 10}"),
+    ("breaker", "{consecutiveFailures: 5}"),
+    ("outlierEjection", "{consecutiveFailures: 5}"),
+    ("limits", "{maxInFlight: 5}"),
+    ("healthCheck", "{tcp: {}}"),
+    ("slowStart", "{window: 5s}"),
+    ("panicThreshold", "5"),
+    ("zonePreference", "{}"),
+    ("sessionPersistence", "{}"),
+    ("priority", "Critical"),
+    ("maxVisits", "3"),
+    ("hedge", "{after: 100ms}"),
+    ("cache", "{ttl: 5s}"),
+    ("fallbacks", "[{when: [ServerError], static: {status: 200}}]"),
+    ("rateLimits", "[{name: all, requests: 1, period: 1s}]"),
+    ("concurrency", "{static: 5}"),
+];
+
 const GATEWAY: &str = "gateway.networking.k8s.io/v1";
 const OURS: &str = "outrigger.dev/v1alpha1";
 

@@ -1,5 +1,6 @@
 //! Policies as people write them: every bound of every kind, and what a wrong one disturbs.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::sync::Arc;
 
@@ -9,12 +10,14 @@ use outrigger_control_plane::problems::Problems;
 use outrigger_control_plane::publish::Publisher;
 use outrigger_control_plane::source::manifests::Folder;
 use outrigger_control_plane::status;
-use outrigger_control_plane::translate::destination;
+use outrigger_control_plane::translate::{destination, inbound};
 use outrigger_core::config::MeshSettings;
-use outrigger_proto::wire;
+use outrigger_core::policy::section::{self, Scope};
+use outrigger_proto::{convert, wire};
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::manifests::SECTIONS;
 use crate::support::{LOOPBACK, Mesh};
 
 /// A folder of manifests and what was made of it.
@@ -631,18 +634,10 @@ fn every_bound_of_target_refs() {
         )],
     );
     let route = |rest: &str| format!("targetRefs: [{route}], {rest}");
-    let elsewhere = ": protects a service, not a route";
-    for (section, name) in [
-        ("retryBudget: {percent: 1}", ".retryBudget"),
-        ("breaker: {consecutiveFailures: 1}", ".breaker"),
-        ("outlierEjection: {consecutiveFailures: 1}", ".outlierEjection"),
-        ("limits: {maxInFlight: 1}", ".limits"),
-        ("healthCheck: {tcp: {}}", ".healthCheck"),
-        ("slowStart: {window: 1s}", ".slowStart"),
-        ("panicThreshold: 1", ".panicThreshold"),
-        ("zonePreference: {}", ".zonePreference"),
-    ] {
-        check("TrafficPolicy", &[(&route(section), &format!("{name}{elsewhere}"))]);
+    let of_backends = section::names(Scope::Backend);
+    for (section, says) in SECTIONS.iter().filter(|(name, _)| of_backends.contains(name)) {
+        let want = format!(".{section}: protects a service, not a route");
+        check("TrafficPolicy", &[(&route(&format!("{section}: {says}")), &want)]);
     }
     check(
         "ServerPolicy",
@@ -826,6 +821,47 @@ fn a_wrong_policy_disturbs_no_other_and_its_last_good_version_stays() {
     drop(view);
     reading.write("a.yaml", &policy("quotes", "3s"));
     assert_eq!((reading.deadline("orders"), reading.deadline("quotes")), (None, Some(3000)));
+}
+
+/// Of each section of the table: it changes what proxies are told, arrives whole, requires the feature that it needs
+/// and no other, and tells the policy that loses it.
+#[test]
+fn every_section_reaches_proxies_and_is_decided_by_one_policy() {
+    assert!(SECTIONS.iter().map(|(name, _)| *name).eq(section::ALL.iter().map(|of| of.name)));
+    let told = |reading: &Reading| {
+        let view = reading.publisher.view();
+        let destination = destination::build(&view.index, &"bank/orders:80".parse().unwrap());
+        (destination.unwrap(), inbound::build(&view.index, "bank.w").unwrap())
+    };
+    let others = [
+        service("orders"),
+        object("ExternalWorkload", "w", "{address: 127.0.0.1, ports: [{port: 9000}]}"),
+    ]
+    .concat();
+    for (section, (name, says)) in section::ALL.iter().zip(SECTIONS) {
+        let mut reading = Reading::new();
+        reading.write("others.yaml", &others);
+        let plain = told(&reading);
+        let kind = if section.scope == Scope::Port { "ServerPolicy" } else { "TrafficPolicy" };
+        let spec = format!("{{targetRefs: [{{kind: Namespace, name: bank}}], {name}: {says}}}");
+        reading.write("a.yaml", &object(kind, "a", &spec));
+        assert_eq!(reading.problems(), [""; 0], "{name}");
+        let (destination, inbound) = told(&reading);
+        let changed = (destination != plain.0, inbound != plain.1);
+        assert_eq!(changed, (section.scope != Scope::Port, section.scope == Scope::Port), "{name}");
+        let wire = convert::destination::to_wire(&destination);
+        assert_eq!(convert::destination::from_wire(&wire).as_ref(), Ok(&destination), "{name}");
+        let features = section::ALL.iter().filter_map(|section| section.feature);
+        let required: BTreeSet<_> =
+            features.filter(|f| wire.requires.contains(&(*f).to_owned())).collect();
+        assert!(required.into_iter().eq(section.feature), "{name}: {:?}", wire.requires);
+        let wire = convert::inbound::to_wire(&inbound);
+        assert_eq!(convert::inbound::from_wire(&wire).as_ref(), Ok(&inbound), "{name}");
+        reading.write("b.yaml", &object(kind, "b", &spec));
+        assert_eq!(reading.overridden(&format!("{kind} bank/a")), [""; 0], "{name}");
+        let lost = format!("spec.{name}: overridden by {kind} bank/a (Namespace bank)");
+        assert_eq!(reading.overridden(&format!("{kind} bank/b")), [lost]);
+    }
 }
 
 #[test]
