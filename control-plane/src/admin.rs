@@ -95,6 +95,8 @@ async fn contents() -> &'static str {
 }
 
 async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {
+    let behind = admin.publisher.proxies_behind();
+    admin.metrics.proxies_behind.set(i64::try_from(behind).unwrap_or(i64::MAX));
     admin.metrics.log_dropped.inner().store(admin.log.dropped(), Relaxed);
     ([(CONTENT_TYPE, OPENMETRICS)], admin.metrics.encode())
 }

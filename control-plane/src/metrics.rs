@@ -53,6 +53,8 @@ pub struct Metrics {
     pub objects: Family<KindLabel, Gauge>,
     pub problems: Gauge,
     pub proxies: Gauge,
+    /// Taken from the publisher when somebody asks.
+    pub proxies_behind: Gauge,
     pub workloads: Gauge,
     pub pods: Family<StateLabel, Gauge>,
     pub nacks: Counter,
@@ -81,6 +83,7 @@ impl Metrics {
             objects: Family::default(),
             problems: Gauge::default(),
             proxies: Gauge::default(),
+            proxies_behind: Gauge::default(),
             workloads: Gauge::default(),
             pods: Family::default(),
             nacks: Counter::default(),
@@ -102,6 +105,11 @@ impl Metrics {
         registry.register("objects", "Objects in force, by kind", metrics.objects.clone());
         registry.register("problems", "Problems found in manifests", metrics.problems.clone());
         registry.register("proxies", "Proxies with a discovery stream", metrics.proxies.clone());
+        registry.register(
+            "proxies_behind",
+            "Proxies that have not acknowledged everything that they were sent",
+            metrics.proxies_behind.clone(),
+        );
         registry.register("workloads", "Registered workloads", metrics.workloads.clone());
         registry.register(
             "pods",

@@ -213,6 +213,11 @@ impl Publisher {
         }
     }
 
+    /// Proxies that have not acknowledged everything that they were sent.
+    pub fn proxies_behind(&self) -> usize {
+        self.progress.proxies_behind()
+    }
+
     fn note_left_out(&self, of: &Dep) {
         self.followers.tell(|news| news.left_out.extend([of.clone()]));
     }

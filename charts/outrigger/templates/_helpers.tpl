@@ -64,3 +64,22 @@ imagePullSecrets:
     "skipInboundPorts" .Values.proxy.skipInboundPorts }}
 {{- toPrettyJson $settings }}
 {{- end }}
+
+{{/* A file of rules, with what the values say in place of what stands in it: [root, path]. */}}
+{{- define "outrigger.rules" -}}
+{{- $root := index . 0 }}
+{{- with $root.Values.monitoring.rules }}
+{{- $root.Files.Get (index $ 1)
+    | replace "owner: platform" (printf "owner: %q" .owner)
+    | replace "https://outrigger.dev/docs/runbooks.md" .runbooks
+    | replace "vector(99.9)" (printf "vector(%v)" .objective) }}
+{{- end }}
+{{- end }}
+
+{{/* Names targets by their pods, and apps as traces do (docs/monitoring.md). */}}
+{{- define "outrigger.relabelings" -}}
+- {sourceLabels: [__meta_kubernetes_pod_name], targetLabel: instance}
+- {sourceLabels: [__meta_kubernetes_pod_name], targetLabel: app}
+- {sourceLabels: [__meta_kubernetes_pod_label_app], regex: (.+), targetLabel: app}
+- {sourceLabels: [__meta_kubernetes_pod_label_app_kubernetes_io_name], regex: (.+), targetLabel: app}
+{{- end -}}
