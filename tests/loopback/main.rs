@@ -18,6 +18,7 @@ mod injected;
 mod life;
 mod lookups;
 mod mirrors;
+mod monitoring;
 mod names;
 mod once;
 mod protocols;

@@ -29,7 +29,10 @@ proxy: {mode: env, log: debug, skipOutboundNetworks: [10.0.0.0/8], skipOutboundP
 webhook: {timeoutSeconds: 5}
 networkPolicy: {metricsFrom: {matchLabels: {team: watchers}}}
 podDisruptionBudget: {maxUnavailable: 50%}
-podMonitor: {enabled: true, interval: 10s, labels: {release: prometheus}}
+monitoring:
+  podMonitor: {enabled: true, interval: 10s, labels: {release: prometheus}}
+  rules: {enabled: true, as: ConfigMap, labels: {rules: 'yes'}, objective: 99, owner: bank, runbooks: 'https://wiki.example.com/mesh'}
+  dashboards: {enabled: true, labels: {team: mesh}, annotations: {grafana_folder: Mesh}}
 crds: {install: false, remove: keep}
 ";
 
@@ -92,7 +95,7 @@ fn every_set_of_values_makes_objects_that_a_cluster_takes() {
         }
     }
     let all = objects(MAXIMAL);
-    assert_eq!(of_kind(&all, "PodMonitor").len(), 1);
+    assert_eq!(of_kind(&all, "PodMonitor").len(), 2, "of control planes and of proxies");
     assert_eq!(of_kind(&all, "Deployment")[0]["spec"]["replicas"], 5);
     // Only the Job that cleans up is left.
     assert_eq!(of_kind(&all, "Job").len(), 1);
@@ -137,7 +140,7 @@ cni:
   podLabels: {team: mesh}
   podAnnotations: {note: 'a: b'}
   seLinuxOptions: {type: spc_t}
-podMonitor: {enabled: true}
+monitoring: {podMonitor: {enabled: true}}
 ";
     for values in ["cni: {enabled: true}", values] {
         let all = objects(values);
@@ -171,6 +174,63 @@ podMonitor: {enabled: true}
     }
 }
 
+/// The texts of a ConfigMap, and of the rules of PrometheusRules.
+fn rule_files(objects: &[Value]) -> Vec<Value> {
+    let maps = of_kind(objects, "ConfigMap").into_iter();
+    let maps = maps.filter(|map| map["metadata"]["name"] == "outrigger-rules");
+    let files = maps.flat_map(|map| map["data"].as_object().into_iter().flatten());
+    let files = files.map(|(_, text)| text.as_str().expect("text"));
+    let files = files.map(|text| serde_saphyr::from_str(text).expect("YAML"));
+    let rules = of_kind(objects, "PrometheusRule").into_iter().map(|rule| rule["spec"].clone());
+    files.chain(rules).collect()
+}
+
+#[test]
+fn rules_and_dashboards_are_there_where_they_are_wanted_and_as_they_are_wanted() {
+    if !is_there("kube::chart::rules_and_dashboards_are_there_where_they_are_wanted") {
+        return;
+    }
+    let of_dashboards = |objects: &[Value]| -> Vec<Value> {
+        let maps = of_kind(objects, "ConfigMap").into_iter().cloned();
+        maps.filter(|map| map["metadata"]["labels"]["grafana_dashboard"] == "1").collect()
+    };
+    let none = objects("");
+    for kind in ["PodMonitor", "PrometheusRule"] {
+        assert!(of_kind(&none, kind).is_empty(), "{kind} unasked");
+    }
+    assert!(of_dashboards(&none).is_empty() && rule_files(&none).is_empty());
+
+    let dashboards = of_dashboards(&objects("monitoring: {dashboards: {enabled: true}}"));
+    assert_eq!(dashboards.len(), 5);
+    for map in dashboards {
+        for (file, text) in map["data"].as_object().expect("data") {
+            let shipped = chart().join("files/dashboards").join(file);
+            let shipped = std::fs::read_to_string(shipped).expect("the file");
+            assert_eq!(text.as_str().map(str::trim_end), Some(shipped.trim_end()), "{file}");
+        }
+    }
+
+    // As they are shipped, and with everything changed.
+    let plain = rule_files(&objects("monitoring: {rules: {enabled: true}}"));
+    let changed = rule_files(&objects(MAXIMAL));
+    let folder = std::fs::read_dir(chart().join("files/rules")).expect("the folder");
+    let mut paths: Vec<PathBuf> = folder.map(|entry| entry.expect("an entry").path()).collect();
+    paths.sort();
+    let shipped: Vec<String> =
+        paths.iter().map(|path| std::fs::read_to_string(path).expect("its text")).collect();
+    assert_eq!((plain.len(), changed.len()), (shipped.len(), shipped.len()));
+    for ((plain, changed), shipped) in plain.iter().zip(&changed).zip(&shipped) {
+        assert_eq!(*plain, serde_saphyr::from_str::<Value>(shipped).expect("YAML"));
+        let replaced = shipped
+            .replace("owner: platform", "owner: bank")
+            .replace("https://outrigger.dev/docs/runbooks.md", "https://wiki.example.com/mesh")
+            .replace("vector(99.9)", "vector(99)");
+        assert_eq!(*changed, serde_saphyr::from_str::<Value>(&replaced).expect("YAML"));
+    }
+    let all = format!("{changed:?}");
+    assert!(!all.contains("platform") && !all.contains("99.9") && all.contains("vector(99)"));
+}
+
 #[test]
 fn wrong_values_are_refused_by_name() {
     if !is_there("kube::chart::wrong_values_are_refused_by_name") {
@@ -188,6 +248,11 @@ fn wrong_values_are_refused_by_name() {
         ("crds.remove=everything", "remove"),
         ("cni.binDir=opt/cni/bin", "binDir"),
         ("cni.confName=../x.conf", "confName"),
+        ("monitoring.rules.as=Secret", "as"),
+        ("monitoring.rules.objective=100", "objective"),
+        ("monitoring.rules.owner=", "owner"),
+        ("monitoring.rules.runbooks=here", "runbooks"),
+        ("podMonitor.enabled=true", "podMonitor"),
         ("controlPlan.replicas=2", "controlPlan"),
     ] {
         let output = helm(&["template", "--set", set]);
