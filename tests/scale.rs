@@ -7,7 +7,7 @@ use outrigger_proto::wire::{
     self, AggregatedDiscoveryServiceClient, DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node,
 };
 use outrigger_tests::app::Echo;
-use outrigger_tests::client::gets;
+use outrigger_tests::client::{Distinct, gets};
 use outrigger_tests::process::{ControlPlane, Proxy, free_port, local};
 use prost_types::value::Kind;
 use prost_types::{Struct, Value};
@@ -211,4 +211,30 @@ fn a_proxy_grows_with_what_its_app_calls_and_not_with_the_mesh() {
     });
     println!("proxy with 10 services: {few} KiB, with {MANY}: {many} KiB");
     assert!(few.abs_diff(many) <= EQUAL, "{few} KiB with 10 services, {many} KiB with {MANY}");
+}
+
+/// Distinct requests, unless `OUTRIGGER_DISTINCT` says how many.
+const DISTINCT: usize = 100_000;
+/// By how much they may make a proxy's own memory larger, in KiB.
+const FLAT: u64 = 2 * 1024;
+
+#[test]
+fn whatever_requests_say_makes_no_series_and_takes_no_memory() {
+    let many = std::env::var("OUTRIGGER_DISTINCT").ok().and_then(|n| n.parse().ok());
+    let many: usize = many.unwrap_or(DISTINCT);
+    let app = Echo::start("app");
+    let plane = plane(1, app.port);
+    let port = free_port();
+    let listener = format!("{}=s0.bank:80", local(port));
+    // Everything that is kept of requests is on: the access log too, whose lines go to a file.
+    let mut proxy = Proxy::caller(&plane, &["--listen", &listener, "--access-log", "1/10"]);
+    let mut requests = Distinct::new(port);
+    requests.send(20_000);
+    let series = |proxy: &Proxy| proxy.metrics().lines().count();
+    let before = (proxy.process().own_memory(), series(&proxy));
+    requests.send(many);
+    let after = (proxy.process().own_memory(), series(&proxy));
+    println!("{many} distinct requests: from {before:?} to {after:?} KiB and series");
+    assert_eq!(before.1, after.1, "lines of metrics");
+    assert!(after.0 <= before.0 + FLAT, "{} KiB, then {} KiB", before.0, after.0);
 }

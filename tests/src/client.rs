@@ -244,6 +244,53 @@ pub fn gets(port: u16, count: usize) {
     }
 }
 
+/// Requests of which no two have anything in common: method, path, host, and names and values of headers.
+pub struct Distinct {
+    connection: BufReader<TcpStream>,
+    sent: usize,
+}
+
+impl Distinct {
+    pub fn new(port: u16) -> Self {
+        let stream = TcpStream::connect(local(port)).expect("a connection");
+        stream.set_read_timeout(Some(Duration::from_secs(20))).expect("a limit");
+        Self { connection: BufReader::new(stream), sent: 0 }
+    }
+
+    /// Sends so many, 100 at a time.
+    pub fn send(&mut self, count: usize) {
+        const AT_ONCE: usize = 100;
+        for _ in 0..count / AT_ONCE {
+            let mut text = String::new();
+            for _ in 0..AT_ONCE {
+                let n = self.sent;
+                self.sent += 1;
+                text.push_str(&format!(
+                    "M{n} /p{n}?q={n} HTTP/1.1\r\nHost: h{n}.example\r\nx-name-{n}: v\r\nx-request-id: r{n}\r\n\
+                     user-agent: u{n}\r\n\r\n"
+                ));
+            }
+            self.connection.get_mut().write_all(text.as_bytes()).expect("room");
+            for _ in 0..AT_ONCE {
+                self.answer();
+            }
+        }
+    }
+
+    fn answer(&mut self) {
+        let (mut line, mut length) = (String::new(), 0);
+        while line != "\r\n" {
+            line.clear();
+            assert!(self.connection.read_line(&mut line).expect("a line") > 0, "it was closed");
+            if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
+                length = value.trim().parse().expect("a length");
+            }
+        }
+        let mut body = vec![0; length];
+        self.connection.read_exact(&mut body).expect("a body");
+    }
+}
+
 /// One GET on a kept connection; the name of the app that answered.
 fn get_on(connection: &mut Option<BufReader<TcpStream>>, port: u16) -> Result<String, String> {
     let answer = try_get_on(connection, port);

@@ -39,6 +39,9 @@ const MAX_LATENCY_US: u64 = 3_600_000_000;
 /// Two significant digits: 10 KB a histogram, where three would take 139.
 const DIGITS: u8 = 2;
 
+/// Stands for every gRPC code that gRPC does not define.
+const UNDEFINED: i32 = -1;
+
 /// What a series set is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SeriesKey {
@@ -62,7 +65,7 @@ pub struct CountKey {
 pub enum Status {
     /// The first digit of an HTTP status.
     Http(u8),
-    /// A gRPC status code.
+    /// A gRPC status code, from 0 to 16, or [`UNDEFINED`]. See [`Status::grpc`].
     Grpc(i32),
     /// Bytes, not requests.
     Stream,
@@ -73,6 +76,12 @@ pub enum Status {
 impl Status {
     pub fn of(status: StatusCode) -> Self {
         Self::Http((status.as_u16() / 100) as u8)
+    }
+
+    /// Of the code that a server says. Those that gRPC does not define are one: an app can say as many as there are
+    /// numbers, and each would be counted by itself.
+    pub fn grpc(code: i32) -> Self {
+        Self::Grpc(if (0..=16).contains(&code) { code } else { UNDEFINED })
     }
 }
 
@@ -360,6 +369,18 @@ mod tests {
         assert_eq!(all.series.len(), MAX_SERIES + 1);
         let other = all.series.iter().find(|s| s.key.service == Label::OTHER).unwrap();
         assert_eq!(lock(&other.inner).requests, [(OK, 10)]);
+    }
+
+    #[test]
+    fn codes_that_grpc_does_not_define_are_counted_as_one() {
+        let metrics = Arc::new(Metrics::new(1));
+        let worker = WorkerMetrics::new(Arc::clone(&metrics), 0);
+        for code in -1_000..1_000 {
+            let count = CountKey { status: Status::grpc(code), ..OK };
+            worker.record(key(&metrics, "s"), count, Duration::ZERO, 0);
+        }
+        let all = lock(&metrics.workers[0]);
+        assert_eq!(lock(&all.series[0].inner).requests.len(), 18);
     }
 
     #[test]

@@ -297,7 +297,7 @@ impl Exchange {
         let status = match self.grpc_status {
             // The caller has not got it, or not the whole of what it stands for.
             _ if outcome == Outcome::Canceled && self.is_given_up() => Status::None,
-            Some(code) => Status::Grpc(code),
+            Some(code) => Status::grpc(code),
             None => self.status.map_or(Status::None, Status::of),
         };
         let key = SeriesKey {
