@@ -41,11 +41,15 @@ pub fn remember(
     let (id, has_id) = trace::request_id(headers, says, || worker.random());
     let by_id = !is_external || !has_id;
     let request = if by_id { worker.proxy.correlation.hash(id.as_bytes()) } else { 0 };
-    exchange.request_id = Some(id);
     let mut trace = trace::continued(headers, says, sampling, || worker.random());
     if let Some(sampler) = sampling.filter(|_| trace.id == 0) {
-        trace = trace::begin(headers, sampler, None, || worker.random());
+        let begun = if head.trace_by_id { trace::of_id(&id, sampler) } else { None };
+        trace = match begun {
+            Some(begun) => trace::continued_by_id(headers, begun, || worker.random()),
+            None => trace::begin(headers, sampler, None, || worker.random()),
+        };
     }
+    exchange.request_id = Some(id);
     exchange.trace = trace;
     if says.time {
         exchange.deadline = Deadline::begin(exchange.began, told(headers).nearest(), None, None);
@@ -99,13 +103,18 @@ pub fn inherit(
     if has_id && !correlation.is_empty() {
         request = correlation.hash(id.as_bytes());
     }
-    exchange.request_id = Some(id);
     let mut trace = trace::continued(&mut head.headers, says, sampling, || worker.random());
     let found = correlation.find(RequestKeys { trace: trace.id, span: trace.received, request });
     if let Some(sampler) = sampling.filter(|_| trace.id == 0) {
         let parent = found.as_ref().and_then(|found| trace_of(found.from.as_deref()?));
-        trace = trace::begin(&mut head.headers, sampler, parent, || worker.random());
+        // One that begins here, with an id of ours, need not be said to another proxy.
+        let begun = if has_id || parent.is_some() { None } else { trace::of_id(&id, sampler) };
+        head.trace_by_id = begun.is_some();
+        trace = begun.unwrap_or_else(|| {
+            trace::begin(&mut head.headers, sampler, parent, || worker.random())
+        });
     }
+    exchange.request_id = Some(id);
     exchange.trace = trace;
     let told = if says.time { told(&head.headers) } else { HeaderTimeouts::default() };
     let explicit = told.nearest();
@@ -167,6 +176,8 @@ pub fn send_along(
     let headers = &mut head.headers;
     if exchange.attempts > 1 && exchange.is_recorded() {
         trace::again(headers, &exchange.trace, exchange.attempts);
+    } else if head.trace_by_id && !target.wire.is_hop() {
+        trace::say(headers, &exchange.trace);
     }
     // A server that is told of a time would end its stream by it.
     let streams = streams || call.streaming;

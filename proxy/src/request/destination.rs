@@ -201,7 +201,9 @@ pub fn inbound(
     connection.claims_to_be_mesh();
     let hop = parse_hop(hop.to_str().unwrap_or_default())
         .ok_or_else(|| Refusal::new(Reason::BadRequest, "malformed x-outrigger-hop header"))?;
-    head.deadline_by_policy = hop.by_policy && connection.peer.get() == Peer::Mesh;
+    let is_mesh = connection.peer.get() == Peer::Mesh;
+    head.deadline_by_policy = hop.by_policy && is_mesh;
+    head.trace_by_id = hop.trace_by_id && is_mesh;
     head.absolute = hop.absolute;
     let port = inbound.port(hop.port)?;
     port.admit(connection.peer.get())?;
@@ -257,17 +259,20 @@ pub struct To {
     pub protocol: Protocol,
     /// A policy started the request's deadline.
     pub by_policy: bool,
+    /// The request's trace follows from its id.
+    pub trace_by_id: bool,
     /// The app gets the whole URI as the target (RFC 9112 section 3.2.2).
     pub absolute: bool,
 }
 
-/// `1;port=8080;proto=h1`, `;deadline=policy` where a policy started the deadline, and `;form=absolute` of a
-/// request for an HTTP proxy. A later version may add parameters, never change these; none may be
+/// `1;port=8080;proto=h1`, `;deadline=policy` where a policy started the deadline, `;trace=id` where the trace
+/// follows from the request's id, and `;form=absolute` of a request for an HTTP proxy. A later version may add parameters, never change these; none may be
 /// there twice.
 pub fn parse_hop(text: &str) -> Option<To> {
     let mut parts = text.split(';');
     (parts.next()? == "1").then_some(())?;
     let (mut port, mut protocol, mut by_policy, mut absolute) = (None, None, None, None);
+    let mut trace = None;
     for part in parts {
         match part.trim().split_once('=')? {
             ("port", value) if port.is_none() => port = Some(port_number(value)?),
@@ -276,12 +281,14 @@ pub fn parse_hop(text: &str) -> Option<To> {
             ("proto", "grpc") if protocol.is_none() => protocol = Some(Protocol::Grpc),
             ("deadline", value) if by_policy.is_none() => by_policy = Some(value == "policy"),
             ("form", value) if absolute.is_none() => absolute = Some(value == "absolute"),
-            ("port" | "proto" | "deadline" | "form", _) => return None,
+            ("trace", value) if trace.is_none() => trace = Some(value == "id"),
+            ("port" | "proto" | "deadline" | "form" | "trace", _) => return None,
             _ => {}
         }
     }
     let (by_policy, absolute) = (by_policy.unwrap_or(false), absolute.unwrap_or(false));
-    Some(To { port: port?, protocol: protocol?, by_policy, absolute })
+    let trace_by_id = trace.unwrap_or(false);
+    Some(To { port: port?, protocol: protocol?, by_policy, trace_by_id, absolute })
 }
 
 /// Digits alone: `+80` is no port.
@@ -295,13 +302,21 @@ mod tests {
 
     #[test]
     fn hop_headers_parse_or_are_refused() {
-        let to = |protocol| To { port: 80, protocol, by_policy: false, absolute: false };
+        let to = |protocol| To {
+            port: 80,
+            protocol,
+            by_policy: false,
+            trace_by_id: false,
+            absolute: false,
+        };
         assert_eq!(parse_hop("1;port=80;proto=h1"), Some(to(Protocol::Http1)));
         assert_eq!(parse_hop("1;port=80;proto=grpc;new=1"), Some(to(Protocol::Grpc)));
         let by_policy = parse_hop("1;port=80;proto=h2;deadline=policy");
         assert_eq!(by_policy, Some(To { by_policy: true, ..to(Protocol::Http2) }));
         let absolute = parse_hop("1;port=80;proto=h1;form=absolute");
         assert_eq!(absolute, Some(To { absolute: true, ..to(Protocol::Http1) }));
+        let traced = parse_hop("1;port=80;proto=h1;trace=id");
+        assert_eq!(traced, Some(To { trace_by_id: true, ..to(Protocol::Http1) }));
         for bad in [
             "",
             "2;port=80;proto=h1",
@@ -314,6 +329,7 @@ mod tests {
             "1;port=80;proto=h1;proto=h2",
             "1;port=80;proto=h1;deadline=policy;deadline=none",
             "1;port=80;proto=h1;form=absolute;form=origin",
+            "1;port=80;proto=h1;trace=id;trace=id",
         ] {
             assert_eq!(parse_hop(bad), None, "{bad}");
         }

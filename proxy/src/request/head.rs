@@ -39,6 +39,8 @@ pub struct Head {
     pub upgrade: Option<HeaderValue>,
     /// Between proxies: a policy started its deadline, so that it ends with the head of what streams.
     pub deadline_by_policy: bool,
+    /// Between proxies: its trace follows from its id ([`crate::wire::trace::of_id`]).
+    pub trace_by_id: bool,
     /// How header names were written, for an upstream on HTTP/1.1 of a caller on HTTP/1.1. Of the first
     /// attempt alone.
     written: Extensions,
@@ -73,6 +75,7 @@ impl Head {
             headers,
             upgrade,
             deadline_by_policy: false,
+            trace_by_id: false,
             written: match parts.version {
                 Version::HTTP_11 => parts.extensions,
                 _ => Extensions::new(),
@@ -93,6 +96,7 @@ impl Head {
             headers,
             upgrade: None,
             deadline_by_policy: false,
+            trace_by_id: false,
             written,
             lent,
         }
@@ -136,6 +140,7 @@ impl Head {
             headers,
             upgrade: self.upgrade.clone(),
             deadline_by_policy: self.deadline_by_policy,
+            trace_by_id: self.trace_by_id,
             written: std::mem::take(&mut self.written),
             lent: Vec::new(),
         }
@@ -228,7 +233,8 @@ impl Head {
             (None, None) => return Err(bad_authority()),
         };
         if target.wire == Wire::Hop {
-            headers.insert(HOP, target.header(self.deadline_by_policy, self.absolute));
+            let hop = target.header(self.deadline_by_policy, self.trace_by_id, self.absolute);
+            headers.insert(HOP, hop);
         }
         if let Some(token) = self.upgrade {
             if token == CONNECT {

@@ -87,8 +87,9 @@ pub struct EndpointState {
     pub is_near: bool,
     /// It lies outside the mesh.
     pub is_outside: bool,
-    /// `x-outrigger-hop` for an app that speaks h1, h2 and gRPC; without and with a policy's deadline.
-    hop_headers: [[HeaderValue; 2]; 3],
+    /// `x-outrigger-hop` for an app that speaks h1, h2 and gRPC; without and with a policy's deadline, each without and
+    /// with a trace that follows from the request's id.
+    hop_headers: [[HeaderValue; 4]; 3],
 }
 
 /// What was learnt about an endpoint.
@@ -309,16 +310,21 @@ impl EndpointSet {
 }
 
 impl EndpointState {
-    /// What the far proxy needs to know: the app's port, what to speak there, and whether it was a policy
-    /// that started the request's deadline.
-    pub fn hop_header(&self, protocol: Protocol, deadline_by_policy: bool) -> HeaderValue {
+    /// What the far proxy needs to know: the app's port, what to speak there, whether it was a policy
+    /// that started the request's deadline, and whether the request's id tells its trace.
+    pub fn hop_header(
+        &self,
+        protocol: Protocol,
+        deadline_by_policy: bool,
+        trace_by_id: bool,
+    ) -> HeaderValue {
         let [h1, h2, grpc] = &self.hop_headers;
         let headers = match protocol {
             Protocol::Http2 => h2,
             Protocol::Grpc => grpc,
             Protocol::Detect | Protocol::Http1 | Protocol::Tls | Protocol::Tcp => h1,
         };
-        headers[usize::from(deadline_by_policy)].clone()
+        headers[usize::from(deadline_by_policy) + 2 * usize::from(trace_by_id)].clone()
     }
 }
 
@@ -337,9 +343,9 @@ fn peer_label(endpoint: &Endpoint, metrics: &Metrics) -> HeldLabel {
     }
 }
 
-fn hop_headers(port: u16) -> [[HeaderValue; 2]; 3] {
+fn hop_headers(port: u16) -> [[HeaderValue; 4]; 3] {
     [Protocol::Http1, Protocol::Http2, Protocol::Grpc].map(|protocol| {
-        ["", ";deadline=policy"].map(|more| {
+        ["", ";deadline=policy", ";trace=id", ";deadline=policy;trace=id"].map(|more| {
             let text = format!("1;port={port};proto={}{more}", protocol.as_str());
             HeaderValue::from_str(&text).unwrap_or_else(|_| HeaderValue::from_static("1"))
         })

@@ -93,9 +93,14 @@ impl AttemptTarget {
         }
     }
 
-    pub(crate) fn header(&self, deadline_by_policy: bool, absolute: bool) -> HeaderValue {
+    pub(crate) fn header(
+        &self,
+        deadline_by_policy: bool,
+        trace_by_id: bool,
+        absolute: bool,
+    ) -> HeaderValue {
         let Some(endpoint) = &self.endpoint else { return HeaderValue::from_static("") };
-        let header = endpoint.hop_header(self.protocol, deadline_by_policy);
+        let header = endpoint.hop_header(self.protocol, deadline_by_policy, trace_by_id);
         if !absolute {
             return header;
         }

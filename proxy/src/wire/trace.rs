@@ -94,6 +94,28 @@ pub fn continued(
     trace
 }
 
+/// The trace of a request whose id was given by a proxy, of 32 digits: trace and first span follow from it, so that
+/// the next proxy needs no more. None: it is another's id.
+pub fn of_id(id: &HeaderValue, sampler: Sampler) -> Option<TraceContext> {
+    let digits = Some(id.as_bytes()).filter(|digits| digits.len() == ID_BYTES)?;
+    let (high, low) = (unhex(&digits[..16])?, unhex(&digits[16..])?);
+    let id = Some(u128::from(high) << 64 | u128::from(low)).filter(|id| *id != 0)?;
+    // Random at the end, and so drawn.
+    let flags = RANDOM | u8::from(sampler.draws(id));
+    Some(TraceContext { id, received: 0, sent: high.rotate_left(32) ^ low | 1, flags })
+}
+
+/// Goes on with the trace that another proxy has begun, and of which nothing but the request's id tells.
+pub fn continued_by_id(
+    headers: &mut HeaderMap,
+    begun: TraceContext,
+    random: impl Fn() -> u64,
+) -> TraceContext {
+    let trace = TraceContext { received: begun.sent, sent: random() | 1, ..begun };
+    write(headers, &trace, trace.sent);
+    trace
+}
+
 /// Begins a trace, or goes on with the one of `parent`, the request that it belongs to.
 pub fn begin(
     headers: &mut HeaderMap,
@@ -113,6 +135,11 @@ pub fn begin(
     };
     write(headers, &trace, sent);
     trace
+}
+
+/// Has the request say to which trace it belongs, where the next one could not know.
+pub fn say(headers: &mut HeaderMap, trace: &TraceContext) {
+    write(headers, trace, trace.sent);
 }
 
 /// Has the request say that it is a further attempt, whose span is one of its own.
