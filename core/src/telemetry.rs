@@ -1,6 +1,7 @@
 //! What proxies tell others about requests: where traces go, and which.
 
 use std::ops::RangeInclusive;
+use std::str::FromStr;
 use std::time::Duration;
 
 use crate::error::FieldError;
@@ -16,6 +17,62 @@ pub const SLOWER_THAN: RangeInclusive<Duration> =
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Telemetry {
     pub traces: Option<Traces>,
+    /// None: each proxy's own flag, else errors.
+    pub access_log: Option<AccessLog>,
+}
+
+/// Which requests are written to the access log. As text: `off`, `errors`, `all`, or one of N and every error as in
+/// `1/100`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AccessLog {
+    /// A share of all.
+    pub share: Ratio,
+    /// Those that do not end well.
+    pub errors: bool,
+    /// Those that take longer; [`SLOWER_THAN`].
+    pub slower_than: Option<Duration>,
+}
+
+impl Default for AccessLog {
+    fn default() -> Self {
+        Self { share: Ratio::NONE, errors: true, slower_than: None }
+    }
+}
+
+impl AccessLog {
+    /// Whether a request is written that has ended so; `random` is uniform.
+    pub fn takes(
+        &self,
+        outcome: Outcome,
+        duration: Duration,
+        random: impl FnOnce() -> u64,
+    ) -> bool {
+        (self.errors && outcome != Outcome::Success)
+            || self.slower_than.is_some_and(|limit| duration > limit)
+            || (self.share != Ratio::NONE && self.share.takes(random()))
+    }
+}
+
+impl FromStr for AccessLog {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let errors = Self::default();
+        match text {
+            "off" => Ok(Self { errors: false, ..errors }),
+            "errors" => Ok(errors),
+            "all" => Ok(Self { share: Ratio::ALL, ..errors }),
+            _ => {
+                let one_of = text.strip_prefix("1/").and_then(|n| n.parse::<u32>().ok());
+                let one_of = one_of.filter(|n| (1..=1_000_000).contains(n));
+                let share = one_of.and_then(|n| Ratio::from_share(1.0 / f64::from(n)));
+                let share = share.ok_or_else(|| {
+                    format!("{text:?} is not off, errors, all or 1/N, with N up to a million")
+                })?;
+                Ok(Self { share, ..errors })
+            }
+        }
+    }
 }
 
 /// Traces, as they are recorded and sent by OTLP.
@@ -132,6 +189,28 @@ pub fn check_address(address: &str) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_access_log_takes_what_it_says() {
+        use Outcome::{Failure, Success};
+        let second = Duration::from_secs(1);
+        let log = |text: &str| text.parse::<AccessLog>().unwrap();
+        for (setting, good, bad) in [
+            (log("off"), false, false),
+            (log("errors"), false, true),
+            (log("all"), true, true),
+            (log("1/2"), true, true),
+            (AccessLog { slower_than: Some(second / 2), ..log("off") }, true, true),
+            (AccessLog { slower_than: Some(second), ..log("off") }, false, false),
+        ] {
+            assert_eq!(setting.takes(Success, second, || 0), good, "{setting:?}");
+            assert_eq!(setting.takes(Failure, second, || 0), bad, "{setting:?}");
+        }
+        assert!(!log("1/2").takes(Success, second, || u64::MAX));
+        for bad in ["", "1/0", "1/x", "some", "1/1000001"] {
+            assert!(bad.parse::<AccessLog>().unwrap_err().contains("1/N"), "{bad}");
+        }
+    }
 
     #[test]
     fn the_share_is_drawn() {

@@ -78,7 +78,7 @@ pub(crate) struct Overrides {
     pub(crate) init_image: String,
     pub(crate) proxy: Resources,
     pub(crate) log: String,
-    pub(crate) access_log: String,
+    pub(crate) access_log: Option<String>,
     pub(crate) forward_client_identity: bool,
     pub(crate) pre_stop: bool,
 }
@@ -165,9 +165,7 @@ impl Said {
             proxy_image,
             proxy,
             log: read.get("log-level", filter).unwrap_or_else(|| settings.log.clone()),
-            access_log: read
-                .get("access-log", access_log)
-                .unwrap_or_else(|| settings.access_log.clone()),
+            access_log: read.get("access-log", access_log).or_else(|| settings.access_log.clone()),
             forward_client_identity: read.get("forward-client-identity", switch).unwrap_or(false),
             pre_stop: read.get("pre-stop", switch).unwrap_or(true),
         }

@@ -150,7 +150,9 @@ fn environment(pod: &Value, parts: &Parts<'_>) -> Vec<Value> {
     set("PROBES", joined(&probes.list));
     set("PROBE_HEADERS", joined(&probes.headers));
     set("LOG", overrides.log.clone());
-    set("ACCESS_LOG", overrides.access_log.clone());
+    if let Some(what) = &overrides.access_log {
+        set("ACCESS_LOG", what.clone());
+    }
     if overrides.forward_client_identity {
         set("FORWARD_CLIENT_IDENTITY", "true".to_owned());
     }

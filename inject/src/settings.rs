@@ -36,8 +36,8 @@ pub struct Settings {
     pub init: Resources,
     /// The proxy's `--log`.
     pub log: String,
-    /// The proxy's `--access-log`.
-    pub access_log: String,
+    /// The proxy's `--access-log`; none: what the control plane says.
+    pub access_log: Option<String>,
 }
 
 /// How an app's traffic comes to its proxy.
@@ -158,7 +158,7 @@ impl Default for Settings {
                 memory_limit: Some("64Mi".to_owned()),
             },
             log: "info".to_owned(),
-            access_log: "errors".to_owned(),
+            access_log: None,
         }
     }
 }

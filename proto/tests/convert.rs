@@ -28,7 +28,7 @@ use outrigger_core::policy::fallback::{Classes, Fallback, Give};
 use outrigger_core::policy::hedge::HedgeConfig;
 use outrigger_core::policy::session::SessionConfig;
 use outrigger_core::policy::{BackendPolicy, CallPolicy, ServerPolicy};
-use outrigger_core::telemetry::{OtlpProtocol, Ratio, Telemetry, Traces};
+use outrigger_core::telemetry::{AccessLog, OtlpProtocol, Ratio, Telemetry, Traces};
 use outrigger_proto::convert::{destination, endpoint, inbound, is_unsupported, settings, version};
 use outrigger_proto::mesh;
 use policies::{any_backend_policy, any_call, any_server};
@@ -570,15 +570,23 @@ fn any_access() -> impl Strategy<Value = Access> {
 
 fn any_settings() -> impl Strategy<Value = MeshSettings> {
     let unmatched = select(&[Unmatched::Passthrough, Unmatched::Refuse][..]);
-    (any_text(), unmatched, 1u32.., vec(any_text(), 0..4), of(any_traces())).prop_map(
-        |(cluster_domain, unmatched, max_endpoints, namespaces, traces)| MeshSettings {
-            cluster_domain,
-            unmatched,
-            max_endpoints,
-            namespaces,
-            telemetry: Telemetry { traces },
-        },
-    )
+    (any_text(), unmatched, 1u32.., vec(any_text(), 0..4), of(any_traces()), of(any_access_log()))
+        .prop_map(|(cluster_domain, unmatched, max_endpoints, namespaces, traces, access_log)| {
+            MeshSettings {
+                cluster_domain,
+                unmatched,
+                max_endpoints,
+                namespaces,
+                telemetry: Telemetry { traces, access_log },
+            }
+        })
+}
+
+fn any_access_log() -> impl Strategy<Value = AccessLog> {
+    let slower_than = of((1u64..=3_600_000).prop_map(Duration::from_millis));
+    (0u32..=1_000_000, any::<bool>(), slower_than).prop_map(|(share, errors, slower_than)| {
+        AccessLog { share: Ratio::from_millionths(share).unwrap(), errors, slower_than }
+    })
 }
 
 fn any_traces() -> impl Strategy<Value = Traces> {

@@ -48,6 +48,7 @@ pub struct Proxy {
     /// Where what is known of exchanges goes at their end.
     pub records: Bus,
     /// Which of them are recorded as spans.
+    pub access_log: Arc<AccessLog>,
     pub traces: Arc<Traces>,
     /// What the process says, access log included.
     pub log: Log,
@@ -73,7 +74,7 @@ impl Proxy {
         log: Log,
     ) -> (Arc<Self>, BackgroundTasks) {
         let metrics = Arc::new(Metrics::new(settings.workers()));
-        let access_log = AccessLog::new(settings.access_log, log.clone());
+        let access_log = Arc::new(AccessLog::new(settings.access_log, log.clone()));
         let traces = Arc::<Traces>::default();
         let (faults, stops) = FaultInjections::new();
         let proxy = Self {
@@ -87,7 +88,11 @@ impl Proxy {
             identity,
             mesh: ArcSwap::from_pointee(MeshSettings::default()),
             mirrors: Arc::default(),
-            records: Bus::new(vec![Box::new(access_log), Box::new(Arc::clone(&traces))]),
+            records: Bus::new(vec![
+                Box::new(Arc::clone(&access_log)),
+                Box::new(Arc::clone(&traces)),
+            ]),
+            access_log,
             traces,
             log,
             faults,

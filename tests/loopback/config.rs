@@ -230,3 +230,31 @@ fn filters_do_what_they_say() {
         assert!(answer.body.contains(reason), "{path}: {answer:?}");
     }
 }
+
+#[test]
+fn the_access_log_of_running_proxies_follows_the_control_plane() {
+    let app = Echo::start("app");
+    let manifest = unmeshed("app", "http", app.port);
+    let mut plane = ControlPlane::start(&[("app.yaml", &manifest)]);
+    let caller = Proxy::caller(&plane, &[]);
+    let stubborn = Proxy::start(&plane, "stubborn", &["--access-log", "off"]);
+    let get = |proxy: &Proxy, path: &str| {
+        assert_eq!(Curl::through(proxy).get(&format!("http://app.bank{path}")).status, 200);
+    };
+    let has = |proxy: &Proxy, path: &str| proxy.log().contains(&format!("\"path\":\"{path}\""));
+    get(&caller, "/before");
+    plane.restart_with(&["--access-log-slower-than", "200ms"]);
+    eventually("slow requests are written", || {
+        get(&caller, "/sleep/300");
+        has(&caller, "/sleep/300")
+    });
+    get(&caller, "/quick");
+    plane.restart_with(&["--access-log", "all"]);
+    eventually("all requests are written", || {
+        get(&caller, "/all");
+        get(&stubborn, "/all");
+        has(&caller, "/all")
+    });
+    assert!(!has(&caller, "/before") && !has(&caller, "/quick"), "{}", caller.log());
+    assert!(!has(&stubborn, "/all"), "its own flag holds: {}", stubborn.log());
+}

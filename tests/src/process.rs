@@ -289,6 +289,13 @@ impl ControlPlane {
         self.process = None;
     }
 
+    /// Starts the process again with further arguments.
+    pub fn restart_with(&mut self, more: &[&str]) {
+        self.kill();
+        self.args.extend(more.iter().map(|&arg| arg.to_owned()));
+        self.run();
+    }
+
     pub fn process(&self) -> &Process {
         self.process.as_ref().expect("it runs")
     }

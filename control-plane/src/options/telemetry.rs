@@ -4,13 +4,28 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use outrigger_core::telemetry::{
-    OtlpProtocol, Ratio, SLOWER_THAN, Telemetry, Traces, check_address,
+    AccessLog, OtlpProtocol, Ratio, SLOWER_THAN, Telemetry, Traces, check_address,
 };
 
 use super::parse_duration;
 
 #[derive(Clone, Debug, Args)]
 pub struct TelemetryOptions {
+    /// What proxies write to their access logs: off, errors, all, or one of N as in 1/100 (errors always). Unset: each by
+    /// its own --access-log, else errors.
+    #[arg(long, env = "OUTRIGGER_PROXY_ACCESS_LOG", value_name = "WHAT")]
+    pub access_log: Option<AccessLog>,
+
+    /// Has proxies write requests that take longer, besides what --access-log says (1s; also 250ms, 1m); 0s: none is
+    /// for that.
+    #[arg(
+        long,
+        env = "OUTRIGGER_PROXY_ACCESS_LOG_SLOWER_THAN",
+        value_name = "DURATION",
+        value_parser = parse_slower_than
+    )]
+    pub access_log_slower_than: Option<Duration>,
+
     /// Where proxies send traces: a collector that takes OTLP, such as Jaeger or the OpenTelemetry Collector, as in
     /// `http://jaeger.observability:4317`. Unset: no proxy records any.
     #[arg(
@@ -88,7 +103,12 @@ impl TelemetryOptions {
             errors: !self.no_errors,
             slower_than: Some(self.slower_than).filter(|limit| !limit.is_zero()),
         };
-        Telemetry { traces: self.address.as_ref().map(traces) }
+        let slower_than = self.access_log_slower_than.filter(|limit| !limit.is_zero());
+        let access_log = self.access_log.or(slower_than.map(|_| AccessLog::default()));
+        Telemetry {
+            traces: self.address.as_ref().map(traces),
+            access_log: access_log.map(|log| AccessLog { slower_than, ..log }),
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use outrigger_core::config::{MeshSettings, Unmatched};
 use outrigger_core::error::FieldError;
-use outrigger_core::telemetry::{OtlpProtocol, Ratio, Telemetry, Traces};
+use outrigger_core::telemetry::{AccessLog, OtlpProtocol, Ratio, SLOWER_THAN, Telemetry, Traces};
 
 use super::check_requires;
 use crate::mesh;
@@ -21,7 +21,38 @@ pub fn to_wire(settings: &MeshSettings) -> mesh::MeshSettings {
         max_endpoints: settings.max_endpoints,
         namespaces: settings.namespaces.clone(),
         traces: settings.telemetry.traces.as_ref().map(traces_to_wire),
+        access_log: settings.telemetry.access_log.as_ref().map(access_log_to_wire),
     }
+}
+
+fn access_log_to_wire(log: &AccessLog) -> mesh::AccessLog {
+    mesh::AccessLog {
+        ratio: log.share.millionths(),
+        errors: log.errors,
+        slower_than_ms: millis(log.slower_than),
+    }
+}
+
+fn access_log_from_wire(wire: &mesh::AccessLog) -> Result<AccessLog, FieldError> {
+    let share = Ratio::from_millionths(wire.ratio);
+    let slower_than = slower_than(wire.slower_than_ms);
+    if slower_than.is_some_and(|limit| !SLOWER_THAN.contains(&limit)) {
+        return Err(FieldError::at("slower_than_ms", "must be between 1ms and 1h"));
+    }
+    Ok(AccessLog {
+        share: share.ok_or_else(|| FieldError::at("ratio", "is more than a million"))?,
+        errors: wire.errors,
+        slower_than,
+    })
+}
+
+/// 0: none.
+fn millis(limit: Option<Duration>) -> u32 {
+    limit.map_or(0, |limit| u32::try_from(limit.as_millis()).unwrap_or(u32::MAX))
+}
+
+fn slower_than(millis: u32) -> Option<Duration> {
+    (millis > 0).then(|| Duration::from_millis(millis.into()))
 }
 
 fn traces_to_wire(traces: &Traces) -> mesh::Traces {
@@ -29,14 +60,13 @@ fn traces_to_wire(traces: &Traces) -> mesh::Traces {
         OtlpProtocol::Grpc => mesh::OtlpProtocol::Grpc,
         OtlpProtocol::Http => mesh::OtlpProtocol::Http,
     };
-    let slower_than = traces.slower_than.map_or(0, |limit| limit.as_millis());
     mesh::Traces {
         address: traces.address.clone(),
         protocol: protocol.into(),
         ratio: traces.ratio.millionths(),
         ignore_parent: !traces.parent,
         ignore_errors: !traces.errors,
-        slower_than_ms: u32::try_from(slower_than).unwrap_or(u32::MAX),
+        slower_than_ms: millis(traces.slower_than),
     }
 }
 
@@ -50,14 +80,13 @@ fn traces_from_wire(wire: &mesh::Traces) -> Result<Traces, FieldError> {
         }
     };
     let ratio = Ratio::from_millionths(wire.ratio);
-    let slower_than = Duration::from_millis(wire.slower_than_ms.into());
     let traces = Traces {
         address: wire.address.clone(),
         protocol,
         ratio: ratio.ok_or_else(|| FieldError::at("ratio", "is more than a million"))?,
         parent: !wire.ignore_parent,
         errors: !wire.ignore_errors,
-        slower_than: Some(slower_than).filter(|limit| !limit.is_zero()),
+        slower_than: slower_than(wire.slower_than_ms),
     };
     traces.check()?;
     Ok(traces)
@@ -81,11 +110,13 @@ pub fn from_wire(wire: &mesh::MeshSettings) -> Result<MeshSettings, FieldError> 
     };
     let traces = wire.traces.as_ref().map(traces_from_wire).transpose();
     let traces = traces.map_err(|problem| problem.under("traces"))?;
+    let access_log = wire.access_log.as_ref().map(access_log_from_wire).transpose();
+    let access_log = access_log.map_err(|problem| problem.under("access_log"))?;
     Ok(MeshSettings {
         cluster_domain: wire.cluster_domain.clone(),
         unmatched,
         max_endpoints: wire.max_endpoints,
         namespaces: wire.namespaces.clone(),
-        telemetry: Telemetry { traces },
+        telemetry: Telemetry { traces, access_log },
     })
 }

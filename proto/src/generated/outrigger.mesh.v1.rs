@@ -953,6 +953,22 @@ pub struct MeshSettings {
     /// Unset: proxies tell nobody.
     #[prost(message, optional, tag = "6")]
     pub traces: ::core::option::Option<Traces>,
+    /// Unset: each proxy by its own flag.
+    #[prost(message, optional, tag = "7")]
+    pub access_log: ::core::option::Option<AccessLog>,
+}
+/// Which requests are written to the access log.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AccessLog {
+    /// Of a million requests, how many.
+    #[prost(uint32, tag = "1")]
+    pub ratio: u32,
+    /// Those that do not end well.
+    #[prost(bool, tag = "2")]
+    pub errors: bool,
+    /// Those that take longer; 0: none is for that.
+    #[prost(uint32, tag = "3")]
+    pub slower_than_ms: u32,
 }
 /// Where spans are sent, and which.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

@@ -11,6 +11,7 @@ use clap::Parser;
 use http::HeaderName;
 use outrigger_core::config::Protocol;
 use outrigger_core::name::{Authority, check_label, check_subdomain};
+use outrigger_core::telemetry::AccessLog;
 
 use crate::base::local::reaches;
 
@@ -215,9 +216,10 @@ pub struct Settings {
     #[arg(long, env = "OUTRIGGER_DRAIN_TIMEOUT", default_value = "30s", value_parser = parse_duration)]
     pub drain_timeout: Duration,
 
-    /// What is written to the access log: off, errors, all, or one of N as in 1/100 (errors always)
-    #[arg(long, env = "OUTRIGGER_ACCESS_LOG", default_value = "errors", value_parser = parse_access_log)]
-    pub access_log: AccessLogSetting,
+    /// What is written to the access log: off, errors, all, or one of N as in 1/100 (errors always). Unset: what the
+    /// control plane says, else errors
+    #[arg(long, env = "OUTRIGGER_ACCESS_LOG")]
+    pub access_log: Option<AccessLog>,
 
     /// Log filter, as in info or outrigger_proxy=debug; a release build has no trace
     #[arg(long, env = "OUTRIGGER_LOG", default_value = "info")]
@@ -248,15 +250,6 @@ pub struct Probe {
     pub port: u16,
     /// As sent, with its query; empty: whether the port takes connections.
     pub path: String,
-}
-
-/// Which requests are written to the access log.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AccessLogSetting {
-    Off,
-    Errors,
-    /// One of this many, and every error. 1 writes all.
-    OneOf(u32),
 }
 
 impl Settings {
@@ -359,20 +352,6 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
     millis.map(Duration::from_millis).ok_or_else(wrong)
 }
 
-fn parse_access_log(text: &str) -> Result<AccessLogSetting, String> {
-    match text {
-        "off" => Ok(AccessLogSetting::Off),
-        "errors" => Ok(AccessLogSetting::Errors),
-        "all" => Ok(AccessLogSetting::OneOf(1)),
-        _ => text
-            .strip_prefix("1/")
-            .and_then(|n| n.parse().ok())
-            .filter(|n| *n > 0)
-            .map(AccessLogSetting::OneOf)
-            .ok_or_else(|| format!("{text:?} is not off, errors, all or 1/N")),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -387,8 +366,6 @@ mod tests {
         assert_eq!(parse_duration("250ms"), Ok(Duration::from_millis(250)));
         assert!(parse_duration("5").is_err());
         assert!(parse_duration("99999999999999999h").is_err());
-        assert_eq!(parse_access_log("1/100"), Ok(AccessLogSetting::OneOf(100)));
-        assert!(parse_access_log("1/0").is_err());
         assert_eq!(parse_probe("8080/healthz").unwrap().path, "/healthz");
         assert_eq!(parse_probe("5432").unwrap().path, "");
         assert!(parse_probe("healthz").is_err());

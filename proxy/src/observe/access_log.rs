@@ -1,43 +1,63 @@
 //! The access log: one JSON line per request, made and written off the request path.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, UNIX_EPOCH};
 
 use http::Method;
-use outrigger_core::outcome::Outcome;
 use outrigger_core::policy::retry::Skip;
+use outrigger_core::telemetry::{AccessLog as Setting, Ratio};
 use outrigger_logging::{Log, Record as LogRecord};
 use serde::Serialize;
 
-use crate::base::settings::AccessLogSetting;
 use crate::observe::bus::Sink;
 use crate::observe::record::{Attempted, ChosenBy, Ending, Record};
 
 /// The request side: decides and enqueues.
 pub struct AccessLog {
-    setting: AccessLogSetting,
+    /// Of this proxy's flag, which holds whatever the control plane says.
+    own: Option<Setting>,
+    /// In force, in one word that requests can read at no cost: see [`pack`].
+    packed: AtomicU64,
     log: Log,
 }
 
 impl AccessLog {
-    pub fn new(setting: AccessLogSetting, log: Log) -> Self {
-        Self { setting, log }
+    pub fn new(own: Option<Setting>, log: Log) -> Self {
+        Self { own, packed: AtomicU64::new(pack(own.unwrap_or_default())), log }
+    }
+
+    /// Takes over what the control plane says; none: nothing.
+    pub fn configure(&self, setting: Option<Setting>) {
+        self.packed.store(pack(self.own.or(setting).unwrap_or_default()), Relaxed);
     }
 }
 
-impl Sink for AccessLog {
+/// Milliseconds, and above them whether errors are taken, and the share in millionths.
+fn pack(setting: Setting) -> u64 {
+    let slower_than = setting.slower_than.map_or(0, |limit| limit.as_millis() as u64);
+    let share = u64::from(setting.share.millionths());
+    slower_than.min(u64::from(u32::MAX)) | u64::from(setting.errors) << 32 | share << 33
+}
+
+fn unpack(packed: u64) -> Setting {
+    let slower_than = Duration::from_millis(packed & u64::from(u32::MAX));
+    Setting {
+        share: Ratio::from_millionths((packed >> 33) as u32).unwrap_or(Ratio::ALL),
+        errors: packed >> 32 & 1 == 1,
+        slower_than: Some(slower_than).filter(|limit| !limit.is_zero()),
+    }
+}
+
+impl Sink for Arc<AccessLog> {
     fn name(&self) -> &'static str {
         "access_log"
     }
 
     fn wants(&self, ending: &Ending, random: &dyn Fn() -> u64) -> bool {
-        match self.setting {
-            AccessLogSetting::Off => false,
-            AccessLogSetting::OneOf(n) if random().is_multiple_of(u64::from(n)) => true,
-            AccessLogSetting::Errors | AccessLogSetting::OneOf(_) => {
-                ending.outcome != Outcome::Success
-            }
-        }
+        unpack(self.packed.load(Relaxed)).takes(ending.outcome, ending.duration, random)
     }
 
     fn take(&self, record: Box<Record>) -> bool {
@@ -221,5 +241,31 @@ impl<'a> From<&'a Record> for Line<'a> {
             duration_us: as_us(entry.duration),
             bytes: entry.bytes,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_setting_is_kept_whole_and_the_proxys_own_flag_holds() {
+        let log = Log::unread();
+        for text in ["off", "errors", "all", "1/100"] {
+            for slower_than in
+                [None, Some(Duration::from_millis(1)), Some(Duration::from_secs(3_600))]
+            {
+                let setting = Setting { slower_than, ..text.parse().unwrap() };
+                assert_eq!(unpack(pack(setting)), setting);
+            }
+        }
+        let all = "all".parse().unwrap();
+        let (told, own) = (AccessLog::new(None, log.clone()), AccessLog::new(Some(all), log));
+        told.configure(Some(all));
+        assert_eq!(unpack(told.packed.load(Relaxed)), all);
+        told.configure(None);
+        assert_eq!(unpack(told.packed.load(Relaxed)), Setting::default());
+        own.configure("off".parse().ok());
+        assert_eq!(unpack(own.packed.load(Relaxed)), all);
     }
 }

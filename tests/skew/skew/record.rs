@@ -70,6 +70,8 @@ pub(super) const CALLS: [(&str, [(&str, &str); 2]); 4] = [
 /// What no object says.
 const FLAGS: &[&str] = &[
     "--identity=off",
+    "--access-log=1/100",
+    "--access-log-slower-than=3s",
     "--traces=http://127.0.0.1:1",
     "--trace-protocol=http",
     "--trace-ratio=0.5",
