@@ -22,6 +22,9 @@ use tokio::net::TcpListener;
 
 use crate::ca::Authority;
 use crate::ca::ledger::shown;
+use crate::graph::Graph;
+use crate::graph::formats::{dot, text};
+use crate::graph::page::GraphPage;
 use crate::index::{Index, PortId};
 use crate::metrics::Metrics;
 use crate::object::{Service, TargetPort, Workload};
@@ -42,6 +45,7 @@ pub struct Admin {
     pub authority: Option<Arc<Authority>>,
     pub problems: Arc<Problems>,
     pub statuses: Arc<Statuses>,
+    pub graph: Arc<Graph>,
     pub metrics: Arc<Metrics>,
     pub log: Log,
 }
@@ -57,6 +61,9 @@ pub async fn serve(listener: TcpListener, admin: Admin) {
         .route("/proxies", get(proxies))
         .route("/identity", get(identity))
         .route("/problems", get(problems))
+        .route("/graph", get(graph))
+        .route("/graph.txt", get(graph_text))
+        .route("/graph.dot", get(graph_dot))
         .layer(from_fn(refuse_proxied))
         .with_state(admin);
     if let Err(error) = axum::serve(listener, app).await {
@@ -91,7 +98,8 @@ async fn contents() -> &'static str {
      /index     every service, endpoint, route and workload, with status\n\
      /proxies   what each proxy asked for, was sent and has acknowledged\n\
      /identity  roots, the issuing one, and who has which certificate\n\
-     /problems  what is wrong in the manifests, with file, line and field\n"
+     /problems  what is wrong in the manifests, with file, line and field\n\
+     /graph     who calls whom, circles, and what is not as usual; as text /graph.txt, for Graphviz /graph.dot\n"
 }
 
 async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {
@@ -244,6 +252,34 @@ fn workload(workload: &Workload) -> Value {
         "ready": workload.ready,
         "ports": ports.collect::<Vec<_>>(),
     })
+}
+
+async fn graph(State(admin): State<Admin>) -> Response {
+    graph_page(admin, |page| Json(page).into_response()).await
+}
+
+async fn graph_dot(State(admin): State<Admin>) -> Response {
+    graph_page(admin, |page| ([(CONTENT_TYPE, "text/vnd.graphviz")], dot(page)).into_response())
+        .await
+}
+
+async fn graph_text(State(admin): State<Admin>) -> Response {
+    graph_page(admin, |page| text(page).into_response()).await
+}
+
+async fn graph_page(
+    admin: Admin,
+    show: impl FnOnce(&GraphPage) -> Response + Send + 'static,
+) -> Response {
+    let page = tokio::task::spawn_blocking(move || match admin.graph.page() {
+        Some(page) => show(&page),
+        None => {
+            let problem = "another replica keeps the graph";
+            let text = Json(json!({ "error": problem, "keeper": admin.graph.keeper() }));
+            (StatusCode::SERVICE_UNAVAILABLE, text).into_response()
+        }
+    });
+    page.await.unwrap_or_else(|_| StatusCode::INTERNAL_SERVER_ERROR.into_response())
 }
 
 async fn identity(State(admin): State<Admin>) -> Json<Value> {

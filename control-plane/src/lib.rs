@@ -17,6 +17,7 @@ pub mod crds;
 pub mod discovery;
 pub mod experiments;
 pub mod grant;
+pub mod graph;
 pub mod identity;
 pub mod index;
 pub mod keys;

@@ -48,6 +48,14 @@ pub struct StateLabel {
     pub state: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct UnusualLabels {
+    pub from: String,
+    pub service: String,
+    pub symptom: &'static str,
+    pub culprit: &'static str,
+}
+
 #[derive(Debug)]
 pub struct Metrics {
     pub objects: Family<KindLabel, Gauge>,
@@ -67,6 +75,8 @@ pub struct Metrics {
     pub certificates_issued: Counter,
     pub certificates_refused: Family<ReasonLabel, Counter>,
     pub handshakes_failed: Counter,
+    pub graph_edges: Gauge,
+    pub unusual: Family<UnusualLabels, Gauge>,
     pub certificate_expiry: Gauge,
     pub ca_expiry: Gauge,
     pub root_expiry: Family<RootLabel, Gauge>,
@@ -96,6 +106,8 @@ impl Metrics {
             certificates_issued: Counter::default(),
             certificates_refused: Family::default(),
             handshakes_failed: Counter::default(),
+            graph_edges: Gauge::default(),
+            unusual: Family::default(),
             certificate_expiry: Gauge::default(),
             ca_expiry: Gauge::default(),
             root_expiry: Family::default(),
@@ -154,6 +166,12 @@ impl Metrics {
             "load_seconds",
             "From noticing changed files or objects to their effect in the index",
             metrics.load_seconds.clone(),
+        );
+        registry.register("graph_edges", "Edges of the graph", metrics.graph_edges.clone());
+        registry.register(
+            "unusual",
+            "1 for each edge of the graph that is not as it usually is, by what is unusual",
+            metrics.unusual.clone(),
         );
         metrics.register_identity(&mut registry);
         Self { registry, by_type, ..metrics }

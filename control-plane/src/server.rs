@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use outrigger_logging::Log;
+use outrigger_proto::graph::graph_server::GraphServer;
 use outrigger_proto::identity::identity_server::IdentityServer;
 use outrigger_proto::mesh::experiments_server::ExperimentsServer;
 use outrigger_proto::mesh::workload_server::WorkloadServer;
@@ -30,6 +31,8 @@ use crate::connection;
 use crate::discovery::{Discovery, DiscoveryServer};
 use crate::experiments::Stopper;
 use crate::experiments::saved::SavedStops;
+use crate::graph::Graph;
+use crate::graph::report::Reports;
 use crate::identity::Certifier;
 use crate::keys;
 use crate::lookup;
@@ -51,6 +54,8 @@ use security::ServerSecurity;
 const MAX_REGISTER: usize = 256 * 1024;
 /// Bytes of a request for a certificate, or to stop a fault injection.
 const MAX_CERTIFY: usize = 16 * 1024;
+/// Bytes of a report of calls, with as many edges as a proxy has series.
+const MAX_REPORT: usize = 1024 * 1024;
 /// Open streams are told to end; after this they are cut.
 const STOP: Duration = Duration::from_secs(3);
 
@@ -102,6 +107,7 @@ pub struct Server {
     publisher: Arc<Publisher>,
     replica: Option<Arc<Replica>>,
     registrations: Option<Arc<Registrations>>,
+    graph: Arc<Graph>,
     security: Option<ServerSecurity>,
     shutdown: watch::Sender<bool>,
     grpc: JoinHandle<()>,
@@ -160,6 +166,7 @@ pub async fn start(options: Options, log: Log) -> Result<Server, StartError> {
     let discovery = local_address(&listener, options.listen);
     let admin_address = local_address(&admin_listener, options.admin);
     let authority = security.as_ref().map(|security| security.authority.clone());
+    let graph = Arc::new(Graph::new(publisher.clone(), metrics.clone(), replica.clone()));
     let (statuses, rounds) = Statuses::new(publisher.clone(), problems.clone(), &metrics);
     let admin = Admin {
         publisher: publisher.clone(),
@@ -167,10 +174,11 @@ pub async fn start(options: Options, log: Log) -> Result<Server, StartError> {
         authority: authority.clone(),
         problems,
         statuses: statuses.clone(),
+        graph: graph.clone(),
         metrics: metrics.clone(),
         log,
     };
-    let mut background = vec![tokio::spawn(rounds.run())];
+    let mut background = vec![tokio::spawn(rounds.run()), tokio::spawn(graph.clone().run())];
     if let Some(address) = options.metrics {
         let listener = bind("--metrics", address)?;
         background.push(tokio::spawn(admin::serve_public(listener, admin.clone())));
@@ -209,11 +217,13 @@ pub async fn start(options: Options, log: Log) -> Result<Server, StartError> {
     });
     let certify = authority.clone().zip(tokens.clone());
     let stopper = Stopper::new(publisher.clone(), tokens.clone(), saved_stops);
+    let reports = Reports::new(graph.clone(), tokens.clone());
     let routes = routes(
         Discovery::new(publisher.clone(), tokens.clone(), authority, metrics.clone()),
         Registrar::new(registrations.clone(), tokens, stopping.clone()),
         Certifier::new(certify, reviewer, metrics.clone()),
         stopper,
+        reports,
     );
     let identity = if tls.is_some() { "on" } else { "off" };
     let grpc = tokio::spawn(connection::serve(listener, routes, tls, metrics, stopping));
@@ -224,6 +234,7 @@ pub async fn start(options: Options, log: Log) -> Result<Server, StartError> {
         publisher,
         replica,
         registrations,
+        graph,
         security,
         shutdown,
         grpc,
@@ -254,6 +265,7 @@ impl Server {
         }
         let (registrations, security) = (self.registrations.take(), self.security.take());
         let (publisher, replica) = (self.publisher.clone(), self.replica.take());
+        let graph = self.graph.clone();
         let write = move || {
             if let Some(replica) = &replica {
                 let known = publisher.view().index.known_namespaces();
@@ -261,6 +273,7 @@ impl Server {
                     tracing::error!(%error, "could not write down which namespaces there are");
                 }
             }
+            graph.leave();
             if let Some(registrations) = registrations {
                 registrations.flush();
             }
@@ -355,13 +368,15 @@ fn routes(
     registrar: Registrar,
     certifier: Certifier,
     stopper: Stopper,
+    reports: Reports,
 ) -> Routes {
     let discovery = DiscoveryServer::new(discovery);
     let registrar = WorkloadServer::new(registrar).max_decoding_message_size(MAX_REGISTER);
     let certifier = IdentityServer::new(certifier).max_decoding_message_size(MAX_CERTIFY);
     let stopper = ExperimentsServer::new(stopper).max_decoding_message_size(MAX_CERTIFY);
     let routes = Routes::new(discovery).add_service(registrar).add_service(certifier);
-    routes.add_service(stopper)
+    let reports = GraphServer::new(reports).max_decoding_message_size(MAX_REPORT);
+    routes.add_service(stopper).add_service(reports)
 }
 
 fn bind(flag: &'static str, address: SocketAddr) -> Result<TcpListener, StartError> {

@@ -12,6 +12,7 @@
 //! | `join-token.key` | the first replica; never again |
 //! | `ca/roots.json`, `trust-bundle.pem` | any replica, one at a time: a step of a rotation holds the lease `rotation` |
 //! | `stopped-experiments.json`, `namespaces.json` | any replica at any time, by [`update`]: what others wrote is kept |
+//! | `graph-0.json` to `graph-7.json` | the replica that holds the lease `graph` |
 //! | `certificates.json`, `connections.json`, `registrations` | the replica that they belong to (see [`crate::replica`]); others read them, and remove them when their owner has been away for long and nothing in them is needed |
 //!
 //! # How late a reader may be

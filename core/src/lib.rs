@@ -15,6 +15,7 @@ pub mod config;
 pub mod detect;
 pub mod error;
 pub mod filter;
+pub mod graph;
 pub mod identity;
 pub mod name;
 pub mod outcome;

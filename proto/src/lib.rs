@@ -8,6 +8,8 @@ pub mod codec;
 pub mod convert;
 pub mod wire;
 
+/// What callers tell about whom they call.
+pub use generated::outrigger::graph::v1 as graph;
 /// How a proxy comes to its certificate.
 pub use generated::outrigger::identity::v1 as identity;
 /// Outrigger's resources and the workload registration service.
@@ -42,6 +44,11 @@ mod generated {
         }
     }
     pub(crate) mod outrigger {
+        pub(crate) mod graph {
+            pub mod v1 {
+                include!("generated/outrigger.graph.v1.rs");
+            }
+        }
         pub(crate) mod identity {
             pub mod v1 {
                 include!("generated/outrigger.identity.v1.rs");

@@ -5,5 +5,6 @@ pub mod control_plane;
 pub mod discovery;
 pub mod registration;
 pub mod renew;
+pub mod report;
 pub mod state;
 pub mod stop;

@@ -3,6 +3,7 @@
 pub mod access_log;
 pub mod bus;
 pub mod correlation;
+pub mod edges;
 pub mod metrics;
 pub(crate) mod record;
 pub mod traces;

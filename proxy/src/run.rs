@@ -19,7 +19,7 @@ use crate::listener::accept::{self, Accepted, Bound, WorkerHandle};
 use crate::mesh::control_plane::ControlPlane;
 use crate::mesh::discovery::Discovery;
 use crate::mesh::state::StateDir;
-use crate::mesh::{registration, renew, stop as report};
+use crate::mesh::{registration, renew, report, stop};
 use crate::observe::traces::otlp::Exporter;
 use crate::proxy::worker::{Load, Worker};
 use crate::proxy::{BackgroundTasks, Phase, Proxy};
@@ -195,7 +195,8 @@ async fn control(
         tokio::spawn(renew::run(Arc::clone(identity), control_plane.clone()));
     }
     if let Some(control_plane) = control_plane.clone() {
-        tokio::spawn(report::run(Arc::clone(&proxy), control_plane, stops));
+        tokio::spawn(report::run(Arc::clone(&proxy), control_plane.clone()));
+        tokio::spawn(stop::run(Arc::clone(&proxy), control_plane, stops));
     }
     let discovery = tokio::spawn(discovery.run(control_plane.clone()));
     let mut removed = None;

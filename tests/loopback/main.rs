@@ -10,6 +10,7 @@ mod external;
 mod fallbacks;
 mod faults;
 mod gateway_api;
+mod graph;
 mod grpc;
 mod health;
 mod hostile;

@@ -8,6 +8,7 @@ mod closed;
 mod discovery;
 mod external;
 mod folder;
+mod graph;
 mod identity;
 mod index;
 mod manifests;

@@ -26,7 +26,15 @@ const ORDERS: &[Order] = &[
             &["connection", "control", "keys", "lookup", "namespaces", "source", "status"],
             &["cluster"],
             &["options"],
-            &["admission", "discovery", "experiments", "identity", "registration", "trust"],
+            &[
+                "admission",
+                "discovery",
+                "experiments",
+                "graph",
+                "identity",
+                "registration",
+                "trust",
+            ],
             &["admin"],
             &["server"],
         ],
@@ -63,7 +71,12 @@ const ORDERS: &[Order] = &[
     },
     Order {
         sources: "proxy/src/observe",
-        layers: &[&["metrics"], &["correlation", "record"], &["bus"], &["access_log", "traces"]],
+        layers: &[
+            &["metrics"],
+            &["correlation", "edges", "record"],
+            &["bus"],
+            &["access_log", "traces"],
+        ],
         roots: &[],
     },
     Order {
@@ -148,7 +161,7 @@ const ORDERS: &[Order] = &[
         sources: "proxy/src/mesh",
         layers: &[
             &["control_plane", "state"],
-            &["certify", "discovery", "registration", "stop"],
+            &["certify", "discovery", "registration", "report", "stop"],
             &["renew"],
         ],
         roots: &[],
