@@ -199,7 +199,7 @@ pub fn inbound(
         Refusal::new(Reason::NotForUs, "this is the inbound port of a proxy, for other proxies")
     })?;
     connection.claims_to_be_mesh();
-    let hop = parse_hop(hop.to_str().unwrap_or_default())
+    let hop = parse_hop(hop.as_bytes())
         .ok_or_else(|| Refusal::new(Reason::BadRequest, "malformed x-outrigger-hop header"))?;
     let is_mesh = connection.peer.get() == Peer::Mesh;
     head.deadline_by_policy = hop.by_policy && is_mesh;
@@ -268,21 +268,29 @@ pub struct To {
 /// `1;port=8080;proto=h1`, `;deadline=policy` where a policy started the deadline, `;trace=id` where the trace
 /// follows from the request's id, and `;form=absolute` of a request for an HTTP proxy. A later version may add parameters, never change these; none may be
 /// there twice.
-pub fn parse_hop(text: &str) -> Option<To> {
-    let mut parts = text.split(';');
-    (parts.next()? == "1").then_some(())?;
+pub fn parse_hop(text: &[u8]) -> Option<To> {
+    let mut parts = text.split(|byte| *byte == b';');
+    (parts.next()? == b"1").then_some(())?;
     let (mut port, mut protocol, mut by_policy, mut absolute) = (None, None, None, None);
     let mut trace = None;
     for part in parts {
-        match part.trim().split_once('=')? {
-            ("port", value) if port.is_none() => port = Some(port_number(value)?),
-            ("proto", "h1") if protocol.is_none() => protocol = Some(Protocol::Http1),
-            ("proto", "h2") if protocol.is_none() => protocol = Some(Protocol::Http2),
-            ("proto", "grpc") if protocol.is_none() => protocol = Some(Protocol::Grpc),
-            ("deadline", value) if by_policy.is_none() => by_policy = Some(value == "policy"),
-            ("form", value) if absolute.is_none() => absolute = Some(value == "absolute"),
-            ("trace", value) if trace.is_none() => trace = Some(value == "id"),
-            ("port" | "proto" | "deadline" | "form" | "trace", _) => return None,
+        let part = part.trim_ascii();
+        let (name, value) = part.split_at(part.iter().position(|byte| *byte == b'=')?);
+        let value = &value[1..];
+        match name {
+            b"port" if port.is_none() => port = Some(port_number(value)?),
+            b"proto" if protocol.is_none() => {
+                protocol = match value {
+                    b"h1" => Some(Protocol::Http1),
+                    b"h2" => Some(Protocol::Http2),
+                    b"grpc" => Some(Protocol::Grpc),
+                    _ => return None,
+                };
+            }
+            b"deadline" if by_policy.is_none() => by_policy = Some(value == b"policy"),
+            b"form" if absolute.is_none() => absolute = Some(value == b"absolute"),
+            b"trace" if trace.is_none() => trace = Some(value == b"id"),
+            b"port" | b"proto" | b"deadline" | b"form" | b"trace" => return None,
             _ => {}
         }
     }
@@ -292,8 +300,12 @@ pub fn parse_hop(text: &str) -> Option<To> {
 }
 
 /// Digits alone: `+80` is no port.
-fn port_number(text: &str) -> Option<u16> {
-    text.bytes().all(|digit| digit.is_ascii_digit()).then(|| text.parse().ok())?
+fn port_number(digits: &[u8]) -> Option<u16> {
+    let add = |number: u16, digit: &u8| {
+        let digit = digit.is_ascii_digit().then(|| u16::from(digit - b'0'))?;
+        number.checked_mul(10)?.checked_add(digit)
+    };
+    (!digits.is_empty()).then(|| digits.iter().try_fold(0, add))?
 }
 
 #[cfg(test)]
@@ -309,13 +321,13 @@ mod tests {
             trace_by_id: false,
             absolute: false,
         };
-        assert_eq!(parse_hop("1;port=80;proto=h1"), Some(to(Protocol::Http1)));
-        assert_eq!(parse_hop("1;port=80;proto=grpc;new=1"), Some(to(Protocol::Grpc)));
-        let by_policy = parse_hop("1;port=80;proto=h2;deadline=policy");
+        assert_eq!(parse_hop(b"1;port=80;proto=h1"), Some(to(Protocol::Http1)));
+        assert_eq!(parse_hop(b"1;port=80;proto=grpc;new=1"), Some(to(Protocol::Grpc)));
+        let by_policy = parse_hop(b"1;port=80;proto=h2;deadline=policy");
         assert_eq!(by_policy, Some(To { by_policy: true, ..to(Protocol::Http2) }));
-        let absolute = parse_hop("1;port=80;proto=h1;form=absolute");
+        let absolute = parse_hop(b"1;port=80;proto=h1;form=absolute");
         assert_eq!(absolute, Some(To { absolute: true, ..to(Protocol::Http1) }));
-        let traced = parse_hop("1;port=80;proto=h1;trace=id");
+        let traced = parse_hop(b"1;port=80;proto=h1;trace=id");
         assert_eq!(traced, Some(To { trace_by_id: true, ..to(Protocol::Http1) }));
         for bad in [
             "",
@@ -323,6 +335,9 @@ mod tests {
             "1;port=80",
             "1;port=x;proto=h1",
             "1;port=1;proto=q",
+            "1;port=;proto=h1",
+            "1;port",
+            "1;port=80;proto=h1;;",
             "1;port=+80;proto=h1",
             "1;port=65536;proto=h1",
             "1;port=80;port=81;proto=h1",
@@ -331,7 +346,7 @@ mod tests {
             "1;port=80;proto=h1;form=absolute;form=origin",
             "1;port=80;proto=h1;trace=id;trace=id",
         ] {
-            assert_eq!(parse_hop(bad), None, "{bad}");
+            assert_eq!(parse_hop(bad.as_bytes()), None, "{bad}");
         }
     }
 

@@ -6,8 +6,8 @@ use outrigger_core::config::Protocol;
 use outrigger_proxy::request::destination::{To, parse_hop};
 
 fuzz_target!(|text: &str| {
-    let Some(to) = parse_hop(text) else { return };
-    let To { port, protocol, by_policy, absolute } = to;
+    let Some(to) = parse_hop(text.as_bytes()) else { return };
+    let To { port, protocol, by_policy, trace_by_id, absolute } = to;
     let name = match protocol {
         Protocol::Http1 => "h1",
         Protocol::Http2 => "h2",
@@ -15,12 +15,14 @@ fuzz_target!(|text: &str| {
         other => panic!("{other:?} is no protocol of a hop"),
     };
     let deadline = if by_policy { ";deadline=policy" } else { "" };
+    let trace = if trace_by_id { ";trace=id" } else { "" };
     let form = if absolute { ";form=absolute" } else { "" };
-    assert_eq!(parse_hop(&format!("1;port={port};proto={name}{deadline}{form}")), Some(to));
+    let again = format!("1;port={port};proto={name}{deadline}{trace}{form}");
+    assert_eq!(parse_hop(again.as_bytes()), Some(to));
     assert!(text.contains(&format!("proto={name}")) && by_policy <= text.contains("policy"));
     // Whatever is added, nothing of it changes; said twice, it says nothing.
-    assert_eq!(parse_hop(&format!("{text};new=1")), Some(to));
+    assert_eq!(parse_hop(format!("{text};new=1").as_bytes()), Some(to));
     for more in ["port=1", "proto=h1"] {
-        assert_eq!(parse_hop(&format!("{text};{more}")), None);
+        assert_eq!(parse_hop(format!("{text};{more}").as_bytes()), None);
     }
 });
