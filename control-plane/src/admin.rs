@@ -99,7 +99,7 @@ async fn contents() -> &'static str {
      /proxies   what each proxy asked for, was sent and has acknowledged\n\
      /identity  roots, the issuing one, and who has which certificate\n\
      /problems  what is wrong in the manifests, with file, line and field\n\
-     /graph     who calls whom, circles, and what is not as usual; as text /graph.txt, for Graphviz /graph.dot\n"
+     /graph     who calls whom, cycles, and what is not as usual; as text /graph.txt, for Graphviz /graph.dot\n"
 }
 
 async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {

@@ -1,4 +1,4 @@
-//! The graph of the mesh: who calls whom, how it goes, what is unusual about it, and where circles are.
+//! The graph of the mesh: who calls whom, how it goes, what is unusual about it, and where cycles are.
 //!
 //! Proxies report every few seconds what they called ([`report`]), [`edges`] holds it, [`page`] shows it. Of several
 //! replicas one keeps the graph, by a lease; the others refuse reports, so that proxies come to it. What is usual
@@ -61,15 +61,18 @@ fn now() -> u64 {
 }
 
 impl Graph {
-    /// `replica`: none keeps nothing over restarts, and shares nothing with others.
-    pub fn new(
+    /// With what was kept, unless another replica keeps the graph. `replica`: none keeps nothing over restarts, and
+    /// shares nothing with others.
+    pub async fn open(
         publisher: Arc<Publisher>,
         metrics: Arc<Metrics>,
         replica: Option<Arc<Replica>>,
-    ) -> Self {
+    ) -> Arc<Self> {
         let edges = Mutex::new(Edges::new(now(), []));
         let kept = watch::Sender::new(replica.is_none());
-        Self { publisher, metrics, replica, edges, kept }
+        let graph = Arc::new(Self { publisher, metrics, replica, edges, kept });
+        graph.begin().await;
+        graph
     }
 
     /// # Errors
@@ -122,10 +125,14 @@ impl Graph {
     async fn keep(self: Arc<Self>) {
         let Some(replica) = &self.replica else { return };
         loop {
-            let graph = self.clone();
-            let _ = tokio::task::spawn_blocking(move || graph.try_keep()).await;
             tokio::time::sleep(replica.timing.renew).await;
+            self.begin().await;
         }
+    }
+
+    async fn begin(self: &Arc<Self>) {
+        let graph = self.clone();
+        let _ = tokio::task::spawn_blocking(move || graph.try_keep()).await;
     }
 
     /// Looks once a tick at what is unusual.

@@ -166,7 +166,7 @@ pub async fn start(options: Options, log: Log) -> Result<Server, StartError> {
     let discovery = local_address(&listener, options.listen);
     let admin_address = local_address(&admin_listener, options.admin);
     let authority = security.as_ref().map(|security| security.authority.clone());
-    let graph = Arc::new(Graph::new(publisher.clone(), metrics.clone(), replica.clone()));
+    let graph = Graph::open(publisher.clone(), metrics.clone(), replica.clone()).await;
     let (statuses, rounds) = Statuses::new(publisher.clone(), problems.clone(), &metrics);
     let admin = Admin {
         publisher: publisher.clone(),
@@ -179,10 +179,7 @@ pub async fn start(options: Options, log: Log) -> Result<Server, StartError> {
         log,
     };
     let mut background = vec![tokio::spawn(rounds.run()), tokio::spawn(graph.clone().run())];
-    if let Some(address) = options.metrics {
-        let listener = bind("--metrics", address)?;
-        background.push(tokio::spawn(admin::serve_public(listener, admin.clone())));
-    }
+    background.extend(serve_metrics(&options, &admin)?);
     background.push(tokio::spawn(admin::serve(admin_listener, admin)));
     background.push(tokio::spawn(keys::run(publisher.clone(), options.manifests.clone(), local)));
     background.push(tokio::spawn(lookup::run(publisher.clone(), local)));
@@ -339,6 +336,12 @@ impl PodsOf<'_> {
         );
         Some(tokio::spawn(controller.run()))
     }
+}
+
+/// Serves numbers to everybody, if asked to.
+fn serve_metrics(options: &Options, admin: &Admin) -> Result<Option<JoinHandle<()>>, StartError> {
+    let listener = options.metrics.map(|address| bind("--metrics", address)).transpose()?;
+    Ok(listener.map(|listener| tokio::spawn(admin::serve_public(listener, admin.clone()))))
 }
 
 /// Takes over those that the store remembers.

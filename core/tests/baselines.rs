@@ -166,17 +166,21 @@ impl Mesh {
 
     /// What is unusual, the culprit first.
     fn unusual(&self) -> Vec<(usize, usize, Vec<Unusual>)> {
-        let all: Vec<(String, String, (usize, usize), Vec<Unusual>)> = self
+        let all: Vec<_> = self
             .edges
             .iter()
-            .map(|(edge, baseline)| {
-                (edge.0.to_string(), edge.1.to_string(), *edge, baseline.unusual().collect())
+            .map(|((from, to), baseline)| {
+                let unusual: Vec<_> = baseline.unusual().collect();
+                (*from, *to, [from, to].map(usize::to_string), unusual)
             })
-            .filter(|(.., unusual): &(_, _, _, Vec<Unusual>)| !unusual.is_empty())
+            .filter(|(.., unusual)| !unusual.is_empty())
             .collect();
-        let edges: Vec<_> =
-            all.iter().map(|(from, to, _, unusual)| UnusualEdge { from, to, unusual }).collect();
-        rank(&edges).into_iter().map(|at| (all[at].2.0, all[at].2.1, all[at].3.clone())).collect()
+        let edges: Vec<_> = all
+            .iter()
+            .map(|(_, _, [from, to], unusual)| UnusualEdge { from, to, unusual })
+            .collect();
+        let ranked = rank(&edges).into_iter().map(|at| &all[at]);
+        ranked.map(|(from, to, _, unusual)| (*from, *to, unusual.clone())).collect()
     }
 }
 

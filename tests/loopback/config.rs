@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use outrigger_tests::app::Echo;
 use outrigger_tests::client::{Curl, Load, Seen};
-use outrigger_tests::process::{ControlPlane, Proxy, free_port, local};
+use outrigger_tests::process::{AS_TOLD, ControlPlane, Proxy, free_port, local};
 use outrigger_tests::{eventually, within};
 
 use crate::{service, unmeshed};
@@ -236,7 +236,7 @@ fn the_access_log_of_running_proxies_follows_the_control_plane() {
     let app = Echo::start("app");
     let manifest = unmeshed("app", "http", app.port);
     let mut plane = ControlPlane::start(&[("app.yaml", &manifest)]);
-    let caller = Proxy::caller(&plane, &[]);
+    let caller = Proxy::caller(&plane, &[AS_TOLD]);
     let stubborn = Proxy::start(&plane, "stubborn", &["--access-log", "off"]);
     let get = |proxy: &Proxy, path: &str| {
         assert_eq!(Curl::through(proxy).get(&format!("http://app.bank{path}")).status, 200);

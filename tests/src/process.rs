@@ -344,6 +344,9 @@ impl ControlPlane {
     }
 }
 
+/// Instead of a flag: a proxy whose access log is what the control plane says, and not all.
+pub const AS_TOLD: &str = "access log as told";
+
 /// A proxy of workload `<namespace>/<name>`.
 pub struct Proxy {
     // Before the folder: its log is shown when a test fails.
@@ -462,10 +465,10 @@ impl Proxy {
         if !more.contains(&"--workload") {
             args.extend(["--workload".to_owned(), name.to_owned()]);
         }
-        if !more.contains(&"--access-log") {
+        if !more.contains(&"--access-log") && !more.contains(&AS_TOLD) {
             args.extend(["--access-log".to_owned(), "all".to_owned()]);
         }
-        args.extend(more.iter().map(|&arg| arg.to_owned()));
+        args.extend(more.iter().filter(|&&arg| arg != AS_TOLD).map(|&arg| arg.to_owned()));
         Self { dir, outbound, inbound, admin, args, unread, file, process: None }
     }
 

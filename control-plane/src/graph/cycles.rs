@@ -1,11 +1,11 @@
-//! Services that call each other in a circle: strongly connected components of the graph.
+//! Services that call each other in a cycle: strongly connected components of the graph.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use petgraph::algo::tarjan_scc;
 use petgraph::graph::{DiGraph, NodeIndex};
 
-/// A circle of calls, as a shortest way around: the first node is not named again at the end.
+/// A cycle of calls, as a shortest way around: the first node is not named again at the end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cycle<'a> {
     /// Every node from which each other one is reached, ordered.
@@ -69,7 +69,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn circles_are_found_and_named_by_a_shortest_way_around() {
+    fn cycles_are_found_and_named_by_a_shortest_way_around() {
         let calls = [
             ("load", "gateway"),
             ("gateway", "orders"),
@@ -89,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_circle_is_walked_whole() {
+    fn a_long_cycle_is_walked_whole() {
         let names: Vec<String> = (0..5_000).map(|i| format!("s{i:04}")).collect();
         let calls = (0..names.len()).map(|i| (&*names[i], &*names[(i + 1) % names.len()]));
         let cycles = find(calls);

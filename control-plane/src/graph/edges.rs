@@ -98,7 +98,7 @@ pub struct Edges {
     edges: BTreeMap<EdgeId, Edge>,
     of_namespace: HashMap<Arc<str>, usize>,
     /// By app.
-    reporters: HashMap<Arc<str>, Connected>,
+    reporters: HashMap<Arc<str>, ReportStreams>,
     /// When the graph began, in seconds since the Unix epoch.
     pub since: u64,
     ticks: u64,
@@ -108,7 +108,7 @@ pub struct Edges {
 
 /// Streams by which the proxies of an app report.
 #[derive(Clone, Copy, Debug, Default)]
-struct Connected {
+struct ReportStreams {
     streams: usize,
     /// The tick in which the last one ended.
     left: u64,

@@ -21,7 +21,7 @@ pub fn text(page: &GraphPage) -> String {
             format!(", closed {} by {} calling {}{routes}", by.first_seen, by.from, by.service)
         });
         // Writing to a string does not fail, here and below.
-        let _ = writeln!(text, "circle: {}{closed}", cycle.path.join(" -> "));
+        let _ = writeln!(text, "cycle: {}{closed}", cycle.path.join(" -> "));
     }
     let mut rows = vec![
         ["FROM", "SERVICE", "PER SECOND", "SUCCESS", "P50", "P95", "P99", "MTLS"]

@@ -30,13 +30,13 @@ pub enum NodeKind {
 /// How many of a service's endpoints prove who they are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Mtls {
+pub enum EndpointMtls {
     All,
     Some,
     None,
 }
 
-impl Mtls {
+impl EndpointMtls {
     /// The word in JSON.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -56,11 +56,11 @@ pub struct Served {
     pub apps: BTreeSet<String>,
     pub versions: BTreeSet<String>,
     pub zones: BTreeSet<String>,
-    pub mtls: Mtls,
+    pub mtls: EndpointMtls,
 }
 
 /// Looks services up, each once.
-pub struct Resolver<'a> {
+pub struct NodeResolver<'a> {
     index: &'a Index,
     known: HashMap<Arc<str>, Arc<Served>>,
 }
@@ -85,7 +85,7 @@ pub fn reporter(index: &Index, reporter: &Reporter) -> (String, String) {
     (format!("{namespace}/{}", named.map_or("unknown", |name| name)), version.clone())
 }
 
-impl<'a> Resolver<'a> {
+impl<'a> NodeResolver<'a> {
     pub fn new(index: &'a Index) -> Self {
         Self { index, known: HashMap::new() }
     }
@@ -107,7 +107,7 @@ impl<'a> Resolver<'a> {
             apps: BTreeSet::new(),
             versions: BTreeSet::new(),
             zones: BTreeSet::new(),
-            mtls: Mtls::None,
+            mtls: EndpointMtls::None,
         };
         let Ok(name) = service.parse::<DestinationName>() else { return served };
         served.node = format!("{}/{}", name.namespace, name.service);
@@ -118,9 +118,9 @@ impl<'a> Resolver<'a> {
             .filter(|one| one.mesh.as_ref().is_some_and(|mesh| mesh.identity.is_some()))
             .count();
         served.mtls = match proven {
-            0 => Mtls::None,
-            all if all == endpoints.len() => Mtls::All,
-            _ => Mtls::Some,
+            0 => EndpointMtls::None,
+            all if all == endpoints.len() => EndpointMtls::All,
+            _ => EndpointMtls::Some,
         };
         served.zones = endpoints.iter().filter_map(|one| one.zone.clone()).collect();
         if name.is_external() {

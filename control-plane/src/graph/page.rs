@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::cycles;
 use super::edges::{EdgeId, Edges, Traffic, UNKNOWN, Words};
-use super::nodes::{Mtls, NodeKind, Resolver, app_of};
+use super::nodes::{EndpointMtls, NodeKind, NodeResolver, app_of};
 use crate::index::Index;
 use crate::object::Policy;
 
@@ -23,7 +23,7 @@ const DAY: Duration = Duration::from_secs(24 * 3_600);
 pub struct GraphPage {
     /// Since when edges are known. Times are RFC 3339.
     pub since: String,
-    pub nodes: Vec<Node>,
+    pub nodes: Vec<GraphNode>,
     pub edges: Vec<ShownEdge>,
     pub cycles: Vec<ShownCycle>,
     /// What differs from what is usual, the culprit first.
@@ -35,7 +35,7 @@ pub struct GraphPage {
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Node {
+pub struct GraphNode {
     pub id: String,
     pub kind: NodeKind,
     #[serde(skip_serializing_if = "BTreeSet::is_empty")]
@@ -55,7 +55,7 @@ pub struct ShownEdge {
     pub service: String,
     pub routes: BTreeSet<String>,
     pub protocols: BTreeSet<String>,
-    pub mtls: Mtls,
+    pub mtls: EndpointMtls,
     pub from_versions: BTreeSet<String>,
     pub from_zones: BTreeSet<String>,
     pub to_versions: BTreeSet<String>,
@@ -88,13 +88,13 @@ pub struct ShownReason {
     pub per_second: f64,
 }
 
-/// Nodes that call each other in a circle.
+/// Nodes that call each other in a cycle.
 #[derive(Debug, Serialize)]
 pub struct ShownCycle {
     pub members: Vec<String>,
     /// A shortest way around, which ends where it begins.
     pub path: Vec<String>,
-    /// The call of the path that was seen last of all: what closed the circle.
+    /// The call of the path that was seen last of all: what closed the cycle.
     pub closed_by: Option<Closing>,
 }
 
@@ -132,8 +132,8 @@ pub struct Unused {
 
 /// All of it. `now`: seconds since the Unix epoch.
 pub fn page(edges: &Edges, index: &Index, now: u64) -> GraphPage {
-    let mut resolver = Resolver::new(index);
-    let mut nodes: BTreeMap<String, Node> = BTreeMap::new();
+    let mut resolver = NodeResolver::new(index);
+    let mut nodes: BTreeMap<String, GraphNode> = BTreeMap::new();
     let mut calls: Vec<(String, String)> = Vec::new();
     let is_old = edges.since < now.saturating_sub(DAY.as_secs());
     let mut shown = Vec::with_capacity(edges.count());
@@ -192,8 +192,12 @@ fn texts(words: &Words) -> BTreeSet<String> {
     words.iter().map(|word| word.to_string()).collect()
 }
 
-fn node<'a>(nodes: &'a mut BTreeMap<String, Node>, id: &str, kind: NodeKind) -> &'a mut Node {
-    let new = || Node {
+fn node<'a>(
+    nodes: &'a mut BTreeMap<String, GraphNode>,
+    id: &str,
+    kind: NodeKind,
+) -> &'a mut GraphNode {
+    let new = || GraphNode {
         id: id.to_owned(),
         kind,
         versions: BTreeSet::new(),
@@ -205,7 +209,7 @@ fn node<'a>(nodes: &'a mut BTreeMap<String, Node>, id: &str, kind: NodeKind) -> 
 
 /// What differs from what is usual, the culprit first.
 pub fn unusual(edges: &Edges, index: &Index, now: u64) -> Vec<ShownUnusual> {
-    let mut resolver = Resolver::new(index);
+    let mut resolver = NodeResolver::new(index);
     let found: Vec<(&EdgeId, String, Vec<Unusual>)> = edges
         .iter()
         .filter_map(|(id, edge)| {
@@ -287,7 +291,7 @@ fn cycles(calls: &[(String, String)], edges: &[ShownEdge]) -> Vec<ShownCycle> {
 }
 
 /// Callers that a policy names, and that have never called what it is for.
-fn unused(edges: &Edges, index: &Index, resolver: &mut Resolver<'_>) -> Vec<Unused> {
+fn unused(edges: &Edges, index: &Index, resolver: &mut NodeResolver<'_>) -> Vec<Unused> {
     let mut called: BTreeMap<String, BTreeSet<&str>> = BTreeMap::new();
     for (id, edge) in edges.iter() {
         let served = resolver.served(&id.service);

@@ -18,7 +18,9 @@ use crate::token::{Tokens, bearer};
 
 /// Edges that one stream may number, and that one report may hold.
 const MAX_NUMBERS: usize = 5_000;
-/// Bytes of a text in a report, but for those that have bounds of their own.
+/// Bytes of all names of a stream: those of a real proxy are a tenth of it.
+const MAX_NAMES: usize = 1024 * 1024;
+/// Characters of a text in a report, but for those that have bounds of their own.
 const MAX_TEXT: usize = 2 * MAX_HOST;
 /// Buckets of one sketch.
 const MAX_BUCKETS: usize = 128;
@@ -90,7 +92,7 @@ async fn take(
         .ok_or_else(|| Status::invalid_argument("the first report does not say who reports"))?;
     let source = source(graph, reporter, proven)?;
     let stream = ReportingProxy::new(graph.clone(), source);
-    let mut names: Vec<EdgeName> = Vec::new();
+    let mut names = EdgeNames::default();
     let mut next = Some(first);
     while let Some(report) = next {
         let came = Instant::now();
@@ -101,6 +103,35 @@ async fn take(
         tokio::time::sleep((TICK / 5).saturating_sub(came.elapsed())).await;
     }
     Ok(ReportEnded {})
+}
+
+/// The edges that a stream has numbered.
+#[derive(Default)]
+struct EdgeNames {
+    /// Without what happened on them.
+    all: Vec<EdgeReport>,
+    bytes: usize,
+}
+
+impl EdgeNames {
+    fn add(&mut self, number: usize, name: &EdgeName) -> Result<(), Status> {
+        if number != self.all.len() || number >= MAX_NUMBERS {
+            return Err(Status::invalid_argument(format!("{number} is not the next edge")));
+        }
+        let edge = EdgeReport {
+            service: text(&name.service, MAX_TEXT),
+            route: text(&name.route, MAX_TEXT),
+            protocol: text(&name.protocol, MAX_LABEL),
+            from_outside: name.from_outside,
+            traffic: Traffic::default(),
+        };
+        self.bytes += edge.service.len() + edge.route.len() + edge.protocol.len();
+        if self.bytes > MAX_NAMES {
+            return Err(Status::invalid_argument(format!("names of more than {MAX_NAMES} bytes")));
+        }
+        self.all.push(edge);
+        Ok(())
+    }
 }
 
 /// Counts as there for as long as its stream.
@@ -148,22 +179,19 @@ fn source(
 }
 
 /// What it says of edges, by the names that the stream has given them.
-fn read(report: Report, names: &mut Vec<EdgeName>) -> Result<Vec<EdgeReport>, Status> {
+fn read(report: Report, names: &mut EdgeNames) -> Result<Vec<EdgeReport>, Status> {
     if report.edges.len() > MAX_NUMBERS {
         return Err(Status::invalid_argument(format!("more than {MAX_NUMBERS} edges in a report")));
     }
     report.edges.into_iter().map(|delta| edge(delta, names)).collect()
 }
 
-fn edge(delta: EdgeDelta, names: &mut Vec<EdgeName>) -> Result<EdgeReport, Status> {
+fn edge(delta: EdgeDelta, names: &mut EdgeNames) -> Result<EdgeReport, Status> {
     let number = delta.edge as usize;
-    if let Some(name) = delta.name {
-        if number != names.len() || number >= MAX_NUMBERS {
-            return Err(Status::invalid_argument(format!("{number} is not the next edge")));
-        }
-        names.push(name);
+    if let Some(name) = &delta.name {
+        names.add(number, name)?;
     }
-    let name = names.get(number);
+    let name = names.all.get(number);
     let name =
         name.ok_or_else(|| Status::invalid_argument(format!("edge {number} has no name")))?;
     let mut traffic = Traffic {
@@ -184,13 +212,7 @@ fn edge(delta: EdgeDelta, names: &mut Vec<EdgeName>) -> Result<EdgeReport, Statu
         *known = known.saturating_add(why.count);
     }
     traffic.reasons = reasons;
-    Ok(EdgeReport {
-        service: text(&name.service, MAX_TEXT),
-        route: text(&name.route, MAX_TEXT),
-        protocol: text(&name.protocol, MAX_LABEL),
-        from_outside: name.from_outside,
-        traffic,
-    })
+    Ok(EdgeReport { traffic, ..name.clone() })
 }
 
 /// No longer than that, and without anything that would disturb who reads it.

@@ -199,15 +199,22 @@ impl Mesh {
     }
 
     pub(crate) async fn admin(&self, path: &str) -> String {
+        let (is_ok, page) = self.admin_answer(path).await;
+        assert!(is_ok, "{path}: {page}");
+        page
+    }
+
+    /// Whether it is a 200, and what it says.
+    pub(crate) async fn admin_answer(&self, path: &str) -> (bool, String) {
         let mut stream = tokio::net::TcpStream::connect(self.server().admin).await.unwrap();
         let request = format!("GET {path} HTTP/1.1\r\nhost: admin\r\nconnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).await.unwrap();
         let mut text = String::new();
         stream.read_to_string(&mut text).await.unwrap();
         let (head, body) = text.split_once("\r\n\r\n").unwrap();
-        assert!(head.starts_with("HTTP/1.1 200"), "{path}: {head}");
         // Small pages come whole; larger ones in chunks that JSON readers would stumble over.
-        if head.contains("chunked") { unchunk(body) } else { body.to_owned() }
+        let page = if head.contains("chunked") { unchunk(body) } else { body.to_owned() };
+        (head.starts_with("HTTP/1.1 200"), page)
     }
 
     pub(crate) async fn admin_json(&self, path: &str) -> serde_json::Value {

@@ -2,7 +2,7 @@
 //!
 //! A service that fails or is slow makes its callers fail and be slow, up to the edge of the mesh, and what it would
 //! have called itself falls silent. So the culprit is where failures and latency begin: the deepest edge, whose
-//! called side has no such edge of its own. A drop of traffic follows from whatever is wrong before it, and is the
+//! callee has no such edge of its own. A drop of traffic follows from whatever is wrong before it, and is the
 //! culprit only where nothing is.
 
 use std::collections::HashSet;
@@ -48,7 +48,7 @@ pub fn rank(edges: &[UnusualEdge<'_>]) -> Vec<usize> {
     let reached: HashSet<&str> =
         edges.iter().filter(|edge| !edge.suffers()).map(|edge| edge.to).collect();
     let class = |edge: &UnusualEdge<'_>| match edge.suffers() {
-        // The called side suffers from what it calls itself.
+        // The callee suffers from what it calls itself.
         true => (u8::from(suffering.contains(edge.to)), 0),
         // Less, or more, came to the caller; or the caller, or what it also calls, is what is wrong.
         false => {

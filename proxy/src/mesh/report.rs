@@ -47,12 +47,14 @@ pub async fn run(proxy: Arc<Proxy>, control_plane: ControlPlane) {
     }
 }
 
-/// Reports until the stream ends, or has numbered too many edges.
+/// Reports until the stream ends, or has numbered too many edges, or this side has a new certificate: a connection by
+/// the old one would keep the root of that in use.
 async fn stream(
     proxy: &Proxy,
     control_plane: &ControlPlane,
     edges: &mut Edges,
 ) -> Result<(), tonic::Status> {
+    let mut renewed = std::pin::pin!(control_plane.renewed());
     let channel = control_plane.connect().await.map_err(tonic::Status::unavailable)?;
     let (reports, queue) = mpsc::channel(1);
     let mut request = tonic::Request::new(ReceiverStream::new(queue));
@@ -69,6 +71,7 @@ async fn stream(
     while numbers.len() < MAX_NUMBERS {
         tokio::select! {
             ended = &mut ended => return ended.map(drop),
+            () = &mut renewed => return Ok(()),
             _ = ticks.tick() => {}
         }
         // While the one before is not taken, what happens is kept for the next one.
