@@ -76,7 +76,9 @@ async fn stream(
         }
         // While the one before is not taken, what happens is kept for the next one.
         let Ok(room) = reports.try_reserve() else { continue };
-        let changes = edges.take(&proxy.metrics);
+        let mut changes = edges.take(&proxy.metrics);
+        // Where nobody proves who they are, those that nobody knows are others that report themselves.
+        changes.retain(|(key, _)| !key.from_outside || proxy.identity.is_some());
         let edges =
             changes.iter().map(|(key, counts)| delta(&proxy.metrics, &mut numbers, *key, counts));
         room.send(Report { reporter: reporter.take(), edges: edges.collect() });
