@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use outrigger_tests::app::{Echo, Relay, tcp};
 use outrigger_tests::client::Curl;
 use outrigger_tests::collector::{Collector, Span};
+use outrigger_tests::manifests::{MIRRORED, unmeshed};
 use outrigger_tests::process::{ControlPlane, Proxy};
 use outrigger_tests::{eventually, skip};
 
@@ -272,4 +273,60 @@ fn nothing_is_begun_where_nobody_records() {
             .expect("it runs");
     let said = String::from_utf8_lossy(&wrong.stderr).into_owned();
     assert!(!wrong.status.success() && said.contains("https is not supported"), "{said}");
+}
+
+/// By a caller that speaks as proxies do, in a mesh whose proxies record traces, and in one in which they do not.
+#[test]
+fn the_trace_of_a_request_follows_from_its_id_where_traces_are_recorded() {
+    for traces in [&["--traces", "http://127.0.0.1:1"][..], &[]] {
+        let app = Echo::start("end");
+        let manifest = service("end", "");
+        let flags = [&["--identity", "off"], traces].concat();
+        let plane = ControlPlane::start_with(&[("end.yaml", &manifest)], &flags);
+        let end = Proxy::beside(&plane, "end", &[format!("{}=h1:main", app.port)], &[]);
+        let hop = format!("x-outrigger-hop: 1;port={};proto=h1;trace=id", app.port);
+        let url = format!("http://127.0.0.1:{}/", end.inbound);
+        let get = |id: &str| {
+            let id = format!("x-request-id: {id}");
+            let args = ["--http2-prior-knowledge", "-H", &hop, "-H", &id];
+            Curl::direct().args(&args).get(&url)
+        };
+        let id = format!("{:032x}", 0xfeed);
+        let answer = get(&id);
+        assert_eq!(answer.status, 200, "{answer:?}");
+        let has = answer.body.contains(&format!("\"traceparent\":\"00-{id}-"));
+        assert_eq!(has, !traces.is_empty(), "{answer:?}");
+        // An id of somebody else's form is no trace.
+        let answer = get("order-4711");
+        assert_eq!(answer.body.contains("traceparent"), !traces.is_empty(), "{answer:?}");
+    }
+}
+
+#[test]
+fn a_copy_for_a_shadow_without_a_proxy_says_its_trace() {
+    let app = Echo::start("app");
+    let (heard, heads) = std::sync::mpsc::channel();
+    let shadow = tcp(move |mut stream| {
+        let mut head = [0; 4096];
+        let read = stream.read(&mut head).unwrap_or_default();
+        let _ = heard.send(String::from_utf8_lossy(&head[..read]).into_owned());
+        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n");
+    });
+    let manifests = [
+        ("app.yaml", unmeshed("app", "http", app.port)),
+        ("shadow.yaml", unmeshed("shadow", "http", shadow)),
+    ];
+    let [app_manifest, shadow_manifest] = &manifests;
+    let plane = ControlPlane::start_with(
+        &[
+            (app_manifest.0, &app_manifest.1),
+            (shadow_manifest.0, &shadow_manifest.1),
+            ("route.yaml", MIRRORED),
+        ],
+        &["--identity", "off", "--traces", "http://127.0.0.1:1"],
+    );
+    let caller = Proxy::caller(&plane, &[]);
+    assert_eq!(Curl::through(&caller).get("http://app.bank/").status, 200);
+    let head = heads.recv_timeout(Duration::from_secs(10)).expect("a copy");
+    assert!(head.contains("traceparent: 00-"), "{head}");
 }

@@ -78,7 +78,9 @@ pub fn app_of(workload: &Workload) -> String {
 /// The same of a proxy that reports, and its version: as the index has them, else as it says itself.
 pub fn reporter(index: &Index, reporter: &Reporter) -> (String, String) {
     let Reporter { namespace, workload, service_account, app, version, .. } = reporter;
-    if let Some(known) = index.workload(&format!("{namespace}.{workload}")) {
+    let known = index.workload(&format!("{namespace}.{workload}"));
+    // The name of a workload is not proven, the service account is.
+    if let Some(known) = known.filter(|known| known.service_account == *service_account) {
         return (app_of(known), label(known, VERSION).unwrap_or_default().to_owned());
     }
     let named = [app, service_account, workload].into_iter().find(|name| check_label(name).is_ok());

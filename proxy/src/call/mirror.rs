@@ -36,6 +36,7 @@ use crate::wire::body::RequestBody;
 use crate::wire::deadline::tell;
 use crate::wire::headers::VIA;
 use crate::wire::streams::WireBody;
+use crate::wire::trace;
 
 /// Of a copy whose shadow has no deadline of its own: nobody waits for its answer, so a hung shadow costs
 /// at most so long.
@@ -81,13 +82,18 @@ pub fn send(
             continue;
         };
         add(&gauges.mirrors, 1);
+        let mut head = head.clone();
+        if std::mem::take(&mut head.trace_by_id) {
+            // It may go to an endpoint without a proxy.
+            trace::say(&mut head.headers, &exchange.trace);
+        }
         let copy = Copy {
             worker: Rc::clone(worker),
             live: Arc::clone(live),
             backend,
             callers: connection.protocol,
             grpc: exchange.is_grpc(),
-            head: head.clone(),
+            head,
             body: body.mirror(),
             via,
             _place: place,
