@@ -7,6 +7,10 @@ use std::time::Duration;
 use crate::error::FieldError;
 use crate::outcome::Outcome;
 
+/// Labels of a workload that say what its app is called, best first; the first one is recommended by Kubernetes.
+pub const APP_LABELS: [&str; 2] = ["app.kubernetes.io/name", "app"];
+/// Those that say which version it is.
+pub const VERSION_LABELS: [&str; 2] = ["app.kubernetes.io/version", "version"];
 /// Longest address of a collector, in bytes.
 pub const ADDRESS_BYTES: usize = 512;
 /// Limits of [`Traces::slower_than`].

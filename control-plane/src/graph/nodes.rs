@@ -4,15 +4,12 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use outrigger_core::name::{DestinationName, check_label};
+use outrigger_core::telemetry::{APP_LABELS, VERSION_LABELS};
 use outrigger_proto::graph::Reporter;
 use serde::Serialize;
 
 use crate::index::{Index, PortId};
 use crate::object::{ServiceId, Workload};
-
-/// Labels that say what an app is called, best first; the first one is recommended by Kubernetes.
-const APP: [&str; 2] = ["app.kubernetes.io/name", "app"];
-const VERSION: [&str; 2] = ["app.kubernetes.io/version", "version"];
 
 /// What a node stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -71,7 +68,7 @@ fn label<'a>(workload: &'a Workload, names: [&str; 2]) -> Option<&'a str> {
 
 /// What a workload is called in the graph, as `namespace/name`: by its labels, else by its service account.
 pub fn app_of(workload: &Workload) -> String {
-    let name = label(workload, APP).unwrap_or(&workload.service_account);
+    let name = label(workload, APP_LABELS).unwrap_or(&workload.service_account);
     format!("{}/{name}", workload.namespace)
 }
 
@@ -81,7 +78,7 @@ pub fn reporter(index: &Index, reporter: &Reporter) -> (String, String) {
     let known = index.workload(&format!("{namespace}.{workload}"));
     // The name of a workload is not proven, the service account is.
     if let Some(known) = known.filter(|known| known.service_account == *service_account) {
-        return (app_of(known), label(known, VERSION).unwrap_or_default().to_owned());
+        return (app_of(known), label(known, VERSION_LABELS).unwrap_or_default().to_owned());
     }
     let named = [app, service_account, workload].into_iter().find(|name| check_label(name).is_ok());
     (format!("{namespace}/{}", named.map_or("unknown", |name| name)), version.clone())
@@ -131,7 +128,7 @@ impl<'a> NodeResolver<'a> {
         served.kind = NodeKind::Service;
         for workload in self.index.service(&id).into_iter().flat_map(|it| self.index.selected(it)) {
             served.apps.insert(app_of(workload));
-            served.versions.extend(label(workload, VERSION).map(str::to_owned));
+            served.versions.extend(label(workload, VERSION_LABELS).map(str::to_owned));
         }
         if let [app] = &served.apps.iter().collect::<Vec<_>>()[..] {
             served.node.clone_from(app);

@@ -168,3 +168,60 @@ fn restore(saved: SavedEdge, now: u64) -> (EdgeId, Edge) {
     };
     (EdgeId { from: saved.from.into(), service: saved.service.into() }, edge)
 }
+
+#[cfg(test)]
+mod tests {
+    use outrigger_core::graph::baseline::Tick;
+
+    use super::*;
+    use crate::store::dir::Directory;
+
+    fn edge(last_seen: u64) -> Edge {
+        let mut edge = Edge { reporter: "bank/orders".into(), last_seen, ..Edge::default() };
+        for hour in 0..168 {
+            let tick = Tick {
+                requests: 7 + u64::from(hour),
+                failures: 1,
+                reported: true,
+                ..Tick::default()
+            };
+            edge.baseline.tick(hour, tick);
+        }
+        edge
+    }
+
+    fn id(number: usize) -> EdgeId {
+        EdgeId { from: "bank/orders".into(), service: format!("bank/s{number}:80").into() }
+    }
+
+    #[test]
+    fn what_is_usual_is_the_same_after_it_was_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Directory::open(folder.path()).unwrap();
+        let edges = Edges::new(5, [(id(1), edge(9))]);
+        write(&store, documents(&edges)).unwrap();
+        let read = read(&store, 10);
+        let all = |edges: &Edges| -> Vec<_> {
+            let known = |(usual, hours): (Usual, &[(u8, Usual)])| (usual, hours.to_vec());
+            edges.iter().map(|(id, edge)| (id.clone(), known(edge.baseline.known()))).collect()
+        };
+        assert_eq!((read.since, all(&read)), (5, all(&edges)));
+    }
+
+    #[test]
+    fn of_too_many_those_that_were_used_last_are_kept_and_a_damaged_document_costs_its_own() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Directory::open(folder.path()).unwrap();
+        let edges = Edges::new(5, (0..1_500).map(|number| (id(number), edge(number as u64))));
+        let documents = documents(&edges);
+        assert!(documents.iter().all(|document| document.len() <= MAX_BYTES + 2));
+        write(&store, documents).unwrap();
+        let kept = read(&store, 9_999);
+        assert!((100..1_500).contains(&kept.count()), "{}", kept.count());
+        assert!(kept.iter().any(|(kept, _)| *kept == id(1_499)));
+        assert!(kept.iter().all(|(kept, _)| *kept != id(0)));
+        store::update(&store, &name(1), |_| Some(b"{\"since\":".to_vec())).unwrap();
+        let rest = read(&store, 9_999).count();
+        assert!(rest > 0 && rest < kept.count(), "{rest}");
+    }
+}

@@ -388,3 +388,77 @@ impl Course {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tick(requests: u64, failures: u64) -> Tick {
+        Tick { requests, failures, latencies: Latencies::default(), reported: true }
+    }
+
+    fn symptoms(baseline: &Baseline) -> Vec<Symptom> {
+        baseline.unusual().map(|one| one.symptom).collect()
+    }
+
+    #[test]
+    fn what_is_unusual_begins_after_three_ticks_and_ends_after_six_usual_ones() {
+        let mut edge = Baseline::default();
+        (0..ENOUGH).for_each(|_| edge.tick(0, tick(100, 0)));
+        for ticks in 1..=5 {
+            edge.tick(0, tick(100, 50));
+            let begun = ticks >= BEGINS;
+            assert_eq!(symptoms(&edge).contains(&Symptom::Failures), begun, "{ticks}");
+        }
+        let one = edge.unusual().next().unwrap();
+        assert_eq!((one.ticks, one.usual, one.now), (5, 0.0, 0.5));
+        // The window holds the last failures for one tick more.
+        for ticks in 1..=ENDS + 1 {
+            assert_eq!(symptoms(&edge), [Symptom::Failures], "{ticks}");
+            edge.tick(0, tick(100, 0));
+        }
+        assert_eq!(symptoms(&edge), []);
+        // Two ticks in a row are none.
+        (0..20).for_each(|at| edge.tick(0, tick(100, if at % 8 < 1 { 50 } else { 0 })));
+        assert_eq!(symptoms(&edge), []);
+    }
+
+    #[test]
+    fn what_lasts_becomes_usual_and_is_not_learnt_before() {
+        let mut edge = Baseline::default();
+        (0..ENOUGH).for_each(|_| edge.tick(0, tick(100, 0)));
+        // Half of them fail, for nearly an hour.
+        (0..ADOPTED - 10).for_each(|_| edge.tick(0, tick(100, 50)));
+        assert_eq!(symptoms(&edge), [Symptom::Failures]);
+        assert_eq!(edge.known().0.failures.mean, 0.0);
+        (0..20 + ENOUGH).for_each(|_| edge.tick(0, tick(100, 50)));
+        assert_eq!(symptoms(&edge), []);
+        assert!((edge.known().0.failures.mean - 0.5).abs() < 0.01);
+    }
+
+    #[test]
+    fn traffic_is_compared_with_the_same_hour_once_that_is_known() {
+        let (night, day) = (3, 12);
+        let mut edge = Baseline::default();
+        (0..MEMORY).for_each(|_| edge.tick(night, tick(10, 0)));
+        // The first day is a surge, until it has lasted for an hour.
+        (0..2 * MEMORY).for_each(|_| edge.tick(day, tick(1_000, 0)));
+        let known = edge.known().1.iter().map(|(hour, usual)| (*hour, usual.rate.mean as u64));
+        let known: Vec<_> = known.collect();
+        assert_eq!(known[0], (night, 10));
+        // Nights are quiet, whatever was done lately. A day like a night is not usual.
+        (0..60).for_each(|_| edge.tick(night, tick(10, 0)));
+        assert_eq!(symptoms(&edge), []);
+        (0..10).for_each(|_| edge.tick(day, tick(10, 0)));
+        assert_eq!(symptoms(&edge), [Symptom::TrafficDrop]);
+    }
+
+    #[test]
+    fn what_nobody_reports_is_neither_judged_nor_learnt() {
+        let mut edge = Baseline::default();
+        (0..ENOUGH).for_each(|_| edge.tick(0, tick(100, 0)));
+        let before = edge.known().0;
+        (0..60).for_each(|_| edge.tick(0, Tick::default()));
+        assert_eq!((symptoms(&edge), edge.known().0), (vec![], before));
+    }
+}

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use outrigger_core::graph::TICK;
 use outrigger_core::outcome::Outcome;
+use outrigger_core::telemetry::{APP_LABELS, VERSION_LABELS};
 use outrigger_proto::graph::graph_client::GraphClient;
 use outrigger_proto::graph::{EdgeDelta, EdgeName, ReasonCount, Report, Reporter};
 use tokio::sync::mpsc;
@@ -24,9 +25,6 @@ use crate::proxy::Proxy;
 const MAX_NUMBERS: usize = 4_096;
 /// Pause where the control plane knows no graph.
 const UNKNOWN: Duration = Duration::from_secs(60);
-/// Labels that say what an app is called, best first; the first one is recommended by Kubernetes.
-const APP_LABELS: [&str; 2] = ["app.kubernetes.io/name", "app"];
-const VERSION_LABELS: [&str; 2] = ["app.kubernetes.io/version", "version"];
 
 /// Reports for as long as the process lives. What could not be told is told by the next stream.
 pub async fn run(proxy: Arc<Proxy>, control_plane: ControlPlane) {

@@ -9,7 +9,7 @@ use opentelemetry_otlp::{SpanExporter, WithExportConfig, WithHttpConfig};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::OTelSdkError;
 use opentelemetry_sdk::trace::{SpanData, SpanExporter as _};
-use outrigger_core::telemetry::{self, OtlpProtocol};
+use outrigger_core::telemetry::{self, APP_LABELS, OtlpProtocol};
 use tokio::sync::Mutex;
 use tracing::{info, warn};
 
@@ -24,8 +24,6 @@ const BATCH: usize = 512;
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// How often at most a collector that does not take spans is complained about.
 const COMPLAIN: Duration = Duration::from_secs(60);
-/// Labels of a workload that name its app, the first one that is there; else it is the workload itself.
-const APP_LABELS: [&str; 2] = ["app.kubernetes.io/name", "app"];
 
 /// Sends what is recorded.
 pub struct Exporter(Mutex<SpanSender>);
