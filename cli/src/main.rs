@@ -2,6 +2,7 @@
 
 mod inject;
 mod input;
+mod tap;
 mod upgrade;
 mod write;
 
@@ -21,11 +22,13 @@ struct Options {
 enum Command {
     Inject(Box<inject::Options>),
     Upgrade(Box<upgrade::Options>),
+    Tap(Box<tap::Options>),
 }
 
 fn main() -> ExitCode {
     match Options::parse().command {
         Command::Inject(options) => inject::run(&options),
         Command::Upgrade(options) => upgrade::run(&options),
+        Command::Tap(options) => tap::run(&options),
     }
 }

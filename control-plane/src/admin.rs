@@ -1,13 +1,14 @@
 //! The admin server: whether the control plane lives, what it knows, and who has been told.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::SystemTime;
 
 use axum::Json;
 use axum::Router;
-use axum::extract::{Request, State};
+use axum::extract::{FromRef, Request, State};
 use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::middleware::{Next, from_fn};
@@ -33,6 +34,8 @@ use crate::publish::{Publisher, View};
 use crate::registration::Registrations;
 use crate::status;
 use crate::status::reader::{StatusTable, Statuses};
+use crate::tap;
+use crate::tap::page::TapServer;
 
 /// The content type of Prometheus' text format as `prometheus-client` writes it.
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -46,8 +49,15 @@ pub struct Admin {
     pub problems: Arc<Problems>,
     pub statuses: Arc<Statuses>,
     pub graph: Arc<Graph>,
+    pub tap: TapServer,
     pub metrics: Arc<Metrics>,
     pub log: Log,
+}
+
+impl FromRef<Admin> for TapServer {
+    fn from_ref(admin: &Admin) -> Self {
+        admin.tap.clone()
+    }
 }
 
 pub async fn serve(listener: TcpListener, admin: Admin) {
@@ -64,8 +74,10 @@ pub async fn serve(listener: TcpListener, admin: Admin) {
         .route("/graph", get(graph))
         .route("/graph.txt", get(graph_text))
         .route("/graph.dot", get(graph_dot))
+        .route("/tap", get(tap::page::tap))
         .layer(from_fn(refuse_proxied))
-        .with_state(admin);
+        .with_state(admin)
+        .into_make_service_with_connect_info::<SocketAddr>();
     if let Err(error) = axum::serve(listener, app).await {
         tracing::error!(%error, "the admin server ended");
     }
@@ -99,7 +111,8 @@ async fn contents() -> &'static str {
      /proxies   what each proxy asked for, was sent and has acknowledged\n\
      /identity  roots, the issuing one, and who has which certificate\n\
      /problems  what is wrong in the manifests, with file, line and field\n\
-     /graph     who calls whom, cycles, and what is not as usual; as text /graph.txt, for Graphviz /graph.dot\n"
+     /graph     who calls whom, cycles, and what is not as usual; as text /graph.txt, for Graphviz /graph.dot\n\
+     /tap       requests while they happen, for those who may see them; `outrigger tap --help` tells how\n"
 }
 
 async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {

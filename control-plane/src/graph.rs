@@ -11,6 +11,7 @@ pub mod nodes;
 pub mod page;
 pub mod report;
 mod saved;
+pub mod taps;
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
@@ -23,6 +24,7 @@ use tonic::Status;
 
 use self::edges::{EdgeReport, Edges, Source};
 use self::page::{GraphPage, ShownUnusual};
+use self::taps::Taps;
 use crate::metrics::{Metrics, UnusualLabels};
 use crate::publish::Publisher;
 use crate::replica::Replica;
@@ -41,6 +43,8 @@ pub struct Graph {
     metrics: Arc<Metrics>,
     replica: Option<Arc<Replica>>,
     edges: Mutex<Edges>,
+    /// Who wants to see single requests.
+    pub taps: Arc<Taps>,
     /// Whether this replica keeps the graph.
     kept: watch::Sender<bool>,
 }
@@ -70,7 +74,8 @@ impl Graph {
     ) -> Arc<Self> {
         let edges = Mutex::new(Edges::new(now(), []));
         let kept = watch::Sender::new(replica.is_none());
-        let graph = Arc::new(Self { publisher, metrics, replica, edges, kept });
+        let graph =
+            Arc::new(Self { publisher, metrics, replica, edges, taps: Arc::default(), kept });
         graph.begin().await;
         graph
     }

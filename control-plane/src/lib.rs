@@ -37,6 +37,7 @@ pub mod source;
 pub mod status;
 pub mod store;
 mod sync;
+pub mod tap;
 pub mod token;
 pub mod translate;
 pub mod trust;

@@ -116,10 +116,11 @@ fn token(options: &TokenOptions) -> Result<ExitCode, Fatal> {
     let directory = options.state_dir.display();
     let tokens = Tokens::open(&options.state_dir)
         .map_err(|error| format!("--state-dir: {directory}: {error}"))?;
-    let token = tokens
-        .issue(&options.namespace, &options.service_account, grant, options.ttl)
-        .map_err(|error| format!("could not sign the token: {error}"))?;
-    print(&token)
+    let token = match options.tap {
+        true => tokens.issue_tap(namespace, options.ttl),
+        false => tokens.issue(namespace, account, grant, options.ttl),
+    };
+    print(&token.map_err(|error| format!("could not sign the token: {error}"))?)
 }
 
 /// Asks the running control plane; a refusal goes to stderr.

@@ -42,7 +42,7 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Print a join token, with which a proxy registers its workload.
+    /// Print a join token, with which a proxy registers its workload; or one for `outrigger tap`.
     Token(TokenOptions),
     /// Look at the roots that the mesh trusts, and rotate them step by step: add-root,
     /// issue-from, remove-root. An unsafe step is refused and says who is not ready.

@@ -47,6 +47,7 @@ use crate::replica::Replica;
 use crate::source::kubernetes::{self, ConnectError, Kubernetes};
 use crate::source::manifests::{self, Folder, Watching};
 use crate::status::reader::Statuses;
+use crate::tap::page::TapServer;
 use durable::Durable;
 use security::ServerSecurity;
 
@@ -175,6 +176,7 @@ pub async fn start(options: Options, log: Log) -> Result<Server, StartError> {
         problems,
         statuses: statuses.clone(),
         graph: graph.clone(),
+        tap: TapServer::new(&options, client.clone(), tokens.clone(), graph.clone()),
         metrics: metrics.clone(),
         log,
     };
@@ -214,13 +216,12 @@ pub async fn start(options: Options, log: Log) -> Result<Server, StartError> {
     });
     let certify = authority.clone().zip(tokens.clone());
     let stopper = Stopper::new(publisher.clone(), tokens.clone(), saved_stops);
-    let reports = Reports::new(graph.clone(), tokens.clone());
     let routes = routes(
         Discovery::new(publisher.clone(), tokens.clone(), authority, metrics.clone()),
-        Registrar::new(registrations.clone(), tokens, stopping.clone()),
+        Registrar::new(registrations.clone(), tokens.clone(), stopping.clone()),
         Certifier::new(certify, reviewer, metrics.clone()),
         stopper,
-        reports,
+        Reports::new(graph.clone(), tokens),
     );
     let identity = if tls.is_some() { "on" } else { "off" };
     let grpc = tokio::spawn(connection::serve(listener, routes, tls, metrics, stopping));

@@ -24,6 +24,8 @@ const KEY_BYTES: usize = 32;
 /// `iss` and `aud`, so that a token for something else with the same key would not pass.
 const ISSUER: &str = "outrigger-control-plane";
 const AUDIENCE: &str = "outrigger.mesh.v1.Workload";
+/// `aud` of tokens that let somebody see requests.
+const TAP_AUDIENCE: &str = "outrigger.graph.v1.Tap";
 /// Seconds that two clocks may differ by.
 const LEEWAY: u64 = 5;
 
@@ -40,11 +42,22 @@ pub struct Claims {
     exp: u64,
 }
 
+/// What a token for taps says.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct TapClaims {
+    namespace: String,
+    iss: String,
+    aud: String,
+    iat: u64,
+    exp: u64,
+}
+
 /// Signs and verifies tokens.
 pub struct Tokens {
     encoding: EncodingKey,
     decoding: DecodingKey,
     validation: Validation,
+    tap_validation: Validation,
 }
 
 impl std::fmt::Debug for Tokens {
@@ -74,15 +87,19 @@ impl Tokens {
                 format!("{} is damaged: remove it and issue new tokens", store.place(&document)),
             ));
         }
-        let mut validation = Validation::new(Algorithm::HS256);
-        validation.leeway = LEEWAY;
-        validation.set_issuer(&[ISSUER]);
-        validation.set_audience(&[AUDIENCE]);
-        validation.set_required_spec_claims(&["exp", "iss", "aud"]);
+        let validation = |audience: &str| {
+            let mut validation = Validation::new(Algorithm::HS256);
+            validation.leeway = LEEWAY;
+            validation.set_issuer(&[ISSUER]);
+            validation.set_audience(&[audience]);
+            validation.set_required_spec_claims(&["exp", "iss", "aud"]);
+            validation
+        };
         Ok(Self {
             encoding: EncodingKey::from_secret(&key),
             decoding: DecodingKey::from_secret(&key),
-            validation,
+            validation: validation(AUDIENCE),
+            tap_validation: validation(TAP_AUDIENCE),
         })
     }
 
@@ -93,7 +110,7 @@ impl Tokens {
         grant: Grant,
         ttl: Duration,
     ) -> Result<String, jsonwebtoken::errors::Error> {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let now = now();
         let claims = Claims {
             namespace: namespace.to_owned(),
             service_account: service_account.to_owned(),
@@ -107,8 +124,43 @@ impl Tokens {
     }
 
     pub fn verify(&self, token: &str) -> Result<Claims, TokenError> {
+        self.decode(token, &self.validation)
+    }
+
+    /// A token that lets its holder see the requests of a namespace.
+    pub fn issue_tap(
+        &self,
+        namespace: &str,
+        ttl: Duration,
+    ) -> Result<String, jsonwebtoken::errors::Error> {
+        let now = now();
+        let claims = TapClaims {
+            namespace: namespace.to_owned(),
+            iss: ISSUER.to_owned(),
+            aud: TAP_AUDIENCE.to_owned(),
+            iat: now,
+            exp: now.saturating_add(ttl.as_secs()),
+        };
+        jsonwebtoken::encode(&Header::new(Algorithm::HS256), &claims, &self.encoding)
+    }
+
+    /// The namespace whose requests a token lets somebody see.
+    pub fn verify_tap(&self, token: &str) -> Result<String, TokenError> {
+        let claims: TapClaims =
+            self.decode(token, &self.tap_validation).map_err(|error| match error {
+                TokenError::Foreign => TokenError::NoTap,
+                error => error,
+            })?;
+        Ok(claims.namespace)
+    }
+
+    fn decode<T: serde::de::DeserializeOwned + Clone>(
+        &self,
+        token: &str,
+        validation: &Validation,
+    ) -> Result<T, TokenError> {
         use jsonwebtoken::errors::ErrorKind;
-        match jsonwebtoken::decode::<Claims>(token, &self.decoding, &self.validation) {
+        match jsonwebtoken::decode::<T>(token, &self.decoding, validation) {
             Ok(data) => Ok(data.claims),
             Err(error) if matches!(error.kind(), ErrorKind::ExpiredSignature) => {
                 Err(TokenError::Expired)
@@ -118,15 +170,25 @@ impl Tokens {
     }
 }
 
+/// Seconds since the Unix epoch.
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TokenError {
-    #[error("the join token has expired: issue a new one")]
+    #[error("the token has expired: issue a new one")]
     Expired,
     #[error(
         "the join token is not valid here: it must come from this control plane's `token` command \
          and the same state directory"
     )]
     Foreign,
+    #[error(
+        "the token is not for taps here: it must come from this control plane's `token --tap` command and the same \
+         state directory"
+    )]
+    NoTap,
     #[error("the authorization metadata must be \"Bearer <join token>\"")]
     Malformed,
 }
@@ -169,6 +231,11 @@ mod tests {
         let bound = Grant { workloads: vec!["orders-1".to_owned()], ..Grant::default() };
         let token = tokens.issue("bank", "orders", bound.clone(), hour).unwrap();
         assert_eq!(tokens.verify(&token).unwrap().grant, bound);
+        let tap = tokens.issue_tap("bank", hour).unwrap();
+        assert_eq!(tokens.verify_tap(&tap).as_deref(), Ok("bank"));
+        // Neither is good for what the other is.
+        assert_eq!(tokens.verify(&tap), Err(TokenError::Foreign));
+        assert_eq!(tokens.verify_tap(&token), Err(TokenError::NoTap));
         let other = tempfile::tempdir().unwrap();
         let problem: Status =
             Tokens::open(other.path()).unwrap().verify(&token).unwrap_err().into();

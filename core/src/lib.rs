@@ -23,5 +23,6 @@ pub mod path;
 pub mod policy;
 pub mod reason;
 pub mod route;
+pub mod tap;
 pub mod telemetry;
 pub mod time;

@@ -8,3 +8,4 @@ pub mod renew;
 pub mod report;
 pub mod state;
 pub mod stop;
+pub mod tap;

@@ -5,5 +5,6 @@ pub mod bus;
 pub mod correlation;
 pub mod edges;
 pub mod metrics;
-pub(crate) mod record;
+pub mod record;
+pub mod tap;
 pub mod traces;

@@ -21,6 +21,8 @@ use crate::observe::access_log::AccessLog;
 use crate::observe::bus::Bus;
 use crate::observe::correlation::Correlation;
 use crate::observe::metrics::Metrics;
+use crate::observe::record::Record;
+use crate::observe::tap::Taps;
 use crate::observe::traces::Traces;
 use crate::policy::cache::Cache;
 use crate::policy::inbound_ports::InboundPorts;
@@ -47,9 +49,11 @@ pub struct Proxy {
     pub metrics: Arc<Metrics>,
     /// Where what is known of exchanges goes at their end.
     pub records: Bus,
-    /// Which of them are recorded as spans.
     pub access_log: Arc<AccessLog>,
+    /// Which of them are recorded as spans.
     pub traces: Arc<Traces>,
+    /// Which of them somebody wants to see now.
+    pub taps: Arc<Taps>,
     /// What the process says, access log included.
     pub log: Log,
     pub correlation: Correlation,
@@ -65,6 +69,8 @@ pub struct Proxy {
 pub struct BackgroundTasks {
     /// For [`crate::mesh::stop`].
     pub stops: mpsc::UnboundedReceiver<Stop>,
+    /// For [`crate::mesh::tap`].
+    pub tapped: mpsc::Receiver<Box<Record>>,
 }
 
 impl Proxy {
@@ -76,6 +82,7 @@ impl Proxy {
         let metrics = Arc::new(Metrics::new(settings.workers()));
         let access_log = Arc::new(AccessLog::new(settings.access_log, log.clone()));
         let traces = Arc::<Traces>::default();
+        let (taps, tapped) = Taps::new();
         let (faults, stops) = FaultInjections::new();
         let proxy = Self {
             correlation: Correlation::new(Arc::clone(&metrics)),
@@ -91,9 +98,11 @@ impl Proxy {
             records: Bus::new(vec![
                 Box::new(Arc::clone(&access_log)),
                 Box::new(Arc::clone(&traces)),
+                Box::new(Arc::clone(&taps)),
             ]),
             access_log,
             traces,
+            taps,
             log,
             faults,
             server_first: ServerFirst::default(),
@@ -102,7 +111,7 @@ impl Proxy {
             metrics,
             settings,
         };
-        (Arc::new(proxy), BackgroundTasks { stops })
+        (Arc::new(proxy), BackgroundTasks { stops, tapped })
     }
 
     /// Why the proxy is not ready, if it is not.

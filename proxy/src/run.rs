@@ -20,6 +20,7 @@ use crate::mesh::control_plane::ControlPlane;
 use crate::mesh::discovery::Discovery;
 use crate::mesh::state::StateDir;
 use crate::mesh::{registration, renew, report, stop};
+use crate::observe::record::Record;
 use crate::observe::traces::otlp::Exporter;
 use crate::proxy::worker::{Load, Worker};
 use crate::proxy::{BackgroundTasks, Phase, Proxy};
@@ -49,7 +50,7 @@ pub fn run(settings: Settings, log: Log, filter: LogHandle) -> io::Result<()> {
     let admin = accept::listen(settings.admin)?;
     let socket = settings.admin_socket.clone();
     let workers = settings.workers();
-    let (proxy, BackgroundTasks { stops }) = Proxy::new(settings, identity, log);
+    let (proxy, BackgroundTasks { stops, tapped }) = Proxy::new(settings, identity, log);
     // Everything that is not traffic shares this thread.
     let runtime = Builder::new_current_thread().enable_all().build()?;
     proxy.resolver.ask_on(runtime.handle().clone());
@@ -80,7 +81,7 @@ pub fn run(settings: Settings, log: Log, filter: LogHandle) -> io::Result<()> {
             })
         });
         tokio::spawn(admin::serve(Arc::clone(&proxy), admin, socket.transpose()?, filter));
-        let ended = control(proxy, stops, discovery).await;
+        let ended = control(proxy, stops, tapped, discovery).await;
         exporter.finish(LAST_SPANS).await;
         ended
     });
@@ -184,6 +185,7 @@ fn work_nothing_but_accept(proxy: &Arc<Proxy>, listeners: Vec<Bound>, handles: &
 async fn control(
     proxy: Arc<Proxy>,
     stops: mpsc::UnboundedReceiver<Stop>,
+    tapped: mpsc::Receiver<Box<Record>>,
     discovery: Discovery,
 ) -> io::Result<()> {
     let settings = &proxy.settings;
@@ -195,7 +197,7 @@ async fn control(
         tokio::spawn(renew::run(Arc::clone(identity), control_plane.clone()));
     }
     if let Some(control_plane) = control_plane.clone() {
-        tokio::spawn(report::run(Arc::clone(&proxy), control_plane.clone()));
+        tokio::spawn(report::run(Arc::clone(&proxy), control_plane.clone(), tapped));
         tokio::spawn(stop::run(Arc::clone(&proxy), control_plane, stops));
     }
     let discovery = tokio::spawn(discovery.run(control_plane.clone()));

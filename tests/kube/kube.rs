@@ -14,4 +14,5 @@ mod pods;
 mod registration;
 mod source;
 mod status;
+mod tap;
 mod webhook;

@@ -27,6 +27,7 @@ mod resilience;
 mod server_policy;
 mod silence;
 mod soak;
+mod tap;
 mod traces;
 mod tunnels;
 mod upstreams;

@@ -3,14 +3,14 @@
 //! It does what the control plane and the tests use, and by the rules of the real one: list (in pages, and of
 //! metadata alone), watch with resource versions, bookmarks and 410 Gone, create, replace and delete with
 //! preconditions, merge patches, server-side apply of what one manager owns, the status subresource, generations,
-//! Leases, definitions of kinds, and TokenReview. It knows no schemas, admission, RBAC or controllers: what needs those
+//! Leases, definitions of kinds, TokenReview and SubjectAccessReview. It knows no schemas, admission, RBAC or controllers: what needs those
 //! runs on a real one only. It keeps a list of all requests, can be taken away and come back, can forget
 //! what it has told watches, and can leave requests without an answer.
 
 mod objects;
 mod serve;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -43,6 +43,8 @@ struct Shared {
     cut: watch::Sender<u64>,
     requests: Mutex<Vec<Request>>,
     tokens: Mutex<HashMap<String, Value>>,
+    /// Users, and what they may do.
+    allowed: Mutex<HashSet<(String, String)>>,
     /// Which requests are never answered.
     hanging: Mutex<Option<Choice>>,
 }
@@ -76,6 +78,7 @@ impl ApiServer {
             cut: watch::Sender::new(0),
             requests: Mutex::default(),
             tokens: Mutex::default(),
+            allowed: Mutex::default(),
             hanging: Mutex::default(),
         });
         let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -128,6 +131,12 @@ impl ApiServer {
     /// What TokenReview says of a token; of others it says that they are not genuine.
     pub fn know_token(&self, token: &str, status: Value) {
         lock(&self.shared.tokens).insert(token.to_owned(), status);
+    }
+
+    /// Lets a user do something, written as in `get taps.outrigger.dev in bank`; others may do nothing that somebody
+    /// asks about.
+    pub fn allow(&self, user: &str, what: &str) {
+        lock(&self.shared.allowed).insert((user.to_owned(), what.to_owned()));
     }
 
     /// Takes requests that are chosen, and never answers them: nothing comes of them.

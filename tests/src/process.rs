@@ -338,6 +338,10 @@ impl ControlPlane {
         !self.args.windows(2).any(|pair| pair == ["--identity", "off"])
     }
 
+    pub fn state_dir(&self) -> PathBuf {
+        self.dir.path().join("state")
+    }
+
     /// The roots that proxies begin with.
     pub fn trust_bundle(&self) -> PathBuf {
         self.dir.path().join("state").join("trust-bundle.pem")

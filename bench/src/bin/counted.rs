@@ -3,11 +3,11 @@
 //! that callgrind can count it. What the proxies know is what a real pair has kept in its state
 //! directories.
 //!
-//! `counted direct|plain|policies REQUESTS STATE`
+//! `counted direct|plain|policies REQUESTS STATE [--tap]`
 
 use std::error::Error;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -15,6 +15,7 @@ use bytes::Bytes;
 use clap::{Parser, ValueEnum};
 use outrigger_core::config::Protocol;
 use outrigger_core::name::Authority;
+use outrigger_core::tap::Tap;
 use outrigger_logging::Log;
 use outrigger_proxy::base::memory::Allocator;
 use outrigger_proxy::base::settings::Settings;
@@ -24,13 +25,15 @@ use outrigger_proxy::listener::role::Listener;
 use outrigger_proxy::listener::slot::Slot;
 use outrigger_proxy::mesh::discovery::holdings::Holdings;
 use outrigger_proxy::mesh::state::StateDir;
-use outrigger_proxy::proxy::Proxy;
+use outrigger_proxy::observe::record::Record;
 use outrigger_proxy::proxy::worker::Load;
 use outrigger_proxy::proxy::worker::Worker;
+use outrigger_proxy::proxy::{BackgroundTasks, Proxy};
 use outrigger_proxy::upstream::fixed::Fixed;
 use outrigger_proxy::wire::io::{Io, Transport};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tokio::runtime::{Builder, LocalOptions};
+use tokio::sync::mpsc;
 use tokio::task::spawn_local;
 
 /// As in the proxy.
@@ -38,6 +41,8 @@ use tokio::task::spawn_local;
 static ALLOCATOR: Allocator = Allocator;
 
 const SEED: u64 = 7;
+/// Requests of a second, as taps see them.
+const A_SECOND: u32 = 1_000;
 /// Bytes that one side may be ahead of the other.
 const AHEAD: usize = 64 * 1024;
 const LOCALHOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
@@ -62,6 +67,27 @@ struct Options {
     requests: u32,
     /// Folder with the state directories `in` and `out` of the pair
     state: PathBuf,
+    /// Has a tap on at both proxies, as at a thousand requests a second: a hundred of them are shown
+    #[arg(long)]
+    tap: bool,
+}
+
+/// What comes of a tap at a proxy.
+struct Tapped {
+    proxy: Arc<Proxy>,
+    records: mpsc::Receiver<Box<Record>>,
+}
+
+impl Tapped {
+    /// What the thread does that is not traffic; `number` requests have been made.
+    fn show(&mut self, number: u32) {
+        if number.is_multiple_of(A_SECOND) {
+            self.proxy.taps.tick();
+        }
+        while let Ok(record) = self.records.try_recv() {
+            std::hint::black_box(self.proxy.taps.lines(&record));
+        }
+    }
 }
 
 fn main() -> Result<(), Failure> {
@@ -72,15 +98,15 @@ fn main() -> Result<(), Failure> {
 
 async fn run(options: Options) -> Result<(), Failure> {
     let (caller, called) = duplex(AHEAD);
-    let host = match options.way {
+    let (host, tapped) = match options.way {
         Way::Direct => {
             spawn_local(app(called));
-            "app.bench"
+            ("app.bench", Vec::new())
         }
         Way::Plain => pair(called, "pair-h1.bench", &options)?,
         Way::Policies => pair(called, "policies.bench", &options)?,
     };
-    requests(caller, host, options.requests).await
+    requests(caller, host, options.requests, tapped).await
 }
 
 /// Puts two proxies between `called` and the app; returns the host that requests name.
@@ -88,13 +114,13 @@ fn pair(
     called: DuplexStream,
     host: &'static str,
     options: &Options,
-) -> Result<&'static str, Failure> {
+) -> Result<(&'static str, Vec<Tapped>), Failure> {
     let ports = "19001=h1:http,19005=h1:guarded";
-    let inbound = worker(&options.state, "in", &["--workload", "pair-1", "--app-port", ports])?;
+    let (inbound, ours) = worker(options, "in", &["--workload", "pair-1", "--app-port", ports])?;
     join(&inbound, |theirs| {
         spawn_local(app(theirs));
     })?;
-    let outbound = worker(&options.state, "out", &["--workload", "caller"])?;
+    let (outbound, theirs) = worker(options, "out", &["--workload", "caller"])?;
     let dialed = outbound
         .dial_authority(&Authority::parse(host, Some(80))?)
         .map_err(|refusal| refusal.detail.into_owned())?;
@@ -104,19 +130,25 @@ fn pair(
     })?;
     let listener = Listener::app(&outbound.proxy.settings).redirected();
     serve(&outbound, called, (listener, Protocol::Http1), Fixed::Destination(dialed));
-    Ok(host)
+    Ok((host, vec![ours, theirs]))
 }
 
 /// The only worker of a proxy of its own, which knows what `name` in `state` holds.
-fn worker(state: &Path, name: &str, flags: &[&str]) -> Result<Rc<Worker>, Failure> {
+fn worker(options: &Options, name: &str, flags: &[&str]) -> Result<(Rc<Worker>, Tapped), Failure> {
     let settings = ["outrigger-proxy", "--namespace", "bench", "--workers", "1"];
     let settings = Settings::parse_from(settings.iter().chain(flags));
-    let (proxy, _) = Proxy::new(settings, None, Log::unread());
-    let saved = StateDir::open(&state.join(name))?.load().ok_or("it holds no configuration")?;
+    let (proxy, BackgroundTasks { tapped: records, .. }) =
+        Proxy::new(settings, None, Log::unread());
+    if options.tap {
+        proxy.taps.configure(vec![Tap { max_per_second: A_SECOND / 10, ..Tap::default() }]);
+    }
+    let saved =
+        StateDir::open(&options.state.join(name))?.load().ok_or("it holds no configuration")?;
     Holdings::new(Arc::clone(&proxy)).restore(&saved);
+    let tapped = Tapped { proxy: Arc::clone(&proxy), records };
     let worker = Worker::new(proxy, 0, Arc::new(Load::default()));
     worker.seed(SEED);
-    Ok(worker)
+    Ok((worker, tapped))
 }
 
 /// Whatever `worker` connects to is answered by `at`, in memory.
@@ -148,10 +180,16 @@ fn serve(
 }
 
 /// One request after the other, each answered with 200.
-async fn requests(mut caller: DuplexStream, host: &str, requests: u32) -> Result<(), Failure> {
+async fn requests(
+    mut caller: DuplexStream,
+    host: &str,
+    requests: u32,
+    mut tapped: Vec<Tapped>,
+) -> Result<(), Failure> {
     let request = format!("GET /bench HTTP/1.1\r\nhost: {host}\r\naccept: */*\r\n\r\n");
     let mut read = Vec::new();
-    for _ in 0..requests {
+    for number in 0..requests {
+        tapped.iter_mut().for_each(|tapped| tapped.show(number));
         caller.write_all(request.as_bytes()).await?;
         read.clear();
         while !read.ends_with(b"\r\n\r\nok") {

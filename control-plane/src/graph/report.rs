@@ -7,11 +7,16 @@ use std::time::{Duration, Instant};
 use outrigger_core::graph::TICK;
 use outrigger_core::name::{MAX_HOST, MAX_LABEL, check_label};
 use outrigger_proto::graph::graph_server;
-use outrigger_proto::graph::{EdgeDelta, EdgeName, Report, ReportEnded, Reporter};
+use outrigger_proto::graph::{
+    self, EdgeDelta, EdgeName, Report, Reporter, TappedEnded, TappedRequests,
+};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::edges::{EdgeReport, Source, Traffic};
 use super::nodes;
+use super::taps::Taps;
 use super::{Graph, now};
 use crate::connection::Connection;
 use crate::token::{Tokens, bearer};
@@ -26,6 +31,10 @@ const MAX_TEXT: usize = 2 * MAX_HOST;
 const MAX_BUCKETS: usize = 128;
 /// Reasons of one report.
 const MAX_REASONS: usize = 64;
+/// Answers between the stream and the transport.
+const QUEUE: usize = 1;
+/// Messages with tapped requests are not read faster.
+const TAPPED_PAUSE: Duration = Duration::from_millis(10);
 /// How long a new stream may stay silent.
 const FIRST: Duration = Duration::from_secs(30);
 /// A proxy that has gone without a word is given up after so long without a report.
@@ -61,16 +70,45 @@ impl Reports {
 
 #[tonic::async_trait]
 impl graph_server::Graph for Reports {
+    type ReportStream = ReceiverStream<Result<graph::Taps, Status>>;
+
     async fn report(
         &self,
         request: Request<Streaming<Report>>,
-    ) -> Result<Response<ReportEnded>, Status> {
+    ) -> Result<Response<Self::ReportStream>, Status> {
         let proven = self.proven(&request)?;
         let ended = Connection::of(&request)?.ended();
         let mut given_away = self.graph.given_away()?;
         let reports = request.into_inner();
+        let (answers, queue) = mpsc::channel(QUEUE);
+        let graph = self.graph.clone();
+        tokio::spawn(async move {
+            let status = tokio::select! {
+                result = take(&graph, reports, proven, &answers) => match result {
+                    Ok(()) => return,
+                    Err(status) => status,
+                },
+                status = ended => status,
+                () = given_away.wait() => Graph::elsewhere(),
+            };
+            // A proxy that reads nothing is not waited for.
+            let _ = answers.try_send(Err(status));
+        });
+        Ok(Response::new(ReceiverStream::new(queue)))
+    }
+
+    async fn tapped(
+        &self,
+        request: Request<Streaming<TappedRequests>>,
+    ) -> Result<Response<TappedEnded>, Status> {
+        let proven = self.proven(&request)?;
+        let ended = Connection::of(&request)?.ended();
+        let mut given_away = self.graph.given_away()?;
+        let tapped = request.into_inner();
         let status = tokio::select! {
-            result = take(&self.graph, reports, proven) => return result.map(Response::new),
+            result = show(&self.graph, tapped, proven) => {
+                return result.map(|()| Response::new(TappedEnded {}));
+            }
             status = ended => status,
             () = given_away.wait() => Graph::elsewhere(),
         };
@@ -83,26 +121,73 @@ async fn take(
     graph: &Arc<Graph>,
     mut reports: Streaming<Report>,
     proven: Option<(String, String)>,
-) -> Result<ReportEnded, Status> {
+    answers: &mpsc::Sender<Result<graph::Taps, Status>>,
+) -> Result<(), Status> {
     let silent = || Status::deadline_exceeded("no report came");
     let first = tokio::time::timeout(FIRST, reports.message()).await.map_err(|_| silent())??;
-    let Some(first) = first else { return Ok(ReportEnded {}) };
-    let reporter = first.reporter.as_ref();
-    let reporter = reporter
-        .ok_or_else(|| Status::invalid_argument("the first report does not say who reports"))?;
-    let source = source(graph, reporter, proven)?;
+    let Some(first) = first else { return Ok(()) };
+    let (source, workload) = source(graph, first.reporter.as_ref(), proven)?;
     let stream = ReportingProxy::new(graph.clone(), source);
     let mut names = EdgeNames::default();
-    let mut next = Some(first);
-    while let Some(report) = next {
-        let came = Instant::now();
-        let edges = read(report, &mut names)?;
-        stream.graph.report(&stream.source, &edges, now());
-        next = tokio::time::timeout(SILENT, reports.message()).await.map_err(|_| silent())??;
-        // Faster ones are not read.
-        tokio::time::sleep((TICK / 5).saturating_sub(came.elapsed())).await;
+    let reporting = async {
+        let mut next = Some(first);
+        while let Some(report) = next {
+            let came = Instant::now();
+            let edges = read(report, &mut names)?;
+            stream.graph.report(&stream.source, &edges, now());
+            next =
+                tokio::time::timeout(SILENT, reports.message()).await.map_err(|_| silent())??;
+            // Faster ones are not read.
+            tokio::time::sleep((TICK / 5).saturating_sub(came.elapsed())).await;
+        }
+        Ok(())
+    };
+    tokio::select! {
+        result = reporting => result,
+        () = tell(&graph.taps, &stream.source, &workload, answers) => Ok(()),
     }
-    Ok(ReportEnded {})
+}
+
+/// Tells a proxy of the taps that it is concerned in, whenever they change; ends with the stream.
+async fn tell(
+    taps: &Taps,
+    source: &Source,
+    workload: &str,
+    answers: &mpsc::Sender<Result<graph::Taps, Status>>,
+) {
+    let mut changes = taps.changes();
+    // Those that have reached the proxy count it while it knows of them.
+    let (mut told, mut _reached) = (graph::Taps::default(), Vec::new());
+    while changes.changed().await.is_ok() {
+        // Room first: a proxy that reads slowly is told the newest state.
+        let Ok(room) = answers.reserve().await else { return };
+        let active = changes.borrow_and_update().clone();
+        let (taps, reached) = Taps::of(&active, source, workload);
+        _reached = reached;
+        if taps != told {
+            told = taps.clone();
+            room.send(Ok(taps));
+        }
+    }
+}
+
+/// Shows requests to taps until the proxy ends the stream.
+async fn show(
+    graph: &Graph,
+    mut tapped: Streaming<TappedRequests>,
+    proven: Option<(String, String)>,
+) -> Result<(), Status> {
+    let first = tokio::time::timeout(FIRST, tapped.message()).await;
+    let first = first.map_err(|_| Status::deadline_exceeded("no tapped request came"))??;
+    let Some(first) = first else { return Ok(()) };
+    let (source, workload) = source(graph, first.reporter.as_ref(), proven)?;
+    let mut next = Some(first);
+    while let Some(shown) = next {
+        graph.taps.take(&source, &workload, &shown);
+        tokio::time::sleep(TAPPED_PAUSE).await;
+        next = tapped.message().await?;
+    }
+    Ok(())
 }
 
 /// The edges that a stream has numbered.
@@ -153,12 +238,14 @@ impl Drop for ReportingProxy {
     }
 }
 
-/// Reads who reports, and compares it with what is proven.
+/// Reads who reports, and compares it with what is proven. With the name of the workload, which nothing proves.
 fn source(
     graph: &Graph,
-    reporter: &Reporter,
+    reporter: Option<&Reporter>,
     proven: Option<(String, String)>,
-) -> Result<Source, Status> {
+) -> Result<(Source, Arc<str>), Status> {
+    let reporter = reporter
+        .ok_or_else(|| Status::invalid_argument("the first report does not say who reports"))?;
     let Reporter { namespace, service_account, zone, .. } = reporter;
     check_label(namespace)
         .map_err(|e| Status::invalid_argument(e.under("namespace").to_string()))?;
@@ -169,13 +256,14 @@ fn source(
         )));
     }
     let (app, version) = nodes::reporter(&graph.publisher.view().index, reporter);
-    Ok(Source {
+    let source = Source {
         app: app.into(),
         namespace: namespace.as_str().into(),
         account: text(&format!("{namespace}/{service_account}"), MAX_TEXT),
         version: text(&version, MAX_LABEL),
         zone: text(zone, MAX_LABEL),
-    })
+    };
+    Ok((source, text(&reporter.workload, MAX_TEXT)))
 }
 
 /// What it says of edges, by the names that the stream has given them.

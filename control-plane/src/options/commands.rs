@@ -11,13 +11,17 @@ use crate::source::kubernetes::ApiServerOptions;
 
 #[derive(Debug, Args)]
 pub struct TokenOptions {
-    /// Namespace that the workload may register in.
+    /// Namespace that the workload may register in, or whose requests may be seen.
     #[arg(long, value_name = "NAMESPACE")]
     pub namespace: String,
 
     /// Service account that it may register as.
     #[arg(long, value_name = "ACCOUNT", default_value = "default")]
     pub service_account: String,
+
+    /// Make a token for `outrigger tap` instead: its holder may see the requests of the namespace's workloads.
+    #[arg(long, conflicts_with_all = ["service_account", "any_address", "labels", "workloads"])]
+    pub tap: bool,
 
     /// How long the token is valid (1h; also 90s, 30m, 7d).
     #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = parse_duration)]

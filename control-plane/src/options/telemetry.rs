@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
+use http::HeaderName;
+use outrigger_core::tap::SECRET;
 use outrigger_core::telemetry::{
     AccessLog, OtlpProtocol, Ratio, SLOWER_THAN, Telemetry, Traces, check_address,
 };
@@ -25,6 +27,17 @@ pub struct TelemetryOptions {
         value_parser = parse_slower_than
     )]
     pub access_log_slower_than: Option<Duration>,
+
+    /// Headers of requests that `outrigger tap` may show, with commas between them.
+    #[arg(
+        long,
+        env = "OUTRIGGER_TAP_HEADERS",
+        value_name = "NAMES",
+        value_delimiter = ',',
+        default_value = "accept,content-length,content-type,grpc-timeout,host,user-agent",
+        value_parser = parse_header
+    )]
+    pub tap_headers: Vec<HeaderName>,
 
     /// Where proxies send traces: a collector that takes OTLP, such as Jaeger or the OpenTelemetry Collector, as in
     /// `http://jaeger.observability:4317`. Unset: no proxy records any.
@@ -114,6 +127,14 @@ impl TelemetryOptions {
 
 fn parse_address(text: &str) -> Result<String, String> {
     check_address(text).map(|()| text.to_owned())
+}
+
+fn parse_header(text: &str) -> Result<HeaderName, String> {
+    let name: HeaderName = text.parse().map_err(|_| format!("{text:?} is no name of a header"))?;
+    if SECRET.contains(&name) {
+        return Err(format!("{name} holds secrets and is never shown"));
+    }
+    Ok(name)
 }
 
 fn parse_ratio(text: &str) -> Result<Ratio, String> {

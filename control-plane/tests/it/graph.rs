@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use outrigger_control_plane::replica::Timing;
 use outrigger_proto::graph::graph_client::GraphClient;
-use outrigger_proto::graph::{EdgeDelta, EdgeName, Report, ReportEnded, Reporter};
+use outrigger_proto::graph::{EdgeDelta, EdgeName, Report, Reporter};
 use serde_json::Value;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -24,7 +24,7 @@ const TIMING: Timing = Timing {
 /// A proxy that reports.
 struct Stream {
     reports: mpsc::Sender<Report>,
-    ended: tokio::task::JoinHandle<Result<ReportEnded, Status>>,
+    ended: tokio::task::JoinHandle<Result<(), Status>>,
 }
 
 impl Stream {
@@ -38,8 +38,10 @@ impl Stream {
             ..Reporter::default()
         };
         let ended = tokio::spawn(async move {
-            let ended = GraphClient::new(channel).report(ReceiverStream::new(queue)).await;
-            ended.map(tonic::Response::into_inner)
+            let opened = GraphClient::new(channel).report(ReceiverStream::new(queue)).await;
+            let mut answers = opened?.into_inner();
+            while answers.message().await?.is_some() {}
+            Ok(())
         });
         // The stream may be refused before.
         let _ = reports.send(Report { reporter: Some(reporter), edges: first }).await;

@@ -16,6 +16,7 @@ pub mod inbound;
 mod policy;
 mod server;
 pub mod settings;
+pub mod tap;
 pub mod trust;
 
 use outrigger_core::config::{self, BackendTarget, HostMatch, Protocol};

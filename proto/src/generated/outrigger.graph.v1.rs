@@ -76,8 +76,63 @@ pub struct ReasonCount {
     #[prost(uint64, tag = "3")]
     pub count: u64,
 }
+/// All taps that are on at a proxy.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Taps {
+    #[prost(message, repeated, tag = "1")]
+    pub taps: ::prost::alloc::vec::Vec<Tap>,
+}
+/// Requests that somebody wants to see while they happen. Every condition that is set has to hold.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Tap {
+    #[prost(uint64, tag = "1")]
+    pub id: u64,
+    /// `inbound` or `outbound`.
+    #[prost(string, tag = "2")]
+    pub direction: ::prost::alloc::string::String,
+    /// `namespace/name:port`, or the beginning of it up to a separator.
+    #[prost(string, tag = "3")]
+    pub service: ::prost::alloc::string::String,
+    /// Likewise.
+    #[prost(string, tag = "4")]
+    pub peer: ::prost::alloc::string::String,
+    #[prost(string, tag = "5")]
+    pub method: ::prost::alloc::string::String,
+    /// What the path begins with.
+    #[prost(string, tag = "6")]
+    pub path: ::prost::alloc::string::String,
+    /// As in 503 or 5xx.
+    #[prost(string, tag = "7")]
+    pub status: ::prost::alloc::string::String,
+    /// As metrics label it.
+    #[prost(string, tag = "8")]
+    pub reason: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "9")]
+    pub slower_than_ms: u32,
+    /// Requests shown within a second.
+    #[prost(uint32, tag = "10")]
+    pub max_per_second: u32,
+    /// Headers of the request that are shown.
+    #[prost(string, repeated, tag = "11")]
+    pub headers: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+/// What one tap has asked for.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TappedRequests {
+    /// In the first one of a stream.
+    #[prost(message, optional, tag = "1")]
+    pub reporter: ::core::option::Option<Reporter>,
+    #[prost(uint64, tag = "2")]
+    pub tap: u64,
+    /// Each a line of the access log, in JSON.
+    #[prost(string, repeated, tag = "3")]
+    pub lines: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Requests that matched beyond what the tap shows within a second, since the message before.
+    #[prost(uint64, tag = "4")]
+    pub not_shown: u64,
+}
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct ReportEnded {}
+pub struct TappedEnded {}
 /// Generated client implementations.
 pub mod graph_client {
     #![allow(
@@ -169,11 +224,15 @@ pub mod graph_client {
             self.inner = self.inner.max_encoding_message_size(limit);
             self
         }
-        /// One stream per proxy, for as long as it lives. The control plane answers when it has to end.
+        /// One stream per proxy, for as long as it lives. The control plane answers with the taps that the proxy is
+        /// concerned in, whenever they change.
         pub async fn report(
             &mut self,
             request: impl tonic::IntoStreamingRequest<Message = super::Report>,
-        ) -> std::result::Result<tonic::Response<super::ReportEnded>, tonic::Status> {
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::Taps>>,
+            tonic::Status,
+        > {
             self.inner
                 .ready()
                 .await
@@ -189,6 +248,28 @@ pub mod graph_client {
             let mut req = request.into_streaming_request();
             req.extensions_mut()
                 .insert(GrpcMethod::new("outrigger.graph.v1.Graph", "Report"));
+            self.inner.streaming(req, path, codec).await
+        }
+        /// Requests that taps have asked for, while there are any: by the connection that these came by.
+        pub async fn tapped(
+            &mut self,
+            request: impl tonic::IntoStreamingRequest<Message = super::TappedRequests>,
+        ) -> std::result::Result<tonic::Response<super::TappedEnded>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = crate::codec::SmallCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/outrigger.graph.v1.Graph/Tapped",
+            );
+            let mut req = request.into_streaming_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("outrigger.graph.v1.Graph", "Tapped"));
             self.inner.client_streaming(req, path, codec).await
         }
     }
@@ -206,11 +287,23 @@ pub mod graph_server {
     /// Generated trait containing gRPC methods that should be implemented for use with GraphServer.
     #[async_trait]
     pub trait Graph: std::marker::Send + std::marker::Sync + 'static {
-        /// One stream per proxy, for as long as it lives. The control plane answers when it has to end.
+        /// Server streaming response type for the Report method.
+        type ReportStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::Taps, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// One stream per proxy, for as long as it lives. The control plane answers with the taps that the proxy is
+        /// concerned in, whenever they change.
         async fn report(
             &self,
             request: tonic::Request<tonic::Streaming<super::Report>>,
-        ) -> std::result::Result<tonic::Response<super::ReportEnded>, tonic::Status>;
+        ) -> std::result::Result<tonic::Response<Self::ReportStream>, tonic::Status>;
+        /// Requests that taps have asked for, while there are any: by the connection that these came by.
+        async fn tapped(
+            &self,
+            request: tonic::Request<tonic::Streaming<super::TappedRequests>>,
+        ) -> std::result::Result<tonic::Response<super::TappedEnded>, tonic::Status>;
     }
     #[derive(Debug)]
     pub struct GraphServer<T> {
@@ -291,11 +384,12 @@ pub mod graph_server {
                 "/outrigger.graph.v1.Graph/Report" => {
                     #[allow(non_camel_case_types)]
                     struct ReportSvc<T: Graph>(pub Arc<T>);
-                    impl<T: Graph> tonic::server::ClientStreamingService<super::Report>
+                    impl<T: Graph> tonic::server::StreamingService<super::Report>
                     for ReportSvc<T> {
-                        type Response = super::ReportEnded;
+                        type Response = super::Taps;
+                        type ResponseStream = T::ReportStream;
                         type Future = BoxFuture<
-                            tonic::Response<Self::Response>,
+                            tonic::Response<Self::ResponseStream>,
                             tonic::Status,
                         >;
                         fn call(
@@ -316,6 +410,53 @@ pub mod graph_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ReportSvc(inner);
+                        let codec = crate::codec::SmallCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/outrigger.graph.v1.Graph/Tapped" => {
+                    #[allow(non_camel_case_types)]
+                    struct TappedSvc<T: Graph>(pub Arc<T>);
+                    impl<
+                        T: Graph,
+                    > tonic::server::ClientStreamingService<super::TappedRequests>
+                    for TappedSvc<T> {
+                        type Response = super::TappedEnded;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<
+                                tonic::Streaming<super::TappedRequests>,
+                            >,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Graph>::tapped(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = TappedSvc(inner);
                         let codec = crate::codec::SmallCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

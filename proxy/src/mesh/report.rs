@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,16 +10,19 @@ use outrigger_core::graph::TICK;
 use outrigger_core::outcome::Outcome;
 use outrigger_core::telemetry::{APP_LABELS, VERSION_LABELS};
 use outrigger_proto::graph::graph_client::GraphClient;
-use outrigger_proto::graph::{EdgeDelta, EdgeName, ReasonCount, Report, Reporter};
+use outrigger_proto::graph::{self, EdgeDelta, EdgeName, ReasonCount, Report, Reporter};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::Code;
+use tonic::{Code, Response, Streaming};
 use tracing::{debug, info};
 
 use crate::mesh::control_plane::{Backoff, ControlPlane};
+use crate::mesh::tap::{self, TapsOff};
 use crate::observe::edges::{EdgeCounts, EdgeKey, Edges};
 use crate::observe::metrics::Metrics;
+use crate::observe::record::Record;
+use crate::observe::tap::Taps;
 use crate::proxy::Proxy;
 
 /// Edges that one stream numbers: then comes another stream, which begins anew.
@@ -27,12 +31,18 @@ const MAX_NUMBERS: usize = 4_096;
 const UNKNOWN: Duration = Duration::from_secs(60);
 
 /// Reports for as long as the process lives. What could not be told is told by the next stream.
-pub async fn run(proxy: Arc<Proxy>, control_plane: ControlPlane) {
+/// `tapped`: requests that taps may have asked for, which go the same way.
+pub async fn run(
+    proxy: Arc<Proxy>,
+    control_plane: ControlPlane,
+    mut tapped: mpsc::Receiver<Box<Record>>,
+) {
     let mut edges = Edges::default();
     let mut backoff = Backoff::default();
     loop {
         let began = Instant::now();
-        let Err(why) = stream(&proxy, &control_plane, &mut edges).await else { continue };
+        let ended = stream(&proxy, &control_plane, &mut edges, &mut tapped).await;
+        let Err(why) = ended else { continue };
         backoff.lasted(began.elapsed());
         if why.code() == Code::Unimplemented {
             info!("this control plane keeps no graph of the mesh");
@@ -51,8 +61,9 @@ async fn stream(
     proxy: &Proxy,
     control_plane: &ControlPlane,
     edges: &mut Edges,
+    tapped: &mut mpsc::Receiver<Box<Record>>,
 ) -> Result<(), tonic::Status> {
-    let mut renewed = std::pin::pin!(control_plane.renewed());
+    let mut renewed = pin!(control_plane.renewed());
     let channel = control_plane.connect().await.map_err(tonic::Status::unavailable)?;
     let (reports, queue) = mpsc::channel(1);
     let mut request = tonic::Request::new(ReceiverStream::new(queue));
@@ -60,15 +71,19 @@ async fn stream(
         let authorized = control_plane.authorize(request.metadata_mut()).await;
         authorized.map_err(tonic::Status::unavailable)?;
     }
+    let token = proxy.identity.is_none().then(|| request.metadata().clone());
     let mut client = GraphClient::new(channel);
-    let mut ended = std::pin::pin!(client.report(request));
+    let _off = TapsOff(&proxy.taps);
+    let mut shown = pin!(tap::show(proxy, client.clone(), reporter(proxy), token, tapped));
+    let mut answers = pin!(answers(&proxy.taps, client.report(request)));
     let mut numbers = HashMap::new();
     let mut reporter = Some(reporter(proxy));
     let mut ticks = tokio::time::interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     while numbers.len() < MAX_NUMBERS {
         tokio::select! {
-            ended = &mut ended => return ended.map(drop),
+            ended = &mut answers => return ended,
+            () = &mut shown => {}
             () = &mut renewed => return Ok(()),
             _ = ticks.tick() => {}
         }
@@ -80,6 +95,18 @@ async fn stream(
         let edges =
             changes.iter().map(|(key, counts)| delta(&proxy.metrics, &mut numbers, *key, counts));
         room.send(Report { reporter: reporter.take(), edges: edges.collect() });
+    }
+    Ok(())
+}
+
+/// Takes over which taps are on, until the stream ends.
+async fn answers(
+    taps: &Taps,
+    opening: impl Future<Output = Result<Response<Streaming<graph::Taps>>, tonic::Status>>,
+) -> Result<(), tonic::Status> {
+    let mut answers = opening.await?.into_inner();
+    while let Some(answer) = answers.message().await? {
+        tap::configure(taps, &answer);
     }
     Ok(())
 }

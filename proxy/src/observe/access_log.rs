@@ -56,7 +56,7 @@ impl Sink for Arc<AccessLog> {
         "access_log"
     }
 
-    fn wants(&self, ending: &Ending, random: &dyn Fn() -> u64) -> bool {
+    fn wants(&self, ending: &Ending<'_>, random: &dyn Fn() -> u64) -> bool {
         unpack(self.packed.load(Relaxed)).takes(ending.outcome, ending.duration, random)
     }
 
@@ -70,10 +70,13 @@ impl LogRecord for Record {
         let detail = self.detail.as_ref().map_or(0, |detail| detail.len());
         let path = self.path.as_ref().map_or(0, |path| path.len());
         let request_id = self.request_id.as_ref().map_or(0, |id| id.len());
-        let earlier =
-            self.earlier.as_ref().map_or(0, |earlier| earlier.all.len() * size_of::<Attempted>());
+        let rare = self.rare.as_ref().map_or(0, |rare| {
+            let headers =
+                rare.headers.iter().map(|(name, value)| name.as_str().len() + value.len());
+            rare.earlier.len() * size_of::<Attempted>() + headers.sum::<usize>()
+        });
         let method = self.method.as_ref().map_or(0, |method| method.as_str().len());
-        size_of::<Self>() + detail + path + request_id + earlier + method
+        size_of::<Self>() + detail + path + request_id + rare + method
     }
 
     fn render(&self, out: &mut Vec<u8>) {
@@ -82,8 +85,9 @@ impl LogRecord for Record {
     }
 }
 
+/// A line, without an end.
 #[derive(Serialize)]
-struct Line<'a> {
+pub(super) struct Line<'a> {
     time: f64,
     log: &'static str,
     direction: &'static str,
@@ -228,10 +232,9 @@ impl<'a> From<&'a Record> for Line<'a> {
                 .map(Skip::as_str),
             injected: entry.injected.as_deref(),
             attempts: entry.attempts,
-            earlier_attempts: entry
-                .earlier
-                .as_ref()
-                .map(|earlier| earlier.all.iter().map(AttemptLine::from).collect()),
+            earlier_attempts: Some(entry.earlier())
+                .filter(|earlier| !earlier.is_empty())
+                .map(|earlier| earlier.iter().map(AttemptLine::from).collect()),
             deadline_left_ms: entry.deadline_left_ms,
             queue_us: entry.phases.queue,
             resolve_us: entry.phases.resolve,

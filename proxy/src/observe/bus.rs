@@ -20,7 +20,7 @@ pub trait Sink: Send + Sync {
 
     /// Whether it wants the record of an exchange that has ended so: never while it is off. `random`: for sinks
     /// that want a share.
-    fn wants(&self, ending: &Ending, random: &dyn Fn() -> u64) -> bool;
+    fn wants(&self, ending: &Ending<'_>, random: &dyn Fn() -> u64) -> bool;
 
     /// Takes a record. False: there is no room for it.
     fn take(&self, record: Box<Record>) -> bool;
@@ -47,7 +47,7 @@ impl Bus {
 
     /// Who wants the record of an exchange that has ended so. None: it need not be made.
     #[inline]
-    pub fn wanted(&self, ending: &Ending, random: &dyn Fn() -> u64) -> Option<Wanted> {
+    pub fn wanted(&self, ending: &Ending<'_>, random: &dyn Fn() -> u64) -> Option<Wanted> {
         let mut wanted = 0;
         for (at, (sink, _)) in self.sinks.iter().enumerate() {
             wanted |= u8::from(sink.wants(ending, random)) << at;
@@ -77,12 +77,11 @@ impl Bus {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{Arc, Mutex};
-    use std::time::Duration;
-
     use outrigger_core::outcome::Outcome;
+    use std::sync::{Arc, Mutex};
 
     use super::*;
+    use crate::base::direction::Direction;
     use crate::base::sync::lock;
 
     struct Probe {
@@ -98,7 +97,7 @@ mod tests {
             self.name
         }
 
-        fn wants(&self, ending: &Ending, _random: &dyn Fn() -> u64) -> bool {
+        fn wants(&self, ending: &Ending<'_>, _random: &dyn Fn() -> u64) -> bool {
             self.on && (!self.errors_only || ending.outcome != Outcome::Success)
         }
 
@@ -116,8 +115,8 @@ mod tests {
         Probe { name, on, errors_only, room, taken: Arc::default() }
     }
 
-    fn ending(outcome: Outcome) -> Ending {
-        Ending { outcome, duration: Duration::ZERO, traced: false }
+    fn ending(outcome: Outcome) -> Ending<'static> {
+        Ending::new(Direction::Inbound, outcome, None)
     }
 
     fn record(bytes: u64) -> Box<Record> {

@@ -5,7 +5,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use http::{Method, StatusCode};
+use http::uri::PathAndQuery;
+use http::{HeaderName, HeaderValue, Method, StatusCode};
 use outrigger_core::config::Protocol;
 use outrigger_core::outcome::Outcome;
 use outrigger_core::policy::retry::Skip;
@@ -56,8 +57,7 @@ pub struct Record {
     pub injected: Option<Arc<str>>,
     /// Attempts made.
     pub attempts: u8,
-    /// Those before the last one, where there were several.
-    pub earlier: Option<Box<Earlier>>,
+    pub rare: Option<Box<Rare>>,
     pub phases: Phases,
     /// Milliseconds left at the end; below 0: so many too late.
     pub deadline_left_ms: Option<i64>,
@@ -101,12 +101,17 @@ impl Record {
             not_retried: None,
             injected: None,
             attempts: 0,
-            earlier: None,
+            rare: None,
             phases: Phases::default(),
             deadline_left_ms: None,
             duration: Duration::ZERO,
             bytes: 0,
         }
+    }
+
+    /// Attempts before the last one.
+    pub fn earlier(&self) -> &[Attempted] {
+        self.rare.as_ref().map_or(&[], |rare| &rare.earlier)
     }
 
     /// Of a request that simply went through.
@@ -159,17 +164,34 @@ impl TraceContext {
 
 /// How an exchange has ended, for sinks to decide whether they want to know more.
 #[derive(Clone, Copy, Debug)]
-pub struct Ending {
+pub struct Ending<'a> {
+    pub direction: Direction,
     pub outcome: Outcome,
     pub duration: Duration,
     /// It has a place in a trace with a span of its own.
     pub traced: bool,
+    pub method: Option<&'a Method>,
+    pub path: Option<&'a PathAndQuery>,
+    /// Of the answer, where it was one of HTTP.
+    pub code: Option<StatusCode>,
+    pub cause: Option<Cause>,
 }
 
-/// Attempts besides the one that was answered, oldest first. Boxed where nearly no request has any.
+impl Ending<'_> {
+    /// Of what nothing is known but how it ended.
+    pub fn new(direction: Direction, outcome: Outcome, cause: Option<Cause>) -> Self {
+        let (duration, traced) = (Duration::ZERO, false);
+        Self { direction, outcome, duration, traced, method: None, path: None, code: None, cause }
+    }
+}
+
+/// What nearly no exchange has: boxed, so that others pay one word for it.
 #[derive(Clone, Debug, Default)]
-pub struct Earlier {
-    pub all: Vec<Attempted>,
+pub struct Rare {
+    /// Attempts besides the one that was answered, oldest first.
+    pub earlier: Vec<Attempted>,
+    /// Headers of the request as it came, that taps have asked for.
+    pub headers: Vec<(HeaderName, HeaderValue)>,
 }
 
 /// An attempt whose answer the caller did not get.

@@ -160,7 +160,7 @@ impl Sink for Arc<Traces> {
         "traces"
     }
 
-    fn wants(&self, ending: &Ending, _random: &dyn Fn() -> u64) -> bool {
+    fn wants(&self, ending: &Ending<'_>, _random: &dyn Fn() -> u64) -> bool {
         ending.traced && self.is_on()
     }
 
@@ -191,6 +191,7 @@ mod tests {
     use outrigger_core::telemetry::{OtlpProtocol, Ratio};
 
     use super::*;
+    use crate::base::direction::Direction;
     use crate::observe::record::SAMPLED;
 
     fn traces() -> Arc<Traces> {
@@ -275,9 +276,10 @@ mod tests {
     #[test]
     fn nothing_is_held_for_nobody() {
         let traces = traces();
-        let ending = Ending { outcome: Outcome::Success, duration: Duration::ZERO, traced: true };
+        let untraced = Ending::new(Direction::Inbound, Outcome::Success, None);
+        let ending = Ending { traced: true, ..untraced };
         assert!(traces.wants(&ending, &|| 0));
-        assert!(!traces.wants(&Ending { traced: false, ..ending }, &|| 0));
+        assert!(!traces.wants(&untraced, &|| 0));
         assert!(traces.take(record(1, SAMPLED, Outcome::Success)));
         traces.configure(None);
         assert!(!traces.wants(&ending, &|| 0));

@@ -260,7 +260,7 @@ impl Worker {
         let count =
             CountKey { protocol, outcome, status: Status::Stream, cause: Some(refusal.cause()) };
         self.metrics.record(key, count, Duration::ZERO, 0);
-        let ending = Ending { outcome, duration: Duration::ZERO, traced: false };
+        let ending = Ending::new(direction, outcome, Some(refusal.cause()));
         if let Some(wanted) = self.proxy.records.wanted(&ending, &|| self.random()) {
             let service = self.proxy.metrics.text(service);
             let record = Record {

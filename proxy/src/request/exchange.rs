@@ -28,7 +28,7 @@ use crate::base::clock::coarse_ms;
 use crate::listener::connection::Connection;
 use crate::observe::correlation::Remembered;
 use crate::observe::metrics::{CountKey, Label, SeriesKey, Status, add};
-use crate::observe::record::{ChosenBy, Earlier, Ending, Phases, TraceContext, Wait};
+use crate::observe::record::{ChosenBy, Ending, Phases, Rare, TraceContext, Wait};
 use crate::policy::cache::Recorder;
 use crate::policy::limits::Limited;
 use crate::upstream::endpoint::guard::{Attempt, InFlightPermit};
@@ -71,8 +71,8 @@ pub struct Exchange {
     /// Why it failed, was refused or sent again.
     pub cause: Option<Cause>,
     pub detail: Option<Box<str>>,
-    /// Attempts before the one that is under way.
-    pub earlier: Option<Box<Earlier>>,
+    /// Among others attempts before the one that is under way.
+    pub rare: Option<Box<Rare>>,
     pub phases: Phases,
     /// When the head of the response came.
     first_byte_at: Option<Instant>,
@@ -173,7 +173,7 @@ impl Exchange {
             bounds: None,
             cause: None,
             detail: None,
-            earlier: None,
+            rare: connection.worker.proxy.taps.headers(&head.headers),
             phases: Phases::default(),
             first_byte_at: None,
             attempt_began: 0,
@@ -313,9 +313,18 @@ impl Exchange {
         if self.bytes > 0 {
             add(&worker.proxy.metrics.gauges.bytes_sent, self.bytes);
         }
-        let ending = Ending { outcome, duration: latency, traced: self.trace.sent != 0 };
+        let ending = Ending {
+            direction: key.direction,
+            outcome,
+            duration: latency,
+            traced: self.trace.sent != 0,
+            method: Some(&self.method),
+            path: self.path.as_ref(),
+            code: self.status,
+            cause: self.cause,
+        };
         if let Some(wanted) = worker.proxy.records.wanted(&ending, &|| worker.random()) {
-            self.publish(wanted, &ending, status, now);
+            self.publish(wanted, outcome, status, now);
         }
     }
 

@@ -251,7 +251,7 @@ pub(super) struct Plane {
     process: Process,
     _folder: TempDir,
     pub(super) listen: u16,
-    admin: u16,
+    pub(super) admin: u16,
 }
 
 impl Plane {

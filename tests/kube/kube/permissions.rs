@@ -13,12 +13,13 @@ use super::registration::{Joining, Outside};
 
 const DOCUMENT: &str = include_str!("../../../docs/kubernetes.md");
 /// What comes up only after a long time, in a rotation, or at the moment of a pod's start.
-const SELDOM: [&str; 6] = [
+const SELDOM: [&str; 7] = [
     "delete secrets of ",
     "update configmaps of ",
     "get pods of ",
     "get namespaces of ",
     "create tokenreviews of authentication.k8s.io",
+    "create subjectaccessreviews of authorization.k8s.io",
     "patch events of events.k8s.io",
 ];
 

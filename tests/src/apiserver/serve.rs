@@ -27,6 +27,9 @@ use super::{Request, Shared, TEST, lock};
 /// Between two bookmarks.
 const BOOKMARK: Duration = Duration::from_secs(1);
 
+/// For whom tokens are that nobody asked for anything else.
+const API_AUDIENCE: &str = "https://kubernetes.default.svc.cluster.local";
+
 type Body = BoxBody<Bytes, Infallible>;
 
 /// Serves until the runtime ends; while the server is to be away nobody listens.
@@ -103,6 +106,9 @@ async fn answer(shared: &Arc<Shared>, request: http::Request<Incoming>) -> Respo
     }
     if asked.resource == resource("authentication.k8s.io", "tokenreviews") {
         return json_response(StatusCode::CREATED, &review(shared, body));
+    }
+    if asked.resource == resource("authorization.k8s.io", "subjectaccessreviews") {
+        return json_response(StatusCode::CREATED, &review_access(shared, body));
     }
     if asked.is_watch() {
         return watch(shared, asked);
@@ -187,9 +193,25 @@ fn review(shared: &Shared, mut review: Value) -> Value {
     let status = lock(&shared.tokens).get(&token).cloned().unwrap_or_else(unknown);
     // As the real one: a token for none of the audiences asked for is not genuine.
     let asked = review["spec"]["audiences"].as_array().cloned().unwrap_or_default();
-    let fits = status["audiences"].as_array().is_none_or(|of| of.iter().any(|a| asked.contains(a)));
+    let fits = status["audiences"].as_array().is_none_or(|of| match asked.is_empty() {
+        // The API server's own.
+        true => of.iter().any(|a| a == API_AUDIENCE),
+        false => of.iter().any(|a| asked.contains(a)),
+    });
     let wrong = json!({"authenticated": false, "error": "token audiences are invalid for the target audiences"});
     review["status"] = if fits { status } else { wrong };
+    review
+}
+
+/// Whether a user may do something: anyone who was let in by [`super::ApiServer::allow`].
+fn review_access(shared: &Shared, mut review: Value) -> Value {
+    let (user, what) = (&review["spec"]["user"], &review["spec"]["resourceAttributes"]);
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let [verb, resource, group, namespace] =
+        ["verb", "resource", "group", "namespace"].map(|name| text(&what[name]));
+    let asked = (text(user), format!("{verb} {resource}.{group} in {namespace}"));
+    let allowed = lock(&shared.allowed).contains(&asked);
+    review["status"] = json!({"allowed": allowed});
     review
 }
 

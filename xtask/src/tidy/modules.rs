@@ -35,6 +35,7 @@ const ORDERS: &[Order] = &[
                 "registration",
                 "trust",
             ],
+            &["tap"],
             &["admin"],
             &["server"],
         ],
@@ -76,6 +77,7 @@ const ORDERS: &[Order] = &[
             &["correlation", "edges", "record"],
             &["bus"],
             &["access_log", "traces"],
+            &["tap"],
         ],
         roots: &[],
     },
@@ -160,7 +162,7 @@ const ORDERS: &[Order] = &[
     Order {
         sources: "proxy/src/mesh",
         layers: &[
-            &["control_plane", "state"],
+            &["control_plane", "state", "tap"],
             &["certify", "discovery", "registration", "report", "stop"],
             &["renew"],
         ],

@@ -27,7 +27,8 @@ const MAX_TEXT: usize = 1_024;
 pub fn of(record: &Record, scope: &InstrumentationScope, out: &mut Vec<SpanData>) {
     let ended = record.ended;
     let began = ended.checked_sub(record.duration).unwrap_or(ended);
-    let several = record.earlier.as_ref().filter(|_| record.direction == Direction::Outbound);
+    let earlier = Some(record.earlier()).filter(|earlier| !earlier.is_empty());
+    let several = earlier.filter(|_| record.direction == Direction::Outbound);
     let trace = &record.trace;
     let span = |id: u64, parent: u64, kind: SpanKind, (start_time, end_time)| SpanData {
         span_context: SpanContext::new(
@@ -63,7 +64,7 @@ pub fn of(record: &Record, scope: &InstrumentationScope, out: &mut Vec<SpanData>
     if let Some(earlier) = several {
         // In the order in which they were sent, which is that of their spans.
         let mut number: u8 = 1;
-        for attempt in &earlier.all {
+        for attempt in earlier {
             let start = later(began, attempt.began);
             let times = (start, later(start, attempt.duration));
             let mut one = span(trace.span_of(number), id, SpanKind::Client, times);
@@ -263,7 +264,7 @@ fn events(record: &Record, began: SystemTime, span: &mut SpanData) {
             cause(why, None, &mut all);
             span.events.events.push(Event::new(name, later(began, after), all.0, 0));
         };
-    for attempt in record.earlier.iter().flat_map(|earlier| &earlier.all) {
+    for attempt in record.earlier() {
         let name = match attempt.end {
             AttemptEnd::Retried => "retry",
             AttemptEnd::Outrun => "hedge",

@@ -3,13 +3,14 @@
 use std::time::{Duration, Instant, SystemTime};
 
 use http::StatusCode;
+use outrigger_core::outcome::Outcome;
 use outrigger_core::policy::fallback::Degraded;
 use outrigger_core::reason::Cause;
 
 use super::Exchange;
 use crate::observe::bus::Wanted;
 use crate::observe::metrics::Status;
-use crate::observe::record::{AttemptEnd, Attempted, ChosenBy, Ending, Record, micros};
+use crate::observe::record::{AttemptEnd, Attempted, ChosenBy, Record, micros};
 use crate::upstream::endpoint::EndpointState;
 use crate::upstream::endpoint::guard::Attempt;
 use crate::wire::Wire;
@@ -20,7 +21,7 @@ impl Exchange {
     pub(super) fn publish(
         &mut self,
         wanted: Wanted,
-        ending: &Ending,
+        outcome: Outcome,
         status: Status,
         now: Instant,
     ) {
@@ -35,7 +36,7 @@ impl Exchange {
             route,
             peer,
             protocol: self.protocol,
-            outcome: ending.outcome,
+            outcome,
             status,
             cause: self.cause,
             detail,
@@ -55,13 +56,13 @@ impl Exchange {
             injected,
             attempts: self.attempts,
             attempt_began: Duration::from_micros(self.attempt_began.into()),
-            earlier: self.earlier.take(),
+            rare: self.rare.take(),
             phases: self.phases,
             deadline_left_ms: self.deadline.map(|deadline| {
                 let left = deadline.at.saturating_duration_since(now).as_millis() as i64;
                 left - now.saturating_duration_since(deadline.at).as_millis() as i64
             }),
-            duration: ending.duration,
+            duration: now.saturating_duration_since(self.began),
             bytes: self.bytes,
         });
         proxy.records.publish(wanted, record);
@@ -90,7 +91,7 @@ impl Exchange {
             duration: self.began.elapsed().saturating_sub(began),
             end,
         };
-        self.earlier.get_or_insert_default().all.push(attempted);
+        self.rare.get_or_insert_default().earlier.push(attempted);
     }
 
     /// A second attempt, begun at `began` beside the one that is under way, did not answer first.
@@ -114,7 +115,7 @@ impl Exchange {
             duration: began.elapsed(),
             end: AttemptEnd::Outrun,
         };
-        self.earlier.get_or_insert_default().all.push(outran);
+        self.rare.get_or_insert_default().earlier.push(outran);
     }
 
     /// Of the endpoint of the attempt that is under way.
