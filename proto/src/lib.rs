@@ -8,6 +8,8 @@ pub mod codec;
 pub mod convert;
 pub mod wire;
 
+/// Metrics as a Prometheus server takes them besides text.
+pub use generated::io::prometheus::client as prometheus;
 /// What callers tell about whom they call.
 pub use generated::outrigger::graph::v1 as graph;
 /// How a proxy comes to its certificate.
@@ -41,6 +43,13 @@ mod generated {
     pub(crate) mod google {
         pub mod rpc {
             include!("generated/google.rpc.rs");
+        }
+    }
+    pub(crate) mod io {
+        pub(crate) mod prometheus {
+            pub mod client {
+                include!("generated/io.prometheus.client.rs");
+            }
         }
     }
     pub(crate) mod outrigger {

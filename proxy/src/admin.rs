@@ -22,7 +22,7 @@ use tokio::net::UnixListener;
 use tracing_subscriber::{EnvFilter, reload};
 
 use crate::admin::expose::expose;
-use crate::observe::metrics::table::TextFormat;
+use crate::observe::metrics::table::MetricsFormat;
 use crate::proxy::{Phase, Proxy};
 use crate::upstream::store::{Dialed, Live, Resolution};
 
@@ -159,7 +159,7 @@ async fn probe_tcp(State(admin): State<Admin>, Path(port): Path<u16>) -> (Status
 
 async fn metrics(State(admin): State<Admin>, headers: HeaderMap) -> impl IntoResponse {
     let accept = headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok());
-    let format = TextFormat::accepted(accept.unwrap_or_default());
+    let format = MetricsFormat::accepted(accept.unwrap_or_default());
     ([(header::CONTENT_TYPE, format.content_type())], expose(&admin.proxy, format))
 }
 

@@ -152,6 +152,10 @@ struct Prometheus {
 
 impl Prometheus {
     fn start(bed: &Bed) -> Self {
+        Self::scrape(&bed.plane, &bed.caller, &bed.web, "exemplar-storage")
+    }
+
+    fn scrape(plane: &ControlPlane, caller: &Proxy, web: &Proxy, features: &str) -> Self {
         let (dir, port) = (TempDir::new("prometheus"), free_port());
         let rules = concat!(env!("CARGO_MANIFEST_DIR"), "/../charts/outrigger/files/rules/*.yaml");
         let target = |app: &str, port| {
@@ -164,9 +168,9 @@ impl Prometheus {
             "global: {{scrape_interval: 1s, evaluation_interval: 1s}}\nrule_files: ['{rules}']\n\
              scrape_configs:\n- job_name: outrigger-proxies\n  static_configs:\n{}{}\
              - job_name: outrigger-control-plane\n  static_configs:\n{}",
-            target("caller", bed.caller.admin),
-            target("web", bed.web.admin),
-            target("outrigger", bed.plane.admin),
+            target("caller", caller.admin),
+            target("web", web.admin),
+            target("outrigger", plane.admin),
         );
         let file = dir.path().join("prometheus.yaml");
         fs::write(&file, config).expect("a file");
@@ -175,7 +179,7 @@ impl Prometheus {
             &format!("--config.file={}", file.display()),
             &format!("--storage.tsdb.path={}", dir.path().join("data").display()),
             &format!("--web.listen-address={}", local(port)),
-            "--enable-feature=exemplar-storage",
+            &format!("--enable-feature={features}"),
             "--log.level=warn",
         ]);
         let process = Process::start(dir.path(), "prometheus", &mut command);
@@ -275,6 +279,36 @@ fn exemplars_lead_to_traces(prometheus: &Prometheus, collector: &Collector) {
             exemplars.filter_map(|one| one["labels"]["trace_id"].as_str()).collect();
         collector.spans().iter().any(|span| traces.contains(&&*span.trace))
     });
+}
+
+/// Prometheus asks for protocol buffers then, and takes the native form of each histogram.
+#[test]
+fn native_histograms_arrive_and_say_how_long_requests_took() {
+    if !has("prometheus") {
+        let test = "monitoring::native_histograms_arrive_and_say_how_long_requests_took";
+        return skip(test, "prometheus is not installed");
+    }
+    let mesh = Mesh::start("h1");
+    let features = "exemplar-storage,native-histograms";
+    let prometheus = Prometheus::scrape(&mesh.plane, &mesh.caller, &mesh.web, features);
+    for path in ["sleep/200", "sleep/200", "sleep/200", ""] {
+        assert_eq!(Curl::through(&mesh.caller).get(&format!("http://web.bank/{path}")).status, 200);
+    }
+    let of = "outrigger_request_duration_seconds{direction=\"outbound\",outcome=\"success\"}";
+    let value = |query: String| {
+        let answer = prometheus.get("query", &[&format!("query={query}")]);
+        let text = answer["data"]["result"][0]["value"][1].as_str().map(str::to_owned);
+        text.and_then(|text| text.parse::<f64>().ok())
+    };
+    eventually("all requests are counted", || {
+        value(format!("histogram_count({of})")).is_some_and(|count| (count - 4.0).abs() < 1e-9)
+    });
+    // Three of four took 200 ms and a little; a bucket is 9 % wide.
+    let median = value(format!("histogram_quantile(0.7, {of})")).expect("a quantile");
+    assert!((0.19..0.30).contains(&median), "{median} s");
+    // Of counters and gauges nothing is lost.
+    assert!(prometheus.has_data("sum(outrigger_requests_total{status=\"2xx\"}) >= 4"));
+    assert!(prometheus.has_data("outrigger_discovery_connected == 1"));
 }
 
 #[test]

@@ -21,6 +21,7 @@ const OUTPUTS: &[Output] = &[
     Output {
         inputs: &[
             "envoy/service/discovery/v3/discovery.proto",
+            "io/prometheus/client/metrics.proto",
             "outrigger/graph/v1/graph.proto",
             "outrigger/identity/v1/identity.proto",
             "outrigger/mesh/v1/config.proto",

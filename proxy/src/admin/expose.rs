@@ -1,4 +1,4 @@
-//! Text of everything that [`crate::observe::metrics::Metrics`] counts.
+//! Exposition of everything that [`crate::observe::metrics::Metrics`] counts.
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Display};
@@ -12,10 +12,9 @@ use outrigger_core::policy::hedge::Hedged;
 use outrigger_core::policy::retry::Skip;
 
 use crate::base::sync::lock;
-use crate::observe::metrics::table::{self, Bucket, Exposition, Metric, TextFormat};
+use crate::observe::metrics::table::{self, Exposition, HistogramSample, Metric, MetricsFormat};
 use crate::observe::metrics::{
-    EDGES_US, Exemplars, Gauges, MAX_SERIES, Metrics, Series, SeriesCounts, SeriesKey, Status,
-    WorkerSeries,
+    Gauges, MAX_SERIES, Metrics, Series, SeriesCounts, SeriesKey, Status, WorkerSeries,
 };
 use crate::proxy::Proxy;
 use crate::tls::identity;
@@ -50,7 +49,7 @@ const GAUGES: &[Gauge] = &[
 ];
 
 /// The whole exposition.
-pub fn expose(proxy: &Proxy, format: TextFormat) -> String {
+pub fn expose(proxy: &Proxy, format: MetricsFormat) -> Vec<u8> {
     let mut out = Exposition::new(format, 16 * 1024);
     write_all(&mut out, &proxy.metrics);
     out.add(&table::LOG_DROPPED, &[], proxy.log.dropped());
@@ -63,7 +62,7 @@ pub fn expose(proxy: &Proxy, format: TextFormat) -> String {
     if let Some(identity) = &proxy.identity {
         write_identity(&mut out, identity.counts());
     }
-    out.into_text()
+    out.into_bytes()
 }
 
 fn write_all(out: &mut Exposition, metrics: &Metrics) {
@@ -98,8 +97,9 @@ fn write_all(out: &mut Exposition, metrics: &Metrics) {
         .enumerate()
         {
             let exemplars = counts.exemplars.as_ref().map(|all| &all[i]);
-            if let Some(histogram) = histogram {
-                write_histogram(out, metrics, (key, outcome), (histogram, exemplars), sum);
+            if let Some(latencies) = histogram {
+                let sample = HistogramSample { latencies, exemplars, sum_us: sum };
+                write_histogram(out, metrics, (key, outcome), &sample);
             }
         }
     }
@@ -183,20 +183,11 @@ fn write_histogram(
     out: &mut Exposition,
     metrics: &Metrics,
     (key, outcome): (&SeriesKey, &str),
-    (histogram, exemplars): (&Histogram<u32>, Option<&Exemplars>),
-    sum_us: u64,
+    sample: &HistogramSample<'_>,
 ) {
-    let metric = &table::REQUEST_DURATION;
     let (service, peer) = (metrics.text(key.service), metrics.text(key.peer));
     let labels: [&dyn Display; 4] = [&key.direction.as_str(), &service, &peer, &outcome];
-    let all = histogram.len();
-    let finite = EDGES_US.map(|edge| (edge as f64 / 1e6, histogram.count_between(0, edge)));
-    for (i, (edge, below)) in finite.into_iter().chain([(f64::INFINITY, all)]).enumerate() {
-        let exemplar = exemplars.and_then(|all| all[i].as_ref());
-        out.sample(metric, "_bucket", &labels, Some(&Bucket { edge, exemplar }), below);
-    }
-    out.sample(metric, "_sum", &labels, None, sum_us as f64 / 1e6);
-    out.sample(metric, "_count", &labels, None, all);
+    out.histogram(&table::REQUEST_DURATION, &labels, sample);
 }
 
 fn write_identity(out: &mut Exposition, counts: &identity::IdentityCounts) {

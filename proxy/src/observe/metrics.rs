@@ -4,6 +4,7 @@
 //! lock that nobody contends, and two additions. `expose` turns the sets into Prometheus text.
 
 mod label;
+mod protobuf;
 pub mod table;
 mod totals;
 

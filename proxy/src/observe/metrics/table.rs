@@ -3,6 +3,11 @@
 use std::fmt::{self, Display, Write};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use hdrhistogram::Histogram;
+
+use super::protobuf::Families;
+use super::{EDGES_US, Exemplars};
+
 /// What a metric is to Prometheus.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MetricKind {
@@ -162,37 +167,56 @@ metrics! {
 
 /// How metrics are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub enum TextFormat {
+pub enum MetricsFormat {
     /// The text format 0.0.4 of Prometheus.
     #[default]
     Prometheus,
     /// OpenMetrics 1.0, which has exemplars.
     OpenMetrics,
+    /// Protocol buffers, which have exemplars and native histograms.
+    Protobuf,
 }
 
-impl TextFormat {
-    /// What a client takes that sends this `Accept`.
+impl MetricsFormat {
+    /// What a client takes that sends this `Accept`; of several that, which it prefers, and else what has more.
     pub fn accepted(accept: &str) -> Self {
-        let names_it = accept.split(',').any(|one| {
-            let mut parts = one.split(';').map(str::trim);
-            let is_it = parts
-                .next()
-                .is_some_and(|t| t.eq_ignore_ascii_case("application/openmetrics-text"));
-            let (mut refused, mut version) = (false, true);
-            for part in parts {
-                match part.split_once('=') {
-                    Some(("q", weight)) => refused = weight.parse().is_ok_and(|q: f32| q <= 0.0),
-                    Some(("version", text)) => version = text == "1.0.0",
-                    _ => {}
-                }
-            }
-            is_it && version && !refused
+        let offers = accept.split(',').filter_map(Self::offered).filter(|(_, q)| *q > 0.0);
+        let best = offers.reduce(|best, offer| {
+            let has_more = offer.1 >= best.1 && offer.0 as u8 > best.0 as u8;
+            if offer.1 > best.1 || has_more { offer } else { best }
         });
-        if names_it { Self::OpenMetrics } else { Self::Prometheus }
+        best.map_or(Self::Prometheus, |(format, _)| format)
+    }
+
+    /// A format of a client's list, if it is one of ours, with its weight.
+    fn offered(one: &str) -> Option<(Self, f32)> {
+        let mut parts = one.split(';').map(str::trim);
+        let media = parts.next()?.to_ascii_lowercase();
+        let parts: Vec<(&str, &str)> = parts.filter_map(|part| part.split_once('=')).collect();
+        let is = |name: &str, wanted: &str| parts.contains(&(name, wanted));
+        let version = parts.iter().find(|(name, _)| *name == "version").map(|(_, text)| *text);
+        let format = match media.as_str() {
+            "application/openmetrics-text" if version.is_none_or(|v| v == "1.0.0") => {
+                Self::OpenMetrics
+            }
+            "application/vnd.google.protobuf"
+                if is("proto", "io.prometheus.client.MetricFamily")
+                    && is("encoding", "delimited") =>
+            {
+                Self::Protobuf
+            }
+            "text/plain" if version.is_none_or(|v| v == "0.0.4") => Self::Prometheus,
+            _ => return None,
+        };
+        let weight = parts.iter().find(|(name, _)| *name == "q");
+        Some((format, weight.map_or(1.0, |(_, q)| q.parse().unwrap_or(1.0))))
     }
 
     pub fn content_type(self) -> &'static str {
         match self {
+            Self::Protobuf => {
+                "application/vnd.google.protobuf; proto=io.prometheus.client.MetricFamily; encoding=delimited"
+            }
             Self::Prometheus => "text/plain; version=0.0.4; charset=utf-8",
             Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
         }
@@ -207,39 +231,86 @@ pub struct Exemplar {
     pub at: SystemTime,
 }
 
+/// One histogram.
+pub struct HistogramSample<'a> {
+    /// In microseconds.
+    pub latencies: &'a Histogram<u32>,
+    pub exemplars: Option<&'a Exemplars>,
+    pub sum_us: u64,
+}
+
 /// Which sample of a histogram, besides `_sum` and `_count`.
-pub struct Bucket<'a> {
-    pub edge: f64,
-    pub exemplar: Option<&'a Exemplar>,
+struct Bucket<'a> {
+    edge: f64,
+    exemplar: Option<&'a Exemplar>,
 }
 
 /// The metrics while they are written. Samples of one metric come one after another.
 #[derive(Default)]
 pub struct Exposition {
     out: String,
-    format: TextFormat,
+    families: Families,
+    format: MetricsFormat,
     described: Option<&'static str>,
 }
 
 impl Exposition {
-    pub fn new(format: TextFormat, bytes: usize) -> Self {
-        Self { out: String::with_capacity(bytes), format, described: None }
+    pub fn new(format: MetricsFormat, bytes: usize) -> Self {
+        let (out, families) = (String::with_capacity(bytes), Families::default());
+        Self { out, families, format, described: None }
     }
 
-    pub fn into_text(mut self) -> String {
-        if self.format == TextFormat::OpenMetrics {
-            self.out.push_str("# EOF\n");
+    pub fn into_bytes(mut self) -> Vec<u8> {
+        match self.format {
+            MetricsFormat::Protobuf => return self.families.encode(),
+            MetricsFormat::OpenMetrics => self.out.push_str("# EOF\n"),
+            MetricsFormat::Prometheus => {}
         }
-        self.out
+        self.out.into_bytes()
+    }
+
+    /// What was written as text.
+    #[cfg(test)]
+    pub fn into_text(self) -> String {
+        String::from_utf8(self.into_bytes()).expect("UTF-8")
     }
 
     /// One sample. `labels`: the values of the metric's labels, in their order; those that are missing at the end have none.
     pub fn add(&mut self, metric: &'static Metric, labels: &[&dyn Display], value: impl Display) {
+        if self.format == MetricsFormat::Protobuf {
+            // Every value is a number.
+            return self.families.add(
+                metric,
+                labels,
+                value.to_string().parse().unwrap_or_default(),
+            );
+        }
         self.sample(metric, "", labels, None, value);
     }
 
-    /// One sample; of a histogram `_bucket` with its upper edge, `_sum` or `_count`.
-    pub fn sample(
+    /// A histogram; `labels` as above.
+    pub fn histogram(
+        &mut self,
+        metric: &'static Metric,
+        labels: &[&dyn Display],
+        sample: &HistogramSample<'_>,
+    ) {
+        if self.format == MetricsFormat::Protobuf {
+            return self.families.histogram(metric, labels, sample);
+        }
+        let HistogramSample { latencies, exemplars, sum_us } = sample;
+        let all = latencies.len();
+        let finite = EDGES_US.map(|edge| (edge as f64 / 1e6, latencies.count_between(0, edge)));
+        for (i, (edge, below)) in finite.into_iter().chain([(f64::INFINITY, all)]).enumerate() {
+            let exemplar = exemplars.and_then(|all| all[i].as_ref());
+            self.sample(metric, "_bucket", labels, Some(&Bucket { edge, exemplar }), below);
+        }
+        self.sample(metric, "_sum", labels, None, *sum_us as f64 / 1e6);
+        self.sample(metric, "_count", labels, None, all);
+    }
+
+    /// One sample as text; of a histogram `_bucket` with its upper edge, `_sum` or `_count`.
+    fn sample(
         &mut self,
         metric: &'static Metric,
         suffix: &str,
@@ -264,9 +335,9 @@ impl Exposition {
         if self.described != Some(*name) {
             self.described = Some(name);
             let family = match self.format {
-                TextFormat::Prometheus => name,
+                MetricsFormat::Prometheus | MetricsFormat::Protobuf => name,
                 // A counter is called without what its samples end with.
-                TextFormat::OpenMetrics => name.strip_suffix("_total").unwrap_or(name),
+                MetricsFormat::OpenMetrics => name.strip_suffix("_total").unwrap_or(name),
             };
             writeln!(self.out, "# HELP {family} {help}\n# TYPE {family} {}", kind.as_str())?;
         }
@@ -275,9 +346,9 @@ impl Exposition {
         let named = metric.labels.iter().copied().zip(labels.iter().copied());
         let edge = bucket.map(|bucket| match (bucket.edge, self.format) {
             (edge, _) if edge.is_infinite() => "+Inf".to_owned(),
-            (edge, TextFormat::Prometheus) => edge.to_string(),
             // Always with a point.
-            (edge, TextFormat::OpenMetrics) => format!("{edge:?}"),
+            (edge, MetricsFormat::OpenMetrics) => format!("{edge:?}"),
+            (edge, _) => edge.to_string(),
         });
         for (label, text) in named.chain(edge.as_ref().map(|edge| ("le", edge as &dyn Display))) {
             write!(self.out, "{before}{label}=\"")?;
@@ -290,7 +361,7 @@ impl Exposition {
         }
         write!(self.out, " {value}")?;
         let exemplar = bucket.and_then(|bucket| bucket.exemplar);
-        if let Some(exemplar) = exemplar.filter(|_| self.format == TextFormat::OpenMetrics) {
+        if let Some(exemplar) = exemplar.filter(|_| self.format == MetricsFormat::OpenMetrics) {
             let Exemplar { trace_id, latency_us, at } = exemplar;
             let at = at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
             let seconds = *latency_us as f64 / 1e6;
@@ -321,7 +392,8 @@ impl Write for Escaped<'_> {
 /// docs/metrics.md.
 pub fn page() -> String {
     let mut page = "# Metrics of the proxy\n\n\
-        What `/metrics` of the admin server says, in the Prometheus text format, or in OpenMetrics for clients that accept it. Generated from \
+        What `/metrics` of the admin server says: in the Prometheus text format; for clients that accept it in OpenMetrics, which has exemplars, or \
+        as protocol buffers, which have native histograms as well (Prometheus asks for these with `--enable-feature=native-histograms`). Generated from \
         [the table](../proxy/src/observe/metrics/table.rs) by `cargo xtask codegen`; `outrigger-proxy metrics` prints it.\n\n\
         Label values come from configuration, never from requests. Sets of series of requests are capped; beyond the cap \
         everything counts as `other`. A set in which nothing has ended for 30 minutes is given back.\n\n\
@@ -356,7 +428,8 @@ mod tests {
 
     #[test]
     fn clients_get_what_they_accept() {
-        let takes = |accept: &str| TextFormat::accepted(accept) == TextFormat::OpenMetrics;
+        let is = |accept: &str, format| MetricsFormat::accepted(accept) == format;
+        let takes = |accept: &str| is(accept, MetricsFormat::OpenMetrics);
         // What Prometheus sends.
         assert!(takes(
             "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.3,*/*;q=0.1"
@@ -371,11 +444,21 @@ mod tests {
         ] {
             assert!(!takes(other), "{other}");
         }
+        let protobuf = "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited";
+        let openmetrics = "application/openmetrics-text;version=1.0.0";
+        // What Prometheus sends that wants native histograms.
+        let both =
+            format!("{protobuf},{openmetrics};q=0.8,text/plain;version=0.0.4;q=0.5,*/*;q=0.1");
+        assert!(is(&both, MetricsFormat::Protobuf));
+        assert!(is(&format!("{openmetrics};q=0.9,{protobuf};q=0.8"), MetricsFormat::OpenMetrics));
+        assert!(is(&format!("{openmetrics},{protobuf}"), MetricsFormat::Protobuf));
+        assert!(is("application/vnd.google.protobuf", MetricsFormat::Prometheus));
+        assert!(is(&format!("{protobuf};q=0"), MetricsFormat::Prometheus));
     }
 
     #[test]
     fn openmetrics_names_counters_by_family_and_has_exemplars() {
-        let mut text = Exposition::new(TextFormat::OpenMetrics, 0);
+        let mut text = Exposition::new(MetricsFormat::OpenMetrics, 0);
         text.add(&RETRIES, &[], 3);
         let at = UNIX_EPOCH + std::time::Duration::from_millis(1_500);
         let exemplar = Exemplar { trace_id: 0xa, latency_us: 700, at };
