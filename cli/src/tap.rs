@@ -301,7 +301,7 @@ fn human(value: &Value) -> String {
         false => drop(write!(line, " -> {service}  ")),
     }
     for name in ["method", "path", "status", "reason"] {
-        if let Some(text) = text(name) {
+        if let Some(text) = text(name).filter(|text| !text.is_empty()) {
             let _ = write!(line, "{text} ");
         }
     }

@@ -31,6 +31,7 @@ mod tap;
 mod traces;
 mod tunnels;
 mod upstreams;
+mod walk;
 mod wire;
 
 use outrigger_tests::manifests::{service, unmeshed};

@@ -144,18 +144,20 @@ fn two_endpoints(name: &str, port: u16) -> String {
 }
 
 /// Prometheus with the rules of the chart, and the proxies as docs/monitoring.md says it for those without a cluster.
-struct Prometheus {
-    port: u16,
+pub(crate) struct Prometheus {
+    pub(crate) port: u16,
     _process: Process,
     _dir: TempDir,
 }
 
 impl Prometheus {
     fn start(bed: &Bed) -> Self {
-        Self::scrape(&bed.plane, &bed.caller, &bed.web, "exemplar-storage")
+        let proxies = [("caller", bed.caller.admin), ("web", bed.web.admin)];
+        Self::scrape(&bed.plane, &proxies, "exemplar-storage")
     }
 
-    fn scrape(plane: &ControlPlane, caller: &Proxy, web: &Proxy, features: &str) -> Self {
+    /// `proxies`: the name of each app, and the admin port of its proxy.
+    pub(crate) fn scrape(plane: &ControlPlane, proxies: &[(&str, u16)], features: &str) -> Self {
         let (dir, port) = (TempDir::new("prometheus"), free_port());
         let rules = concat!(env!("CARGO_MANIFEST_DIR"), "/../charts/outrigger/files/rules/*.yaml");
         let target = |app: &str, port| {
@@ -166,10 +168,9 @@ impl Prometheus {
         };
         let config = format!(
             "global: {{scrape_interval: 1s, evaluation_interval: 1s}}\nrule_files: ['{rules}']\n\
-             scrape_configs:\n- job_name: outrigger-proxies\n  static_configs:\n{}{}\
+             scrape_configs:\n- job_name: outrigger-proxies\n  static_configs:\n{}\
              - job_name: outrigger-control-plane\n  static_configs:\n{}",
-            target("caller", caller.admin),
-            target("web", web.admin),
+            proxies.iter().map(|(app, port)| target(app, *port)).collect::<String>(),
             target("outrigger", plane.admin),
         );
         let file = dir.path().join("prometheus.yaml");
@@ -199,7 +200,7 @@ impl Prometheus {
 
     /// Whether there is a number for it; fails if it is no query.
     #[track_caller]
-    fn has_data(&self, query: &str) -> bool {
+    pub(crate) fn has_data(&self, query: &str) -> bool {
         let answer = self.get("query", &[&format!("query={query}")]);
         assert_eq!(answer["status"], "success", "{query}: {answer}");
         let samples = answer["data"]["result"].as_array().expect("a vector");
@@ -290,7 +291,11 @@ fn native_histograms_arrive_and_say_how_long_requests_took() {
     }
     let mesh = Mesh::start("h1");
     let features = "exemplar-storage,native-histograms";
-    let prometheus = Prometheus::scrape(&mesh.plane, &mesh.caller, &mesh.web, features);
+    let prometheus = Prometheus::scrape(
+        &mesh.plane,
+        &[("caller", mesh.caller.admin), ("web", mesh.web.admin)],
+        features,
+    );
     for path in ["sleep/200", "sleep/200", "sleep/200", ""] {
         assert_eq!(Curl::through(&mesh.caller).get(&format!("http://web.bank/{path}")).status, 200);
     }

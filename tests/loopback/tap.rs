@@ -40,19 +40,6 @@ impl Pair {
         Curl::through(&self.caller).get(&format!("http://end.bank{path}")).status
     }
 
-    /// What the `token` command prints.
-    fn token(&self, args: &[&str]) -> String {
-        let out = Command::new(binary("outrigger-control-plane"))
-            .arg("token")
-            .args(args)
-            .arg("--state-dir")
-            .arg(self.plane.state_dir())
-            .output()
-            .expect("the token command");
-        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
-        String::from_utf8_lossy(&out.stdout).trim().to_owned()
-    }
-
     fn command(&self, token: &str, args: &[&str]) -> Command {
         let file = self.folder.path().join("token");
         std::fs::write(&file, token).expect("a token file");
@@ -70,7 +57,7 @@ impl Pair {
     }
 
     fn tap(&self, args: &[&str]) -> Tap {
-        let token = self.token(&["--tap", "--namespace", "bank"]);
+        let token = self.plane.new_token(&["--tap", "--namespace", "bank"]);
         let mut command = self.command(&token, args);
         Tap::new(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts"))
     }
@@ -183,9 +170,9 @@ fn a_tap_shows_what_it_asks_for_as_each_side_sees_it() {
 #[test]
 fn a_tap_is_for_those_who_may_see_it_and_says_what_is_wrong() {
     let pair = Pair::start();
-    let tap = pair.token(&["--tap", "--namespace", "bank"]);
-    let join = pair.token(&["--namespace", "bank", "--service-account", "end"]);
-    let expired = pair.token(&["--tap", "--namespace", "bank", "--ttl", "1s"]);
+    let tap = pair.plane.new_token(&["--tap", "--namespace", "bank"]);
+    let join = pair.plane.new_token(&["--namespace", "bank", "--service-account", "end"]);
+    let expired = pair.plane.new_token(&["--tap", "--namespace", "bank", "--ttl", "1s"]);
     for (what, token, args, says) in [
         ("no token", "", vec!["bank"], "token --tap"),
         ("a join token", &join, vec!["bank"], "not for taps"),
@@ -262,7 +249,7 @@ fn more_than_a_tap_shows_is_counted_and_one_that_ends_leaves_nothing_behind() {
 #[test]
 fn a_reader_who_does_not_read_disturbs_nobody_and_a_restarted_control_plane_ends_a_tap() {
     let mut pair = Pair::start();
-    let token = pair.token(&["--tap", "--namespace", "bank"]);
+    let token = pair.plane.new_token(&["--tap", "--namespace", "bank"]);
     let mut stalled = TcpStream::connect(local(pair.plane.admin)).expect("a connection");
     write!(
         stalled,

@@ -318,16 +318,35 @@ impl ControlPlane {
     }
 
     pub fn token(&self, namespace: &str, account: &str) -> PathBuf {
+        self.token_file(
+            &format!("{namespace}-{account}"),
+            &["--namespace", namespace, "--service-account", account, "--ttl", "1h"],
+        )
+    }
+
+    /// One that lets `outrigger tap` see the requests of a namespace.
+    pub fn tap_token(&self, namespace: &str) -> PathBuf {
+        self.token_file(&format!("tap-{namespace}"), &["--tap", "--namespace", namespace])
+    }
+
+    /// What the `token` command prints, in a file.
+    fn token_file(&self, name: &str, args: &[&str]) -> PathBuf {
+        let path = self.dir.path().join(format!("{name}.token"));
+        fs::write(&path, self.new_token(args)).expect("a token file");
+        path
+    }
+
+    /// What the `token` command prints.
+    pub fn new_token(&self, args: &[&str]) -> String {
         let out = Command::new(binary("outrigger-control-plane"))
-            .args(["token", "--namespace", namespace, "--service-account", account])
-            .args(["--ttl", "1h", "--state-dir"])
+            .arg("token")
+            .args(args)
+            .arg("--state-dir")
             .arg(self.dir.path().join("state"))
             .output()
             .expect("the token command");
         assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
-        let path = self.dir.path().join(format!("{namespace}-{account}.token"));
-        fs::write(&path, out.stdout).expect("a token file");
-        path
+        String::from_utf8_lossy(&out.stdout).trim().to_owned()
     }
 
     pub fn admin(&self, path: &str) -> String {
@@ -336,10 +355,6 @@ impl ControlPlane {
 
     fn has_identity(&self) -> bool {
         !self.args.windows(2).any(|pair| pair == ["--identity", "off"])
-    }
-
-    pub fn state_dir(&self) -> PathBuf {
-        self.dir.path().join("state")
     }
 
     /// The roots that proxies begin with.
