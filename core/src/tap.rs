@@ -13,6 +13,8 @@ use crate::reason::Reason;
 pub const TEXT_BYTES: usize = 1_024;
 /// Headers that one tap shows.
 pub const HEADERS: usize = 16;
+/// Bytes of a line that is shown, as it waits for its reader; longer ones are not shown.
+pub const LINE_BYTES: usize = 16 * 1024;
 /// Limits of [`Tap::max_per_second`].
 pub const PER_SECOND: RangeInclusive<u32> = 1..=1_000;
 /// Headers that hold secrets: no tap shows them, whatever its allow list says.

@@ -232,7 +232,7 @@ fn more_than_a_tap_shows_is_counted_and_one_that_ends_leaves_nothing_behind() {
     let shown = tap.out.try_iter().count();
     assert!(ended.contains(&format!("{shown} requests shown")), "{ended}");
     assert!((5..=60).contains(&shown), "{shown} requests in 8 s at 5 a second");
-    // More than there may be at one time, each gone with its reader.
+    // More than there may be at one time of one namespace, each gone with its reader.
     for _ in 0..20 {
         let tap = pair.tap(&["bank/end", "--limit", "1"]);
         tap.says("watching 1 proxy");

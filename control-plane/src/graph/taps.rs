@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicU64, AtomicUsize};
 
 use bytes::Bytes;
-use outrigger_core::tap::Tap;
+use outrigger_core::tap::{LINE_BYTES, Tap};
 use outrigger_proto::convert;
 use outrigger_proto::graph;
 use serde_json::{Map, Value};
@@ -16,10 +16,11 @@ use tokio::sync::{mpsc, watch};
 
 use super::edges::Source;
 
-/// Taps that are on at one time.
+/// Taps that are on at one time, and those of one namespace: who may see that one cannot keep others from theirs.
 const MAX_TAPS: usize = 16;
+const MAX_OF_NAMESPACE: usize = 4;
 /// Lines that wait for the reader of a tap; others are dropped and counted.
-const WAITING: usize = 1_024;
+const WAITING: usize = 256;
 
 /// All taps that are on.
 #[derive(Debug, Default)]
@@ -101,7 +102,7 @@ impl ActiveTap {
 }
 
 impl Taps {
-    /// None: there are [`MAX_TAPS`] already.
+    /// None: there are [`MAX_TAPS`] already, or [`MAX_OF_NAMESPACE`].
     pub fn open(self: &Arc<Self>, target: TapTarget, tap: Tap) -> Option<OpenTap> {
         let (sender, lines) = mpsc::channel(WAITING);
         let id = self.last.fetch_add(1, Relaxed).wrapping_add(1);
@@ -114,7 +115,9 @@ impl Taps {
         });
         let mut fits = false;
         self.change(|all| {
-            fits = all.len() < MAX_TAPS;
+            let namespace = &active.target.namespace;
+            let same = all.iter().filter(|known| known.target.namespace == *namespace).count();
+            fits = all.len() < MAX_TAPS && same < MAX_OF_NAMESPACE;
             if fits {
                 all.push(active.clone());
             }
@@ -168,6 +171,9 @@ impl Taps {
 
 /// A line as it is shown: a JSON object that says which workload it is of.
 fn read(line: &str, source: &Source, workload: &str) -> Option<Bytes> {
+    if line.len() > LINE_BYTES {
+        return None;
+    }
     let mut line: Map<String, Value> = serde_json::from_str(line).ok()?;
     let workload = format!("{}/{workload}", source.namespace);
     line.insert("workload".to_owned(), Value::String(workload));
@@ -220,10 +226,15 @@ mod tests {
         assert_eq!(told("shop/orders", "orders-1"), (0, vec![0; 4]));
         drop(open);
         assert!(taps.changes().borrow().is_empty());
-        let many: Vec<_> =
-            (0..MAX_TAPS).filter_map(|_| taps.open(target(None), Tap::default())).collect();
-        assert_eq!(many.len(), MAX_TAPS);
-        assert!(taps.open(target(None), Tap::default()).is_none());
+        let open =
+            |namespace: String| taps.open(TapTarget { namespace, workload: None }, Tap::default());
+        let all: Vec<_> = (0..2 * MAX_TAPS).filter_map(|i| open(format!("n{}", i % 8))).collect();
+        assert_eq!(all.len(), MAX_TAPS);
+        assert!(open("other".to_owned()).is_none());
+        drop(all);
+        let one: Vec<_> = (0..MAX_TAPS).filter_map(|_| open("bank".to_owned())).collect();
+        assert_eq!(one.len(), MAX_OF_NAMESPACE);
+        assert!(open("other".to_owned()).is_some());
     }
 
     #[test]
@@ -236,16 +247,17 @@ mod tests {
         taps.take(&orders, "orders-1", &shown(id + 1, &["{}"]));
         assert!(open.lines.try_recv().is_err());
         assert_eq!(open.active.not_shown(), 0);
-        let lines = [r#"{"a": "b\n", "workload": "bank/fees-1"}"#, "[]", "{", ""];
+        let long = format!("{{\"a\": \"{}\"}}", "x".repeat(LINE_BYTES));
+        let lines = [r#"{"a": "b\n", "workload": "bank/fees-1"}"#, "[]", "{", "", &long];
         taps.take(&orders, "orders-1", &shown(id, &lines));
         let line = open.lines.try_recv().unwrap();
         assert_eq!(line, &b"{\"a\":\"b\\n\",\"workload\":\"bank/orders-1\"}\n"[..]);
         assert!(open.lines.try_recv().is_err());
-        assert_eq!(open.active.not_shown(), 5);
+        assert_eq!(open.active.not_shown(), 6);
         // Nobody reads.
         let many = vec!["{}"; WAITING + 7];
         taps.take(&orders, "orders-1", &shown(id, &many));
-        assert_eq!(open.active.not_shown(), 5 + 2 + 7);
+        assert_eq!(open.active.not_shown(), 6 + 2 + 7);
         let liar = graph::TappedRequests { not_shown: u64::MAX, ..shown(id, &[]) };
         taps.take(&orders, "orders-1", &liar);
         assert_eq!(open.active.not_shown(), u64::MAX);

@@ -119,7 +119,10 @@ pub async fn tap(
     })?;
     let asked = asked.unwrap_or_default();
     let open = server.graph.taps.open(target, tap).ok_or_else(|| {
-        Denied::new(StatusCode::TOO_MANY_REQUESTS, "too many taps are open: try again later")
+        Denied::new(
+            StatusCode::TOO_MANY_REQUESTS,
+            "too many taps are open, of this namespace or of all: try again later",
+        )
     })?;
     tracing::info!(user, asked, "a tap is opened");
     let (out, body) = mpsc::channel(QUEUE);

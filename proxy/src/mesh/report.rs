@@ -99,7 +99,8 @@ async fn stream(
     Ok(())
 }
 
-/// Takes over which taps are on, until the stream ends.
+/// Takes over which taps are on, until the control plane ends the stream. An error in any case, so that the next one
+/// is not opened at once.
 async fn answers(
     taps: &Taps,
     opening: impl Future<Output = Result<Response<Streaming<graph::Taps>>, tonic::Status>>,
@@ -108,7 +109,7 @@ async fn answers(
     while let Some(answer) = answers.message().await? {
         tap::configure(taps, &answer);
     }
-    Ok(())
+    Err(tonic::Status::unavailable("it has ended the stream"))
 }
 
 fn reporter(proxy: &Proxy) -> Reporter {

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use outrigger_core::tap::LINE_BYTES;
 use outrigger_proto::convert;
 use outrigger_proto::graph::graph_client::GraphClient;
 use outrigger_proto::graph::{self, Reporter, TappedRequests};
@@ -23,7 +24,7 @@ const FLUSH: Duration = Duration::from_millis(200);
 const FLUSHES: u32 = 5;
 /// Messages that may wait for the connection.
 const QUEUE: usize = 4;
-/// Bytes of the lines of a message; one that is longer is not shown.
+/// Bytes of the lines of a message.
 const MESSAGE_BYTES: usize = 128 * 1024;
 /// Flushes without a tap after which the stream ends.
 const IDLE_FLUSHES: u32 = 5 * FLUSHES;
@@ -104,7 +105,7 @@ impl Lines {
 
     fn add(&mut self, lines: Vec<(u64, String)>) {
         for (tap, line) in lines {
-            if line.len() > MESSAGE_BYTES {
+            if line.len() > LINE_BYTES {
                 self.of(tap).not_shown += 1;
                 continue;
             }

@@ -10,7 +10,8 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 
 use arc_swap::ArcSwap;
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
-use outrigger_core::tap::{HEADERS, Tap, TapFacts};
+use outrigger_core::tap::{HEADERS, LINE_BYTES, Tap, TapFacts};
+use outrigger_logging::Record as _;
 use serde::Serialize;
 use tokio::sync::mpsc;
 
@@ -191,7 +192,8 @@ impl Sink for Arc<Taps> {
     }
 
     fn take(&self, record: Box<Record>) -> bool {
-        self.records.try_send(record).is_ok()
+        // So that what waits is bounded in bytes, too.
+        record.size() <= LINE_BYTES && self.records.try_send(record).is_ok()
     }
 }
 
@@ -252,6 +254,9 @@ mod tests {
             assert!(taps.take(Box::new(Record::example())));
         }
         assert!(!taps.take(Box::new(Record::example())));
+        let (taps, _records) = Taps::new();
+        let path = Some("/".repeat(LINE_BYTES).into());
+        assert!(!taps.take(Box::new(Record { path, ..Record::example() })));
     }
 
     #[test]

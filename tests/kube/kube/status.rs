@@ -113,10 +113,12 @@ fn a_wrong_version_is_refused_by_field_and_the_last_good_one_stays() {
         written["status"]["conditions"][0]["observedGeneration"],
         written["metadata"]["generation"]
     );
-    let events =
-        cluster.try_get(&format!("/apis/events.k8s.io/v1/namespaces/{}/events", cluster.namespace));
-    let events = events.expect("events");
-    assert!(events.to_string().contains("spec.retries.maxAttempts"), "{events}");
+    // It is written after the status.
+    let events = format!("/apis/events.k8s.io/v1/namespaces/{}/events", cluster.namespace);
+    eventually("an Event says so", || {
+        let events = cluster.try_get(&events).expect("events");
+        events.to_string().contains("spec.retries.maxAttempts")
+    });
     let index = plane.index();
     assert!(index["problems"].to_string().contains("spec.retries.maxAttempts"), "{index}");
     cluster.patch(&good, &json!({"spec": {"retries": {"maxAttempts": 3}}}));
