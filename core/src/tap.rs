@@ -133,6 +133,10 @@ impl TapFilter {
             ("path", &self.path),
         ];
         for (name, text) in texts {
+            // On the wire it would be none.
+            if text.as_ref().is_some_and(String::is_empty) {
+                return Err(FieldError::at(name, "is empty"));
+            }
             if text.as_ref().is_some_and(|text| text.len() > TEXT_BYTES) {
                 return Err(FieldError::at(name, format!("has more than {TEXT_BYTES} bytes")));
             }
@@ -242,6 +246,8 @@ mod tests {
         assert_eq!(filter(TapFilter { path: text("orders"), ..TapFilter::default() }), "path");
         let up = TapFilter { direction: text("up"), ..TapFilter::default() };
         assert_eq!(filter(up), "direction");
+        let empty = TapFilter { peer: text(""), ..TapFilter::default() };
+        assert_eq!(filter(empty), "peer");
         let long = TapFilter { peer: Some("x".repeat(TEXT_BYTES + 1)), ..TapFilter::default() };
         assert_eq!(filter(long), "peer");
         for many in [0, 1_001] {

@@ -179,6 +179,8 @@ fn a_tap_is_for_those_who_may_see_it_and_says_what_is_wrong() {
         ("a forged token", "a.b.c", vec!["bank"], "not for taps"),
         ("another namespace", &tap, vec!["shop"], "for taps of bank and not of shop"),
         ("no namespace", &tap, vec!["Bank_"], "namespace:"),
+        ("an empty name", &tap, vec!["bank/"], "workload: is empty"),
+        ("an empty condition", &tap, vec!["bank", "--peer", ""], "peer: is empty"),
         ("an unknown reason", &tap, vec!["bank", "--reason", "bad_luck"], "docs/reasons.md"),
         ("an unknown status", &tap, vec!["bank", "--status", "9xx"], "neither as 503 nor as 5xx"),
         (

@@ -212,6 +212,9 @@ fn read(
         headers: headers.collect::<Result<_, _>>()?,
     };
     tap.check()?;
+    if query.workload.as_ref().is_some_and(String::is_empty) {
+        return Err(FieldError::at("workload", "is empty: leave it out for all of the namespace"));
+    }
     let lasts = duration("for", query.lasts)?.unwrap_or(LASTS);
     if lasts.is_zero() || lasts > LONGEST {
         return Err(FieldError::at("for", "must be more than nothing and at most 1h"));
