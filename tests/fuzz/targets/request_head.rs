@@ -8,7 +8,7 @@ use http::header::{HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Request, Uri, Version};
 use libfuzzer_sys::fuzz_target;
 use outrigger_core::name::{Authority, is_authority};
-use outrigger_core::policy::cache::asked;
+use outrigger_core::policy::cache::cache_request;
 use outrigger_core::policy::deadline::{Deadline, millis};
 use outrigger_core::time::Later;
 use outrigger_proxy::base::peer::Peer;
@@ -41,14 +41,15 @@ fuzz_target!(|text: &[u8]| {
         let parsed = parsed.map(|host| Authority::parse(host, Some(80)));
         assert!(parsed.is_some_and(|parsed| parsed.is_ok()));
     }
-    let _ = asked(&Method::GET, &parts.headers, false);
+    let _ = cache_request(&Method::GET, &parts.headers, false);
     for peer in [Peer::App, Peer::Mesh, Peer::Outside] {
         let mut map = parts.headers.clone();
         let says = headers::clean_request(&mut map, peer);
         assert!(!map.contains_key("connection") && !map.contains_key("transfer-encoding"));
         let internal = map.keys().any(|name| name.as_str().starts_with("x-outrigger-"));
         assert!(!internal || peer != Peer::Outside);
-        let (id, trace) = trace::identify(&mut map, says, || 7);
+        let (id, _) = trace::request_id(&mut map, says, || 7);
+        let trace = trace::continued(&mut map, says, None, || 7);
         assert_eq!(map.get("x-request-id"), Some(&id));
         let parent = map.get_all("traceparent").iter().collect::<Vec<_>>();
         assert_eq!(parent.len(), usize::from(trace.sent != 0));

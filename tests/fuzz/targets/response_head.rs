@@ -7,10 +7,12 @@ use std::time::{Duration, Instant, SystemTime};
 use http::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
 use http::{Method, StatusCode};
 use libfuzzer_sys::fuzz_target;
-use outrigger_core::policy::cache::{CacheConfig, Shared, Timing, asked, may_store, varies};
+use outrigger_core::policy::cache::{
+    CacheConfig, Shared, Timing, cache_request, may_store, varies,
+};
 use outrigger_core::policy::retry::retry_after;
 use outrigger_core::time::Later;
-use outrigger_proxy::policy::cache::Entry;
+use outrigger_proxy::policy::cache::CachedResponse;
 use outrigger_proxy::wire::headers;
 
 const CONFIG: CacheConfig = CacheConfig {
@@ -28,19 +30,20 @@ fuzz_target!(|text: &[u8]| {
     {
         let _ = (Instant::now().later(wait), SystemTime::now().later(wait));
     }
-    let anybody = asked(&Method::GET, &HeaderMap::new(), false).expect("invariant: a plain GET");
+    let anybody =
+        cache_request(&Method::GET, &HeaderMap::new(), false).expect("invariant: a plain GET");
     let timing = Timing { came: SystemTime::now(), took: Duration::from_secs(1) };
     let Some(kept) = may_store(&CONFIG, anybody, StatusCode::OK, &map, timing) else { return };
     assert!(kept.fresh <= CONFIG.ttl && kept.stale <= CONFIG.stale_on_error);
     let mut credentials = HeaderMap::new();
     credentials.insert(AUTHORIZATION, HeaderValue::from_static("a"));
-    let authorized = asked(&Method::GET, &credentials, false).expect("invariant: a GET");
+    let authorized = cache_request(&Method::GET, &credentials, false).expect("invariant: a GET");
     let stored = may_store(&CONFIG, authorized, StatusCode::OK, &map, timing).is_some();
     assert_eq!(stored, authorized.may_share(kept.shared), "what is stored is what is shared");
     assert!(stored || kept.shared == Shared::default());
     let Some(names) = varies(&map) else { return };
     let (stored, age) = (Instant::now(), kept.age);
-    let entry = Entry {
+    let entry = CachedResponse {
         headers: map,
         body: bytes::Bytes::new(),
         names,

@@ -4,7 +4,7 @@
 
 use http::HeaderValue;
 use libfuzzer_sys::fuzz_target;
-use outrigger_core::policy::visits::{HOP_LIMIT, Stop, is_valid, visit};
+use outrigger_core::policy::visits::{HOP_LIMIT, VisitStop, is_valid, visit};
 
 fuzz_target!(|bytes: &[u8]| {
     let Ok(via) = HeaderValue::from_bytes(bytes) else { return };
@@ -17,7 +17,7 @@ fuzz_target!(|bytes: &[u8]| {
     assert!(count <= HOP_LIMIT && text.len() <= HOP_LIMIT * 1_000);
     match next {
         Ok(next) => assert!(count < HOP_LIMIT && is_valid(&next)),
-        Err(Stop::Loop(_)) => assert!(text.contains("bank/orders:80;00000001")),
-        Err(Stop::TooFar(_)) => assert_eq!(count, HOP_LIMIT),
+        Err(VisitStop::Loop(_)) => assert!(text.contains("bank/orders:80;00000001")),
+        Err(VisitStop::TooFar(_)) => assert_eq!(count, HOP_LIMIT),
     }
 });
