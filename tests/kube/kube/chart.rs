@@ -76,9 +76,13 @@ fn every_set_of_values_makes_objects_that_a_cluster_takes() {
     }
     let lint = helm(&["lint", "--strict"]);
     assert!(lint.status.success(), "{}", String::from_utf8_lossy(&lint.stdout));
-    for values in
-        ["", "networkPolicy: {enabled: false}\npodDisruptionBudget: {enabled: false}", MAXIMAL]
-    {
+    for values in [
+        "",
+        "networkPolicy: {enabled: false}\npodDisruptionBudget: {enabled: false}",
+        // As an upgrade with the values of a release that did not know of it.
+        "telemetry: {tap: null}",
+        MAXIMAL,
+    ] {
         let objects = objects(values);
         for kind in ["Deployment", "Service", "ClusterRole", "MutatingWebhookConfiguration"] {
             assert!(!of_kind(&objects, kind).is_empty(), "{kind} with {values}");
