@@ -1,4 +1,4 @@
-//! What proxies tell others about requests: where traces go, and which.
+//! What proxies tell others about requests: which, how, and where it goes.
 
 use std::ops::RangeInclusive;
 use std::str::FromStr;
@@ -17,12 +17,59 @@ pub const ADDRESS_BYTES: usize = 512;
 pub const SLOWER_THAN: RangeInclusive<Duration> =
     Duration::from_millis(1)..=Duration::from_secs(3_600);
 
+/// Limits of [`OtlpMetrics::every`] and [`Statsd::every`].
+pub const METRICS_EVERY: RangeInclusive<Duration> =
+    Duration::from_secs(1)..=Duration::from_secs(3_600);
+
 /// What the mesh tells others about requests. Nothing unless said.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Telemetry {
     pub traces: Option<Traces>,
     /// None: each proxy's own flag, else errors.
     pub access_log: Option<AccessLog>,
+    /// None: each proxy's own flag, else JSON.
+    pub access_log_layout: Option<LogLayout>,
+    /// Where the access log goes besides standard output.
+    pub logs: Option<Collector>,
+    /// None: metrics are read from proxies, not sent by OTLP.
+    pub metrics: Option<OtlpMetrics>,
+    pub statsd: Option<Statsd>,
+}
+
+/// Who takes OTLP.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Collector {
+    /// As `http://otel-collector.observability:4317`; at most [`ADDRESS_BYTES`].
+    pub address: String,
+    pub protocol: OtlpProtocol,
+}
+
+/// Metrics that are sent by OTLP.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OtlpMetrics {
+    pub collector: Collector,
+    /// [`METRICS_EVERY`].
+    pub every: Duration,
+}
+
+/// Metrics that are sent to a StatsD server, with tags as DogStatsD has them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Statsd {
+    /// `HOST:PORT`, of UDP; at most [`ADDRESS_BYTES`].
+    pub address: String,
+    /// [`METRICS_EVERY`].
+    pub every: Duration,
+}
+
+/// How a line of the access log is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum LogLayout {
+    /// The fields alone.
+    #[default]
+    Json,
+    /// With `@timestamp`, `@version` and `message`, as Logstash's `json_lines` codec and its encoders for programs
+    /// have them.
+    Logstash,
 }
 
 /// Which requests are written to the access log. As text: `off`, `errors`, `all`, or one of N and every error as in
@@ -82,9 +129,7 @@ impl FromStr for AccessLog {
 /// Traces, as they are recorded and sent by OTLP.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Traces {
-    /// Of the collector, as `http://otel-collector.observability:4317`; at most [`ADDRESS_BYTES`].
-    pub address: String,
-    pub protocol: OtlpProtocol,
+    pub collector: Collector,
     /// The share of the traces that are begun here which are recorded whole.
     pub ratio: Ratio,
     /// A request that comes with a trace is recorded where its caller records it, and its share is not drawn again
@@ -96,13 +141,13 @@ pub struct Traces {
     pub slower_than: Option<Duration>,
 }
 
-/// How spans are sent.
+/// How a collector is spoken to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum OtlpProtocol {
     /// gRPC, usually on port 4317.
     #[default]
     Grpc,
-    /// HTTP/1.1 with protocol buffers, usually on port 4318; `/v1/traces` is added to the address.
+    /// HTTP/1.1 with protocol buffers, usually on port 4318; `/v1/traces` and so on is added to the address.
     Http,
 }
 
@@ -165,7 +210,7 @@ impl Traces {
     ///
     /// When the address is none that spans can be sent to, or a bound is not kept.
     pub fn check(&self) -> Result<(), FieldError> {
-        check_address(&self.address).map_err(|why| FieldError::at("address", why))?;
+        self.collector.check()?;
         match self.slower_than.filter(|limit| !SLOWER_THAN.contains(limit)) {
             Some(_) => Err(FieldError::at("slower_than", "must be between 1ms and 1h")),
             None => Ok(()),
@@ -173,9 +218,73 @@ impl Traces {
     }
 }
 
+impl Collector {
+    /// # Errors
+    ///
+    /// When the address is none that can be sent to.
+    pub fn check(&self) -> Result<(), FieldError> {
+        check_address(&self.address).map_err(|why| FieldError::at("address", why))
+    }
+}
+
+impl OtlpMetrics {
+    /// # Errors
+    ///
+    /// When the address is none that can be sent to, or a bound is not kept.
+    pub fn check(&self) -> Result<(), FieldError> {
+        self.collector.check().map_err(|problem| problem.under("collector"))?;
+        check_every(self.every)
+    }
+}
+
+impl Statsd {
+    /// # Errors
+    ///
+    /// When the address is none that can be sent to, or a bound is not kept.
+    pub fn check(&self) -> Result<(), FieldError> {
+        check_host_port(&self.address).map_err(|why| FieldError::at("address", why))?;
+        check_every(self.every)
+    }
+}
+
+fn check_every(every: Duration) -> Result<(), FieldError> {
+    if METRICS_EVERY.contains(&every) {
+        return Ok(());
+    }
+    Err(FieldError::at("every", "must be between 1s and 1h"))
+}
+
+impl FromStr for LogLayout {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "json" => Ok(Self::Json),
+            "logstash" => Ok(Self::Logstash),
+            _ => Err(format!("{text:?} is not json or logstash")),
+        }
+    }
+}
+
 /// # Errors
 ///
-/// When spans cannot be sent to such an address.
+/// When it is not `HOST:PORT`.
+pub fn check_host_port(address: &str) -> Result<(), String> {
+    if address.len() > ADDRESS_BYTES {
+        return Err(format!("has more than {ADDRESS_BYTES} bytes"));
+    }
+    let authority = address.parse::<http::uri::Authority>().ok().filter(|authority| {
+        !authority.host().is_empty() && authority.port_u16().is_some_and(|port| port > 0)
+    });
+    match authority.filter(|_| !address.contains('@')) {
+        Some(_) => Ok(()),
+        None => Err(format!("{address:?} is not HOST:PORT")),
+    }
+}
+
+/// # Errors
+///
+/// When nothing can be sent to a collector by such an address.
 pub fn check_address(address: &str) -> Result<(), String> {
     if address.len() > ADDRESS_BYTES {
         return Err(format!("has more than {ADDRESS_BYTES} bytes"));
@@ -250,10 +359,25 @@ mod tests {
     }
 
     #[test]
+    fn a_statsd_server_is_a_host_and_a_port() {
+        for good in ["127.0.0.1:8125", "statsd.observability:8125", "[::1]:8125"] {
+            assert_eq!(check_host_port(good), Ok(()), "{good}");
+        }
+        let long = format!("{}:1", "a".repeat(ADDRESS_BYTES));
+        for bad in ["", "statsd", ":8125", "a:0", "a:65536", "udp://a:1", "a:1/x", "u@a:1", &long] {
+            assert!(check_host_port(bad).is_err(), "{bad}");
+        }
+        let statsd = |every| Statsd { address: "a:1".to_owned(), every };
+        assert!(statsd(Duration::from_secs(1)).check().is_ok());
+        assert!(statsd(Duration::from_millis(999)).check().is_err());
+    }
+
+    #[test]
     fn what_ends_badly_or_late_is_kept() {
+        let collector =
+            Collector { address: "http://otel".to_owned(), protocol: OtlpProtocol::Grpc };
         let traces = Traces {
-            address: "http://otel".to_owned(),
-            protocol: OtlpProtocol::Grpc,
+            collector,
             ratio: Ratio::default(),
             parent: true,
             errors: true,

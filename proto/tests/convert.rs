@@ -28,7 +28,9 @@ use outrigger_core::policy::fallback::{Classes, Fallback, Give};
 use outrigger_core::policy::hedge::HedgeConfig;
 use outrigger_core::policy::session::SessionConfig;
 use outrigger_core::policy::{BackendPolicy, CallPolicy, ServerPolicy};
-use outrigger_core::telemetry::{AccessLog, OtlpProtocol, Ratio, Telemetry, Traces};
+use outrigger_core::telemetry::{
+    AccessLog, Collector, LogLayout, OtlpMetrics, OtlpProtocol, Ratio, Statsd, Telemetry, Traces,
+};
 use outrigger_proto::convert::{destination, endpoint, inbound, is_unsupported, settings, version};
 use outrigger_proto::mesh;
 use policies::{any_backend_policy, any_call, any_server};
@@ -570,16 +572,41 @@ fn any_access() -> impl Strategy<Value = Access> {
 
 fn any_settings() -> impl Strategy<Value = MeshSettings> {
     let unmatched = select(&[Unmatched::Passthrough, Unmatched::Refuse][..]);
-    (any_text(), unmatched, 1u32.., vec(any_text(), 0..4), of(any_traces()), of(any_access_log()))
-        .prop_map(|(cluster_domain, unmatched, max_endpoints, namespaces, traces, access_log)| {
-            MeshSettings {
-                cluster_domain,
-                unmatched,
-                max_endpoints,
-                namespaces,
-                telemetry: Telemetry { traces, access_log },
-            }
-        })
+    (any_text(), unmatched, 1u32.., vec(any_text(), 0..4), any_telemetry()).prop_map(
+        |(cluster_domain, unmatched, max_endpoints, namespaces, telemetry)| MeshSettings {
+            cluster_domain,
+            unmatched,
+            max_endpoints,
+            namespaces,
+            telemetry,
+        },
+    )
+}
+
+fn any_telemetry() -> impl Strategy<Value = Telemetry> {
+    let every = || (1u64..=3_600).prop_map(Duration::from_secs);
+    let metrics =
+        (any_collector(), every()).prop_map(|(collector, every)| OtlpMetrics { collector, every });
+    let statsd = ("[a-z]{1,9}:[1-9][0-9]{1,3}", every())
+        .prop_map(|(address, every)| Statsd { address, every });
+    let layout = of(select(&[LogLayout::Json, LogLayout::Logstash][..]));
+    let logs = of(any_collector());
+    (of(any_traces()), of(any_access_log()), layout, logs, of(metrics), of(statsd)).prop_map(
+        |(traces, access_log, access_log_layout, logs, metrics, statsd)| Telemetry {
+            traces,
+            access_log,
+            access_log_layout,
+            logs,
+            metrics,
+            statsd,
+        },
+    )
+}
+
+fn any_collector() -> impl Strategy<Value = Collector> {
+    let protocol = select(&[OtlpProtocol::Grpc, OtlpProtocol::Http][..]);
+    let address = "http://[a-z]{1,9}:[1-9][0-9]{1,3}";
+    (address, protocol).prop_map(|(address, protocol)| Collector { address, protocol })
 }
 
 fn any_access_log() -> impl Strategy<Value = AccessLog> {
@@ -590,13 +617,10 @@ fn any_access_log() -> impl Strategy<Value = AccessLog> {
 }
 
 fn any_traces() -> impl Strategy<Value = Traces> {
-    let protocol = select(&[OtlpProtocol::Grpc, OtlpProtocol::Http][..]);
     let slower_than = of((1u64..=3_600_000).prop_map(Duration::from_millis));
-    let address = "http://[a-z]{1,9}:[1-9][0-9]{1,3}";
-    (address, protocol, 0u32..=1_000_000, any::<[bool; 2]>(), slower_than).prop_map(
-        |(address, protocol, ratio, [parent, errors], slower_than)| Traces {
-            address,
-            protocol,
+    (any_collector(), 0u32..=1_000_000, any::<[bool; 2]>(), slower_than).prop_map(
+        |(collector, ratio, [parent, errors], slower_than)| Traces {
+            collector,
             ratio: Ratio::from_millionths(ratio).unwrap(),
             parent,
             errors,

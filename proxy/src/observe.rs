@@ -5,6 +5,8 @@ pub mod bus;
 pub mod correlation;
 pub mod edges;
 pub mod metrics;
+pub mod otlp;
+pub mod push;
 pub mod record;
 pub mod tap;
 pub mod traces;

@@ -12,15 +12,18 @@ use std::sync::atomic::{AtomicBool, AtomicUsize};
 use arc_swap::ArcSwap;
 use outrigger_core::config::{Inbound, MeshSettings};
 use outrigger_core::error::FieldError;
+use outrigger_core::telemetry::Telemetry;
 use outrigger_logging::Log;
 use outrigger_resolver::Resolver;
 use tokio::sync::{mpsc, watch};
 
 use crate::base::settings::Settings;
 use crate::observe::access_log::AccessLog;
+use crate::observe::access_log::otlp::SentLog;
 use crate::observe::bus::Bus;
 use crate::observe::correlation::Correlation;
 use crate::observe::metrics::Metrics;
+use crate::observe::push::Push;
 use crate::observe::record::Record;
 use crate::observe::tap::Taps;
 use crate::observe::traces::Traces;
@@ -52,6 +55,9 @@ pub struct Proxy {
     pub access_log: Arc<AccessLog>,
     /// Which of them are recorded as spans.
     pub traces: Arc<Traces>,
+    pub sent_log: Arc<SentLog>,
+    /// Where metrics are sent.
+    pub push: Push,
     /// Which of them somebody wants to see now.
     pub taps: Arc<Taps>,
     /// What the process says, access log included.
@@ -80,7 +86,9 @@ impl Proxy {
         log: Log,
     ) -> (Arc<Self>, BackgroundTasks) {
         let metrics = Arc::new(Metrics::new(settings.workers()));
-        let access_log = Arc::new(AccessLog::new(settings.access_log, log.clone()));
+        let access_log =
+            Arc::new(AccessLog::new(settings.access_log, settings.access_log_layout, log.clone()));
+        let sent_log = Arc::new(SentLog::new(Arc::clone(&access_log)));
         let traces = Arc::<Traces>::default();
         let (taps, tapped) = Taps::new();
         let (faults, stops) = FaultInjections::new();
@@ -97,10 +105,13 @@ impl Proxy {
             mirrors: Arc::default(),
             records: Bus::new(vec![
                 Box::new(Arc::clone(&access_log)),
+                Box::new(Arc::clone(&sent_log)),
                 Box::new(Arc::clone(&traces)),
                 Box::new(Arc::clone(&taps)),
             ]),
             access_log,
+            sent_log,
+            push: Push::default(),
             traces,
             taps,
             log,
@@ -112,6 +123,14 @@ impl Proxy {
             settings,
         };
         (Arc::new(proxy), BackgroundTasks { stops, tapped })
+    }
+
+    /// Changes what is told of requests, and to whom.
+    pub fn configure_telemetry(&self, telemetry: &Telemetry) {
+        self.access_log.configure(telemetry.access_log, telemetry.access_log_layout);
+        self.sent_log.configure(telemetry.logs.as_ref());
+        self.traces.configure(telemetry.traces.as_ref());
+        self.push.configure(telemetry);
     }
 
     /// Why the proxy is not ready, if it is not.

@@ -11,6 +11,7 @@ use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::{mpsc, oneshot};
 use tracing::{info, warn};
 
+use crate::admin::expose::gather;
 use crate::admin::{self, LogHandle};
 use crate::base::memory;
 use crate::base::settings::Settings;
@@ -20,8 +21,10 @@ use crate::mesh::control_plane::ControlPlane;
 use crate::mesh::discovery::Discovery;
 use crate::mesh::state::StateDir;
 use crate::mesh::{registration, renew, report, stop};
+use crate::observe::access_log::otlp::LogSender;
+use crate::observe::push::{ByOtlp, Pusher, ToStatsd};
 use crate::observe::record::Record;
-use crate::observe::traces::otlp::Exporter;
+use crate::observe::traces::otlp::SpanExporter;
 use crate::proxy::worker::{Load, Worker};
 use crate::proxy::{BackgroundTasks, Phase, Proxy};
 use crate::tls::identity::Identity;
@@ -35,8 +38,8 @@ const DRAIN_POLL: Duration = Duration::from_millis(20);
 /// writing 6 answers at a time, this 11 (bench/README.md); an idle worker looks at once either way.
 const POLLS_BETWEEN_EVENTS: u32 = 256;
 
-/// How long the end of the process waits for its last spans to be taken.
-const LAST_SPANS: Duration = Duration::from_secs(1);
+/// How long the end of the process waits for what it sends last to be taken.
+const LAST_SENT: Duration = Duration::from_secs(1);
 /// How long the end of the process waits for work that blocks, on a disk that has stalled.
 const BLOCKED: Duration = Duration::from_secs(1);
 
@@ -71,8 +74,8 @@ pub fn run(settings: Settings, log: Log, filter: LogHandle) -> io::Result<()> {
     drop(handles);
     let ended = runtime.block_on(async {
         tokio::spawn(tick(Arc::clone(&proxy)));
-        let exporter = Arc::new(Exporter::new(Arc::clone(&proxy.traces), &proxy.settings));
-        let sending = Arc::clone(&exporter);
+        let senders = Arc::new(Senders::new(&proxy));
+        let sending = Arc::clone(&senders);
         tokio::spawn(async move { sending.run().await });
         let socket = socket.map(|path| {
             let bound = admin::bind_socket(&path);
@@ -82,11 +85,53 @@ pub fn run(settings: Settings, log: Log, filter: LogHandle) -> io::Result<()> {
         });
         tokio::spawn(admin::serve(Arc::clone(&proxy), admin, socket.transpose()?, filter));
         let ended = control(proxy, stops, tapped, discovery).await;
-        exporter.finish(LAST_SPANS).await;
+        senders.finish(LAST_SENT).await;
         ended
     });
     runtime.shutdown_timeout(BLOCKED);
     ended
+}
+
+/// Everyone who sends what is known of requests.
+struct Senders {
+    spans: SpanExporter,
+    log: LogSender,
+    otlp: Pusher<ByOtlp>,
+    statsd: Pusher<ToStatsd>,
+}
+
+impl Senders {
+    fn new(proxy: &Arc<Proxy>) -> Self {
+        let gather = || {
+            let proxy = Arc::clone(proxy);
+            Box::new(move || gather(&proxy))
+        };
+        let settings = &proxy.settings;
+        Self {
+            spans: SpanExporter::new(Arc::clone(&proxy.traces), settings),
+            log: LogSender::new(Arc::clone(&proxy.sent_log), settings),
+            otlp: Pusher::new(&proxy.push.otlp, settings, gather()),
+            statsd: Pusher::new(&proxy.push.statsd, settings, gather()),
+        }
+    }
+
+    /// For ever.
+    async fn run(&self) {
+        tokio::join!(self.spans.run(), self.log.run(), self.otlp.run(), self.statsd.run());
+    }
+
+    /// For the last time, within `limit`: what is on its way, and what is there. The rest is lost with the process.
+    async fn finish(&self, limit: Duration) {
+        let all = async {
+            tokio::join!(
+                self.spans.finish(),
+                self.log.finish(),
+                self.otlp.finish(),
+                self.statsd.finish()
+            );
+        };
+        let _ = tokio::time::timeout(limit, all).await;
+    }
 }
 
 /// Lets time pass for what policies have learnt, about once a second.

@@ -23,6 +23,7 @@ mod monitoring;
 mod names;
 mod once;
 mod protocols;
+mod push;
 mod resilience;
 mod server_policy;
 mod silence;

@@ -6,7 +6,8 @@ use clap::{Args, ValueEnum};
 use http::HeaderName;
 use outrigger_core::tap::SECRET;
 use outrigger_core::telemetry::{
-    AccessLog, OtlpProtocol, Ratio, SLOWER_THAN, Telemetry, Traces, check_address,
+    AccessLog, Collector, LogLayout, METRICS_EVERY, OtlpMetrics, OtlpProtocol, Ratio, SLOWER_THAN,
+    Statsd, Telemetry, Traces, check_address, check_host_port,
 };
 
 use super::parse_duration;
@@ -27,6 +28,51 @@ pub struct TelemetryOptions {
         value_parser = parse_slower_than
     )]
     pub access_log_slower_than: Option<Duration>,
+
+    /// How proxies write their access logs: json, or logstash (with @timestamp, @version and message). Unset: each by its
+    /// own --access-log-layout, else json.
+    #[arg(long, env = "OUTRIGGER_PROXY_ACCESS_LOG_LAYOUT", value_name = "LAYOUT")]
+    pub access_log_layout: Option<LogLayout>,
+
+    /// Where proxies send their access logs by OTLP besides standard output, as in
+    /// `http://otel-collector.observability:4317`. Unset: nowhere.
+    #[arg(long, env = "OUTRIGGER_OTLP_LOGS", value_name = "URL", value_parser = parse_address)]
+    pub otlp_logs: Option<String>,
+
+    /// Where proxies send their metrics by OTLP. Unset: nowhere; `/metrics` is there either way.
+    #[arg(long, env = "OUTRIGGER_OTLP_METRICS", value_name = "URL", value_parser = parse_address)]
+    pub otlp_metrics: Option<String>,
+
+    /// What the collector of --otlp-logs and --otlp-metrics speaks: grpc (usually on port 4317) or http (protocol buffers
+    /// over HTTP/1.1, usually on port 4318).
+    #[arg(
+        long,
+        env = "OUTRIGGER_OTLP_PROTOCOL",
+        value_name = "PROTOCOL",
+        value_enum,
+        default_value_t = CollectorProtocol::Grpc
+    )]
+    pub otlp_protocol: CollectorProtocol,
+
+    /// Where proxies send their metrics as StatsD packets with tags as DogStatsD has them, `HOST:PORT` of UDP. Unset:
+    /// nowhere.
+    #[arg(
+        long,
+        env = "OUTRIGGER_STATSD",
+        value_name = "HOST:PORT",
+        value_parser = |text: &str| check_host_port(text).map(|()| text.to_owned())
+    )]
+    pub statsd: Option<String>,
+
+    /// How often proxies send metrics, by OTLP and to StatsD (10s; also 1m), from 1s to 1h.
+    #[arg(
+        long,
+        env = "OUTRIGGER_METRICS_EVERY",
+        value_name = "DURATION",
+        default_value = "30s",
+        value_parser = parse_every
+    )]
+    pub metrics_every: Duration,
 
     /// Headers of requests that `outrigger tap` may show, with commas between them.
     #[arg(
@@ -57,10 +103,10 @@ pub struct TelemetryOptions {
         env = "OUTRIGGER_TRACE_PROTOCOL",
         value_name = "PROTOCOL",
         value_enum,
-        default_value_t = TraceProtocol::Grpc,
+        default_value_t = CollectorProtocol::Grpc,
         requires = "traces"
     )]
-    pub protocol: TraceProtocol,
+    pub protocol: CollectorProtocol,
 
     /// Share of the traces begun by proxies that are recorded whole, from 0 to 1.
     #[arg(
@@ -98,19 +144,25 @@ pub struct TelemetryOptions {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum TraceProtocol {
+pub enum CollectorProtocol {
     Grpc,
     Http,
+}
+
+impl CollectorProtocol {
+    fn at(self, address: &str) -> Collector {
+        let protocol = match self {
+            Self::Grpc => OtlpProtocol::Grpc,
+            Self::Http => OtlpProtocol::Http,
+        };
+        Collector { address: address.to_owned(), protocol }
+    }
 }
 
 impl TelemetryOptions {
     pub fn telemetry(&self) -> Telemetry {
         let traces = |address: &String| Traces {
-            address: address.clone(),
-            protocol: match self.protocol {
-                TraceProtocol::Grpc => OtlpProtocol::Grpc,
-                TraceProtocol::Http => OtlpProtocol::Http,
-            },
+            collector: self.protocol.at(address),
             ratio: self.ratio,
             parent: !self.ignore_parent,
             errors: !self.no_errors,
@@ -118,15 +170,32 @@ impl TelemetryOptions {
         };
         let slower_than = self.access_log_slower_than.filter(|limit| !limit.is_zero());
         let access_log = self.access_log.or(slower_than.map(|_| AccessLog::default()));
+        let every = self.metrics_every;
         Telemetry {
             traces: self.address.as_ref().map(traces),
             access_log: access_log.map(|log| AccessLog { slower_than, ..log }),
+            access_log_layout: self.access_log_layout,
+            logs: self.otlp_logs.as_ref().map(|address| self.otlp_protocol.at(address)),
+            metrics: self
+                .otlp_metrics
+                .as_ref()
+                .map(|address| OtlpMetrics { collector: self.otlp_protocol.at(address), every }),
+            statsd: self.statsd.clone().map(|address| Statsd { address, every }),
         }
     }
 }
 
 fn parse_address(text: &str) -> Result<String, String> {
     check_address(text).map(|()| text.to_owned())
+}
+
+fn parse_every(text: &str) -> Result<Duration, String> {
+    let every = parse_duration(text)?;
+    if METRICS_EVERY.contains(&every) {
+        Ok(every)
+    } else {
+        Err("must be between 1s and 1h".to_owned())
+    }
 }
 
 fn parse_header(text: &str) -> Result<HeaderName, String> {

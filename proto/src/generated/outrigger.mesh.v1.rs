@@ -956,6 +956,42 @@ pub struct MeshSettings {
     /// Unset: each proxy by its own flag.
     #[prost(message, optional, tag = "7")]
     pub access_log: ::core::option::Option<AccessLog>,
+    /// Where metrics are sent by OTLP. Unset: nowhere.
+    #[prost(message, optional, tag = "8")]
+    pub metrics: ::core::option::Option<OtlpMetrics>,
+    /// Unset: nowhere.
+    #[prost(message, optional, tag = "9")]
+    pub statsd: ::core::option::Option<Statsd>,
+    /// Where the access log goes besides standard output. Unset: nowhere.
+    #[prost(message, optional, tag = "10")]
+    pub logs: ::core::option::Option<Collector>,
+    /// Unspecified: each proxy by its own flag.
+    #[prost(enumeration = "LogLayout", tag = "11")]
+    pub access_log_layout: i32,
+}
+/// Who takes OTLP.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Collector {
+    /// <http://HOST:PORT>
+    #[prost(string, tag = "1")]
+    pub address: ::prost::alloc::string::String,
+    #[prost(enumeration = "OtlpProtocol", tag = "2")]
+    pub protocol: i32,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct OtlpMetrics {
+    #[prost(message, optional, tag = "1")]
+    pub collector: ::core::option::Option<Collector>,
+    #[prost(uint32, tag = "2")]
+    pub every_ms: u32,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Statsd {
+    /// HOST:PORT, of UDP.
+    #[prost(string, tag = "1")]
+    pub address: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "2")]
+    pub every_ms: u32,
 }
 /// Which requests are written to the access log.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1235,6 +1271,35 @@ impl MtlsMode {
             "MTLS_MODE_UNSPECIFIED" => Some(Self::Unspecified),
             "MTLS_MODE_PERMISSIVE" => Some(Self::Permissive),
             "MTLS_MODE_STRICT" => Some(Self::Strict),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum LogLayout {
+    Unspecified = 0,
+    Json = 1,
+    Logstash = 2,
+}
+impl LogLayout {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "LOG_LAYOUT_UNSPECIFIED",
+            Self::Json => "LOG_LAYOUT_JSON",
+            Self::Logstash => "LOG_LAYOUT_LOGSTASH",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "LOG_LAYOUT_UNSPECIFIED" => Some(Self::Unspecified),
+            "LOG_LAYOUT_JSON" => Some(Self::Json),
+            "LOG_LAYOUT_LOGSTASH" => Some(Self::Logstash),
             _ => None,
         }
     }

@@ -10,6 +10,7 @@ use hdrhistogram::Histogram;
 use outrigger_core::outcome::grpc_code_name;
 use outrigger_core::policy::hedge::Hedged;
 use outrigger_core::policy::retry::Skip;
+use outrigger_proto::prometheus::MetricFamily;
 
 use crate::base::sync::lock;
 use crate::observe::metrics::table::{self, Exposition, HistogramSample, Metric, MetricsFormat};
@@ -50,19 +51,30 @@ const GAUGES: &[Gauge] = &[
 
 /// The whole exposition.
 pub fn expose(proxy: &Proxy, format: MetricsFormat) -> Vec<u8> {
+    write(proxy, format).into_bytes()
+}
+
+/// All of it, for those to whom it is sent.
+pub fn gather(proxy: &Proxy) -> Vec<MetricFamily> {
+    write(proxy, MetricsFormat::Protobuf).into_families()
+}
+
+fn write(proxy: &Proxy, format: MetricsFormat) -> Exposition {
     let mut out = Exposition::new(format, 16 * 1024);
     write_all(&mut out, &proxy.metrics);
     out.add(&table::LOG_DROPPED, &[], proxy.log.dropped());
     guard::write_metrics(&mut out, &proxy.store.all_endpoints());
     proxy.records.expose(&mut out);
     proxy.traces.expose(&mut out);
+    proxy.sent_log.expose(&mut out);
+    proxy.push.expose(&mut out);
     proxy.limits.expose(&mut out);
     proxy.cache.expose(&mut out);
     proxy.faults.expose(&mut out);
     if let Some(identity) = &proxy.identity {
         write_identity(&mut out, identity.counts());
     }
-    out.into_bytes()
+    out
 }
 
 fn write_all(out: &mut Exposition, metrics: &Metrics) {

@@ -11,7 +11,7 @@ use clap::Parser;
 use http::HeaderName;
 use outrigger_core::config::Protocol;
 use outrigger_core::name::{Authority, check_label, check_subdomain};
-use outrigger_core::telemetry::AccessLog;
+use outrigger_core::telemetry::{AccessLog, LogLayout};
 
 use crate::base::local::reaches;
 
@@ -220,6 +220,11 @@ pub struct Settings {
     /// control plane says, else errors
     #[arg(long, env = "OUTRIGGER_ACCESS_LOG")]
     pub access_log: Option<AccessLog>,
+
+    /// How the access log is written: json, or logstash (with @timestamp, @version and message). Unset: what the control
+    /// plane says, else json
+    #[arg(long, env = "OUTRIGGER_ACCESS_LOG_LAYOUT", value_name = "LAYOUT")]
+    pub access_log_layout: Option<LogLayout>,
 
     /// Log filter, as in info or outrigger_proxy=debug; a release build has no trace
     #[arg(long, env = "OUTRIGGER_LOG", default_value = "info")]

@@ -1,14 +1,17 @@
 //! The access log: one JSON line per request, made and written off the request path.
 
+pub mod otlp;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::{Duration, UNIX_EPOCH};
 
 use http::Method;
+use outrigger_core::outcome::Outcome;
 use outrigger_core::policy::retry::Skip;
-use outrigger_core::telemetry::{AccessLog as Setting, Ratio};
+use outrigger_core::telemetry::{AccessLog as Setting, LogLayout, Ratio};
 use outrigger_logging::{Log, Record as LogRecord};
 use serde::Serialize;
 
@@ -19,19 +22,30 @@ use crate::observe::record::{Attempted, ChosenBy, Ending, Record};
 pub struct AccessLog {
     /// Of this proxy's flag, which holds whatever the control plane says.
     own: Option<Setting>,
+    own_layout: Option<LogLayout>,
     /// In force, in one word that requests can read at no cost: see [`pack`].
     packed: AtomicU64,
+    /// The layout is not the fields alone.
+    logstash: AtomicBool,
     log: Log,
 }
 
 impl AccessLog {
-    pub fn new(own: Option<Setting>, log: Log) -> Self {
-        Self { own, packed: AtomicU64::new(pack(own.unwrap_or_default())), log }
+    pub fn new(own: Option<Setting>, own_layout: Option<LogLayout>, log: Log) -> Self {
+        let packed = AtomicU64::new(pack(own.unwrap_or_default()));
+        let logstash = AtomicBool::new(own_layout == Some(LogLayout::Logstash));
+        Self { own, own_layout, packed, logstash, log }
     }
 
     /// Takes over what the control plane says; none: nothing.
-    pub fn configure(&self, setting: Option<Setting>) {
+    pub fn configure(&self, setting: Option<Setting>, layout: Option<LogLayout>) {
         self.packed.store(pack(self.own.or(setting).unwrap_or_default()), Relaxed);
+        let layout = self.own_layout.or(layout).unwrap_or_default();
+        self.logstash.store(layout == LogLayout::Logstash, Relaxed);
+    }
+
+    fn takes(&self, ending: &Ending<'_>, random: &dyn Fn() -> u64) -> bool {
+        unpack(self.packed.load(Relaxed)).takes(ending.outcome, ending.duration, random)
     }
 }
 
@@ -57,12 +71,77 @@ impl Sink for Arc<AccessLog> {
     }
 
     fn wants(&self, ending: &Ending<'_>, random: &dyn Fn() -> u64) -> bool {
-        unpack(self.packed.load(Relaxed)).takes(ending.outcome, ending.duration, random)
+        self.takes(ending, random)
     }
 
     fn take(&self, record: Box<Record>) -> bool {
+        if self.logstash.load(Relaxed) {
+            return self.log.write(Box::new(Logstash(record)));
+        }
         self.log.write(record)
     }
+}
+
+/// A record that is written in the layout of that name.
+struct Logstash(Box<Record>);
+
+impl LogRecord for Logstash {
+    fn size(&self) -> usize {
+        self.0.size()
+    }
+
+    fn render(&self, out: &mut Vec<u8>) {
+        let at = time::OffsetDateTime::from(self.0.ended);
+        let at = at.replace_nanosecond(at.nanosecond() / 1_000_000 * 1_000_000).unwrap_or(at);
+        let at = at.format(&time::format_description::well_known::Rfc3339);
+        let line = LogstashLine {
+            timestamp: at.unwrap_or_default(),
+            version: "1",
+            level: level(&self.0),
+            message: message(&self.0),
+            line: Line::from(&*self.0),
+        };
+        // Writing text to memory cannot fail.
+        let _ = serde_json::to_writer(out, &line);
+    }
+}
+
+/// What Logstash's own encoders for programs write around the fields.
+#[derive(Serialize)]
+struct LogstashLine<'a> {
+    #[serde(rename = "@timestamp")]
+    timestamp: String,
+    #[serde(rename = "@version")]
+    version: &'static str,
+    level: &'static str,
+    message: String,
+    #[serde(flatten)]
+    line: Line<'a>,
+}
+
+/// How much a line matters to who reads logs of several programs.
+fn level(record: &Record) -> &'static str {
+    match record.outcome {
+        Outcome::Success | Outcome::Canceled => "INFO",
+        Outcome::Refused | Outcome::Failure => "WARN",
+    }
+}
+
+/// A line for people: what was asked of whom, and how it ended.
+fn message(record: &Record) -> String {
+    let method = record.method.as_ref().map_or("connection", Method::as_str);
+    let path = record.path.as_deref().unwrap_or_default();
+    let (service, outcome) = (&record.service, record.outcome.as_str());
+    let mut text = format!("{method} {service}{path} {outcome}");
+    let (status, reason) =
+        (record.status.to_string(), record.cause.map(|cause| cause.reason.as_str()));
+    for part in
+        [Some(status.as_str()), reason].into_iter().flatten().filter(|part| !part.is_empty())
+    {
+        text.push(' ');
+        text.push_str(part);
+    }
+    text
 }
 
 impl LogRecord for Record {
@@ -249,6 +328,8 @@ impl<'a> From<&'a Record> for Line<'a> {
 
 #[cfg(test)]
 mod tests {
+    use outrigger_core::reason::{Cause, Reason};
+
     use super::*;
 
     #[test]
@@ -263,12 +344,39 @@ mod tests {
             }
         }
         let all = "all".parse().unwrap();
-        let (told, own) = (AccessLog::new(None, log.clone()), AccessLog::new(Some(all), log));
-        told.configure(Some(all));
+        let logstash = Some(LogLayout::Logstash);
+        let told = AccessLog::new(None, None, log.clone());
+        let own = AccessLog::new(Some(all), logstash, log);
+        told.configure(Some(all), logstash);
         assert_eq!(unpack(told.packed.load(Relaxed)), all);
-        told.configure(None);
+        assert!(told.logstash.load(Relaxed));
+        told.configure(None, None);
         assert_eq!(unpack(told.packed.load(Relaxed)), Setting::default());
-        own.configure("off".parse().ok());
+        assert!(!told.logstash.load(Relaxed));
+        own.configure("off".parse().ok(), Some(LogLayout::Json));
         assert_eq!(unpack(own.packed.load(Relaxed)), all);
+        assert!(own.logstash.load(Relaxed));
+    }
+
+    #[test]
+    fn the_layout_of_logstash_has_its_fields_around_those_of_the_line() {
+        let cause = Some(Cause::local(Reason::DestinationRefused));
+        let ended = UNIX_EPOCH + Duration::from_micros(1_500_999);
+        let (method, path) = (Some(Method::GET), Some("/a".into()));
+        let failed = Record { ended, cause, method, path, ..Record::example() };
+        let read = |record: &dyn LogRecord| -> serde_json::Value {
+            let mut text = Vec::new();
+            record.render(&mut text);
+            serde_json::from_slice(&text).unwrap()
+        };
+        let json = read(&failed);
+        let mut logstash = read(&Logstash(Box::new(failed)));
+        let around = logstash.as_object_mut().unwrap();
+        let mut take = |name: &str| around.remove(name).unwrap();
+        assert_eq!(take("@timestamp"), "1970-01-01T00:00:01.5Z");
+        assert_eq!(take("@version"), "1");
+        assert_eq!(take("level"), "INFO");
+        assert_eq!(take("message"), "GET bank/orders:80/a success 2xx destination_refused");
+        assert_eq!(logstash, json);
     }
 }

@@ -3,8 +3,12 @@
 //! A record is made when some sink wants it and not before. What a sink has no room for is dropped and counted:
 //! requests never wait for anyone who looks at them.
 
+use std::cell::Cell;
+use std::collections::VecDeque;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
+
+use outrigger_logging::Record as _;
 
 use crate::observe::metrics::add;
 use crate::observe::metrics::table::{self, Exposition};
@@ -12,6 +16,8 @@ use crate::observe::record::{Ending, Record};
 
 /// Most sinks of a process: one bit each.
 const MAX_SINKS: usize = 8;
+/// Bytes of records that wait in a sink: a path may be as long as a head.
+pub const MAX_BYTES: usize = 4 * 1024 * 1024;
 
 /// Anyone who reads records. Called on workers, so it never blocks.
 pub trait Sink: Send + Sync {
@@ -24,6 +30,31 @@ pub trait Sink: Send + Sync {
 
     /// Takes a record. False: there is no room for it.
     fn take(&self, record: Box<Record>) -> bool;
+}
+
+/// Records that wait in a sink, in the order in which they came.
+#[derive(Default)]
+pub struct Waiting {
+    pub records: VecDeque<Box<Record>>,
+    pub bytes: usize,
+}
+
+impl Waiting {
+    /// Whether there is room for it, of `most` and of [`MAX_BYTES`].
+    pub fn fits(&self, record: &Record, most: usize) -> bool {
+        self.records.len() < most && self.bytes.saturating_add(record.size()) <= MAX_BYTES
+    }
+
+    pub fn push(&mut self, record: Box<Record>) {
+        self.bytes = self.bytes.saturating_add(record.size());
+        self.records.push_back(record);
+    }
+
+    pub fn pop(&mut self) -> Option<Box<Record>> {
+        let record = self.records.pop_front()?;
+        self.bytes = self.bytes.saturating_sub(record.size());
+        Some(record)
+    }
 }
 
 /// All sinks of the process.
@@ -48,9 +79,16 @@ impl Bus {
     /// Who wants the record of an exchange that has ended so. None: it need not be made.
     #[inline]
     pub fn wanted(&self, ending: &Ending<'_>, random: &dyn Fn() -> u64) -> Option<Wanted> {
+        // Drawn once, so that sinks that want the same share want the same requests.
+        let drawn = Cell::new(None);
+        let random = || {
+            let number = drawn.get().unwrap_or_else(random);
+            drawn.set(Some(number));
+            number
+        };
         let mut wanted = 0;
         for (at, (sink, _)) in self.sinks.iter().enumerate() {
-            wanted |= u8::from(sink.wants(ending, random)) << at;
+            wanted |= u8::from(sink.wants(ending, &random)) << at;
         }
         (wanted != 0).then_some(Wanted(wanted))
     }

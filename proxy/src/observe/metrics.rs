@@ -9,6 +9,7 @@ pub mod table;
 mod totals;
 
 pub use self::label::{HeldLabel, Label};
+pub use self::protobuf::{native_buckets, seconds_of};
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet};

@@ -114,6 +114,14 @@ impl Record {
         self.rare.as_ref().map_or(&[], |rare| &rare.earlier)
     }
 
+    /// The span of the exchange as a whole; 0: it is in no trace.
+    pub fn span(&self) -> u64 {
+        match self.direction {
+            Direction::Outbound if !self.earlier().is_empty() => self.trace.request_span(),
+            Direction::Inbound | Direction::Outbound => self.trace.sent,
+        }
+    }
+
     /// Of a request that simply went through.
     #[cfg(test)]
     pub fn example() -> Self {

@@ -8,7 +8,7 @@
 pub mod otlp;
 mod spans;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
@@ -16,10 +16,9 @@ use std::time::{Duration, SystemTime};
 use arc_swap::ArcSwapOption;
 use outrigger_core::outcome::Outcome;
 use outrigger_core::telemetry::{self, Sampler};
-use outrigger_logging::Record as _;
 
 use crate::base::sync::lock;
-use crate::observe::bus::Sink;
+use crate::observe::bus::{Sink, Waiting};
 use crate::observe::metrics::table::{self, Exposition};
 use crate::observe::record::{Ending, Record, TraceContext};
 
@@ -27,8 +26,6 @@ use crate::observe::record::{Ending, Record, TraceContext};
 const MAX_CHOSEN: usize = 2_048;
 /// Records that may still be chosen; a new one takes the place of the oldest.
 const MAX_UNDECIDED: usize = 2_048;
-/// Bytes of either: a path may be as long as a head.
-const MAX_BYTES: usize = 4 * 1024 * 1024;
 /// How long a record may still be chosen, and how long a trace stays chosen after its last exchange that was.
 const UNDECIDED_FOR: Duration = Duration::from_secs(5);
 const CHOSEN_FOR: Duration = Duration::from_secs(30);
@@ -53,30 +50,6 @@ struct Held {
     undecided: Waiting,
     /// Traces of which something was chosen that was not drawn, and when last.
     traces: HashMap<u128, SystemTime, foldhash::fast::RandomState>,
-}
-
-/// Records in the order in which they came.
-#[derive(Default)]
-struct Waiting {
-    records: VecDeque<Box<Record>>,
-    bytes: usize,
-}
-
-impl Waiting {
-    fn fits(&self, record: &Record, most: usize) -> bool {
-        self.records.len() < most && self.bytes.saturating_add(record.size()) <= MAX_BYTES
-    }
-
-    fn push(&mut self, record: Box<Record>) {
-        self.bytes = self.bytes.saturating_add(record.size());
-        self.records.push_back(record);
-    }
-
-    fn pop(&mut self) -> Option<Box<Record>> {
-        let record = self.records.pop_front()?;
-        self.bytes = self.bytes.saturating_sub(record.size());
-        Some(record)
-    }
 }
 
 impl Traces {
@@ -188,17 +161,20 @@ impl Sink for Arc<Traces> {
 
 #[cfg(test)]
 mod tests {
-    use outrigger_core::telemetry::{OtlpProtocol, Ratio};
+    use outrigger_core::telemetry::{Collector, OtlpProtocol, Ratio};
 
     use super::*;
     use crate::base::direction::Direction;
+    use crate::observe::bus::MAX_BYTES;
     use crate::observe::record::SAMPLED;
 
     fn traces() -> Arc<Traces> {
         let traces = Arc::new(Traces::default());
         traces.configure(Some(&telemetry::Traces {
-            address: "http://127.0.0.1:1".to_owned(),
-            protocol: OtlpProtocol::Grpc,
+            collector: Collector {
+                address: "http://127.0.0.1:1".to_owned(),
+                protocol: OtlpProtocol::Grpc,
+            },
             ratio: Ratio::default(),
             parent: true,
             errors: true,

@@ -23,7 +23,11 @@ controlPlane:
   podAnnotations: {note: 'a: b'}
   podLabels: {team: mesh}
   extraArgs: [--unmatched=refuse]
-telemetry: {traces: {address: 'http://jaeger.obs:4317', protocol: grpc, ratio: 0.5, slowerThan: 2s}}
+telemetry:
+  accessLog: {what: all, slowerThan: 1s, layout: logstash, otlp: 'http://otel.obs:4317'}
+  metrics: {otlp: 'http://otel.obs:4317', statsd: 'statsd.obs:8125', every: 1m}
+  otlpProtocol: http
+  traces: {address: 'http://jaeger.obs:4317', protocol: grpc, ratio: 0.5, slowerThan: 2s}
 mesh: {trustDomain: example.com, clusterDomain: example.local, mtls: strict, defaultAccess: deny, certificateLifetime: 1h}
 proxy: {mode: env, log: debug, skipOutboundNetworks: [10.0.0.0/8], skipOutboundPorts: [3306], skipInboundPorts: [22]}
 webhook: {timeoutSeconds: 5}
@@ -247,6 +251,11 @@ fn wrong_values_are_refused_by_name() {
         ("proxy.mode=magic", "mode"),
         ("telemetry.traces.address=jaeger:4317", "address"),
         ("telemetry.traces.ratio=2", "ratio"),
+        ("telemetry.accessLog.layout=ecs", "layout"),
+        ("telemetry.accessLog.otlp=otel:4317", "otlp"),
+        ("telemetry.metrics.statsd=udp://statsd:8125", "statsd"),
+        ("telemetry.metrics.every=30", "every"),
+        ("telemetry.otlpProtocol=thrift", "otlpProtocol"),
         ("proxy.skipInboundPorts[0]=70000", "skipInboundPorts"),
         ("image.pullPolicy=Sometimes", "pullPolicy"),
         ("crds.remove=everything", "remove"),

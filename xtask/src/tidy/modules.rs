@@ -73,10 +73,10 @@ const ORDERS: &[Order] = &[
     Order {
         sources: "proxy/src/observe",
         layers: &[
-            &["metrics"],
+            &["metrics", "otlp"],
             &["correlation", "edges", "record"],
             &["bus"],
-            &["access_log", "traces"],
+            &["access_log", "push", "traces"],
             &["tap"],
         ],
         roots: &[],

@@ -270,8 +270,7 @@ impl Holdings {
             self.proxy.mesh.store(Arc::new(self.namespaces.complete(mesh)));
             return Ok(());
         }
-        self.proxy.access_log.configure(settings.telemetry.access_log);
-        self.proxy.traces.configure(settings.telemetry.traces.as_ref());
+        self.proxy.configure_telemetry(&settings.telemetry);
         self.proxy.mesh.store(Arc::new(self.namespaces.complete(settings)));
         self.settings = Some(held);
         Ok(())

@@ -66,6 +66,10 @@ impl Families {
         });
     }
 
+    pub(super) fn into_inner(self) -> Vec<MetricFamily> {
+        self.0
+    }
+
     /// Each behind its length.
     pub(super) fn encode(&self) -> Vec<u8> {
         self.0.iter().flat_map(Message::encode_length_delimited_to_vec).collect()
@@ -123,6 +127,27 @@ fn native(latencies: &Histogram<u32>) -> (Vec<BucketSpan>, Vec<i64>) {
     (spans, deltas)
 }
 
+/// The native buckets of a histogram in which there is something, from low to high.
+pub fn native_buckets(histogram: &prometheus::Histogram) -> Vec<(i32, u64)> {
+    let (mut at, mut count) = (0, 0);
+    let mut deltas = histogram.positive_delta.iter();
+    let mut all = Vec::new();
+    for span in &histogram.positive_span {
+        at += span.offset;
+        for delta in deltas.by_ref().take(span.length as usize) {
+            count += delta;
+            all.push((at, u64::try_from(count).unwrap_or_default()));
+            at += 1;
+        }
+    }
+    all
+}
+
+/// What the values of a native bucket are about: the middle between its edges.
+pub fn seconds_of(bucket: i32) -> f64 {
+    ((f64::from(bucket) - 0.5) / PER_DOUBLING).exp2()
+}
+
 fn exemplar(exemplar: &Exemplar) -> prometheus::Exemplar {
     let at = exemplar.at.duration_since(UNIX_EPOCH).unwrap_or_default();
     let value = format!("{:032x}", exemplar.trace_id);
@@ -149,20 +174,14 @@ mod tests {
     }
 
     /// Upper edges and counts, read as Prometheus does.
-    fn read((spans, deltas): (Vec<BucketSpan>, Vec<i64>)) -> Vec<(f64, i64)> {
-        let (mut at, mut count) = (0, 0);
-        let mut deltas = deltas.into_iter();
-        let mut all = Vec::new();
-        for span in spans {
-            at += span.offset;
-            for _ in 0..span.length {
-                count += deltas.next().expect("a delta for each bucket");
-                all.push(((f64::from(at) / PER_DOUBLING).exp2(), count));
-                at += 1;
-            }
-        }
-        assert_eq!(deltas.next(), None);
-        all
+    fn read((positive_span, positive_delta): (Vec<BucketSpan>, Vec<i64>)) -> Vec<(f64, i64)> {
+        let lengths = positive_span.iter().map(|span| span.length as usize).sum::<usize>();
+        assert_eq!(lengths, positive_delta.len(), "a delta for each bucket");
+        let histogram =
+            prometheus::Histogram { positive_span, positive_delta, ..Default::default() };
+        let edge = |bucket: i32| (f64::from(bucket) / PER_DOUBLING).exp2();
+        let all = native_buckets(&histogram).into_iter();
+        all.map(|(bucket, n)| (edge(bucket), n as i64)).collect()
     }
 
     #[test]

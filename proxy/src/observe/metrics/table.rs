@@ -4,6 +4,7 @@ use std::fmt::{self, Display, Write};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use hdrhistogram::Histogram;
+use outrigger_proto::prometheus::MetricFamily;
 
 use super::protobuf::Families;
 use super::{EDGES_US, Exemplars};
@@ -143,6 +144,10 @@ metrics! {
         "records of requests that a sink, such as the access log, had no room for";
     SPANS = "outrigger_spans_total", Counter, ["result"],
         "spans that were sent, and those that failed to be";
+    LOG_RECORDS = "outrigger_log_records_total", Counter, ["result"],
+        "lines of the access log that were sent by OTLP, and those that failed to be";
+    METRICS_PUSHED = "outrigger_metrics_pushed_total", Counter, ["by", "result"],
+        "times that metrics were sent by OTLP or to StatsD, and that it failed";
     LOG_DROPPED = "outrigger_log_dropped_total", Counter, [],
         "lines of any kind dropped because nobody read the log";
     SERIES = "outrigger_metric_series", Gauge, [],
@@ -267,6 +272,11 @@ impl Exposition {
             MetricsFormat::Prometheus => {}
         }
         self.out.into_bytes()
+    }
+
+    /// What was written as protocol buffers.
+    pub fn into_families(self) -> Vec<MetricFamily> {
+        self.families.into_inner()
     }
 
     /// What was written as text.

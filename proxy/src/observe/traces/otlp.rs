@@ -1,34 +1,25 @@
 //! Sends spans by OTLP, off the workers.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::SystemTime;
 
 use opentelemetry::{InstrumentationScope, KeyValue};
 use opentelemetry_http::hyper::HyperClient;
-use opentelemetry_otlp::{SpanExporter, WithExportConfig, WithHttpConfig};
+use opentelemetry_otlp::{SpanExporter as OtlpExporter, WithExportConfig, WithHttpConfig};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::OTelSdkError;
 use opentelemetry_sdk::trace::{SpanData, SpanExporter as _};
-use outrigger_core::telemetry::{self, APP_LABELS, OtlpProtocol};
+use outrigger_core::telemetry::{Collector, OtlpProtocol};
 use tokio::sync::Mutex;
-use tracing::{info, warn};
 
 use super::{Traces, spans};
 use crate::base::settings::Settings;
-
-/// How often spans are sent.
-const EVERY: Duration = Duration::from_secs(1);
-/// Spans of one message, about 1 KB each: collectors take 4 MiB.
-const BATCH: usize = 512;
-/// How long one message may take, connecting included.
-const TIMEOUT: Duration = Duration::from_secs(10);
-/// How often at most a collector that does not take spans is complained about.
-const COMPLAIN: Duration = Duration::from_secs(60);
+use crate::observe::otlp::{BATCH, Complaints, EVERY, TIMEOUT, identity};
 
 /// Sends what is recorded.
-pub struct Exporter(Mutex<SpanSender>);
+pub struct SpanExporter(Mutex<SpanSender>);
 
-impl Exporter {
+impl SpanExporter {
     pub fn new(traces: Arc<Traces>, settings: &Settings) -> Self {
         Self(Mutex::new(SpanSender::new(traces, resource(settings))))
     }
@@ -43,29 +34,15 @@ impl Exporter {
         }
     }
 
-    /// For the last time, within `limit`: what is on its way, and what is there. The rest is lost with the process.
-    pub async fn finish(&self, limit: Duration) {
-        let _ = tokio::time::timeout(limit, async { self.0.lock().await.send().await }).await;
+    /// For the last time: what is on its way, and what is there.
+    pub async fn finish(&self) {
+        self.0.lock().await.send().await;
     }
 }
 
 /// Who spans are from.
 fn resource(settings: &Settings) -> Resource {
-    let labels = settings.label_map();
-    let app = APP_LABELS.iter().find_map(|label| labels.get(*label));
-    let mut all = vec![
-        KeyValue::new("service.name", app.unwrap_or(&settings.workload).clone()),
-        KeyValue::new("service.namespace", settings.namespace.clone()),
-        KeyValue::new("service.instance.id", settings.uid()),
-        KeyValue::new("k8s.namespace.name", settings.namespace.clone()),
-        KeyValue::new("k8s.pod.name", settings.workload.clone()),
-        KeyValue::new("outrigger.service_account", settings.service_account.clone()),
-    ];
-    for (name, value) in
-        [("cloud.availability_zone", &settings.zone), ("k8s.node.name", &settings.node)]
-    {
-        all.extend(value.clone().map(|value| KeyValue::new(name, value)));
-    }
+    let all = identity(settings).into_iter().map(|(name, text)| KeyValue::new(name, text));
     Resource::builder_empty().with_attributes(all).build()
 }
 
@@ -73,9 +50,8 @@ struct SpanSender {
     traces: Arc<Traces>,
     resource: Resource,
     scope: InstrumentationScope,
-    /// For the settings that it was made of.
-    exporter: Option<(Arc<telemetry::Traces>, SpanExporter)>,
-    complained: Option<Instant>,
+    exporter: Option<(Collector, OtlpExporter)>,
+    complaints: Complaints,
 }
 
 impl SpanSender {
@@ -83,7 +59,8 @@ impl SpanSender {
         let scope = InstrumentationScope::builder("outrigger-proxy")
             .with_version(env!("CARGO_PKG_VERSION"))
             .build();
-        Self { traces, resource, scope, exporter: None, complained: None }
+        let complaints = Complaints::about("spans", "--traces");
+        Self { traces, resource, scope, exporter: None, complaints }
     }
 
     async fn send(&mut self) {
@@ -104,34 +81,28 @@ impl SpanSender {
             let rest = all.split_off(all.len().min(BATCH));
             let batch = std::mem::replace(&mut all, rest);
             let count = batch.len();
-            match self.export(&settings, batch).await {
+            match self.export(&settings.collector, batch).await {
                 Ok(()) => {
                     self.traces.count(count, 0);
-                    if self.complained.take().is_some() {
-                        info!(address = settings.address, "the collector takes spans again");
-                    }
+                    self.complaints.taken(&settings.collector.address);
                 }
                 Err(why) => {
                     // It would take as long for what is left, while more comes.
                     self.traces.count(0, count + all.len());
-                    self.complain(&settings.address, &why);
+                    self.complaints.lost(&settings.collector.address, &why);
                     return;
                 }
             }
         }
     }
 
-    async fn export(
-        &mut self,
-        settings: &Arc<telemetry::Traces>,
-        batch: Vec<SpanData>,
-    ) -> Result<(), String> {
+    async fn export(&mut self, to: &Collector, batch: Vec<SpanData>) -> Result<(), String> {
         let exporter = match &mut self.exporter {
-            Some((of, exporter)) if of == settings => exporter,
+            Some((of, exporter)) if of == to => exporter,
             other => {
-                let mut exporter = connect(settings)?;
+                let mut exporter = connect(to)?;
                 exporter.set_resource(&self.resource);
-                &mut other.insert((Arc::clone(settings), exporter)).1
+                &mut other.insert((to.clone(), exporter)).1
             }
         };
         match tokio::time::timeout(TIMEOUT, exporter.export(batch)).await {
@@ -140,28 +111,18 @@ impl SpanSender {
             Ok(Err(error)) => Err(error.to_string()),
         }
     }
-
-    fn complain(&mut self, address: &str, why: &str) {
-        if self.complained.is_none_or(|last| last.elapsed() >= COMPLAIN) {
-            warn!(
-                address,
-                "spans are lost, the collector does not take them: {why}; see --traces of the control plane"
-            );
-            self.complained = Some(Instant::now());
-        }
-    }
 }
 
 /// Nothing is sent yet.
-fn connect(settings: &telemetry::Traces) -> Result<SpanExporter, String> {
-    let address = settings.address.trim_end_matches('/');
-    let built = match settings.protocol {
-        OtlpProtocol::Grpc => SpanExporter::builder()
+fn connect(to: &Collector) -> Result<OtlpExporter, String> {
+    let address = to.address.trim_end_matches('/');
+    let built = match to.protocol {
+        OtlpProtocol::Grpc => OtlpExporter::builder()
             .with_tonic()
             .with_endpoint(address)
             .with_timeout(TIMEOUT)
             .build(),
-        OtlpProtocol::Http => SpanExporter::builder()
+        OtlpProtocol::Http => OtlpExporter::builder()
             .with_http()
             .with_http_client(HyperClient::with_default_connector(TIMEOUT, None))
             .with_endpoint(format!("{address}/v1/traces"))

@@ -18,10 +18,8 @@ use outrigger_core::reason::Cause;
 
 use crate::base::direction::Direction;
 use crate::observe::metrics::Status;
+use crate::observe::otlp::cut;
 use crate::observe::record::{AttemptEnd, Attempted, Record, SAMPLED};
-
-/// Longest text of an attribute, in bytes: a path may have as many as a head, and a message of spans may not.
-const MAX_TEXT: usize = 1_024;
 
 /// Adds the spans of a record.
 pub fn of(record: &Record, scope: &InstrumentationScope, out: &mut Vec<SpanData>) {
@@ -52,10 +50,11 @@ pub fn of(record: &Record, scope: &InstrumentationScope, out: &mut Vec<SpanData>
         status: SpanStatus::Unset,
         instrumentation_scope: scope.clone(),
     };
-    let (id, kind) = match (record.direction, several) {
-        (Direction::Inbound, _) => (trace.sent, SpanKind::Server),
-        (Direction::Outbound, None) => (trace.sent, SpanKind::Client),
-        (Direction::Outbound, Some(_)) => (trace.request_span(), SpanKind::Internal),
+    let id = record.span();
+    let kind = match (record.direction, several) {
+        (Direction::Inbound, _) => SpanKind::Server,
+        (Direction::Outbound, None) => SpanKind::Client,
+        (Direction::Outbound, Some(_)) => SpanKind::Internal,
     };
     let mut whole = span(id, trace.received, kind, (began, ended));
     whole.attributes = attributes(record);
@@ -88,10 +87,6 @@ pub fn of(record: &Record, scope: &InstrumentationScope, out: &mut Vec<SpanData>
 
 fn later(at: SystemTime, by: Duration) -> SystemTime {
     at.checked_add(by).unwrap_or(at)
-}
-
-fn cut(text: &str) -> &str {
-    &text[..text.floor_char_boundary(MAX_TEXT)]
 }
 
 /// Few enough to be a list: the method and the service, or the method of gRPC.
