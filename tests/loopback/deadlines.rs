@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use outrigger_tests::app::{Echo, Relay, tcp_on};
 use outrigger_tests::client::{Answer, Curl, python, python_with};
+use outrigger_tests::manifests::traffic_policy;
 use outrigger_tests::process::{ControlPlane, Process, Proxy, TempDir, free_port, listens, local};
 use outrigger_tests::{eventually, skip};
 use serde_json::Value;
@@ -349,4 +350,35 @@ fn a_grpc_stream_that_a_policy_ends_says_so_in_its_trailers() {
     // What is meant to go on does so until its end.
     plane.write("policy.yaml", &format!("{policy}  streaming: true\n"));
     eventually("it is the caller who ends it", || listen().contains("CANCELLED"));
+}
+
+/// The second way around comes from another caller with the same id: no proxy can tell by it which of the two requests its
+/// app works on.
+#[test]
+fn a_loop_that_a_policy_allows_ends_at_the_limit_of_hops_whatever_the_apps_forward() {
+    for forwards in [&["x-request-id"][..], &["traceparent"]] {
+        let (left, right) =
+            (Relay::start("right.bank", forwards), Relay::start("left.bank", forwards));
+        let mut manifests = Vec::new();
+        for name in ["left", "right"] {
+            let policy = traffic_policy(name, "  maxVisits: 32\n  deadline: 20s\n");
+            manifests.push((format!("{name}.yaml"), format!("{}---\n{policy}", service(name, ""))));
+        }
+        let manifests: Vec<_> = manifests.iter().map(|(n, t)| (n.as_str(), t.as_str())).collect();
+        let plane = ControlPlane::start_with_identity(&manifests, &[]);
+        let proxies = [("left", &left), ("right", &right)].map(|(name, app)| {
+            let proxy = Proxy::beside(&plane, name, &[format!("{}=h1:main", app.port)], &[]);
+            app.calls_through(proxy.outbound);
+            proxy
+        });
+        let caller = Proxy::caller(&plane, &[]);
+        let trace = format!("traceparent: 00-{:032x}-{:016x}-01", 0xa, 0xb);
+        let answer = get(&caller, "http://left.bank/loop", &[&trace]);
+        assert_eq!(answer.status, 508, "{forwards:?}: {answer:?}");
+        let calls: f64 = proxies
+            .iter()
+            .map(|proxy| proxy.count("outrigger_requests_total", &["direction=\"inbound\""]))
+            .sum();
+        assert!((30.0..40.0).contains(&calls), "{forwards:?}: {calls} calls for one request");
+    }
 }

@@ -6,7 +6,8 @@
 //! trace alone.
 //!
 //! Anybody can send an id that somebody else uses. So an id that an external client chose matches nothing, and
-//! where requests of several callers match, nothing is inherited: the request stays as the app sent it.
+//! where requests of several callers match, nothing is inherited but how far one of them has come, so that a loop
+//! ends: the request stays as the app sent it.
 //! Several of one caller are taken for copies of one request: the latest deadline, the longest way and a priority
 //! that all have are inherited.
 
@@ -19,6 +20,7 @@ use std::time::Instant;
 use http::HeaderValue;
 
 use super::priority::Priority;
+use super::visits;
 
 /// An inbound request in flight, as outbound ones see it.
 #[derive(Debug, Default)]
@@ -138,6 +140,14 @@ impl<S: BuildHasher> Index<S> {
         }
     }
 
+    /// How far the requests have come that have this key, where it is not certain whose a request is: the most of some of
+    /// them. In a loop each time around adds one.
+    pub fn hops(&self, key: u128) -> usize {
+        let Some(InflightSlot::Many(all)) = self.slots.get(&key) else { return 0 };
+        let ours = all.values().map(|(_, one)| one).filter(|one| !one.is_external);
+        ours.take(MAX_COPIES).map(|one| visits::hops(one.via.as_ref())).max().unwrap_or(0)
+    }
+
     /// Keys held, for anyone who wants to see that none is left behind.
     pub fn len(&self) -> usize {
         self.slots.len()
@@ -145,6 +155,14 @@ impl<S: BuildHasher> Index<S> {
 
     pub fn is_empty(&self) -> bool {
         self.slots.is_empty()
+    }
+}
+
+impl Inherited {
+    /// Of a request of which is known how far it may have come, and nothing else.
+    pub fn after(hops: usize) -> Option<Self> {
+        let via = Some(visits::unnamed(hops)?);
+        Some(Self { deadline: None, priority: Priority::default(), via, from: None })
     }
 }
 

@@ -13,6 +13,21 @@ pub const HOP_LIMIT: usize = 32;
 /// Characters of one service on the way: a namespace and a name of at most 253 each, with some room.
 const MAX_NAME: usize = 600;
 
+/// A service on a way of which only the length is known.
+const UNNAMED: &str = "?/?:?;00000000";
+
+/// How many services a way names.
+pub fn hops(via: Option<&HeaderValue>) -> usize {
+    let items = |via: &HeaderValue| via.as_bytes().iter().filter(|byte| **byte == b',').count() + 1;
+    via.filter(|via| !via.is_empty()).map_or(0, items)
+}
+
+/// A way of so many services, at most [`HOP_LIMIT`], of which none is known. None: of no service.
+pub fn unnamed(hops: usize) -> Option<HeaderValue> {
+    let items = vec![UNNAMED; hops.min(HOP_LIMIT)].join(",");
+    HeaderValue::try_from(items).ok().filter(|via| !via.is_empty())
+}
+
 /// Why a request must not go on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum VisitStop {
@@ -96,6 +111,19 @@ mod tests {
         assert!(visit(Some(&two), "bank/a:80", 2, 1).is_ok(), "called back for something else");
         let back = visit(Some(&two), "bank/a:80", 1, 2).unwrap();
         assert!(visit(Some(&back), "bank/a:80", 1, 2).is_err());
+    }
+
+    #[test]
+    fn a_way_without_names_is_valid_and_has_its_length() {
+        assert_eq!((unnamed(0), hops(None)), (None, 0));
+        for count in [1, 5, HOP_LIMIT] {
+            let via = unnamed(count).unwrap();
+            assert!(is_valid(&via));
+            assert_eq!(hops(Some(&via)), count);
+        }
+        assert_eq!(hops(unnamed(99).as_ref()), HOP_LIMIT);
+        let one = visit(unnamed(HOP_LIMIT - 1).as_ref(), "bank/a:80", 1, 9).unwrap();
+        assert!(matches!(visit(Some(&one), "bank/b:80", 1, 9), Err(VisitStop::TooFar(_))));
     }
 
     #[test]

@@ -99,6 +99,20 @@ impl Correlation {
         if self.is_empty() {
             return None;
         }
+        self.find_certain(keys).or_else(|| {
+            let of_trace = match keys.trace {
+                0 => 0,
+                trace => shard(&self.traces, trace as u64).hops(trace),
+            };
+            let of_request = match keys.request {
+                0 => 0,
+                request => shard(&self.requests, request).hops(request.into()),
+            };
+            Inherited::after(of_trace.max(of_request))
+        })
+    }
+
+    fn find_certain(&self, keys: RequestKeys) -> Option<Inherited> {
         let trace = |keys: RequestKeys| shard(&self.traces, keys.trace as u64);
         if keys.trace != 0
             && let Some(exact) = trace(keys).exact(keys.trace, keys.span)
@@ -126,6 +140,8 @@ fn shard(shards: &[Shard; SHARDS], key: u64) -> MutexGuard<'_, Index<foldhash::f
 #[cfg(test)]
 mod tests {
     use std::time::{Duration, Instant};
+
+    use outrigger_core::policy::visits;
 
     use super::*;
 
@@ -168,6 +184,32 @@ mod tests {
         table.forget(&untraced);
         let empty = |shards: &[Shard]| shards.iter().all(|s| s.lock().unwrap().is_empty());
         assert!(empty(&table.traces) && empty(&table.requests));
+    }
+
+    #[test]
+    fn how_far_it_has_come_is_inherited_even_where_several_callers_match() {
+        let table = Correlation::new(Arc::new(Metrics::new(1)));
+        let remember = |caller, hops, is_external| {
+            let keys = RequestKeys { trace: 0, span: 0, request: table.hash(b"a") };
+            let via = visits::unnamed(hops);
+            let deadline = Some(Instant::now());
+            let inflight =
+                Inflight { keys, caller, is_external, via, deadline, ..Inflight::default() };
+            table.remember(inflight).unwrap()
+        };
+        let find = || table.find(RequestKeys { request: table.hash(b"a"), ..Default::default() });
+        let hops = || visits::hops(find().unwrap().via.as_ref());
+        let _one = remember(1, 0, false);
+        let _two = remember(2, 0, false);
+        assert!(find().is_none(), "nothing is known of either");
+        let _around = remember(2, 3, false);
+        assert_eq!((hops(), find().unwrap().deadline), (3, None));
+        let _outside = remember(3, 9, true);
+        assert_eq!(hops(), 3, "external clients have no say");
+        // One caller with more copies than are looked at.
+        let _copies: Vec<_> = (0..40).map(|_| remember(2, 4, false)).collect();
+        assert!((3..=4).contains(&hops()));
+        assert!(find().unwrap().from.is_none());
     }
 
     /// An external client that guessed or repeated an id took a deadline away from somebody else, or gave its own.

@@ -54,6 +54,8 @@ const DEADLINES: usize = 500;
 const AT_A_TIME: usize = 5;
 /// What three attempts at each of three hops make of one request.
 const THREE_CUBED: f64 = 27.0;
+/// How soon after the first request around it a cycle is named.
+const NAMED: Duration = Duration::from_secs(10);
 const AMPLIFICATION: f64 = 1.3;
 
 pub(super) fn play(demo: &mut Demo) -> Result<bool, Halt> {
@@ -112,7 +114,14 @@ fn a_loop(demo: &mut Demo, verdicts: &mut Verdicts) -> Result<(), Halt> {
         Ok::<_, Halt>((visits(demo) - before, answer))
     };
     in_force(demo, &["loops-allowed"])?;
+    let asked = Instant::now();
     let (off, _) = measure(demo)?;
+    let mut cycle = None;
+    demo.until(2 * NAMED, |demo| {
+        cycle = cycle_of(demo, ["left", "right"]);
+        cycle.is_some()
+    })?;
+    let named_after = asked.elapsed();
     withdraw(demo, &["loops-allowed"])?;
     let (on, answer) = measure(demo)?;
     let status = answer.header("proxy-status").unwrap_or_default();
@@ -128,7 +137,29 @@ fn a_loop(demo: &mut Demo, verdicts: &mut Verdicts) -> Result<(), Halt> {
         "2, then 508 with the way".to_owned(),
         off > on && on == 2 && answer.status == 508 && explained,
     );
+    verdicts.add(
+        "the graph names the cycle",
+        cycle.clone().unwrap_or_else(|| "no".to_owned()),
+        format!("after {:.1} s", named_after.as_secs_f64()),
+        format!("within {NAMED:?}"),
+        cycle.is_some() && named_after <= NAMED,
+    );
     Ok(())
+}
+
+/// A way around the cycle of these services, as the graph of the mesh names it.
+fn cycle_of(demo: &Demo, names: [&str; 2]) -> Option<String> {
+    let graph = http::get_json(demo.fleet.stage.index, "/graph").ok()?;
+    let is_one_of =
+        |text: &Value, name: &str| text.as_str().is_some_and(|text| text.ends_with(name));
+    let cycle = graph["cycles"].as_array()?.iter().find(|cycle| {
+        let members = cycle["members"].as_array();
+        names
+            .iter()
+            .all(|name| members.is_some_and(|all| all.iter().any(|one| is_one_of(one, name))))
+    })?;
+    let path: Vec<_> = cycle["path"].as_array()?.iter().filter_map(Value::as_str).collect();
+    Some(path.join(" > "))
 }
 
 /// A deadline that the first hop starts, through apps that forward nothing but `x-request-id`.
