@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use outrigger_tests::app::{Echo, Relay, tcp};
 use outrigger_tests::client::Curl;
 use outrigger_tests::collector::{Collector, Span};
-use outrigger_tests::manifests::{MIRRORED, unmeshed};
+use outrigger_tests::manifests::{MIRRORED, traffic_policy, unmeshed};
 use outrigger_tests::process::{ControlPlane, Proxy};
 use outrigger_tests::{eventually, skip};
 
@@ -159,6 +159,10 @@ fn each_attempt_is_a_span_and_what_decided_an_event() {
     let spans = collector.spans();
     let attempts: Vec<_> = spans.iter().filter(|span| span.parent == whole.id).collect();
     assert_eq!(attempts.len(), 3, "{attempts:#?}");
+    let mut resent: Vec<_> =
+        attempts.iter().map(|one| one.attributes.get("http.request.resend_count")).collect();
+    resent.sort();
+    assert_eq!(resent, [None, Some(&"1".to_owned()), Some(&"2".to_owned())]);
     for attempt in &attempts {
         assert_eq!(attempt.kind, opentelemetry_kind("CLIENT"));
         assert!(attempt.failed);
@@ -168,6 +172,76 @@ fn each_attempt_is_a_span_and_what_decided_an_event() {
         });
     }
     drop(ends);
+}
+
+/// One endpoint fails, the other one does for it.
+#[test]
+fn a_retry_that_recovers_is_recorded_with_the_way_to_what_failed() {
+    let collector = Collector::start();
+    let good = Echo::start("good");
+    let bad = tcp(|mut stream| {
+        let _ = stream.read(&mut [0; 4096]);
+        let _ = stream.write_all(b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n");
+    });
+    let manifest = service("end", "");
+    let policy = traffic_policy("end", "  retries: {maxAttempts: 4, when: {statuses: [503]}}\n");
+    let address = grpc(&collector);
+    let plane = ControlPlane::start_with(
+        &[("end.yaml", &manifest), ("policy.yaml", &policy)],
+        &["--identity", "off", "--traces", &address, "--trace-ratio", "0"],
+    );
+    let _ends = [("end-1", good.port), ("end-2", bad)].map(|(name, port)| {
+        Proxy::beside(&plane, "end", &[format!("{port}=h1:main")], &["--workload", name])
+    });
+    let caller = Proxy::caller(&plane, &[]);
+    let recovered = || {
+        let all = collector
+            .with(&[("outrigger.outcome", "success"), ("http.response.status_code", "200")]);
+        all.into_iter().find(|span| span.kind == opentelemetry_kind("INTERNAL"))
+    };
+    eventually("a request that was made again is there", || {
+        Curl::through(&caller).get("http://end.bank/");
+        recovered().is_some()
+    });
+    let whole = recovered().expect("it");
+    assert_eq!(whole.service, "caller");
+    assert!(!whole.failed, "{whole:#?}");
+    let of_trace = || -> Vec<_> {
+        collector.spans().into_iter().filter(|span| span.trace == whole.trace).collect()
+    };
+    eventually("and both ends of the attempt that failed", || {
+        let spans = of_trace();
+        let failed =
+            spans.iter().filter(|span| span.failed || span.attributes.contains_key("error.type"));
+        let failed: Vec<_> = failed.collect();
+        failed.len() >= 2
+            && spans
+                .iter()
+                .all(|one| one.id == whole.id || spans.iter().any(|other| other.id == one.parent))
+    });
+    let spans = of_trace();
+    let mut attempts: Vec<_> = spans.iter().filter(|span| span.parent == whole.id).collect();
+    attempts.sort_by_key(|span| span.began);
+    let (last, earlier) = attempts.split_last().expect("attempts");
+    assert!(!earlier.is_empty() && earlier.iter().all(|one| one.failed), "{attempts:#?}");
+    assert!(!last.failed && !last.attributes.contains_key("outrigger.reason"), "{last:#?}");
+    assert_eq!(last.attributes["http.request.resend_count"], earlier.len().to_string());
+}
+
+/// The app makes a span of its own, as tracing libraries do, and does not record it.
+#[test]
+fn a_span_that_the_app_does_not_record_leaves_no_gap() {
+    const OWN: &str = "traceparent: 00-0000000000000000000000000000000c-00000000000000ee-00";
+    let collector = Collector::start();
+    let address = grpc(&collector);
+    let chain = Chain::start(&["--traces", &address, "--trace-ratio", "0"], &[OWN]);
+    let came = "traceparent: 00-0000000000000000000000000000000c-00000000000000cc-00";
+    assert_eq!(chain.get("/status/503", &["-H", came]), 503);
+    eventually("the whole way is there", || collector.spans().len() == 4);
+    let spans = collector.spans();
+    let line = line(&spans);
+    assert_eq!(line.len(), 4, "{line:#?}");
+    assert_eq!(line[0].parent, "00000000000000cc");
 }
 
 fn opentelemetry_kind(name: &str) -> outrigger_tests::collector::SpanKind {

@@ -44,6 +44,8 @@ pub fn identity(settings: &Settings) -> Vec<(&'static str, String)> {
         ("service.instance.id", settings.uid()),
         ("k8s.namespace.name", settings.namespace.clone()),
         ("k8s.pod.name", settings.workload.clone()),
+        // Spans of one host have one clock, by which Jaeger tells whose to correct.
+        ("host.name", settings.workload.clone()),
         ("outrigger.service_account", settings.service_account.clone()),
     ];
     for (name, value) in

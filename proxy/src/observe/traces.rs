@@ -20,7 +20,7 @@ use outrigger_core::telemetry::{self, Sampler};
 use crate::base::sync::lock;
 use crate::observe::bus::{Sink, Waiting};
 use crate::observe::metrics::table::{self, Exposition};
-use crate::observe::record::{Ending, Record, TraceContext};
+use crate::observe::record::{AttemptEnd, Ending, Record, TraceContext};
 
 /// Records that wait for being sent, and beyond which others are dropped.
 const MAX_CHOSEN: usize = 2_048;
@@ -128,6 +128,11 @@ fn is_younger(at: SystemTime, now: SystemTime, age: Duration) -> bool {
     now.duration_since(at).unwrap_or_default() < age
 }
 
+/// Whether its callee has a failure on record: the way there would be missing.
+fn has_failed_attempt(record: &Record) -> bool {
+    record.earlier().iter().any(|attempt| attempt.end != AttemptEnd::Outrun)
+}
+
 impl Sink for Arc<Traces> {
     fn name(&self) -> &'static str {
         "traces"
@@ -142,7 +147,9 @@ impl Sink for Arc<Traces> {
         let Some(settings) = settings.as_deref() else { return true };
         let drawn = record.trace.is_sampled();
         let mut held = lock(&self.held);
-        if !drawn && !settings.keeps(record.outcome, record.duration) {
+        let keeps = settings.keeps(record.outcome, record.duration)
+            || settings.errors && has_failed_attempt(&record);
+        if !drawn && !keeps {
             while !held.undecided.fits(&record, MAX_UNDECIDED) && held.undecided.pop().is_some() {}
             held.undecided.push(record);
             return true;

@@ -114,6 +114,12 @@ pub fn inherit(
             trace::begin(&mut head.headers, sampler, parent, || worker.random())
         });
     }
+    // A span that the app made and does not record would be missing on the way; the callee's own is there.
+    if sampling.is_some() && !trace.is_sampled() {
+        let parent = found.as_ref().and_then(|found| trace_of(found.from.as_deref()?));
+        let parent = parent.filter(|parent| parent.id == trace.id && parent.sent != 0);
+        trace.received = parent.map_or(trace.received, |parent| parent.sent);
+    }
     exchange.request_id = Some(id);
     exchange.trace = trace;
     let told = if says.time { told(&head.headers) } else { HeaderTimeouts::default() };

@@ -70,7 +70,8 @@ pub fn of(record: &Record, scope: &InstrumentationScope, out: &mut Vec<SpanData>
             one.parent_span_is_remote = false;
             one.attributes = attempt_attributes(record, attempt, number);
             if attempt.end != AttemptEnd::Outrun {
-                one.status = SpanStatus::error(attempt.end.as_str());
+                let why = why(attempt.cause, attempt.status.as_ref());
+                one.status = SpanStatus::error(why.unwrap_or(attempt.end.as_str()).to_owned());
             }
             out.push(one);
             number = number.saturating_add(1);
@@ -78,7 +79,7 @@ pub fn of(record: &Record, scope: &InstrumentationScope, out: &mut Vec<SpanData>
         let start = later(began, record.attempt_began);
         let mut last = span(trace.span_of(number), id, SpanKind::Client, (start, ended));
         last.parent_span_is_remote = false;
-        last.attributes = attributes(record);
+        last.attributes = last_attributes(record, number);
         last.status = status(record);
         out.push(last);
     }
@@ -114,15 +115,26 @@ fn status(record: &Record) -> SpanStatus {
     match (&record.detail, record.cause) {
         (Some(detail), Some(cause)) => SpanStatus::error(format!("{}: {detail}", cause.reason)),
         (None, Some(cause)) => SpanStatus::error(cause.reason.as_str()),
-        (_, None) => SpanStatus::error(record.outcome.as_str()),
+        (_, None) => {
+            let why = why(None, record.code.as_ref()).unwrap_or(record.outcome.as_str());
+            SpanStatus::error(why.to_owned())
+        }
     }
+}
+
+/// What an attempt or request failed of: what is known of it, else the status of its answer.
+fn why(cause: Option<Cause>, code: Option<&StatusCode>) -> Option<&str> {
+    cause.map(|cause| cause.reason.as_str()).or(code.map(StatusCode::as_str))
 }
 
 fn attributes(record: &Record) -> Vec<KeyValue> {
     let mut all = Attributes::default();
     request(record, &mut all);
     answer(record, &mut all);
-    peer(record.endpoint, record.zone.as_deref(), &mut all);
+    // Of a callee it is its own app.
+    if record.direction == Direction::Outbound {
+        peer(record.endpoint, record.zone.as_deref(), &mut all);
+    }
     cause(record.cause, record.detail.as_deref(), &mut all);
     all.add("outrigger.outcome", record.outcome.as_str());
     all.text("outrigger.route", Some(&record.route).filter(|route| !route.is_empty()));
@@ -157,17 +169,34 @@ fn attempt_attributes(record: &Record, attempt: &Attempted, number: u8) -> Vec<K
     if let Some(status) = attempt.status {
         all.add("http.response.status_code", i64::from(status.as_u16()));
     }
-    if number > 1 {
-        all.add("http.request.resend_count", i64::from(number - 1));
-    }
+    resent(number, &mut all);
     peer(attempt.endpoint, attempt.zone.as_deref(), &mut all);
     cause(attempt.cause, None, &mut all);
-    let code = attempt.status.as_ref().map(StatusCode::as_str);
-    let named = attempt.cause.map(|cause| cause.reason.as_str());
-    all.text("error.type", named.or(code).filter(|_| attempt.end != AttemptEnd::Outrun));
+    let why = why(attempt.cause, attempt.status.as_ref());
+    all.text("error.type", why.filter(|_| attempt.end != AttemptEnd::Outrun));
     all.add("outrigger.attempt_end", attempt.end.as_str());
     all.text("outrigger.chosen_by", attempt.chosen_by.map(|by| by.as_str()));
     all.0
+}
+
+/// Of the attempt that was answered: what is known of the request as a whole is on the request's span.
+fn last_attributes(record: &Record, number: u8) -> Vec<KeyValue> {
+    let mut all = Attributes::default();
+    request(record, &mut all);
+    answer(record, &mut all);
+    resent(number, &mut all);
+    peer(record.endpoint, record.zone.as_deref(), &mut all);
+    if record.outcome != Outcome::Success {
+        cause(record.cause, record.detail.as_deref(), &mut all);
+    }
+    all.text("outrigger.chosen_by", record.chosen_by.map(|by| by.as_str()));
+    all.0
+}
+
+fn resent(number: u8, all: &mut Attributes) {
+    if number > 1 {
+        all.add("http.request.resend_count", i64::from(number - 1));
+    }
 }
 
 /// Attributes of a span.
@@ -228,9 +257,8 @@ fn answer(record: &Record, all: &mut Attributes) {
         all.add("http.response.status_code", i64::from(code.as_u16()));
     }
     if record.outcome != Outcome::Success {
-        let code = record.code.as_ref().map(StatusCode::as_str);
-        let named = record.cause.map(|cause| cause.reason.as_str());
-        all.text("error.type", named.or(code).or(Some(record.outcome.as_str())));
+        let why = why(record.cause, record.code.as_ref()).unwrap_or(record.outcome.as_str());
+        all.text("error.type", Some(why));
     }
     all.add("http.response.body.size", i64::try_from(record.bytes).unwrap_or(i64::MAX));
 }
