@@ -57,6 +57,9 @@ pub fn is_valid(via: &HeaderValue) -> bool {
 }
 
 /// The way with one more visit. `visits`: how often one service may see the same request (default 1).
+///
+/// A way of which a part is unnamed may be another request's. It ends a request only where a loop is allowed, and nothing
+/// else would end that.
 pub fn visit(
     via: Option<&HeaderValue>,
     service: &str,
@@ -86,6 +89,9 @@ pub fn visit(
         return Err(VisitStop::Loop(names(&text)));
     }
     if count >= HOP_LIMIT {
+        if let Some(via) = via.filter(|_| visits <= 1 && so_far.contains(UNNAMED)) {
+            return Ok(via.clone());
+        }
         return Err(VisitStop::TooFar(names(&text)));
     }
     HeaderValue::try_from(text).map_err(|_| VisitStop::TooFar(service.to_owned()))
@@ -124,6 +130,9 @@ mod tests {
         assert_eq!(hops(unnamed(99).as_ref()), HOP_LIMIT);
         let one = visit(unnamed(HOP_LIMIT - 1).as_ref(), "bank/a:80", 1, 9).unwrap();
         assert!(matches!(visit(Some(&one), "bank/b:80", 1, 9), Err(VisitStop::TooFar(_))));
+        assert_eq!(visit(Some(&one), "bank/b:80", 1, 1), Ok(one.clone()), "another's, maybe");
+        let again = visit(Some(&one), "bank/a:80", 1, 1);
+        assert!(matches!(again, Err(VisitStop::Loop(_))), "a loop all the same");
     }
 
     #[test]
