@@ -178,8 +178,9 @@ fn log_record(record: &Record) -> LogRecord {
     let at = u64::try_from(at.as_nanos()).unwrap_or(u64::MAX);
     let level = level(record);
     let severity = if level == "INFO" { SeverityNumber::Info } else { SeverityNumber::Warn };
-    let in_trace = record.trace.id != 0;
-    let of_trace = |bytes: &[u8]| if in_trace { bytes.to_vec() } else { Vec::new() };
+    // A request may come with a trace in a mesh that records none: then it has no span.
+    let (in_trace, has_span) = (record.trace.id != 0, record.trace.sent != 0);
+    let id = |is_there: bool, bytes: &[u8]| if is_there { bytes.to_vec() } else { Vec::new() };
     let fields = match serde_json::to_value(Line::from(record)) {
         Ok(serde_json::Value::Object(fields)) => fields,
         _ => serde_json::Map::new(),
@@ -193,8 +194,8 @@ fn log_record(record: &Record) -> LogRecord {
         body: Some(text(cut(&message(record)))),
         attributes: fields.map(key_value).collect(),
         flags: u32::from(record.trace.flags),
-        trace_id: of_trace(&record.trace.id.to_be_bytes()),
-        span_id: of_trace(&record.span().to_be_bytes()),
+        trace_id: id(in_trace, &record.trace.id.to_be_bytes()),
+        span_id: id(has_span, &record.span().to_be_bytes()),
         event_name: "outrigger.access".to_owned(),
         ..Default::default()
     }
@@ -277,6 +278,9 @@ mod tests {
         assert!(matches!(of("path"), Some(Value::StringValue(path)) if path.len() == 1_024));
         assert_eq!((of("time"), of("trace_id")), (None, None));
         assert_eq!(record.severity_number, i32::from(SeverityNumber::Info));
+        let unrecorded = TraceContext { sent: 0, ..trace };
+        let record = log_record(&Record { trace: unrecorded, ..Record::example() });
+        assert!(!record.trace_id.is_empty() && record.span_id.is_empty());
         let without = log_record(&Record::example());
         assert!(without.trace_id.is_empty() && without.span_id.is_empty());
     }
