@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::SystemTime;
@@ -21,6 +22,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
+use crate::analysis;
 use crate::ca::Authority;
 use crate::ca::ledger::shown;
 use crate::graph::Graph;
@@ -110,7 +112,7 @@ async fn contents() -> &'static str {
      /index     every service, endpoint, route and workload, with status\n\
      /proxies   what each proxy asked for, was sent and has acknowledged\n\
      /identity  roots, the issuing one, and who has which certificate\n\
-     /problems  what is wrong in the manifests, with file, line and field\n\
+     /problems  what is wrong in the manifests or has no effect, with file, line and field\n\
      /graph     who calls whom, cycles, and what is not as usual; as text /graph.txt, for Graphviz /graph.dot\n\
      /tap       requests while they happen, for those who may see them; `outrigger tap --help` tells how\n"
 }
@@ -122,11 +124,11 @@ async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {
     ([(CONTENT_TYPE, OPENMETRICS)], admin.metrics.encode())
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 struct ProblemsPage {
     problems: Vec<ProblemLine>,
-    /// References that do not resolve; they may resolve later.
-    unresolved: Vec<String>,
+    /// References that do not resolve, which they may later, and whatever has no effect.
+    findings: Vec<ProblemLine>,
 }
 
 #[derive(Debug, Serialize)]
@@ -144,9 +146,19 @@ impl From<Problem> for ProblemLine {
 }
 
 async fn problems(State(admin): State<Admin>) -> Json<ProblemsPage> {
-    let problems = admin.problems.all().into_iter().map(ProblemLine::from).collect();
-    let unresolved = status::unresolved(&admin.publisher.view().index);
-    Json(ProblemsPage { problems, unresolved })
+    let page = tokio::task::spawn_blocking(move || {
+        let problems = admin.problems.all().into_iter().map(ProblemLine::from).collect();
+        let index = admin.publisher.view().index.clone();
+        let findings = analysis::findings(&index, true);
+        let findings = analysis::place(&findings, &admin.problems, read_to_string);
+        let findings = findings.into_iter().map(ProblemLine::from).collect();
+        ProblemsPage { problems, findings }
+    });
+    Json(page.await.unwrap_or_default())
+}
+
+fn read_to_string(path: &Path) -> Option<String> {
+    std::fs::read_to_string(path).ok()
 }
 
 async fn index(State(admin): State<Admin>) -> impl IntoResponse {

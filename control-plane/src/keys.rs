@@ -136,7 +136,8 @@ fn sources(publisher: &Publisher) -> Vec<KeySource> {
     publisher.view().index.key_sources().into_iter().collect()
 }
 
-fn read(path: &Path) -> Result<String, String> {
+/// A key set in a file, checked in its outline.
+pub fn read(path: &Path) -> Result<String, String> {
     let wrong = |why: &dyn std::fmt::Display| format!("{}: {why}", path.display());
     let size = std::fs::metadata(path).map_err(|error| wrong(&error))?.len();
     if size > MAX_KEYS {

@@ -9,7 +9,9 @@
 
 pub mod admin;
 pub mod admission;
+pub mod analysis;
 pub mod ca;
+pub mod check;
 pub mod cluster;
 pub mod connection;
 pub mod control;

@@ -1,23 +1,19 @@
 //! `outrigger-control-plane`: the command line around [`outrigger_control_plane::server`].
 
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Parser;
+use outrigger_control_plane::check;
 use outrigger_control_plane::cluster::definitions::{self, Remove};
 use outrigger_control_plane::crds;
-use outrigger_control_plane::index::Index;
-use outrigger_control_plane::metrics::Metrics;
 use outrigger_control_plane::options::{
     Cli, ClusterOptions, Command, Options, TokenOptions, TrustStep,
 };
-use outrigger_control_plane::problems::{Problems, Severity};
-use outrigger_control_plane::publish::Publisher;
+use outrigger_control_plane::problems::Severity;
 use outrigger_control_plane::server;
-use outrigger_control_plane::source::manifests::Folder;
 use outrigger_control_plane::token::Tokens;
 use outrigger_core::address::LocalEndpoints;
 use outrigger_core::identity;
@@ -34,8 +30,8 @@ fn main() -> ExitCode {
         None => run(cli.options),
         Some(Command::Token(options)) => token(&options),
         Some(Command::Trust { step }) => trust(&step),
-        Some(Command::Check { folder, local_endpoints }) => {
-            check(&folder, local_endpoints.of(true))
+        Some(Command::Check { paths, strict, local_endpoints }) => {
+            check(&paths, strict, local_endpoints.of(true))
         }
         Some(Command::Crds { apply: false, remove: None, repository, .. }) => {
             crds(repository.as_deref())
@@ -128,29 +124,12 @@ fn trust(step: &TrustStep) -> Result<ExitCode, Fatal> {
     print(outrigger_control_plane::trust::ask(step)?.trim_end())
 }
 
-fn check(folder: &Path, local: LocalEndpoints) -> Result<ExitCode, Fatal> {
-    let problems = Arc::new(Problems::default());
-    let publisher = Publisher::new(Index::default());
-    let metrics = Arc::new(Metrics::new());
-    let mut reader = Folder::new(folder.to_owned(), local, problems.clone(), metrics);
-    reader.scan(&publisher).map_err(|error| format!("{}: {error}", folder.display()))?;
-    let mut wrong = false;
-    let mut lines = Vec::new();
-    for problem in problems.all() {
-        let warning = problem.severity == Severity::Warning;
-        wrong |= !warning;
-        lines.push(if warning { format!("{problem} (warning)") } else { problem.to_string() });
-    }
-    let unresolved = outrigger_control_plane::status::unresolved(&publisher.view().index);
-    wrong |= !unresolved.is_empty();
-    lines.extend(unresolved);
-    let left_out = outrigger_control_plane::status::left_out_of_all(&mut publisher.view());
-    wrong |= !left_out.is_empty();
-    lines.extend(left_out);
-    if !lines.is_empty() {
-        print(&lines.join("\n"))?;
-    }
-    Ok(if wrong { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+fn check(paths: &[PathBuf], strict: bool, local: LocalEndpoints) -> Result<ExitCode, Fatal> {
+    let checked = check::check(paths, local)?;
+    print(&checked.to_string())?;
+    let wrong =
+        checked.count(Severity::Error) + usize::from(strict) * checked.count(Severity::Warning);
+    Ok(if wrong > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
 fn crds(repository: Option<&Path>) -> Result<ExitCode, Fatal> {

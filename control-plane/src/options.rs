@@ -50,11 +50,21 @@ pub enum Command {
         #[command(subcommand)]
         step: TrustStep,
     },
-    /// Read a folder of manifests, print every problem, and exit with 1 if one is more than a
-    /// warning.
+    /// Read manifests, print every problem with its file, line and field, and exit with 1 if one is an error:
+    /// wrong syntax, a field or a reference that is wrong, a policy that would not be in force. A warning is for
+    /// what is valid and has no effect, or not the one that it seems to have.
+    #[command(after_help = "Examples:\n  \
+                      outrigger-control-plane check manifests/\n  \
+                      outrigger-control-plane check --strict services.yaml policies/\n  \
+                      helm template chart | outrigger-control-plane check -")]
     Check {
-        /// The folder.
-        folder: PathBuf,
+        /// Files, folders with everything in them that ends in .yaml, .yml or .json, or - for standard input. They
+        /// are checked together: one may refer to objects of another.
+        #[arg(required = true, value_name = "PATH")]
+        paths: Vec<PathBuf>,
+        /// Exit with 1 for warnings, too.
+        #[arg(long)]
+        strict: bool,
         /// As the control plane's own; auto takes loopback addresses.
         #[arg(
             long,

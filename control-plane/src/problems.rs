@@ -1,9 +1,9 @@
 //! What is wrong with what people wrote: in a file with its line, or in an object of a cluster; with the field.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use serde::{Serialize, Serializer};
 use tokio::sync::Notify;
@@ -21,13 +21,14 @@ pub enum Severity {
     Warning,
 }
 
-/// One problem; its text form is `file:line: field.path: problem`, without a place where there is no file.
+/// One problem; its text form is `file:line: Kind namespace/name: field.path: problem`, without a place where there
+/// is no file.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 pub struct Problem {
     /// Empty for an object of a cluster.
     #[serde(serialize_with = "display_path")]
     pub file: PathBuf,
-    /// 0 when the file could not be read at all.
+    /// 0 when it is about the file as a whole.
     pub line: u64,
     pub severity: Severity,
     pub object: Option<ObjectId>,
@@ -49,7 +50,14 @@ fn display_path<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::E
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if !self.file.as_os_str().is_empty() {
-            write!(f, "{}:{}: ", self.file.display(), self.line)?;
+            write!(f, "{}:", self.file.display())?;
+            if self.line > 0 {
+                write!(f, "{}:", self.line)?;
+            }
+            f.write_str(" ")?;
+        }
+        if let Some(object) = &self.object {
+            write!(f, "{object}: ")?;
         }
         if !self.field.is_empty() {
             write!(f, "{}: ", self.field)?;
@@ -72,6 +80,7 @@ struct KnownProblems {
     /// Errors of each object: where each stands in its file's list.
     by_object: BTreeMap<ObjectId, BTreeMap<PathBuf, Vec<usize>>>,
     changed: BTreeSet<ObjectId>,
+    places: HashMap<ObjectId, Arc<Path>>,
 }
 
 impl Problems {
@@ -97,6 +106,28 @@ impl Problems {
         if !problems.is_empty() {
             known.files.insert(file.to_owned(), problems);
         }
+    }
+
+    /// Notes which file defines the version of an object that is in force; none: no file does any more.
+    pub fn set_place(&self, object: &ObjectId, file: Option<&Path>) {
+        let places = &mut lock(&self.known).places;
+        match file {
+            Some(file) => drop(places.insert(object.clone(), file.into())),
+            None => drop(places.remove(object)),
+        }
+    }
+
+    /// The file that defines an object, right or wrong, and the line of what is wrong with it; none for one of a
+    /// cluster, or that registered itself.
+    pub fn place(&self, object: &ObjectId) -> Option<(Arc<Path>, u64)> {
+        let known = lock(&self.known);
+        let wrong = known.by_object.get(object).and_then(|files| files.iter().next());
+        let wrong = wrong.and_then(|(file, positions)| {
+            let problem = known.files.get(file)?.get(*positions.first()?)?;
+            Some((file.as_path().into(), problem.line))
+        });
+        let defined = known.places.get(object).map(|file| (file.clone(), 0));
+        defined.or(wrong)
     }
 
     pub fn all(&self) -> Vec<Problem> {

@@ -14,7 +14,7 @@ mod registrar;
 mod saved;
 mod session;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -113,9 +113,9 @@ impl Registrations {
         let saved = Own::new(replica.clone(), saved::NAME);
         let link = || Link::Broken(Instant::now(), unix_millis());
         let entries = read(&saved, local).into_iter().map(|saved| {
-            let SavedRegistration { workload, health, session, stream: SavedStream { since, .. } } =
-                saved;
-            let entry = Entry { workload, health, session, stream: 0, since, link: link() };
+            let SavedRegistration { workload, health, closed, session, stream } = saved;
+            let SavedStream { since, .. } = stream;
+            let entry = Entry { workload, health, closed, session, stream: 0, since, link: link() };
             (entry.workload.uid(), entry)
         });
         let registrations = Self {
@@ -210,18 +210,21 @@ impl Registrations {
             room_for(&workload, &entries, &self.others())?;
         }
         // A proxy that lost its stream comes back as it was: nothing flaps in between.
-        let before = before.map(|e| (&e.workload, e.health, e.since));
-        let elsewhere = elsewhere.as_ref().map(|e| (&e.workload, e.health, e.since));
-        let same = |&(old, health, _): &(&Workload, Health, u64)| {
-            *old == workload && health == Health::Ready
-        };
-        let health = before.or(elsewhere).filter(same).map_or(Health::Starting, |found| found.1);
+        let before = before.map(|e| (&e.workload, e.health, &e.closed, e.since));
+        let elsewhere = elsewhere.as_ref().map(|e| (&e.workload, e.health, &e.closed, e.since));
+        let inherited = before
+            .or(elsewhere)
+            .filter(|(old, health, ..)| **old == workload && *health == Health::Ready);
+        let (health, closed) = inherited
+            .map_or((Health::Starting, BTreeSet::new()), |(_, health, closed, _)| {
+                (health, closed.clone())
+            });
         // Later than any other of the same name, whatever the clocks say.
-        let known = before.into_iter().chain(elsewhere).map(|found| found.2);
+        let known = before.into_iter().chain(elsewhere).map(|found| found.3);
         let since = known.map(|since| since.saturating_add(1)).fold(unix_millis(), u64::max);
         let (open, replaced) = oneshot::channel();
         let link = Link::Open(open);
-        let entry = Entry { workload, health, session, stream, since, link };
+        let entry = Entry { workload, health, closed, session, stream, since, link };
         self.publisher.commit(|index| index.register(entry.published()));
         self.others().hide(&uid);
         entries.insert(uid, entry);
@@ -231,10 +234,18 @@ impl Registrations {
     }
 
     /// Notes what a stream says of its workload's health. For Draining, completes when the
-    /// endpoint is gone everywhere.
-    fn set_health(&self, uid: &str, stream: u64, health: Health) -> Option<Drain> {
+    /// endpoint is gone everywhere. `closed`: ports on which the app accepts no connection.
+    fn set_health(
+        &self,
+        uid: &str,
+        stream: u64,
+        health: Health,
+        closed: BTreeSet<u16>,
+    ) -> Option<Drain> {
         let mut entries = self.entries();
         let entry = entries.get_mut(uid).filter(|entry| entry.stream == stream)?;
+        let ports = &entry.workload.ports;
+        entry.closed = closed.into_iter().filter(|n| ports.iter().any(|p| p.port == *n)).collect();
         entry.health = health;
         let published = entry.published();
         let (ports, commit) = self.publisher.commit(|index| {
@@ -258,7 +269,7 @@ impl Registrations {
     fn forget_inherited_health(&self, uid: &str, stream: u64) {
         let ready = self.entries().get(uid).is_some_and(|entry| entry.health == Health::Ready);
         if ready {
-            self.set_health(uid, stream, Health::Starting);
+            self.set_health(uid, stream, Health::Starting, BTreeSet::new());
         }
     }
 

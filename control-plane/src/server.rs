@@ -20,6 +20,7 @@ use tokio::task::JoinHandle;
 use tonic::service::Routes;
 
 use crate::admin::{self, Admin};
+use crate::analysis;
 use kube::Client;
 
 use crate::admission::{Injector, Webhook};
@@ -173,14 +174,16 @@ pub async fn start(options: Options, log: Log) -> Result<Server, StartError> {
         publisher: publisher.clone(),
         registrations: registrations.clone(),
         authority: authority.clone(),
-        problems,
+        problems: problems.clone(),
         statuses: statuses.clone(),
         graph: graph.clone(),
         tap: TapServer::new(&options, client.clone(), tokens.clone(), graph.clone()),
         metrics: metrics.clone(),
         log,
     };
-    let mut background = vec![tokio::spawn(rounds.run()), tokio::spawn(graph.clone().run())];
+    let analysis = tokio::spawn(analysis::run(publisher.clone(), problems.clone()));
+    let mut background =
+        vec![analysis, tokio::spawn(rounds.run()), tokio::spawn(graph.clone().run())];
     background.extend(serve_metrics(&options, &admin)?);
     background.push(tokio::spawn(admin::serve(admin_listener, admin)));
     background.push(tokio::spawn(keys::run(publisher.clone(), options.manifests.clone(), local)));

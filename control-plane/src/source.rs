@@ -7,4 +7,5 @@ mod closed;
 pub mod event;
 pub mod kubernetes;
 pub mod manifests;
+mod plain;
 pub mod read;

@@ -3,6 +3,7 @@
 //! [`mod@of`] says it of one object, and looks at nothing but what that depends on; [`concerned`] goes the other way,
 //! from what has changed to the objects whose status it may change. [`reader`] follows the publisher by both.
 
+mod access;
 pub mod concerned;
 pub mod conditions;
 mod external;
@@ -21,7 +22,7 @@ pub use of::{in_force, of};
 use crate::index::{Dep, Index};
 use crate::object::stopped::Stopped;
 use crate::object::targets::for_each_target;
-use crate::object::{ObjectId, Policy, Route, RouteBody, ServiceId};
+use crate::object::{EndpointSlice, Kind, ObjectId, Policy, Route, RouteBody, ServiceId};
 use crate::problems::Problem;
 use crate::publish::{Programmed, View};
 use crate::translate::destination;
@@ -81,12 +82,13 @@ fn with_status(index: &Index) -> BTreeSet<ObjectId> {
     all
 }
 
-/// Whatever proxies would not take, of everything that they may ask for, as lines for `check`.
-pub fn left_out_of_all(view: &mut View<'_>) -> Vec<String> {
+/// Whatever proxies would not take, of everything that they may ask for, and of which object it is.
+pub fn left_out_of_all(view: &mut View<'_>) -> Vec<(ObjectId, String)> {
     left_out::ask_for_everything(view);
     let mut lines = Vec::new();
     for id in with_status(&view.index) {
-        lines.extend(left_out::of(view, &id).into_iter().map(|problem| format!("{id}: {problem}")));
+        let left_out = left_out::of(view, &id).into_iter();
+        lines.extend(left_out.map(|problem| (id.clone(), problem)));
     }
     lines
 }
@@ -101,25 +103,25 @@ fn closed(index: &Index) -> impl Iterator<Item = (ObjectId, String)> + '_ {
     index.policies().filter_map(|policy| Some((policy.id(), policy.closed_because()?)))
 }
 
-/// Every reference that does not resolve, and every policy that something stands in for, as lines for
-/// `check`.
-pub fn unresolved(index: &Index) -> Vec<String> {
+/// Every reference that does not resolve, and every policy that something stands in for: of which object, and
+/// `field.path: problem`.
+pub fn unresolved(index: &Index) -> Vec<(ObjectId, String)> {
     let problems = index.routes().flat_map(|route| {
         let problems = not_in_force(index, route).into_iter();
-        problems
-            .chain(unresolved_backends(index, route))
-            .map(|problem| format!("{}: {problem}", route.id))
+        problems.chain(unresolved_backends(index, route)).map(|problem| (route.id.clone(), problem))
     });
     let problems = problems.chain(policy::unresolved(index)).chain(external::unresolved(index));
-    let problems = problems.chain(closed(index).map(|(id, problem)| format!("{id}: {problem}")));
+    let problems = problems.chain(access::unresolved(index)).chain(closed(index));
     problems.chain(index.slices().flat_map(|slice| unmatched_ports(index, slice))).collect()
 }
 
 /// A slice's port belongs to the Service's port of the same name; a mismatch is easy to overlook.
-fn unmatched_ports(index: &Index, slice: &crate::object::EndpointSlice) -> Vec<String> {
-    let id = format!("EndpointSlice {}/{}", slice.namespace, slice.name);
+fn unmatched_ports(index: &Index, slice: &EndpointSlice) -> Vec<(ObjectId, String)> {
+    let (kind, namespace, name) =
+        (Kind::EndpointSlice, slice.namespace.clone(), slice.name.clone());
+    let id = ObjectId { kind, namespace, name };
     let Some(service) = index.service(&slice.service) else {
-        return vec![format!("{id}: metadata.labels: there is no Service {}", slice.service)];
+        return vec![(id, format!("metadata.labels: there is no Service {}", slice.service))];
     };
     let unmatched = slice
         .ports
@@ -129,7 +131,7 @@ fn unmatched_ports(index: &Index, slice: &crate::object::EndpointSlice) -> Vec<S
     unmatched
         .map(|(i, (name, _))| {
             let service = &slice.service;
-            format!("{id}: ports[{i}].name: Service {service} has no port named {name:?}")
+            (id.clone(), format!("ports[{i}].name: Service {service} has no port named {name:?}"))
         })
         .collect()
 }

@@ -136,9 +136,10 @@ async fn index() -> &'static str {
 }
 
 async fn ready(State(admin): State<Admin>) -> (StatusCode, String) {
+    let details = admin.proxy.describe_readiness();
     match admin.proxy.not_ready() {
-        None => (StatusCode::OK, "ready\n".to_owned()),
-        Some(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {why}\n")),
+        None => (StatusCode::OK, format!("ready\n{details}")),
+        Some(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {why}\n{details}")),
     }
 }
 
@@ -181,16 +182,34 @@ async fn config(State(admin): State<Admin>) -> Json<Value> {
     Json(json!({
         "uid": proxy.settings.uid(),
         "version": env!("CARGO_PKG_VERSION"),
-        "phase": format!("{:?}", proxy.lifecycle.phase()),
+        "phase": format!("{:?}", proxy.lifecycle.phase()).to_lowercase(),
         "configured": proxy.lifecycle.configured(),
         "mesh": {
             "clusterDomain": mesh.cluster_domain,
-            "unmatched": format!("{:?}", mesh.unmatched),
+            "unmatched": format!("{:?}", mesh.unmatched).to_lowercase(),
             "namespaces": mesh.namespaces,
         },
-        "inbound": format!("{:?}", **proxy.inbound.load()),
+        "inbound": inbound(proxy),
         "destinations": destinations,
     }))
+}
+
+/// The ports that others may call, and how.
+fn inbound(proxy: &Proxy) -> Value {
+    let inbound = proxy.inbound.load();
+    let ports = inbound.ports().map(|port| {
+        let service = proxy.metrics.text(port.service.get());
+        json!({
+            "port": port.port,
+            "protocol": port.declared().as_str(),
+            "service": Some(&*service).filter(|name| *name != "unknown"),
+            "configured": port.is_configured(),
+            "mtls": if port.strict() { "strict" } else { "permissive" },
+            "accessRules": port.rules.is_some(),
+            "limits": port.limits.is_some(),
+        })
+    });
+    json!({ "app": inbound.app, "ports": ports.collect::<Vec<_>>() })
 }
 
 fn destination(dialed: &Dialed) -> Value {

@@ -3,6 +3,7 @@
 pub mod certify;
 pub mod control_plane;
 pub mod discovery;
+pub mod refuse;
 pub mod registration;
 pub mod renew;
 pub mod report;

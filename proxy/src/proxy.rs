@@ -8,6 +8,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use outrigger_core::config::{Inbound, MeshSettings};
@@ -143,6 +144,13 @@ impl Proxy {
         let identity = identity.map(Cow::from);
         let registration = || self.registration.problem().map(Cow::from);
         identity.or_else(registration).or_else(|| self.lifecycle.unconfigured().map(Cow::from))
+    }
+
+    /// Lines for a person: how far the proxy has come.
+    pub fn describe_readiness(&self) -> String {
+        let configured = if self.lifecycle.configured() { "yes" } else { "no" };
+        let registration = self.registration.describe(Instant::now());
+        format!("live: yes\nconfigured: {configured}\n{registration}")
     }
 }
 

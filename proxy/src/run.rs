@@ -20,7 +20,7 @@ use crate::listener::accept::{self, Accepted, Bound, WorkerHandle};
 use crate::mesh::control_plane::ControlPlane;
 use crate::mesh::discovery::Discovery;
 use crate::mesh::state::StateDir;
-use crate::mesh::{registration, renew, report, stop};
+use crate::mesh::{refuse, registration, renew, report, stop};
 use crate::observe::access_log::otlp::LogSender;
 use crate::observe::push::{ByOtlp, Pusher, ToStatsd};
 use crate::observe::record::Record;
@@ -28,6 +28,7 @@ use crate::observe::traces::otlp::SpanExporter;
 use crate::proxy::worker::{Load, Worker};
 use crate::proxy::{BackgroundTasks, Phase, Proxy};
 use crate::tls::identity::Identity;
+use crate::tls::unix_now;
 use crate::upstream::faults::Stop;
 
 /// Time in which the answers to the app say that its connections end, before idle ones do.
@@ -62,6 +63,7 @@ pub fn run(settings: Settings, log: Log, filter: LogHandle) -> io::Result<()> {
         let _inside = runtime.enter();
         Discovery::new(Arc::clone(&proxy), state)?
     };
+    refuse::check(&proxy, unix_now()).map_err(io::Error::other)?;
     let handles = start_workers(&proxy, workers, listeners)?;
     info!(
         uid = proxy.settings.uid(),
@@ -246,11 +248,20 @@ async fn control(
         tokio::spawn(stop::run(Arc::clone(&proxy), control_plane, stops));
     }
     let discovery = tokio::spawn(discovery.run(control_plane.clone()));
+    // With a configuration from disk there is something to serve, whatever the command line says.
+    let wrong = {
+        let (proxy, control_plane) = (Arc::clone(&proxy), control_plane.clone());
+        async move {
+            match control_plane {
+                Some(control_plane) if !proxy.lifecycle.configured() => control_plane.wrong().await,
+                _ => std::future::pending().await,
+            }
+        }
+    };
     let mut removed = None;
-    if let Some(control_plane) = control_plane
-        && !settings.app_ports.is_empty()
-        && !settings.no_registration
-    {
+    let why_none = settings.why_no_registration();
+    proxy.registration.why_none.store(Arc::new(why_none.unwrap_or_default()));
+    if let Some(control_plane) = control_plane.filter(|_| why_none.is_none()) {
         let (tell, heard) = oneshot::channel();
         removed = Some(heard);
         tokio::spawn(registration::run(Arc::clone(&proxy), control_plane, tell));
@@ -259,6 +270,7 @@ async fn control(
         signal = stop_signal() => info!(signal = signal?, "told to stop"),
         () = proxy.lifecycle.reached(Phase::Leaving) => info!("told to drain"),
         () = stdin_ends(settings.exit_with_stdin) => info!("standard input has ended"),
+        why = wrong => return Err(io::Error::other(why)),
     }
     drain(&proxy, removed).await;
     // It writes the disk copy at its end.

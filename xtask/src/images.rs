@@ -6,7 +6,7 @@
 
 mod layer;
 mod layout;
-mod sbom;
+pub(crate) mod sbom;
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -16,8 +16,9 @@ use std::process::ExitCode;
 use clap::Args;
 
 use crate::workspace;
-use layer::Layer;
+pub(crate) use layer::Layer;
 use layout::Config;
+pub(crate) use layout::gzip;
 
 /// The proxy's user, whose traffic the redirection leaves alone.
 const PROXY_USER: u32 = 4740;

@@ -9,6 +9,7 @@ mod ci;
 mod cluster;
 mod codegen;
 mod demo;
+mod dist;
 mod images;
 mod test;
 mod tidy;
@@ -42,6 +43,8 @@ enum Task {
     Tidy,
     /// Generate the wire types from their .proto files, and CRDs with their reference from the kinds.
     Codegen(codegen::Options),
+    /// Build a release archive under target/dist: static programs, checksums, bills of materials.
+    Dist(dist::Options),
     /// Build container images under target/images, without a daemon.
     Images(images::Options),
     /// Run the bank in the cluster that KUBECONFIG names, and judge what fails (`cargo xtask cluster --help` tells how).
@@ -57,6 +60,7 @@ fn main() -> ExitCode {
         Task::Bench { arguments } => bench(&arguments),
         Task::Tidy => tidy::run(),
         Task::Codegen(options) => codegen::run(&options),
+        Task::Dist(options) => dist::run(&options),
         Task::Images(options) => images::run(&options),
         Task::Cluster(options) => cluster::run(&options),
         Task::Ci => ci::run(),

@@ -5,8 +5,8 @@ use serde_json::{Value, json};
 pub(super) fn of(kind: &str) -> Value {
     let mut columns = target(kind);
     columns.push(condition("Accepted"));
-    // How far proxies have come with the others is not known.
-    if !matches!(kind, "AccessPolicy" | "ExternalWorkload") {
+    // How far proxies have come with others is not known.
+    if kind != "ExternalWorkload" {
         columns.push(condition("Programmed"));
     }
     columns.push(json!({

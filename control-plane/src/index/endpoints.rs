@@ -80,6 +80,9 @@ impl Index {
             return;
         }
         let Some(number) = workload.port(&port.target) else { return };
+        if workload.ports.iter().any(|port| port.port == number && !port.open) {
+            return;
+        }
         let Ok(id) = EndpointId::new(workload.uid(), number) else { return };
         let value = Endpoint {
             destination: PortId::new(&service.id, port.port).destination(),

@@ -162,6 +162,22 @@ impl Index {
         self.keys.insert(source, keys.into());
     }
 
+    /// AccessPolicies that take keys from an ExternalService.
+    pub fn policies_with_keys_of(
+        &self,
+        namespace: &str,
+        name: &str,
+    ) -> impl Iterator<Item = &Policy> {
+        let sources = self.key_sources.all().filter(move |(source, _)| {
+            let KeySource::External { namespace: of, name: known, .. } = source else {
+                return false;
+            };
+            of == namespace && known == name
+        });
+        let keys = sources.flat_map(|(source, _)| self.key_sources.of(source));
+        keys.filter_map(|key| self.policies.get(key)).map(|policy| &**policy)
+    }
+
     /// Every source of keys that a policy names.
     pub fn key_sources(&self) -> BTreeSet<KeySource> {
         self.key_sources.all().map(|(source, _)| source.clone()).collect()

@@ -191,7 +191,7 @@ impl Index {
         }
         // Health is nothing that a workload's own ports depend on.
         let same_ports = match (&old, &new) {
-            (Some(old), Some(new)) => Workload { ready: old.ready, ..new.clone() } == *old,
+            (Some(old), Some(new)) => without_health(new) == without_health(old),
             _ => false,
         };
         // A pod is an endpoint where a slice says so.
@@ -322,4 +322,11 @@ fn backends(route: &Route) -> BTreeSet<ServiceId> {
         }
     });
     services
+}
+
+/// A workload as its own ports depend on it.
+fn without_health(workload: &Workload) -> Workload {
+    let mut workload = Workload { ready: false, ..workload.clone() };
+    workload.ports.iter_mut().for_each(|port| port.open = true);
+    workload
 }

@@ -66,6 +66,11 @@ pub struct ExternalWorkloadPort {
     #[schemars(transform = pattern(APP_PROTOCOL, "a protocol from the list"))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub app_protocol: Option<String>,
+    /// Whether the process accepts connections there. False: the port is no endpoint; the others are, while the
+    /// workload is ready. Of a workload that registers itself its proxy says so.
+    #[schemars(transform = default(true))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ready: Option<bool>,
 }
 
 /// As `Protocol::from_app_protocol` reads it.

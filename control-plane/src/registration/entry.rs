@@ -1,5 +1,6 @@
 //! One workload that is registered at this replica.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use outrigger_proto::mesh::Health;
@@ -19,6 +20,8 @@ pub(super) const COMES_BACK: Duration = Duration::from_secs(5);
 pub(super) struct Entry {
     pub(super) workload: Workload,
     pub(super) health: Health,
+    /// Ports on which the app accepts no connection.
+    pub(super) closed: BTreeSet<u16>,
     /// The process that holds the name.
     pub(super) session: Option<SessionHash>,
     /// The stream that speaks for it; an older one's end means nothing.
@@ -37,10 +40,19 @@ pub(super) enum Link {
     Broken(Instant, u64),
 }
 
+/// A workload as the index has it.
+pub(super) fn published(workload: &Workload, health: Health, closed: &BTreeSet<u16>) -> Workload {
+    let mut workload = Workload { ready: health == Health::Ready, ..workload.clone() };
+    for port in &mut workload.ports {
+        port.open = !closed.contains(&port.port);
+    }
+    workload
+}
+
 impl Entry {
     /// The workload as the index has it.
     pub(super) fn published(&self) -> Workload {
-        Workload { ready: self.health == Health::Ready, ..self.workload.clone() }
+        published(&self.workload, self.health, &self.closed)
     }
 
     pub(super) fn connected(&self) -> bool {
@@ -62,7 +74,8 @@ impl Entry {
 
     pub(super) fn to_saved(&self) -> SavedRegistration {
         let (workload, session) = (self.workload.clone(), self.session.clone());
-        SavedRegistration { workload, health: self.health, session, stream: self.stream() }
+        let (health, closed) = (self.health, self.closed.clone());
+        SavedRegistration { workload, health, closed, session, stream: self.stream() }
     }
 
     /// As other replicas are told of it.

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use outrigger_core::address::LocalEndpoints;
 use outrigger_proto::mesh::Health;
 
-use super::entry::{COMES_BACK, Entry, Link};
+use super::entry::{self, COMES_BACK, Entry, Link};
 use super::saved::{self, SavedRegistration};
 use super::session::SessionHash;
 use super::{RegistrationRefused, Registrations, unix_millis};
@@ -58,6 +58,7 @@ struct ReplicaNews {
 pub(super) struct Found {
     pub(super) workload: Workload,
     pub(super) health: Health,
+    pub(super) closed: BTreeSet<u16>,
     pub(super) since: u64,
     session: Option<SessionHash>,
     /// How long its stream has been no more.
@@ -89,6 +90,7 @@ impl OtherReplicas {
         Some(Found {
             workload: saved.workload.clone(),
             health: saved.health,
+            closed: saved.closed.clone(),
             since: saved.stream.since,
             session: saved.session.clone(),
             broken,
@@ -348,5 +350,5 @@ fn read(
 }
 
 fn published(saved: &SavedRegistration) -> Workload {
-    Workload { ready: saved.health == Health::Ready, ..saved.workload.clone() }
+    entry::published(&saved.workload, saved.health, &saved.closed)
 }

@@ -12,6 +12,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::saved;
 use super::session::SessionHash;
 use super::{Registrations, WorkloadSpeaker, word};
 use crate::ca::verify::Verified;
@@ -162,15 +163,16 @@ async fn follow(
     };
     loop {
         match message {
-            Ok(Some(RegisterRequest { message: Some(Incoming::Health(health)) })) => {
+            Ok(Some(request @ RegisterRequest { message: Some(Incoming::Health(health)), .. })) => {
+                let closed = saved::closed_ports(&request);
                 let health = Health::try_from(health).unwrap_or(Health::Unspecified);
                 if health == Health::Unspecified {
                     let problem = "health: is not set or not known";
                     let _ = responses.send(Err(Status::invalid_argument(problem))).await;
                     return registrations.break_off(uid.to_owned(), stream);
                 }
-                tracing::info!(uid, health = word(health), "workload health");
-                let drain = registrations.set_health(uid, stream, health);
+                tracing::info!(uid, health = word(health), ?closed, "workload health");
+                let drain = registrations.set_health(uid, stream, health, closed);
                 if health == Health::Draining
                     && let Some(drain) = drain
                 {

@@ -5,6 +5,8 @@
 //! its session in the session's place), its health and what is known of its stream, as length-delimited
 //! protobuf messages. Format 1 lacks the last of them.
 
+use std::collections::BTreeSet;
+
 use outrigger_core::address::LocalEndpoints;
 use outrigger_proto::mesh::register_request::Message as Incoming;
 use outrigger_proto::mesh::{Health, RegisterRequest};
@@ -26,6 +28,8 @@ const FORMAT: &str = "outrigger-registrations 2";
 pub(super) struct SavedRegistration {
     pub(super) workload: Workload,
     pub(super) health: Health,
+    /// Ports on which the app accepts no connection.
+    pub(super) closed: BTreeSet<u16>,
     pub(super) session: Option<SessionHash>,
     pub(super) stream: SavedStream,
 }
@@ -43,14 +47,16 @@ pub(super) struct SavedStream {
 
 pub(super) fn encode(entries: &[SavedRegistration]) -> Vec<u8> {
     let mut body = Vec::new();
-    for SavedRegistration { workload, health, session, stream } in entries {
+    for SavedRegistration { workload, health, closed, session, stream } in entries {
         let mut registration = translate::workload::to_wire(workload);
         if let Some(session) = session {
             registration.session = session.hash().to_vec().into();
         }
         let registration = Incoming::Registration(registration);
-        for message in [registration, Incoming::Health((*health).into())] {
-            let message = RegisterRequest { message: Some(message) };
+        let health = Incoming::Health((*health).into());
+        let closed = closed.iter().copied().map(u32::from).collect();
+        for (message, closed_ports) in [(registration, Vec::new()), (health, closed)] {
+            let message = RegisterRequest { message: Some(message), closed_ports };
             body.extend(message.encode_length_delimited_to_vec());
         }
         body.extend(stream.encode_length_delimited_to_vec());
@@ -72,7 +78,9 @@ pub(super) fn decode(bytes: &[u8], local: LocalEndpoints) -> Option<Vec<SavedReg
     let mut entries = Vec::new();
     while !body.is_empty() {
         let registration = RegisterRequest::decode_length_delimited(&mut body).ok()?.message?;
-        let health = RegisterRequest::decode_length_delimited(&mut body).ok()?.message?;
+        let health = RegisterRequest::decode_length_delimited(&mut body).ok()?;
+        let closed = closed_ports(&health);
+        let health = health.message?;
         let (Incoming::Registration(registration), Incoming::Health(health)) =
             (registration, health)
         else {
@@ -86,13 +94,21 @@ pub(super) fn decode(bytes: &[u8], local: LocalEndpoints) -> Option<Vec<SavedReg
         let (session, health) =
             (SessionHash::from_hash(&registration.session), Health::try_from(health).ok()?);
         match translate::workload::translate(&registration, local) {
-            Ok(workload) => entries.push(SavedRegistration { workload, health, session, stream }),
+            Ok(workload) => {
+                let entry = SavedRegistration { workload, health, closed, session, stream };
+                entries.push(entry);
+            }
             Err(problem) => {
                 tracing::warn!(name = registration.name, %problem, "a registration is left out");
             }
         }
     }
     Some(entries)
+}
+
+/// The ports that a message about health says are closed; those that are none are left out.
+pub(super) fn closed_ports(health: &RegisterRequest) -> BTreeSet<u16> {
+    health.closed_ports.iter().filter_map(|port| u16::try_from(*port).ok()).collect()
 }
 
 fn checksum(body: &[u8]) -> String {
@@ -120,6 +136,7 @@ mod tests {
                 port: 9000,
                 name: "grpc".to_owned(),
                 protocol: Protocol::Grpc,
+                open: true,
             }],
             mesh: Some(MeshAddress {
                 address: "127.0.0.1:4743".parse().unwrap(),
@@ -133,7 +150,8 @@ mod tests {
         };
         let session = SessionHash::of(b"a random value");
         let stream = SavedStream { since: 1_700_000_000_000, broken: 0 };
-        let entries = vec![SavedRegistration { workload, health: Health::Ready, session, stream }];
+        let (health, closed) = (Health::Ready, BTreeSet::from([9000]));
+        let entries = vec![SavedRegistration { workload, health, closed, session, stream }];
         let decode = |bytes: &[u8]| super::decode(bytes, LocalEndpoints::Loopback);
         let bytes = encode(&entries);
         assert_eq!(decode(&bytes).unwrap(), entries);
@@ -146,7 +164,10 @@ mod tests {
         let health = Incoming::Health(Health::Ready.into());
         let body: Vec<u8> = [Incoming::Registration(registration), health]
             .into_iter()
-            .flat_map(|m| RegisterRequest { message: Some(m) }.encode_length_delimited_to_vec())
+            .flat_map(|m| {
+                RegisterRequest { message: Some(m), closed_ports: vec![9000] }
+                    .encode_length_delimited_to_vec()
+            })
             .collect();
         let mut first = format!("{FIRST_FORMAT} {}\n", checksum(&body)).into_bytes();
         first.extend(body);

@@ -8,9 +8,10 @@
 mod listing;
 mod locate;
 mod parse;
+mod spelling;
 mod watch;
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
@@ -19,6 +20,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use listing::{Listing, ManifestStamp};
+pub use parse::lines_of;
 pub use watch::{Watching, watch};
 
 use outrigger_core::address::LocalEndpoints;
@@ -35,6 +37,8 @@ const MAX_FILE: u64 = 256 * 1024 * 1024;
 /// Why what a file defined stays although the file no longer says so.
 const EMPTY: &str =
     "is empty: what it defined stays until the file is removed or has content again";
+const DANGLING: &str =
+    "is a link to a file that does not exist: what it defined stays until the link is removed";
 const OPEN: &str = "is still being written: what it defined before stays until it is closed";
 
 /// The folder as last read.
@@ -43,6 +47,8 @@ pub struct Folder {
     root: PathBuf,
     local: LocalEndpoints,
     files: BTreeMap<PathBuf, ManifestFile>,
+    /// Links to nothing.
+    dangling: BTreeSet<PathBuf>,
     /// Files that define an object, in name order: the first one is in force.
     claims: BTreeMap<ObjectId, BTreeSet<PathBuf>>,
     /// Objects of each kind, and the kinds whose number has changed.
@@ -50,8 +56,8 @@ pub struct Folder {
     recounted: BTreeSet<Kind>,
     /// Stand-ins that are in force.
     stand_ins: BTreeMap<ObjectId, Policy>,
-    /// Kinds reported as ignored.
-    ignored: HashSet<(String, String)>,
+    /// Kinds reported as ignored, and how often they were read.
+    ignored: BTreeMap<String, usize>,
     problems: Arc<Problems>,
     metrics: Arc<Metrics>,
 }
@@ -61,10 +67,14 @@ struct ManifestFile {
     stamp: Option<ManifestStamp>,
     /// Hash of the text last read; none: to be read again whatever it is.
     content: Option<u64>,
+    /// It has nothing in it.
+    empty: bool,
     /// It was read while somebody wrote it.
     open: bool,
     /// Objects that it defines.
     objects: BTreeSet<ObjectId>,
+    /// Of these, those that do not say their namespace.
+    without_namespace: BTreeSet<ObjectId>,
     /// What stands in for AccessPolicies in it that are wrong, unless a good version is in force.
     closed: Vec<Policy>,
 }
@@ -85,11 +95,12 @@ impl Folder {
             root,
             local,
             files: BTreeMap::new(),
+            dangling: BTreeSet::new(),
             claims: BTreeMap::new(),
             counts: BTreeMap::new(),
             recounted: Kind::ALL.into(),
             stand_ins: BTreeMap::new(),
-            ignored: HashSet::new(),
+            ignored: BTreeMap::new(),
             problems,
             metrics,
         }
@@ -109,8 +120,11 @@ impl Folder {
         publisher: &Publisher,
     ) -> io::Result<bool> {
         let listing = Listing::of(&self.root)?;
-        let gone = self.files.keys().filter(|path| !listing.files.contains_key(*path));
-        let mut touched: BTreeSet<PathBuf> = gone.cloned().collect();
+        let is_gone = |path: &&PathBuf| {
+            !listing.files.contains_key(*path) && !listing.dangling.contains(*path)
+        };
+        let mut touched: BTreeSet<PathBuf> = self.files.keys().filter(is_gone).cloned().collect();
+        self.note_dangling(&listing.dangling);
         let mut all = true;
         for (path, stamp) in &listing.files {
             let old = self.files.get(path).and_then(|file| file.stamp);
@@ -128,6 +142,32 @@ impl Folder {
         Ok(all)
     }
 
+    /// Reads another folder beside those that were read before, and gives how many manifests are there.
+    pub fn scan_root(&mut self, root: &Path, publisher: &Publisher) -> io::Result<usize> {
+        let listing = Listing::of(root)?;
+        let count = listing.files.len() + listing.dangling.len();
+        let dangling = self.dangling.union(&listing.dangling).cloned().collect();
+        self.note_dangling(&dangling);
+        self.load(listing.files.into_keys().collect(), &BTreeSet::new(), publisher);
+        Ok(count)
+    }
+
+    /// A link to nothing is no file that was deleted.
+    fn note_dangling(&mut self, dangling: &BTreeSet<PathBuf>) {
+        for path in
+            self.dangling.difference(dangling).filter(|path| !self.files.contains_key(*path))
+        {
+            self.problems.set(path, Vec::new());
+        }
+        for path in dangling.difference(&self.dangling) {
+            self.problems.set(path, vec![problem(path, 0, None, DANGLING.to_owned())]);
+            if let Some(file) = self.files.get_mut(path) {
+                (file.stamp, file.content) = (None, None);
+            }
+        }
+        self.dangling.clone_from(dangling);
+    }
+
     /// Reads files again (a missing one takes its objects away) and commits what that changes as a
     /// whole. Those that are `open` for writing take nothing away.
     pub fn load(
@@ -142,6 +182,18 @@ impl Folder {
         while let Some(path) = queue.pop_first() {
             self.read(&path, open.contains(&path), &mut changes, &mut queue);
         }
+        self.commit(changes, started, publisher);
+    }
+
+    /// Takes over a text that is in no file, under a name for its problems.
+    pub fn load_text(&mut self, name: &Path, text: &str, publisher: &Publisher) {
+        let (started, mut changes) = (Instant::now(), Changes::default());
+        self.take(name, None, text, false, &mut changes, &mut BTreeSet::new());
+        self.commit(changes, started, publisher);
+    }
+
+    /// Puts in force what one round of reading has found.
+    fn commit(&mut self, mut changes: Changes, started: Instant, publisher: &Publisher) {
         self.stand_in(&mut changes);
         let problems = i64::try_from(self.problems.count()).unwrap_or(i64::MAX);
         self.metrics.problems.set(problems);
@@ -165,6 +217,26 @@ impl Folder {
         }
     }
 
+    /// How many objects the files define that are read so far, right or wrong.
+    pub fn objects(&self) -> usize {
+        self.claims.len()
+    }
+
+    /// How many documents of which other kinds there were, `apps/v1 Deployment`.
+    pub fn ignored(&self) -> &BTreeMap<String, usize> {
+        &self.ignored
+    }
+
+    /// Files that were read and have nothing in them.
+    pub fn files_without_object(&self) -> impl Iterator<Item = &Path> {
+        self.files.iter().filter(|(_, file)| file.empty).map(|(path, _)| path.as_path())
+    }
+
+    /// Objects that do not say their namespace, and so are in `default`.
+    pub fn without_namespace(&self) -> impl Iterator<Item = &ObjectId> {
+        self.files.values().flat_map(|file| &file.without_namespace)
+    }
+
     fn count(&mut self, kind: Kind, more: i64) {
         *self.counts.entry(kind).or_default() += more;
         self.recounted.insert(kind);
@@ -180,6 +252,7 @@ impl Folder {
     ) {
         let (stamp, text) = match read_file(path) {
             Ok(found) => found,
+            Err(error) if error.kind() == io::ErrorKind::NotFound && is_link(path) => return,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 self.problems.set(path, Vec::new());
                 let file = self.files.remove(path).unwrap_or_default();
@@ -196,31 +269,46 @@ impl Folder {
                 return;
             }
         };
-        let content = hash(&text);
+        self.take(path, Some(stamp), &text, open, changes, queue);
+    }
+
+    /// Takes over what the text of a file says.
+    fn take(
+        &mut self,
+        path: &Path,
+        stamp: Option<ManifestStamp>,
+        text: &str,
+        open: bool,
+        changes: &mut Changes,
+        queue: &mut BTreeSet<PathBuf>,
+    ) {
+        let content = hash(text);
         let file = self.files.entry(path.to_owned()).or_default();
-        file.stamp = Some(stamp);
+        file.stamp = stamp;
         // The same content says more once it is known to be all.
         if file.content == Some(content) && (open || !file.open) {
             return;
         }
         (file.content, file.open) = (Some(content), open);
         let old = std::mem::take(&mut file.objects);
-        let parsed = parse::parse(path, &text, self.local);
+        let parsed = parse::parse(path, text, self.local);
         let empty = parsed.is_empty();
         let mut problems = parsed.problems;
-        for (api_version, kind) in parsed.ignored {
-            if self.ignored.insert((api_version.clone(), kind.clone())) {
-                tracing::info!(api_version, kind, file = %path.display(), "this kind is ignored");
-            }
+        for kind in parsed.ignored {
+            let count = self.ignored.entry(kind).or_insert_with_key(|kind| {
+                tracing::info!(kind, file = %path.display(), "this kind is ignored");
+                0
+            });
+            *count += 1;
         }
         let mut objects = BTreeSet::new();
         for (object, line) in parsed.objects {
             let id = object.id();
             if !objects.insert(id.clone()) {
-                let text = format!("{id} is defined twice in this file; the first one stays");
+                let text = "is defined twice in this file; the first one stays".to_owned();
                 problems.push(problem(path, line, Some(id), text));
             } else if let Some(first) = self.claim(&id, path, !old.contains(&id), queue) {
-                let text = format!("{id} is also defined in {}, which stays", first.display());
+                let text = format!("is also defined in {}, which stays", first.display());
                 problems.push(problem(path, line, Some(id), text));
             } else {
                 changes.0.insert(id, Some(object));
@@ -250,6 +338,8 @@ impl Folder {
             let stand_ins = unread.flat_map(|unread| unread.stand_ins);
             file.closed = parsed.closed.into_iter().chain(stand_ins).collect();
             file.objects = objects;
+            file.without_namespace = parsed.without_namespace;
+            file.empty = empty;
         }
         self.problems.set(path, problems);
     }
@@ -288,6 +378,7 @@ impl Folder {
         let claims = self.claims.entry(id.clone()).or_default();
         claims.insert(path.to_owned());
         let first = claims.first().filter(|first| *first != path).cloned();
+        self.problems.set_place(id, claims.first().map(PathBuf::as_path));
         if new && first.is_none() {
             // Anyone who was in force until now has to report that it no longer is.
             for other in claims.iter().skip(1) {
@@ -310,6 +401,7 @@ impl Folder {
     ) {
         let Some(claims) = self.claims.get_mut(id) else { return };
         claims.remove(path);
+        self.problems.set_place(id, claims.first().map(PathBuf::as_path));
         if let Some(next) = claims.first() {
             if let Some(file) = self.files.get_mut(next) {
                 file.content = None;
@@ -330,6 +422,11 @@ impl Changes {
             None => Event::Remove(id),
         })
     }
+}
+
+/// Also to nothing.
+fn is_link(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|meta| meta.is_symlink())
 }
 
 fn read_file(path: &Path) -> io::Result<(ManifestStamp, String)> {

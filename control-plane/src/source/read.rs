@@ -9,6 +9,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::bounds;
+use super::plain::plain;
 use crate::kinds::{
     AccessPolicy, ExternalService, ExternalWorkload, FaultInjection, ServerPolicy, TrafficPolicy,
 };
@@ -26,6 +27,8 @@ pub struct Reading {
     /// None: it is wrong, and its last good version stays.
     pub object: Option<Object>,
     pub problems: Vec<(Severity, FieldError)>,
+    /// Fields that the kind does not have, which are skipped.
+    pub unknown: Vec<String>,
 }
 
 /// Reads an object of a kind. `is_small`: it is known to be smaller than anything that proxies would not take.
@@ -110,11 +113,13 @@ impl Reader<'_> {
         &self,
         translate: impl FnOnce(&R, &mut Report) -> Option<Object>,
     ) -> Reading {
-        let raw = match self.schema::<R>() {
+        let mut unknown = Vec::new();
+        let raw = match self.schema::<R>(&mut unknown) {
             Ok(raw) => raw,
             Err(error) => {
                 let id = identity(self.kind, self.value);
-                return Reading { id, object: None, problems: vec![(Severity::Error, error)] };
+                let problems = vec![(Severity::Error, error)];
+                return Reading { id, object: None, problems, unknown: Vec::new() };
             }
         };
         let mut report = Report::trusting(self.local);
@@ -124,10 +129,10 @@ impl Reader<'_> {
         let warnings = report.warnings.into_iter().map(|warning| (Severity::Warning, warning));
         let errors = report.errors.into_iter().chain(report.refused);
         let problems = warnings.chain(errors.map(|error| (Severity::Error, error))).collect();
-        Reading { id, object: object.filter(|_| is_accepted), problems }
+        Reading { id, object: object.filter(|_| is_accepted), problems, unknown }
     }
 
-    fn schema<R: DeserializeOwned>(&self) -> Result<R, FieldError> {
+    fn schema<R: DeserializeOwned>(&self, unknown: &mut Vec<String>) -> Result<R, FieldError> {
         bounds::check(self.value)?;
         // An EndpointSlice becomes many resources, anything else one or a part of one.
         if self.kind != Kind::EndpointSlice && !self.is_small {
@@ -138,10 +143,32 @@ impl Reader<'_> {
                 return Err(FieldError::at("spec", problem));
             }
         }
-        serde_path_to_error::deserialize(self.value).map_err(|error| {
-            let path = error.path().to_string();
+        let mut track = serde_path_to_error::Track::new();
+        let tracked = serde_path_to_error::Deserializer::new(self.value, &mut track);
+        let read = serde_ignored::deserialize(tracked, |path| unknown.push(field_path(&path)));
+        // What the object is has been read before, and others write there what has become of it.
+        let skipped = |path: &str| matches!(path, "apiVersion" | "kind" | "status");
+        unknown.retain(|path| !skipped(path) && !path.starts_with("status."));
+        read.map_err(|error: serde_json::Error| {
+            let path = track.path().to_string();
             let path = if path == "." { String::new() } else { path };
-            FieldError::at(path, error.into_inner().to_string())
+            plain(&path, &error.to_string())
         })
+    }
+}
+
+/// As in `spec.rules[2].name`.
+fn field_path(path: &serde_ignored::Path<'_>) -> String {
+    use serde_ignored::Path;
+    match path {
+        Path::Root => String::new(),
+        Path::Seq { parent, index } => format!("{}[{index}]", field_path(parent)),
+        Path::Map { parent, key } => match field_path(parent) {
+            parent if parent.is_empty() => key.clone(),
+            parent => format!("{parent}.{key}"),
+        },
+        Path::Some { parent }
+        | Path::NewtypeStruct { parent }
+        | Path::NewtypeVariant { parent } => field_path(parent),
     }
 }

@@ -9,6 +9,8 @@
 //!   change of one touches those Services; on what it falls back to, and on ReferenceGrants for that;
 //! - a ServerPolicy on the Services that it is for, on the workloads that they select, and on its equals there: a
 //!   change of one touches those workloads;
+//! - an AccessPolicy on the ExternalServices that publish its keys, and on the workloads that it selects, which are
+//!   noted with it when they change;
 //! - an ExternalService on whatever its host means: Services, addresses, other ExternalServices of its namespace;
 //! - all of them on how far proxies have come, and on the parts of them that are left out.
 
@@ -82,6 +84,8 @@ impl Concerned {
             Kind::Service => self.by_service(index, &ServiceId::new(&id.namespace, &id.name)),
             Kind::ExternalService => {
                 self.by_service(index, &ServiceId::external(&id.namespace, &id.name));
+                let policies = index.policies_with_keys_of(&id.namespace, &id.name);
+                self.status.extend(policies.map(Policy::id));
             }
             Kind::HttpRoute | Kind::GrpcRoute | Kind::TlsRoute | Kind::TcpRoute => {
                 self.status.extend(policies_of_route(index, id));
@@ -188,7 +192,10 @@ impl Concerned {
                 self.progress.extend(index.external_of(service).map(|_| service.object()));
             }
             Dep::Inbound(uid) => {
-                self.progress.extend(server_policies(index, index.workload(uid)));
+                let workload = index.workload(uid);
+                self.progress.extend(server_policies(index, workload));
+                let policies = workload.into_iter().flat_map(|w| index.policies_of(w));
+                self.progress.extend(policies.map(Policy::id));
             }
             Dep::Endpoints(_) | Dep::Ip(_) | Dep::Dialled(_) | Dep::Settings | Dep::Trust => {}
         }

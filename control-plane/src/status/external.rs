@@ -14,10 +14,10 @@ pub(super) fn status(index: &Index, id: &ObjectId) -> Option<ObjectStatus> {
 }
 
 /// Those that nobody reaches.
-pub(super) fn unresolved(index: &Index) -> impl Iterator<Item = String> + '_ {
+pub(super) fn unresolved(index: &Index) -> impl Iterator<Item = (ObjectId, String)> + '_ {
     index.externals().filter_map(|external| {
         let problem = shadowed(index, external)?;
-        Some(format!("{}: {problem}", external.service().object()))
+        Some((external.service().object(), problem))
     })
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::{
-    Condition, ObjectStatus, external, left_out, not_in_force, policy, unresolved_backends,
+    Condition, ObjectStatus, access, external, left_out, not_in_force, policy, unresolved_backends,
 };
 use crate::index::{Dep, Index};
 use crate::object::policy::Attached;
@@ -62,13 +62,13 @@ pub fn in_force(index: &Index, id: &ObjectId) -> Option<ObjectStatus> {
         Kind::ServerPolicy => policy::server(index, id),
         Kind::FaultInjection => policy::faults(index, id),
         Kind::ExternalService => external::status(index, id),
+        Kind::AccessPolicy => access::status(index, id),
         Kind::Service
         | Kind::EndpointSlice
         | Kind::ReferenceGrant
         | Kind::ExternalWorkload
         | Kind::Pod
-        | Kind::Namespace
-        | Kind::AccessPolicy => None,
+        | Kind::Namespace => None,
     }
 }
 
@@ -88,6 +88,10 @@ pub(super) fn programmed(view: &View<'_>, id: &ObjectId) -> Option<Programmed> {
             let uids = index.workloads_of(index.server_policy(id)?);
             Some(together(view, uids.into_iter().map(Dep::Inbound)))
         }
+        Kind::AccessPolicy => {
+            let uids = index.workloads_of_access(index.access_policy(id)?);
+            Some(together(view, uids.into_iter().map(Dep::Inbound)))
+        }
         Kind::ExternalService => {
             index.external(&id.namespace, &id.name)?;
             let service = ServiceId::external(&id.namespace, &id.name);
@@ -98,8 +102,7 @@ pub(super) fn programmed(view: &View<'_>, id: &ObjectId) -> Option<Programmed> {
         | Kind::ReferenceGrant
         | Kind::ExternalWorkload
         | Kind::Pod
-        | Kind::Namespace
-        | Kind::AccessPolicy => None,
+        | Kind::Namespace => None,
     }
 }
 

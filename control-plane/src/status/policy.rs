@@ -36,8 +36,8 @@ pub(super) fn server(index: &Index, id: &ObjectId) -> Option<ObjectStatus> {
 }
 
 /// Every target that does not exist.
-pub(super) fn unresolved(index: &Index) -> impl Iterator<Item = String> + '_ {
-    let line = |id: &ObjectId, problem: String| format!("{id}: {problem}");
+pub(super) fn unresolved(index: &Index) -> impl Iterator<Item = (ObjectId, String)> + '_ {
+    let line = |id: &ObjectId, problem: String| (id.clone(), problem);
     let traffic = index.traffic_policies().flat_map(move |policy| {
         let fallbacks = unresolved_fallbacks(index, policy);
         let all = unresolved_targets(index, policy).into_iter().chain(fallbacks);

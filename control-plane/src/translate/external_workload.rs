@@ -57,7 +57,8 @@ pub fn translate(raw: &ExternalWorkload, report: &mut Report) -> Option<Workload
         if let (Some(port_number), Some(protocol)) = (number, protocol) {
             let name = port.name.clone().unwrap_or_default();
             report.check(&format!("{path}.name"), bounds::text(&name, bounds::PORT_NAME));
-            ports.push(WorkloadPort { port: port_number, name, protocol });
+            let open = port.ready.unwrap_or(true);
+            ports.push(WorkloadPort { port: port_number, name, protocol, open });
         }
     }
     let account = spec.service_account.clone().unwrap_or_else(|| defaults::ACCOUNT.to_owned());
@@ -91,6 +92,7 @@ pub fn to_spec(workload: &Workload) -> ExternalWorkloadSpec {
         port: port.port.into(),
         name: Some(port.name.clone()).filter(|name| !name.is_empty()),
         app_protocol: protocol_name(port.protocol).map(str::to_owned),
+        ready: (!port.open).then_some(false),
     };
     let mesh = |mesh: &MeshAddress| ExternalWorkloadMesh {
         address: mesh.address.to_string(),
@@ -138,6 +140,7 @@ mod tests {
             port,
             name: if port == 8000 { String::new() } else { format!("p{port}") },
             protocol,
+            open: port != 8001,
         });
         let mesh = MeshAddress {
             address: "[2001:db8::7]:4743".parse().unwrap(),

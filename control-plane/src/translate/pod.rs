@@ -143,7 +143,7 @@ fn ports(spec: &PodSpec) -> Vec<WorkloadPort> {
     tcp.filter_map(|raw| {
         let port = u16::try_from(raw.container_port).ok().filter(|port| *port != 0)?;
         let name = raw.name.clone().unwrap_or_default();
-        Some(WorkloadPort { port, name, protocol: Protocol::Detect })
+        Some(WorkloadPort { port, name, protocol: Protocol::Detect, open: true })
     })
     .collect()
 }

@@ -133,7 +133,7 @@ fn port(raw: &mesh::registration::Port) -> Result<WorkloadPort, FieldError> {
             return Err(FieldError::at("protocol", "is not set or not known"));
         }
     };
-    Ok(WorkloadPort { port, name: raw.name.clone(), protocol })
+    Ok(WorkloadPort { port, name: raw.name.clone(), protocol, open: true })
 }
 
 fn protocol_to_wire(protocol: Protocol) -> mesh::Protocol {

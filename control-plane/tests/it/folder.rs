@@ -83,7 +83,10 @@ async fn broken_manifests_keep_the_last_good_version_and_say_where() {
         // Makes no sense.
         (service("a").replace("port: 80", "port: 80000"), "spec.ports[0].port: 80000"),
         // Does not fit the schema.
-        (service("a").replace("port: 80", "port: eighty"), "spec.ports[0].port: invalid type"),
+        (
+            service("a").replace("port: 80", "port: eighty"),
+            "spec.ports[0].port: must be a whole number",
+        ),
         // Is no YAML.
         (service("a").replace("[{port: 80", "[{{port: 80"), ""),
         // Nobody knows what it is.
@@ -94,8 +97,11 @@ async fn broken_manifests_keep_the_last_good_version_and_say_where() {
             mesh.admin_until("/index", |page| texts(page).iter().any(|t| t.contains(want))).await;
         let line = if want.starts_with("spec") { 7 } else { 2 };
         let text = &texts(&page)[0];
-        let at = format!("{file}:{line}: {want}");
-        assert!(want.is_empty() || text.starts_with(&at), "{text}, not {at}");
+        let at = format!("{file}:{line}: ");
+        assert!(
+            want.is_empty() || text.starts_with(&at) && text.contains(want),
+            "{text}, not {at}"
+        );
         let endpoints = &page["services"]["bank/a"]["ports"][0]["endpoints"];
         assert_eq!(endpoints[0]["address"], "10.0.0.1:9000", "{page:#}");
     }
@@ -175,7 +181,7 @@ async fn of_two_files_with_the_same_object_the_first_is_in_force() {
     let page = mesh.admin_json("/index").await;
     assert_eq!(port(&page), 81);
     let in_c = mesh.path("c.yaml").display().to_string();
-    assert!(texts(&page)[0].starts_with(&format!("{in_c}:1: Service bank/a is also defined in")));
+    assert!(texts(&page)[0].starts_with(&format!("{in_c}:1: Service bank/a: is also defined in")));
     mesh.write("a.yaml", &other("83"));
     mesh.admin_until("/index", |page| port(page) == 83 && texts(page).len() == 2).await;
     mesh.remove("a.yaml");
@@ -196,7 +202,9 @@ async fn lists_and_unusual_layouts_are_read_too() {
     let page = mesh.admin_json("/index").await;
     assert_eq!(services(&page), ["bank/a", "bank/c"]);
     let file = mesh.path("list.yaml").display().to_string();
-    let want = format!("{file}:13: items[1].spec.ports[0].port: 0 must be between 1 and 65535");
+    let want = format!(
+        "{file}:13: Service bank/b: items[1].spec.ports[0].port: 0 must be between 1 and 65535"
+    );
     assert_eq!(texts(&page), [want]);
 }
 

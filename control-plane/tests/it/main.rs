@@ -4,6 +4,7 @@
 
 mod accepted;
 mod bounds;
+mod check;
 mod closed;
 mod discovery;
 mod external;

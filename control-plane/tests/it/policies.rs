@@ -111,13 +111,13 @@ fn every_bound_of_a_traffic_policy() {
     check_sections(
         "TrafficPolicy",
         &[
-            ("deadline: 2", ".deadline: invalid type"),
+            ("deadline: 2", ".deadline: must be "),
             ("healthCheck: {}", ".healthCheck: needs exactly one of http, grpc and tcp"),
             (
                 "healthCheck: {tcp: {}, grpc: {}}",
                 ".healthCheck: needs exactly one of http, grpc and tcp",
             ),
-            ("healthCheck: {http: {}}", ".healthCheck.http: missing field `path`"),
+            ("healthCheck: {http: {}}", ".healthCheck.http.path: is missing"),
             (
                 "healthCheck: {http: {path: healthz}}",
                 ".healthCheck.http.path: \"healthz\" must begin with \"/\"",
@@ -126,7 +126,7 @@ fn every_bound_of_a_traffic_policy() {
                 "healthCheck: {grpc: {service: 'a b'}}",
                 ".healthCheck.grpc.service: is not the name of a gRPC service of at most 256 bytes",
             ),
-            ("healthCheck: {tcp: {port: 1}}", ".healthCheck.tcp.port: unknown field"),
+            ("healthCheck: {tcp: {port: 1}}", ".healthCheck.tcp.port: is not a field there"),
             (
                 "healthCheck: {tcp: {}, interval: 99ms}",
                 ".healthCheck.interval: 99ms must be between 100ms and 600s",
@@ -143,16 +143,19 @@ fn every_bound_of_a_traffic_policy() {
                 "healthCheck: {tcp: {}, healthyAfter: 101}",
                 ".healthCheck.healthyAfter: 101 must be between 1 and 100",
             ),
-            ("healthCheck: {tcp: {}, path: /}", ".healthCheck.path: unknown field"),
-            ("slowStart: {}", ".slowStart: missing field `window`"),
+            ("healthCheck: {tcp: {}, path: /}", ".healthCheck.path: is not a field there"),
+            ("slowStart: {}", ".slowStart.window: is missing"),
             ("slowStart: {window: 999ms}", ".slowStart.window: 999ms must be between 1s and 3600s"),
-            ("slowStart: {window: 1s, aggression: 1}", ".slowStart.aggression: unknown field"),
+            (
+                "slowStart: {window: 1s, aggression: 1}",
+                ".slowStart.aggression: is not a field there",
+            ),
             ("panicThreshold: 101", ".panicThreshold: 101 must be between 0 and 100"),
             (
                 "zonePreference: {minHealthyPercent: 0}",
                 ".zonePreference.minHealthyPercent: 0 must be between 1 and 100",
             ),
-            ("zonePreference: {zones: 1}", ".zonePreference.zones: unknown field"),
+            ("zonePreference: {zones: 1}", ".zonePreference.zones: is not a field there"),
             ("deadline: 1.5s", ".deadline: \"1.5s\" is not a duration"),
             ("deadline: 25h", ".deadline: 90000s must be between 1ms and 86400s"),
             ("timeouts: {}", ".timeouts: is empty"),
@@ -160,23 +163,23 @@ fn every_bound_of_a_traffic_policy() {
             ("timeouts: {firstByte: 0s}", ".timeouts.firstByte: 0ns must be between"),
             ("timeouts: {idle: 25h}", ".timeouts.idle: 90000s must be between"),
             ("timeouts: {attempt: x}", ".timeouts.attempt: \"x\" is not a duration"),
-            ("timeouts: {read: 1s}", ".timeouts.read: unknown field `read`"),
+            ("timeouts: {read: 1s}", ".timeouts.read: is not a field there"),
             ("retries: {maxAttempts: 0}", ".retries.maxAttempts: 0 must be between 1 and 10"),
             ("retries: {maxAttempts: 11}", ".retries.maxAttempts: 11 must be between 1 and 10"),
-            ("retries: {maxAttempts: -1}", ".retries.maxAttempts: invalid value"),
+            ("retries: {maxAttempts: -1}", ".retries.maxAttempts: must be "),
             ("retries: {maxAttempts: 1, nonIdempotent: true}", ".retries.maxAttempts: is 1"),
             (
                 "retries: {maxReplayBytes: 1048577}",
                 ".retries.maxReplayBytes: 1048577 must be between",
             ),
-            ("retries: {attempts: 3}", ".retries.attempts: unknown field `attempts`"),
+            ("retries: {attempts: 3}", ".retries.attempts: is not a field there"),
             (
                 "retries: {when: {statuses: [503, 404]}}",
                 ".retries.when.statuses[1]: 404 is not 429",
             ),
             ("retries: {when: {statuses: [600]}}", ".retries.when.statuses[0]: 600 is not 429"),
-            ("retries: {when: {grpc: [OK]}}", ".retries.when.grpc[0]: unknown variant `OK`"),
-            ("retries: {when: {connect: true}}", ".retries.when.connect: unknown field"),
+            ("retries: {when: {grpc: [OK]}}", ".retries.when.grpc[0]: \"OK\" must be "),
+            ("retries: {when: {connect: true}}", ".retries.when.connect: is not a field there"),
             (
                 "retries: {backoff: {base: 0s}}",
                 ".retries.backoff.base: 0ns must be between 1ms and 60s",
@@ -189,17 +192,14 @@ fn every_bound_of_a_traffic_policy() {
                 "retries: {backoff: {base: 2s, max: 1s}}",
                 ".retries.backoff.max: 1s is less than base",
             ),
-            (
-                "retries: {backoff: {base: 1s, jitter: Some}}",
-                ".retries.backoff.jitter: unknown variant",
-            ),
-            ("retries: {backoff: {max: 1s}}", ".retries.backoff: missing field `base`"),
+            ("retries: {backoff: {base: 1s, jitter: Some}}", ".retries.backoff.jitter: \""),
+            ("retries: {backoff: {max: 1s}}", ".retries.backoff.base: is missing"),
             ("retryBudget: {percent: 101}", ".retryBudget.percent: 101 must be between 0 and 100"),
             (
                 "retryBudget: {minPerSecond: 1001}",
                 ".retryBudget.minPerSecond: 1001 must be between",
             ),
-            ("retryBudget: {ratio: 1}", ".retryBudget.ratio: unknown field"),
+            ("retryBudget: {ratio: 1}", ".retryBudget.ratio: is not a field there"),
             ("breaker: {}", ".breaker: needs consecutiveFailures, failureRate or both"),
             (
                 "breaker: {consecutiveFailures: 0}",
@@ -263,7 +263,7 @@ fn every_bound_of_a_traffic_policy() {
                 "breaker: {consecutiveFailures: 5, open: {fixed: 1s, max: 2s}}",
                 ".breaker.open: has both fixed and a growing time",
             ),
-            ("breaker: {threshold: 5}", ".breaker.threshold: unknown field"),
+            ("breaker: {threshold: 5}", ".breaker.threshold: is not a field there"),
             (
                 "outlierEjection: {}",
                 ".outlierEjection: needs consecutiveFailures, failureRate or both",
@@ -292,7 +292,7 @@ fn every_bound_of_a_traffic_policy() {
                 "outlierEjection: {consecutiveFailures: 5, maxEjectedPercent: 0}",
                 ".outlierEjection.maxEjectedPercent: 0 must be between 1 and 100",
             ),
-            ("outlierEjection: {interval: 1s}", ".outlierEjection.interval: unknown field"),
+            ("outlierEjection: {interval: 1s}", ".outlierEjection.interval: is not a field there"),
             ("limits: {}", ".limits: is empty"),
             ("limits: {maxInFlight: 0}", ".limits.maxInFlight: 0 must be between 1 and 1000000"),
             ("limits: {maxPending: 5}", ".limits.maxPending: has no effect without maxInFlight"),
@@ -304,11 +304,11 @@ fn every_bound_of_a_traffic_policy() {
                 "limits: {maxInFlightPerEndpoint: 0}",
                 ".limits.maxInFlightPerEndpoint: 0 must be between",
             ),
-            ("limits: {maxConnections: 1}", ".limits.maxConnections: unknown field"),
-            ("priority: High", ".priority: unknown variant `High`"),
+            ("limits: {maxConnections: 1}", ".limits.maxConnections: is not a field there"),
+            ("priority: High", ".priority: \"High\" must be "),
             ("maxVisits: 0", ".maxVisits: 0 must be between 1 and 32"),
             ("maxVisits: 33", ".maxVisits: 33 must be between 1 and 32"),
-            ("streaming: maybe", ".streaming: invalid type"),
+            ("streaming: maybe", ".streaming: must be "),
             ("fallbacks: []", ".fallbacks: is empty"),
             (
                 &format!("fallbacks: [{}]", ["{static: {}}"; 9].join(", ")),
@@ -317,7 +317,7 @@ fn every_bound_of_a_traffic_policy() {
             ("fallbacks: [{}]", ".fallbacks[0]: needs one of"),
             ("fallbacks: [{static: {}, route: {path: /}}]", ".fallbacks[0]: has more than one of"),
             ("fallbacks: [{when: [], static: {}}]", ".fallbacks[0].when: is empty"),
-            ("fallbacks: [{when: [Down], static: {}}]", ".fallbacks[0].when[0]: unknown variant"),
+            ("fallbacks: [{when: [Down], static: {}}]", ".fallbacks[0].when[0]: \""),
             ("fallbacks: [{static: {status: 199}}]", ".fallbacks[0].static.status: 199 is not"),
             ("fallbacks: [{static: {status: 600}}]", ".fallbacks[0].static.status: 600 is not"),
             (
@@ -328,7 +328,7 @@ fn every_bound_of_a_traffic_policy() {
                 &format!("fallbacks: [{{static: {{body: {}}}}}]", "x".repeat(8_193)),
                 ".fallbacks[0].static.body: has 8193 bytes, at most 8192 are allowed",
             ),
-            ("fallbacks: [{static: {code: 1}}]", ".fallbacks[0].static.code: unknown field"),
+            ("fallbacks: [{static: {code: 1}}]", ".fallbacks[0].static.code: is not a field there"),
             ("fallbacks: [{route: {path: x}}]", ".fallbacks[0].route.path: \"x\" must begin with"),
             (
                 &format!("fallbacks: [{{route: {{path: /{}}}}}]", "x".repeat(1_024)),
@@ -347,15 +347,15 @@ fn every_bound_of_a_traffic_policy() {
                 "fallbacks: [{backend: {kind: ExternalService, name: a, port: 1}}]",
                 ".fallbacks[0].backend.kind: \"ExternalService\" of group \"\" is not Service",
             ),
-            ("fallbacks: [{backend: {name: a}}]", ".fallbacks[0].backend: missing field `port`"),
-            ("fallbacks: [{cached: {a: 1}}]", ".fallbacks[0].cached.a: unknown field"),
+            ("fallbacks: [{backend: {name: a}}]", ".fallbacks[0].backend.port: is missing"),
+            ("fallbacks: [{cached: {a: 1}}]", ".fallbacks[0].cached.a: is not a field there"),
             ("hedge: {}", ".hedge: needs after or afterP95"),
             ("hedge: {after: 1s, afterP95: {}}", ".hedge: has both after and afterP95"),
             ("hedge: {after: 0s}", ".hedge.after: 0ns must be between 1ms and 60s"),
             ("hedge: {after: 61s}", ".hedge.after: 61s must be between"),
             ("hedge: {afterP95: {min: 0s}}", ".hedge.afterP95.min: 0ns must be between"),
-            ("hedge: {afterP95: {max: 1s}}", ".hedge.afterP95.max: unknown field"),
-            ("cache: {}", ".cache: missing field `ttl`"),
+            ("hedge: {afterP95: {max: 1s}}", ".hedge.afterP95.max: is not a field there"),
+            ("cache: {}", ".cache.ttl: is missing"),
             ("cache: {ttl: soon}", ".cache.ttl: \"soon\" is not a duration"),
             ("cache: {ttl: 25h}", ".cache.ttl: 90000s must be between 0ns and 86400s"),
             ("cache: {ttl: 0s}", ".cache: keeps nothing"),
@@ -365,8 +365,8 @@ fn every_bound_of_a_traffic_policy() {
                 "cache: {ttl: 1s, maxEntryBytes: 1048577}",
                 ".cache.maxEntryBytes: 1048577 must be between",
             ),
-            ("cache: {ttl: 1s, vary: x}", ".cache.vary: unknown field"),
-            ("hedging: {}", ".hedging: unknown field `hedging`"),
+            ("cache: {ttl: 1s, vary: x}", ".cache.vary: is not a field there"),
+            ("hedging: {}", ".hedging: is not a field there"),
         ],
     );
 }
@@ -377,7 +377,7 @@ fn every_bound_of_a_server_policy() {
     let many: Vec<_> =
         (0..17).map(|i| format!("{{name: l{i}, requests: 1, period: 1s}}")).collect();
     let cases: Vec<(String, &str)> = vec![
-        (limits("{requests: 1, period: 1s}"), ".rateLimits[0]: missing field `name`"),
+        (limits("{requests: 1, period: 1s}"), ".rateLimits[0].name: is missing"),
         (limits("{name: All, requests: 1, period: 1s}"), ".rateLimits[0].name: \"All\" must be"),
         (
             limits("{name: a, requests: 1, period: 1s}, {name: a, requests: 1, period: 1s}"),
@@ -396,7 +396,7 @@ fn every_bound_of_a_server_policy() {
         ),
         (
             limits("{name: a, requests: 1, period: 1s, strategy: Fair}"),
-            ".rateLimits[0].strategy: unknown variant `Fair`",
+            ".rateLimits[0].strategy: \"Fair\" must be ",
         ),
         (
             limits("{name: a, requests: 1, period: 1s, key: {path: {}}}"),
@@ -412,7 +412,7 @@ fn every_bound_of_a_server_policy() {
         ),
         (
             limits("{name: a, requests: 1, period: 1s, unit: x}"),
-            ".rateLimits[0].unit: unknown field",
+            ".rateLimits[0].unit: is not a field there",
         ),
         ("concurrency: {}".to_owned(), ".concurrency: needs static or adaptive"),
         (
@@ -430,7 +430,7 @@ fn every_bound_of_a_server_policy() {
         ),
         (
             "concurrency: {adaptive: {algorithm: Vegas}}".to_owned(),
-            ".concurrency.adaptive.algorithm: unknown variant `Vegas`",
+            ".concurrency.adaptive.algorithm: \"Vegas\" must be ",
         ),
         (
             "concurrency: {adaptive: {algorithm: Gradient, latency: 1s}}".to_owned(),
@@ -456,8 +456,11 @@ fn every_bound_of_a_server_policy() {
             "concurrency: {adaptive: {algorithm: Gradient, min: 5, max: 4}}".to_owned(),
             ".concurrency.adaptive.max: 4 is less than min, which is 5",
         ),
-        ("concurrency: {static: 1, queue: 1}".to_owned(), ".concurrency.queue: unknown field"),
-        ("priority: Critical".to_owned(), ".priority: unknown field `priority`"),
+        (
+            "concurrency: {static: 1, queue: 1}".to_owned(),
+            ".concurrency.queue: is not a field there",
+        ),
+        ("priority: Critical".to_owned(), ".priority: is not a field there"),
     ];
     let cases: Vec<_> = cases.iter().map(|(spec, want)| (spec.as_str(), *want)).collect();
     check_sections("ServerPolicy", &cases);
@@ -477,19 +480,19 @@ fn every_bound_of_a_fault_injection() {
         (percent("0"), ".percent: 0 must be between 0.01 and 100, with two decimals"),
         (percent("100.01"), ".percent: 100.01 must be between"),
         (percent("0.125"), ".percent: 0.125 must be between"),
-        (format!("{soon}, fault: {{reset: {{}}}}"), ": missing field `percent`"),
-        (format!("percent: 1, {soon}"), ": missing field `fault`"),
+        (format!("{soon}, fault: {{reset: {{}}}}"), ".percent: is missing"),
+        (format!("percent: 1, {soon}"), ".fault: is missing"),
         (fault("{}"), ".fault: "),
-        (fault("{stop: {}}"), ".fault: unknown variant `stop`"),
+        (fault("{stop: {}}"), ".fault: \"stop\" must be "),
         (fault("{reset: {}, partition: {}}"), ".fault"),
-        (fault("{reset: {after: 1s}}"), ".fault.reset.after: unknown field"),
-        (fault("{delay: {}}"), ".fault.delay: missing field `fixed`"),
+        (fault("{reset: {after: 1s}}"), ".fault.reset.after: is not a field there"),
+        (fault("{delay: {}}"), ".fault.delay.fixed: is missing"),
         (fault("{delay: {fixed: 0s}}"), ".fault.delay.fixed: 0ns must be between 1ms and 60s"),
         (fault("{delay: {fixed: 61s}}"), ".fault.delay.fixed: 61s must be between"),
         (fault("{delay: {fixed: 1s, jitter: 61s}}"), ".fault.delay.jitter: 61s must be between"),
         (fault("{abort: {status: 399}}"), ".fault.abort.status: 399 must be between 400 and 599"),
         (fault("{abort: {status: 600}}"), ".fault.abort.status: 600 must be between"),
-        (fault("{abort: {grpc: OK}}"), ".fault.abort.grpc: unknown variant `OK`"),
+        (fault("{abort: {grpc: OK}}"), ".fault.abort.grpc: \"OK\" must be "),
         (times("end: soon"), ".end: \"soon\" is not a time: write it as in"),
         (times("start: now, end: 2030-01-01T00:00:00Z"), ".start: \"now\" is not a time"),
         (times("end: 2030-01-01T00:00:00Z"), ".end: is more than 24 hours from now"),
@@ -501,7 +504,7 @@ fn every_bound_of_a_fault_injection() {
             times("start: 2030-01-01T00:00:00Z, end: 2030-01-01T00:00:00Z"),
             ".end: is not after start",
         ),
-        ("percent: 1, fault: {reset: {}}".to_owned(), ": missing field `end`"),
+        ("percent: 1, fault: {reset: {}}".to_owned(), ".end: is missing"),
         (
             with("schedule: {every: 500ms, for: 1s}"),
             ".schedule.every: 500ms must be between 1s and 86400s",
@@ -512,8 +515,8 @@ fn every_bound_of_a_fault_injection() {
             with("schedule: {every: 2s, for: 2s}"),
             ".schedule.for: 2s is not less than every, which is 2s",
         ),
-        (with("schedule: {every: 2s}"), ".schedule: missing field `for`"),
-        (with("from: [{}]"), ".from[0]: missing field `namespace`"),
+        (with("schedule: {every: 2s}"), ".schedule.for: is missing"),
+        (with("from: [{}]"), ".from[0].namespace: is missing"),
         (with("from: [{namespace: A}]"), ".from[0].namespace: \"A\" must be"),
         (
             with("from: [{namespace: a, serviceAccount: B}]"),
@@ -526,7 +529,7 @@ fn every_bound_of_a_fault_injection() {
         (with("matches: [{path: {value: a}}]"), ".matches[0].path.value: \"a\" must begin"),
         (
             with("matches: [{path: {type: RegularExpression, value: /}}]"),
-            ".matches[0].path.type: unknown variant",
+            ".matches[0].path.type: \"",
         ),
         (
             with("matches: [{headers: [{name: a b, value: c}]}]"),
@@ -536,13 +539,13 @@ fn every_bound_of_a_fault_injection() {
             with(&format!("matches: [{{headers: [{}]}}]", many("{name: a, value: b}"))),
             ".matches[0].headers: has 17 items, at most 16",
         ),
-        (with("until: never"), ".until: unknown field `until`"),
+        (with("until: never"), ".until: is not a field there"),
         (guard(""), ".guard: needs minSuccessPercent, maxP99 or both"),
         (guard(", minSuccessPercent: 0"), ".guard.minSuccessPercent: 0 must be between 1 and 100"),
         (guard(", maxP99: 0s"), ".guard.maxP99: 0ns must be between 1ms and 60s"),
         (guard(", maxP99: 1s, window: 1500ms"), ".guard.window: 1.5s is not in whole seconds"),
         (guard(", maxP99: 1s, minRequests: 0"), ".guard.minRequests: 0 must be between 1 and"),
-        (guard(", maxP99: 1s, at: 1"), ".guard.at: unknown field"),
+        (guard(", maxP99: 1s, at: 1"), ".guard.at: is not a field there"),
         (
             guard(", maxP99: 1s").replace("port: 80", "port: 0"),
             ".guard.to.port: 0 must be between 1 and 65535",
@@ -562,9 +565,9 @@ fn every_bound_of_target_refs() {
     let route = "{group: gateway.networking.k8s.io, kind: HTTPRoute, name: r}";
     let many = vec!["{kind: Service, name: a}"; 17].join(", ");
     let cases = [
-        (String::new(), ": missing field `targetRefs`"),
+        (String::new(), ".targetRefs: is missing"),
         ("targetRefs: []".to_owned(), ".targetRefs: is empty"),
-        (format!("targetRefs: [{}]", "{kind: Service}"), ".targetRefs[0]: missing field `name`"),
+        (format!("targetRefs: [{}]", "{kind: Service}"), ".targetRefs[0].name: is missing"),
         ("targetRefs: [{kind: Service, name: A}]".to_owned(), ".targetRefs[0].name: \"A\" must be"),
         ("targetRefs: [{kind: Pod, name: a}]".to_owned(), ".targetRefs[0].kind: \"Pod\" is not"),
         (
@@ -573,7 +576,7 @@ fn every_bound_of_target_refs() {
         ),
         (
             "targetRefs: [{kind: Service, name: a, namespace: shop}]".to_owned(),
-            ".targetRefs[0].namespace: unknown field `namespace`",
+            ".targetRefs[0].namespace: is not a field there",
         ),
         (
             "targetRefs: [{kind: Service, name: a, port: 0}]".to_owned(),
@@ -713,10 +716,10 @@ fn every_bound_of_the_other_kinds() {
         "AccessPolicy",
         &[
             ("ports: [0]", ".ports[0]: 0 must be between 1 and 65535"),
-            ("rules: [{action: Maybe}]", ".rules[0].action: unknown variant `Maybe`"),
+            ("rules: [{action: Maybe}]", ".rules[0].action: \"Maybe\" must be "),
             ("rules: [{action: Allow, from: [{}]}]", ".rules[0].from[0]: is empty"),
             ("rules: [{action: Allow, to: [{}]}]", ".rules[0].to[0]: is empty"),
-            ("rules: [{action: Allow, when: []}]", ".rules[0].when: unknown field"),
+            ("rules: [{action: Allow, when: []}]", ".rules[0].when: is not a field there"),
             (
                 "jwt: [{issuer: i, jwks: {file: k}, clockSkewSeconds: 301}]",
                 ".jwt[0].clockSkewSeconds: 301 is more than 300",
@@ -742,20 +745,20 @@ fn every_bound_of_the_other_kinds() {
         &[
             ("host: a, port: 0", ".port: 0 must be between 1 and 65535"),
             ("host: '', port: 1", ".host: \"\" is not a host name or IP address"),
-            ("host: a, port: 1, path: /", ".path: unknown field"),
-            ("port: 1", ": missing field `host`"),
-            ("host: a", ": missing field `port`"),
+            ("host: a, port: 1, path: /", ".path: is not a field there"),
+            ("port: 1", ".host: is missing"),
+            ("host: a", ".port: is missing"),
             ("host: 'a b', port: 1", ".host: \"a b\" is not a host name or IP address"),
             ("host: 'u@a', port: 1", ".host: \"u@a\" is not"),
             ("host: a, port: 65536", ".port: 65536 must be between 1 and 65535"),
-            ("host: a, port: 1, protocol: QUIC", ".protocol: unknown variant `QUIC`"),
+            ("host: a, port: 1, protocol: QUIC", ".protocol: \"QUIC\" must be "),
             ("host: a, port: 1, protocol: TLS, tls: {}", ".protocol: is TLS, which the app speaks"),
             ("host: a, port: 1, endpoints: []", ".endpoints: is empty"),
             (
                 &format!("host: a, port: 1, endpoints: [{}]", sixty_five.join(", ")),
                 ".endpoints: has 65 items, at most 64 are allowed",
             ),
-            ("host: a, port: 1, endpoints: [{port: 1}]", ".endpoints[0]: missing field `address`"),
+            ("host: a, port: 1, endpoints: [{port: 1}]", ".endpoints[0].address: is missing"),
             (
                 "host: a, port: 1, endpoints: [{address: b}]",
                 ".endpoints[0].address: \"b\" is not an IP address",
@@ -770,7 +773,7 @@ fn every_bound_of_the_other_kinds() {
             ),
             (
                 "host: a, port: 1, endpoints: [{address: 10.0.0.1, weight: 1}]",
-                ".endpoints[0].weight: unknown field",
+                ".endpoints[0].weight: is not a field there",
             ),
             (
                 "host: a, port: 1, tls: {caCertificates: x}",
@@ -780,7 +783,7 @@ fn every_bound_of_the_other_kinds() {
                 &format!("host: a, port: 1, tls: {{caCertificates: {}}}", "x".repeat(16_385)),
                 ".tls.caCertificates: has 16385 bytes, at most 16384 are allowed",
             ),
-            ("host: a, port: 1, tls: {verify: false}", ".tls.verify: unknown field"),
+            ("host: a, port: 1, tls: {verify: false}", ".tls.verify: is not a field there"),
         ],
     );
     check(
@@ -965,7 +968,7 @@ fn targets_that_do_not_exist_are_named() {
     assert_eq!(reading.problems(), [""; 0]);
     let view = reading.publisher.view();
     assert_eq!(
-        status::unresolved(&view.index),
+        crate::support::unresolved_lines(&view.index),
         [
             "TrafficPolicy bank/p: spec.targetRefs[0].name: there is no Service bank/gone",
             "TrafficPolicy bank/p: spec.targetRefs[1].sectionName: Service bank/orders has no port \"grpc\"",

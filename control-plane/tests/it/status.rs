@@ -715,8 +715,8 @@ fn a_change_costs_the_statuses_that_depend_on_it_whatever_there_is() {
         let mut mesh = many(n);
         let publisher = mesh.publisher.clone();
         assert_eq!(mesh.problems.all(), []);
-        // Routes and policies of two kinds; AccessPolicies have a status when something is wrong only.
-        assert_eq!(mesh.statuses.table().len(), 3 * n);
+        // Routes, and policies of three kinds.
+        assert_eq!(mesh.statuses.table().len(), 4 * n);
         let mut costs = Vec::new();
         let mut proxies: Vec<_> =
             (0..5).map(|i| Client::new(&publisher, &format!("bank.c{i}"), "bank")).collect();
@@ -805,7 +805,7 @@ async fn a_burst_is_one_round_or_two_and_who_asks_has_the_newest() {
     let running = tokio::spawn(rounds.run());
     // The first one is under way or done.
     let table = statuses.up_to_date().await;
-    assert_eq!(table.len(), 3_000);
+    assert_eq!(table.len(), 4_000);
     watcher.take();
     let before = statuses.counts();
     for i in 0..1_000 {
@@ -825,7 +825,7 @@ async fn a_burst_is_one_round_or_two_and_who_asks_has_the_newest() {
     let after = statuses.counts();
     assert!((1..=2).contains(&(after.rounds - before.rounds)), "{before:?} {after:?}");
     assert_eq!(after.computed - before.computed, 1_000, "each once");
-    assert_eq!(statuses.table().len(), 2_000);
+    assert_eq!(statuses.table().len(), 3_000);
     // Nobody waits for a period who asks.
     for i in 0..20 {
         publisher.commit(|index| {
@@ -835,10 +835,10 @@ async fn a_burst_is_one_round_or_two_and_who_asks_has_the_newest() {
                 name: format!("o{i}"),
             });
         });
-        assert_eq!(statuses.up_to_date().await.len(), 1_999 - i);
+        assert_eq!(statuses.up_to_date().await.len(), 2_999 - i);
     }
     running.abort();
     // Who asks a reader that runs no more gets what there is.
     let _ = running.await;
-    assert_eq!(statuses.up_to_date().await.len(), 1_980);
+    assert_eq!(statuses.up_to_date().await.len(), 2_980);
 }

@@ -257,7 +257,7 @@ pub(crate) struct RegisteredWorkload {
 impl RegisteredWorkload {
     pub(crate) async fn health(&self, health: Health) {
         let message = Some(register_request::Message::Health(health.into()));
-        self.requests.send(RegisterRequest { message }).await.unwrap();
+        self.requests.send(RegisterRequest { message, closed_ports: Vec::new() }).await.unwrap();
     }
 
     pub(crate) async fn next(&mut self) -> Result<register_response::Message, Status> {
@@ -287,7 +287,10 @@ pub(crate) async fn register_over(
 ) -> Result<RegisteredWorkload, Status> {
     let (requests, receiver) = mpsc::channel(16);
     let first = register_request::Message::Registration(registration);
-    requests.send(RegisterRequest { message: Some(first) }).await.unwrap();
+    requests
+        .send(RegisterRequest { message: Some(first), closed_ports: Vec::new() })
+        .await
+        .unwrap();
     let mut request = Request::new(ReceiverStream::new(receiver));
     if let Some(token) = token {
         let token = format!("Bearer {token}").parse().unwrap();
@@ -526,4 +529,10 @@ pub(crate) fn slice(name: &str, addresses: &[&str]) -> String {
          namespace: bank\n  labels: {{kubernetes.io/service-name: {name}}}\naddressType: IPv4\n\
          ports: [{{name: http, port: 9000}}]\nendpoints: {endpoints}\n"
     )
+}
+
+/// References that do not resolve, `Kind namespace/name: field: problem`.
+pub fn unresolved_lines(index: &outrigger_control_plane::index::Index) -> Vec<String> {
+    let unresolved = outrigger_control_plane::status::unresolved(index).into_iter();
+    unresolved.map(|(object, problem)| format!("{object}: {problem}")).collect()
 }

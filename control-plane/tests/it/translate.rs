@@ -45,8 +45,8 @@ fn check(name: &str) {
         writeln!(text, "{severity}: {line}").unwrap();
     }
     let view = publisher.view();
-    for problem in status::unresolved(&view.index) {
-        writeln!(text, "unresolved: {problem}").unwrap();
+    for (object, problem) in status::unresolved(&view.index) {
+        writeln!(text, "unresolved: {object}: {problem}").unwrap();
     }
     render_index(&view.index, &mut text);
     insta::with_settings!({

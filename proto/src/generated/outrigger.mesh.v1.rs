@@ -1675,6 +1675,10 @@ pub mod experiments_server {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct RegisterRequest {
+    /// With `HEALTH_READY`: ports of the registration on which the app accepts no connection. They are no
+    /// endpoints; the others are.
+    #[prost(uint32, repeated, tag = "3")]
+    pub closed_ports: ::prost::alloc::vec::Vec<u32>,
     #[prost(oneof = "register_request::Message", tags = "1, 2")]
     pub message: ::core::option::Option<register_request::Message>,
 }

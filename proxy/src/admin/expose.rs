@@ -32,7 +32,6 @@ const GAUGES: &[Gauge] = &[
     (&table::UPSTREAM_CONNECTIONS, |g| &g.upstream_connections_total),
     (&table::RECEIVED_BYTES, |g| &g.bytes_received),
     (&table::SENT_BYTES, |g| &g.bytes_sent),
-    (&table::RETRIES, |g| &g.retries),
     (&table::UNMATCHED, |g| &g.unmatched),
     (&table::UNMESHED, |g| &g.unmeshed),
     (&table::ACCESS_AUDITED, |g| &g.access_audited),
@@ -86,7 +85,8 @@ fn write_all(out: &mut Exposition, metrics: &Metrics) {
             let (protocol, outcome) = (count.protocol.as_str(), count.outcome.as_str());
             let reason = count.cause.map_or("", |cause| cause.reason.as_str());
             let by = count.cause.map_or("", |cause| cause.named_by.as_str());
-            let labels: [&dyn Display; 9] = [
+            let code = count.status.code();
+            let labels: [&dyn Display; 10] = [
                 &direction,
                 &service,
                 &route,
@@ -94,6 +94,7 @@ fn write_all(out: &mut Exposition, metrics: &Metrics) {
                 &protocol,
                 &outcome,
                 &count.status,
+                &code,
                 &reason,
                 &by,
             ];
@@ -226,6 +227,7 @@ fn write_identity(out: &mut Exposition, counts: &identity::IdentityCounts) {
 impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Http(code @ 100..) => write!(f, "{}xx", code / 100),
             Self::Http(class) => write!(f, "{class}xx"),
             Self::Grpc(code) => f.write_str(grpc_code_name(*code)),
             Self::Stream | Self::None => Ok(()),

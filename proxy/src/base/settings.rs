@@ -62,7 +62,7 @@ pub struct Settings {
     pub listeners: Vec<StaticListener>,
 
     /// The control plane's discovery address; without it the state directory alone is served
-    #[arg(long, env = "OUTRIGGER_CONTROL_PLANE", value_name = "URL")]
+    #[arg(long, env = "OUTRIGGER_CONTROL_PLANE", value_name = "URL", value_parser = parse_url)]
     pub control_plane: Option<http::Uri>,
 
     /// Namespace of the workload; short names are resolved in it
@@ -258,6 +258,17 @@ pub struct Probe {
 }
 
 impl Settings {
+    /// Why the workload registers nothing, if it does not.
+    pub fn why_no_registration(&self) -> Option<&'static str> {
+        if self.no_registration {
+            return Some("the platform makes the workload known (--no-registration)");
+        }
+        if self.app_ports.is_empty() {
+            return Some("there is no --app-port, so this proxy only makes calls");
+        }
+        self.control_plane.is_none().then_some("there is no --control-plane")
+    }
+
     /// The workload's uid: what its node, its `Inbound` and its endpoints are named by.
     pub fn uid(&self) -> String {
         format!("{}.{}", self.namespace, self.workload)
@@ -314,6 +325,18 @@ fn parse_label_pair(text: &str) -> Result<(String, String), String> {
         return Err("the key is empty".to_owned());
     }
     Ok((key.to_owned(), value.to_owned()))
+}
+
+/// Of the control plane.
+fn parse_url(text: &str) -> Result<http::Uri, String> {
+    let uri: http::Uri = text.parse().map_err(|error| format!("{error}"))?;
+    if !matches!(uri.scheme_str(), Some("http" | "https")) || uri.host().is_none() {
+        return Err("must begin with https:// or, without identities, http://".to_owned());
+    }
+    if uri.path_and_query().is_some_and(|path| path != "/") {
+        return Err("must end with the port, as in https://127.0.0.1:4780".to_owned());
+    }
+    Ok(uri)
 }
 
 fn parse_app_port(text: &str) -> Result<AppPort, String> {

@@ -267,7 +267,9 @@ fn note_again(
     let reason = if unprocessed { Reason::RetriedUnprocessed } else { Reason::Retried };
     exchange.cause = Some(Cause::local(reason));
     exchange.detail = Some(detail.into());
-    add(&exchange.connection.worker.proxy.metrics.gauges.retries, 1);
+    if let Some(endpoints) = call.upstream.endpoints() {
+        add(&endpoints.guard.retries, 1);
+    }
 }
 
 /// The last attempt's own words are the answer. `failed`: it says that the request has failed.

@@ -201,38 +201,41 @@ impl Hedging<'_> {
         Some((target, head, body))
     }
 
-    async fn second(
+    /// Not an async function, which would hold its arguments twice.
+    fn second(
         &self,
         mut target: AttemptTarget,
         mut head: Head,
         body: RequestBody,
         deadline: Option<Instant>,
         grpc: bool,
-    ) -> Box<Second> {
+    ) -> impl Future<Output = Box<Second>> {
         let began = Instant::now();
         if let Some(deadline) = deadline.filter(|_| head.headers.contains_key(DEADLINE)) {
             let left = deadline.saturating_duration_since(began).max(Duration::from_millis(1));
             tell(&mut head.headers, left, grpc);
         }
-        let mut attempt = target.begin(self.call.upstream, began);
-        let mut lease = None;
-        let sent = self.exchange(&target, head, body, began, &mut lease).await;
-        if let Ok(response) = &sent {
-            let times = (began, Instant::now());
-            target.learn(grpc, self.call.upstream, attempt.as_mut(), times, response);
+        async move {
+            let mut attempt = target.begin(self.call.upstream, began);
+            let mut lease = None;
+            let sent = self.exchange(&target, head, body, began, &mut lease).await;
+            if let Ok(response) = &sent {
+                let times = (began, Instant::now());
+                target.learn(grpc, self.call.upstream, attempt.as_mut(), times, response);
+            }
+            if let Some(attempt) = attempt.as_mut().filter(|_| !is_good(&sent, grpc)) {
+                // It may lose against a first one that fails as well, and is told of by nobody then.
+                let blamed = match &sent {
+                    Ok(response) => {
+                        Verdict::of(response, grpc, target.wire.is_hop()) == Verdict::Failed
+                    }
+                    Err(failed) => failed.blames_upstream(),
+                };
+                let outcome = if blamed { Outcome::Failure } else { Outcome::Refused };
+                attempt.judge(outcome, || self.call.worker().random());
+            }
+            Box::new(Second { target, lease, attempt, sent })
         }
-        if let Some(attempt) = attempt.as_mut().filter(|_| !is_good(&sent, grpc)) {
-            // It may lose against a first one that fails as well, and is told of by nobody then.
-            let blamed = match &sent {
-                Ok(response) => {
-                    Verdict::of(response, grpc, target.wire.is_hop()) == Verdict::Failed
-                }
-                Err(failed) => failed.blames_upstream(),
-            };
-            let outcome = if blamed { Outcome::Failure } else { Outcome::Refused };
-            attempt.judge(outcome, || self.call.worker().random());
-        }
-        Box::new(Second { target, lease, attempt, sent })
     }
 
     async fn exchange(

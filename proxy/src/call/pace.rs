@@ -50,8 +50,10 @@ async fn wait(
         Ok(at) => {
             pacing.held_up.fetch_add(1, Relaxed);
             tokio::time::sleep_until(at.into()).await;
+            let waited = micros(now.elapsed());
+            endpoints.guard.waited_us.fetch_add(waited.into(), Relaxed);
             let queued = &mut exchange.phases.queue;
-            *queued = queued.saturating_add(micros(now.elapsed()));
+            *queued = queued.saturating_add(waited);
             Ok(())
         }
         Err((wait, limit)) => {

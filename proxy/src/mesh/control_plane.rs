@@ -3,12 +3,17 @@
 use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
 
 use hyper_util::rt::TokioIo;
+use rustls::InvalidMessage;
 use rustls::pki_types::{DnsName, ServerName};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 use tokio_rustls::{TlsConnector, client};
 use tonic::metadata::{Ascii, MetadataMap, MetadataValue};
 use tonic::transport::{Channel, Endpoint, Uri};
@@ -30,18 +35,28 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 const PROVEN: Duration = Duration::from_secs(30);
 /// Port of an address that names none.
 const DEFAULT_PORT: u16 = 4780;
+/// What a server of TLS answers to anything else: a record that holds an alert (RFC 8446 section 5.1).
+const TLS_ALERT: u8 = 21;
+const SPEAKS_TLS: &str = "the control plane speaks TLS there: write https:// in --control-plane, and give the proxy \
+                          its roots with --trust-bundle";
+const SPEAKS_NO_TLS: &str = "the control plane does not speak TLS there: write http:// in --control-plane, or start \
+                             the control plane with --identity on";
+/// How often the same complaint is repeated in the log.
+const REPEAT: Duration = Duration::from_secs(60);
 
 #[derive(Clone)]
 pub struct ControlPlane {
     pub uri: Uri,
     token_file: Option<PathBuf>,
     identity: Option<Arc<Identity>>,
+    /// Why it can never be reached by this address.
+    wrong: Arc<watch::Sender<Option<&'static str>>>,
 }
 
 impl ControlPlane {
     /// `identity`: none speaks plaintext.
     pub fn new(uri: Uri, token_file: Option<PathBuf>, identity: Option<Arc<Identity>>) -> Self {
-        Self { uri, token_file, identity }
+        Self { uri, token_file, identity, wrong: Arc::new(watch::Sender::new(None)) }
     }
 
     /// A connection for everything but Certify: with identity, authenticated on both sides.
@@ -68,6 +83,16 @@ impl ControlPlane {
             (Err(_), Some(_)) | (Ok(()), _) => {}
         }
         Ok((self.open_tls(identity, own.as_deref()).await?, metadata))
+    }
+
+    /// Completes when it is known that the address is wrong whatever is waited for, and says why.
+    pub async fn wrong(&self) -> &'static str {
+        let mut wrong = self.wrong.subscribe();
+        match wrong.wait_for(Option::is_some).await.ok().and_then(|why| *why) {
+            Some(why) => why,
+            // Nobody is left to say so.
+            None => std::future::pending().await,
+        }
     }
 
     /// Completes when what this side proves itself with has changed; never without identity.
@@ -98,13 +123,24 @@ impl ControlPlane {
             .http2_keep_alive_interval(KEEP_ALIVE)
             .keep_alive_timeout(KEEP_ALIVE)
             .keep_alive_while_idle(true);
+        let wrong = Arc::clone(&self.wrong);
         let connected = match caller {
-            None => endpoint.connect().await,
+            None => {
+                let connector = service_fn(move |_: Uri| {
+                    let (host, wrong) = (host.clone(), Arc::clone(&wrong));
+                    async move {
+                        let stream = tcp(&host, port).await?;
+                        Ok::<_, io::Error>(TokioIo::new(Plaintext { stream, wrong: Some(wrong) }))
+                    }
+                });
+                endpoint.connect_with_connector(connector).await
+            }
             Some(caller) => {
                 let config = Arc::clone(&caller.config);
                 let connector = service_fn(move |_: Uri| {
-                    let (host, connector) = (host.clone(), TlsConnector::from(Arc::clone(&config)));
-                    async move { dial(&host, port, &connector).await.map(TokioIo::new) }
+                    let (host, wrong) = (host.clone(), Arc::clone(&wrong));
+                    let connector = TlsConnector::from(Arc::clone(&config));
+                    async move { dial(&host, port, &connector, &wrong).await.map(TokioIo::new) }
                 });
                 endpoint.connect_with_connector(connector).await
             }
@@ -127,24 +163,90 @@ impl ControlPlane {
     }
 }
 
+async fn tcp(host: &str, port: u16) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect((host, port)).await?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
 async fn dial(
     host: &str,
     port: u16,
     connector: &TlsConnector,
+    wrong: &watch::Sender<Option<&'static str>>,
 ) -> io::Result<client::TlsStream<TcpStream>> {
     let connecting = async {
-        let stream = TcpStream::connect((host, port)).await?;
-        stream.set_nodelay(true)?;
+        let stream = tcp(host, port).await?;
         // Never sent and never compared: the identity is what counts.
         let name = DnsName::try_from("control-plane").map_err(io::Error::other)?;
-        connector
-            .connect(ServerName::DnsName(name), stream)
-            .await
-            .map_err(|error| io::Error::other(describe(&error).1))
+        connector.connect(ServerName::DnsName(name), stream).await.map_err(|error| {
+            let tls = error.get_ref().and_then(|inner| inner.downcast_ref());
+            if let Some(rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType)) = tls {
+                wrong.send_replace(Some(SPEAKS_NO_TLS));
+                return io::Error::other(SPEAKS_NO_TLS);
+            }
+            io::Error::other(describe(&error).1)
+        })
     };
     tokio::time::timeout(CONNECT_TIMEOUT, connecting)
         .await
         .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "no connection in time"))?
+}
+
+/// A connection without TLS that notices if the other side begins to speak TLS.
+struct Plaintext {
+    stream: TcpStream,
+    /// Until the other side has said something.
+    wrong: Option<Arc<watch::Sender<Option<&'static str>>>>,
+}
+
+impl AsyncRead for Plaintext {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        into: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = into.filled().len();
+        ready!(Pin::new(&mut self.stream).poll_read(cx, into))?;
+        if let Some(first) = into.filled().get(before)
+            && let Some(wrong) = self.wrong.take()
+            && *first == TLS_ALERT
+        {
+            wrong.send_replace(Some(SPEAKS_TLS));
+            return Poll::Ready(Err(io::Error::other(SPEAKS_TLS)));
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Plaintext {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        pieces: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, pieces)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
 }
 
 fn chain(error: &dyn std::error::Error) -> String {
@@ -158,6 +260,35 @@ fn chain(error: &dyn std::error::Error) -> String {
         source = error.source();
     }
     text
+}
+
+/// Which of many failures in a row are worth a line: a new one at once, the same again once a minute.
+#[derive(Debug, Default)]
+pub struct Complaints {
+    /// What was said last, and when.
+    said: Option<(String, Instant)>,
+    left_out: u64,
+}
+
+impl Complaints {
+    /// How often the same was left out since it was said; none: it is left out this time, too.
+    pub fn say(&mut self, why: &str, now: Instant) -> Option<u64> {
+        let same = self
+            .said
+            .as_ref()
+            .is_some_and(|(said, at)| said == why && now.saturating_duration_since(*at) < REPEAT);
+        if same {
+            self.left_out += 1;
+            return None;
+        }
+        self.said = Some((why.to_owned(), now));
+        Some(std::mem::take(&mut self.left_out))
+    }
+
+    /// It went well: the next failure is news.
+    pub fn reset(&mut self) {
+        *self = Self::default();
+    }
 }
 
 /// Growing pauses with jitter, so that a fleet does not return all at once.
@@ -185,5 +316,24 @@ impl Backoff {
 
     pub fn reset(&mut self) {
         self.failures = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_same_complaint_is_one_line_a_minute() {
+        let (mut complaints, now) = (Complaints::default(), Instant::now());
+        assert_eq!(complaints.say("refused", now), Some(0));
+        for second in 1..60 {
+            assert_eq!(complaints.say("refused", now + Duration::from_secs(second)), None);
+        }
+        assert_eq!(complaints.say("refused", now + REPEAT), Some(59));
+        assert_eq!(complaints.say("no route", now + REPEAT), Some(0), "another one");
+        assert_eq!(complaints.say("no route", now + REPEAT), None);
+        complaints.reset();
+        assert_eq!(complaints.say("no route", now + REPEAT), Some(0));
     }
 }

@@ -23,7 +23,7 @@ use tonic::Streaming;
 use tracing::{debug, info, warn};
 
 use crate::base::disk::LatestWriter;
-use crate::mesh::control_plane::{Backoff, ControlPlane};
+use crate::mesh::control_plane::{Backoff, Complaints, ControlPlane};
 use crate::mesh::state::{Saved, StateDir};
 use crate::observe::metrics::add;
 use crate::proxy::{Phase, Proxy};
@@ -49,6 +49,7 @@ pub struct Discovery {
     /// Seconds since the process began, as destinations count their idleness.
     tick: u32,
     housekeeping: tokio::time::Interval,
+    complaints: Complaints,
 }
 
 /// Why a stream ended.
@@ -78,7 +79,8 @@ impl Discovery {
         let copy = copy.transpose()?;
         let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
         housekeeping.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        Ok(Self { proxy, holdings, copy, tick: 1, housekeeping })
+        let complaints = Complaints::default();
+        Ok(Self { proxy, holdings, copy, tick: 1, housekeeping, complaints })
     }
 
     /// Runs until the process closes. `control_plane`: none serves the disk copy alone.
@@ -123,6 +125,14 @@ impl Discovery {
         }
     }
 
+    /// What the proxy does without its control plane.
+    fn going_on(&self) -> &'static str {
+        match self.proxy.lifecycle.configured() {
+            true => "going on with the last good configuration",
+            false => "and there is no configuration to serve yet; trying again",
+        }
+    }
+
     async fn stream(&mut self, control_plane: &ControlPlane) -> StreamEnd {
         let renewed = control_plane.renewed();
         tokio::pin!(renewed);
@@ -131,7 +141,10 @@ impl Discovery {
         let mut responses = match opened.await {
             Ok(responses) => responses,
             Err(why) => {
-                warn!(control_plane = %control_plane.uri, why, "cannot reach the control plane, going on with the last good configuration");
+                if let Some(left_out) = self.complaints.say(&why, Instant::now()) {
+                    let going_on = self.going_on();
+                    warn!(control_plane = %control_plane.uri, why, left_out, "cannot reach the control plane, {going_on}");
+                }
                 return StreamEnd::ByPeer(why);
             }
         };
@@ -158,7 +171,10 @@ impl Discovery {
                     Ok(None) => return StreamEnd::ByPeer("the control plane ended the stream".to_owned()),
                     Err(status) => {
                         let why = format!("{}: {}", status.code(), status.message());
-                        warn!(why, "lost the control plane, going on with the last good configuration");
+                        if let Some(left_out) = self.complaints.say(&why, Instant::now()) {
+                            let going_on = self.going_on();
+                            warn!(why, left_out, "lost the control plane, {going_on}");
+                        }
                         return StreamEnd::ByPeer(why);
                     }
                 },

@@ -3,6 +3,7 @@
 //! A name belongs to anyone who registered it first, as long as that one is alive. A proxy that the control
 //! plane refuses is not ready, says so, and goes on asking.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -22,8 +23,9 @@ use tonic::Code;
 use tracing::{error, info, warn};
 
 use crate::base::settings::Settings;
-use crate::mesh::control_plane::{Backoff, ControlPlane};
+use crate::mesh::control_plane::{Backoff, Complaints, ControlPlane};
 use crate::observe::metrics::add;
+use crate::proxy::registration::AppState;
 use crate::proxy::{Phase, Proxy};
 
 /// How often the app is probed while it is not there, and while it is.
@@ -31,6 +33,8 @@ const PROBE_STARTING: Duration = Duration::from_millis(50);
 const PROBE_READY: Duration = Duration::from_millis(500);
 /// Time in which the app must accept a connection.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long nothing may listen on a port of the app before that is said.
+const SILENT: Duration = Duration::from_secs(5);
 const HOP_VERSION: u32 = 1;
 
 /// Bytes of what this process proves with that a name is its own: 256 bits.
@@ -78,12 +82,14 @@ pub async fn run(proxy: Arc<Proxy>, control_plane: ControlPlane, removed: onesho
             Bytes::new()
         }
     };
-    let (health, watched) = watch::channel(Health::Starting);
+    let starting = AppHealth { health: Health::Starting, closed: Vec::new() };
+    let (health, watched) = watch::channel(starting);
     let probe = probe(Arc::clone(&proxy), health);
     let register = async {
         let mut removed = Some(removed);
         let mut earlier = None;
         let mut backoff = Backoff::default();
+        let mut complaints = Complaints::default();
         loop {
             let mut watched = watched.clone();
             let began = Instant::now();
@@ -93,14 +99,17 @@ pub async fn run(proxy: Arc<Proxy>, control_plane: ControlPlane, removed: onesho
             backoff.lasted(began.elapsed());
             if !matches!(streaming, Ok(RegistrationEnd::Renewed)) {
                 proxy.metrics.gauges.registered.store(0, Relaxed);
+                proxy.registration.registered.store(None);
             }
             match streaming {
                 Ok(RegistrationEnd::Removed) => return,
                 Ok(RegistrationEnd::Renewed) => continue,
                 Err(Failure::Lost(why)) => {
-                    warn!(why, "this workload is not registered, trying again");
+                    if let Some(left_out) = complaints.say(&why, Instant::now()) {
+                        warn!(why, left_out, "this workload is not registered, trying again");
+                    }
                 }
-                Err(Failure::Refused(why)) => refused(&proxy, why),
+                Err(Failure::Refused(why)) => refused(&proxy, why, &mut complaints),
             }
             // Leaving and unheard: nobody is left to tell.
             if proxy.lifecycle.phase() != Phase::Running {
@@ -122,28 +131,56 @@ fn session() -> Result<Bytes, getrandom::Error> {
     Ok(Bytes::copy_from_slice(&session))
 }
 
-fn refused(proxy: &Proxy, why: String) {
+fn refused(proxy: &Proxy, why: String, complaints: &mut Complaints) {
     add(&proxy.metrics.gauges.registrations_refused, 1);
-    error!(
-        why,
-        "the control plane refuses this workload: it is no endpoint and not ready; trying again"
-    );
+    if let Some(left_out) = complaints.say(&why, Instant::now()) {
+        error!(
+            why,
+            left_out,
+            "the control plane refuses this workload: it is no endpoint and not ready; trying again"
+        );
+    }
     proxy.registration.refused.store(Some(Arc::new(why)));
 }
 
-/// Keeps `health` true: ready while every port of the app accepts connections.
-async fn probe(proxy: Arc<Proxy>, health: watch::Sender<Health>) {
+/// What is said of the app.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct AppHealth {
+    health: Health,
+    /// Ports of a ready app that accept no connection.
+    closed: Vec<u16>,
+}
+
+/// Keeps `health` true: ready while a port of the app accepts connections, and which do not.
+async fn probe(proxy: Arc<Proxy>, health: watch::Sender<AppHealth>) {
+    let mut closed_since: BTreeMap<u16, Instant> = BTreeMap::new();
+    let mut told: Vec<SocketAddr> = Vec::new();
     loop {
-        let there = app_is_there(&proxy).await;
-        let now = match (there, *health.borrow()) {
+        let closed = closed_ports(&proxy).await;
+        let now = Instant::now();
+        closed_since.retain(|port, _| closed.contains(port));
+        for port in &closed {
+            closed_since.entry(*port).or_insert(now);
+        }
+        let app = app_state(&proxy, &closed_since);
+        tell_of_silent(&app, now, &mut told);
+        let there = closed.len() < app.ports;
+        proxy.registration.note_app(app);
+        let next = match (there, health.borrow().health) {
             _ if proxy.lifecycle.phase() != Phase::Running => Health::Draining,
             (true, _) => Health::Ready,
             (false, Health::Starting) => Health::Starting,
             (false, _) => Health::Unhealthy,
         };
-        health.send_if_modified(|current| std::mem::replace(current, now) != now);
-        let pause = if now == Health::Ready { PROBE_READY } else { PROBE_STARTING };
-        if now == Health::Draining {
+        let pause = if closed.is_empty() { PROBE_READY } else { PROBE_STARTING };
+        let next = AppHealth { health: next, closed };
+        let draining = next.health == Health::Draining;
+        health.send_if_modified(|current| {
+            let modified = *current != next;
+            *current = next;
+            modified
+        });
+        if draining {
             // The stream ends the task.
             std::future::pending::<()>().await;
         }
@@ -154,15 +191,35 @@ async fn probe(proxy: Arc<Proxy>, health: watch::Sender<Health>) {
     }
 }
 
-async fn app_is_there(proxy: &Proxy) -> bool {
-    for app in &proxy.settings.app_ports {
-        let address = SocketAddr::new(proxy.settings.app_address, app.port);
-        match tokio::time::timeout(PROBE_TIMEOUT, TcpStream::connect(address)).await {
-            Ok(Ok(_)) => {}
-            Ok(Err(_)) | Err(_) => return false,
+fn app_state(proxy: &Proxy, closed_since: &BTreeMap<u16, Instant>) -> AppState {
+    let address = |port| SocketAddr::new(proxy.settings.app_address, port);
+    let closed = closed_since.iter().map(|(port, since)| (address(*port), *since));
+    AppState { closed: closed.collect(), ports: proxy.settings.app_ports.len() }
+}
+
+/// Says once of each port that nothing has listened on it for a while.
+fn tell_of_silent(app: &AppState, now: Instant, told: &mut Vec<SocketAddr>) {
+    told.retain(|address| app.closed.iter().any(|(closed, _)| closed == address));
+    for address in app.closed_for(SILENT, now) {
+        if !told.contains(&address) {
+            warn!(
+                %address,
+                "the app accepts no connection at a port of --app-port: it is no endpoint there"
+            );
+            told.push(address);
         }
     }
-    true
+}
+
+/// The ports on which the app accepts no connection now, in the order of `--app-port`.
+async fn closed_ports(proxy: &Proxy) -> Vec<u16> {
+    let settings = &proxy.settings;
+    let looks = settings.app_ports.iter().map(|app| async move {
+        let address = SocketAddr::new(settings.app_address, app.port);
+        let connected = tokio::time::timeout(PROBE_TIMEOUT, TcpStream::connect(address)).await;
+        (!matches!(connected, Ok(Ok(_)))).then_some(app.port)
+    });
+    futures::future::join_all(looks).await.into_iter().flatten().collect()
 }
 
 /// How a stream ended well.
@@ -180,7 +237,7 @@ async fn stream(
     proxy: &Proxy,
     control_plane: &ControlPlane,
     session: &Bytes,
-    health: &mut watch::Receiver<Health>,
+    health: &mut watch::Receiver<AppHealth>,
     removed: &mut Option<oneshot::Sender<()>>,
     earlier: &mut Option<Open>,
 ) -> Result<RegistrationEnd, Failure> {
@@ -189,9 +246,9 @@ async fn stream(
     let channel = control_plane.connect().await?;
     let (requests, queue) = mpsc::channel(8);
     let first = register_request::Message::Registration(registration(proxy, session));
-    send(&requests, first).await?;
-    let now = *health.borrow_and_update();
-    send(&requests, health_message(now)).await?;
+    send(&requests, first, Vec::new()).await?;
+    let now = health.borrow_and_update().clone();
+    send_health(&requests, now).await?;
     let mut request = tonic::Request::new(ReceiverStream::new(queue));
     control_plane.authorize(request.metadata_mut()).await?;
     let mut responses = WorkloadClient::new(channel).register(request).await?.into_inner();
@@ -205,6 +262,7 @@ async fn stream(
                         proxy.metrics.gauges.registered.store(1, Relaxed);
                         proxy.registration.refused.store(None);
                         info!(uid = accepted.uid, "registered with the control plane");
+                        proxy.registration.registered.store(Some(Arc::new(accepted.uid)));
                     }
                     Some(register_response::Message::Removed(_)) => {
                         if let Some(removed) = removed.take() {
@@ -217,15 +275,16 @@ async fn stream(
                 }
             }
             // Not while draining: the answer to that is awaited here.
-            () = &mut renewed, if *health.borrow() != Health::Draining => {
+            () = &mut renewed, if health.borrow().health != Health::Draining => {
                 *earlier = Some((requests, responses));
                 return Ok(RegistrationEnd::Renewed);
             }
             changed = health.changed() => {
                 changed.map_err(|_| "the health probe has ended".to_owned())?;
-                let now = *health.borrow_and_update();
-                info!(health = now.as_str_name(), "the app's health has changed");
-                send(&requests, health_message(now)).await?;
+                let now = health.borrow_and_update().clone();
+                let word = now.health.as_str_name();
+                info!(health = word, closed_ports = ?now.closed, "the app's health has changed");
+                send_health(&requests, now).await?;
             }
         }
     }
@@ -234,13 +293,19 @@ async fn stream(
 async fn send(
     requests: &mpsc::Sender<RegisterRequest>,
     message: register_request::Message,
+    closed_ports: Vec<u32>,
 ) -> Result<(), String> {
-    let request = RegisterRequest { message: Some(message) };
+    let request = RegisterRequest { message: Some(message), closed_ports };
     requests.send(request).await.map_err(|_| "the registration stream closed".to_owned())
 }
 
-fn health_message(health: Health) -> register_request::Message {
-    register_request::Message::Health(health.into())
+async fn send_health(
+    requests: &mpsc::Sender<RegisterRequest>,
+    AppHealth { health, closed }: AppHealth,
+) -> Result<(), String> {
+    let closed = if health == Health::Ready { closed } else { Vec::new() };
+    let closed = closed.into_iter().map(u32::from).collect();
+    send(requests, register_request::Message::Health(health.into()), closed).await
 }
 
 fn registration(proxy: &Proxy, session: &Bytes) -> Registration {

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use crate::mesh::certify::certify;
-use crate::mesh::control_plane::{Backoff, ControlPlane};
+use crate::mesh::control_plane::{Backoff, Complaints, ControlPlane};
 use crate::observe::metrics::add;
 use crate::tls::identity::Identity;
 use crate::tls::unix_now;
@@ -33,6 +33,7 @@ pub async fn run(identity: Arc<Identity>, control_plane: ControlPlane) {
     let mut changed = identity.subscribe();
     let mut warned = false;
     let mut backoff = Backoff::default();
+    let mut complaints = Complaints::default();
     let mut share = jittered(SHARE);
     // When a changed issuing root is followed, and when the next attempt after a failure is made.
     let (mut follow, mut retry) = (None, None);
@@ -65,6 +66,7 @@ pub async fn run(identity: Arc<Identity>, control_plane: ControlPlane) {
                 let lasts = identity.due(share).is_some_and(|due| due > unix_now());
                 if lasts {
                     backoff.reset();
+                    complaints.reset();
                 }
                 retry = (!lasts).then(|| later(Instant::now(), backoff.pause()));
                 follow = identity.outdated().then(|| later(Instant::now(), STILL_OTHER));
@@ -72,7 +74,9 @@ pub async fn run(identity: Arc<Identity>, control_plane: ControlPlane) {
             Err(why) => {
                 add(&identity.counts.renewals_failed, 1);
                 // The old one serves on: a warning, unless there is none.
-                warn!(why, "no new certificate, trying again");
+                if let Some(left_out) = complaints.say(&why, Instant::now().into_std()) {
+                    warn!(why, left_out, "no new certificate, trying again");
+                }
                 identity.failed(&why);
                 retry = Some(later(Instant::now(), backoff.pause()));
             }

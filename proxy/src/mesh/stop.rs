@@ -1,14 +1,14 @@
 //! Telling the control plane that a fault injection has to stop.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use outrigger_proto::mesh::experiments_client::ExperimentsClient;
 use outrigger_proto::mesh::{FaultCaller, StopRequest};
 use tokio::sync::mpsc;
 use tracing::warn;
 
-use crate::mesh::control_plane::{Backoff, ControlPlane};
+use crate::mesh::control_plane::{Backoff, Complaints, ControlPlane};
 use crate::proxy::Proxy;
 use crate::upstream::faults::Stop;
 
@@ -23,12 +23,18 @@ pub async fn run(
 ) {
     while let Some(stop) = stops.recv().await {
         let mut backoff = Backoff::default();
+        let mut complaints = Complaints::default();
         while let Err(why) = tell(&proxy, &control_plane, &stop).await {
             if SystemTime::now() >= stop.rule.times.end {
                 break;
             }
             let experiment = &*stop.rule.name;
-            warn!(experiment, why, "the control plane has not stopped it yet, trying again");
+            if let Some(left_out) = complaints.say(&why, Instant::now()) {
+                warn!(
+                    experiment,
+                    why, left_out, "the control plane has not stopped it yet, trying again"
+                );
+            }
             tokio::time::sleep(backoff.pause()).await;
         }
     }

@@ -138,7 +138,7 @@ mod tests {
 
         fn record(&self, worker: usize, key: SeriesKey, cause: Option<Cause>, latency: Duration) {
             let outcome = if cause.is_some() { Outcome::Failure } else { Outcome::Success };
-            let (protocol, status) = (Protocol::Http1, Status::Http(2));
+            let (protocol, status) = (Protocol::Http1, Status::Http(200));
             let count = CountKey { protocol, outcome, status, cause };
             self.workers[worker].record(key, count, latency, 0);
         }

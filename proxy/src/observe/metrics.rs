@@ -11,6 +11,7 @@ mod totals;
 pub use self::label::{HeldLabel, Label};
 pub use self::protobuf::{native_buckets, seconds_of};
 
+use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::Ordering::Relaxed;
@@ -65,8 +66,8 @@ pub struct CountKey {
 /// The `status` label.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Status {
-    /// The first digit of an HTTP status.
-    Http(u8),
+    /// An HTTP status code; of those that no registry names the first digit, see [`Status::of`].
+    Http(u16),
     /// A gRPC status code, from 0 to 16, or [`UNDEFINED`]. See [`Status::grpc`].
     Grpc(i32),
     /// Bytes, not requests.
@@ -76,8 +77,21 @@ pub enum Status {
 }
 
 impl Status {
+    /// Codes without a meaning of their own are one for each hundred: an app can say as many as there are numbers,
+    /// and each would be counted by itself.
     pub fn of(status: StatusCode) -> Self {
-        Self::Http((status.as_u16() / 100) as u8)
+        let code = status.as_u16();
+        Self::Http(if status.canonical_reason().is_some() { code } else { code / 100 })
+    }
+
+    /// The `code` label: the number of the status, or what stands for those without a meaning.
+    pub fn code(self) -> Cow<'static, str> {
+        match self {
+            Self::Http(code @ 100..) => code.to_string().into(),
+            Self::Grpc(code) if code != UNDEFINED => code.to_string().into(),
+            Self::Http(_) | Self::Grpc(_) => "other".into(),
+            Self::Stream | Self::None => "".into(),
+        }
     }
 
     /// Of the code that a server says. Those that gRPC does not define are one: an app can say as many as there are
@@ -114,7 +128,6 @@ pub struct Gauges {
     pub connections_refused: AtomicU64,
     pub bytes_received: AtomicU64,
     pub bytes_sent: AtomicU64,
-    pub retries: AtomicU64,
     /// Attempts that a policy wanted and that were not made, by [`Skip`].
     pub retries_skipped: [AtomicU64; Skip::ALL.len()],
     /// Second attempts while the first one waited, by [`Hedged`].
@@ -356,7 +369,7 @@ mod tests {
     const OK: CountKey = CountKey {
         protocol: Protocol::Http1,
         outcome: Outcome::Success,
-        status: Status::Http(2),
+        status: Status::Http(200),
         cause: None,
     };
 
@@ -371,6 +384,20 @@ mod tests {
         assert_eq!(all.series.len(), MAX_SERIES + 1);
         let other = all.series.iter().find(|s| s.key.service == Label::OTHER).unwrap();
         assert_eq!(lock(&other.inner).requests, [(OK, 10)]);
+    }
+
+    #[test]
+    fn statuses_without_a_meaning_are_counted_as_one_for_each_hundred() {
+        let all = (100..1_000).filter_map(|code| StatusCode::from_u16(code).ok()).map(Status::of);
+        let kinds: HashSet<Status> = all.collect();
+        assert!(kinds.len() < 80, "{}", kinds.len());
+        for (code, class, label) in
+            [(200, "2xx", "200"), (503, "5xx", "503"), (599, "5xx", "other")]
+        {
+            let status = Status::of(StatusCode::from_u16(code).unwrap());
+            assert_eq!((status.to_string().as_str(), &*status.code()), (class, label));
+        }
+        assert_eq!((&*Status::grpc(14).code(), &*Status::grpc(99).code()), ("14", "other"));
     }
 
     #[test]
@@ -389,7 +416,7 @@ mod tests {
     fn latencies_of_failures_stand_apart() {
         let metrics = Arc::new(Metrics::new(1));
         let worker = WorkerMetrics::new(Arc::clone(&metrics), 0);
-        let failed = CountKey { outcome: Outcome::Failure, status: Status::Http(5), ..OK };
+        let failed = CountKey { outcome: Outcome::Failure, status: Status::Http(503), ..OK };
         worker.record(key(&metrics, "s"), OK, Duration::from_millis(1), 0);
         worker.record(key(&metrics, "s"), failed, Duration::from_secs(1), 0);
         let all = lock(&metrics.workers[0]);

@@ -126,7 +126,7 @@ impl Record {
     #[cfg(test)]
     pub fn example() -> Self {
         let service = "bank/orders:80".into();
-        Self::new(Direction::Inbound, service, Protocol::Http1, Outcome::Success, Status::Http(2))
+        Self::new(Direction::Inbound, service, Protocol::Http1, Outcome::Success, Status::Http(200))
     }
 }
 

@@ -129,6 +129,10 @@ impl InboundPorts {
         self.ports.iter().all(|port| port.strict)
     }
 
+    pub fn ports(&self) -> impl Iterator<Item = &InboundPort> {
+        self.ports.iter()
+    }
+
     pub fn port(&self, port: u16) -> Result<&InboundPort, Refusal> {
         self.ports.iter().find(|known| known.port == port).ok_or_else(|| {
             if !self.configured {
@@ -144,6 +148,11 @@ impl InboundPort {
     /// What the app speaks: as declared, else as the caller speaks.
     pub fn protocol_or(&self, callers: Protocol) -> Protocol {
         if self.protocol.is_http() { self.protocol } else { callers }
+    }
+
+    /// Whether anything has been said about it yet.
+    pub fn is_configured(&self) -> bool {
+        self.configured
     }
 
     pub fn declared(&self) -> Protocol {

@@ -37,7 +37,13 @@ use crate::wire::watch::ConnectionWatch;
 
 impl Connection {
     /// Serves the connection to its end. `protocol` is `Http1` or `Http2`.
-    pub async fn serve(worker: Rc<Worker>, io: Io, protocol: Protocol, origin: Origin) {
+    pub fn serve(
+        worker: Rc<Worker>,
+        io: Io,
+        protocol: Protocol,
+        origin: Origin,
+    ) -> impl Future<Output = ()> {
+        // Not in the future, which would carry on what is taken apart here beside its parts.
         let trust = ConnectionTrust::of(&origin);
         let Origin { listener, peer, caller, remote, fixed, tunnel: _, slot } = origin;
         let ListenerLimits { ends, idle, .. } = listener.limits;
@@ -60,71 +66,73 @@ impl Connection {
             watch: Arc::clone(&watch),
             link: (protocol == Protocol::Http1).then(Link::default),
         });
-        let ended = if protocol == Protocol::Http2 {
-            let builder = match connection.is_hop() {
-                true => &worker.http.h2_hop,
-                false => &worker.http.h2,
+        async move {
+            let ended = if protocol == Protocol::Http2 {
+                let builder = match connection.is_hop() {
+                    true => &worker.http.h2_hop,
+                    false => &worker.http.h2,
+                };
+                // Boxed: an HTTP/1.1 connection should not carry its size.
+                let mut serving = Box::new(Serving::begin(builder, io));
+                drive(&registered, &watch, |cx, shutdown| {
+                    if shutdown {
+                        serving.leave();
+                    }
+                    serving.poll(&connection, cx).map_err(|error| reason_of_http2(&error))
+                })
+                .await
+            } else {
+                let link = connection.link.clone().unwrap_or_default();
+                let service = service_fn(|request: Request<Incoming>| {
+                    let (mut head, body) = request.into_parts();
+                    let caller = head.extensions.remove::<OnUpgrade>().map(Side::Http1);
+                    let informs = head.version == Version::HTTP_11;
+                    let holds_back = informs && holds_back(&head.headers, &body);
+                    let body = Some(WireBody::hyper(body));
+                    let tracked = worker.exchanges.begin(Some(Arc::clone(&watch)));
+                    link.asked(Arc::clone(tracked.progress()), holds_back, informs);
+                    let (link, connects) = (&link, head.method == Method::CONNECT);
+                    let connections = &worker.connections;
+                    // Not an async block around it: that would hold the future twice.
+                    request::handle(Rc::clone(&connection), head, body, caller, tracked).map(
+                        move |mut response| {
+                            let switches = connects && response.status().is_success();
+                            if connections.announces_end() && !switches {
+                                say_last(&mut response);
+                            }
+                            answered(link, connects, &mut response);
+                            Ok::<_, Infallible>(response)
+                        },
+                    )
+                });
+                let wire = TokioIo::new(Http1Wire::new(io, link.clone()));
+                let builder = match connection.may_reach_http1() {
+                    true => &worker.http.h1_cased,
+                    false => &worker.http.h1,
+                };
+                let serving = builder.serve_connection(wire, service);
+                let mut serving = pin!(serving.with_upgrades());
+                let ended = drive(&registered, &watch, |cx, shutdown| {
+                    if shutdown {
+                        serving.as_mut().graceful_shutdown();
+                    }
+                    if link.cut(cx.waker()).is_some() {
+                        // The exchange says why when it is dropped.
+                        return Poll::Ready(Ok(()));
+                    }
+                    serving.as_mut().poll(cx).map_err(|error| reason_of(&error))
+                })
+                .await;
+                if ended == Err(Reason::HeaderTimeout) {
+                    link.head_is_late();
+                    // Writes as much as the socket takes at once: nobody waits for who was too slow.
+                    let _over = serving.as_mut().now_or_never();
+                }
+                ended
             };
-            // Boxed: an HTTP/1.1 connection should not carry its size.
-            let mut serving = Box::new(Serving::begin(builder, io));
-            drive(&registered, &watch, |cx, shutdown| {
-                if shutdown {
-                    serving.leave();
-                }
-                serving.poll(&connection, cx).map_err(|error| reason_of_http2(&error))
-            })
-            .await
-        } else {
-            let link = connection.link.clone().unwrap_or_default();
-            let service = service_fn(|request: Request<Incoming>| {
-                let (mut head, body) = request.into_parts();
-                let caller = head.extensions.remove::<OnUpgrade>().map(Side::Http1);
-                let informs = head.version == Version::HTTP_11;
-                let holds_back = informs && holds_back(&head.headers, &body);
-                let body = Some(WireBody::hyper(body));
-                let tracked = worker.exchanges.begin(Some(Arc::clone(&watch)));
-                link.asked(Arc::clone(tracked.progress()), holds_back, informs);
-                let (link, connects) = (&link, head.method == Method::CONNECT);
-                let connections = &worker.connections;
-                // Not an async block around it: that would hold the future twice.
-                request::handle(Rc::clone(&connection), head, body, caller, tracked).map(
-                    move |mut response| {
-                        let switches = connects && response.status().is_success();
-                        if connections.announces_end() && !switches {
-                            say_last(&mut response);
-                        }
-                        answered(link, connects, &mut response);
-                        Ok::<_, Infallible>(response)
-                    },
-                )
-            });
-            let wire = TokioIo::new(Http1Wire::new(io, link.clone()));
-            let builder = match connection.may_reach_http1() {
-                true => &worker.http.h1_cased,
-                false => &worker.http.h1,
-            };
-            let serving = builder.serve_connection(wire, service);
-            let mut serving = pin!(serving.with_upgrades());
-            let ended = drive(&registered, &watch, |cx, shutdown| {
-                if shutdown {
-                    serving.as_mut().graceful_shutdown();
-                }
-                if link.cut(cx.waker()).is_some() {
-                    // The exchange says why when it is dropped.
-                    return Poll::Ready(Ok(()));
-                }
-                serving.as_mut().poll(cx).map_err(|error| reason_of(&error))
-            })
-            .await;
-            if ended == Err(Reason::HeaderTimeout) {
-                link.head_is_late();
-                // Writes as much as the socket takes at once: nobody waits for who was too slow.
-                let _over = serving.as_mut().now_or_never();
+            if let Err(reason) = ended {
+                worker.refused(listener.direction(), protocol, reason, remote);
             }
-            ended
-        };
-        if let Err(reason) = ended {
-            worker.refused(listener.direction(), protocol, reason, remote);
         }
     }
 }

@@ -106,7 +106,9 @@ async fn redirected(
         }
         let (rules, limits) = (port.rules, port.limits);
         let target = Target::App { address, protocol, service, rules, limits };
-        return stream::serve(worker, Transport::Tcp(stream), origin, target).await;
+        // Boxed: a connection with requests should not carry its size.
+        let tunnel = stream::serve(worker, Transport::Tcp(stream), origin, target);
+        return Box::pin(tunnel).await;
     }
     // A request can be told why it is refused, and may be a probe, which is not.
     let mut sniffer = Sniffer::new(Transport::Tcp(stream));

@@ -53,7 +53,9 @@ pub async fn serve(
                 Ok(target) => {
                     let fixed = Fixed::Destination(dialed);
                     let origin = origin(listener, remote, fixed, slot);
-                    stream::serve(worker, Transport::Tcp(stream), origin, target).await;
+                    // Boxed: a connection with requests should not carry its size.
+                    let tunnel = stream::serve(worker, Transport::Tcp(stream), origin, target);
+                    Box::pin(tunnel).await;
                 }
                 Err(refusal) => refuse(refusal.reason, refusal.detail.into_owned()),
             }

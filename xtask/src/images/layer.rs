@@ -12,7 +12,7 @@ const ROOTS: [&str; 3] =
 /// Folders of programs.
 const PATH: [&str; 4] = ["usr/sbin", "usr/bin", "sbin", "bin"];
 
-pub(super) struct Layer {
+pub(crate) struct Layer {
     /// Where programs and libraries are taken from.
     system: PathBuf,
     /// By path, without a slash in front: mode and content. None: a folder.
@@ -20,11 +20,11 @@ pub(super) struct Layer {
 }
 
 impl Layer {
-    pub(super) fn new(system: PathBuf) -> Self {
+    pub(crate) fn new(system: PathBuf) -> Self {
         Self { system, files: BTreeMap::new() }
     }
 
-    pub(super) fn file(&mut self, path: &str, mode: u32, content: Vec<u8>) {
+    pub(crate) fn file(&mut self, path: &str, mode: u32, content: Vec<u8>) {
         self.folders_of(path);
         self.files.insert(path.to_owned(), (mode, Some(content)));
     }
@@ -73,7 +73,7 @@ impl Layer {
     }
 
     /// As an archive.
-    pub(super) fn tar(&self) -> io::Result<Vec<u8>> {
+    pub(crate) fn tar(&self) -> io::Result<Vec<u8>> {
         let mut archive = tar::Builder::new(Vec::new());
         for (path, (mode, content)) in &self.files {
             let mut header = tar::Header::new_gnu();

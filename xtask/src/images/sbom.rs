@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::workspace;
 
 /// Every package that the program of a package contains, from cargo's own list.
-pub(super) fn of(package: &str) -> io::Result<String> {
+pub(crate) fn of(package: &str) -> io::Result<String> {
     let mut command = workspace::cargo();
     command.args(["tree", "--package", package, "--edges", "normal", "--prefix", "none"]);
     command.args(["--format", "{p}|{l}", "--locked"]);

@@ -24,8 +24,8 @@ const ORDERS: &[Order] = &[
             &["replica", "token", "translate"],
             &["ca", "publish"],
             &["connection", "control", "keys", "lookup", "namespaces", "source", "status"],
-            &["cluster"],
-            &["options"],
+            &["analysis", "cluster"],
+            &["check", "options"],
             &[
                 "admission",
                 "discovery",

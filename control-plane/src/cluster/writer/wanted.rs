@@ -43,7 +43,8 @@ pub(super) fn wanted(id: &ObjectId, status: &Arc<ObjectStatus>) -> Wanted {
         kind => {
             let has_progress = matches!(
                 kind,
-                Kind::TrafficPolicy
+                Kind::AccessPolicy
+                    | Kind::TrafficPolicy
                     | Kind::ServerPolicy
                     | Kind::FaultInjection
                     | Kind::ExternalService

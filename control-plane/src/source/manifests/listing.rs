@@ -1,6 +1,6 @@
 //! What there is in the folder: files of manifests, and the folders to watch.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, Metadata};
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -14,6 +14,8 @@ const MAX_DEPTH: usize = 16;
 #[derive(Debug, Default)]
 pub(super) struct Listing {
     pub(super) files: BTreeMap<PathBuf, ManifestStamp>,
+    /// Links to nothing with the name of a manifest.
+    pub(super) dangling: BTreeSet<PathBuf>,
     /// Folders to watch, with symbolic links resolved, and the path by which their files are
     /// known; none where only links lead.
     pub(super) folders: BTreeMap<PathBuf, Option<PathBuf>>,
@@ -47,7 +49,12 @@ impl Listing {
             }
             let path = entry.path();
             // Follows links; what vanishes while we look will be noticed again.
-            let Ok(meta) = fs::metadata(&path) else { continue };
+            let Ok(meta) = fs::metadata(&path) else {
+                if is_manifest(&path) && fs::symlink_metadata(&path).is_ok_and(|m| m.is_symlink()) {
+                    self.dangling.insert(path);
+                }
+                continue;
+            };
             if meta.is_dir() {
                 self.folder(&path, depth - 1)?;
             } else if meta.is_file() && is_manifest(&path) {

@@ -3,6 +3,7 @@
 //! A file holds YAML documents or JSON; each document is read by itself, so that a mistake in one
 //! leaves the others alone.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use outrigger_core::address::LocalEndpoints;
@@ -15,14 +16,11 @@ use serde_saphyr::Spanned;
 
 use super::super::closed::{self, Unread};
 use super::super::read::{Reading, identity, read};
-use super::locate;
+use super::{locate, spelling};
 use crate::object::{Kind, Object, ObjectId, Policy};
 use crate::problems::{Problem, Severity};
 use crate::publish::MAX_RESOURCE;
 use crate::translate;
-
-/// The version of our own kinds.
-const VERSION: &str = "v1alpha1";
 
 /// What one reading of a file found.
 #[derive(Debug, Default)]
@@ -39,7 +37,9 @@ pub(super) struct Parsed {
     pub(super) closed: Vec<Policy>,
     pub(super) unread: Vec<Unread>,
     /// `apiVersion` and `kind` of documents that are nothing here.
-    pub(super) ignored: Vec<(String, String)>,
+    pub(super) ignored: Vec<String>,
+    /// Objects that do not say their namespace.
+    pub(super) without_namespace: BTreeSet<ObjectId>,
 }
 
 impl Parsed {
@@ -111,6 +111,71 @@ struct DocumentPlace<'a> {
     first: u64,
 }
 
+impl DocumentPlace<'_> {
+    /// The items of a list.
+    fn items(&self) -> impl Iterator<Item = DocumentPlace<'_>> {
+        let lines = serde_saphyr::from_str::<ListLines>(self.text).map_or(Vec::new(), |l| l.items);
+        let items = self.value["items"].as_array().into_iter().flatten().enumerate();
+        items.map(move |(i, value)| {
+            let first = lines.get(i).map_or(self.first, |item| item.referenced.line());
+            DocumentPlace { value, prefix: format!("items[{i}]."), first, ..*self }
+        })
+    }
+
+    /// The line in the file of a field, or of the nearest field around it that is there.
+    fn line_of(&self, path: &str) -> u64 {
+        let path = format!("{}{path}", self.prefix);
+        self.before + locate::line(self.text, &path).unwrap_or(self.first)
+    }
+
+    /// The object that it is.
+    fn id(&self) -> Option<ObjectId> {
+        let [api_version, kind] = ["apiVersion", "kind"].map(|name| self.value[name].as_str());
+        let kind = Kind::of(api_version?, kind?)?;
+        identity(kind, self.value)
+    }
+}
+
+/// The lines of fields of objects that a text defines, in the order of `wanted`; 0 for what is not there.
+pub fn lines_of(text: &str, wanted: &[(&ObjectId, &str)]) -> Vec<u64> {
+    let mut lines = vec![0; wanted.len()];
+    let mut note = |place: &DocumentPlace<'_>| {
+        let Some(id) = place.id() else { return };
+        for (line, (object, path)) in lines.iter_mut().zip(wanted) {
+            // Of several the first one is in force.
+            if *line == 0 && **object == id {
+                *line =
+                    if path.is_empty() { place.before + place.first } else { place.line_of(path) };
+            }
+        }
+    };
+    for (before, text) in documents(text.strip_prefix('\u{feff}').unwrap_or(text)) {
+        let Ok(value) = serde_saphyr::from_str::<Value>(text) else { continue };
+        let first = first_line(text);
+        let place = DocumentPlace { before, text, value: &value, prefix: String::new(), first };
+        if value["kind"] == "List" {
+            place.items().for_each(|item| note(&item));
+        } else {
+            note(&place);
+        }
+    }
+    lines
+}
+
+/// The line of a document on which its content begins, from 1.
+fn first_line(text: &str) -> u64 {
+    let blank = text.lines().map(str::trim_start);
+    let blank = blank.take_while(|line| line.is_empty() || line.starts_with('#'));
+    blank.count() as u64 + 1
+}
+
+/// A JSON Web Key Set beside the manifests, for the field `jwks.file` of an AccessPolicy (RFC 7517 section 5).
+fn is_key_set(value: &Value) -> bool {
+    let keys = value["keys"].as_array();
+    value["kind"].is_null()
+        && keys.is_some_and(|keys| keys.iter().all(|key| key["kty"].is_string()))
+}
+
 struct Parser<'a> {
     file: &'a Path,
     local: LocalEndpoints,
@@ -119,11 +184,7 @@ struct Parser<'a> {
 
 impl Parser<'_> {
     fn document(&mut self, before: u64, text: &str) {
-        let blank = text.lines().take_while(|line| {
-            let line = line.trim_start();
-            line.is_empty() || line.starts_with('#')
-        });
-        let first = blank.count() as u64 + 1;
+        let first = first_line(text);
         // First what YAML says, as for Kubernetes, then what the kind's schema makes of it.
         let value = serde_saphyr::from_str::<Value>(text);
         let value = value.map_err(|error| ReadError {
@@ -143,15 +204,20 @@ impl Parser<'_> {
                 self.unreadable(&place, error);
             }
             None if value["kind"] == "List" => self.list(&place),
+            None if is_key_set(&value) => {
+                self.parsed.ignored.push("JSON Web Key Set".to_owned());
+            }
             None => self.typed(&place),
         }
     }
 
     fn list(&mut self, place: &DocumentPlace<'_>) {
-        let lines = serde_saphyr::from_str::<ListLines>(place.text).map_or(Vec::new(), |l| l.items);
-        for (i, value) in place.value["items"].as_array().into_iter().flatten().enumerate() {
-            let first = lines.get(i).map_or(place.first, |item| item.referenced.line());
-            self.typed(&DocumentPlace { value, prefix: format!("items[{i}]."), first, ..*place });
+        if !place.value["items"].is_array() {
+            return self
+                .unreadable(place, FieldError::at("items", "must be a list of objects").into());
+        }
+        for item in place.items() {
+            self.typed(&item);
         }
     }
 
@@ -166,7 +232,13 @@ impl Parser<'_> {
             return self.unreadable(place, FieldError::at(missing, "is missing").into());
         };
         match Kind::of(api_version, kind) {
-            Some(kind) => self.object(place, kind),
+            Some(kind) => {
+                if let Some(error) = spelling::unknown_version(api_version) {
+                    let id = identity(kind, place.value);
+                    self.problem(place, id.as_ref(), Severity::Warning, error.into());
+                }
+                self.object(place, kind);
+            }
             None => self.unknown(place, api_version, kind),
         }
     }
@@ -175,17 +247,25 @@ impl Parser<'_> {
     fn unknown(&mut self, place: &DocumentPlace<'_>, api_version: &str, kind: &str) {
         let group = api_version.split_once('/').map_or("", |(group, _)| group);
         let is_policy = closed::is_meant(kind);
-        if group != translate::GROUP && !(is_policy && group.is_empty()) {
-            self.parsed.ignored.push((api_version.to_owned(), kind.to_owned()));
+        let is_ours = group == translate::GROUP || spelling::is_close(group, translate::GROUP);
+        let is_meant_for_us = is_ours || (is_policy && group.is_empty());
+        if !is_meant_for_us {
+            match spelling::misspelt(api_version, kind) {
+                Some(error) => self.problem(place, None, Severity::Warning, error.into()),
+                None => self.parsed.ignored.push(format!("{api_version} {kind}")),
+            }
             return;
         }
         let right = Kind::ALL.into_iter().find(|known| known.as_str() == kind);
         let error = match right {
-            Some(_) => {
-                let problem = format!("{api_version:?} must be {}/{VERSION}", translate::GROUP);
+            Some(right) => {
+                let problem = format!("{api_version:?} must be {}", right.api_version());
                 FieldError::at("apiVersion", problem)
             }
-            None => FieldError::at("kind", format!("{kind:?} is not known")),
+            None => {
+                let problem = format!("{kind:?} is not known{}", spelling::meant_kind(kind));
+                FieldError::at("kind", problem)
+            }
         };
         self.problem(place, None, Severity::Error, error.into());
         if is_policy {
@@ -225,9 +305,17 @@ impl Parser<'_> {
 
     fn object(&mut self, place: &DocumentPlace<'_>, kind: Kind) {
         let is_small = place.text.len() <= MAX_RESOURCE;
-        let Reading { id, object, problems } = read(kind, place.value, is_small, self.local);
+        let Reading { id, object, problems, unknown } =
+            read(kind, place.value, is_small, self.local);
         for (severity, error) in problems {
             self.problem(place, id.as_ref(), severity, error.into());
+        }
+        for path in unknown {
+            let error = FieldError::at(&path, spelling::unknown_field(kind, &path));
+            self.problem(place, id.as_ref(), Severity::Warning, error.into());
+        }
+        if place.value["metadata"]["namespace"].is_null() {
+            self.parsed.without_namespace.extend(id.clone());
         }
         match object {
             Some(object) => self.parsed.objects.push((object, place.before + place.first)),
@@ -247,14 +335,13 @@ impl Parser<'_> {
         severity: Severity,
         error: ReadError,
     ) {
-        let field = format!("{}{}", place.prefix, error.path);
-        let line = error.line.or_else(|| locate::line(place.text, &field));
+        let line = error.line.map(|line| place.before + line);
         self.parsed.problems.push(Problem {
             file: self.file.to_owned(),
-            line: place.before + line.unwrap_or(place.first),
+            line: line.unwrap_or_else(|| place.line_of(&error.path)),
             severity,
             object: object.cloned(),
-            field,
+            field: format!("{}{}", place.prefix, error.path),
             problem: error.problem,
         });
     }
@@ -278,5 +365,7 @@ fn message(error: &serde_saphyr::Error) -> String {
     let text = error.without_snippet().to_string();
     let text = text.lines().next().unwrap_or_default();
     let text = text.split(" at line ").next().unwrap_or(text);
+    // How a program would let it pass.
+    let text = text.split(", set ").next().unwrap_or(text);
     text.trim_end_matches(['.', ':']).to_owned()
 }

@@ -217,7 +217,7 @@ mod tests {
     #[test]
     fn a_family_holds_its_samples_and_is_read_back() {
         let mut families = Families::default();
-        families.add(&super::super::table::RETRIES, &[], 3.0);
+        families.add(&super::super::table::UNMATCHED, &[], 3.0);
         let latencies = of(&[700, 700, 40_000]);
         let exemplar = Exemplar { trace_id: 0xa, latency_us: 700, at: UNIX_EPOCH };
         let mut exemplars = [None; EDGES_US.len() + 1];
@@ -235,7 +235,7 @@ mod tests {
         assert!(rest.is_empty());
         assert_eq!(
             (first.name.as_str(), first.r#type()),
-            ("outrigger_retries_total", MetricType::Counter)
+            ("outrigger_unmatched_total", MetricType::Counter)
         );
         assert_eq!(first.metric[0].counter, Some(Counter { value: 3.0 }));
         assert_eq!((second.metric.len(), second.r#type()), (2, MetricType::Histogram));

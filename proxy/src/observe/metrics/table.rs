@@ -53,14 +53,14 @@ macro_rules! metrics {
 metrics! {
     // Requests.
     REQUESTS = "outrigger_requests_total", Counter,
-        ["direction", "service", "route", "peer", "protocol", "outcome", "status", "reason", "reason_by"],
+        ["direction", "service", "route", "peer", "protocol", "outcome", "status", "code", "reason", "reason_by"],
         "requests and connections that have ended";
     REQUEST_DURATION = "outrigger_request_duration_seconds", Histogram,
         ["direction", "service", "peer", "outcome"],
         "from the head of the request to the end of the response";
     WORKER_REQUESTS = "outrigger_worker_requests_total", Counter, ["worker"],
         "requests and connections that have ended, by thread";
-    RETRIES = "outrigger_retries_total", Counter, [], "attempts of requests after the first";
+    RETRIES = "outrigger_retries_total", Counter, ["service"], "attempts of requests after the first";
     RETRIES_SKIPPED = "outrigger_retries_skipped_total", Counter, ["cause"],
         "attempts wanted and not made";
     HEDGES = "outrigger_hedges_total", Counter, ["result"],
@@ -96,6 +96,8 @@ metrics! {
         "requests held up for a rate limit of the service";
     PACING_REFUSED = "outrigger_pacing_refused_total", Counter, ["service"],
         "requests refused here since too many were held up already";
+    QUEUE_WAIT = "outrigger_queue_wait_seconds_total", Counter, ["service"],
+        "time that requests waited here: for a place among those in flight, or by pacing";
 
     // What this workload lets in.
     RATE_LIMIT_REQUESTS = "outrigger_rate_limit_requests_total", Counter,
@@ -108,6 +110,8 @@ metrics! {
         "requests queued";
     CONCURRENCY_QUEUED = "outrigger_concurrency_queued_total", Counter, ["service", "port"],
         "requests that were queued";
+    CONCURRENCY_WAIT = "outrigger_concurrency_wait_seconds_total", Counter, ["service", "port"],
+        "time that requests waited in the queue";
     CONCURRENCY_REFUSED = "outrigger_concurrency_refused_total", Counter, ["service", "port"],
         "requests refused for want of a place";
     ACCESS_AUDITED = "outrigger_access_audited_total", Counter, [],
@@ -469,14 +473,14 @@ mod tests {
     #[test]
     fn openmetrics_names_counters_by_family_and_has_exemplars() {
         let mut text = Exposition::new(MetricsFormat::OpenMetrics, 0);
-        text.add(&RETRIES, &[], 3);
+        text.add(&UNMATCHED, &[], 3);
         let at = UNIX_EPOCH + std::time::Duration::from_millis(1_500);
         let exemplar = Exemplar { trace_id: 0xa, latency_us: 700, at };
         let bucket = Bucket { edge: 1.0, exemplar: Some(&exemplar) };
         text.sample(&REQUEST_DURATION, "_bucket", &[&"inbound"], Some(&bucket), 4);
-        let wanted = "# HELP outrigger_retries attempts of requests after the first\n\
-             # TYPE outrigger_retries counter\n\
-             outrigger_retries_total 3\n\
+        let wanted = "# HELP outrigger_unmatched requests and connections passed through to unknown destinations\n\
+             # TYPE outrigger_unmatched counter\n\
+             outrigger_unmatched_total 3\n\
              # HELP outrigger_request_duration_seconds from the head of the request to the end of the response\n\
              # TYPE outrigger_request_duration_seconds histogram\n\
              outrigger_request_duration_seconds_bucket{direction=\"inbound\",le=\"1.0\"} 4 \
@@ -490,14 +494,14 @@ mod tests {
         let mut text = Exposition::default();
         text.add(&HEDGES, &[&"won"], 1);
         text.add(&HEDGES, &[&"a \"b\"\\\n"], 2);
-        text.add(&RETRIES, &[], 3);
+        text.add(&UNMATCHED, &[], 3);
         let wanted = "# HELP outrigger_hedges_total second attempts while the first one waited\n\
              # TYPE outrigger_hedges_total counter\n\
              outrigger_hedges_total{result=\"won\"} 1\n\
              outrigger_hedges_total{result=\"a \\\"b\\\"\\\\\\n\"} 2\n\
-             # HELP outrigger_retries_total attempts of requests after the first\n\
-             # TYPE outrigger_retries_total counter\n\
-             outrigger_retries_total 3\n";
+             # HELP outrigger_unmatched_total requests and connections passed through to unknown destinations\n\
+             # TYPE outrigger_unmatched_total counter\n\
+             outrigger_unmatched_total 3\n";
         assert_eq!(text.into_text(), wanted);
     }
 }

@@ -252,7 +252,10 @@ mod tests {
     fn a_total_says_since_when_it_counts_and_begins_anew_when_it_was_given_back() {
         let mut starts = Starts::at(seconds(1));
         let mut at = |time, total| {
-            only(&starts.metrics(gather(|out| out.add(&table::RETRIES, &[], total)), seconds(time)))
+            only(
+                &starts
+                    .metrics(gather(|out| out.add(&table::UNMATCHED, &[], total)), seconds(time)),
+            )
         };
         assert_eq!(at(10, 3), (1, 3));
         assert_eq!(at(20, 3), (1, 3));
@@ -260,7 +263,7 @@ mod tests {
         assert_eq!(at(40, 2), (30, 2), "less than before");
         assert_eq!(at(50, 9), (30, 9));
         assert!(starts.metrics(Vec::new(), seconds(60)).is_empty());
-        let back = starts.metrics(gather(|out| out.add(&table::RETRIES, &[], 12)), seconds(70));
+        let back = starts.metrics(gather(|out| out.add(&table::UNMATCHED, &[], 12)), seconds(70));
         assert_eq!(only(&back), (60, 12), "it was gone between");
     }
 

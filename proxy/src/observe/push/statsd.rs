@@ -182,7 +182,7 @@ mod tests {
 
     fn gather(retries: u64, latencies_us: &[u64]) -> Vec<MetricFamily> {
         let mut out = Exposition::new(MetricsFormat::Protobuf, 0);
-        out.add(&table::RETRIES, &[], retries);
+        out.add(&table::UNMATCHED, &[], retries);
         out.add(&table::BREAKER_STATE, &[&"a|b,c"], 2);
         let mut latencies = Histogram::<u32>::new_with_bounds(1, 3_600_000_000, 2).unwrap();
         for us in latencies_us {
@@ -202,7 +202,7 @@ mod tests {
         let mut statsd = new();
         let gauge = "outrigger_breaker_state:2|g|#pod:a-1,service:a_b_c";
         let lines = statsd.lines(gather(3, &[1_000, 1_000, 1_000, 1_000, 40_000]));
-        assert_eq!(lines[..2], ["outrigger_retries_total:3|c|#pod:a-1", gauge]);
+        assert_eq!(lines[..2], ["outrigger_unmatched_total:3|c|#pod:a-1", gauge]);
         let [many, one] = &lines[2..] else { panic!("{lines:?}") };
         let millis = |line: &str| -> f64 {
             let value = line.strip_prefix("outrigger_request_duration:").expect("its name");
@@ -214,7 +214,7 @@ mod tests {
         assert_eq!(statsd.lines(gather(3, &[1_000, 1_000, 1_000, 1_000, 40_000])), [gauge]);
         // Given back, and counted anew.
         let lines = statsd.lines(gather(1, &[40_000]));
-        assert_eq!(lines[0], "outrigger_retries_total:1|c|#pod:a-1");
+        assert_eq!(lines[0], "outrigger_unmatched_total:1|c|#pod:a-1");
         assert!(lines[2].contains("|@1|") && lines.len() == 3, "{lines:?}");
     }
 

@@ -23,6 +23,8 @@ pub struct Gate {
     state: Mutex<GateState>,
     /// Requests that had to wait.
     pub queued: AtomicU64,
+    /// Microseconds that they have waited.
+    pub waited_us: AtomicU64,
     pub refused: AtomicU64,
 }
 
@@ -56,6 +58,7 @@ impl Gate {
         Self {
             state: Mutex::new(GateState { concurrency, queue: Queue::default() }),
             queued: AtomicU64::new(0),
+            waited_us: AtomicU64::new(0),
             refused: AtomicU64::new(0),
         }
     }
@@ -87,6 +90,7 @@ impl Gate {
         })?;
         let waited = tokio::time::timeout_at(until.into(), turn).await;
         drop(place);
+        add(&self.waited_us, u64::try_from(now.elapsed().as_micros()).unwrap_or(u64::MAX));
         let why = match waited {
             Ok(Ok(permit)) => return Ok(permit),
             Ok(Err(_)) => "preempted by a higher-priority request".into(),

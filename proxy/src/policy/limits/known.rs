@@ -87,6 +87,12 @@ impl LimitStates {
                 out.add(metric, &[&kept.service, port], value(&kept.state));
             }
         }
+        for (port, kept) in known.gates.iter().filter(|(_, kept)| kept.is_named()) {
+            let waited = Duration::from_micros(kept.state.waited_us.load(Relaxed));
+            if !waited.is_zero() {
+                out.add(&table::CONCURRENCY_WAIT, &[&kept.service, port], waited.as_secs_f64());
+            }
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, KnownLimits> {

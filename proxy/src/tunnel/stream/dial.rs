@@ -120,7 +120,7 @@ pub async fn dial(
                 if for_good || tried.len() >= MAX_ATTEMPTS {
                     return Err(refusal);
                 }
-                add(&worker.proxy.metrics.gauges.retries, 1);
+                add(&live.backends[backend].guard.retries, 1);
             }
         }
     }

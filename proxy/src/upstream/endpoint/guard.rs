@@ -64,6 +64,10 @@ pub struct Guard {
     room: Notify,
     /// Made when a policy first asks for them.
     latencies: OnceLock<Box<Latencies>>,
+    /// Attempts after the first.
+    pub(crate) retries: AtomicU64,
+    /// Microseconds that requests have waited here, for a place or by pacing.
+    pub(crate) waited_us: AtomicU64,
     /// Answers given instead of failures of this service.
     degraded: [AtomicU64; Degraded::ALL.len()],
     /// Choices for which ejections or checks were ignored, because too few endpoints were left.
@@ -169,6 +173,8 @@ impl Guard {
             all_well: AtomicBool::new(true),
             health: Health::default(),
             pacing: pace::Pacing::default(),
+            retries: AtomicU64::new(0),
+            waited_us: AtomicU64::new(0),
             state: Mutex::new(PolicyState {
                 budget,
                 breaker: None,

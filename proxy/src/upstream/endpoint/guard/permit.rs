@@ -68,7 +68,9 @@ async fn wait_in_flight(guard: &Guard, queued: &mut u32) -> Result<(), Refusal> 
     loop {
         let room = guard.room.notified();
         if guard.try_enter() {
-            *queued = queued.saturating_add(micros(began.elapsed()));
+            let waited = micros(began.elapsed());
+            guard.waited_us.fetch_add(waited.into(), Relaxed);
+            *queued = queued.saturating_add(waited);
             return Ok(());
         }
         room.await;

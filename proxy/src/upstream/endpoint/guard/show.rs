@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use outrigger_core::policy::breaker;
 use outrigger_core::policy::fallback::Degraded;
@@ -73,6 +73,7 @@ impl Guard {
             budget,
             panics: self.panics.load(Relaxed),
             paced: self.pacing.counts(),
+            retries: self.retries.load(Relaxed),
             spilled: 0,
             warming: None,
         }
@@ -85,6 +86,7 @@ struct GuardGauges {
     budget: u64,
     panics: u64,
     paced: [u64; 2],
+    retries: u64,
     spilled: u64,
     warming: Option<u64>,
 }
@@ -100,6 +102,7 @@ const GUARD_METRICS: &[GuardMetric] = &[
     (&table::LB_ZONE_SPILLOVER, |g| Some(g.spilled).filter(|n| *n > 0)),
     (&table::PACING_DELAYED, |g| Some(g.paced[0]).filter(|n| *n > 0)),
     (&table::PACING_REFUSED, |g| Some(g.paced[1]).filter(|n| *n > 0)),
+    (&table::RETRIES, |g| Some(g.retries)),
     (&table::RETRY_BUDGET_LEFT, |g| Some(g.budget)),
 ];
 
@@ -111,6 +114,12 @@ pub fn write_metrics(out: &mut Exposition, all: &[Arc<Endpoints>]) {
             if count > 0 {
                 out.add(&table::FALLBACKS, &[&one.name, &kind.as_str()], count);
             }
+        }
+    }
+    for one in all {
+        let waited = one.guard.waited_us.load(Relaxed);
+        if waited > 0 {
+            out.add(&table::QUEUE_WAIT, &[&one.name], seconds(waited));
         }
     }
     health::write_metrics(out, all);
@@ -127,4 +136,8 @@ pub fn write_metrics(out: &mut Exposition, all: &[Arc<Endpoints>]) {
             }
         }
     }
+}
+
+fn seconds(micros: u64) -> f64 {
+    Duration::from_micros(micros).as_secs_f64()
 }
