@@ -30,14 +30,14 @@ const MAX_LOGGED: usize = 100;
 
 /// What is wrong with one object of the index.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Finding {
+pub struct ConfigFinding {
     pub object: ObjectId,
     pub severity: Severity,
     /// `field.path: problem`, or the problem alone.
     pub text: String,
 }
 
-impl Finding {
+impl ConfigFinding {
     /// The path of the field and the problem; an empty path where it is about the object as a whole.
     pub fn parts(&self) -> (&str, &str) {
         let parts = self.text.split_once(": ").filter(|(field, _)| !field.contains(' '));
@@ -47,17 +47,17 @@ impl Finding {
 
 /// References that do not resolve and AccessPolicies that something stands in for, then warnings, by object.
 /// `settled`: the workloads that are there are known.
-pub fn findings(index: &Index, settled: bool) -> Vec<Finding> {
+pub fn findings(index: &Index, settled: bool) -> Vec<ConfigFinding> {
     let unresolved = status::unresolved(index).into_iter();
     let errors = unresolved.map(|(object, text)| {
         let severity = Severity::Error;
-        Finding { object, severity, text }
+        ConfigFinding { object, severity, text }
     });
     errors.chain(warnings(index, settled)).collect()
 }
 
 /// Whatever has no effect, by object.
-fn warnings(index: &Index, settled: bool) -> BTreeSet<Finding> {
+fn warnings(index: &Index, settled: bool) -> BTreeSet<ConfigFinding> {
     let mut analysis = Analysis {
         index,
         accounts: if settled { accounts(index.workloads()) } else { BTreeMap::new() },
@@ -71,8 +71,13 @@ fn warnings(index: &Index, settled: bool) -> BTreeSet<Finding> {
     analysis.found
 }
 
-/// Logs whatever is found in a running mesh, once each, until dropped.
-pub async fn run(publisher: Arc<Publisher>, problems: Arc<Problems>) {
+/// Logs whatever is found in a running mesh from now on, once each, until the process ends; gives the problems back.
+pub fn start(publisher: &Arc<Publisher>, problems: Arc<Problems>) -> Arc<Problems> {
+    tokio::spawn(run(publisher.clone(), problems.clone()));
+    problems
+}
+
+async fn run(publisher: Arc<Publisher>, problems: Arc<Problems>) {
     let started = Instant::now();
     let mut known = BTreeSet::new();
     let mut seen = None;
@@ -87,7 +92,7 @@ pub async fn run(publisher: Arc<Publisher>, problems: Arc<Problems>) {
         let (publisher, problems) = (publisher.clone(), problems.clone());
         let report = move || {
             let index = publisher.view().index.clone();
-            let found: BTreeSet<Finding> = findings(&index, settled).into_iter().collect();
+            let found: BTreeSet<ConfigFinding> = findings(&index, settled).into_iter().collect();
             log(&found.difference(&known).cloned().collect::<Vec<_>>(), &problems);
             found
         };
@@ -95,7 +100,7 @@ pub async fn run(publisher: Arc<Publisher>, problems: Arc<Problems>) {
     }
 }
 
-fn log(new: &[Finding], problems: &Problems) {
+fn log(new: &[ConfigFinding], problems: &Problems) {
     let (shown, more) = new.split_at(new.len().min(MAX_LOGGED));
     for problem in place(shown, problems, |path| std::fs::read_to_string(path).ok()) {
         tracing::warn!("{problem}");
@@ -123,13 +128,13 @@ struct Analysis<'a> {
     index: &'a Index,
     accounts: BTreeMap<&'a str, BTreeSet<&'a str>>,
     namespaces: BTreeSet<String>,
-    found: BTreeSet<Finding>,
+    found: BTreeSet<ConfigFinding>,
 }
 
 impl Analysis<'_> {
     fn warn(&mut self, object: &ObjectId, text: String) {
         let (object, severity) = (object.clone(), Severity::Warning);
-        self.found.insert(Finding { object, severity, text });
+        self.found.insert(ConfigFinding { object, severity, text });
     }
 
     /// Whether it can be said that none of a namespace's workloads is meant: where none is known, all of them
@@ -163,11 +168,11 @@ impl Analysis<'_> {
 
 /// Findings with the file and line of their field, where a file defines the object. `text` reads a file.
 pub fn place(
-    findings: &[Finding],
+    findings: &[ConfigFinding],
     problems: &Problems,
     text: impl Fn(&Path) -> Option<String>,
 ) -> Vec<Problem> {
-    let mut by_file: BTreeMap<Option<Arc<Path>>, Vec<(&Finding, u64)>> = BTreeMap::new();
+    let mut by_file: BTreeMap<Option<Arc<Path>>, Vec<(&ConfigFinding, u64)>> = BTreeMap::new();
     for finding in findings {
         let (file, line) = problems.place(&finding.object).unzip();
         by_file.entry(file).or_default().push((finding, line.unwrap_or_default()));
@@ -199,7 +204,7 @@ mod tests {
 
     #[test]
     fn a_field_is_told_from_the_beginning_of_a_sentence() {
-        let finding = |text: &str| Finding {
+        let finding = |text: &str| ConfigFinding {
             object: ObjectId {
                 kind: Kind::Service,
                 namespace: "bank".to_owned(),

@@ -11,7 +11,7 @@ use std::{fmt, fs};
 
 use outrigger_core::address::LocalEndpoints;
 
-use crate::analysis::{self, Finding};
+use crate::analysis::{self, ConfigFinding};
 use crate::index::Index;
 use crate::keys;
 use crate::metrics::Metrics;
@@ -33,7 +33,7 @@ const MAX_STDIN: u64 = 256 * 1024 * 1024;
 
 /// What was found.
 #[derive(Debug)]
-pub struct Checked {
+pub struct CheckReport {
     /// By file and line.
     pub problems: Vec<Problem>,
     /// Objects that were read, right or wrong.
@@ -42,13 +42,13 @@ pub struct Checked {
     pub ignored: BTreeMap<String, usize>,
 }
 
-impl Checked {
+impl CheckReport {
     pub fn count(&self, severity: Severity) -> usize {
         self.problems.iter().filter(|problem| problem.severity == severity).count()
     }
 }
 
-impl fmt::Display for Checked {
+impl fmt::Display for CheckReport {
     /// A line for each problem, and one that adds up.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for problem in &self.problems {
@@ -86,7 +86,7 @@ fn counted(count: usize, what: &str) -> String {
 ///
 /// # Errors
 /// A path that cannot be read, with its name.
-pub fn check(paths: &[PathBuf], local: LocalEndpoints) -> Result<Checked, String> {
+pub fn check(paths: &[PathBuf], local: LocalEndpoints) -> Result<CheckReport, String> {
     let problems = Arc::new(Problems::default());
     let publisher = Publisher::new(Index::default());
     let metrics = Arc::new(Metrics::new());
@@ -110,11 +110,11 @@ pub fn check(paths: &[PathBuf], local: LocalEndpoints) -> Result<Checked, String
     findings.extend(without_namespace(index, &folder));
     all.extend(check.placed(&findings, &problems));
     all.sort_by(|a, b| (&a.file, a.line, &a.field).cmp(&(&b.file, b.line, &b.field)));
-    Ok(Checked { problems: all, objects: folder.objects(), ignored: folder.ignored().clone() })
+    Ok(CheckReport { problems: all, objects: folder.objects(), ignored: folder.ignored().clone() })
 }
 
-fn error(object: ObjectId, text: String) -> Finding {
-    Finding { object, severity: Severity::Error, text }
+fn error(object: ObjectId, text: String) -> ConfigFinding {
+    ConfigFinding { object, severity: Severity::Error, text }
 }
 
 /// A folder without a manifest, or a file without an object.
@@ -130,7 +130,7 @@ fn empty(path: &Path, problem: &str) -> Problem {
 }
 
 /// Where other objects say their namespace, one that does not was probably meant to be with them.
-fn without_namespace(index: &Index, folder: &Folder) -> Vec<Finding> {
+fn without_namespace(index: &Index, folder: &Folder) -> Vec<ConfigFinding> {
     let namespaces = index.known_namespaces();
     let others: Vec<&str> =
         namespaces.iter().map(String::as_str).filter(|name| *name != DEFAULT_NAMESPACE).collect();
@@ -143,7 +143,7 @@ fn without_namespace(index: &Index, folder: &Folder) -> Vec<Finding> {
     );
     let finding = |object: &ObjectId| {
         let (object, severity, text) = (object.clone(), Severity::Warning, text.clone());
-        Finding { object, severity, text }
+        ConfigFinding { object, severity, text }
     };
     folder.without_namespace().map(finding).collect()
 }
@@ -185,7 +185,7 @@ impl Check {
     }
 
     /// Key sets in files that are not there, or hold none.
-    fn keys(&self, index: &Index, problems: &Problems) -> Vec<Finding> {
+    fn keys(&self, index: &Index, problems: &Problems) -> Vec<ConfigFinding> {
         let mut found = Vec::new();
         for policy in index.policies() {
             for (i, issuer) in policy.issuers.iter().enumerate() {
@@ -207,7 +207,7 @@ impl Check {
     }
 
     /// Findings with the file and line of their field.
-    fn placed(&self, findings: &[Finding], problems: &Problems) -> Vec<Problem> {
+    fn placed(&self, findings: &[ConfigFinding], problems: &Problems) -> Vec<Problem> {
         analysis::place(findings, problems, |path| match &self.stdin {
             Some(text) if path == Path::new(STDIN_NAME) => Some(text.clone()),
             _ => fs::read_to_string(path).ok(),

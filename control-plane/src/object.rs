@@ -89,23 +89,6 @@ impl Kind {
         }
     }
 
-    /// What `apiVersion` says of its objects; of the Gateway API's kinds one of the versions that do.
-    pub fn api_version(self) -> &'static str {
-        match self {
-            Self::Service | Self::Pod | Self::Namespace => "v1",
-            Self::EndpointSlice => "discovery.k8s.io/v1",
-            Self::HttpRoute | Self::GrpcRoute => "gateway.networking.k8s.io/v1",
-            Self::TlsRoute | Self::TcpRoute => "gateway.networking.k8s.io/v1alpha2",
-            Self::ReferenceGrant => "gateway.networking.k8s.io/v1beta1",
-            Self::ExternalWorkload
-            | Self::AccessPolicy
-            | Self::TrafficPolicy
-            | Self::ServerPolicy
-            | Self::FaultInjection
-            | Self::ExternalService => "outrigger.dev/v1alpha1",
-        }
-    }
-
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Service => "Service",

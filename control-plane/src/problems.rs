@@ -37,6 +37,11 @@ pub struct Problem {
 }
 
 impl Problem {
+    /// For the status of the object itself.
+    pub fn without_object(&self) -> String {
+        Self { object: None, ..self.clone() }.to_string()
+    }
+
     /// The object whose newest version it keeps from being accepted.
     pub fn refused(&self) -> Option<&ObjectId> {
         self.object.as_ref().filter(|_| self.severity == Severity::Error)
@@ -142,7 +147,7 @@ impl Problems {
             let of_file = known.files.get(file);
             positions.iter().filter_map(move |position| of_file?.get(*position))
         });
-        errors.map(ToString::to_string).collect()
+        errors.map(Problem::without_object).collect()
     }
 
     /// Objects whose errors have changed since the last call: for the one reader that keeps their status.

@@ -174,16 +174,14 @@ pub async fn start(options: Options, log: Log) -> Result<Server, StartError> {
         publisher: publisher.clone(),
         registrations: registrations.clone(),
         authority: authority.clone(),
-        problems: problems.clone(),
+        problems: analysis::start(&publisher, problems),
         statuses: statuses.clone(),
         graph: graph.clone(),
         tap: TapServer::new(&options, client.clone(), tokens.clone(), graph.clone()),
         metrics: metrics.clone(),
         log,
     };
-    let analysis = tokio::spawn(analysis::run(publisher.clone(), problems.clone()));
-    let mut background =
-        vec![analysis, tokio::spawn(rounds.run()), tokio::spawn(graph.clone().run())];
+    let mut background = vec![tokio::spawn(rounds.run()), tokio::spawn(graph.clone().run())];
     background.extend(serve_metrics(&options, &admin)?);
     background.push(tokio::spawn(admin::serve(admin_listener, admin)));
     background.push(tokio::spawn(keys::run(publisher.clone(), options.manifests.clone(), local)));

@@ -62,7 +62,7 @@ pub fn objects(view: &View<'_>, problems: &[Problem]) -> Vec<ObjectStatus> {
     let mut written: BTreeMap<&ObjectId, Vec<String>> = BTreeMap::new();
     for problem in problems {
         if let Some(object) = problem.refused() {
-            written.entry(object).or_default().push(problem.to_string());
+            written.entry(object).or_default().push(problem.without_object());
         }
     }
     let with_status = with_status(&view.index);

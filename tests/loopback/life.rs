@@ -241,7 +241,8 @@ fn the_admin_server_tells_and_is_told() {
     let mesh = Mesh::start("h1");
     let port = mesh.caller.admin;
     assert_eq!(http_get(port, "/live"), Some((200, "live\n".to_owned())));
-    assert_eq!(http_get(port, "/ready"), Some((200, "ready\n".to_owned())));
+    let (status, said) = http_get(port, "/ready").expect("an answer");
+    assert!(status == 200 && said.starts_with("ready\nlive: yes\nconfigured: yes\n"), "{said}");
     assert_eq!(Curl::through(&mesh.caller).get("http://web.bank/").status, 200);
     let (_, config) = http_get(port, "/config").expect("an answer");
     let config: serde_json::Value = serde_json::from_str(&config).expect("JSON");

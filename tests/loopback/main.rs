@@ -24,6 +24,7 @@ mod names;
 mod once;
 mod protocols;
 mod push;
+mod readiness;
 mod resilience;
 mod server_policy;
 mod silence;

@@ -15,6 +15,32 @@ use outrigger_tests::{eventually, skip};
 use crate::{Mesh, service, unmeshed};
 
 #[test]
+fn a_declared_protocol_that_the_app_does_not_speak_is_named() {
+    // Its app answers whatever it does not know as servers of HTTP/1 do.
+    let port = tcp(|mut stream| {
+        let _ = stream.read(&mut [0; 1024]);
+        let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n");
+    });
+    let plane = ControlPlane::start(&[("web.yaml", &service("web", "grpc"))]);
+    let web = Proxy::beside(&plane, "web", &[format!("{port}=grpc:main")], &[]);
+    let caller = Proxy::caller(&plane, &[]);
+    eventually("it is an endpoint", || {
+        Curl::through(&caller).get("http://web.bank/").status == 502
+    });
+    let answer = Curl::through(&caller).get("http://web.bank/");
+    let says = "upstream_protocol_error: 127.0.0.1";
+    let came = "it speaks HTTP/1 where HTTP/2 is expected: its first words are \"HTTP/1.1 400 Bad Request\"";
+    assert!(
+        answer.status == 502 && answer.body.contains(says) && answer.body.contains(came),
+        "{answer:?}"
+    );
+    for (proxy, by) in [(&web, "local"), (&caller, "peer")] {
+        let reason = ["upstream_protocol_error", by];
+        eventually("both say so", || proxy.count("outrigger_requests_total", &reason) > 0.0);
+    }
+}
+
+#[test]
 fn http1_through_two_proxies() {
     let mesh = Mesh::start("h1");
     let answer = Curl::through(&mesh.caller)

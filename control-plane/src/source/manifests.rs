@@ -9,6 +9,7 @@ mod listing;
 mod locate;
 mod parse;
 mod spelling;
+mod summary;
 mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -215,26 +216,6 @@ impl Folder {
             let count = self.counts.get(&kind).copied().unwrap_or(0);
             self.metrics.objects.get_or_create(&label).set(count);
         }
-    }
-
-    /// How many objects the files define that are read so far, right or wrong.
-    pub fn objects(&self) -> usize {
-        self.claims.len()
-    }
-
-    /// How many documents of which other kinds there were, `apps/v1 Deployment`.
-    pub fn ignored(&self) -> &BTreeMap<String, usize> {
-        &self.ignored
-    }
-
-    /// Files that were read and have nothing in them.
-    pub fn files_without_object(&self) -> impl Iterator<Item = &Path> {
-        self.files.iter().filter(|(_, file)| file.empty).map(|(path, _)| path.as_path())
-    }
-
-    /// Objects that do not say their namespace, and so are in `default`.
-    pub fn without_namespace(&self) -> impl Iterator<Item = &ObjectId> {
-        self.files.values().flat_map(|file| &file.without_namespace)
     }
 
     fn count(&mut self, kind: Kind, more: i64) {

@@ -92,9 +92,9 @@ fn write_all(out: &mut Exposition, metrics: &Metrics) {
                 &route,
                 &peer,
                 &protocol,
+                &code,
                 &outcome,
                 &count.status,
-                &code,
                 &reason,
                 &by,
             ];

@@ -8,6 +8,7 @@ use crate::upstream::pool::connect::ConnectError;
 use crate::upstream::pool::stream::SendError;
 use crate::upstream::target::AttemptTarget;
 use crate::wire::error::BodyError;
+use crate::wire::streams::first::NOT_HTTP2;
 
 /// An attempt that brought no answer.
 pub struct FailedAttempt {
@@ -132,6 +133,10 @@ pub(crate) fn failure(target: &AttemptTarget, failed: SendError) -> FailedAttemp
     if unsent || refused {
         return FailedAttempt::unprocessed(Reason::UpstreamReset, detail);
     }
+    if h2.is_some_and(is_other_protocol) {
+        // It has seen no request in what it was sent.
+        return FailedAttempt::unprocessed(Reason::UpstreamProtocolError, detail);
+    }
     let reason = match &error {
         BodyError::Hyper(error) if error.is_parse() => Reason::UpstreamProtocolError,
         BodyError::TransferCoding | BodyError::EarlySwitch => Reason::UpstreamProtocolError,
@@ -139,6 +144,11 @@ pub(crate) fn failure(target: &AttemptTarget, failed: SendError) -> FailedAttemp
     };
     let stale = reused && reason == Reason::UpstreamResetAmbiguous;
     FailedAttempt { reason, detail, processed: true, stale, injected: None }
+}
+
+/// Whether the first words of the connection were not those of HTTP/2.
+fn is_other_protocol(error: &::h2::Error) -> bool {
+    error.get_io().is_some_and(|error| error.kind() == NOT_HTTP2)
 }
 
 fn chain(error: &dyn std::error::Error) -> String {

@@ -3,15 +3,12 @@
 use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::path::PathBuf;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use hyper_util::rt::TokioIo;
 use rustls::InvalidMessage;
 use rustls::pki_types::{DnsName, ServerName};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio_rustls::{TlsConnector, client};
@@ -23,6 +20,7 @@ use crate::base::disk;
 use crate::tls::credentials::{ClientCredentials, Credentials};
 use crate::tls::handshake::describe;
 use crate::tls::identity::Identity;
+use crate::wire::streams::first::FirstBytes;
 
 /// Time for one connection, its handshake included.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -130,7 +128,14 @@ impl ControlPlane {
                     let (host, wrong) = (host.clone(), Arc::clone(&wrong));
                     async move {
                         let stream = tcp(&host, port).await?;
-                        Ok::<_, io::Error>(TokioIo::new(Plaintext { stream, wrong: Some(wrong) }))
+                        let look = move |bytes: &[u8]| {
+                            if bytes.first() == Some(&TLS_ALERT) {
+                                wrong.send_replace(Some(SPEAKS_TLS));
+                                return Err(io::Error::other(SPEAKS_TLS));
+                            }
+                            Ok(())
+                        };
+                        Ok::<_, io::Error>(TokioIo::new(FirstBytes::new(stream, look)))
                     }
                 });
                 endpoint.connect_with_connector(connector).await
@@ -193,62 +198,6 @@ async fn dial(
         .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "no connection in time"))?
 }
 
-/// A connection without TLS that notices if the other side begins to speak TLS.
-struct Plaintext {
-    stream: TcpStream,
-    /// Until the other side has said something.
-    wrong: Option<Arc<watch::Sender<Option<&'static str>>>>,
-}
-
-impl AsyncRead for Plaintext {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        into: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let before = into.filled().len();
-        ready!(Pin::new(&mut self.stream).poll_read(cx, into))?;
-        if let Some(first) = into.filled().get(before)
-            && let Some(wrong) = self.wrong.take()
-            && *first == TLS_ALERT
-        {
-            wrong.send_replace(Some(SPEAKS_TLS));
-            return Poll::Ready(Err(io::Error::other(SPEAKS_TLS)));
-        }
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl AsyncWrite for Plaintext {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        pieces: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, pieces)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-}
-
 fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
@@ -264,13 +213,13 @@ fn chain(error: &dyn std::error::Error) -> String {
 
 /// Which of many failures in a row are worth a line: a new one at once, the same again once a minute.
 #[derive(Debug, Default)]
-pub struct Complaints {
+pub struct FailureLog {
     /// What was said last, and when.
     said: Option<(String, Instant)>,
     left_out: u64,
 }
 
-impl Complaints {
+impl FailureLog {
     /// How often the same was left out since it was said; none: it is left out this time, too.
     pub fn say(&mut self, why: &str, now: Instant) -> Option<u64> {
         let same = self
@@ -325,7 +274,7 @@ mod tests {
 
     #[test]
     fn the_same_complaint_is_one_line_a_minute() {
-        let (mut complaints, now) = (Complaints::default(), Instant::now());
+        let (mut complaints, now) = (FailureLog::default(), Instant::now());
         assert_eq!(complaints.say("refused", now), Some(0));
         for second in 1..60 {
             assert_eq!(complaints.say("refused", now + Duration::from_secs(second)), None);

@@ -23,7 +23,7 @@ use tonic::Streaming;
 use tracing::{debug, info, warn};
 
 use crate::base::disk::LatestWriter;
-use crate::mesh::control_plane::{Backoff, Complaints, ControlPlane};
+use crate::mesh::control_plane::{Backoff, ControlPlane, FailureLog};
 use crate::mesh::state::{Saved, StateDir};
 use crate::observe::metrics::add;
 use crate::proxy::{Phase, Proxy};
@@ -49,7 +49,7 @@ pub struct Discovery {
     /// Seconds since the process began, as destinations count their idleness.
     tick: u32,
     housekeeping: tokio::time::Interval,
-    complaints: Complaints,
+    complaints: FailureLog,
 }
 
 /// Why a stream ended.
@@ -79,7 +79,7 @@ impl Discovery {
         let copy = copy.transpose()?;
         let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
         housekeeping.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let complaints = Complaints::default();
+        let complaints = FailureLog::default();
         Ok(Self { proxy, holdings, copy, tick: 1, housekeeping, complaints })
     }
 

@@ -23,7 +23,7 @@ use tonic::Code;
 use tracing::{error, info, warn};
 
 use crate::base::settings::Settings;
-use crate::mesh::control_plane::{Backoff, Complaints, ControlPlane};
+use crate::mesh::control_plane::{Backoff, ControlPlane, FailureLog};
 use crate::observe::metrics::add;
 use crate::proxy::registration::AppState;
 use crate::proxy::{Phase, Proxy};
@@ -89,7 +89,7 @@ pub async fn run(proxy: Arc<Proxy>, control_plane: ControlPlane, removed: onesho
         let mut removed = Some(removed);
         let mut earlier = None;
         let mut backoff = Backoff::default();
-        let mut complaints = Complaints::default();
+        let mut complaints = FailureLog::default();
         loop {
             let mut watched = watched.clone();
             let began = Instant::now();
@@ -131,7 +131,7 @@ fn session() -> Result<Bytes, getrandom::Error> {
     Ok(Bytes::copy_from_slice(&session))
 }
 
-fn refused(proxy: &Proxy, why: String, complaints: &mut Complaints) {
+fn refused(proxy: &Proxy, why: String, complaints: &mut FailureLog) {
     add(&proxy.metrics.gauges.registrations_refused, 1);
     if let Some(left_out) = complaints.say(&why, Instant::now()) {
         error!(

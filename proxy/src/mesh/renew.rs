@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use crate::mesh::certify::certify;
-use crate::mesh::control_plane::{Backoff, Complaints, ControlPlane};
+use crate::mesh::control_plane::{Backoff, ControlPlane, FailureLog};
 use crate::observe::metrics::add;
 use crate::tls::identity::Identity;
 use crate::tls::unix_now;
@@ -33,7 +33,7 @@ pub async fn run(identity: Arc<Identity>, control_plane: ControlPlane) {
     let mut changed = identity.subscribe();
     let mut warned = false;
     let mut backoff = Backoff::default();
-    let mut complaints = Complaints::default();
+    let mut complaints = FailureLog::default();
     let mut share = jittered(SHARE);
     // When a changed issuing root is followed, and when the next attempt after a failure is made.
     let (mut follow, mut retry) = (None, None);

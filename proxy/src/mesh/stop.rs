@@ -8,7 +8,7 @@ use outrigger_proto::mesh::{FaultCaller, StopRequest};
 use tokio::sync::mpsc;
 use tracing::warn;
 
-use crate::mesh::control_plane::{Backoff, Complaints, ControlPlane};
+use crate::mesh::control_plane::{Backoff, ControlPlane, FailureLog};
 use crate::proxy::Proxy;
 use crate::upstream::faults::Stop;
 
@@ -23,7 +23,7 @@ pub async fn run(
 ) {
     while let Some(stop) = stops.recv().await {
         let mut backoff = Backoff::default();
-        let mut complaints = Complaints::default();
+        let mut complaints = FailureLog::default();
         while let Err(why) = tell(&proxy, &control_plane, &stop).await {
             if SystemTime::now() >= stop.rule.times.end {
                 break;

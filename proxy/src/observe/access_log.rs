@@ -152,7 +152,8 @@ impl LogRecord for Record {
         let rare = self.rare.as_ref().map_or(0, |rare| {
             let headers =
                 rare.headers.iter().map(|(name, value)| name.as_str().len() + value.len());
-            rare.earlier.len() * size_of::<Attempted>() + headers.sum::<usize>()
+            let host = rare.host.as_ref().map_or(0, |host| host.len());
+            rare.earlier.len() * size_of::<Attempted>() + headers.sum::<usize>() + host
         });
         let method = self.method.as_ref().map_or(0, |method| method.as_str().len());
         size_of::<Self>() + detail + path + request_id + rare + method
@@ -194,6 +195,8 @@ pub(super) struct Line<'a> {
     method: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     path: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    host: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     request_id: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -299,6 +302,7 @@ impl<'a> From<&'a Record> for Line<'a> {
             cache: entry.cache_hit.then_some("hit"),
             method: entry.method.as_ref().map(Method::as_str),
             path: entry.path.as_deref(),
+            host: entry.rare.as_ref().and_then(|rare| rare.host.as_deref()),
             request_id: entry.request_id.as_deref(),
             trace_id: (entry.trace.id != 0).then(|| format!("{:032x}", entry.trace.id)),
             endpoint: entry.endpoint,

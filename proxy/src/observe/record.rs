@@ -200,6 +200,8 @@ pub struct Rare {
     pub earlier: Vec<Attempted>,
     /// Headers of the request as it came, that taps have asked for.
     pub headers: Vec<(HeaderName, HeaderValue)>,
+    /// Where a request was passed through to, `host:port`, as the mesh has no service there.
+    pub host: Option<Box<str>>,
 }
 
 /// An attempt whose answer the caller did not get.

@@ -36,6 +36,18 @@ use crate::wire::streams::WireBody;
 use crate::wire::watch::ConnectionWatch;
 
 impl Connection {
+    fn new(worker: Rc<Worker>, protocol: Protocol, origin: Origin) -> Self {
+        let Origin { listener, peer, caller, remote, fixed, tunnel: _, slot } = origin;
+        let watch = ConnectionWatch::new(protocol == Protocol::Http2);
+        if listener.limits.first_byte.is_some() && protocol == Protocol::Http2 {
+            // Who has proved an identity says nothing for no longer than anybody else.
+            watch.bytes_arrived();
+        }
+        let link = (protocol == Protocol::Http1).then(Link::default);
+        let peer = Cell::new(peer);
+        Self { worker, listener, peer, caller, remote, fixed, slot, protocol, watch, link }
+    }
+
     /// Serves the connection to its end. `protocol` is `Http1` or `Http2`.
     pub fn serve(
         worker: Rc<Worker>,
@@ -45,27 +57,12 @@ impl Connection {
     ) -> impl Future<Output = ()> {
         // Not in the future, which would carry on what is taken apart here beside its parts.
         let trust = ConnectionTrust::of(&origin);
-        let Origin { listener, peer, caller, remote, fixed, tunnel: _, slot } = origin;
+        let connection = Rc::new(Self::new(Rc::clone(&worker), protocol, origin));
+        let (listener, remote) = (Arc::clone(&connection.listener), connection.remote);
+        let watch = Arc::clone(&connection.watch);
         let ListenerLimits { ends, idle, .. } = listener.limits;
-        let watch = ConnectionWatch::new(protocol == Protocol::Http2);
-        if listener.limits.first_byte.is_some() && protocol == Protocol::Http2 {
-            // Who has proved an identity says nothing for no longer than anybody else.
-            watch.bytes_arrived();
-        }
         let io = io.watched(Arc::clone(&watch));
         let registered = worker.connections.enter((ends, idle), Arc::clone(&watch), trust);
-        let connection = Rc::new(Self {
-            worker: Rc::clone(&worker),
-            listener: Arc::clone(&listener),
-            peer: Cell::new(peer),
-            caller,
-            remote,
-            fixed,
-            slot,
-            protocol,
-            watch: Arc::clone(&watch),
-            link: (protocol == Protocol::Http1).then(Link::default),
-        });
         async move {
             let ended = if protocol == Protocol::Http2 {
                 let builder = match connection.is_hop() {

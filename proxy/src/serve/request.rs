@@ -139,6 +139,7 @@ async fn serve(
             Upstream::App { address: *address, protocol: *protocol }
         }
         Target::Outside(authority) => {
+            exchange.rare.get_or_insert_default().host = Some(authority.to_string().into());
             let address = outside(connection, exchange, authority).await?;
             Upstream::Outside { address, protocol: exchange.protocol }
         }

@@ -3,6 +3,7 @@
 //! A stream is read and written by the task of its request. hyper would hand bodies through types of its
 //! own, and take a stream that the peer gives up for one that has ended.
 
+pub mod first;
 pub mod opening;
 pub mod prelude;
 pub mod tunnel;

@@ -19,7 +19,7 @@ use prost::Message;
 
 use super::raw::{self, Call, Client, Receiver, Sender};
 use super::record::{
-    CALLS, DISCOVERY, MESH, REGISTER, STOP, Web, certify_at_a_new_one, once, runtime,
+    CALLS, DISCOVERY, MESH, REGISTER, STOP, Web, certify_at_a_new_one, no_errors, once, runtime,
 };
 use super::walk::{Messages, with_field};
 use super::{Release, schema};
@@ -38,8 +38,7 @@ pub(super) type Change = dyn Fn(&str, &Bytes) -> Bytes + Send + Sync;
 /// The present control plane, asked as a recorded proxy asks, with every request changed.
 pub(super) fn ask(release: &Release, change: &Change) {
     let plane = ControlPlane::start(&[(MESH, &release.text(MESH))]);
-    let problems = plane.admin("/problems");
-    assert!(!problems.contains("\"severity\":\"error\""), "{problems}");
+    no_errors(&plane);
     let token = fs::read_to_string(plane.token("bank", "web")).expect("a token");
     let token = HeaderValue::from_str(&format!("Bearer {}", token.trim())).expect("a header");
     let changed = |file: &str| -> Vec<Bytes> {

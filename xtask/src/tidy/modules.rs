@@ -163,7 +163,7 @@ const ORDERS: &[Order] = &[
         sources: "proxy/src/mesh",
         layers: &[
             &["control_plane", "state", "tap"],
-            &["certify", "discovery", "registration", "report", "stop"],
+            &["certify", "discovery", "refuse", "registration", "report", "stop"],
             &["renew"],
         ],
         roots: &[],

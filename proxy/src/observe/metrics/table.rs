@@ -53,7 +53,7 @@ macro_rules! metrics {
 metrics! {
     // Requests.
     REQUESTS = "outrigger_requests_total", Counter,
-        ["direction", "service", "route", "peer", "protocol", "outcome", "status", "code", "reason", "reason_by"],
+        ["direction", "service", "route", "peer", "protocol", "code", "outcome", "status", "reason", "reason_by"],
         "requests and connections that have ended";
     REQUEST_DURATION = "outrigger_request_duration_seconds", Histogram,
         ["direction", "service", "peer", "outcome"],

@@ -6,6 +6,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
+use std::io;
 use std::pin::Pin;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
@@ -26,6 +27,7 @@ use crate::upstream::pool::stream::{SendError, Sending};
 use crate::upstream::pool::{Connector, PoolKey, Pools};
 use crate::wire::body::RequestBody;
 use crate::wire::progress::Progress;
+use crate::wire::streams::first::{FirstBytes, is_http2};
 use crate::wire::streams::{Upward, WireBody};
 
 /// Streams in flight on a connection from which on another is opened. Up to there one connection is
@@ -50,7 +52,9 @@ const CONNECTION_WINDOW: u32 = MAX_STREAMS * STREAM_WINDOW;
 /// the server side, whose clock may be ahead, never has to turn one away.
 const LEAVE_EARLY: u64 = 2;
 
-type Driven = client::Connection<OpenedConnection, Upward>;
+type Driven = client::Connection<FirstBytes<OpenedConnection, FirstLook>, Upward>;
+/// Whether it is a server of HTTP/2 at all.
+type FirstLook = fn(&[u8]) -> io::Result<()>;
 type Connecting = Shared<LocalBoxFuture<'static, Result<Rc<H2Connection>, ConnectError>>>;
 
 #[derive(Default)]
@@ -222,7 +226,7 @@ async fn handshake(
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_header_list_size(max_header_bytes)
         .max_send_buffer_size(STREAM_WINDOW as usize)
-        .handshake(stream)
+        .handshake(FirstBytes::new(stream, is_http2 as FirstLook))
         .await?;
     Ok((sender, Box::new(connection)))
 }
