@@ -23,6 +23,9 @@ use crate::status;
 
 /// How often a mesh that changes is looked at.
 const LOOK: Duration = Duration::from_secs(2);
+/// How much longer than a look the pause after it is: a mesh that changes all the time costs one part in so many of
+/// a processor.
+const COSTS_AT_MOST: u32 = 50;
 /// After the start, until workloads that register themselves have.
 const SETTLED: Duration = Duration::from_secs(30);
 /// Lines in the log at a time.
@@ -81,8 +84,9 @@ async fn run(publisher: Arc<Publisher>, problems: Arc<Problems>) {
     let started = Instant::now();
     let mut known = BTreeSet::new();
     let mut seen = None;
+    let mut pause = LOOK;
     loop {
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(pause).await;
         let settled = started.elapsed() >= SETTLED;
         let look = (publisher.told(), settled);
         if seen == Some(look) {
@@ -96,7 +100,9 @@ async fn run(publisher: Arc<Publisher>, problems: Arc<Problems>) {
             log(&found.difference(&known).cloned().collect::<Vec<_>>(), &problems);
             found
         };
+        let began = Instant::now();
         known = tokio::task::spawn_blocking(report).await.unwrap_or_default();
+        pause = LOOK.max(began.elapsed() * COSTS_AT_MOST);
     }
 }
 
