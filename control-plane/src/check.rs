@@ -190,15 +190,17 @@ impl Check {
         for policy in index.policies() {
             for (i, issuer) in policy.issuers.iter().enumerate() {
                 let KeySource::File(file) = &issuer.source else { continue };
-                // As the control plane reads it: beside the folder of manifests as a whole.
+                // Beside the folder of manifests as a whole, which may be any of those around the policy.
                 let place = problems.place(&policy.id());
                 let inside = |root: &&PathBuf| {
                     place.as_ref().is_some_and(|(place, _)| place.starts_with(root))
                 };
-                let root =
-                    self.roots.iter().filter(inside).min_by_key(|root| root.components().count());
-                let path = root.map_or_else(|| file.clone(), |root| root.join(file));
-                if let Err(problem) = keys::read(&path) {
+                let read = |root: &PathBuf| keys::read(&root.join(file));
+                let mut reads = self.roots.iter().filter(inside).map(read);
+                let first = reads.next().unwrap_or_else(|| keys::read(file));
+                let read =
+                    first.or_else(|problem| reads.find(Result::is_ok).unwrap_or(Err(problem)));
+                if let Err(problem) = read {
                     found.push(error(policy.id(), format!("spec.jwt[{i}].jwks.file: {problem}")));
                 }
             }

@@ -10,6 +10,8 @@ use outrigger_tests::client::{Curl, http_get};
 use outrigger_tests::eventually;
 use outrigger_tests::process::{ControlPlane, Process, Proxy, TempDir, binary, free_port, local};
 
+use crate::unmeshed;
+
 /// A Service with two ports, each found by its name at the workload.
 const TWO_PORTS: &str = "
 apiVersion: v1
@@ -179,4 +181,23 @@ fn a_request_that_is_passed_through_says_where_to() {
     let host = local(app.port).to_string();
     assert_eq!(Curl::through(&caller).get(&format!("http://{host}/")).status, 200);
     caller.wait_log(&[&format!("\"host\":\"{host}\""), "\"outcome\":\"success\""]);
+}
+
+#[test]
+fn a_proxy_with_a_configuration_on_disk_serves_it_whatever_becomes_of_its_token() {
+    let app = Echo::start("app");
+    let mut plane = ControlPlane::start(&[("app.yaml", &unmeshed("app", "http", app.port))]);
+    let (token, state) = (plane.token("bank", "web"), plane.dir.path().join("proxy-state"));
+    let flags = ["--service-account", "web", "--state-dir", &state.display().to_string()];
+    let file = token.display().to_string();
+    let flags = [&flags[..], &["--token-file", &file]].concat();
+    let mut caller = Proxy::start(&plane, "web", &flags);
+    let status = |caller: &Proxy| Curl::through(caller).get("http://app.bank/").status;
+    assert_eq!(status(&caller), 200);
+    caller.process().terminate();
+    assert!(caller.process().wait(Duration::from_secs(40)).success());
+    plane.kill();
+    std::fs::remove_file(&token).expect("a file");
+    caller.run();
+    eventually("it serves what it knows", || status(&caller) == 200);
 }

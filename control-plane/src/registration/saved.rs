@@ -8,6 +8,7 @@
 use std::collections::BTreeSet;
 
 use outrigger_core::address::LocalEndpoints;
+use outrigger_core::bounds;
 use outrigger_proto::mesh::register_request::Message as Incoming;
 use outrigger_proto::mesh::{Health, RegisterRequest};
 use prost::Message;
@@ -106,9 +107,11 @@ pub(super) fn decode(bytes: &[u8], local: LocalEndpoints) -> Option<Vec<SavedReg
     Some(entries)
 }
 
-/// The ports that a message about health says are closed; those that are none are left out.
+/// The ports that a message about health says are closed, at most as many as a workload has; those that are none are
+/// left out.
 pub(super) fn closed_ports(health: &RegisterRequest) -> BTreeSet<u16> {
-    health.closed_ports.iter().filter_map(|port| u16::try_from(*port).ok()).collect()
+    let ports = health.closed_ports.iter().take(bounds::WORKLOAD_PORTS);
+    ports.filter_map(|port| u16::try_from(*port).ok()).collect()
 }
 
 fn checksum(body: &[u8]) -> String {

@@ -14,13 +14,17 @@ const AUDIENCE: &str = "outrigger.mesh.v1.Workload";
 /// Seconds that two clocks may differ by.
 const LEEWAY: u64 = 60;
 
-/// Why the proxy could never do anything as it was started; `now` in seconds since 1970.
+/// Why the proxy could never do anything as it was started, without a configuration on disk; `now` in seconds since 1970.
 ///
 /// # Errors
 /// What is wrong and what to do, for a person.
 pub fn check(proxy: &Proxy, now: u64) -> Result<(), String> {
     let settings = &proxy.settings;
-    if settings.control_plane.is_none() && !proxy.lifecycle.configured() {
+    // What the disk knows goes on being served, whatever has become of a token since.
+    if proxy.lifecycle.configured() {
+        return Ok(());
+    }
+    if settings.control_plane.is_none() {
         let nothing = match &settings.state_dir {
             None => "and there is no --state-dir that holds a configuration".to_owned(),
             Some(dir) => format!("and --state-dir {} holds no configuration", dir.display()),

@@ -3,7 +3,7 @@
 //! A file holds YAML documents or JSON; each document is read by itself, so that a mistake in one
 //! leaves the others alone.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 
 use outrigger_core::address::LocalEndpoints;
@@ -139,14 +139,17 @@ impl DocumentPlace<'_> {
 /// The lines of fields of objects that a text defines, in the order of `wanted`; 0 for what is not there.
 pub fn lines_of(text: &str, wanted: &[(&ObjectId, &str)]) -> Vec<u64> {
     let mut lines = vec![0; wanted.len()];
+    let mut of: HashMap<&ObjectId, Vec<usize>> = HashMap::new();
+    for (at, (object, _)) in wanted.iter().enumerate() {
+        of.entry(object).or_default().push(at);
+    }
     let mut note = |place: &DocumentPlace<'_>| {
         let Some(id) = place.id() else { return };
-        for (line, (object, path)) in lines.iter_mut().zip(wanted) {
-            // Of several the first one is in force.
-            if *line == 0 && **object == id {
-                *line =
-                    if path.is_empty() { place.before + place.first } else { place.line_of(path) };
-            }
+        // Of several objects of one name the first one is in force.
+        for at in of.remove(&id).unwrap_or_default() {
+            let path = wanted[at].1;
+            lines[at] =
+                if path.is_empty() { place.before + place.first } else { place.line_of(path) };
         }
     };
     for (before, text) in documents(text.strip_prefix('\u{feff}').unwrap_or(text)) {

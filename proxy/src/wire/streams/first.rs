@@ -6,9 +6,7 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// The type of a SETTINGS frame, which is the first one of each side (RFC 9113 sections 3.4 and 6.5), and where a
-/// frame has its type.
-const SETTINGS: u8 = 4;
+/// Where a frame has its type (RFC 9113 section 4.1): all types that there are lie below the printable characters.
 const FRAME_TYPE: usize = 3;
 /// Bytes of what came instead that are shown.
 const SHOWN: usize = 60;
@@ -34,7 +32,7 @@ impl<T, F: FnOnce(&[u8]) -> io::Result<()>> FirstBytes<T, F> {
 pub fn is_http2(bytes: &[u8]) -> io::Result<()> {
     let kind = bytes.get(FRAME_TYPE);
     // Fewer bytes are a frame that is still coming.
-    if kind.is_none_or(|kind| *kind == SETTINGS) {
+    if kind.is_none_or(|kind| *kind < b' ') {
         return Ok(());
     }
     let line = bytes.split(|byte| matches!(byte, b'\r' | b'\n')).next().unwrap_or_default();
@@ -112,6 +110,7 @@ mod tests {
     fn what_is_no_http2_is_shown() {
         assert!(is_http2(&[0, 0, 18, 4, 0, 0, 0, 0, 0]).is_ok());
         assert!(is_http2(&[0, 0]).is_ok(), "still coming");
+        assert!(is_http2(&[0, 0, 8, 7, 0, 0, 0, 0, 0]).is_ok(), "it goes away at once");
         let said = |bytes: &[u8]| is_http2(bytes).unwrap_err().to_string();
         let http1 = said(b"HTTP/1.1 400 Bad Request\r\nserver: x\r\n\r\n");
         assert!(
