@@ -7,8 +7,8 @@ use super::edges::Row;
 
 /// How often a plain log says how the load is doing.
 const PLAIN_PAUSE: Duration = Duration::from_secs(5);
-/// So that a table on a small terminal does not scroll away.
-const WIDTH: usize = 78;
+/// Columns and rows of a terminal that does not say.
+const USUAL: (usize, usize) = (80, 24);
 
 #[derive(Debug)]
 pub(crate) struct Screen {
@@ -35,12 +35,14 @@ impl Screen {
     /// and not every time.
     pub(crate) fn show(&mut self, headline: &str, rows: &[Row]) {
         if self.terminal {
+            // Before each drawing: the window may have another size by now.
+            let size = self.size();
             self.erase();
             let mut lines = vec![String::new(), headline.to_owned()];
             lines.extend(table(rows));
+            let lines = fit(lines, size);
             self.drawn = lines.len();
-            let text: String = lines.iter().map(|line| format!("{}\n", cut(line))).collect();
-            self.write(&text);
+            self.write(&lines.iter().map(|line| format!("{line}\n")).collect::<String>());
         } else if self.spoke.is_none_or(|spoke| spoke.elapsed() >= PLAIN_PAUSE) {
             self.spoke = Some(Instant::now());
             self.write(&format!("{headline}\n"));
@@ -59,6 +61,12 @@ impl Screen {
     /// Leaves the table where it is: what follows comes below it.
     pub(crate) fn freeze(&mut self) {
         self.drawn = 0;
+    }
+
+    fn size(&self) -> (usize, usize) {
+        let size = rustix::termios::tcgetwinsize(&self.out);
+        let size = size.map(|size| (usize::from(size.ws_col), usize::from(size.ws_row)));
+        size.ok().filter(|(columns, rows)| *columns > 0 && *rows > 0).unwrap_or(USUAL)
     }
 
     fn erase(&mut self) {
@@ -107,13 +115,34 @@ fn line(
     text.trim_end().to_owned()
 }
 
-fn cut(line: &str) -> String {
-    line.chars().take(WIDTH).collect()
+/// Lines that stand on a screen of so many columns and rows as they are: none wraps, and none has scrolled away
+/// when the next table takes the place of this one.
+fn fit(mut lines: Vec<String>, (columns, rows): (usize, usize)) -> Vec<String> {
+    // The cursor stands on a row of its own below.
+    let room = rows.saturating_sub(1).max(1);
+    if lines.len() > room {
+        let hidden = lines.len() - room + 1;
+        lines.truncate(room - 1);
+        lines.push(format!("... {hidden} more lines: make the window higher"));
+    }
+    lines.iter().map(|line| line.chars().take(columns).collect()).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_table_fits_any_window() {
+        let lines: Vec<String> = (0..30).map(|n| format!("{n} {}", "x".repeat(90))).collect();
+        for (columns, rows) in [(80, 24), (100, 50), (20, 5), (1, 1)] {
+            let fitted = fit(lines.clone(), (columns, rows));
+            assert!(fitted.len() < rows.max(2), "{columns}x{rows}: {}", fitted.len());
+            assert!(fitted.iter().all(|line| line.chars().count() <= columns), "{columns}");
+        }
+        assert_eq!(fit(lines.clone(), (100, 50)), lines);
+        assert!(fit(lines, (80, 24))[22].starts_with("... 8 more lines"));
+    }
 
     #[test]
     fn rows_line_up_and_fit() {
