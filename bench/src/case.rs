@@ -3,6 +3,8 @@
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Peer {
     Outrigger,
+    /// Another build of it (`--before`).
+    Before,
     Floor,
     Haproxy,
     Nginx,
@@ -29,13 +31,17 @@ pub enum Case {
     ControlPlane,
 }
 
+/// What the ports of another build are above those of this one.
+pub const BEFORE: u16 = 800;
+
 impl Peer {
-    pub const ALL: [Self; 5] =
-        [Self::Outrigger, Self::Floor, Self::Haproxy, Self::Nginx, Self::Envoy];
+    pub const ALL: [Self; 6] =
+        [Self::Outrigger, Self::Before, Self::Floor, Self::Haproxy, Self::Nginx, Self::Envoy];
 
     pub fn name(self) -> &'static str {
         match self {
             Self::Outrigger => "outrigger",
+            Self::Before => "before",
             Self::Floor => "floor",
             Self::Haproxy => "haproxy",
             Self::Nginx => "nginx",
@@ -45,6 +51,13 @@ impl Peer {
 
     /// The port on which it serves a case, if it can.
     pub fn port(self, case: Case) -> Option<u16> {
+        if self == Self::Before {
+            // Its root is another one than that of what makes the handshakes.
+            if case.is_handshake() {
+                return None;
+            }
+            return Some(Self::Outrigger.port(case)? + BEFORE);
+        }
         if case == Case::Policies {
             return (self == Self::Outrigger).then_some(19_605);
         }

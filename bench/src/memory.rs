@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use crate::Failure;
 use crate::measure::{get, pause, pss};
-use crate::peers::{OTHER_CPU, Places, Running, outrigger};
+use crate::peers::{Build, OTHER_CPU, Places, Running};
 
 /// Idle connections opened, as the promise says, all at once.
 const CONNECTIONS: u64 = 1_000;
@@ -60,7 +60,7 @@ pub fn measure(running: &mut Running, places: &Places) -> Result<Vec<Line>, Fail
 
 fn idle(running: &mut Running, places: &Places) -> Result<Vec<Line>, Failure> {
     let listen = ["--listen", "127.0.0.1:19901=h1.bench:80"];
-    outrigger(running, places, "memory", "127.0.0.1:19990", &listen)?;
+    Build::NOW.proxy(running, places, "memory", 19_990, &listen)?;
     wait_ready(19_992)?;
     let pids = running.pids("memory");
     let before = pss(&pids);
@@ -108,7 +108,7 @@ fn first_requests(running: &mut Running, places: &Places) -> Result<Line, Failur
     fs::write(&file, services.join("---\n"))?;
     // The control plane must know the last one before the proxy asks.
     wait_for(|| get(19_782, "admin", "/index").is_ok_and(|text| text.contains("many-199")))?;
-    outrigger(running, places, "first", "127.0.0.1:19980", &[])?;
+    Build::NOW.proxy(running, places, "first", 19_980, &[])?;
     wait_ready(19_982)?;
     let mut extra = Vec::new();
     for i in 0..DESTINATIONS {
@@ -142,7 +142,7 @@ fn service(i: usize) -> String {
 
 fn shares(running: &mut Running, places: &Places) -> Result<Line, Failure> {
     let more = ["--listen", "127.0.0.1:19902=h2.bench:80", "--workers", "2"];
-    outrigger(running, places, "shares", "127.0.0.1:19970", &more)?;
+    Build::NOW.proxy(running, places, "shares", 19_970, &more)?;
     wait_ready(19_972)?;
     let done = Command::new("h2load")
         .args(["-c4", "-m16", "-n40000", "http://127.0.0.1:19902/bench"])

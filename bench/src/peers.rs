@@ -9,7 +9,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::Failure;
-use crate::case::{Case, Peer};
+use crate::case::{BEFORE, Case, Peer};
 
 /// How long a program may take to listen.
 const START: Duration = Duration::from_secs(20);
@@ -27,6 +27,43 @@ pub struct Places {
     pub configs: PathBuf,
     pub work: PathBuf,
     pub envoy: Option<PathBuf>,
+    /// Another build of our proxy.
+    pub before: Option<PathBuf>,
+}
+
+/// A build of our proxy, with a control plane of its own.
+#[derive(Clone, Copy)]
+pub struct Build {
+    peer: Peer,
+    offset: u16,
+}
+
+impl Build {
+    pub const NOW: Self = Self { peer: Peer::Outrigger, offset: 0 };
+    pub const BEFORE: Self = Self { peer: Peer::Before, offset: BEFORE };
+
+    /// Those that are measured.
+    pub fn all(places: &Places) -> impl Iterator<Item = Self> {
+        std::iter::once(Self::NOW).chain(places.before.is_some().then_some(Self::BEFORE))
+    }
+
+    pub fn port(self, port: u16) -> u16 {
+        port + self.offset
+    }
+
+    pub fn at(self, port: u16) -> String {
+        format!("127.0.0.1:{}", self.port(port))
+    }
+
+    /// Names of processes and folders: each build has its own.
+    pub fn named(self, before: &str, after: &str) -> String {
+        format!("{before}{}{after}", self.peer.name())
+    }
+
+    fn program(self, places: &Places) -> PathBuf {
+        let before = places.before.as_ref().filter(|_| self.peer == Peer::Before);
+        before.cloned().unwrap_or_else(|| places.bin.join("outrigger-proxy"))
+    }
 }
 
 /// Everything that runs, ended when dropped.
@@ -139,42 +176,23 @@ pub fn start_common(running: &mut Running, places: &Places) -> Result<(), Failur
     let manifests = places.work.join("manifests");
     fs::create_dir_all(&manifests)?;
     fs::copy(places.configs.join("manifests.yaml"), manifests.join("manifests.yaml"))?;
-    running.start(
-        places,
-        "control-plane",
-        OTHER_CPU,
-        19_780,
-        &places.control_plane,
-        &[
-            "--manifests",
-            "manifests",
-            "--state-dir",
-            "control-plane",
-            "--listen",
-            "127.0.0.1:19780",
-            "--admin",
-            "127.0.0.1:19782",
-            "--identity",
-            "off",
-        ],
-    )
+    for build in Build::all(places) {
+        let (listen, admin) = (build.at(19_780), build.at(19_782));
+        let state = build.named("control-plane-", "");
+        let args = ["--manifests", "manifests", "--state-dir", &state, "--listen", &listen];
+        let args = [&args[..], &["--admin", &admin, "--identity", "off"]].concat();
+        let port = build.port(19_780);
+        running.start(places, &state, OTHER_CPU, port, &places.control_plane, &args)?;
+    }
+    Ok(())
 }
 
 /// Starts a subject for the single-proxy cases.
 pub fn start(running: &mut Running, places: &Places, peer: Peer) -> Result<(), Failure> {
     let config = |name: &str| places.configs.join(name).display().to_string();
     match peer {
-        Peer::Outrigger => outrigger(
-            running,
-            places,
-            "outrigger",
-            "127.0.0.1:19290",
-            &[
-                "--listen",
-                "127.0.0.1:19201=h1.bench:80,127.0.0.1:19202=h2.bench:80,\
-                 127.0.0.1:19203=grpc.bench:80,127.0.0.1:19204=tcp.bench:80",
-            ],
-        ),
+        Peer::Outrigger => single(running, places, Build::NOW),
+        Peer::Before => single(running, places, Build::BEFORE),
         Peer::Floor => {
             let floor = places.bin.join("floor");
             for (kind, case, to) in [
@@ -219,28 +237,32 @@ pub fn start(running: &mut Running, places: &Places, peer: Peer) -> Result<(), F
 pub fn start_pair(running: &mut Running, places: &Places, peer: Peer) -> Result<(), Failure> {
     let config = |name: &str| places.configs.join(name).display().to_string();
     match peer {
-        Peer::Outrigger => {
-            let token = token(places, "pair", "control-plane")?;
-            let more = pair_in(&token, "127.0.0.1:19611");
-            outrigger(running, places, "pair-outrigger-in", "127.0.0.1:19690", &more)?;
-            outrigger(
-                running,
-                places,
-                "pair-outrigger-out",
-                "127.0.0.1:19695",
-                &[
-                    "--listen",
-                    "127.0.0.1:19601=pair-h1.bench:80,127.0.0.1:19603=pair-grpc.bench:80,\
-                     127.0.0.1:19605=policies.bench:80",
-                ],
-            )
-        }
+        Peer::Outrigger => pair(running, places, Build::NOW),
+        Peer::Before => pair(running, places, Build::BEFORE),
         Peer::Envoy => {
             envoy(running, places, "pair-envoy-in", 19_711, &config("envoy-in.yaml"))?;
             envoy(running, places, "pair-envoy-out", 19_701, &config("envoy-out.yaml"))
         }
         Peer::Floor | Peer::Haproxy | Peer::Nginx => Ok(()),
     }
+}
+
+fn single(running: &mut Running, places: &Places, build: Build) -> Result<(), Failure> {
+    let [h1, h2, grpc, tcp] = [19_201, 19_202, 19_203, 19_204].map(|port| build.at(port));
+    let listen =
+        format!("{h1}=h1.bench:80,{h2}=h2.bench:80,{grpc}=grpc.bench:80,{tcp}=tcp.bench:80");
+    build.proxy(running, places, build.peer.name(), 19_290, &["--listen", &listen])
+}
+
+fn pair(running: &mut Running, places: &Places, build: Build) -> Result<(), Failure> {
+    let token = token(places, "pair", &build.named("control-plane-", ""))?;
+    let inbound = build.at(19_611);
+    let called = pair_in(&token, &inbound);
+    build.proxy(running, places, &build.named("pair-", "-in"), 19_690, &called)?;
+    let [h1, grpc, policies] = [19_601, 19_603, 19_605].map(|port| build.at(port));
+    let listen =
+        format!("{h1}=pair-h1.bench:80,{grpc}=pair-grpc.bench:80,{policies}=policies.bench:80");
+    build.proxy(running, places, &build.named("pair-", "-out"), 19_695, &["--listen", &listen])
 }
 
 /// What the called proxy of our pair is told.
@@ -276,32 +298,35 @@ pub fn token(places: &Places, account: &str, state_dir: &str) -> Result<String, 
     Ok(file.display().to_string())
 }
 
-/// Starts our proxy with one worker; `outbound` is unused but must be free, and with it the two
-/// ports above.
-pub fn outrigger(
-    running: &mut Running,
-    places: &Places,
-    name: &str,
-    outbound: &str,
-    more: &[&str],
-) -> Result<(), Failure> {
-    let port: u16 = outbound.rsplit(':').next().unwrap_or_default().parse()?;
-    let (inbound, admin) = (format!("127.0.0.1:{}", port + 1), format!("127.0.0.1:{}", port + 2));
-    let mut args =
-        vec!["--namespace", "bench", "--outbound", outbound, "--admin", &admin, "--log", "warn"];
-    for (flag, value) in [
-        ("--control-plane", "http://127.0.0.1:19780"),
-        ("--inbound", inbound.as_str()),
-        ("--workload", name),
-        ("--workers", "1"),
-    ] {
-        if !more.contains(&flag) {
-            args.extend([flag, value]);
+impl Build {
+    /// Starts the proxy with one worker; `outbound` is unused but must be free, and with it the two
+    /// ports above.
+    pub fn proxy(
+        self,
+        running: &mut Running,
+        places: &Places,
+        name: &str,
+        outbound: u16,
+        more: &[&str],
+    ) -> Result<(), Failure> {
+        let [first, inbound, admin] = [0, 1, 2].map(|above| self.at(outbound + above));
+        let control_plane = format!("http://{}", self.at(19_780));
+        let mut args = vec!["--namespace", "bench", "--outbound", &first, "--admin", &admin];
+        args.extend(["--log", "warn"]);
+        for (flag, value) in [
+            ("--control-plane", &*control_plane),
+            ("--inbound", &inbound),
+            ("--workload", name),
+            ("--workers", "1"),
+        ] {
+            if !more.contains(&flag) {
+                args.extend([flag, value]);
+            }
         }
+        args.extend(more);
+        let program = self.program(places);
+        running.start(places, name, SUBJECT_CPU, self.port(outbound), &program, &args)
     }
-    args.extend(more);
-    let proxy = places.bin.join("outrigger-proxy");
-    running.start(places, name, SUBJECT_CPU, port, &proxy, &args)
 }
 
 pub fn envoy(

@@ -233,6 +233,24 @@ pub fn verdict_lines(verdicts: &[Verdict]) -> String {
     out
 }
 
+/// What each case costs now, as parts of what it costs with the other build.
+pub fn before_lines(runs: &[Run]) -> String {
+    let mut out = String::new();
+    for (case, drive, _) in groups(runs).into_iter().filter(|group| group.2 == Peer::Before) {
+        let bound = bound(case, drive, Figure::Cpu, Peer::Before, f64::INFINITY);
+        let Some(Verdict { line, quartiles: [low, median, high], rounds, .. }) =
+            verdict(&bound, runs)
+        else {
+            continue;
+        };
+        let _ = writeln!(
+            out,
+            "      {line:<58} {median:.2} (quartiles {low:.2} to {high:.2}, {rounds} rounds)"
+        );
+    }
+    out
+}
+
 /// A bar chart of CPU per request: one group per case and drive, one bar per subject.
 pub fn svg(runs: &[Run]) -> String {
     const BAR: usize = 16;

@@ -13,27 +13,31 @@ use serde::Deserialize;
 
 use crate::Failure;
 use crate::memory::wait_ready;
-use crate::peers::{OTHER_CPU, Places, Running, envoy, outrigger, token};
+use crate::peers::{Build, OTHER_CPU, Places, Running, envoy, token};
 
-const STATE: &str = "control-plane-tls";
 /// Accounts of the called and the calling workload.
 const CALLED: &str = "pair";
 const CALLER: &str = "caller";
 
 /// Starts the control plane and both proxies of each pair.
 pub fn start(running: &mut Running, places: &Places) -> Result<(), Failure> {
-    let state = places.work.join(STATE);
-    if state.exists() {
-        fs::remove_dir_all(&state)?;
+    for build in Build::all(places) {
+        let state = state(build);
+        let path = places.work.join(&state);
+        if path.exists() {
+            fs::remove_dir_all(&path)?;
+        }
+        let (listen, admin) = (build.at(19_785), build.at(19_787));
+        let args = ["--manifests", "manifests", "--state-dir", &state, "--listen", &listen];
+        let args =
+            [&args[..], &["--admin", &admin, "--identity", "on", "--mtls", "strict"]].concat();
+        let (name, port) = (build.named("tls-control-plane-", ""), build.port(19_785));
+        running.start(places, &name, OTHER_CPU, port, &places.control_plane, &args)?;
     }
-    let listen = ["--listen", "127.0.0.1:19785", "--admin", "127.0.0.1:19787"];
-    let mut args = vec!["--manifests", "manifests", "--state-dir", STATE];
-    args.extend(listen);
-    args.extend(["--identity", "on", "--mtls", "strict"]);
-    let control_plane = &places.control_plane;
-    running.start(places, "tls-control-plane", OTHER_CPU, 19_785, control_plane, &args)?;
     issue(places)?;
-    ours(running, places)?;
+    for build in Build::all(places) {
+        ours(running, places, build)?;
+    }
     if places.envoy.is_some() {
         for (side, port) in [("in", 19_761), ("out", 19_751)] {
             let text = fs::read_to_string(places.configs.join(format!("envoy-{side}.yaml")))?;
@@ -51,23 +55,30 @@ pub fn folder(places: &Places) -> std::path::PathBuf {
     places.work.join("tls")
 }
 
-fn ours(running: &mut Running, places: &Places) -> Result<(), Failure> {
-    let bundle = format!("{STATE}/trust-bundle.pem");
-    let common = ["--control-plane", "https://127.0.0.1:19785", "--trust-bundle", &bundle];
-    let called = token(places, CALLED, STATE)?;
+fn state(build: Build) -> String {
+    build.named("control-plane-tls-", "")
+}
+
+fn ours(running: &mut Running, places: &Places, build: Build) -> Result<(), Failure> {
+    let state = state(build);
+    let (bundle, to) =
+        (format!("{state}/trust-bundle.pem"), format!("https://{}", build.at(19_785)));
+    let common = ["--control-plane", &to, "--trust-bundle", &bundle];
+    let (called, inbound) = (token(places, CALLED, &state)?, build.at(19_661));
     let mut args = common.to_vec();
     args.extend(["--token-file", &called, "--service-account", CALLED]);
-    args.extend(["--inbound", "127.0.0.1:19661", "--workload", "pair-1", "--label", "app=pair"]);
+    args.extend(["--inbound", &inbound, "--workload", "pair-1", "--label", "app=pair"]);
     args.extend(["--app-port", "19001=h1:http,19003=grpc:grpc"]);
-    outrigger(running, places, "tls-outrigger-in", "127.0.0.1:19670", &args)?;
-    wait_ready(19_672)?;
-    let caller = token(places, CALLER, STATE)?;
+    build.proxy(running, places, &build.named("tls-", "-in"), 19_670, &args)?;
+    wait_ready(build.port(19_672))?;
+    let caller = token(places, CALLER, &state)?;
     let mut args = common.to_vec();
     args.extend(["--token-file", &caller, "--service-account", CALLER]);
-    let listen = "127.0.0.1:19651=pair-h1.bench:80,127.0.0.1:19653=pair-grpc.bench:80";
-    args.extend(["--listen", listen]);
-    outrigger(running, places, "tls-outrigger-out", "127.0.0.1:19675", &args)?;
-    wait_ready(19_677)
+    let [h1, grpc] = [19_651, 19_653].map(|port| build.at(port));
+    let listen = format!("{h1}=pair-h1.bench:80,{grpc}=pair-grpc.bench:80");
+    args.extend(["--listen", &listen]);
+    build.proxy(running, places, &build.named("tls-", "-out"), 19_675, &args)?;
+    wait_ready(build.port(19_677))
 }
 
 /// The part of the control plane's own file that is needed to issue under its root.
@@ -83,7 +94,7 @@ struct Root {
 }
 
 fn issue(places: &Places) -> Result<(), Failure> {
-    let text = fs::read_to_string(places.work.join(STATE).join("ca/roots.json"))?;
+    let text = fs::read_to_string(places.work.join(state(Build::NOW)).join("ca/roots.json"))?;
     let roots: Roots = serde_json::from_str(&text)?;
     let root = roots.roots.first().ok_or("the control plane has no root")?;
     let issuer = Issuer::from_ca_cert_pem(&root.certificate, KeyPair::from_pem(&root.key)?)?;
