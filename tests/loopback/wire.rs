@@ -60,6 +60,46 @@ fn scripted(answer: impl Fn(&mut TcpStream, &str, &str) + Send + Sync + 'static)
     })
 }
 
+/// A GET on a connection of its own: the status, the bytes of the body, and whether it came to its end.
+fn on_http2(port: u16, url: &str) -> (u16, usize, bool) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.expect("a runtime").block_on(async {
+        let stream = tokio::net::TcpStream::connect(local(port)).await.expect("a connection");
+        let (mut sender, connection) = h2::client::handshake(stream).await.expect("HTTP/2");
+        tokio::spawn(async move { drop(connection.await) });
+        let request = http::Request::get(url).body(()).expect("a request");
+        let (answer, _) = sender.send_request(request, true).expect("a stream");
+        let response = answer.await.expect("a head");
+        let status = response.status().as_u16();
+        let (mut body, mut came) = (response.into_body(), 0);
+        while let Some(data) = body.data().await {
+            let Ok(data) = data else { return (status, came, false) };
+            came += data.len();
+        }
+        (status, came, true)
+    })
+}
+
+#[test]
+fn an_answer_that_is_cut_at_once_arrives_as_far_as_it_came() {
+    let head = "HTTP/1.1 200 OK\r\ncontent-length: 100\r\nx-app: yes\r\n\r\n";
+    let both = Both::of(tcp(move |mut stream| {
+        let asked = read_head(&mut stream).unwrap_or_default();
+        let cut = if asked.starts_with("GET /head") { String::new() } else { "x".repeat(90) };
+        let _ = stream.write_all(format!("{head}{cut}").as_bytes());
+    }));
+    for name in NAMES {
+        for (path, body) in [("/head", 0), ("/body", 90)] {
+            let came = both.say(name, &format!("GET {path} HTTP/1.1\nhost: NAME.bank"), "");
+            let end = format!("\r\n\r\n{}", "x".repeat(body));
+            assert!(came.contains("x-app: yes") && came.ends_with(&end), "{name}{path}: {came:?}");
+            let (status, came, ended) =
+                on_http2(both.caller.outbound, &format!("http://{name}.bank{path}"));
+            assert_eq!((status, came, ended), (200, body, false), "{name}{path}");
+        }
+    }
+}
+
 #[test]
 fn a_body_arrives_whatever_the_method() {
     let app = Echo::start("web");

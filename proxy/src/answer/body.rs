@@ -25,6 +25,8 @@ pub struct ResponseBody {
 enum Content {
     Upstream(WireBody),
     Own(Option<Bytes>),
+    /// Broken off, which is said once what came before has been written.
+    Cut(Option<BodyError>),
 }
 
 impl ResponseBody {
@@ -84,6 +86,7 @@ impl Body for ResponseBody {
         let body = match &mut this.content {
             Content::Upstream(body) => body,
             Content::Own(body) => return Poll::Ready(body.take().map(|b| Ok(Frame::data(b)))),
+            Content::Cut(error) => return Poll::Ready(error.take().map(Err)),
         };
         match Pin::new(&mut *body).poll_frame(cx) {
             Poll::Pending => this.poll_bounds(cx),
@@ -116,7 +119,11 @@ impl Body for ResponseBody {
                 if let Some(mut exchange) = this.exchange.take() {
                     exchange.truncated(Reason::ResponseTruncated);
                 }
-                Poll::Ready(Some(Err(error)))
+                // An error makes servers throw away what they have not written yet, be it the head: the
+                // connection's task comes first, so that the caller gets the answer as far as it came.
+                this.content = Content::Cut(Some(error));
+                cx.waker().wake_by_ref();
+                Poll::Pending
             }
         }
     }
@@ -125,6 +132,7 @@ impl Body for ResponseBody {
         match &self.content {
             Content::Upstream(body) => body.is_end_stream(),
             Content::Own(body) => body.is_none(),
+            Content::Cut(error) => error.is_none(),
         }
     }
 
@@ -134,6 +142,7 @@ impl Body for ResponseBody {
             Content::Own(body) => {
                 SizeHint::with_exact(body.as_ref().map_or(0, |body| body.len() as u64))
             }
+            Content::Cut(_) => SizeHint::default(),
         }
     }
 }
