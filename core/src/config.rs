@@ -358,8 +358,9 @@ pub struct Inbound {
 pub struct InboundPort {
     pub port: u16,
     pub protocol: Protocol,
-    /// The first service, in name order, that selects this port: the `service` label.
-    pub service: Option<DestinationName>,
+    /// The services that select this port, in name order. One that a caller names is the `service` label, else
+    /// the first.
+    pub services: Vec<DestinationName>,
     pub mtls: MtlsMode,
     /// None: everybody may do everything.
     pub access: Option<Access>,

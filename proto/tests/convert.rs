@@ -150,7 +150,7 @@ fn only_used_features_are_required() {
     let port = InboundPort {
         port: 80,
         protocol: Protocol::Http1,
-        service: None,
+        services: Vec::new(),
         mtls: MtlsMode::Strict,
         access: None,
         server: None,
@@ -504,11 +504,11 @@ fn any_endpoint() -> impl Strategy<Value = Endpoint> {
 fn any_inbound() -> impl Strategy<Value = Inbound> {
     let mtls = select(&[MtlsMode::Permissive, MtlsMode::Strict][..]);
     let rules = (of(any_access()), of(any_server()));
-    let port = (1u16.., any_protocol(), of(any_name()), mtls, rules).prop_map(
-        |(port, protocol, service, mtls, (access, server))| InboundPort {
+    let port = (1u16.., any_protocol(), vec(any_name(), 0..3), mtls, rules).prop_map(
+        |(port, protocol, services, mtls, (access, server))| InboundPort {
             port,
             protocol,
-            service,
+            services,
             mtls,
             access,
             server,

@@ -198,11 +198,10 @@ async fn config(State(admin): State<Admin>) -> Json<Value> {
 fn inbound(proxy: &Proxy) -> Value {
     let inbound = proxy.inbound.load();
     let ports = inbound.ports().map(|port| {
-        let service = proxy.metrics.text(port.service.get());
         json!({
             "port": port.port,
             "protocol": port.declared().as_str(),
-            "service": Some(&*service).filter(|name| *name != "unknown"),
+            "services": port.services().collect::<Vec<_>>(),
             "configured": port.is_configured(),
             "mtls": if port.strict() { "strict" } else { "permissive" },
             "accessRules": port.rules.is_some(),

@@ -295,6 +295,37 @@ fn tcp_mesh(app: u16, declared: &str) -> (ControlPlane, Proxy, Proxy, u16) {
 }
 
 #[test]
+fn of_services_that_select_one_port_the_one_that_was_called_is_counted() {
+    for (declared, app) in [("http", Echo::start("raw").port), ("tcp", tcp(count_then_answer))] {
+        let other = service("raw", declared).replace("name: raw,", "name: zoo,");
+        let files = [("raw.yaml", &*service("raw", declared)), ("zoo.yaml", &*other)];
+        let plane = ControlPlane::start(&files);
+        let app = format!("{app}={}:main", if declared == "http" { "h1" } else { declared });
+        let raw = Proxy::beside(&plane, "raw", &[app], &[]);
+        for (name, calls) in [("zoo", 2), ("raw", 1)] {
+            let listener = free_port();
+            let listen = format!("127.0.0.1:{listener}={name}.bank:80");
+            let _caller = Proxy::caller(&plane, &["--listen", &listen]);
+            for _ in 0..calls {
+                let mut stream = TcpStream::connect(local(listener)).expect("a connection");
+                let request =
+                    format!("GET / HTTP/1.1\r\nhost: {name}.bank\r\nconnection: close\r\n\r\n");
+                stream.write_all(request.as_bytes()).expect("written");
+                stream.shutdown(Shutdown::Write).expect("half closed");
+                let mut said = String::new();
+                stream.read_to_string(&mut said).expect("an answer");
+                assert!(said.contains(if declared == "tcp" { "got " } else { "200 OK" }), "{said}");
+            }
+            let label = format!("service=\"bank/{name}:80\"");
+            let labels = ["direction=\"inbound\"", "outcome=\"success\"", &label];
+            eventually("they are counted as calls of it", || {
+                raw.count("outrigger_requests_total", &labels) == f64::from(calls)
+            });
+        }
+    }
+}
+
+#[test]
 fn opaque_bytes_with_half_close() {
     let app = tcp(count_then_answer);
     for declared in ["tcp", "detect"] {

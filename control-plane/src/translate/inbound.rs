@@ -16,20 +16,18 @@ pub fn build(index: &Index, uid: &str) -> Option<Inbound> {
         let (port, protocol) = (port.port, port.protocol);
         ports.insert(port, inbound_port(index, workload, port, protocol));
     }
-    // In name order, so the first one that selects a port names it.
+    // In name order, so the first one that selects a port says what it speaks.
     for id in index.selecting(workload) {
         let service_ports = index.service(id).into_iter().flat_map(|service| &service.ports);
         for service_port in service_ports {
             let Some(port) = workload.port(&service_port.target) else { continue };
             let own = || inbound_port(index, workload, port, Protocol::Detect);
             let inbound = ports.entry(port).or_insert_with(own);
-            if inbound.service.is_none() {
-                inbound.service = Some(PortId::new(id, service_port.port).destination());
-                // Callers speak what the Service declares; only silence leaves it to the workload.
-                if service_port.protocol != Protocol::Detect {
-                    inbound.protocol = service_port.protocol;
-                }
+            // Callers speak what the Service declares; only silence leaves it to the workload.
+            if inbound.services.is_empty() && service_port.protocol != Protocol::Detect {
+                inbound.protocol = service_port.protocol;
             }
+            inbound.services.push(PortId::new(id, service_port.port).destination());
         }
     }
     Some(Inbound {
@@ -43,7 +41,7 @@ fn inbound_port(index: &Index, workload: &Workload, port: u16, protocol: Protoco
     let mtls = access_policy::mtls(index, workload, port);
     let access = access_policy::access(index, workload, port);
     let server = effective::server(index, workload, port);
-    InboundPort { port, protocol, service: None, mtls, access, server }
+    InboundPort { port, protocol, services: Vec::new(), mtls, access, server }
 }
 
 fn addresses(workload: &Workload) -> Vec<std::net::IpAddr> {

@@ -87,7 +87,11 @@ fn render_index(index: &Index, text: &mut String) {
         let value = inbound::build(index, &workload.uid()).unwrap();
         writeln!(text, "inbound {} at {:?}", value.workload, value.addresses).unwrap();
         for port in value.ports {
-            let service = port.service.map(|name| format!(" of {name}")).unwrap_or_default();
+            let services: Vec<_> = port.services.iter().map(ToString::to_string).collect();
+            let service = match services.as_slice() {
+                [] => String::new(),
+                services => format!(" of {}", services.join(", ")),
+            };
             writeln!(text, "  port {} {}{service}", port.port, port.protocol.as_str()).unwrap();
             if let Some(policy) = port.server {
                 writeln!(text, "    lets in {}", render::server(&policy)).unwrap();

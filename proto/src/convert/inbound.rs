@@ -2,6 +2,7 @@
 
 use outrigger_core::config::{Inbound, InboundPort, MtlsMode};
 use outrigger_core::error::FieldError;
+use outrigger_core::name::DestinationName;
 
 use super::{
     access, check_requires, each, parsed, policy, port, protocol_from_wire, protocol_to_wire,
@@ -23,7 +24,8 @@ pub fn to_wire(inbound: &Inbound) -> mesh::Inbound {
             .map(|port| mesh::InboundPort {
                 port: port.port.into(),
                 protocol: protocol_to_wire(port.protocol),
-                service: port.service.as_ref().map(ToString::to_string).unwrap_or_default(),
+                service: port.services.first().map(ToString::to_string).unwrap_or_default(),
+                more_services: port.services.iter().skip(1).map(ToString::to_string).collect(),
                 mtls: mtls_to_wire(port.mtls).into(),
                 access: port.access.as_ref().map(access::to_wire),
                 server: port.server.as_ref().map(server::to_wire),
@@ -44,10 +46,7 @@ pub fn from_wire(wire: &mesh::Inbound) -> Result<Inbound, FieldError> {
             Ok(InboundPort {
                 port: port("port", wire.port)?,
                 protocol: protocol_from_wire(wire.protocol)?,
-                service: match wire.service.as_str() {
-                    "" => None,
-                    name => Some(parsed("service", name)?),
-                },
+                services: services(wire)?,
                 mtls: mtls_from_wire(wire.mtls)?,
                 access: wire
                     .access
@@ -64,6 +63,14 @@ pub fn from_wire(wire: &mesh::Inbound) -> Result<Inbound, FieldError> {
             })
         })?,
     })
+}
+
+fn services(wire: &mesh::InboundPort) -> Result<Vec<DestinationName>, FieldError> {
+    let mut services = each("more_services", &wire.more_services, |name| parsed("", name))?;
+    if !wire.service.is_empty() {
+        services.insert(0, parsed("service", &wire.service)?);
+    }
+    Ok(services)
 }
 
 /// Rules and limits that a proxy does not know must not be passed over.

@@ -368,6 +368,9 @@ pub struct InboundPort {
     /// Unset: whatever comes is let in.
     #[prost(message, optional, tag = "6")]
     pub server: ::core::option::Option<ServerPolicy>,
+    /// Further destinations that select this port, after `service` in name order.
+    #[prost(string, repeated, tag = "7")]
+    pub more_services: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 /// Unset: everybody may do everything.
 #[derive(Clone, PartialEq, ::prost::Message)]

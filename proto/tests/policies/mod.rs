@@ -771,7 +771,7 @@ fn limited_port() -> InboundPort {
     InboundPort {
         port: 80,
         protocol: Protocol::Http1,
-        service: None,
+        services: Vec::new(),
         mtls: MtlsMode::Permissive,
         access: None,
         server: Some(ServerPolicy { rate_limits: vec![limit], concurrency: Some(concurrency) }),

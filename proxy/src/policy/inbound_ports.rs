@@ -11,7 +11,7 @@ use outrigger_core::reason::Reason;
 use crate::base::peer::Peer;
 use crate::base::refusal::Refusal;
 use crate::base::settings::Settings;
-use crate::observe::metrics::{HeldLabel, Metrics};
+use crate::observe::metrics::{HeldLabel, Label, Metrics};
 use crate::policy::access::PortRules;
 use crate::policy::limits::PortLimits;
 use crate::policy::limits::known::LimitStates;
@@ -30,7 +30,8 @@ pub struct InboundPorts {
 pub struct InboundPort {
     pub port: u16,
     protocol: Protocol,
-    pub service: HeldLabel,
+    /// The services that select it, each with its name.
+    services: Vec<(Box<str>, HeldLabel)>,
     /// Only callers that have proved an identity; never in a mesh without.
     strict: bool,
     /// The control plane, or what it said before, has spoken about it. Until then nobody may call it.
@@ -48,7 +49,7 @@ impl InboundPorts {
         let ports = settings.app_ports.iter().map(|app| InboundPort {
             port: app.port,
             protocol: app.protocol,
-            service: HeldLabel::UNKNOWN,
+            services: Vec::new(),
             strict: identity,
             configured: false,
             rules: None,
@@ -71,16 +72,14 @@ impl InboundPorts {
             port.configured = true;
         }
         for (i, known) in inbound.ports.iter().enumerate() {
-            let service = known
-                .service
-                .as_ref()
-                .map_or(HeldLabel::UNKNOWN, |name| metrics.label(&name.to_string()));
+            let label = |name: String| (name.clone().into(), metrics.label(&name));
+            let services = known.services.iter().map(|name| label(name.to_string())).collect();
             let rules = known.access.as_ref().map(PortRules::new).transpose();
             let rules = rules.map_err(|e| e.under(format!("ports[{i}].access")))?.map(Arc::new);
             let strict = identity && known.mtls == MtlsMode::Strict;
             match all.ports.iter_mut().find(|port| port.port == known.port) {
                 Some(port) => {
-                    port.service = service;
+                    port.services = services;
                     port.strict = strict;
                     port.rules = rules;
                     // What callers speak may have changed since this process was started.
@@ -91,7 +90,7 @@ impl InboundPorts {
                 None => all.ports.push(InboundPort {
                     port: known.port,
                     protocol: known.protocol,
-                    service,
+                    services,
                     strict,
                     configured: true,
                     rules,
@@ -148,6 +147,22 @@ impl InboundPort {
     /// What the app speaks: as declared, else as the caller speaks.
     pub fn protocol_or(&self, callers: Protocol) -> Protocol {
         if self.protocol.is_http() { self.protocol } else { callers }
+    }
+
+    /// Names of the services that select it, in order.
+    pub fn services(&self) -> impl Iterator<Item = &str> {
+        self.services.iter().map(|(name, _)| &**name)
+    }
+
+    /// The service that is called: the one that another proxy has `named` where it is one of this port's, else
+    /// the first.
+    pub fn service(&self, named: Option<&[u8]>) -> Label {
+        let is_named = |name: &str| named.is_some_and(|named| named == name.as_bytes());
+        let called = match self.services.as_slice() {
+            [_, _, ..] => self.services.iter().find(|(name, _)| is_named(name)),
+            _ => None,
+        };
+        called.or(self.services.first()).map_or(Label::UNKNOWN, |(_, label)| label.get())
     }
 
     /// Whether anything has been said about it yet.

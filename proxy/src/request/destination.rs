@@ -189,9 +189,9 @@ pub fn inbound(
             (rules, limits) = (port.rules.clone(), port.limits.clone());
         }
         let protocol = port.protocol_or(connection.protocol);
-        return Ok(Target::App { address, protocol, service: port.service.get(), rules, limits });
+        return Ok(Target::App { address, protocol, service: port.service(None), rules, limits });
     }
-    let hop = head.headers.remove(HOP).ok_or_else(|| {
+    let header = head.headers.remove(HOP).ok_or_else(|| {
         if connection.peer.get() == Peer::Outside && inbound.all_strict() {
             let why = "this is the inbound port of a proxy, and it takes no plaintext";
             return Refusal::new(Reason::MtlsRequired, why);
@@ -199,7 +199,7 @@ pub fn inbound(
         Refusal::new(Reason::NotForUs, "this is the inbound port of a proxy, for other proxies")
     })?;
     connection.claims_to_be_mesh();
-    let hop = parse_hop(hop.as_bytes())
+    let hop = parse_hop(header.as_bytes())
         .ok_or_else(|| Refusal::new(Reason::BadRequest, "malformed x-outrigger-hop header"))?;
     let is_mesh = connection.peer.get() == Peer::Mesh;
     head.deadline_by_policy = hop.by_policy && is_mesh;
@@ -210,7 +210,8 @@ pub fn inbound(
     let (address, protocol) = (SocketAddr::new(inbound.app, port.port), hop.protocol);
     let (protocol, rules) = (port.protocol_or(protocol), port.rules.clone());
     let limits = port.limits.clone();
-    Ok(Target::App { address, protocol, service: port.service.get(), rules, limits })
+    let service = port.service(hop.service.filter(|_| is_mesh));
+    Ok(Target::App { address, protocol, service, rules, limits })
 }
 
 /// The headers of a probe as a kubelet sends it.
@@ -252,7 +253,7 @@ fn is_probe(connection: &Connection, port: u16, head: &Head, has_body: bool) -> 
 
 /// What one proxy tells another about where a request goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct To {
+pub struct To<'a> {
     /// The app's.
     pub port: u16,
     /// What to speak to it.
@@ -263,16 +264,18 @@ pub struct To {
     pub trace_by_id: bool,
     /// The app gets the whole URI as the target (RFC 9112 section 3.2.2).
     pub absolute: bool,
+    /// The service that was called, `namespace/name:port`; several may select the app's port.
+    pub service: Option<&'a [u8]>,
 }
 
 /// `1;port=8080;proto=h1`, `;deadline=policy` where a policy started the deadline, `;trace=id` where the trace
-/// follows from the request's id, and `;form=absolute` of a request for an HTTP proxy. A later version may add parameters, never change these; none may be
-/// there twice.
-pub fn parse_hop(text: &[u8]) -> Option<To> {
+/// follows from the request's id, `;form=absolute` of a request for an HTTP proxy, and `;service=` the one that was
+/// called. A later version may add parameters, never change these; none may be there twice.
+pub fn parse_hop(text: &[u8]) -> Option<To<'_>> {
     let mut parts = text.split(|byte| *byte == b';');
     (parts.next()? == b"1").then_some(())?;
     let (mut port, mut protocol, mut by_policy, mut absolute) = (None, None, None, None);
-    let mut trace = None;
+    let (mut trace, mut service) = (None, None);
     for part in parts {
         let part = part.trim_ascii();
         let (name, value) = part.split_at(part.iter().position(|byte| *byte == b'=')?);
@@ -290,13 +293,14 @@ pub fn parse_hop(text: &[u8]) -> Option<To> {
             b"deadline" if by_policy.is_none() => by_policy = Some(value == b"policy"),
             b"form" if absolute.is_none() => absolute = Some(value == b"absolute"),
             b"trace" if trace.is_none() => trace = Some(value == b"id"),
-            b"port" | b"proto" | b"deadline" | b"form" | b"trace" => return None,
+            b"service" if service.is_none() => service = Some(value),
+            b"port" | b"proto" | b"deadline" | b"form" | b"trace" | b"service" => return None,
             _ => {}
         }
     }
     let (by_policy, absolute) = (by_policy.unwrap_or(false), absolute.unwrap_or(false));
     let trace_by_id = trace.unwrap_or(false);
-    Some(To { port: port?, protocol: protocol?, by_policy, trace_by_id, absolute })
+    Some(To { port: port?, protocol: protocol?, by_policy, trace_by_id, absolute, service })
 }
 
 /// Digits alone: `+80` is no port.
@@ -320,6 +324,7 @@ mod tests {
             by_policy: false,
             trace_by_id: false,
             absolute: false,
+            service: None,
         };
         assert_eq!(parse_hop(b"1;port=80;proto=h1"), Some(to(Protocol::Http1)));
         assert_eq!(parse_hop(b"1;port=80;proto=grpc;new=1"), Some(to(Protocol::Grpc)));
@@ -329,7 +334,10 @@ mod tests {
         assert_eq!(absolute, Some(To { absolute: true, ..to(Protocol::Http1) }));
         let traced = parse_hop(b"1;port=80;proto=h1;trace=id");
         assert_eq!(traced, Some(To { trace_by_id: true, ..to(Protocol::Http1) }));
+        let named = parse_hop(b"1;port=80;proto=h1;service=bank/orders:80");
+        assert_eq!(named, Some(To { service: Some(b"bank/orders:80"), ..to(Protocol::Http1) }));
         for bad in [
+            "1;port=80;proto=h1;service=a;service=b",
             "",
             "2;port=80;proto=h1",
             "1;port=80",

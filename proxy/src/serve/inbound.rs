@@ -99,7 +99,7 @@ async fn redirected(
     address: SocketAddr,
     port: InboundPort,
 ) {
-    let (protocol, service, remote) = (port.declared(), port.service.get(), origin.remote);
+    let (protocol, service, remote) = (port.declared(), port.service(None), origin.remote);
     if !port.strict() {
         if let Some(identity) = &worker.proxy.identity {
             add(&identity.counts().plaintext_inbound, 1);

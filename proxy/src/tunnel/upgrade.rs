@@ -25,14 +25,14 @@ use crate::listener::origin as peer;
 use crate::listener::origin::Origin;
 use crate::listener::role::Routing;
 use crate::observe::metrics::Label;
-use crate::request::destination::{self, Target};
+use crate::request::destination::{self, Target, parse_hop};
 use crate::request::exchange::{Exchange, TunnelHold};
 use crate::request::head::Head;
 use crate::tunnel::stream;
 use crate::tunnel::stream::relay::{self, Early, RelayLimits};
 use crate::upstream::fixed::Fixed;
 use crate::wire::deadline::told;
-use crate::wire::headers;
+use crate::wire::headers::{self, HOP};
 use crate::wire::io::{Duplex, Transport};
 use crate::wire::streams::WireBody;
 use crate::wire::streams::tunnel::Tunnel;
@@ -303,7 +303,8 @@ async fn inbound_tunnel(
     if !check {
         served.admit_opaque()?;
     }
-    exchange.service = served.service.get();
+    let hop = head.headers.get(&HOP).and_then(|hop| parse_hop(hop.as_bytes()));
+    exchange.service = served.service(hop.and_then(|hop| hop.service));
     if let Some(rules) = &served.rules {
         rules.stream(worker, connection.caller.as_deref(), connection.remote.ip())?;
     }
@@ -315,7 +316,7 @@ async fn inbound_tunnel(
         return Ok(Response::new(()));
     }
     let caller = switch.caller;
-    let (connection, service) = (Rc::clone(connection), served.service.get());
+    let (connection, service) = (Rc::clone(connection), exchange.service);
     tokio::task::spawn_local(async move {
         let worker = &connection.worker;
         let Some(caller) = caller.bytes().await else { return };

@@ -87,10 +87,12 @@ pub struct EndpointState {
     pub is_near: bool,
     /// It lies outside the mesh.
     pub is_outside: bool,
-    /// `x-outrigger-hop` for an app that speaks h1, h2 and gRPC; without and with a policy's deadline, each without and
-    /// with a trace that follows from the request's id.
-    hop_headers: [[HeaderValue; 4]; 3],
+    hop_headers: Arc<HopHeaders>,
 }
+
+/// `x-outrigger-hop` for an app that speaks h1, h2 and gRPC; without and with a policy's deadline, each without and
+/// with a trace that follows from the request's id.
+type HopHeaders = [[HeaderValue; 4]; 3];
 
 /// What was learnt about an endpoint.
 #[derive(Default)]
@@ -199,6 +201,12 @@ impl Endpoints {
         let now_ms = coarse_ms(Instant::now());
         let known: HashMap<&EndpointId, &Arc<EndpointState>> =
             old.endpoints.iter().map(|e| (&e.endpoint.id, e)).collect();
+        // Most endpoints of a service have one port.
+        let mut by_port: HashMap<u16, Arc<HopHeaders>> = HashMap::new();
+        let mut hop_headers = |port| {
+            let headers = by_port.entry(port);
+            Arc::clone(headers.or_insert_with(|| Arc::new(hop_headers(port, &self.name))))
+        };
         let endpoints: Vec<_> = endpoints
             .into_iter()
             .map(|endpoint| match known.get(&endpoint.id) {
@@ -311,14 +319,14 @@ impl EndpointSet {
 
 impl EndpointState {
     /// What the far proxy needs to know: the app's port, what to speak there, whether it was a policy
-    /// that started the request's deadline, and whether the request's id tells its trace.
+    /// that started the request's deadline, whether the request's id tells its trace, and the service.
     pub fn hop_header(
         &self,
         protocol: Protocol,
         deadline_by_policy: bool,
         trace_by_id: bool,
     ) -> HeaderValue {
-        let [h1, h2, grpc] = &self.hop_headers;
+        let [h1, h2, grpc] = &*self.hop_headers;
         let headers = match protocol {
             Protocol::Http2 => h2,
             Protocol::Grpc => grpc,
@@ -343,10 +351,10 @@ fn peer_label(endpoint: &Endpoint, metrics: &Metrics) -> HeldLabel {
     }
 }
 
-fn hop_headers(port: u16) -> [[HeaderValue; 4]; 3] {
+fn hop_headers(port: u16, service: &DestinationName) -> HopHeaders {
     [Protocol::Http1, Protocol::Http2, Protocol::Grpc].map(|protocol| {
         ["", ";deadline=policy", ";trace=id", ";deadline=policy;trace=id"].map(|more| {
-            let text = format!("1;port={port};proto={}{more}", protocol.as_str());
+            let text = format!("1;port={port};proto={}{more};service={service}", protocol.as_str());
             HeaderValue::from_str(&text).unwrap_or_else(|_| HeaderValue::from_static("1"))
         })
     })

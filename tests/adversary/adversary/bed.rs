@@ -76,7 +76,7 @@ impl Bed {
         let port = InboundPort {
             port: PORT,
             protocol,
-            service: None,
+            services: Vec::new(),
             mtls: MtlsMode::Permissive,
             access: Some(access),
             server,
@@ -136,7 +136,7 @@ impl Bed {
             let ports = worker.proxy.inbound.load_full();
             let Ok(port) = ports.port(PORT) else { return };
             let (rules, limits) = (port.rules.clone(), port.limits.clone());
-            let (protocol, service) = (port.declared(), port.service.get());
+            let (protocol, service) = (port.declared(), port.service(None));
             let target = Target::App { address: app, protocol, service, rules, limits };
             stream::serve(worker, transport, origin, target).await;
         });

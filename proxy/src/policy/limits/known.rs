@@ -117,7 +117,7 @@ impl KnownLimits {
         policy: &ServerPolicy,
         now: Instant,
     ) -> Arc<PortLimits> {
-        let service = port.service.as_ref().map_or_else(|| "unknown".to_owned(), |s| s.to_string());
+        let service = port.services.first().map_or_else(|| "unknown".to_owned(), |s| s.to_string());
         let rates: Vec<_> = policy
             .rate_limits
             .iter()
@@ -252,7 +252,7 @@ mod tests {
         InboundPort {
             port: 8080,
             protocol: Protocol::Http1,
-            service: None,
+            services: Vec::new(),
             mtls: MtlsMode::default(),
             access: None,
             server: Some(ServerPolicy { rate_limits: vec![limit], concurrency: Some(concurrency) }),

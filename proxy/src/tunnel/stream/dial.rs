@@ -10,7 +10,7 @@ use bytes::{Bytes, BytesMut};
 use http::{HeaderValue, Method, Request, Uri};
 use outrigger_core::balance;
 use outrigger_core::compile::{StreamRouting, Target as Backend};
-use outrigger_core::config::{Balancer, HashKey, MeshAddress};
+use outrigger_core::config::{Balancer, HashKey, MeshAddress, Protocol};
 use outrigger_core::outcome::Outcome;
 use outrigger_core::reason::{NamedBy, Reason, Side};
 use tokio::io::AsyncReadExt;
@@ -30,7 +30,7 @@ use crate::upstream::pool::{PoolKey, connect, h2};
 use crate::upstream::store::{Dialed, Live};
 use crate::wire::Wire;
 use crate::wire::body::RequestBody;
-use crate::wire::headers::{CHECK, explained};
+use crate::wire::headers::{CHECK, HOP, explained};
 use crate::wire::io::{Io, Transport, delegate_io};
 use crate::wire::streams::WireBody;
 
@@ -216,6 +216,8 @@ async fn connect_through(
         |why: String| Refusal::new(Reason::UpstreamReset, format!("{}: {why}", mesh.address));
     let mut request = Request::new(RequestBody::Empty);
     *request.method_mut() = Method::CONNECT;
+    // For the name of the service: where to connect is in the target.
+    request.headers_mut().insert(HOP, endpoint.hop_header(Protocol::Tcp, false, false));
     if check {
         request.headers_mut().insert(CHECK, HeaderValue::from_static("1"));
     }
