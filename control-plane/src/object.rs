@@ -336,7 +336,10 @@ impl Policy {
             let ports: Vec<String> = self.ports.iter().map(u16::to_string).collect();
             whom = format!("port {} of {whom}", ports.join(", "));
         }
-        Some(format!("no version of it has ever been right: until one is, nobody may call {whom}"))
+        Some(format!(
+            "no version of this policy has been valid yet: until one is, all calls to {whom} are \
+             denied"
+        ))
     }
 
     pub fn is_for_port(&self, port: u16) -> bool {

@@ -145,10 +145,10 @@ reasons! {
         "the workload does not serve that port; its registration lists those it does";
     /// A connection or request that this listener is not for.
     NotForUs = "not_for_us", Downstream, 403, "http_request_denied",
-        "4740 serves its own app only and 4743 its own workload only; dial the service itself";
+        "the outbound port (4740) serves its own app only, the inbound port (4743) its own workload; dial the service";
     /// The configuration of the destination did not arrive in time.
     ConfigUnavailable = "config_unavailable", Us, 503, "proxy_configuration_error",
-        "the proxy has not heard of this destination; check its connection to the control plane";
+        "no configuration for this destination arrived in time; check the connection to the control plane";
     /// The control plane uses something that this proxy does not understand.
     ConfigUnsupported = "config_unsupported", Us, 503, "proxy_configuration_error",
         "upgrade this proxy: it does not know a feature that the configuration requires";
@@ -156,10 +156,10 @@ reasons! {
     // Who may call.
     /// Plaintext on a port that takes only callers with an identity.
     MtlsRequired = "mtls_required", Downstream, 403, "http_request_denied",
-        "this port takes only callers of the mesh; inject the caller, or set the port's mtls mode to Permissive";
+        "this port accepts only callers of the mesh; inject the caller, or set the port's mtls mode to Permissive";
     /// The TLS handshake of a caller failed; the detail names the cause.
     TlsHandshakeFailed = "tls_handshake_failed", Downstream, 403, "tls_protocol_error",
-        "the caller proved no identity that the trust bundle covers; the detail names the cause";
+        "the TLS handshake with the caller failed, or its certificate is invalid; the detail names the cause";
     /// The access policy does not let this caller do this.
     AccessDenied = "access_denied", Downstream, 403, "http_request_denied",
         "an AccessPolicy of the called workload denies this; the detail names the policy and rule";
@@ -168,16 +168,16 @@ reasons! {
         "send a token of an issuer that the AccessPolicy lists as `Authorization: Bearer`";
     /// A token was sent and is invalid; the detail names the cause.
     TokenInvalid = "token_invalid", Downstream, 401, "http_request_denied",
-        "the token is invalid; the detail names the cause";
+        "the token is invalid, expired or not for this service; the detail names the cause";
     /// This proxy has no certificate that is valid now.
     IdentityUnavailable = "identity_unavailable", Us, 503, "tls_certificate_error",
         "the proxy has no valid certificate; check its join token and its connection to the control plane";
     /// The TLS handshake with the upstream failed; the detail names the cause.
     UpstreamTlsFailed = "upstream_tls_failed", Upstream, 503, "tls_protocol_error",
-        "the called proxy could not be authenticated; the detail names the cause";
+        "the TLS handshake with the upstream failed, or its certificate is invalid; the detail names the cause";
     /// The upstream proved another identity than that of the endpoint that was dialled.
     UpstreamIdentityMismatch = "upstream_identity_mismatch", Upstream, 503, "tls_certificate_error",
-        "the address belongs to another workload by now, or a possible man in the middle";
+        "the address now belongs to another workload, or there is a man in the middle";
 
     // On the way.
     /// No connection could be made: refused or unreachable.
@@ -188,13 +188,13 @@ reasons! {
         "the endpoint did not answer in time; look at its load and the network";
     /// The upstream closed before anything of the request was processed.
     UpstreamReset = "upstream_reset", Upstream, 503, "connection_terminated",
-        "the endpoint closed the connection before it took the request; safe to try again";
+        "the endpoint closed the connection before it processed the request; it is safe to retry";
     /// The upstream closed and may have processed the request.
     UpstreamResetAmbiguous = "upstream_reset_ambiguous", Upstream, 502, "connection_terminated",
-        "the endpoint went away after it got the request; it may have acted on it";
+        "the endpoint closed the connection after it received the request, which it may have processed";
     /// The response broke off after its head.
     ResponseTruncated = "response_truncated", Upstream, 502, "http_response_incomplete",
-        "the endpoint went away in the middle of its response";
+        "the endpoint closed the connection in the middle of its response";
     /// The upstream broke its protocol.
     UpstreamProtocolError = "upstream_protocol_error", Upstream, 502, "http_protocol_error",
         "the endpoint's answer is not valid; check the port's declared protocol";
@@ -203,19 +203,19 @@ reasons! {
         "the endpoint did not accept the protocol upgrade";
     /// A request came back to the service that it had been at, or to the proxy that sent it.
     Loop = "loop", Us, 508, "proxy_loop_detected",
-        "services call each other in a loop; the detail names the way";
+        "services call each other in a loop; the detail lists the services on the path";
 
     /// A fault injection that somebody asked for.
     FaultInjected = "fault_injected", Upstream, 503, "destination_unavailable",
-        "a FaultInjection does this on purpose; the detail names it, and deleting it ends it";
+        "a FaultInjection injected this fault; the detail names it; delete it to stop";
 
     // Time.
     /// The deadline passed before the head of the response.
     DeadlineExceeded = "deadline_exceeded", Upstream, 504, "http_response_timeout",
-        "the time that the caller gave was over; look at what the detail says it was waiting for";
+        "the request's deadline passed; the detail says who started it and what it was waiting for";
     /// The deadline passed in the middle of the response.
     DeadlineExceededAfterHead = "deadline_exceeded_after_head", Upstream, 504, "http_response_timeout",
-        "the response had begun and was not finished in time; give streams no deadline or a longer one";
+        "the response did not end before the deadline; give streams no deadline, or a longer one";
     /// One attempt took longer than the policy lets it.
     AttemptTimeout = "attempt_timeout", Upstream, 504, "http_response_timeout",
         "the endpoint did not answer within timeouts.attempt; raise it or make the endpoint faster";
@@ -230,24 +230,24 @@ reasons! {
         "the caller stopped reading its response; look at the caller, or raise --write-timeout";
     /// The caller sent nothing more of its request for too long.
     RequestBodyTimeout = "request_body_timeout", Downstream, 408, "connection_read_timeout",
-        "the caller stopped in the middle of its request; look at the caller, or raise --stream-idle-timeout";
+        "the caller stopped sending its request; look at the caller, or raise --stream-idle-timeout";
     /// It came through more services than any request should.
     HopLimit = "hop_limit", Us, 508, "proxy_loop_detected",
-        "services call each other without end; the detail names the way";
+        "services call each other in an endless loop; the detail lists the services on the path";
 
     // Limits.
     /// More connections than the limit.
     ConnectionLimit = "connection_limit", Us, 503, "proxy_internal_response",
-        "too many connections; raise --max-connections or reuse connections";
+        "raise --max-connections (outbound) or --max-inbound-connections (inbound), or reuse connections";
     /// Too many calls to the service failed lately: the breaker answers at once.
     BreakerOpen = "breaker_open", Us, 503, "proxy_internal_response",
-        "the called service fails too often; look at it, and at /policies of this proxy for the next probe";
+        "calls of the service fail too often; look at the service, and at /policies of this proxy for the next probe";
     /// As many requests to the service or to each of its endpoints are in flight as may be.
     TooManyInFlight = "too_many_in_flight", Us, 503, "proxy_internal_response",
-        "the service is slow or limits.maxInFlight too low";
+        "the service is slow, or limits.maxInFlight or maxInFlightPerEndpoint is too low";
     /// As many destinations as a proxy holds are in use.
     TooManyNames = "too_many_names", Us, 503, "proxy_internal_response",
-        "the app calls more destinations at a time than a proxy holds; call fewer, or run more instances of the app";
+        "the app calls more destinations at a time than a proxy holds; call fewer, or run more replicas of the app";
     /// A rate limit of the called port is exceeded.
     RateLimited = "rate_limited", Downstream, 429, "http_request_denied",
         "wait as long as Retry-After says, or raise the limit that the detail names in its ServerPolicy";
@@ -259,7 +259,7 @@ reasons! {
         "the proxy is shutting down; a new connection reaches another endpoint";
     /// A fault of the proxy's own.
     InternalError = "internal_error", Us, 500, "proxy_internal_error",
-        "a fault of the proxy itself; please report it with the log around it";
+        "an internal error of the proxy; please report it with the log lines around it";
 
     // What went well in the end.
     /// Sent again because the first attempt was provably not processed.

@@ -23,10 +23,10 @@ fn target(kind: &str) -> Vec<Value> {
             column(
                 "Target",
                 ".spec.selector.matchLabels",
-                "Labels of the workloads that it is for",
+                "Labels of the workloads that it applies to",
             ),
             wide("Default", ".spec.default", "What happens to callers that match no rule"),
-            wide("Audit", ".spec.audit", "Whether it only logs and counts"),
+            wide("Audit", ".spec.audit", "Whether it is in audit mode"),
         ],
         "ExternalService" => vec![
             column("Target", ".spec.host", "Host, as apps dial it"),
@@ -43,7 +43,7 @@ fn target(kind: &str) -> Vec<Value> {
                 wide("Kind", ".spec.targetRefs[0].kind", "Kind of the first target"),
             ];
             if kind == "FaultInjection" {
-                columns.push(wide("End", ".spec.end", "When it ends"));
+                columns.push(wide("End", ".spec.end", "End time"));
             }
             columns
         }

@@ -36,8 +36,8 @@ use super::outbox::{Outbox, Sent};
 use crate::index::{Dep, PortId};
 use crate::publish::{Dirty, EncodedDestination, Member, ShareOwner, View};
 
-/// Names that one proxy may be subscribed to; an app calls dozens of destinations. A proxy holds at most
-/// 10,000; the rest is for names that it is about to exchange for others.
+/// Names that one proxy may be subscribed to; an app calls dozens of destinations. A proxy holds at most 9,900
+/// (`MAX_NAMES`); the rest is headroom for names being exchanged.
 pub const MAX_SUBSCRIPTIONS: usize = 10_240;
 /// Bytes of one name: the longest host name and port, or a canonical name, fits twice.
 pub const MAX_NAME: usize = bounds::NAME;

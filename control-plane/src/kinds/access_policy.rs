@@ -14,9 +14,9 @@ use super::schema::{
     within,
 };
 
-/// Who may call the workloads of a namespace, and with what. All policies that select a workload's port add up: a
-/// rule with the action Deny that matches refuses; then, if a rule with the action Allow is in force or the default
-/// is Deny, one that allows must match.
+/// Who may call the workloads of a namespace, and with which requests. All policies that select a workload's port are
+/// combined: a matching rule with the action Deny refuses the call; otherwise, if there is a rule with the action
+/// Allow or the default is Deny, an Allow rule must match.
 #[derive(CustomResource, Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
 #[kube(
     group = "outrigger.dev",
@@ -30,28 +30,28 @@ use super::schema::{
 )]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct AccessPolicySpec {
-    /// Workloads of the namespace that it is for. Unset: all of them.
+    /// Workloads of the namespace that it applies to. Unset: all of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub selector: Option<WorkloadSelector>,
-    /// Ports of the app that it is for, as the app listens on them. Empty: all of them. Example: `[8000]`.
+    /// Ports of the app that it applies to, as the app listens on them. Empty: all of them. Example: `[8000]`.
     #[schemars(transform = each(port()))]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ports: Vec<i32>,
-    /// Whether these ports take plaintext. Of several policies the most specific one that says it decides; unset in
-    /// all of them: the control plane's `--mtls`.
+    /// Whether these ports accept plaintext. The most specific policy that sets it applies; unset in all of them: the
+    /// control plane's `--mtls`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtls: Option<AccessMtls>,
-    /// What happens to callers that match no rule. Of several policies the most specific one that says it decides;
-    /// unset in all of them: the control plane's `--default-access`.
+    /// What happens to callers that match no rule. The most specific policy that sets it applies; unset in all of
+    /// them: the control plane's `--default-access`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub default: Option<AccessAction>,
-    /// Only log and count what the rules would refuse, and change nothing.
+    /// Audit mode: only log and count what the rules would refuse.
     #[serde(default)]
     pub audit: bool,
-    /// Rules, in any order: one that denies is stronger than any that allows.
+    /// Rules, in any order: a deny rule takes precedence over allow rules.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub rules: Vec<AccessRule>,
-    /// Issuers of tokens (JWT) that are trusted on these ports.
+    /// Token issuers (JWT) that are trusted on these ports.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub jwt: Vec<AccessJwt>,
 }
@@ -65,43 +65,43 @@ pub struct WorkloadSelector {
 
 #[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, JsonSchema)]
 pub enum AccessMtls {
-    /// Only callers with an identity.
+    /// Only callers with an identity (mTLS).
     Strict,
-    /// Plaintext too, as a caller without an identity.
+    /// Also plaintext, from callers without an identity.
     Permissive,
 }
 
 #[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, JsonSchema)]
 pub enum AccessAction {
-    /// The call is let in.
+    /// The call is allowed.
     Allow,
     /// The call is refused with 403.
     Deny,
 }
 
-/// One rule. It matches when one entry of `from`, one of `to` and all of `claims` do; what is left out matches
+/// A rule. It matches when one entry of `from`, one of `to` and all of `claims` match; an omitted field matches
 /// everything.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct AccessRule {
-    /// Name that stands in refusals and logs. Unset: the position, as in `rules[2]`. Example: `orders-read`.
+    /// Name that appears in refusals and logs. Unset: the position, as in `rules[2]`. Example: `orders-read`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
-    /// What happens to a call that it matches.
+    /// What happens to a matching call.
     pub action: AccessAction,
-    /// Callers, one of which must fit. Left out: every caller. Example: `[{serviceAccounts: [orders]}]`.
+    /// Callers, one of which must match. Unset: every caller. Example: `[{serviceAccounts: [orders]}]`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub from: Vec<AccessFrom>,
-    /// Requests, one of which must fit. Left out: every request, and connections that carry no requests.
-    /// Example: `[{methods: [GET], paths: [{prefix: /accounts}]}]`.
+    /// Requests, one of which must match. Unset: every request, and opaque connections. Example: `[{methods: [GET],
+    /// paths: [{prefix: /accounts}]}]`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub to: Vec<AccessTo>,
-    /// Claims of the verified token (see `jwt`), all of which must fit.
+    /// Claims of the verified token (see `jwt`), all of which must match.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub claims: Vec<AccessClaim>,
 }
 
-/// A caller. All fields that are set must hold; of a list one entry.
+/// A caller. All fields that are set must match; of a list, one entry.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
 #[schemars(transform = some_field, transform = somebody)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
@@ -123,7 +123,7 @@ pub struct AccessFrom {
     /// `true`: callers with any identity of the mesh; `false`: callers without one. Unset: both.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub authenticated: Option<bool>,
-    /// Networks that the connection comes from. Example: `[10.0.0.0/8]`.
+    /// Source networks of the connection. Example: `[10.0.0.0/8]`.
     #[schemars(transform = each(pattern(
         "^[0-9A-Fa-f:.]+(/[0-9]{1,3})?$", "an address, or a network as in 10.0.0.0/8",
     )))]
@@ -135,16 +135,17 @@ fn somebody(schema: &mut Schema) {
     let unset = |field: &str| format!("(!has(self.{field}) || self.{field}.size() == 0)");
     let nobody = ["serviceAccounts", "namespaces", "trustDomains"].map(unset).join(" && ");
     let rule = format!("!has(self.authenticated) || self.authenticated || {nobody}");
-    let says = "is false, and the other fields want an identity: it would be nobody";
+    let says =
+        "is false, but the other fields require an identity: this entry would match no caller";
     rule_at("authenticated", rule, says)(schema);
 }
 
-/// What is asked for. All fields that are set must hold; of a list one entry.
+/// A request. All fields that are set must match; of a list, one entry.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
 #[schemars(transform = some_field)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct AccessTo {
-    /// Hosts that the request names, without the port. Example: `[ledger.bank, "*.bank"]`.
+    /// Hosts of the request (`Host` or `:authority`), without the port. Example: `[ledger.bank, "*.bank"]`.
     #[schemars(transform = items(0, bounds::MAX_HOSTS), transform = each(pattern(
         format!(r"^(\*\.)?{}$", a_subdomain()),
         "a host name, or one after `*.`",
@@ -164,27 +165,27 @@ pub struct AccessTo {
 }
 
 /// A path, by exactly one of `exact`, `prefix` and `regex`. It is compared with the canonical path: decoded where
-/// that is safe, dot segments resolved, slashes merged.
+/// safe, dot segments resolved, slashes merged.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum AccessPath {
     /// The whole path. Example: `/accounts`.
     #[schemars(transform = within(pattern("^/", "begins with `/`")))]
     Exact(String),
-    /// Whole segments at the beginning: `/a` is `/a` and `/a/b`, not `/ab`.
+    /// Whole leading segments: `/a` matches `/a` and `/a/b`, not `/ab`.
     #[schemars(transform = within(pattern("^/", "begins with `/`")))]
     Prefix(String),
     /// A regular expression (RE2-like) that must match the whole path. Example: `/accounts/[0-9]+`.
     Regex(String),
 }
 
-/// A header of the request. Neither `exact` nor `regex`: it must be there.
+/// A header of the request. Without `exact` and `regex` it must be present.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
 #[schemars(transform = not_both)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct AccessHeader {
-    /// Name of the header, in any case; no header of a connection, such as `Upgrade`, and none of the mesh's own.
-    /// Example: `x-debug`.
+    /// Name of the header, case-insensitive; hop-by-hop headers such as `Upgrade` and the mesh's own headers are not
+    /// allowed. Example: `x-debug`.
     #[schemars(transform = header, transform = never(
         "(?i)^(connection|upgrade|transfer-encoding|te|keep-alive|proxy-connection|x-outrigger-.*)$"
     ))]
@@ -206,8 +207,8 @@ fn not_both(schema: &mut Schema) {
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct AccessClaim {
-    /// Name of the claim; of a nested one with dots between. Example: `realm_access.roles`.
+    /// Name of the claim; dots separate the parts of a nested one. Example: `realm_access.roles`.
     pub name: String,
-    /// Values, one of which the claim must be or hold. Example: `[ops]`.
+    /// Values, one of which the claim must equal or contain. Example: `[ops]`.
     pub values: Vec<String>,
 }

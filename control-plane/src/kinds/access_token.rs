@@ -11,25 +11,25 @@ use super::schema::{default, header, not_blank, number, pattern, rule, subdomain
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct AccessJwt {
-    /// What the token's `iss` must be, byte by byte. Example: `https://id.bank`.
+    /// The token's `iss`, which must be equal byte by byte. Example: `https://id.bank`.
     #[schemars(transform = not_blank)]
     pub issuer: String,
-    /// Audiences, one of which must be in the token's `aud`. Empty: any. Example: `[ledger]`.
+    /// Audiences, one of which the token's `aud` must contain. Empty: any. Example: `[ledger]`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub audiences: Vec<String>,
-    /// Where the issuer's keys come from: exactly one of `inline`, `file` and `externalService`.
+    /// Source of the issuer's keys: exactly one of `inline`, `file` and `externalService`.
     pub jwks: AccessJwks,
-    /// Seconds that the issuer's clock may differ by.
+    /// Tolerated clock skew, in seconds.
     #[schemars(transform = number(&bounds::CLOCK_SKEW), transform = default(defaults::CLOCK_SKEW_SECONDS))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clock_skew_seconds: Option<u32>,
-    /// Claims that the app gets as headers; what callers send in these headers is removed.
+    /// Claims that are forwarded to the app as headers; these headers are removed from what callers send.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub claims_to_headers: Vec<AccessClaimHeader>,
-    /// The app gets the token too, in `Authorization`.
+    /// Whether the token is forwarded to the app, in `Authorization`.
     #[serde(default)]
     pub forward: bool,
-    /// A request without a token is refused with 401.
+    /// Whether a request without a token is refused with 401.
     #[serde(default)]
     pub required: bool,
 }
@@ -40,7 +40,7 @@ pub enum AccessJwks {
     /// The key set itself, as JSON. Example: `{"keys": [...]}`.
     #[schemars(transform = within(pattern(r#""keys"\s*:\s*\["#, "a JSON Web Key Set")))]
     Inline(String),
-    /// A file in the folder of the manifests, read again whenever it changes. Example: `keys.json`.
+    /// A file in the folder of the manifests, reloaded when it changes. Example: `keys.json`.
     #[schemars(transform = within(rule(
         r"!self.matches('^/|^\\./|^\\.$|(^|/)\\.\\.(/|$)') && self != ''",
         "must be a file in the folder of the manifests",
@@ -61,11 +61,11 @@ pub struct AccessJwksService {
     pub path: String,
 }
 
-/// A claim that becomes a header.
+/// A claim that is forwarded as a header.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct AccessClaimHeader {
-    /// Name of the claim; of a nested one with dots between. Example: `sub`.
+    /// Name of the claim; dots separate the parts of a nested one. Example: `sub`.
     pub claim: String,
     /// Name of the header that the app gets. Example: `x-user`.
     #[schemars(transform = header)]

@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use super::schema::{ip, items, length, pattern, port, rule_at};
 
-/// A service outside the mesh: what apps of its namespace reach by its host and port, and where the
-/// keys of an issuer of tokens are fetched.
+/// A service outside the mesh: apps of its namespace reach it by its host and port, and the keys of a token issuer
+/// can be fetched from it.
 #[derive(CustomResource, Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
 #[kube(
     group = "outrigger.dev",
@@ -32,20 +32,20 @@ pub struct ExternalServiceSpec {
     /// Protocol that the app speaks. Unset: detected from the first bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub protocol: Option<ExternalProtocol>,
-    /// Where it is reached. Unset: at the addresses of the host, which the control plane looks up.
+    /// Addresses of the service. Unset: those that the control plane resolves the host to.
     #[schemars(transform = items(1, bounds::MAX_OUTSIDE))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub endpoints: Option<Vec<ExternalEndpoint>>,
-    /// The calling proxy originates TLS for the app and verifies the host's certificate. Unset: what the app sends
-    /// goes out as it is. Example: `{}`.
+    /// The calling proxy originates TLS for the app and verifies the host's certificate. Unset: bytes are sent as the
+    /// app sends them. Example: `{}`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls: Option<ExternalServiceTls>,
 }
 
 fn one_tls(schema: &mut Schema) {
     let rule = "!has(self.tls) || !has(self.protocol) || self.protocol != 'TLS'";
-    let says = "is TLS, which the app speaks itself, and so would the proxy with tls: write what the app speaks, or \
-                leave tls out";
+    let says = "is TLS, which means that the app speaks TLS itself; with tls set, declare the \
+                app's plaintext protocol, or remove tls";
     rule_at("protocol", rule, says)(schema);
 }
 
@@ -55,7 +55,7 @@ fn endpoints_once(schema: &mut Schema) {
     let rule = format!(
         "!has(self.endpoints) || self.endpoints.all(a, self.endpoints.exists_one(b, {same}))"
     );
-    rule_at("endpoints", rule, "has an endpoint twice")(schema);
+    rule_at("endpoints", rule, "has a duplicate endpoint")(schema);
 }
 
 #[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, JsonSchema)]
@@ -67,7 +67,7 @@ pub enum ExternalProtocol {
     Http2,
     /// gRPC.
     Grpc,
-    /// Bytes that are not looked into.
+    /// Opaque bytes.
     Tcp,
     /// TLS that the app speaks itself.
     Tls,
@@ -89,7 +89,7 @@ pub struct ExternalEndpoint {
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct ExternalServiceTls {
-    /// Roots in PEM that the host's certificate is verified against. Unset: those of the proxy's system.
+    /// Root certificates in PEM to verify the host's certificate with. Unset: the system roots of the proxy.
     #[schemars(transform = pattern("-----BEGIN CERTIFICATE-----", "certificates in PEM"))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ca_certificates: Option<String>,

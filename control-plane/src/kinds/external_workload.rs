@@ -24,18 +24,18 @@ use super::schema::{default, ip, items, label, length, number, pattern, port};
 )]
 #[serde(rename_all = "camelCase")]
 pub struct ExternalWorkloadSpec {
-    /// IP address at which the process is reached: no multicast or broadcast address, and a loopback or link-local
-    /// one only where the control plane's `--local-endpoints` allows it. Example: `192.0.2.7`.
+    /// IP address of the process: no multicast or broadcast address, and a loopback or link-local one only where the
+    /// control plane's `--local-endpoints` allows it. Example: `192.0.2.7`.
     #[schemars(transform = ip)]
     pub address: String,
     /// Ports that the process listens on. Empty: every port that a Service targets by number.
     #[schemars(transform = items(0, WORKLOAD_PORTS))]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ports: Vec<ExternalWorkloadPort>,
-    /// Its sidecar, if it has one; without it callers connect to the process itself, in plaintext.
+    /// Its sidecar, if it has one; without one, callers connect to the process itself, in plaintext.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mesh: Option<ExternalWorkloadMesh>,
-    /// Service account that the process runs as: with the namespace it makes the identity that callers expect.
+    /// Service account of the process; with the namespace it forms the identity that callers expect.
     #[schemars(transform = label, transform = default(defaults::ACCOUNT))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service_account: Option<String>,
@@ -43,8 +43,8 @@ pub struct ExternalWorkloadSpec {
     #[schemars(transform = length(0, ZONE))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub zone: Option<String>,
-    /// Whether it takes requests. False: it is known, with its policies and its sidecar's configuration, and no
-    /// endpoint. Of a workload that registers itself this is its health.
+    /// Whether it gets requests. False: its policies and its sidecar's configuration are in force, but it is no
+    /// endpoint. For self-registered workloads this is their health.
     #[schemars(transform = default(true))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ready: Option<bool>,
@@ -66,8 +66,8 @@ pub struct ExternalWorkloadPort {
     #[schemars(transform = pattern(APP_PROTOCOL, "a protocol from the list"))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub app_protocol: Option<String>,
-    /// Whether the process accepts connections there. False: the port is no endpoint; the others are, while the
-    /// workload is ready. Of a workload that registers itself its proxy says so.
+    /// Whether the process accepts connections there. False: the port gets no requests, other ports are not affected.
+    /// For self-registered workloads the proxy sets this.
     #[schemars(transform = default(true))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ready: Option<bool>,
@@ -76,7 +76,7 @@ pub struct ExternalWorkloadPort {
 /// As `Protocol::from_app_protocol` reads it.
 const APP_PROTOCOL: &str = "^(?i:http|http1|http/1[.]1|http2|h2c|kubernetes[.]io/h2c|grpc|tcp|tls|https|ws|wss|kubernetes[.]io/wss?)$";
 
-/// How the sidecar of the process is reached.
+/// How to reach the sidecar of the process.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ExternalWorkloadMesh {
@@ -86,7 +86,7 @@ pub struct ExternalWorkloadMesh {
         "an IP address and a port",
     ), transform = length(1, ADDRESS))]
     pub address: String,
-    /// Version of the protocol between proxies that the sidecar speaks.
+    /// Version of the proxy-to-proxy protocol that the sidecar speaks.
     #[schemars(transform = number(&HOP_VERSION), transform = default(defaults::HOP_VERSION))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hop_version: Option<i64>,

@@ -11,17 +11,17 @@ use super::schema::{
     port, rule, rule_at, subdomain,
 };
 
-/// A second attempt at another endpoint while the first one waits: exactly one of `after` and `afterP95`. The first
-/// good answer wins. Example: `{afterP95: {min: 5ms}}`.
+/// A second attempt at another endpoint while the first one is pending: exactly one of `after` and `afterP95`. The
+/// first successful response wins. Example: `{afterP95: {min: 5ms}}`.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
 #[schemars(transform = exactly_one(&["after", "afterP95"]))]
 #[serde(default, deny_unknown_fields)]
 pub struct TrafficHedge {
-    /// Time that the first attempt has for itself. Example: `50ms`.
+    /// Delay after the first attempt. Example: `50ms`.
     #[schemars(transform = duration(&bounds::HEDGE))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub after: Option<String>,
-    /// After the 95th percentile of what the service took in the last 15 to 30 seconds. Example: `{}`.
+    /// After the 95th percentile of the service's latency in the last 15 to 30 seconds. Example: `{}`.
     #[serde(rename = "afterP95", skip_serializing_if = "Option::is_none")]
     pub after_p95: Option<TrafficHedgeP95>,
 }
@@ -29,68 +29,68 @@ pub struct TrafficHedge {
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct TrafficHedgeP95 {
-    /// Never earlier than this.
+    /// Minimum delay.
     #[schemars(transform = duration(&bounds::HEDGE), transform = default_duration(defaults::HEDGE_MIN))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub min: Option<String>,
 }
 
-/// Answers to GET that the caller's proxy keeps and gives again (RFC 9111, as a shared cache). Example: `{ttl: 5s,
+/// Responses to GET that the caller's proxy stores and serves (RFC 9111, as a shared cache). Example: `{ttl: 5s,
 /// staleOnError: 10m}`.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
 #[schemars(transform = rule(
     "duration(self.ttl) > duration('0s') || \
      has(self.staleOnError) && duration(self.staleOnError) > duration('0s')",
-    "keeps nothing: ttl and staleOnError are both 0",
+    "stores nothing: ttl and staleOnError are both 0",
 ))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TrafficCache {
-    /// How long an answer is given again without asking; what it says itself can only shorten this. `0s`:
-    /// it is kept for `fallbacks` alone. Example: `5s`.
+    /// How long a stored response is served; its own Cache-Control can only shorten this. `0s`: it is stored for
+    /// `fallbacks` only. Example: `5s`.
     #[schemars(transform = duration(&bounds::KEPT))]
     pub ttl: String,
-    /// How long after that the fallback `cached` may give it instead of a failure. Example: `10m`.
+    /// How long after that the fallback `cached` may serve it instead of a failure. Example: `10m`.
     #[schemars(transform = duration(&bounds::KEPT), transform = default("0s"))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stale_on_error: Option<String>,
-    /// Bytes of one answer's body; a longer one is not kept.
+    /// Maximum bytes of a response's body; a longer one is not stored.
     #[schemars(transform = number(&bounds::ENTRY_BYTES), transform = default(DEFAULT_ENTRY_BYTES))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_entry_bytes: Option<u32>,
 }
 
-/// One answer to give instead of a failure: exactly one of `cached`, `backend`, `route` and `static`.
+/// A response instead of a failure: exactly one of `cached`, `backend`, `route` and `static`.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
 #[schemars(transform = exactly_one(&["cached", "backend", "route", "static"]))]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct TrafficFallback {
-    /// Failures that it is for. Unset: all. Example: `[Unavailable, Timeout]`.
+    /// Failures that it applies to. Unset: all. Example: `[Unavailable, Timeout]`.
     #[schemars(transform = not_empty)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub when: Option<Vec<TrafficFailureClass>>,
-    /// The answer that was kept; needs `cache`. Example: `{}`.
+    /// The stored response; needs `cache`. Example: `{}`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cached: Option<TrafficFallbackCached>,
-    /// The answer of another service to the same request.
+    /// The response of another service to the same request.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backend: Option<TrafficFallbackBackend>,
-    /// The same service's answer to another path; for GET and HEAD.
+    /// The response of the same service to another path; for GET and HEAD.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub route: Option<TrafficFallbackRoute>,
-    /// An answer that is always the same; not for gRPC.
+    /// A fixed response; not for gRPC.
     #[serde(rename = "static", skip_serializing_if = "Option::is_none")]
     pub fixed: Option<TrafficFallbackStatic>,
 }
 
 #[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, JsonSchema)]
 pub enum TrafficFailureClass {
-    /// Nobody answered: no endpoint, no connection, a reset, an open breaker.
+    /// No response: no endpoint, no connection, a reset or an open breaker.
     Unavailable,
-    /// An attempt's timeout or the deadline passed.
+    /// The timeout of an attempt or the deadline passed.
     Timeout,
-    /// Somebody refused it because there is too much to do.
+    /// Refused because of overload.
     Overloaded,
-    /// The server's own failure.
+    /// The server responded with an error of its own.
     ServerError,
 }
 
@@ -130,7 +130,7 @@ pub struct TrafficFallbackBackend {
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TrafficFallbackRoute {
-    /// Path that is asked for instead; the request's query is kept unless the path has its own. Example:
+    /// Path to request instead; the request's query is kept unless the path has its own. Example:
     /// `/prices/summary`.
     #[schemars(transform = pattern("^/[^#]*$", "begins with `/`"), transform = length(1, bounds::PATH_BYTES))]
     pub path: String,
@@ -140,15 +140,15 @@ pub struct TrafficFallbackRoute {
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct TrafficFallbackStatic {
-    /// Status of the answer.
+    /// Status of the response.
     #[schemars(transform = number(&bounds::STATIC_STATUS), transform = default(defaults::STATIC_STATUS.as_u16()))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub status: Option<u32>,
-    /// Media type of the body. Unset: none is named. Example: `application/json`.
+    /// Media type of the body (`content-type`). Unset: no header. Example: `application/json`.
     #[schemars(transform = pattern("^[ -~]*/[ -~]*$", "a media type"))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub content_type: Option<String>,
-    /// Body of the answer. Unset: empty.
+    /// Body of the response. Unset: empty.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub body: Option<String>,
 }

@@ -13,7 +13,7 @@ use super::schema::{
 use super::target_ref::{CALLED, targets};
 use super::{GrpcCode, Nothing, TargetRef, defaults};
 
-/// What goes wrong on purpose, for whom, how often and how long.
+/// Injects faults into calls: which fault, for which callers, for what share of attempts and how long.
 #[derive(CustomResource, Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
 #[kube(
     group = "outrigger.dev",
@@ -23,39 +23,39 @@ use super::{GrpcCode, Nothing, TargetRef, defaults};
     shortname = "fi",
     category = "outrigger",
     namespaced,
-    doc = "Faults in calls, on purpose and for a time"
+    doc = "Faults injected into calls for a limited time"
 )]
 #[schemars(transform = ends)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct FaultInjectionSpec {
-    /// What it is for: Services and ExternalServices (or one port), HTTPRoutes and GRPCRoutes (or one rule) of its
+    /// Targets: Services and ExternalServices (or one port), HTTPRoutes and GRPCRoutes (or one rule) of its
     /// own namespace, or that namespace. Example: `[{kind: Service, name: market-data}]`.
     #[schemars(transform = targets(CALLED))]
     pub target_refs: Vec<TargetRef>,
-    /// Callers whose calls it hits. Empty: everybody. Example: `[{namespace: bank, serviceAccount: holdings}]`.
+    /// Callers whose calls it affects. Empty: all. Example: `[{namespace: bank, serviceAccount: holdings}]`.
     #[schemars(transform = items(0, bounds::MAX_CALLERS))]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub from: Vec<FaultCaller>,
-    /// Requests that it hits: those that one entry describes. Empty: all. Example: `[{method: GET}]`.
+    /// Requests that it affects: those that match an entry. Empty: all. Example: `[{method: GET}]`.
     #[schemars(transform = items(0, bounds::MAX_MATCHES))]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub matches: Vec<FaultMatch>,
-    /// Percent of the attempts that it could hit, with two decimals at most. Example: `10`, `0.25`.
+    /// Percent of the matching attempts that get the fault, with at most two decimals. Example: `10`, `0.25`.
     #[schemars(transform = share)]
     pub percent: f64,
     /// What happens to an attempt: exactly one of `delay`, `abort`, `reset` and `partition`.
     pub fault: FaultKind,
-    /// When it begins. Unset: at once. Example: `2026-11-22T10:00:00Z`.
+    /// Start time. Unset: at once. Example: `2026-11-22T10:00:00Z`.
     #[schemars(transform = instant)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start: Option<String>,
-    /// When it ends: at most 24 hours after the start, or after it was applied. Example: `2026-11-22T10:30:00Z`.
+    /// End time: at most 24 hours after the start, or after it was applied. Example: `2026-11-22T10:30:00Z`.
     #[schemars(transform = instant)]
     pub end: String,
-    /// When it is in force between start and end. Unset: all the time.
+    /// When it is active between start and end. Unset: all the time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub schedule: Option<FaultSchedule>,
-    /// Stops it for everybody when calls between two workloads suffer. Unset: nothing does.
+    /// Stops the fault injection for all callers when the guarded calls degrade. Unset: no guard.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub guard: Option<FaultGuard>,
 }
@@ -82,29 +82,29 @@ fn share(schema: &mut Schema) {
     bounded(format!("{least} to {most}"))(schema);
 }
 
-/// What is watched while the fault injection is in force: the calls of one workload to one port. At least one of
+/// The guarded calls, from one workload to one port, and when they count as degraded. At least one of
 /// `minSuccessPercent` and `maxP99` is set.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
 #[schemars(transform = at_least_one(&["minSuccessPercent", "maxP99"]))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct FaultGuard {
-    /// Whose calls; its proxies watch them. Example: `{namespace: bank, serviceAccount: gateway}`.
+    /// The caller, whose proxies watch the calls. Example: `{namespace: bank, serviceAccount: gateway}`.
     pub from: FaultCaller,
-    /// What is called. Example: `{kind: Service, name: holdings, port: 8000}`.
+    /// The called port. Example: `{kind: Service, name: holdings, port: 8000}`.
     pub to: FaultGuardTarget,
-    /// Percent of good answers: fewer stop the fault injection. Example: `95`.
+    /// Minimum percentage of successful requests; below it the fault injection stops. Example: `95`.
     #[schemars(transform = number(&bounds::PERCENT))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub min_success_percent: Option<u32>,
-    /// Latency: when more than one of a hundred requests takes longer, the fault injection stops. Example: `500ms`.
+    /// Maximum 99th percentile of the latency; above it the fault injection stops. Example: `500ms`.
     #[schemars(transform = duration(&bounds::LATENCY))]
     #[serde(default, rename = "maxP99", skip_serializing_if = "Option::is_none")]
     pub max_p99: Option<String>,
-    /// Sliding window of what is looked at, in whole seconds.
+    /// Sliding window over which both are measured, in whole seconds.
     #[schemars(transform = window(), transform = default_duration(defaults::WINDOW))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub window: Option<String>,
-    /// Fewer requests in the window prove nothing.
+    /// Minimum requests in the window; below this the rate is not evaluated.
     #[schemars(transform = number(&bounds::MIN_REQUESTS), transform = default(defaults::MIN_REQUESTS))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub min_requests: Option<u32>,
@@ -144,7 +144,7 @@ pub struct FaultCaller {
     pub service_account: Option<String>,
 }
 
-/// Requests, by what they ask for: all that is set must hold.
+/// Requests, by method, path and headers: all fields that are set must match.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
 #[schemars(transform = some_field)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
@@ -156,7 +156,7 @@ pub struct FaultMatch {
     /// Path. Example: `{value: /prices}`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub path: Option<FaultPath>,
-    /// Headers, all of which must be there with their values. Example: `[{name: x-test, value: "1"}]`.
+    /// Headers, all of which must be present with these values. Example: `[{name: x-test, value: "1"}]`.
     #[schemars(transform = items(0, bounds::MAX_HEADERS))]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub headers: Vec<FaultHeader>,
@@ -169,7 +169,7 @@ pub struct FaultPath {
     /// How the path is compared.
     #[serde(rename = "type", default)]
     pub kind: FaultPathType,
-    /// Path that is compared with. Example: `/prices`.
+    /// The path to compare with. Example: `/prices`.
     #[schemars(transform = pattern("^/", "begins with `/`"), transform = rule(
         r"!self.matches('//|/\\./|/\\.\\./|%2f|%2F|#|/\\.\\.?$')",
         "must not contain //, /./, /../, %2f or #",
@@ -181,7 +181,7 @@ pub struct FaultPath {
 pub enum FaultPathType {
     /// The whole path.
     Exact,
-    /// Whole segments: `/a` is `/a` and `/a/b`, not `/ab`.
+    /// Whole leading segments: `/a` matches `/a` and `/a/b`, not `/ab`.
     #[default]
     PathPrefix,
 }
@@ -190,7 +190,7 @@ pub enum FaultPathType {
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct FaultHeader {
-    /// Name of the header, in any case. Example: `x-test`.
+    /// Name of the header, case-insensitive. Example: `x-test`.
     #[schemars(transform = header)]
     pub name: String,
     /// The whole value. Example: `"1"`.
@@ -201,23 +201,23 @@ pub struct FaultHeader {
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum FaultKind {
-    /// It is made later. Example: `{fixed: 200ms}`.
+    /// The attempt is delayed. Example: `{fixed: 200ms}`.
     Delay(FaultDelay),
-    /// It is answered without being made: with exactly one of `status` and `grpc`. Example: `{status: 503}`.
+    /// The attempt is not sent; the proxy answers with exactly one of `status` and `grpc`. Example: `{status: 503}`.
     Abort(FaultAbort),
-    /// The connection breaks without an answer. Example: `{}`.
+    /// The connection is reset without a response. Example: `{}`.
     Reset(Nothing),
-    /// No connection comes about; the only fault for connections that are not looked into. Example: `{}`.
+    /// Connections fail; the only fault that applies to opaque connections. Example: `{}`.
     Partition(Nothing),
 }
 
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct FaultDelay {
-    /// Time that an attempt is held up. Example: `200ms`.
+    /// Delay of an attempt. Example: `200ms`.
     #[schemars(transform = duration(&bounds::DELAY))]
     pub fixed: String,
-    /// Up to so much more, by chance. Example: `50ms`.
+    /// Maximum random delay added to `fixed`. Example: `50ms`.
     #[schemars(transform = duration(&bounds::DELAY_JITTER), transform = default("0s"))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub jitter: Option<String>,
@@ -226,7 +226,7 @@ pub struct FaultDelay {
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum FaultAbort {
-    /// Status of the answer; a gRPC call gets the code that gRPC makes of it. Example: `503`.
+    /// Status of the response; a gRPC call gets the gRPC code that the status maps to. Example: `503`.
     #[schemars(transform = within(number(&bounds::ABORT_STATUS)))]
     Status(u32),
     /// gRPC status code, for gRPC calls only. Example: `UNAVAILABLE`.

@@ -7,34 +7,33 @@ use serde::{Deserialize, Serialize};
 use super::defaults;
 use super::schema::{default, default_duration, duration, exactly_one, length, number, pattern};
 
-/// Endpoints are asked how they are, by exactly one of `http`, `grpc` and `tcp`; those that do not answer well get no
-/// requests.
+/// Active health checks by exactly one of `http`, `grpc` and `tcp`; unhealthy endpoints get no requests.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
 #[schemars(transform = exactly_one(&["http", "grpc", "tcp"]))]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct TrafficHealthCheck {
-    /// GET of a path; 2xx is good. Example: `{path: /healthz}`.
+    /// GET of a path; a 2xx response succeeds. Example: `{path: /healthz}`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub http: Option<TrafficHttpCheck>,
-    /// `grpc.health.v1.Health/Check`; SERVING is good. Example: `{}`.
+    /// `grpc.health.v1.Health/Check`; SERVING succeeds. Example: `{}`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub grpc: Option<TrafficGrpcCheck>,
-    /// A connection is good. Example: `{}`.
+    /// A TCP connection; an accepted one succeeds. Example: `{}`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tcp: Option<TrafficTcpCheck>,
-    /// Time from one check of an endpoint to the next, up to a tenth more or less.
+    /// Interval between two checks of an endpoint, with a jitter of a tenth.
     #[schemars(transform = duration(&bounds::CHECK_INTERVAL), transform = default_duration(defaults::CHECK_INTERVAL))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub interval: Option<String>,
-    /// Longest time of one check as a whole.
+    /// Timeout of one check as a whole.
     #[schemars(transform = duration(&bounds::CHECK_TIMEOUT), transform = default_duration(defaults::CHECK_TIMEOUT))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub timeout: Option<String>,
-    /// Bad checks in a row that make an endpoint unhealthy.
+    /// Consecutive failed checks that make an endpoint unhealthy.
     #[schemars(transform = number(&bounds::CHECKS), transform = default(defaults::UNHEALTHY_AFTER))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub unhealthy_after: Option<u32>,
-    /// Good checks in a row that make it healthy again.
+    /// Consecutive successful checks that make it healthy again.
     #[schemars(transform = number(&bounds::CHECKS), transform = default(defaults::HEALTHY_AFTER))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub healthy_after: Option<u32>,
@@ -51,7 +50,7 @@ pub struct TrafficHttpCheck {
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct TrafficGrpcCheck {
-    /// gRPC service that is asked about; empty: the server as a whole. Example: `bank.v1.Ledger`.
+    /// gRPC service to check; empty: the server as a whole. Example: `bank.v1.Ledger`.
     #[schemars(transform = pattern("^[0-9A-Za-z._/-]*$", "a gRPC service's name"),
         transform = length(0, bounds::SERVICE_BYTES))]
     pub service: String,

@@ -12,8 +12,8 @@ use super::schema::{
 use super::target_ref::{SERVED, some_section, targets};
 use super::{TargetRef, defaults};
 
-/// What the workloads behind a Service let in. Every field but `targetRefs` is a section: of several
-/// policies for the same port, the most specific one that has a section decides it.
+/// Limits on the requests that the workloads of a Service accept. Every field but `targetRefs` is a section: of
+/// several policies for the same port, the most specific one that has a section decides it.
 #[derive(CustomResource, Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
 #[kube(
     group = "outrigger.dev",
@@ -23,25 +23,26 @@ use super::{TargetRef, defaults};
     shortname = "svp",
     category = "outrigger",
     namespaced,
-    doc = "What the workloads behind a Service let in"
+    doc = "Limits on the requests that the workloads of a Service accept"
 )]
 #[schemars(transform = some_section)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ServerPolicySpec {
-    /// What it is for: Services (or one port) of its own namespace, or that namespace. Example: `[{kind: Service,
+    /// Targets: Services (or one port) of its own namespace, or that namespace. Example: `[{kind: Service,
     /// name: orders}]`.
     #[schemars(transform = targets(SERVED))]
     pub target_refs: Vec<TargetRef>,
-    /// Rate limits, all of which must let a request in; what they refuse gets 429. Their names are unique.
+    /// Rate limits, all of which must admit a request; a request that one refuses gets 429. Their names are unique.
     #[schemars(transform = items(0, bounds::MAX_RATE_LIMITS), transform = unique("name"))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate_limits: Option<Vec<ServerRateLimit>>,
-    /// How many requests a port works on at a time, and who waits; what has no place gets 503. Unset: no limit.
+    /// Maximum requests in flight at a port, and the queue for more; requests beyond the queue get 503. Unset: no
+    /// limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub concurrency: Option<ServerConcurrency>,
 }
 
-/// How many requests in a time. Example: `{name: all, requests: 1000, period: 1s}`.
+/// A number of requests per time. Example: `{name: all, requests: 1000, period: 1s}`.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
 #[schemars(transform = rule_at(
     "key",
@@ -50,20 +51,20 @@ pub struct ServerPolicySpec {
 ))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ServerRateLimit {
-    /// Name that stands in `RateLimit` headers, metrics and logs. Example: `each-caller`.
+    /// Name that appears in `RateLimit` headers, metrics and logs. Example: `each-caller`.
     #[schemars(transform = label)]
     pub name: String,
     /// Requests in each `period`. Example: `1000`.
     #[schemars(transform = number(&bounds::REQUESTS))]
     pub requests: u32,
-    /// Time in which so many requests are let in. Example: `1s`.
+    /// Time in which that many requests are admitted. Example: `1s`.
     #[schemars(transform = duration(&bounds::PERIOD))]
     pub period: String,
-    /// Requests that may come at once. Example: `2000`.
+    /// Requests that are admitted at once: the size of the token bucket. Example: `2000`.
     #[schemars(transform = number(&bounds::REQUESTS), transform = stated_default("as `requests`"))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub burst: Option<u32>,
-    /// Whom the limit hits.
+    /// Which requests are refused first.
     #[serde(default)]
     pub strategy: ServerStrategy,
     /// What tells requests apart, for the strategies PerKey and UncommonFirst: exactly one of `caller`, `header` and
@@ -74,21 +75,21 @@ pub struct ServerRateLimit {
 
 #[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, JsonSchema)]
 pub enum ServerStrategy {
-    /// Anyone who comes when the volume is exhausted.
+    /// Any request when the bucket is empty.
     #[default]
     Volume,
     /// Sheddable requests before default ones, critical ones last.
     LowPriorityFirst,
-    /// Those whose keys were seen least.
+    /// Requests whose keys were seen least.
     UncommonFirst,
-    /// Each key has the whole limit for itself.
+    /// Each key has a limit of its own.
     PerKey,
 }
 
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum ServerKey {
-    /// The proven identity of the caller, else its address. Example: `{}`.
+    /// The verified identity of the caller, else its address. Example: `{}`.
     Caller(Nothing),
     /// The value of a header. Example: `x-tenant`.
     #[schemars(transform = within(header))]
@@ -101,29 +102,29 @@ pub enum ServerKey {
 #[serde(deny_unknown_fields)]
 pub struct Nothing {}
 
-/// Exactly one of `static` and `adaptive` says how many.
+/// Exactly one of `static` and `adaptive` sets the limit.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
 #[schemars(transform = exactly_one(&["static", "adaptive"]))]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct ServerConcurrency {
-    /// Requests at a time, always the same number. Example: `100`.
+    /// A fixed number of requests in flight. Example: `100`.
     #[schemars(transform = number(&bounds::CONCURRENCY))]
     #[serde(rename = "static", skip_serializing_if = "Option::is_none")]
     pub fixed: Option<u32>,
-    /// Requests at a time, as many as their latency allows.
+    /// A number of requests in flight that adapts to their latency.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub adaptive: Option<ServerAdaptive>,
-    /// Requests that may wait for one of those at work to end; 0: none.
+    /// Maximum queued requests; 0: none.
     #[schemars(transform = number(&bounds::QUEUE), transform = default(defaults::MAX_QUEUE))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_queue: Option<u32>,
-    /// Longest wait of a request.
+    /// Maximum time that a request is queued.
     #[schemars(transform = duration(&bounds::WAIT), transform = default_duration(defaults::MAX_WAIT))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_wait: Option<String>,
 }
 
-/// A limit that is learnt from latency. Example: `{algorithm: Aimd, latency: 100ms, max: 100}`.
+/// A limit that is derived from latency. Example: `{algorithm: Aimd, latency: 100ms, max: 100}`.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
 #[schemars(transform = rule_at(
     "latency",
@@ -140,17 +141,17 @@ pub struct ServerConcurrency {
 ))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ServerAdaptive {
-    /// How the limit is learnt.
+    /// How the limit is derived.
     pub algorithm: ServerAlgorithm,
-    /// Latency that Aimd keeps to; not for Gradient. Example: `100ms`.
+    /// Target latency of Aimd; not for Gradient. Example: `100ms`.
     #[schemars(transform = duration(&bounds::LATENCY))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub latency: Option<String>,
-    /// Least that the limit falls to, in requests at a time.
+    /// Lower bound of the limit, in requests in flight.
     #[schemars(transform = number(&bounds::CONCURRENCY), transform = default(defaults::ADAPTIVE_MIN))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub min: Option<u32>,
-    /// Most that the limit rises to, in requests at a time.
+    /// Upper bound of the limit, in requests in flight.
     #[schemars(transform = number(&bounds::CONCURRENCY), transform = stated_default(format!(
         "{}, or `min` if that is more", defaults::ADAPTIVE_MAX
     )))]
@@ -160,8 +161,8 @@ pub struct ServerAdaptive {
 
 #[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, JsonSchema)]
 pub enum ServerAlgorithm {
-    /// Follows the ratio of the latency without load to the latency now.
+    /// Follows the ratio of the latency without load to the current latency.
     Gradient,
-    /// One more per round without trouble, a tenth less when the latency passes `latency`.
+    /// Increases by one per measuring round, and decreases by a tenth when the latency exceeds `latency`.
     Aimd,
 }

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::schema::{default, escaped, items, not_blank, port, rule, rule_at, subdomain};
 
-/// One target of a policy, in the policy's own namespace (policy attachment of the Gateway API).
+/// A target of a policy, in the policy's own namespace (policy attachment of the Gateway API).
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
 #[schemars(transform = fits_its_kind)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -24,11 +24,12 @@ pub struct TargetRef {
     /// Name of the target; of a Namespace, the policy's own. Example: `orders`.
     #[schemars(transform = subdomain)]
     pub name: String,
-    /// One part of the target: the name of a Service's port or of a route's rule. Unset: all of it. Example: `http`.
+    /// A part of the target: the name of a Service's port or of a route's rule. Unset: the whole target. Example:
+    /// `http`.
     #[schemars(transform = not_blank)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub section_name: Option<String>,
-    /// One port of a Service by its number, instead of its name in `sectionName`. Example: `8000`.
+    /// A port of a Service by number, instead of by name in `sectionName`. Example: `8000`.
     #[schemars(transform = port())]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port: Option<i32>,
@@ -57,7 +58,7 @@ fn fits_its_kind(schema: &mut Schema) {
         schema,
     );
     let both = "!has(self.port) || !has(self.sectionName)";
-    rule_at("port", both, "names a port too, and so does sectionName: write one of them")(schema);
+    rule_at("port", both, "port and sectionName both name a port: set only one")(schema);
 }
 
 /// A list of targets of these kinds.
@@ -67,7 +68,7 @@ pub(super) fn targets(kinds: &'static [&'static str]) -> impl FnMut(&mut Schema)
         let same = "a.kind == b.kind && a.name == b.name && \
                     (has(a.sectionName) ? a.sectionName : '') == (has(b.sectionName) ? b.sectionName : '') && \
                     (has(a.port) ? a.port : 0) == (has(b.port) ? b.port : 0)";
-        rule(format!("self.all(a, self.exists_one(b, {same}))"), "has a target twice")(schema);
+        rule(format!("self.all(a, self.exists_one(b, {same}))"), "has a duplicate target")(schema);
         // Added to what the type says of its fields.
         if let Some(items) = schema.get_mut("items") {
             items["properties"] = json!({"kind": {"enum": kinds}});
@@ -81,7 +82,7 @@ pub(super) fn some_section(schema: &mut Schema) {
     let sections = fields.into_iter().flatten().map(|(name, _)| name.as_str());
     let sections = sections.filter(|name| *name != "targetRefs");
     let any: Vec<_> = sections.map(|name| format!("has(self.{})", escaped(name))).collect();
-    rule(any.join(" || "), "says nothing: it has no section beside targetRefs")(schema);
+    rule(any.join(" || "), "has no section: set at least one field beside targetRefs")(schema);
 }
 
 /// Sections that are one for all that call a service, whatever route they take.
@@ -90,7 +91,8 @@ pub(super) fn not_for_routes(schema: &mut Schema) {
         let holds = format!(
             "!has(self.{section}) || !self.targetRefs.exists(t, t.kind in ['HTTPRoute', 'GRPCRoute'])"
         );
-        let says = "protects a service, not a route: put it into a policy that targets the Service or Namespace";
+        let says = "applies to a service, not to a route: set it in a policy that targets the \
+                    Service or Namespace";
         rule_at(section, holds, says)(schema);
     }
 }

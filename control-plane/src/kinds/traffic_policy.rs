@@ -38,75 +38,76 @@ use super::{
 #[schemars(transform = some_section, transform = not_for_routes)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TrafficPolicySpec {
-    /// What it is for: Services and ExternalServices (or one port), HTTPRoutes and GRPCRoutes (or one rule) of its
+    /// Targets: Services and ExternalServices (or one port), HTTPRoutes and GRPCRoutes (or one rule) of its
     /// own namespace, or that namespace. Example: `[{kind: Service, name: orders}]`.
     #[schemars(transform = targets(CALLED))]
     pub target_refs: Vec<TargetRef>,
-    /// Time that a request has as a whole which brings no deadline of its own. `0s`: any time. Unset: any time.
-    /// Example: `2s`.
+    /// Total time of a request without a deadline of its own. `0s`: no limit. Unset: no limit. Example: `2s`.
     #[schemars(transform = duration_or_zero(&bounds::TIMEOUT))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deadline: Option<String>,
-    /// The deadline that this mesh started ends with the head of the response, for responses that are streams.
-    /// Unset: `false`.
+    /// A deadline that the mesh started ends with the head of the response, for streaming responses. Unset: `false`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub streaming: Option<bool>,
     /// Timeouts. Unset: none but those of the proxy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeouts: Option<TrafficTimeouts>,
-    /// Retries. Unset: only what provably nobody processed is sent again.
+    /// Retries. Unset: only requests that provably were not processed are retried.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retries: Option<TrafficRetries>,
     /// Retry budget. Not for routes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_budget: Option<TrafficRetryBudget>,
-    /// Circuit breaker. Unset: there is none. Not for routes.
+    /// Circuit breaker. Unset: none. Not for routes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub breaker: Option<TrafficBreaker>,
     /// Outlier ejection. Unset: no endpoint is ejected. Not for routes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outlier_ejection: Option<TrafficOutlierEjection>,
-    /// Limits of what is in flight. Unset: there are none. Not for routes.
+    /// Limits on requests in flight. Unset: none. Not for routes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limits: Option<TrafficLimits>,
-    /// Health checks. Unset: there are none. Not for routes.
+    /// Active health checks. Unset: none. Not for routes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health_check: Option<TrafficHealthCheck>,
-    /// Warm-up of new endpoints. Unset: they have their full share at once. Not for routes.
+    /// Slow start of new endpoints. Unset: they get their full share at once. Not for routes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slow_start: Option<TrafficSlowStart>,
-    /// Percent of the endpoints: when fewer are neither ejected nor unhealthy, ejections and checks are ignored. 0:
-    /// they never are. Unset: checks alone are, when fewer than half are healthy. Not for routes. Example: `50`.
+    /// Panic threshold, in percent of the endpoints: when fewer are neither ejected nor unhealthy, ejections and
+    /// health checks are ignored. 0: never. Unset: only health checks are ignored, when fewer than half are healthy.
+    /// Not for routes. Example: `50`.
     #[schemars(transform = number(&bounds::PANIC))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub panic_threshold: Option<u32>,
     /// Zone preference. Unset: zones are ignored. Not for routes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub zone_preference: Option<TrafficZonePreference>,
-    /// Session persistence. Unset: requests of one client go to any endpoint. Not for routes.
+    /// Session persistence. Unset: each request of a client goes to any endpoint. Not for routes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub session_persistence: Option<TrafficSessionPersistence>,
-    /// Priority of requests that bring none in `x-outrigger-priority`. Unset: Default.
+    /// Priority of requests without the header `x-outrigger-priority`. Unset: Default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub priority: Option<TrafficPriority>,
-    /// How often a service may see the same request on its way; once more, and it ends with 508. Example: `3`.
+    /// How often the same request may visit a service on its call path; one visit more gets 508. Example: `3`.
     #[schemars(transform = number(&bounds::VISITS), transform = stated_default(CallPolicy::default().max_visits))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_visits: Option<u32>,
-    /// Hedging. Unset: no second attempt is made while one waits.
+    /// Hedging. Unset: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hedge: Option<TrafficHedge>,
-    /// Cache. Unset: no answer is kept.
+    /// Response cache. Unset: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cache: Option<TrafficCache>,
-    /// What a caller gets instead of a failure: the first entry that is for it and can be given. Unset: the failure.
+    /// What a caller gets instead of a failure: the first entry that matches the failure and is possible. Unset: the
+    /// failure.
     #[schemars(transform = items(1, bounds::MAX_FALLBACKS))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fallbacks: Option<Vec<TrafficFallback>>,
 }
 
-/// The requests of one client go to one endpoint, as long as it is there and neither ejected nor unhealthy. The client
-/// carries it, in a cookie or a header of the last answer (GEP-1619). Example: `{sessionName: basket}`.
+/// The requests of one client go to one endpoint, as long as it exists and is neither ejected nor unhealthy. A cookie
+/// or header of the last response names the endpoint, and the client sends it back (GEP-1619). Example:
+/// `{sessionName: basket}`.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
 #[schemars(transform = rule_at(
     "absoluteTimeout",
@@ -119,10 +120,10 @@ pub struct TrafficSessionPersistence {
     #[schemars(transform = length(1, session::MAX_NAME), transform = default(session::DEFAULT_NAME))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub session_name: Option<String>,
-    /// What carries the endpoint.
+    /// What names the endpoint.
     #[serde(default)]
     pub r#type: TrafficSessionType,
-    /// Time that the client may keep the cookie. Unset: to the end of its own session. Example: `8h`.
+    /// Lifetime of the cookie. Unset: a session cookie. Example: `8h`.
     #[schemars(transform = duration(&session::LIFETIME))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub absolute_timeout: Option<String>,
@@ -137,7 +138,7 @@ pub enum TrafficSessionType {
     Header,
 }
 
-/// Each bounds one part of a call; what is unset is not bounded here. Example: `{connect: 1s, attempt: 500ms}`.
+/// Each limits one part of a call; an unset one sets no limit here. Example: `{connect: 1s, attempt: 500ms}`.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
 #[schemars(transform = some_field)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
@@ -150,7 +151,7 @@ pub struct TrafficTimeouts {
     #[schemars(transform = duration(&bounds::TIMEOUT))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub first_byte: Option<String>,
-    /// Longest silence of a response, of an upgraded connection or of a CONNECT. Example: `30s`.
+    /// Idle timeout of a response, of an upgraded connection or of a CONNECT. Example: `30s`.
     #[schemars(transform = duration(&bounds::TIMEOUT))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub idle: Option<String>,
@@ -160,25 +161,26 @@ pub struct TrafficTimeouts {
     pub attempt: Option<String>,
 }
 
-/// An attempt is made again if `when` names how it failed, the request is idempotent (RFC 9110 section 9.2.2), has an
-/// `idempotency-key`, or `nonIdempotent` is set, its body was kept whole, and the retry budget allows it. Example:
-/// `{maxAttempts: 3, when: {statuses: [503], reset: true}, backoff: {base: 25ms}}`.
+/// A failed attempt is retried if `when` names its failure, the request is idempotent (RFC 9110 section 9.2.2), has
+/// an `idempotency-key`, or `nonIdempotent` is set, its whole body was buffered, and the retry budget allows it.
+/// Example: `{maxAttempts: 3, when: {statuses: [503], reset: true}, backoff: {base: 25ms}}`.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
 #[schemars(transform = no_effect_alone)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct TrafficRetries {
-    /// Attempts of one request, the first included; 1: nothing is sent again.
+    /// Attempts of one request, the first included; 1: no retries.
     #[schemars(transform = number(&bounds::ATTEMPTS), transform = default(DEFAULT_ATTEMPTS))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_attempts: Option<u32>,
-    /// Failures that are tried again. Unset: none but those that provably nobody processed.
+    /// Failures that are retried. Unset: only requests that provably were not processed are retried.
     pub when: TrafficRetryWhen,
-    /// Also requests whose method is not idempotent and that have no `idempotency-key`: the app can take them twice.
+    /// Also retries requests whose method is not idempotent and that have no `idempotency-key`: the app tolerates
+    /// duplicates.
     pub non_idempotent: bool,
-    /// Pause before the next attempt. Unset: none.
+    /// Pause before the next attempt, with exponential backoff. Unset: none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backoff: Option<TrafficBackoff>,
-    /// Bytes of a request's body kept so that it can be sent again; with a longer one nothing is.
+    /// Bytes of a request's body that are buffered for retries; a request with a longer body is not retried.
     #[schemars(transform = number(&bounds::REPLAY_BYTES), transform = default(DEFAULT_REPLAY_BYTES))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_replay_bytes: Option<u32>,
@@ -192,7 +194,7 @@ fn no_effect_alone(schema: &mut Schema) {
          has(self.when.statuses) && self.when.statuses.size() > 0 || \
          has(self.when.grpc) && self.when.grpc.size() > 0))"
     );
-    let says = "is 1: nothing is sent again, and the other fields have no effect";
+    let says = "is 1: there are no retries, and the other fields have no effect";
     rule_at("maxAttempts", holds, says)(schema);
 }
 
@@ -200,7 +202,7 @@ fn no_effect_alone(schema: &mut Schema) {
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct TrafficRetryWhen {
-    /// Statuses of responses: those that say that the server, not the request, is the trouble. Example: `[502, 503]`.
+    /// Statuses of responses; only statuses that are the server's fault. Example: `[502, 503]`.
     #[schemars(transform = items(0, bounds::MAX_STATUSES), transform = each(retried_status))]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub statuses: Vec<u32>,
@@ -245,7 +247,7 @@ pub enum GrpcCode {
     Unauthenticated = 16,
 }
 
-/// The pause doubles from `base` to `max` and is drawn as `jitter` says. Example: `{base: 25ms, max: 250ms}`.
+/// The pause doubles from `base` to `max`, with `jitter`. Example: `{base: 25ms, max: 250ms}`.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
 #[schemars(transform = rule_at(
     "max",
@@ -263,28 +265,28 @@ pub struct TrafficBackoff {
     )))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max: Option<String>,
-    /// How chance changes a pause.
+    /// How a pause is randomized.
     #[serde(default)]
     pub jitter: TrafficJitter,
 }
 
 #[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, JsonSchema)]
 pub enum TrafficJitter {
-    /// Anything between nothing and the pause.
+    /// A random time between 0 and the pause.
     #[default]
     Full,
-    /// The pause, and up to half of it more.
+    /// The pause, and a random time of up to half of it.
     Additive,
-    /// Anything between `base` and three times the last pause.
+    /// A random time between `base` and three times the previous pause.
     Decorrelated,
 }
 
 #[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, JsonSchema)]
 pub enum TrafficPriority {
-    /// Goes last when there is too much.
+    /// Refused last under overload.
     Critical,
-    /// As requests without a priority.
+    /// The same as requests without a priority.
     Default,
-    /// Goes first when there is too much.
+    /// Refused first under overload.
     Sheddable,
 }

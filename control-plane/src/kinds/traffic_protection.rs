@@ -11,7 +11,7 @@ use super::schema::{
     stated_default, text, window,
 };
 
-/// A new endpoint's share grows from a tenth to its full one. Example: `{window: 30s}`.
+/// The share of a new endpoint grows from a tenth to the full one. Example: `{window: 30s}`.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TrafficSlowStart {
@@ -20,7 +20,7 @@ pub struct TrafficSlowStart {
     pub window: String,
 }
 
-/// Endpoints of the caller's own zone come first. Example: `{minHealthyPercent: 70}`.
+/// Endpoints in the caller's own zone are preferred. Example: `{minHealthyPercent: 70}`.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct TrafficZonePreference {
@@ -30,11 +30,12 @@ pub struct TrafficZonePreference {
     pub min_healthy_percent: Option<u32>,
 }
 
-/// How many retries a caller has for the service, as a share of its requests. Example: `{percent: 10, minPerSecond: 5}`.
+/// The retries that a calling proxy may make to the service, as a share of its requests. Example: `{percent: 10,
+/// minPerSecond: 5}`.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct TrafficRetryBudget {
-    /// Retries as a percentage of its requests.
+    /// Retries, as a percentage of the proxy's requests to the service.
     #[schemars(transform = number(&bounds::BUDGET_PERCENT), transform = default(BudgetConfig::default().percent))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub percent: Option<u32>,
@@ -44,17 +45,17 @@ pub struct TrafficRetryBudget {
     pub min_per_second: Option<u32>,
 }
 
-/// Opens when calls of the service fail; then a caller is answered at once, with 503. At least one of
-/// `consecutiveFailures` and `failureRate` says when. Example: `{consecutiveFailures: 5, open: {fixed: 30s}}`.
+/// Opens when calls of the service fail; while it is open, calls get 503 at once. At least one of
+/// `consecutiveFailures` and `failureRate` sets when. Example: `{consecutiveFailures: 5, open: {fixed: 30s}}`.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
 #[schemars(transform = at_least_one(&["consecutiveFailures", "failureRate"]))]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct TrafficBreaker {
-    /// Failures in a row that open it. Example: `5`.
+    /// Consecutive failures that open it. Example: `5`.
     #[schemars(transform = number(&bounds::FAILURES))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub consecutive_failures: Option<u32>,
-    /// Share of failures that opens it.
+    /// Failure rate that opens it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub failure_rate: Option<TrafficFailureRate>,
     /// Time that it stays open.
@@ -63,13 +64,13 @@ pub struct TrafficBreaker {
     )))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub open: Option<TrafficOpen>,
-    /// Half-open probes at a time, and successes in a row that close it.
+    /// Concurrent half-open probes, and consecutive successes that close it.
     #[schemars(transform = number(&bounds::TRIALS), transform = default(defaults::TRIALS))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trials: Option<u32>,
 }
 
-/// Failures as a share of requests. Example: `{percent: 50}`.
+/// Failures, as a share of requests. Example: `{percent: 50}`.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TrafficFailureRate {
@@ -80,7 +81,7 @@ pub struct TrafficFailureRate {
     #[schemars(transform = window(), transform = default_duration(defaults::WINDOW))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub window: Option<String>,
-    /// Fewer requests in the window prove nothing.
+    /// Minimum requests in the window; below this the rate is not evaluated.
     #[schemars(transform = number(&bounds::MIN_REQUESTS), transform = default(defaults::MIN_REQUESTS))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub min_requests: Option<u32>,
@@ -91,7 +92,7 @@ pub struct TrafficFailureRate {
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
 #[schemars(transform = some_field, transform = rule(
     "!has(self.fixed) || !has(self.base) && !has(self.max)",
-    "has both fixed and a growing time: write one of them",
+    "sets both fixed and a growing time: set only one",
 ), transform = rule_at(
     "max",
     format!("has(self.fixed) || {}", ascends("base", defaults::OPEN_BASE, "max")),
@@ -115,8 +116,8 @@ pub struct TrafficOpen {
     pub max: Option<String>,
 }
 
-/// Leaves endpoints out that fail while others do not. At least one of `consecutiveFailures` and `failureRate` says
-/// when. Example: `{consecutiveFailures: 5, baseEjection: 10s}`.
+/// Ejects endpoints that fail while others do not. At least one of `consecutiveFailures` and `failureRate` sets when.
+/// Example: `{consecutiveFailures: 5, baseEjection: 10s}`.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
 #[schemars(transform = at_least_one(&["consecutiveFailures", "failureRate"]),
     transform = rule_at(
@@ -126,14 +127,14 @@ pub struct TrafficOpen {
 ))]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct TrafficOutlierEjection {
-    /// Failures in a row that eject an endpoint. Example: `5`.
+    /// Consecutive failures that eject an endpoint. Example: `5`.
     #[schemars(transform = number(&bounds::FAILURES))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub consecutive_failures: Option<u32>,
-    /// Share of failures that ejects an endpoint.
+    /// Failure rate that ejects an endpoint.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub failure_rate: Option<TrafficFailureRate>,
-    /// Time of the first ejection; it doubles with each one that follows soon.
+    /// Duration of the first ejection; it doubles with each further ejection that follows soon.
     #[schemars(transform = duration(&bounds::OPEN), transform = default_duration(defaults::BASE_EJECTION))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub base_ejection: Option<String>,
@@ -143,13 +144,13 @@ pub struct TrafficOutlierEjection {
     )))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_ejection: Option<String>,
-    /// Percent of the endpoints: never more are ejected, and never all.
+    /// Maximum percentage of the endpoints that are ejected; never all of them.
     #[schemars(transform = number(&bounds::PERCENT), transform = default(defaults::MAX_EJECTED_PERCENT))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_ejected_percent: Option<u32>,
 }
 
-/// How much of the service a caller's proxy takes at a time. Example: `{maxInFlight: 100, maxPending: 10}`.
+/// Limits on one calling proxy's requests in flight to the service. Example: `{maxInFlight: 100, maxPending: 10}`.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, JsonSchema)]
 #[schemars(transform = some_field, transform = rule_at(
     "maxPending",
@@ -158,15 +159,16 @@ pub struct TrafficOutlierEjection {
 ))]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
 pub struct TrafficLimits {
-    /// Requests in flight to the service; those beyond get 503. Unset: any number. Example: `100`.
+    /// Maximum requests in flight to the service; further ones get 503. Unset: no limit. Example: `100`.
     #[schemars(transform = number(&bounds::IN_FLIGHT))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_in_flight: Option<u32>,
-    /// Requests that may wait for one of those in flight to end. Unset: none. Example: `10`.
+    /// Maximum requests that are queued while the limit is reached. Unset: none. Example: `10`.
     #[schemars(transform = number(&bounds::PENDING))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_pending: Option<u32>,
-    /// Requests in flight to one endpoint; another one is taken while there is one. Unset: any number. Example: `50`.
+    /// Maximum requests in flight to one endpoint; others are used while any is below it. Unset: no limit. Example:
+    /// `50`.
     #[schemars(transform = number(&bounds::IN_FLIGHT))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_in_flight_per_endpoint: Option<u32>,

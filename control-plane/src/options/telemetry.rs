@@ -119,7 +119,8 @@ pub struct TelemetryOptions {
     )]
     pub ratio: Ratio,
 
-    /// Records requests that take longer, whatever was drawn (1s; also 250ms, 1m); 0s: none is recorded for that.
+    /// Records requests that take longer, whatever the sampling decision (1s; also 250ms, 1m); 0s: none for its
+    /// latency.
     #[arg(
         long = "trace-slower-than",
         env = "OUTRIGGER_TRACE_SLOWER_THAN",
@@ -134,7 +135,7 @@ pub struct TelemetryOptions {
     #[arg(long = "trace-no-errors", env = "OUTRIGGER_TRACE_NO_ERRORS", requires = "traces")]
     pub no_errors: bool,
 
-    /// Draws for each request anew, whether or not its caller records its trace.
+    /// Ignores the caller's sampling decision; every proxy samples by trace id, so all of them decide alike.
     #[arg(
         long = "trace-ignore-parent",
         env = "OUTRIGGER_TRACE_IGNORE_PARENT",

@@ -126,14 +126,15 @@ fn caller(raw: &AccessFrom, namespace: &str, path: &str, report: &mut Report) ->
         service_accounts.push(format!("{of}/{name}"));
     }
     if *raw == AccessFrom::default() {
-        report.error(path, "is empty: it would be everybody; leave `from` out for that");
+        report.error(path, "is empty and would match every caller; to match all, leave `from` out");
     }
     if raw.authenticated == Some(false)
         && !(service_accounts.is_empty()
             && raw.namespaces.is_empty()
             && raw.trust_domains.is_empty())
     {
-        let problem = "is false, and the other fields want an identity: it would be nobody";
+        let problem =
+            "is false, but the other fields require an identity: this entry would match no caller";
         report.error(format!("{path}.authenticated"), problem);
     }
     let networks = raw.networks.iter().enumerate();
@@ -151,7 +152,7 @@ fn caller(raw: &AccessFrom, namespace: &str, path: &str, report: &mut Report) ->
 
 fn operation(raw: &AccessTo, path: &str, report: &mut Report) -> Operation {
     if *raw == AccessTo::default() {
-        report.error(path, "is empty: it would be everything; leave `to` out for that");
+        report.error(path, "is empty and would match every request; to match all, leave `to` out");
     }
     let methods = raw.methods.iter().enumerate().filter_map(|(i, method)| {
         let parsed = Method::from_str(method)
@@ -186,7 +187,7 @@ fn header(raw: &AccessHeader, path: &str, report: &mut Report) -> Option<HeaderR
     }
     let value = match (&raw.exact, &raw.regex) {
         (Some(_), Some(_)) => {
-            report.error(path, "has both exact and regex: write one");
+            report.error(path, "sets both exact and regex: set only one");
             return None;
         }
         (Some(exact), None) => Some(ValueMatch::Exact(exact.clone())),

@@ -28,8 +28,8 @@ pub fn translate(raw: &ExternalService, report: &mut Report) -> Option<External>
     }
     let protocol = spec.protocol.map_or(Protocol::Detect, protocol);
     if protocol == Protocol::Tls && spec.tls.is_some() {
-        let problem = "is TLS, which the app speaks itself, and so would the proxy with tls: write \
-                       what the app speaks, or leave tls out";
+        let problem = "is TLS, which means that the app speaks TLS itself; with tls set, declare \
+                       the app's plaintext protocol, or remove tls";
         report.error("spec.protocol", problem);
     }
     let endpoints = spec.endpoints.as_ref().map(|raw| endpoints(raw, port, report));
@@ -83,7 +83,7 @@ fn endpoints(
         report.endpoint(&format!("{path}.address"), address);
         let Some(port) = port else { continue };
         if !endpoints.insert(SocketAddr::new(address.to_canonical(), port)) {
-            report.error(path, "is there twice");
+            report.error(path, "is a duplicate endpoint");
         }
     }
     endpoints

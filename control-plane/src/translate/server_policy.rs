@@ -21,7 +21,7 @@ use crate::object::policy::{ServerPolicy, ServerSections};
 pub fn translate(raw: &Raw, report: &mut Report) -> Option<ServerPolicy> {
     let spec = &raw.spec;
     if spec.rate_limits.is_none() && spec.concurrency.is_none() {
-        report.error("spec", "says nothing about what is let in: it has no section");
+        report.error("spec", "has no section: set at least one field beside targetRefs");
     }
     let rate_limits = spec.rate_limits.as_ref().map(|raw| {
         let limits = raw.iter().enumerate();

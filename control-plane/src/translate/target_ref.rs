@@ -38,7 +38,7 @@ pub(super) fn attached<S>(
         let path = format!("spec.targetRefs[{i}]");
         let Some(target) = target(raw, &path, &namespace, allowed, report) else { continue };
         if targets.contains(&target) {
-            report.error(path, "is there twice");
+            report.error(path, "is a duplicate target");
         }
         targets.push(target);
     }
@@ -102,7 +102,7 @@ fn target(
 fn port(raw: &TargetRef, path: &str, report: &mut Report) -> Option<PortRef> {
     match (&raw.section_name, raw.port) {
         (Some(_), Some(_)) => {
-            let problem = "names a port too, and so does sectionName: write one of them";
+            let problem = "port and sectionName both name a port: set only one";
             report.error(format!("{path}.port"), problem);
             None
         }

@@ -76,7 +76,7 @@ pub fn translate(raw: &Raw, report: &mut Report) -> Option<TrafficPolicy> {
         fallbacks: spec.fallbacks.as_ref().map(|raw| fallback::translate(raw, namespace, report)),
     };
     if sections == TrafficSections::default() && report.errors.is_empty() {
-        report.error("spec", "says nothing about calls: it has no section");
+        report.error("spec", "has no section: set at least one field beside targetRefs");
     }
     let allowed = Allowed::ServicesAndRoutes;
     let kind = Kind::TrafficPolicy;
@@ -95,7 +95,7 @@ fn refuse_backend_sections(spec: &TrafficPolicySpec, report: &mut Report) {
         if written.get(name).is_none() {
             continue;
         }
-        let problem = "protects a service, not a route: put it into a policy that targets the \
+        let problem = "applies to a service, not to a route: set it in a policy that targets the \
                        Service or Namespace";
         report.error(format!("spec.{name}"), problem);
     }
@@ -182,7 +182,7 @@ fn retries(raw: &TrafficRetries, report: &mut Report) -> RetryConfig {
         max_replay_bytes: replay.unwrap_or(plain.max_replay_bytes),
     };
     if config.max_attempts == 1 && config != (RetryConfig { max_attempts: 1, ..plain }) {
-        let problem = "is 1: nothing is sent again, and the other fields have no effect";
+        let problem = "is 1: there are no retries, and the other fields have no effect";
         report.error(format!("{path}.maxAttempts"), problem);
     }
     report.check(path, config.check());
@@ -258,7 +258,7 @@ fn open(raw: &TrafficOpen, report: &mut Report) -> OpenTime {
         }
         Some(_) => {
             if raw.base.is_some() || raw.max.is_some() {
-                report.error(path, "has both fixed and a growing time: write one of them");
+                report.error(path, "sets both fixed and a growing time: set only one");
             }
             fixed.map_or_else(growing, OpenTime::Fixed)
         }

@@ -59,7 +59,7 @@ const CASES: &[Case] = &[
         "apiVersion: outrigger.dev/v1\nkind: AccessPolicy\nmetadata: {name: a, namespace: bank}\nspec: {default: Deny}\n",
         &[
             "case.yaml:1: apiVersion: \"outrigger.dev/v1\" must be outrigger.dev/v1alpha1",
-            "AccessPolicy bank/a: no version of it has ever been right",
+            "AccessPolicy bank/a: no version of this policy has been valid yet",
         ],
     ),
     error(

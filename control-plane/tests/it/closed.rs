@@ -152,7 +152,7 @@ fn a_policy_that_never_was_right_lets_nobody_in_to_what_it_is_for() {
         assert!(!problems.is_empty(), "{text}");
         let view = reading.publisher.view();
         let lines = crate::support::unresolved_lines(&view.index).join("\n");
-        assert!(lines.contains("no version of it has ever been right"), "{text}: {lines}");
+        assert!(lines.contains("no version of this policy has been valid yet"), "{text}: {lines}");
         let statuses = status::objects(&view, &problems);
         let said = statuses.iter().filter(|status| !status.accepted.status);
         let said: Vec<_> = said.flat_map(|status| &status.accepted.problems).collect();

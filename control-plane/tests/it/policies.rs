@@ -604,7 +604,7 @@ fn every_bound_of_target_refs() {
         ),
         (
             "targetRefs: [{kind: Service, name: a}, {kind: Service, name: a}]".to_owned(),
-            ".targetRefs[1]: is there twice",
+            ".targetRefs[1]: is a duplicate target",
         ),
     ];
     for kind in ["TrafficPolicy", "ServerPolicy"] {
@@ -769,7 +769,7 @@ fn every_bound_of_the_other_kinds() {
             ),
             (
                 "host: a, port: 1, endpoints: [{address: 10.0.0.1, port: 1}, {address: 10.0.0.1}]",
-                ".endpoints[1]: is there twice",
+                ".endpoints[1]: is a duplicate endpoint",
             ),
             (
                 "host: a, port: 1, endpoints: [{address: 10.0.0.1, weight: 1}]",

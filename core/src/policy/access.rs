@@ -102,7 +102,7 @@ pub struct TokenIssuer {
     pub audiences: Vec<String>,
     /// A JSON Web Key Set (RFC 7517).
     pub keys: String,
-    /// Seconds that the issuer's clock may differ by.
+    /// Tolerated clock skew, in seconds.
     pub clock_skew: u32,
     /// Claims that the app gets as headers.
     pub claims_to_headers: Vec<(String, HeaderName)>,

@@ -236,7 +236,7 @@ fn outside<T: Debug>(value: &impl Debug, bounds: &RangeInclusive<T>) -> FieldErr
 impl CacheConfig {
     pub fn check(&self) -> Result<(), FieldError> {
         if self.ttl.is_zero() && self.stale_on_error.is_zero() {
-            return Err(FieldError::here("keeps nothing: ttl and staleOnError are both 0"));
+            return Err(FieldError::here("stores nothing: ttl and staleOnError are both 0"));
         }
         Ok(())
     }

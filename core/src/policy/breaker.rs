@@ -26,7 +26,7 @@ pub struct FailureRate {
     pub percent: u8,
     /// 1 s to 5 min, in whole seconds.
     pub window: Duration,
-    /// Fewer requests in the window prove nothing. At least 1.
+    /// Minimum requests in the window; below this the rate is not evaluated. At least 1.
     pub min_requests: u32,
 }
 

@@ -45,7 +45,7 @@ pub enum Limit {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Algorithm {
-    /// Follows the ratio of the latency without load to the latency now.
+    /// Follows the ratio of the latency without load to the current latency.
     Gradient,
     /// One more per round without trouble, a tenth less when latency passes `latency`.
     Aimd { latency: Duration },

@@ -24,9 +24,9 @@ pub struct Fallback {
 pub enum Give {
     /// The answer that was kept, stale or not.
     Cached,
-    /// The answer of another service to the same request.
+    /// The response of another service to the same request.
     Backend(BackendTarget),
-    /// The same service's answer to another path; for GET and HEAD. The query is kept unless the path
+    /// The response of the same service to another path; for GET and HEAD. The query is kept unless the path
     /// has its own.
     Route(PathAndQuery),
     /// Not for gRPC calls.
@@ -48,11 +48,11 @@ pub struct Static {
 pub enum Class {
     /// Nobody answered: no instance, no connection, a reset, an open breaker.
     Unavailable,
-    /// An attempt's timeout or the deadline passed.
+    /// The timeout of an attempt or the deadline passed.
     Timeout,
-    /// Somebody refused it because there is too much to do.
+    /// Refused because of overload.
     Overloaded,
-    /// The server's own failure.
+    /// The server responded with an error of its own.
     ServerError,
 }
 

@@ -54,7 +54,7 @@ pub struct RequestMatch {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FaultPath {
     Exact(String),
-    /// Whole segments: `/a` is `/a` and `/a/b`, not `/ab`.
+    /// Whole leading segments: `/a` matches `/a` and `/a/b`, not `/ab`.
     Prefix(String),
 }
 

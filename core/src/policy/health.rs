@@ -24,9 +24,9 @@ pub struct HealthConfig {
     pub interval: Duration,
     /// Of a check as a whole, its connection included.
     pub timeout: Duration,
-    /// Bad checks in a row that make an endpoint unhealthy. At least 1.
+    /// Consecutive failed checks that make an endpoint unhealthy. At least 1.
     pub unhealthy_after: u8,
-    /// Good checks in a row that make it healthy again. At least 1.
+    /// Consecutive successful checks that make it healthy again. At least 1.
     pub healthy_after: u8,
 }
 

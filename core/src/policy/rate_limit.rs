@@ -33,7 +33,7 @@ pub struct RateLimitConfig {
 /// Whom it hits when there is too much.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum Strategy {
-    /// Anyone who comes when the volume is exhausted.
+    /// Any request when the bucket is empty.
     #[default]
     Volume,
     /// Sheddable requests when half of the burst is left, default ones when a tenth is, critical ones
@@ -42,7 +42,7 @@ pub enum Strategy {
     /// Keys that were seen less in the last period than the average one, when half of the burst is
     /// left; the others when nothing is. A flood does not make a key common before the next period.
     UncommonFirst,
-    /// Each key has the whole limit for itself.
+    /// Each key has a limit of its own.
     PerKey,
 }
 

@@ -57,9 +57,9 @@ pub enum Jitter {
     /// Anything between 0 and the pause.
     #[default]
     Full,
-    /// The pause, and up to half of it more.
+    /// The pause, and a random time of up to half of it.
     Additive,
-    /// Anything between `base` and three times the last pause.
+    /// A random time between `base` and three times the previous pause.
     Decorrelated,
 }
 

@@ -25,7 +25,7 @@ pub struct StopRule {
     pub max_p99: Option<Duration>,
     /// In whole seconds.
     pub window: Duration,
-    /// Fewer requests in the window prove nothing.
+    /// Minimum requests in the window; below this the rate is not evaluated.
     pub min_requests: u32,
     /// When the fault injection may be in force; before and after, nothing is watched.
     pub times: Times,

@@ -409,7 +409,7 @@ fn what_a_call_must_not_say_is_refused_with_its_path() {
             |w| cache(w).max_entry_bytes = 0,
             "cache.max_entry_bytes: 0 must be between 1 and 1048576",
         ),
-        (|w| cache(w).ttl = 0, "cache: keeps nothing: ttl and staleOnError are both 0"),
+        (|w| cache(w).ttl = 0, "cache: stores nothing: ttl and staleOnError are both 0"),
         (
             |w| w.hedge = Some(mesh::Hedge { delay: Some(Delay::After(0)) }),
             "hedge.after: 0ns must be between 1ms and 60s",

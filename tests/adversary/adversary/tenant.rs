@@ -106,7 +106,7 @@ fn a_policy_that_is_broken_from_the_start_lets_nobody_in() {
     let get = || Curl::through(&caller).get("http://web.bank/");
     let answer = get();
     assert!(answer.status == 403 && answer.head.contains("access_denied"), "{answer:?}");
-    assert!(plane.admin("/index").contains("no version of it has ever been right"));
+    assert!(plane.admin("/index").contains("no version of this policy has been valid yet"));
     plane.write("policy.yaml", &broken.replace("Perhaps", "Allow"));
     eventually("the policy is right", || get().status == 200);
     // From now on there is a good version, which stays.
