@@ -245,10 +245,10 @@ async fn untrusted(
             () = tokio::time::sleep(LOOK) => {}
         }
         if connected.client.not_after <= SystemTime::now() {
-            return "the certificate has ended: connect with a new one";
+            return "the certificate has expired: connect with a new one";
         }
         if connected.is_superseded() {
-            return "there is a newer certificate under another root: connect with it";
+            return "there is a newer certificate issued under another root: connect with it";
         }
     }
 }

@@ -269,7 +269,8 @@ fn more_than_a_port_works_on_waits_and_the_rest_is_refused() {
     eventually("the second waits", || slow.counted("waiting") == 1);
     let refused = get(&slow.caller, "/", &["x-outrigger-priority: sheddable"]);
     assert_eq!(refused.status, 503, "{refused:?}");
-    assert!(refused.body.contains("overloaded: 1 requests are at work and 1 wait"), "{refused:?}");
+    let why = "overloaded: concurrency limit of 1 reached and 1 requests queued";
+    assert!(refused.body.contains(why), "{refused:?}");
     assert_eq!(header(&refused, "retry-after"), Some("1"));
 
     // A more important one takes the place of who waits, and waits itself.

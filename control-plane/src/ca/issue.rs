@@ -31,7 +31,7 @@ pub struct Issuer {
 
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum IssueError {
-    #[error("the issuing certificate ends too soon: give the authority a new one")]
+    #[error("the issuing certificate expires too soon: renew it")]
     IssuerEnds,
     #[error("the certificate could not be made: {0}")]
     Failed(String),

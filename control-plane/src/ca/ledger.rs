@@ -333,8 +333,8 @@ impl Inner {
 /// What is left of a ledger that is damaged.
 fn lost(until: SystemTime) -> (Nodes, Option<SystemTime>) {
     tracing::error!(
-        "the ledger of certificates is damaged: until the last certificate of before has ended no root can \
-         be removed"
+        "the ledger of certificates is damaged: no root can be removed until the last earlier \
+         certificate has expired"
     );
     (Nodes::new(), Some(until))
 }

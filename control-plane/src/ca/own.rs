@@ -138,9 +138,9 @@ impl OwnCertificate {
         for (what, end, early) in [own, issuer].into_iter().chain(roots) {
             let not_after = super::ledger::shown(end);
             if end <= now {
-                tracing::error!(what, not_after, "has ended");
+                tracing::error!(what, not_after, "has expired");
             } else if end <= now + early {
-                tracing::warn!(what, not_after, "ends soon");
+                tracing::warn!(what, not_after, "expires soon");
             } else {
                 continue;
             }

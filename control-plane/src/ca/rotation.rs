@@ -37,7 +37,7 @@ pub enum Refusal {
     Files,
     #[error("there is no root {0}; `trust status` lists them")]
     NoSuchRoot(String),
-    #[error("{0} could be several roots: write more of its digits")]
+    #[error("{0} matches several roots: write more digits")]
     Ambiguous(String),
     #[error("there are {MAX_ROOTS} roots, which is the most: remove one first")]
     TooMany,
@@ -45,11 +45,11 @@ pub enum Refusal {
     Known,
     #[error("the root {0}")]
     Bad(String),
-    #[error("root {0} issues: issue from another one first")]
+    #[error("root {0} is the issuing root: issue from another one first")]
     Issues(RootId),
     #[error("root {0} has no key here, so nothing can be issued under it")]
     NoKey(RootId),
-    #[error("root {0} has ended")]
+    #[error("root {0} has expired")]
     Ended(RootId),
     #[error("{step} root {root} is not safe yet:\n  {}", waiting.join("\n  "))]
     NotYet { step: &'static str, root: RootId, waiting: Vec<String> },

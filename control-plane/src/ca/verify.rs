@@ -27,17 +27,17 @@ pub struct Verified {
 pub enum VerifyError {
     #[error("there is no certificate")]
     Missing,
-    #[error("the certificate has ended")]
+    #[error("the certificate has expired")]
     Expired,
     #[error("the certificate is not valid yet: do the clocks differ?")]
     NotYetValid,
-    #[error("the certificate ends at no root of the trust bundle")]
+    #[error("no root of the trust bundle issued the certificate")]
     UnknownRoot,
     #[error("the certificate is for the trust domain {0}, not for this one")]
     TrustDomain(String),
     #[error("the certificate does not name one workload: {0}")]
     Identity(String),
-    #[error("the certificate does not hold: {0}")]
+    #[error("the certificate is invalid: {0}")]
     Invalid(String),
 }
 

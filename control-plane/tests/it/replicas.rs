@@ -135,7 +135,7 @@ async fn a_rotation_waits_for_proxies_of_both_and_each_serves_what_the_other_did
     };
     let refusal = step(&one, remove.clone(), only_ledger).await.unwrap_err();
     assert!(
-        refusal.contains("is connected to replica two with a certificate under it"),
+        refusal.contains("is connected to replica two with a certificate issued under it"),
         "{refusal}"
     );
     let channel = ledger.channel(&two).await;

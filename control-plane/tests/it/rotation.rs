@@ -96,7 +96,7 @@ async fn a_root_is_replaced_step_by_step_and_unsafe_steps_are_refused_by_name() 
     acknowledged(&mesh, &mut proxy).await;
     let text = ask(&mesh, &["remove-root", &old, "--ignore-absent"]).await.unwrap_err();
     let under = "bank.orders-1 (spiffe://outrigger.local/ns/bank/sa/orders) has its newest";
-    refused(text, &[under, "is connected with a certificate under it"]);
+    refused(text, &[under, "is connected with a certificate issued under it"]);
 
     // A renewal is issued under the new root, and the connection of before is asked to end.
     let before = orders.chain.clone();
@@ -113,7 +113,7 @@ async fn a_root_is_replaced_step_by_step_and_unsafe_steps_are_refused_by_name() 
     assert_eq!(status.code(), Code::Unavailable);
     assert!(status.message().contains("newer certificate under another root"), "{status}");
     let text = ask(&mesh, &["remove-root", &old]).await.unwrap_err();
-    refused(text, &["bank.ledger-1", "has its newest certificate under it, until 20"]);
+    refused(text, &["bank.ledger-1", "is issued under it and expires 20"]);
     let renewal = certify(absent.channel(&mesh).await, request(&absent, "bank.ledger-1"), None);
     absent.take(&renewal.await.unwrap());
     let started = std::time::Instant::now();
@@ -146,7 +146,7 @@ async fn a_connection_ends_with_its_certificate_and_the_own_one_is_renewed() {
         }
     };
     assert_eq!(status.code(), Code::Unavailable);
-    assert!(status.message().contains("the certificate has ended"), "{status}");
+    assert!(status.message().contains("the certificate has expired"), "{status}");
     // A stream that is cut is not counted any more.
     mesh.admin_until("/proxies", |page| page["proxies"].as_array().is_some_and(Vec::is_empty))
         .await;

@@ -15,7 +15,7 @@ use outrigger_core::telemetry::{AccessLog, LogLayout};
 
 use crate::base::local::reaches;
 
-/// The sidecar of an Outrigger mesh: routes, balances and observes what its app sends and gets.
+/// The sidecar of an Outrigger mesh: routes, load-balances and observes the traffic of its app.
 ///
 /// Outbound: point the app's HTTP_PROXY at --outbound, or redirect its traffic there. Inbound:
 /// other proxies reach the app through --inbound. Routes come from --control-plane.
@@ -26,7 +26,7 @@ use crate::base::local::reaches;
     after_help = "EXAMPLE:\n  outrigger-proxy --control-plane http://127.0.0.1:4780 --namespace bank \\\n    --service-account orders --workload orders-1 --label app=orders \\\n    --app-port 8080=grpc --token-file orders.token\n\nDocs: docs/life-of-a-request.md, docs/reasons.md"
 )]
 pub struct Settings {
-    /// Where the app's own traffic arrives (HTTP_PROXY, or redirected)
+    /// Listener for the app's outbound traffic (HTTP_PROXY, or redirected)
     #[arg(
         long,
         env = "OUTRIGGER_OUTBOUND",
@@ -35,7 +35,7 @@ pub struct Settings {
     )]
     pub outbound: SocketAddr,
 
-    /// Where other proxies reach this workload
+    /// Listener through which other proxies reach this workload
     #[arg(
         long,
         env = "OUTRIGGER_INBOUND",
@@ -44,7 +44,7 @@ pub struct Settings {
     )]
     pub inbound: SocketAddr,
 
-    /// Live, ready, metrics, config; drain and log level with the token of --admin-token-file
+    /// Admin server: /live, /ready, /metrics, /config; drain and log level with the token of --admin-token-file
     #[arg(long, env = "OUTRIGGER_ADMIN", default_value = "127.0.0.1:4791", value_name = "IP:PORT")]
     pub admin: SocketAddr,
 
@@ -52,7 +52,7 @@ pub struct Settings {
     #[arg(long, env = "OUTRIGGER_ADMIN_SOCKET", value_name = "PATH")]
     pub admin_socket: Option<PathBuf>,
 
-    /// Holds the token with which --admin takes what changes the proxy (POST /drain, PUT /log), as
+    /// File with the token that calls on --admin that change the proxy (POST /drain, PUT /log) must send, as
     /// `Authorization: Bearer TOKEN`; read again for each call
     #[arg(long, env = "OUTRIGGER_ADMIN_TOKEN_FILE", value_name = "FILE")]
     pub admin_token_file: Option<PathBuf>,
@@ -61,7 +61,7 @@ pub struct Settings {
     #[arg(long = "listen", env = "OUTRIGGER_LISTEN", value_name = "IP:PORT=HOST:PORT", value_parser = parse_listener, value_delimiter = ',')]
     pub listeners: Vec<StaticListener>,
 
-    /// The control plane's discovery address; without it the state directory alone is served
+    /// The control plane's discovery address; without it, only the configuration in --state-dir is served
     #[arg(long, env = "OUTRIGGER_CONTROL_PLANE", value_name = "URL", value_parser = parse_url)]
     pub control_plane: Option<http::Uri>,
 
@@ -98,8 +98,7 @@ pub struct Settings {
     #[arg(long = "app-port", env = "OUTRIGGER_APP_PORTS", value_name = "PORT[=PROTOCOL[:NAME]]", value_parser = parse_app_port, value_delimiter = ',')]
     pub app_ports: Vec<AppPort>,
 
-    /// Registers nothing, whatever --app-port names: the platform makes the workload known, as Kubernetes
-    /// does with pods
+    /// Registers nothing, even with --app-port: the platform announces the workload, as Kubernetes does for pods
     #[arg(long, env = "OUTRIGGER_NO_REGISTRATION")]
     pub no_registration: bool,
 
@@ -112,14 +111,14 @@ pub struct Settings {
     #[arg(long, env = "OUTRIGGER_TRUST_BUNDLE", value_name = "FILE")]
     pub trust_bundle: Option<PathBuf>,
 
-    /// Keeps key, certificate and trust bundle in --state-dir (mode 0600), so that a restarted proxy
-    /// can serve while the control plane is away
+    /// Saves key, certificate and trust bundle in --state-dir (mode 0600), so that a restarted proxy can serve while
+    /// the control plane is unreachable
     #[arg(long, env = "OUTRIGGER_PERSIST_IDENTITY")]
     pub persist_identity: bool,
 
-    /// A platform's probe that needs no identity: exactly GET of this path on this port of the app, or
-    /// the gRPC call /grpc.health.v1.Health/Check; may be repeated. A port alone may be asked for on
-    /// --admin: GET /probe/tcp/PORT dials it
+    /// A health probe of the platform that needs no identity: exactly GET of this path on this port of the app, or
+    /// the gRPC call /grpc.health.v1.Health/Check; may be repeated. A port without a path is probed on --admin: GET
+    /// /probe/tcp/PORT dials it
     #[arg(long = "probe", env = "OUTRIGGER_PROBES", value_name = "PORT[/PATH]", value_parser = parse_probe, value_delimiter = ',')]
     pub probes: Vec<Probe>,
 
@@ -132,45 +131,45 @@ pub struct Settings {
     )]
     pub probe_headers: Vec<HeaderName>,
 
-    /// Tells the app who called, in x-forwarded-client-cert; never from outside
+    /// Forwards the caller's identity to the app, in x-forwarded-client-cert; the header is never accepted from
+    /// outside
     #[arg(long, env = "OUTRIGGER_FORWARD_CLIENT_IDENTITY")]
     pub forward_client_identity: bool,
 
-    /// Keeps the last good configuration here; one directory per proxy
+    /// Saves the last good configuration here; one directory per proxy
     #[arg(long, env = "OUTRIGGER_STATE_DIR", value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
 
-    /// Threads that carry traffic [default: the CPU limit rounded down, at least 1, at most 2]
+    /// Worker threads for traffic [default: the CPU limit rounded down, at least 1, at most 2]
     #[arg(long, env = "OUTRIGGER_WORKERS", value_parser = clap::value_parser!(u16).range(1..=256))]
     pub workers: Option<u16>,
 
-    /// Connections of the app accepted at one time, in connections
+    /// Maximum open connections from the app
     #[arg(long, env = "OUTRIGGER_MAX_CONNECTIONS", default_value_t = 20_000)]
     pub max_connections: usize,
 
-    /// Connections to the app accepted at one time, in connections: callers take none of the app's own
-    /// [default: as many as --max-connections]
+    /// Maximum open inbound connections, counted apart from those of the app [default: as many as --max-connections]
     #[arg(long, env = "OUTRIGGER_MAX_INBOUND_CONNECTIONS")]
     pub max_inbound_connections: Option<usize>,
 
-    /// Time from an inbound connection's accept to its first byte, where the caller speaks first
+    /// Time from accepting an inbound connection to its first byte, where the client speaks first
     #[arg(long, env = "OUTRIGGER_FIRST_BYTE_TIMEOUT", default_value = "10s", value_parser = parse_duration)]
     pub first_byte_timeout: Duration,
 
-    /// Idle time after which an inbound HTTP connection is closed, in whole seconds; above the 10 min
-    /// that load balancers keep theirs
+    /// Idle time after which an inbound HTTP connection is closed, in whole seconds; longer than the 10 min idle
+    /// timeout of common load balancers
     #[arg(long, env = "OUTRIGGER_CLIENT_IDLE_TIMEOUT", default_value = "15m", value_parser = parse_duration)]
     pub client_idle_timeout: Duration,
 
-    /// Size of one request's or response's headers, in bytes
+    /// Maximum size of the headers of one request or response, in bytes
     #[arg(long, env = "OUTRIGGER_MAX_HEADER_BYTES", default_value_t = 65_536, value_parser = clap::value_parser!(u32).range(1_024..=1_048_576))]
     pub max_header_bytes: u32,
 
-    /// Headers of one request or response, in headers (HTTP/1.1)
+    /// Maximum number of headers of one request or response (HTTP/1.1)
     #[arg(long, env = "OUTRIGGER_MAX_HEADERS", default_value_t = 100)]
     pub max_headers: usize,
 
-    /// Streams at one time on one HTTP/2 connection that the app or an external client opens, in streams
+    /// Maximum concurrent streams on an HTTP/2 connection that the app or an external client opens
     #[arg(long, env = "OUTRIGGER_MAX_STREAMS", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=65_536))]
     pub max_streams: u32,
 
@@ -186,43 +185,42 @@ pub struct Settings {
     #[arg(long, env = "OUTRIGGER_CONFIG_TIMEOUT", default_value = "5s", value_parser = parse_duration)]
     pub config_timeout: Duration,
 
-    /// Idle time after which a connection to an app is closed; below the usual 5 s of servers
+    /// Idle time after which a connection to an app is closed; shorter than the 5 s idle timeout of common servers
     #[arg(long, env = "OUTRIGGER_APP_IDLE_TIMEOUT", default_value = "4s", value_parser = parse_duration)]
     pub app_idle_timeout: Duration,
 
-    /// Time after which a request is ended of which nothing moves in either direction, in whole seconds;
-    /// 0s: never. A policy's timeouts.idle stands for it; upgraded connections and tunnels have no limit
+    /// Ends a request after this time without data in either direction, in whole seconds; 0s: never. A policy's
+    /// timeouts.idle overrides it; upgraded connections and tunnels have no limit
     #[arg(long, env = "OUTRIGGER_STREAM_IDLE_TIMEOUT", default_value = "5m", value_parser = parse_duration)]
     pub stream_idle_timeout: Duration,
 
-    /// Time after which a request is ended whose caller does not take its response, in whole seconds; 0s:
-    /// never
+    /// Ends a request whose caller reads nothing of its response for this time, in whole seconds; 0s: never
     #[arg(long, env = "OUTRIGGER_WRITE_TIMEOUT", default_value = "5m", value_parser = parse_duration)]
     pub write_timeout: Duration,
 
-    /// Memory for request bodies kept at one time so that requests can be sent again, in bytes for the process
+    /// Memory for request bodies that are buffered for retries, in bytes for the process
     #[arg(long, env = "OUTRIGGER_MAX_BUFFERED_BYTES", default_value_t = 64 * 1024 * 1024)]
     pub max_buffered_bytes: usize,
 
-    /// Bytes of answers kept for policies with a cache, for the process
+    /// Memory for cached responses, in bytes for the process
     #[arg(long, env = "OUTRIGGER_CACHE_BYTES", default_value_t = 16 * 1024 * 1024)]
     pub cache_bytes: usize,
 
-    /// Time after SIGTERM in which new connections are still accepted
+    /// Time after SIGTERM during which new connections are still accepted
     #[arg(long, env = "OUTRIGGER_DRAIN_DELAY", default_value = "1s", value_parser = parse_duration)]
     pub drain_delay: Duration,
 
-    /// Time after that in which requests in flight may finish
+    /// Time after that during which requests in flight may finish
     #[arg(long, env = "OUTRIGGER_DRAIN_TIMEOUT", default_value = "30s", value_parser = parse_duration)]
     pub drain_timeout: Duration,
 
-    /// What is written to the access log: off, errors, all, or one of N as in 1/100 (errors always). Unset: what the
-    /// control plane says, else errors
+    /// What is written to the access log: off, errors, all, or one of N as in 1/100 (errors always). Unset: the
+    /// control plane's setting, else errors
     #[arg(long, env = "OUTRIGGER_ACCESS_LOG")]
     pub access_log: Option<AccessLog>,
 
-    /// How the access log is written: json, or logstash (with @timestamp, @version and message). Unset: what the control
-    /// plane says, else json
+    /// Format of the access log: json, or logstash (with @timestamp, @version and message). Unset: the control
+    /// plane's setting, else json
     #[arg(long, env = "OUTRIGGER_ACCESS_LOG_LAYOUT", value_name = "LAYOUT")]
     pub access_log_layout: Option<LogLayout>,
 
@@ -230,7 +228,7 @@ pub struct Settings {
     #[arg(long, env = "OUTRIGGER_LOG", default_value = "info")]
     pub log: String,
 
-    /// End when standard input ends, so that no proxy outlives what started it
+    /// Exit when standard input ends, so that no proxy outlives its parent process
     #[arg(long)]
     pub exit_with_stdin: bool,
 }
@@ -261,7 +259,7 @@ impl Settings {
     /// Why the workload registers nothing, if it does not.
     pub fn why_no_registration(&self) -> Option<&'static str> {
         if self.no_registration {
-            return Some("the platform makes the workload known (--no-registration)");
+            return Some("the platform announces the workload (--no-registration)");
         }
         if self.app_ports.is_empty() {
             return Some("there is no --app-port, so this proxy only makes calls");

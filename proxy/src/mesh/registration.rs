@@ -78,7 +78,7 @@ pub async fn run(proxy: Arc<Proxy>, control_plane: ControlPlane, removed: onesho
     let session = match session() {
         Ok(session) => session,
         Err(error) => {
-            error!(%error, "the system gives no random numbers: after a lost connection the name is free only when the old one has ended");
+            error!(%error, "no system randomness: after a lost connection this proxy cannot reclaim its name until the old stream has ended");
             Bytes::new()
         }
     };
@@ -106,7 +106,7 @@ pub async fn run(proxy: Arc<Proxy>, control_plane: ControlPlane, removed: onesho
                 Ok(RegistrationEnd::Renewed) => continue,
                 Err(Failure::Lost(why)) => {
                     if let Some(left_out) = complaints.say(&why, Instant::now()) {
-                        warn!(why, left_out, "this workload is not registered, trying again");
+                        warn!(why, left_out, "this workload is not registered; retrying");
                     }
                 }
                 Err(Failure::Refused(why)) => refused(&proxy, why, &mut complaints),
@@ -137,7 +137,8 @@ fn refused(proxy: &Proxy, why: String, complaints: &mut FailureLog) {
         error!(
             why,
             left_out,
-            "the control plane refuses this workload: it is no endpoint and not ready; trying again"
+            "the control plane refused this workload's registration; it gets no traffic and is not \
+             ready; retrying"
         );
     }
     proxy.registration.refused.store(Some(Arc::new(why)));
@@ -204,7 +205,7 @@ fn tell_of_silent(app: &AppState, now: Instant, told: &mut Vec<SocketAddr>) {
         if !told.contains(&address) {
             warn!(
                 %address,
-                "the app accepts no connection at a port of --app-port: it is no endpoint there"
+                "the app accepts no connections on a port of --app-port; the port gets no traffic"
             );
             told.push(address);
         }

@@ -135,10 +135,10 @@ impl InboundPorts {
     pub fn port(&self, port: u16) -> Result<&InboundPort, Refusal> {
         self.ports.iter().find(|known| known.port == port).ok_or_else(|| {
             if !self.configured {
-                let why = "which ports this workload serves is not known yet";
+                let why = "the ports of this workload are not configured yet";
                 return Refusal::new(Reason::ConfigUnavailable, why);
             }
-            Refusal::new(Reason::PortNotServed, format!("this workload serves no port {port}"))
+            Refusal::new(Reason::PortNotServed, format!("this workload does not serve port {port}"))
         })
     }
 }
@@ -184,7 +184,10 @@ impl InboundPort {
     pub fn admit_opaque(&self) -> Result<(), Refusal> {
         let undeclared = matches!(self.protocol, Protocol::Detect);
         if self.protocol.is_http() || (undeclared && self.limits.is_some()) {
-            let why = format!("port {} takes requests, and this is a stream of bytes", self.port);
+            let why = format!(
+                "port {} accepts only HTTP requests, but this is an opaque stream",
+                self.port
+            );
             return Err(Refusal::new(Reason::ProtocolError, why));
         }
         Ok(())
@@ -193,13 +196,13 @@ impl InboundPort {
     /// Refuses a caller that has to prove who it is and has not, and everybody before the first configuration.
     pub fn admit(&self, peer: Peer) -> Result<(), Refusal> {
         if !self.configured {
-            let why = "who may call this workload is not known yet";
+            let why = "the access rules of this workload are not configured yet";
             return Err(Refusal::new(Reason::ConfigUnavailable, why));
         }
         if self.strict && peer != Peer::Mesh {
             return Err(Refusal::new(
                 Reason::MtlsRequired,
-                format!("port {} takes no plaintext from outside the mesh", self.port),
+                format!("port {} accepts no plaintext from outside the mesh", self.port),
             ));
         }
         Ok(())

@@ -230,11 +230,11 @@ fn priority(headers: &HeaderMap) -> Option<Priority> {
 fn stopped(stop: VisitStop) -> Refusal {
     match stop {
         VisitStop::Loop(services) => {
-            Refusal::new(Reason::Loop, format!("it came back: {services}"))
+            Refusal::new(Reason::Loop, format!("request loop: {services}"))
         }
         VisitStop::TooFar(services) => {
             let limit = visits::HOP_LIMIT;
-            Refusal::new(Reason::HopLimit, format!("it came through {limit} services: {services}"))
+            Refusal::new(Reason::HopLimit, format!("passed through {limit} services: {services}"))
         }
     }
 }

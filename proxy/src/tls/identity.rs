@@ -303,7 +303,7 @@ impl Identity {
         let ended = current.ended(now);
         if ended && !self.counts.ended.swap(true, Relaxed) {
             let why = self.problem().unwrap_or_default();
-            tracing::error!(id = %current.id, why, "the certificate has ended: calls between proxies fail until it is renewed");
+            tracing::error!(id = %current.id, why, "the certificate has expired: calls between proxies fail until it is renewed");
         }
         if !ended {
             self.counts.ended.store(false, Relaxed);
@@ -311,7 +311,7 @@ impl Identity {
         let near = left * 6 < life;
         if near && !ended && !*warned {
             let why = lock(&self.held).last_error.clone().unwrap_or_default();
-            warn!(id = %current.id, seconds_left = left, why, "the certificate ends soon and could not be renewed");
+            warn!(id = %current.id, seconds_left = left, why, "the certificate expires soon and could not be renewed");
         }
         *warned = near;
     }

@@ -43,7 +43,7 @@ pub enum Untrusted {
     NotYetValid { not_before: u64, now: u64 },
     #[error("no root of the trust bundle issued the certificate")]
     UnknownRoot,
-    #[error("the certificate is not made for this: {0}")]
+    #[error("the certificate's usage does not allow this: {0}")]
     Purpose(String),
     #[error("the certificate names {0}, and exactly one URI is allowed")]
     Names(String),

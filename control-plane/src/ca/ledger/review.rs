@@ -68,7 +68,7 @@ impl Ledger {
         let behind = inner.alive().filter(|(_, part)| {
             part.trust.as_ref().is_some_and(|trust| trust.roots.as_ref() != version)
         });
-        let line = |name| format!("replica {name} has not taken over the newest roots yet");
+        let line = |name| format!("replica {name} has not loaded the newest roots yet");
         behind.map(|(name, _)| line(name)).collect()
     }
 
@@ -103,7 +103,8 @@ impl Ledger {
             {
                 let end = shown(node.not_after);
                 lines.push(format!(
-                    "{id} is not connected and has not acknowledged it; its certificate ends {end}"
+                    "{id} is not connected and has not acknowledged it; its certificate expires \
+                     {end}"
                 ));
             }
         }
@@ -123,7 +124,9 @@ impl Ledger {
         for (id, node) in inner.all_nodes() {
             if node.root == root && node.not_after > now && (absent_too || open.contains(&id)) {
                 let end = shown(node.not_after);
-                lines.push(format!("{id} has its newest certificate under it, until {end}"));
+                lines.push(format!(
+                    "the newest certificate of {id} is issued under it and expires {end}"
+                ));
             }
         }
         for (replica, open) in inner.all_open().filter(|(_, open)| open.root == root) {
@@ -132,7 +135,7 @@ impl Ledger {
                 None => format!("{} at {}", open.identity, open.peer),
             };
             let at = self.at(&inner, replica);
-            lines.push(format!("{who} is connected{at} with a certificate under it"));
+            lines.push(format!("{who} is connected{at} with a certificate issued under it"));
         }
         for (name, part) in inner.alive() {
             let Some(trust) = &part.trust else { continue };
@@ -140,7 +143,7 @@ impl Ledger {
                 lines.push(format!("replica {name} issues under it"));
             }
             if trust.wanted.contains(&root) {
-                lines.push(format!("the files of replica {name} hold it"));
+                lines.push(format!("the files of replica {name} contain it"));
             }
         }
         let lost = inner.others.values().map(|part| part.lost_until);
@@ -148,7 +151,8 @@ impl Ledger {
         if let Some(until) = lost.filter(|until| absent_too && *until > now) {
             let until = shown(until);
             lines.push(format!(
-                "the ledger was damaged and lost; a certificate that it held may last until {until}"
+                "the ledger was damaged and lost; a certificate that it listed may be valid until \
+                 {until}"
             ));
         }
         lines

@@ -120,7 +120,7 @@ impl Gate {
         let ConcurrencyConfig { max_queue, max_wait, .. } = state.concurrency.config();
         let limit = state.concurrency.limit();
         if max_queue == 0 || max_wait.is_zero() {
-            return Err(format!("{limit} requests are at work, which is the limit").into());
+            return Err(format!("concurrency limit of {limit} reached").into());
         }
         let longest = now.later(max_wait);
         let until = until.map_or(longest, |until| until.min(longest));
@@ -128,7 +128,8 @@ impl Gate {
         let (ticket, shed) = match state.queue.push(max_queue, priority, until, sender) {
             Ok(queued) => queued,
             Err(Full(_)) => {
-                let why = format!("{limit} requests are at work and {max_queue} wait");
+                let why =
+                    format!("concurrency limit of {limit} reached and {max_queue} requests queued");
                 return Err(why.into());
             }
         };
