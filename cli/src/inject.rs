@@ -41,7 +41,7 @@ pub(crate) struct Options {
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
 
-    /// What namespaces say that are not in the input or say nothing: enabled or disabled
+    /// Injection setting of namespaces that are not in the input or have no label: enabled or disabled
     #[arg(long, value_parser = ["enabled", "disabled"])]
     inject: Option<String>,
 
@@ -49,7 +49,7 @@ pub(crate) struct Options {
     #[arg(short, long, default_value = "default")]
     namespace: String,
 
-    /// How the app's traffic comes to the proxy: init, cni or env
+    /// How the app's traffic gets to the proxy: init, cni or env
     #[arg(long, default_value = "init", value_parser = parse_mode)]
     mode: Mode,
 
@@ -61,7 +61,7 @@ pub(crate) struct Options {
     #[arg(long)]
     init_image: Option<String>,
 
-    /// When images are pulled: Always, IfNotPresent or Never
+    /// Pull policy of the images: Always, IfNotPresent or Never
     #[arg(long, default_value = "IfNotPresent", value_parser = parse_pull_policy)]
     image_pull_policy: PullPolicy,
 
@@ -89,31 +89,31 @@ pub(crate) struct Options {
     #[arg(long, default_value = "cluster.local")]
     cluster_domain: String,
 
-    /// Ports of pods that are reached without the proxy; separated by commas
+    /// Ports of the pods that bypass the proxy; separated by commas
     #[arg(long, value_name = "PORTS", value_delimiter = ',', value_parser = clap::value_parser!(u16).range(1..))]
     skip_inbound_ports: Vec<u16>,
 
-    /// Ports of others that pods reach without the proxy; separated by commas
+    /// Destination ports that bypass the proxy; separated by commas
     #[arg(long, value_name = "PORTS", value_delimiter = ',', value_parser = clap::value_parser!(u16).range(1..))]
     skip_outbound_ports: Vec<u16>,
 
-    /// Networks that pods reach without the proxy, as in 10.9.0.0/16; separated by commas
+    /// Destination networks that bypass the proxy, as in 10.9.0.0/16; separated by commas
     #[arg(long, value_name = "NETWORKS", value_delimiter = ',', value_parser = network)]
     skip_outbound_networks: Vec<String>,
 
-    /// CPU reserved for the proxy, as in 10m
+    /// CPU request of the proxy, as in 10m
     #[arg(long, value_name = "QUANTITY", value_parser = quantity)]
     proxy_cpu_request: Option<String>,
 
-    /// CPU that the proxy gets at most [default: as much as there is]
+    /// CPU limit of the proxy [default: none]
     #[arg(long, value_name = "QUANTITY", value_parser = quantity)]
     proxy_cpu_limit: Option<String>,
 
-    /// Memory reserved for the proxy, as in 32Mi
+    /// Memory request of the proxy, as in 32Mi
     #[arg(long, value_name = "QUANTITY", value_parser = quantity)]
     proxy_memory_request: Option<String>,
 
-    /// Memory that the proxy gets at most
+    /// Memory limit of the proxy
     #[arg(long, value_name = "QUANTITY", value_parser = quantity)]
     proxy_memory_limit: Option<String>,
 

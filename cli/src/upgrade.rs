@@ -43,19 +43,19 @@ pub(crate) struct Options {
     #[arg(short = 'l', long, value_name = "LABELS")]
     selector: Option<String>,
 
-    /// How many pods may be on their way at one time
+    /// Pods upgraded at the same time
     #[arg(long, default_value_t = 1, value_name = "PODS", value_parser = clap::value_parser!(u16).range(1..=100))]
     at_once: u16,
 
-    /// How long one pod may take, in seconds
+    /// Timeout of one pod, in seconds
     #[arg(long, default_value_t = 120, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(5..=3600))]
     timeout: u64,
 
-    /// Show what would be done
+    /// Only show what would be done
     #[arg(long)]
     dry_run: bool,
 
-    /// How the cluster is reached; KUBECONFIG or ~/.kube/config unless set
+    /// Kubeconfig file. Unset: KUBECONFIG or ~/.kube/config
     #[arg(long, value_name = "FILE")]
     kubeconfig: Option<PathBuf>,
 
@@ -92,7 +92,7 @@ async fn upgrade(options: &Options) -> Result<(), String> {
     for pod in &pods {
         match step(pod, &options.image) {
             Ok(step) => steps.push(step),
-            Err(Some(why)) => say(&format!("{}: left alone: {why}", name(pod))),
+            Err(Some(why)) => say(&format!("{}: skipped: {why}", name(pod))),
             Err(None) => {}
         }
     }
@@ -122,7 +122,7 @@ async fn upgrade(options: &Options) -> Result<(), String> {
         count += 1;
         let Some(took) = took else {
             say(&format!(
-                "[{count}/{total}] {}: left alone: it is another one by now",
+                "[{count}/{total}] {}: skipped: the pod has been replaced",
                 step.name()
             ));
             continue;
@@ -136,8 +136,8 @@ async fn upgrade(options: &Options) -> Result<(), String> {
 fn stopped(step: &Step, why: &str, done: usize, total: usize) -> String {
     let (name, undo, image) = (step.name(), step.undo(), quoted(&step.image));
     format!(
-        "{name}: {why}\n{done} of {total} pods have the new proxy, and no further one is begun. This one gets its old \
-         proxy back by\n  {undo}\nand those that are ready by \
+        "{name}: {why}\n{done} of {total} pods have the new proxy; the upgrade has stopped. To give this pod its old \
+         proxy back, run\n  {undo}\nand for those that are ready \
          `outrigger upgrade --image {image}`"
     )
 }

@@ -210,13 +210,13 @@ impl Graph {
                     usual,
                     now,
                     culprit,
-                    "a call is not as it usually is: look at /graph"
+                    "an edge deviates from its baseline: see /graph"
                 );
             }
             is_now.insert(key);
         }
         for (from, service, symptom) in told.difference(&is_now) {
-            tracing::info!(from, service, symptom, "a call is as usual again");
+            tracing::info!(from, service, symptom, "an edge matches its baseline again");
         }
         *told = is_now;
     }
@@ -227,7 +227,7 @@ impl Graph {
         if *self.kept.borrow() {
             let documents = saved::documents(&lock(&self.edges));
             if let Err(error) = saved::write(&*replica.store, documents) {
-                tracing::error!(%error, "could not write down what is usual in the mesh");
+                tracing::error!(%error, "could not save the baselines of the graph");
             }
         }
     }

@@ -170,7 +170,7 @@ impl Metrics {
         registry.register("graph_edges", "Edges of the graph", metrics.graph_edges.clone());
         registry.register(
             "unusual",
-            "1 for each edge of the graph that is not as it usually is, by what is unusual",
+            "1 for each edge of the graph that deviates from its baseline, by symptom",
             metrics.unusual.clone(),
         );
         metrics.register_identity(&mut registry);

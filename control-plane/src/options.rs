@@ -65,7 +65,7 @@ pub enum Command {
         /// Exit with 1 for warnings, too.
         #[arg(long)]
         strict: bool,
-        /// As the control plane's own; auto takes loopback addresses.
+        /// The same as the control plane's flag; auto allows loopback addresses.
         #[arg(
             long,
             env = "OUTRIGGER_LOCAL_ENDPOINTS",
@@ -114,11 +114,11 @@ pub struct Options {
     #[arg(long, env = "OUTRIGGER_KUBERNETES", conflicts_with = "manifests")]
     pub kubernetes: bool,
 
-    /// The file that says how the cluster is reached.
+    /// The kubeconfig file.
     #[arg(long, env = "OUTRIGGER_KUBECONFIG", value_name = "FILE", requires = "kubernetes")]
     pub kubeconfig: Option<PathBuf>,
 
-    /// Another context of that file than its current one.
+    /// Context of the kubeconfig file. Unset: its current context.
     #[arg(long, env = "OUTRIGGER_KUBE_CONTEXT", value_name = "NAME", requires = "kubernetes")]
     pub kube_context: Option<String>,
 
@@ -139,25 +139,23 @@ pub struct Options {
     )]
     pub listen: SocketAddr,
 
-    /// Address of the admin server: /live, /ready, /metrics, /index, /proxies, /identity,
-    /// /problems. It tells
-    /// everything and asks nobody who they are: keep it local.
+    /// Address of the admin server: /live, /ready, /metrics, /index, /proxies, /identity, /problems. Unauthenticated,
+    /// and it shows everything: keep it on loopback.
     #[arg(long, env = "OUTRIGGER_ADMIN", value_name = "IP:PORT", default_value = "127.0.0.1:4782")]
     pub admin: SocketAddr,
 
-    /// Address of /live, /ready and /metrics, and of nothing else: for a kubelet and Prometheus.
+    /// Address that serves only /live, /ready and /metrics, for a kubelet and Prometheus.
     #[arg(long, env = "OUTRIGGER_METRICS", value_name = "IP:PORT")]
     pub metrics: Option<SocketAddr>,
 
-    /// Folder for the certificate authority, the key of join tokens and registrations, so that a
-    /// restart forgets none of them. Identity needs it, and so do workloads that register
-    /// themselves. With --kubernetes all of that is kept in the cluster, and nothing but the socket
-    /// for the commands of `trust` is here.
+    /// Folder for the certificate authority, the key of join tokens and registrations, which survive a restart there.
+    /// Required for identities and for workloads that register themselves. With --kubernetes all of that is stored in
+    /// the cluster, and only the socket for the `trust` commands is here.
     #[arg(long, env = "OUTRIGGER_STATE_DIR", value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
 
-    /// What this control plane is called among several that share a state directory: each needs a name of
-    /// its own, of lower-case letters, digits and '-'.
+    /// Name of this replica among the control planes that share a state directory; unique, of lower-case letters,
+    /// digits and '-'.
     #[arg(
         long,
         env = "OUTRIGGER_REPLICA",
@@ -170,7 +168,7 @@ pub struct Options {
     #[arg(skip)]
     pub timing: Timing,
 
-    /// What service names may end with: orders.bank.svc.DOMAIN.
+    /// Domain of service names: orders.bank.svc.DOMAIN.
     #[arg(
         long,
         env = "OUTRIGGER_CLUSTER_DOMAIN",
@@ -179,8 +177,8 @@ pub struct Options {
     )]
     pub cluster_domain: String,
 
-    /// What proxies do with destinations that nobody declared. Names of the cluster domain or of
-    /// a known namespace are always refused.
+    /// What proxies do with undeclared destinations. Undeclared names below the cluster domain or a known namespace
+    /// are always refused.
     #[arg(
         long,
         env = "OUTRIGGER_UNMATCHED",
@@ -190,7 +188,7 @@ pub struct Options {
     )]
     pub unmatched: UnmatchedPolicy,
 
-    /// How many endpoints of one service a proxy is told at most.
+    /// Maximum endpoints of one service sent to a proxy.
     #[arg(
         long,
         env = "OUTRIGGER_MAX_ENDPOINTS",
@@ -200,8 +198,8 @@ pub struct Options {
     )]
     pub max_endpoints: u32,
 
-    /// How long a workload stays an endpoint after its registration broke off, and after a
-    /// restart of the control plane (seconds: 15s; also 500ms, 2m, 1h).
+    /// How long a workload stays an endpoint after its registration stream broke, and after a restart of the control
+    /// plane (15s; also 500ms, 2m, 1h).
     #[arg(
         long,
         env = "OUTRIGGER_GRACE_PERIOD",
@@ -223,8 +221,8 @@ pub struct Options {
     )]
     pub local_endpoints: LocalPolicy,
 
-    /// Whether workloads have identities: certificates, and TLS on the gRPC port. Without them
-    /// everything is plaintext, and nobody proves who they are.
+    /// Whether workloads have identities: certificates, and TLS on the gRPC port. Without them everything is
+    /// plaintext and unauthenticated.
     #[arg(
         long,
         env = "OUTRIGGER_IDENTITY",
@@ -243,8 +241,7 @@ pub struct Options {
     )]
     pub trust_domain: TrustDomain,
 
-    /// How long a certificate lives (24h; also 90s, 30m; at least 30s). Proxies renew after two
-    /// thirds of it.
+    /// Lifetime of a certificate (24h; also 90s, 30m; at least 30s). Proxies renew after two thirds of it.
     #[arg(
         long,
         env = "OUTRIGGER_CERTIFICATE_LIFETIME",
@@ -257,7 +254,7 @@ pub struct Options {
     #[command(flatten)]
     pub issuer: IssuerOptions,
 
-    /// Whether inbound ports take plaintext from outside the mesh.
+    /// Whether inbound ports accept plaintext from outside the mesh.
     #[arg(
         long,
         env = "OUTRIGGER_MTLS",
@@ -285,7 +282,7 @@ pub struct Options {
     #[arg(long, env = "OUTRIGGER_LOG", value_name = "FILTER", default_value = "info")]
     pub log: String,
 
-    /// Stop when the process that started this one ends, however it ends.
+    /// Exit when the parent process exits.
     #[arg(long, env = "OUTRIGGER_EXIT_WITH_PARENT")]
     pub exit_with_parent: bool,
 }

@@ -35,28 +35,44 @@ pub struct Annotation {
 
 /// Of pods and, but for those that the injector writes, of namespaces, where they hold for all pods that do not say it themselves.
 pub const ANNOTATIONS: &[Annotation] = &[
-    row("inject", "`enabled`, `disabled`", "asks for a proxy, or for none; also as a label"),
+    row("inject", "`enabled`, `disabled`", "requests a proxy, or none; also as a label"),
     row("injected", "written by the injector", "version and mode of the proxy in the pod"),
     row(
         "trust-bundle",
         "written by the injector",
         "the roots of the mesh at the pod's start, in PEM",
     ),
-    row("mode", "`init`, `cni`, `env`", "how the app's traffic comes to the proxy"),
-    row("skip-inbound-ports", "ports", "of the app, reached by everybody without the proxy"),
-    row("skip-outbound-ports", "ports", "of others, reached by the app without the proxy"),
-    row("skip-outbound-networks", "networks", "reached by the app without the proxy"),
-    row("before", "names", "init containers that run before the proxy is there"),
-    row("uid", "1 to 2147483647", "user and group of the proxy, for an app that has 4740 itself"),
-    row("proxy-image", "an image", "of the proxy and its init container"),
-    row("proxy-cpu-request", "a quantity", "CPU that is reserved for the proxy"),
-    row("proxy-cpu-limit", "a quantity", "CPU that it gets at most"),
-    row("proxy-memory-request", "a quantity", "memory that is reserved for it"),
-    row("proxy-memory-limit", "a quantity", "memory that it gets at most"),
-    row("log-level", "a filter", "its log, as in `info` or `outrigger_proxy=debug`"),
-    row("access-log", "`off`, `errors`, `all`, `1/N`", "its access log"),
-    row("forward-client-identity", "`enabled`, `disabled`", "tells the app who called"),
-    row("pre-stop", "`enabled`, `disabled`", "whether the app's end waits until callers have gone"),
+    row("mode", "`init`, `cni`, `env`", "how the app's traffic gets to the proxy"),
+    row("skip-inbound-ports", "ports", "ports of the app that bypass the proxy"),
+    row("skip-outbound-ports", "ports", "destination ports that bypass the proxy"),
+    row("skip-outbound-networks", "networks", "destination networks that bypass the proxy"),
+    row("before", "names", "init containers that run before the proxy starts"),
+    row(
+        "uid",
+        "1 to 2147483647",
+        "user and group of the proxy, for an app that runs as 4740 itself",
+    ),
+    row("proxy-image", "an image", "image of the proxy and of its init container"),
+    row("proxy-cpu-request", "a quantity", "CPU request of the proxy"),
+    row("proxy-cpu-limit", "a quantity", "CPU limit of the proxy"),
+    row("proxy-memory-request", "a quantity", "memory request of the proxy"),
+    row("proxy-memory-limit", "a quantity", "memory limit of the proxy"),
+    row(
+        "log-level",
+        "a filter",
+        "log filter of the proxy, as in `info` or `outrigger_proxy=debug`",
+    ),
+    row("access-log", "`off`, `errors`, `all`, `1/N`", "access log of the proxy"),
+    row(
+        "forward-client-identity",
+        "`enabled`, `disabled`",
+        "whether the app gets the caller's identity, in a header",
+    ),
+    row(
+        "pre-stop",
+        "`enabled`, `disabled`",
+        "whether the app's termination is delayed until clients know of it",
+    ),
 ];
 
 const fn row(name: &'static str, values: &'static str, meaning: &'static str) -> Annotation {
@@ -123,7 +139,7 @@ impl Said {
             let near = ANNOTATIONS.iter().min_by_key(|known| distance(known.name, name));
             let hint = near
                 .map_or(String::new(), |near| format!("; the nearest is {PREFIX}{}", near.name));
-            return errors.push(FieldError::at(path, format!("is not known{hint}")));
+            return errors.push(FieldError::at(path, format!("is unknown{hint}")));
         };
         match value {
             Some(value) => drop(self.0.insert(known.name, (path, value.trim().to_owned()))),

@@ -114,11 +114,11 @@ pub struct StateDir {
 /// How a command finds its cluster.
 #[derive(Clone, Debug, Default, Args)]
 pub struct ClusterOptions {
-    /// The file that says how the cluster is reached; in a pod its own one unless set.
+    /// The kubeconfig file; unset in a pod: its own cluster.
     #[arg(long, env = "OUTRIGGER_KUBECONFIG", value_name = "FILE")]
     pub kubeconfig: Option<PathBuf>,
 
-    /// Another context of that file than its current one.
+    /// Context of the kubeconfig file. Unset: its current context.
     #[arg(long, env = "OUTRIGGER_KUBE_CONTEXT", value_name = "NAME")]
     pub kube_context: Option<String>,
 

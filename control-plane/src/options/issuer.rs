@@ -10,8 +10,8 @@ use crate::store::cluster::ClusterStore;
 
 #[derive(Clone, Debug, Args)]
 pub struct IssuerOptions {
-    /// Issue under this certificate instead of a root made here: PEM, the issuing certificate
-    /// first, then the way to the root, without it. Read again when it changes.
+    /// Issue under this certificate instead of a generated root: PEM, the issuing certificate first, then the
+    /// intermediates, without the root. Reloaded when it changes.
     #[arg(
         long,
         env = "OUTRIGGER_CA_CERTIFICATE",
@@ -29,7 +29,7 @@ pub struct IssuerOptions {
     )]
     pub ca_key: Option<PathBuf>,
 
-    /// The root above --ca-certificate, in PEM; during a rotation more than one.
+    /// The root of --ca-certificate, in PEM; during a rotation several.
     #[arg(
         long,
         env = "OUTRIGGER_CA_ROOT",
@@ -38,8 +38,8 @@ pub struct IssuerOptions {
     )]
     pub ca_root: Option<PathBuf>,
 
-    /// The same from a Secret of the control plane's own namespace, as cert-manager writes it: tls.crt, tls.key
-    /// and ca.crt. Read again when it changes.
+    /// The same from a Secret in the control plane's namespace, as cert-manager writes it: tls.crt, tls.key and
+    /// ca.crt. Reloaded when it changes.
     #[arg(
         long,
         env = "OUTRIGGER_ISSUER_SECRET",

@@ -11,7 +11,7 @@ use crate::cluster::review::AUDIENCE;
 
 #[derive(Clone, Debug, Args)]
 pub struct PodOptions {
-    /// What the projected service-account tokens are for that pods prove themselves with.
+    /// Audience of the projected service-account tokens that pods authenticate with.
     #[arg(
         long,
         env = "OUTRIGGER_TOKEN_AUDIENCE",
@@ -21,8 +21,8 @@ pub struct PodOptions {
     )]
     pub token_audience: String,
 
-    /// Address of the webhook server, which the API server asks about objects before it stores them (HTTPS);
-    /// without it nobody is asked, and a wrong object is stored and not put in force.
+    /// Address of the admission webhook server (HTTPS). Unset: there is no admission, and an invalid object is stored
+    /// and not put in force.
     #[arg(
         long = "webhook",
         id = "webhook",
@@ -32,7 +32,7 @@ pub struct PodOptions {
     )]
     pub address: Option<SocketAddr>,
 
-    /// The name by which the API server calls the webhook: SERVICE.NAMESPACE.svc of its Service.
+    /// Host name by which the API server calls the webhook: SERVICE.NAMESPACE.svc of its Service.
     #[arg(
         long = "webhook-host",
         id = "webhook_host",
@@ -41,8 +41,7 @@ pub struct PodOptions {
     )]
     pub host: Option<String>,
 
-    /// What the ValidatingWebhookConfiguration and the MutatingWebhookConfiguration are called that
-    /// are given the mesh's roots.
+    /// Name of the ValidatingWebhookConfiguration and the MutatingWebhookConfiguration that get the mesh's roots.
     #[arg(
         long = "webhook-configuration",
         env = "OUTRIGGER_WEBHOOK_CONFIGURATION",
@@ -52,13 +51,14 @@ pub struct PodOptions {
     )]
     pub configuration: String,
 
-    /// File with what pods are injected with (JSON: image, controlPlane and more, see docs/injection.md), which
-    /// the webhook then does at /inject.
+    /// File with the injection settings (JSON: image, controlPlane and more, see docs/injection.md); enables
+    /// injection by the webhook, at /inject.
     #[arg(long, env = "OUTRIGGER_INJECT", value_name = "FILE", requires = "webhook")]
     pub inject: Option<PathBuf>,
 
-    /// Replaces proxies of other images than that of --inject in running pods, so many pods at a time, without
-    /// restarting their apps; unless set they are named in Events alone, and `outrigger upgrade` replaces them.
+    /// Upgrades outdated proxies of running pods to the image of --inject, this many pods at a time, without
+    /// restarting their apps. Unset: outdated proxies are only reported in Events, and `outrigger upgrade` upgrades
+    /// them.
     #[arg(long, env = "OUTRIGGER_UPGRADE_PROXIES", value_name = "PODS", requires = "inject")]
     pub upgrade_proxies: Option<NonZeroU16>,
 }

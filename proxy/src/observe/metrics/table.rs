@@ -59,53 +59,53 @@ metrics! {
         ["direction", "service", "peer", "outcome"],
         "from the head of the request to the end of the response";
     WORKER_REQUESTS = "outrigger_worker_requests_total", Counter, ["worker"],
-        "requests and connections that have ended, by thread";
+        "completed requests and connections, by thread";
     RETRIES = "outrigger_retries_total", Counter, ["service"], "attempts of requests after the first";
     RETRIES_SKIPPED = "outrigger_retries_skipped_total", Counter, ["cause"],
-        "attempts wanted and not made";
+        "retries that a policy wanted and that were not made";
     HEDGES = "outrigger_hedges_total", Counter, ["result"],
-        "second attempts while the first one waited";
+        "second attempts while the first one was pending";
     FALLBACKS = "outrigger_fallbacks_total", Counter, ["service", "kind"],
-        "answers given instead of failures";
+        "fallback responses instead of failures";
     MIRRORS = "outrigger_mirrors_total", Counter, [], "copies of requests sent to a shadow";
-    MIRRORS_DROPPED = "outrigger_mirrors_dropped_total", Counter, [], "copies not sent, or given up";
+    MIRRORS_DROPPED = "outrigger_mirrors_dropped_total", Counter, [], "copies not sent or aborted";
     UNMATCHED = "outrigger_unmatched_total", Counter, [],
         "requests and connections passed through to unknown destinations";
     UNMESHED = "outrigger_unmeshed_total", Counter, [],
         "requests and connections to endpoints without a sidecar";
     FAULTS_INJECTED = "outrigger_faults_injected_total", Counter, ["fault", "kind"],
-        "attempts hit by fault injections";
+        "attempts with an injected fault";
 
     // Protection of what is called.
     BREAKER_STATE = "outrigger_breaker_state", Gauge, ["service"], "0 closed, 1 half open, 2 open";
     RETRY_BUDGET_LEFT = "outrigger_retry_budget_left", Gauge, ["service"],
-        "retries that could be made now";
+        "retries that the budget allows now";
     ENDPOINTS_EJECTED = "outrigger_endpoints_ejected", Gauge, ["service"],
         "endpoints ejected or being probed";
     ENDPOINTS_WARMING = "outrigger_endpoints_warming", Gauge, ["service"],
-        "endpoints in their slow start";
+        "endpoints in slow start";
     ENDPOINTS_CHECKED = "outrigger_endpoints_checked", Gauge, ["service", "state"],
-        "endpoints by what their checks say";
+        "endpoints by the state of their health checks";
     HEALTH_CHECKS = "outrigger_health_checks_total", Counter, ["service", "result"],
-        "checks of endpoints that ended";
+        "completed health checks of endpoints";
     LB_PANIC = "outrigger_lb_panic_total", Counter, ["service"],
-        "choices for which ejections or checks were ignored";
+        "load-balancing choices that ignored ejections or health checks";
     LB_ZONE_SPILLOVER = "outrigger_lb_zone_spillover_total", Counter, ["service"],
-        "requests sent to other zones for want of fit endpoints";
+        "requests sent to other zones for lack of available endpoints";
     PACING_DELAYED = "outrigger_pacing_delayed_total", Counter, ["service"],
-        "requests held up for a rate limit of the service";
+        "requests delayed by pacing, because of a rate limit of the service";
     PACING_REFUSED = "outrigger_pacing_refused_total", Counter, ["service"],
-        "requests refused here since too many were held up already";
+        "requests refused by pacing, because too many were delayed already";
     QUEUE_WAIT = "outrigger_queue_wait_seconds_total", Counter, ["service"],
-        "time that requests waited here: for a place among those in flight, or by pacing";
+        "time that requests waited: queued for an in-flight permit, or delayed by pacing";
 
     // What this workload lets in.
     RATE_LIMIT_REQUESTS = "outrigger_rate_limit_requests_total", Counter,
-        ["service", "port", "limit", "decision"], "requests that a rate limit has decided about";
+        ["service", "port", "limit", "decision"], "requests checked against a rate limit";
     CONCURRENCY_LIMIT = "outrigger_concurrency_limit", Gauge, ["service", "port"],
-        "requests that a port works on at a time";
+        "maximum requests in flight at a port";
     CONCURRENCY_IN_FLIGHT = "outrigger_concurrency_in_flight", Gauge, ["service", "port"],
-        "requests that it works on now";
+        "requests in flight at a port";
     CONCURRENCY_WAITING = "outrigger_concurrency_waiting", Gauge, ["service", "port"],
         "requests queued";
     CONCURRENCY_QUEUED = "outrigger_concurrency_queued_total", Counter, ["service", "port"],
@@ -113,17 +113,17 @@ metrics! {
     CONCURRENCY_WAIT = "outrigger_concurrency_wait_seconds_total", Counter, ["service", "port"],
         "time that requests waited in the queue";
     CONCURRENCY_REFUSED = "outrigger_concurrency_refused_total", Counter, ["service", "port"],
-        "requests refused for want of a place";
+        "requests refused because the limit and the queue were full";
     ACCESS_AUDITED = "outrigger_access_audited_total", Counter, [],
         "requests and streams that a policy in audit mode would have refused";
     PLAINTEXT_INBOUND = "outrigger_plaintext_inbound_total", Counter, [],
-        "connections and requests let in without an identity";
+        "connections and requests admitted without an identity";
 
     // Connections and bytes.
     CONNECTIONS_OPEN = "outrigger_connections_open", Gauge, [], "connections accepted and not closed";
     CONNECTIONS = "outrigger_connections_total", Counter, [], "connections accepted";
     CONNECTIONS_REFUSED = "outrigger_connections_refused_total", Counter, [],
-        "connections over the limit or not for this proxy";
+        "connections refused: over the limit, or not for this proxy";
     UPSTREAM_CONNECTIONS_OPEN = "outrigger_upstream_connections_open", Gauge, [],
         "connections opened and not closed";
     UPSTREAM_CONNECTIONS = "outrigger_upstream_connections_total", Counter, [], "connections opened";
@@ -134,44 +134,45 @@ metrics! {
 
     // The proxy itself.
     BUFFERED_BYTES = "outrigger_buffered_bytes", Gauge, [],
-        "memory for request bodies kept for sending again";
+        "memory of request bodies buffered for retries";
     CACHE_REQUESTS = "outrigger_cache_requests_total", Counter, ["result"],
-        "requests that a kept answer could do for";
-    CACHE_STORED = "outrigger_cache_stored_total", Counter, [], "answers that were kept";
-    CACHE_BYTES = "outrigger_cache_bytes", Gauge, [], "bytes of answers kept";
-    CACHE_ENTRIES = "outrigger_cache_entries", Gauge, [], "answers kept";
+        "cacheable requests";
+    CACHE_STORED = "outrigger_cache_stored_total", Counter, [], "responses stored";
+    CACHE_BYTES = "outrigger_cache_bytes", Gauge, [], "bytes of stored responses";
+    CACHE_ENTRIES = "outrigger_cache_entries", Gauge, [], "stored responses";
     CORRELATION_ENTRIES = "outrigger_correlation_entries", Gauge, [],
-        "inbound requests in flight that the app's own calls inherit from";
+        "inbound requests in flight whose context the app's own calls inherit";
     CORRELATION_FULL = "outrigger_correlation_full_total", Counter, [],
-        "inbound requests that nothing inherits from, because too many were in flight";
+        "inbound requests whose context is not inherited, because too many were in flight";
     RECORDS_DROPPED = "outrigger_records_dropped_total", Counter, ["sink"],
-        "records of requests that a sink, such as the access log, had no room for";
+        "records of requests that a sink, such as the access log, dropped because its queue was full";
     SPANS = "outrigger_spans_total", Counter, ["result"],
-        "spans that were sent, and those that failed to be";
+        "spans sent, and spans that could not be sent";
     LOG_RECORDS = "outrigger_log_records_total", Counter, ["result"],
-        "lines of the access log that were sent by OTLP, and those that failed to be";
+        "lines of the access log sent by OTLP, and lines that could not be sent";
     METRICS_PUSHED = "outrigger_metrics_pushed_total", Counter, ["by", "result"],
-        "times that metrics were sent by OTLP or to StatsD, and that it failed";
+        "exports of metrics by OTLP or to StatsD";
     LOG_DROPPED = "outrigger_log_dropped_total", Counter, [],
-        "lines of any kind dropped because nobody read the log";
+        "log lines of any kind dropped because the log's reader was too slow";
     SERIES = "outrigger_metric_series", Gauge, [],
-        "sets of series of requests; beyond the cap requests count as those of `other`";
-    SERIES_CAP = "outrigger_metric_series_cap", Gauge, [], "most sets of series of requests";
+        "sets of request series; beyond the cap requests count under `other`";
+    SERIES_CAP = "outrigger_metric_series_cap", Gauge, [], "maximum sets of request series";
     DISCOVERY_CONNECTED = "outrigger_discovery_connected", Gauge, [],
         "1 while the control plane's stream is open";
     DISCOVERY_RESPONSES = "outrigger_discovery_responses_total", Counter, [],
         "responses of the control plane";
     DISCOVERY_NACKS = "outrigger_discovery_nacks_total", Counter, [],
-        "responses refused in whole or part";
+        "responses rejected in whole or part (NACK)";
     DISCOVERY_RECONNECTS = "outrigger_discovery_reconnects_total", Counter, [],
         "times the control plane's stream was opened";
-    REGISTERED = "outrigger_registered", Gauge, [], "1 while the control plane has this workload";
+    REGISTERED = "outrigger_registered", Gauge, [],
+        "1 while this workload is registered with the control plane";
     REGISTRATIONS_REFUSED = "outrigger_registrations_refused_total", Counter, [],
-        "times the control plane refused this workload, or gave its name to another";
+        "times the control plane refused this workload's registration, or gave its name to another";
     CERTIFICATE_EXPIRY = "outrigger_certificate_expiry_timestamp_seconds", Gauge, [],
-        "end of this proxy's certificate, 0 without one";
+        "expiry of this proxy's certificate, 0 without one";
     CERTIFICATE_RENEWALS = "outrigger_certificate_renewals_total", Counter, ["result"],
-        "certificates asked for";
+        "certificate requests";
 }
 
 /// How metrics are written.
@@ -410,7 +411,7 @@ pub fn page() -> String {
         as protocol buffers, which have native histograms as well (Prometheus asks for these with `--enable-feature=native-histograms`). Generated from \
         [the table](../proxy/src/observe/metrics/table.rs) by `cargo xtask codegen`; `outrigger-proxy metrics` prints it.\n\n\
         Label values come from configuration, never from requests. Sets of series of requests are capped; beyond the cap \
-        everything counts as `other`. A set in which nothing has ended for 30 minutes is given back.\n\n\
+        everything counts as `other`. A set without a completed request for 30 minutes is removed.\n\n\
         | metric | type | labels | |\n|---|---|---|---|\n"
         .to_owned();
     for metric in ALL {
@@ -495,7 +496,7 @@ mod tests {
         text.add(&HEDGES, &[&"won"], 1);
         text.add(&HEDGES, &[&"a \"b\"\\\n"], 2);
         text.add(&UNMATCHED, &[], 3);
-        let wanted = "# HELP outrigger_hedges_total second attempts while the first one waited\n\
+        let wanted = "# HELP outrigger_hedges_total second attempts while the first one was pending\n\
              # TYPE outrigger_hedges_total counter\n\
              outrigger_hedges_total{result=\"won\"} 1\n\
              outrigger_hedges_total{result=\"a \\\"b\\\"\\\\\\n\"} 2\n\
