@@ -154,7 +154,7 @@ impl Analysis<'_> {
         let (namespace, name) = account.split_once('/')?;
         match self.accounts.get(namespace) {
             Some(known) if known.contains(name) => None,
-            Some(_) => Some(format!("no workload that is known runs as {account}")),
+            Some(_) => Some(format!("no known workload runs as {account}")),
             None => self.unknown_namespace(namespace),
         }
     }
@@ -163,7 +163,7 @@ impl Analysis<'_> {
     fn unknown_namespace(&self, namespace: &str) -> Option<String> {
         // Where no workload is known at all, callers may be anywhere.
         (!self.accounts.is_empty() && !self.namespaces.contains(namespace))
-            .then(|| format!("nothing is known of a namespace {namespace}"))
+            .then(|| format!("namespace {namespace} is unknown"))
     }
 
     /// AccessPolicies that are not stand-ins.

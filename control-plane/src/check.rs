@@ -26,8 +26,8 @@ use crate::translate::DEFAULT_NAMESPACE;
 const STDIN: &str = "-";
 /// What it is called in problems.
 const STDIN_NAME: &str = "stdin";
-const NO_MANIFEST: &str = "holds no manifest, a file whose name ends in .yaml, .yml or .json";
-const NO_OBJECT: &str = "holds no object";
+const NO_MANIFEST: &str = "contains no manifest (a .yaml, .yml or .json file)";
+const NO_OBJECT: &str = "contains no object";
 /// Bytes of standard input.
 const MAX_STDIN: u64 = 256 * 1024 * 1024;
 
@@ -68,7 +68,7 @@ impl fmt::Display for CheckReport {
             let kinds: Vec<&str> = self.ignored.keys().map(String::as_str).collect();
             write!(
                 f,
-                "; {} of other kinds left alone ({})",
+                "; {} of other kinds ignored ({})",
                 counted(others, "object"),
                 kinds.join(", ")
             )?;

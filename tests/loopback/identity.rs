@@ -252,7 +252,7 @@ fn the_root_is_replaced_under_load_and_too_early_is_refused_by_name() {
     let old = mesh.web.identity()["root"].as_str().expect("a root").to_owned();
 
     let why = mesh.plane.trust(&["remove-root", &old]).expect_err("it issues");
-    assert!(why.contains("issues: issue from another one first"), "{why}");
+    assert!(why.contains("is the issuing root: issue from another one first"), "{why}");
     // One that stands still cannot have heard of the new root. It carries nothing.
     idle.process().freeze(true);
     let new = mesh.plane.trust(&["add-root"]).expect("a new root");

@@ -49,7 +49,7 @@ fn one_port_that_does_not_accept_hides_no_other() {
         "{said}"
     );
     web.wait_log(&[
-        "the app accepts no connection at a port of --app-port",
+        "the app accepts no connections on a port of --app-port",
         &local(late).to_string(),
     ]);
     let listener = TcpListener::bind(local(late)).expect("the port");

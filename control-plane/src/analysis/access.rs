@@ -44,8 +44,7 @@ fn applies_to(analysis: &Analysis<'_>, policy: &Policy) -> Vec<String> {
     let workloads: Vec<&Workload> = uids.iter().filter_map(|uid| index.workload(uid)).collect();
     if workloads.is_empty() {
         return vec![format!(
-            "spec.selector: matches no workload that is known in namespace {namespace}, so it \
-             protects nothing"
+            "spec.selector: matches no known workload in namespace {namespace}, so the policy protects nothing"
         )];
     }
     let served: Vec<BTreeSet<u16>> = workloads.iter().map(|w| ports_of(index, w)).collect();
@@ -57,8 +56,7 @@ fn applies_to(analysis: &Analysis<'_>, policy: &Policy) -> Vec<String> {
     let ports = ports.filter(|(_, port)| served.iter().all(|of_one| !of_one.contains(port)));
     let text = |(i, port): (usize, &u16)| {
         format!(
-            "spec.ports[{i}]: no workload that it selects serves port {port}; the app's own port is \
-             meant, not the Service's"
+            "spec.ports[{i}]: no selected workload serves port {port}; use the app's port, not the Service's"
         )
     };
     ports.map(text).collect()
@@ -81,13 +79,12 @@ fn says_nothing(policy: &Policy) -> Option<String> {
         && policy.rules.is_empty()
         && policy.issuers.is_empty()
     {
-        let text = "spec: has neither rules, default, mtls nor jwt in force, so it changes nothing";
+        let text = "spec: has no rules, default, mtls or jwt in force, so the policy has no effect";
         return Some(text.to_owned());
     }
     let allows = policy.rules.iter().any(|rule| rule.action == Action::Allow && !rule.audit);
     (policy.default == Some(Action::Allow) && allows).then(|| {
-        "spec.default: Allow has no effect beside a rule with the action Allow: a caller that matches \
-         no such rule is refused"
+        "spec.default: Allow has no effect together with a rule with the action Allow: a caller that matches no such rule is denied"
             .to_owned()
     })
 }
@@ -130,7 +127,7 @@ fn decided_twice(analysis: &mut Analysis<'_>, equals: &[&Policy]) {
         for (field, by) in [("mtls", mtls), ("default", default)] {
             if let Some(by) = by {
                 let text = format!(
-                    "spec.{field}: AccessPolicy {} says otherwise for the same ports, and decides",
+                    "spec.{field}: overridden by AccessPolicy {}, which sets another value for the same ports",
                     by.full_name()
                 );
                 analysis.warn(&policy.id(), text);
@@ -156,9 +153,9 @@ fn needless(analysis: &mut Analysis<'_>, equals: &[&Policy]) {
             false => format!("spec.rules[{k}] of AccessPolicy {}", of.full_name()),
         };
         let why = match (other.action, rule.action) {
-            (Action::Deny, Action::Allow) => "denies all that it allows",
-            (Action::Deny, Action::Deny) => "denies all that it denies",
-            (Action::Allow, _) => "allows all that it allows",
+            (Action::Deny, Action::Allow) => "denies everything that it allows",
+            (Action::Deny, Action::Deny) => "denies everything that it denies",
+            (Action::Allow, _) => "allows everything that it allows",
         };
         analysis.warn(&policy.id(), format!("spec.rules[{i}]: has no effect: {place} {why}"));
     }

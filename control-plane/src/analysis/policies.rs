@@ -18,8 +18,7 @@ pub(super) fn analyze(analysis: &mut Analysis<'_>) {
         let known = analysis.knows_workloads_in(policy.namespace());
         let resolved = policy.services().any(|id| index.service(&id).is_some());
         if known && resolved && index.workloads_of(policy).is_empty() {
-            let text = "spec.targetRefs: no workload that is known is behind these Services, so it \
-                        limits nobody";
+            let text = "spec.targetRefs: no known workload is behind these Services, so the policy limits nothing";
             analysis.warn(&policy.id, text.to_owned());
         }
     }
@@ -43,7 +42,7 @@ fn empty_namespace<S>(analysis: &mut Analysis<'_>, policy: &Attached<S>) {
     {
         let namespace = policy.namespace();
         let text =
-            format!("spec.targetRefs: namespace {namespace} has no Service, so it is for nothing");
+            format!("spec.targetRefs: namespace {namespace} has no Service, so the policy has no effect");
         analysis.warn(&policy.id, text);
     }
 }
@@ -67,7 +66,7 @@ fn equals<'a, S: Sections + 'a>(
                     Some(by) => {
                         let (target, name) = key;
                         let text =
-                            format!("spec.{name}: {by} says it for {target} too, and decides");
+                            format!("spec.{name}: overridden by {by}, which also sets it for {target}");
                         analysis.warn(&policy.id, text);
                     }
                 }

@@ -18,8 +18,7 @@ pub(super) fn analyze(analysis: &mut Analysis<'_>) {
             }
             RouteBody::Tls { backends, .. } | RouteBody::Tcp { backends } => {
                 if !backends.is_empty() && backends.iter().all(|backend| backend.weight == 0) {
-                    let text = "spec.rules[0].backendRefs: every weight is 0, so each connection is \
-                                refused";
+                    let text = "spec.rules[0].backendRefs: every weight is 0, so every connection is refused";
                     analysis.warn(&route.id, text.to_owned());
                 }
             }
@@ -37,11 +36,11 @@ fn fruitless(analysis: &mut Analysis<'_>, route: &Route, i: usize, rule: &HttpRu
     let answers = rule.filters.iter().any(|filter| matches!(filter, Filter::Redirect(_)));
     if rule.backends.is_empty() && !answers {
         let text =
-            format!("spec.rules[{i}]: has no backendRefs, so each request is answered with 500");
+            format!("spec.rules[{i}]: has no backendRefs, so every request gets 500");
         analysis.warn(&route.id, text);
     } else if !rule.backends.is_empty() && rule.backends.iter().all(weightless) {
         let text = format!(
-            "spec.rules[{i}].backendRefs: every weight is 0, so each request is answered with 500"
+            "spec.rules[{i}].backendRefs: every weight is 0, so every request gets 500"
         );
         analysis.warn(&route.id, text);
     }
@@ -78,8 +77,7 @@ fn shadowed(analysis: &mut Analysis<'_>, service: &Service, port: &ServicePort) 
                     warnings.push((
                         &route.id,
                         format!(
-                            "{field}: is never used at Service {at} port {}: {place}{of} is the same \
-                             and comes first",
+                            "{field}: never matches at Service {at} port {}: {place}{of} is the same and takes precedence",
                             port.port
                         ),
                     ));

@@ -19,8 +19,7 @@ pub(super) fn analyze(analysis: &mut Analysis<'_>) {
             continue;
         }
         if service.selector.is_empty() {
-            let text = "spec.selector: there is none, and no EndpointSlice names it in the label \
-                        kubernetes.io/service-name, so it has no endpoint";
+            let text = "spec.selector: is missing, and no EndpointSlice has the label kubernetes.io/service-name with this Service, so it has no endpoints";
             analysis.warn(&object, text.to_owned());
         } else if analysis.knows_workloads_in(&service.id.namespace) {
             for text in unserved(analysis, service) {
@@ -36,8 +35,7 @@ fn unserved(analysis: &Analysis<'_>, service: &Service) -> Vec<String> {
     if selected.is_empty() {
         let namespace = &service.id.namespace;
         return vec![format!(
-            "spec.selector: matches no workload that is known in namespace {namespace}, so the \
-             Service has no endpoint"
+            "spec.selector: matches no known workload in namespace {namespace}, so the Service has no endpoints"
         )];
     }
     let ports = service.ports.iter().enumerate();
@@ -48,7 +46,7 @@ fn unserved(analysis: &Analysis<'_>, service: &Service) -> Vec<String> {
             TargetPort::Name(name) => format!("{name:?}"),
         };
         format!(
-            "spec.ports[{i}].targetPort: none of the workloads that it selects has a port {target}"
+            "spec.ports[{i}].targetPort: no selected workload has a port {target}"
         )
     };
     ports.map(text).collect()

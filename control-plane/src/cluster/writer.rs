@@ -348,14 +348,14 @@ impl Due {
             Ok(StatusOutcome::Done) => drop(self.written.insert(id, (generation, conditions))),
             Ok(StatusOutcome::Overtaken) => {}
             Ok(StatusOutcome::Unanswered) => {
-                tracing::warn!(object = %id, "a status was not written in {LIMIT:?}; it is tried again");
+                tracing::warn!(object = %id, "a status was not written in {LIMIT:?}; retrying");
                 self.written.remove(&id);
                 self.objects.entry(id).or_insert(Instant::now() + AGAIN);
             }
             Err(error) => {
                 let is_race = matches!(&error, kube::Error::Api(status) if status.code == 409);
                 if !is_race {
-                    tracing::warn!(object = %id, %error, "could not write a status; it is tried again");
+                    tracing::warn!(object = %id, %error, "could not write a status; retrying");
                 }
                 self.written.remove(&id);
                 let pause = if is_race { Duration::ZERO } else { AGAIN };

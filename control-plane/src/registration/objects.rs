@@ -179,7 +179,7 @@ impl Objects {
                 tracing::warn!(
                     uid,
                     error,
-                    "could not write or remove the ExternalWorkload of a registration; it is tried again"
+                    "could not write or remove the ExternalWorkload of a registration; retrying"
                 );
                 last.said = Some(error);
             }

@@ -54,7 +54,7 @@ pub struct ApiServerOptions {
 pub enum ConnectError {
     #[error("{path}: {error}")]
     File { path: String, error: kube::config::KubeconfigError },
-    #[error("no cluster was found: {0}; give --kubeconfig, or run in a pod")]
+    #[error("no cluster found: {0}; set --kubeconfig, or run in a pod")]
     Nowhere(kube::config::InferConfigError),
     #[error("{0}")]
     Client(kube::Error),
@@ -148,7 +148,7 @@ impl Kubernetes {
         Self { generations, pods, synced, tasks }
     }
 
-    /// Completes when everything that the cluster holds is in force; says now and then what it waits for.
+    /// Completes when all objects of the cluster are in force; says now and then what it waits for.
     pub async fn synced(&self) {
         let mut synced = self.synced.clone();
         loop {
@@ -160,7 +160,7 @@ impl Kubernetes {
                     let missing = self.synced.borrow().missing.join(", ");
                     tracing::warn!(
                         missing,
-                        "waiting for the API server to list what the mesh is made of"
+                        "waiting for the API server to list all objects of the mesh"
                     );
                 }
             }

@@ -37,10 +37,10 @@ use crate::publish::Publisher;
 const MAX_FILE: u64 = 256 * 1024 * 1024;
 /// Why what a file defined stays although the file no longer says so.
 const EMPTY: &str =
-    "is empty: what it defined stays until the file is removed or has content again";
+    "is empty: its earlier objects stay in force until the file is removed or has content again";
 const DANGLING: &str =
-    "is a link to a file that does not exist: what it defined stays until the link is removed";
-const OPEN: &str = "is still being written: what it defined before stays until it is closed";
+    "is a link to a file that does not exist: its earlier objects stay in force until the link is removed";
+const OPEN: &str = "is still being written: its earlier objects stay in force until it is closed";
 
 /// The folder as last read.
 #[derive(Debug)]
@@ -243,7 +243,7 @@ impl Folder {
                 return;
             }
             Err(error) => {
-                let text = format!("could not be read, so what it said stays: {error}");
+                let text = format!("could not be read, so its earlier objects stay in force: {error}");
                 self.problems.set(path, vec![problem(path, 0, None, text)]);
                 let file = self.files.entry(path.to_owned()).or_default();
                 file.closed = closed_of_unreadable(path, file);
@@ -286,10 +286,10 @@ impl Folder {
         for (object, line) in parsed.objects {
             let id = object.id();
             if !objects.insert(id.clone()) {
-                let text = "is defined twice in this file; the first one stays".to_owned();
+                let text = "is defined twice in this file; the first definition stays in force".to_owned();
                 problems.push(problem(path, line, Some(id), text));
             } else if let Some(first) = self.claim(&id, path, !old.contains(&id), queue) {
-                let text = format!("is also defined in {}, which stays", first.display());
+                let text = format!("is already defined in {}, which stays in force", first.display());
                 problems.push(problem(path, line, Some(id), text));
             } else {
                 changes.0.insert(id, Some(object));

@@ -29,7 +29,7 @@ pub(super) fn plain(path: &str, message: &str) -> FieldError {
         }
     }
     if message.starts_with("data did not match any variant") {
-        return FieldError::at(path, "has none of the forms that it may have");
+        return FieldError::at(path, "matches none of the allowed forms");
     }
     FieldError::at(path, message)
 }
@@ -64,9 +64,9 @@ fn unknown(field: &str, known: &str) -> String {
     let names = names(known);
     let meant = names.iter().copied().min_by_key(distance).filter(|name| distance(name) <= 2);
     match meant {
-        Some(meant) => format!("is not a field there; did you mean {meant}?"),
-        None if names.is_empty() => "is not a field there".to_owned(),
-        None => format!("is not a field there; the fields are {}", names.join(", ")),
+        Some(meant) => format!("unknown field; did you mean {meant}?"),
+        None if names.is_empty() => "unknown field".to_owned(),
+        None => format!("unknown field; the fields are {}", names.join(", ")),
     }
 }
 
@@ -115,9 +115,9 @@ mod tests {
             ("missing field `spec`", "a.spec: is missing"),
             (
                 "unknown field `retires`, expected one of `retries`, `x`",
-                "a.retires: is not a field there; did you mean retries?",
+                "a.retires: unknown field; did you mean retries?",
             ),
-            ("unknown field `zzz`, expected `b`", "a.zzz: is not a field there; the fields are b"),
+            ("unknown field `zzz`, expected `b`", "a.zzz: unknown field; the fields are b"),
             ("unknown variant `X`, expected `A` or `B`", "a: \"X\" must be A or B"),
             ("unknown variant `X`, expected one of `A`, `B`, `C`", "a: \"X\" must be A, B or C"),
             (

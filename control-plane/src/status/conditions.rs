@@ -85,7 +85,7 @@ fn accepted(status: &ObjectStatus, concerns: impl Fn(&str) -> bool) -> ObjectCon
 fn resolved(status: &ObjectStatus) -> ObjectCondition {
     let problems = &status.resolved_refs.problems;
     if status.resolved_refs.status {
-        let message = "everything that it refers to is there".to_owned();
+        let message = "all references resolve".to_owned();
         return ObjectCondition::new("ResolvedRefs", "True", "ResolvedRefs", message);
     }
     let all = |word: &str| problems.iter().all(|problem| problem.contains(word));

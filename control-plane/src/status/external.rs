@@ -27,7 +27,7 @@ fn shadowed(index: &Index, external: &External) -> Option<String> {
     let meant = index.resolve(&dialled.to_string(), namespace).target?.name;
     let meant = ServiceId::new(meant.namespace, meant.service);
     let other = (meant != external.service()).then(|| meant.describe())?;
-    Some(format!("spec.host: {dialled} is {other}, and callers reach that"))
+    Some(format!("spec.host: {dialled} is already {other}, which callers reach instead"))
 }
 
 fn not_found(index: &Index, external: &External) -> Option<String> {

@@ -181,7 +181,7 @@ impl Rounds {
             };
             // A namespace with many objects takes a while: not on a thread that serves proxies.
             let Ok(next) = tokio::task::spawn_blocking(round).await else {
-                tracing::error!("the status of objects is not followed any more");
+                tracing::error!("the status of objects is no longer followed");
                 return;
             };
             self = next;

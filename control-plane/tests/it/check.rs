@@ -52,7 +52,7 @@ const CASES: &[Case] = &[
     error(
         "a misspelt kind of ours",
         "apiVersion: outrigger.dev/v1alpha1\nkind: AccesPolicy\nmetadata: {name: a, namespace: bank}\nspec: {default: Deny}\n",
-        &["case.yaml:2: kind: \"AccesPolicy\" is not known; did you mean AccessPolicy?"],
+        &["case.yaml:2: kind: unknown kind \"AccesPolicy\"; did you mean AccessPolicy?"],
     ),
     error(
         "a version of ours that does not exist",
@@ -70,7 +70,7 @@ const CASES: &[Case] = &[
     error(
         "a misspelt kind and another case",
         "apiVersion: outrigger.dev/v1alpha1\nkind: trafficpolicy\nmetadata: {name: a, namespace: bank}\nspec: {}\n",
-        &["case.yaml:2: kind: \"trafficpolicy\" is not known; did you mean TrafficPolicy?"],
+        &["case.yaml:2: kind: unknown kind \"trafficpolicy\"; did you mean TrafficPolicy?"],
     ),
     error(
         "our kind in the group of Kubernetes",
@@ -80,76 +80,76 @@ const CASES: &[Case] = &[
     warning(
         "a misspelt route",
         "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoutes\nmetadata: {name: r, namespace: bank}\nspec: {}\n",
-        &["case.yaml:2: kind: \"HTTPRoutes\" is not known; did you mean HTTPRoute? (warning)"],
+        &["case.yaml:2: kind: unknown kind \"HTTPRoutes\"; did you mean HTTPRoute? (warning)"],
     ),
     warning(
         "a kind of the Gateway API without an effect",
         "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: g, namespace: bank}\nspec: {}\n",
-        &["case.yaml:2: kind: \"Gateway\" is not read: it has no effect in the mesh (warning)"],
+        &["case.yaml:2: kind: \"Gateway\" is not supported and has no effect in the mesh (warning)"],
     ),
     warning(
         "a version of the Gateway API that does not exist",
         "apiVersion: gateway.networking.k8s.io/v2\nkind: HTTPRoute\nmetadata: {name: r, namespace: bank}\nspec: {parentRefs: [{kind: Service, group: \"\", name: orders}], rules: [{backendRefs: [{name: orders, port: 80}]}]}\n",
-        &["case.yaml:1: HTTPRoute bank/r: apiVersion: \"v2\" is not a version of the Gateway API"],
+        &["case.yaml:1: HTTPRoute bank/r: apiVersion: \"v2\" is not a known version of the Gateway API"],
     ),
     warning(
         "a route in the group of Ingress",
         "apiVersion: networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: r, namespace: bank}\nspec: {}\n",
         &[
-            "case.yaml:1: apiVersion: \"networking.k8s.io/v1\" is not read for HTTPRoute, which has no effect; write gateway.networking.k8s.io/v1",
+            "case.yaml:1: apiVersion: \"networking.k8s.io/v1\" is not supported for HTTPRoute, which has no effect; write gateway.networking.k8s.io/v1",
         ],
     ),
     warning(
         "a Service in lower case",
         "apiVersion: v1\nkind: service\nmetadata: {name: s, namespace: bank}\nspec: {}\n",
-        &["case.yaml:2: kind: \"service\" is not known; did you mean Service?"],
+        &["case.yaml:2: kind: unknown kind \"service\"; did you mean Service?"],
     ),
     warning(
         "a version of Service that does not exist",
         "apiVersion: v2\nkind: Service\nmetadata: {name: s, namespace: bank}\nspec: {}\n",
-        &["case.yaml:1: apiVersion: \"v2\" is not read for Service, which has no effect; write v1"],
+        &["case.yaml:1: apiVersion: \"v2\" is not supported for Service, which has no effect; write v1"],
     ),
     warning(
         "an EndpointSlice of a version that is no more",
         "apiVersion: discovery.k8s.io/v1beta1\nkind: EndpointSlice\nmetadata: {name: s, namespace: bank}\n",
-        &["case.yaml:1: apiVersion: \"discovery.k8s.io/v1beta1\" is not read for EndpointSlice"],
+        &["case.yaml:1: apiVersion: \"discovery.k8s.io/v1beta1\" is not supported for EndpointSlice"],
     ),
     warning(
         "Endpoints",
         "apiVersion: v1\nkind: Endpoints\nmetadata: {name: orders, namespace: bank}\n",
-        &["case.yaml:2: kind: \"Endpoints\" is not read: write an EndpointSlice"],
+        &["case.yaml:2: kind: \"Endpoints\" is not supported: write an EndpointSlice"],
     ),
     warning(
         "a field of a Service in the wrong case",
         "apiVersion: v1\nkind: Service\nmetadata: {name: s, namespace: bank}\nspec:\n  selector: {app: orders}\n  ports:\n  - port: 80\n    targetport: 8080\n    targetPort: 8080\n",
         &[
-            "case.yaml:8: Service bank/s: spec.ports[0].targetport: is not a field that Service has there, and has no effect; did you mean targetPort?",
+            "case.yaml:8: Service bank/s: spec.ports[0].targetport: unknown field of Service, ignored; did you mean targetPort?",
         ],
     ),
     warning(
         "a field of a route in the wrong case",
         "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: r, namespace: bank}\nspec:\n  parentRefs: [{kind: Service, group: \"\", name: orders}]\n  rules:\n  - backendrefs:\n    - {name: orders, port: 80}\n",
         &[
-            "case.yaml:7: HTTPRoute bank/r: spec.rules[0].backendrefs: is not a field that HTTPRoute has there, and has no effect; did you mean backendRefs?",
+            "case.yaml:7: HTTPRoute bank/r: spec.rules[0].backendrefs: unknown field of HTTPRoute, ignored; did you mean backendRefs?",
         ],
     ),
     warning(
         "a field of metadata",
         "apiVersion: v1\nkind: Service\nmetadata: {name: s, namespace: bank, lables: {a: b}}\nspec: {selector: {app: orders}, ports: [{port: 80, targetPort: 8080}]}\n",
-        &["case.yaml:3: Service bank/s: metadata.lables: is not a field", "did you mean labels?"],
+        &["case.yaml:3: Service bank/s: metadata.lables: unknown field", "did you mean labels?"],
     ),
     warning(
         "a field beside spec",
         "apiVersion: v1\nkind: Service\nmetadata: {name: s, namespace: bank}\nspec: {selector: {app: orders}, ports: [{port: 80, targetPort: 8080}]}\nports: []\n",
         &[
-            "case.yaml:5: Service bank/s: ports: is not a field that Service has there, and has no effect",
+            "case.yaml:5: Service bank/s: ports: unknown field of Service, ignored",
         ],
     ),
     warning(
         "a field of a workload's port",
         "apiVersion: outrigger.dev/v1alpha1\nkind: ExternalWorkload\nmetadata: {name: w, namespace: bank}\nspec:\n  address: 192.0.2.9\n  ports:\n  - {port: 80, protocol: http}\n",
         &[
-            "case.yaml:7: ExternalWorkload bank/w: spec.ports[0].protocol: is not a field that ExternalWorkload has there",
+            "case.yaml:7: ExternalWorkload bank/w: spec.ports[0].protocol: unknown field of ExternalWorkload",
         ],
     ),
     error(
@@ -161,70 +161,70 @@ const CASES: &[Case] = &[
         "a policy whose selector matches nothing",
         "apiVersion: outrigger.dev/v1alpha1\nkind: AccessPolicy\nmetadata: {name: p, namespace: bank}\nspec:\n  selector: {matchLabels: {app: order}}\n  default: Deny\n",
         &[
-            "case.yaml:5: AccessPolicy bank/p: spec.selector: matches no workload that is known in namespace bank, so it protects nothing (warning)",
+            "case.yaml:5: AccessPolicy bank/p: spec.selector: matches no known workload in namespace bank, so the policy protects nothing (warning)",
         ],
     ),
     warning(
         "a policy for a port that nothing serves",
         "apiVersion: outrigger.dev/v1alpha1\nkind: AccessPolicy\nmetadata: {name: p, namespace: bank}\nspec:\n  selector: {matchLabels: {app: orders}}\n  ports: [8080, 80]\n  default: Deny\n",
         &[
-            "case.yaml:6: AccessPolicy bank/p: spec.ports[1]: no workload that it selects serves port 80; the app's own port is meant, not the Service's",
+            "case.yaml:6: AccessPolicy bank/p: spec.ports[1]: no selected workload serves port 80; use the app's port, not the Service's",
         ],
     ),
     warning(
         "a service account that nobody runs as",
         "apiVersion: outrigger.dev/v1alpha1\nkind: AccessPolicy\nmetadata: {name: p, namespace: bank}\nspec:\n  rules:\n  - action: Allow\n    from:\n    - serviceAccounts: [web, wbe]\n",
         &[
-            "case.yaml:8: AccessPolicy bank/p: spec.rules[0].from[0].serviceAccounts[1]: no workload that is known runs as bank/wbe",
+            "case.yaml:8: AccessPolicy bank/p: spec.rules[0].from[0].serviceAccounts[1]: no known workload runs as bank/wbe",
         ],
     ),
     warning(
         "a service account of a namespace that is not there",
         "apiVersion: outrigger.dev/v1alpha1\nkind: AccessPolicy\nmetadata: {name: p, namespace: bank}\nspec:\n  rules:\n  - {action: Allow, from: [{serviceAccounts: [shop/web]}]}\n",
         &[
-            "case.yaml:6: AccessPolicy bank/p: spec.rules[0].from[0].serviceAccounts[0]: nothing is known of a namespace shop",
+            "case.yaml:6: AccessPolicy bank/p: spec.rules[0].from[0].serviceAccounts[0]: namespace shop is unknown",
         ],
     ),
     warning(
         "a namespace that is not there",
         "apiVersion: outrigger.dev/v1alpha1\nkind: AccessPolicy\nmetadata: {name: p, namespace: bank}\nspec:\n  rules:\n  - {action: Allow, from: [{namespaces: [bnak]}]}\n",
         &[
-            "case.yaml:6: AccessPolicy bank/p: spec.rules[0].from[0].namespaces[0]: nothing is known of a namespace bnak",
+            "case.yaml:6: AccessPolicy bank/p: spec.rules[0].from[0].namespaces[0]: namespace bnak is unknown",
         ],
     ),
     warning(
         "the same rule twice",
         "apiVersion: outrigger.dev/v1alpha1\nkind: AccessPolicy\nmetadata: {name: p, namespace: bank}\nspec:\n  rules:\n  - {action: Allow, from: [{serviceAccounts: [web]}]}\n  - {action: Allow, from: [{serviceAccounts: [web]}]}\n",
         &[
-            "case.yaml:7: AccessPolicy bank/p: spec.rules[1]: has no effect: spec.rules[0] allows all that it allows",
+            "case.yaml:7: AccessPolicy bank/p: spec.rules[1]: has no effect: spec.rules[0] allows everything that it allows",
         ],
     ),
     warning(
         "a rule that another one denies",
         "apiVersion: outrigger.dev/v1alpha1\nkind: AccessPolicy\nmetadata: {name: p, namespace: bank}\nspec:\n  rules:\n  - {action: Allow, from: [{serviceAccounts: [web]}], to: [{methods: [GET]}]}\n  - {action: Deny, from: [{serviceAccounts: [web]}]}\n",
         &[
-            "case.yaml:6: AccessPolicy bank/p: spec.rules[0]: has no effect: spec.rules[1] denies all that it allows",
+            "case.yaml:6: AccessPolicy bank/p: spec.rules[0]: has no effect: spec.rules[1] denies everything that it allows",
         ],
     ),
     warning(
         "a rule that allows everybody beside others",
         "apiVersion: outrigger.dev/v1alpha1\nkind: AccessPolicy\nmetadata: {name: p, namespace: bank}\nspec:\n  rules:\n  - {action: Allow, from: [{serviceAccounts: [web]}]}\n  - {action: Allow}\n",
         &[
-            "case.yaml:6: AccessPolicy bank/p: spec.rules[0]: has no effect: spec.rules[1] allows all that it allows",
+            "case.yaml:6: AccessPolicy bank/p: spec.rules[0]: has no effect: spec.rules[1] allows everything that it allows",
         ],
     ),
     warning(
         "a default that a rule takes the place of",
         "apiVersion: outrigger.dev/v1alpha1\nkind: AccessPolicy\nmetadata: {name: p, namespace: bank}\nspec:\n  default: Allow\n  rules:\n  - {action: Allow, from: [{serviceAccounts: [web]}]}\n",
         &[
-            "case.yaml:5: AccessPolicy bank/p: spec.default: Allow has no effect beside a rule with the action Allow",
+            "case.yaml:5: AccessPolicy bank/p: spec.default: Allow has no effect together with a rule with the action Allow",
         ],
     ),
     warning(
         "two policies that say otherwise",
         "apiVersion: outrigger.dev/v1alpha1\nkind: AccessPolicy\nmetadata: {name: a, namespace: bank}\nspec: {mtls: Strict}\n---\napiVersion: outrigger.dev/v1alpha1\nkind: AccessPolicy\nmetadata: {name: b, namespace: bank}\nspec: {mtls: Permissive}\n",
         &[
-            "case.yaml:9: AccessPolicy bank/b: spec.mtls: AccessPolicy bank/a says otherwise for the same ports, and decides",
+            "case.yaml:9: AccessPolicy bank/b: spec.mtls: overridden by AccessPolicy bank/a, which sets another value for the same ports",
         ],
     ),
     error(
@@ -278,28 +278,28 @@ const CASES: &[Case] = &[
         "weights that are all 0",
         "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: r, namespace: bank}\nspec:\n  parentRefs: [{kind: Service, group: \"\", name: orders}]\n  rules:\n  - backendRefs: [{name: orders, port: 80, weight: 0}]\n",
         &[
-            "case.yaml:7: HTTPRoute bank/r: spec.rules[0].backendRefs: every weight is 0, so each request is answered with 500",
+            "case.yaml:7: HTTPRoute bank/r: spec.rules[0].backendRefs: every weight is 0, so every request gets 500",
         ],
     ),
     warning(
         "a rule without backends",
         "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: r, namespace: bank}\nspec:\n  parentRefs: [{kind: Service, group: \"\", name: orders}]\n  rules:\n  - matches: [{path: {value: /a}}]\n",
         &[
-            "case.yaml:7: HTTPRoute bank/r: spec.rules[0]: has no backendRefs, so each request is answered with 500",
+            "case.yaml:7: HTTPRoute bank/r: spec.rules[0]: has no backendRefs, so every request gets 500",
         ],
     ),
     warning(
         "a match that an earlier rule has",
         "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: r, namespace: bank}\nspec:\n  parentRefs: [{kind: Service, group: \"\", name: orders}]\n  rules:\n  - matches: [{path: {value: /a}}]\n    backendRefs: [{name: orders, port: 80}]\n  - matches: [{path: {value: /a/}}]\n    backendRefs: [{name: orders, port: 80}]\n",
         &[
-            "case.yaml:9: HTTPRoute bank/r: spec.rules[1].matches[0]: is never used at Service bank/orders port 80: spec.rules[0].matches[0] is the same and comes first",
+            "case.yaml:9: HTTPRoute bank/r: spec.rules[1].matches[0]: never matches at Service bank/orders port 80: spec.rules[0].matches[0] is the same and takes precedence",
         ],
     ),
     warning(
         "a match that another route has",
         "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: a, namespace: bank}\nspec:\n  parentRefs: [{kind: Service, group: \"\", name: orders}]\n  rules: [{backendRefs: [{name: orders, port: 80}]}]\n---\napiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: b, namespace: bank}\nspec:\n  parentRefs: [{kind: Service, group: \"\", name: orders}]\n  rules: [{backendRefs: [{name: orders, port: 80}]}]\n",
         &[
-            "case.yaml:13: HTTPRoute bank/b: spec.rules[0]: is never used at Service bank/orders port 80: spec.rules[0] of HTTPRoute bank/a is the same and comes first",
+            "case.yaml:13: HTTPRoute bank/b: spec.rules[0]: never matches at Service bank/orders port 80: spec.rules[0] of HTTPRoute bank/a is the same and takes precedence",
         ],
     ),
     warning(
@@ -312,21 +312,21 @@ const CASES: &[Case] = &[
         "apiVersion: v1\nkind: Service\nmetadata: {name: s, namespace: bank}\nspec: {}\n",
         &[
             "case.yaml:4: Service bank/s: spec.ports: is empty, so nobody can call it",
-            "case.yaml:4: Service bank/s: spec.selector: there is none, and no EndpointSlice names it",
+            "case.yaml:4: Service bank/s: spec.selector: is missing, and no EndpointSlice has the label",
         ],
     ),
     warning(
         "a Service whose selector matches nothing",
         "apiVersion: v1\nkind: Service\nmetadata: {name: s, namespace: bank}\nspec:\n  selector: {app: order}\n  ports: [{port: 80}]\n",
         &[
-            "case.yaml:5: Service bank/s: spec.selector: matches no workload that is known in namespace bank",
+            "case.yaml:5: Service bank/s: spec.selector: matches no known workload in namespace bank",
         ],
     ),
     warning(
         "a port that no workload has",
         "apiVersion: v1\nkind: Service\nmetadata: {name: s, namespace: bank}\nspec:\n  selector: {app: orders}\n  ports:\n  - {port: 80, targetPort: web}\n",
         &[
-            "case.yaml:7: Service bank/s: spec.ports[0].targetPort: none of the workloads that it selects has a port \"web\"",
+            "case.yaml:7: Service bank/s: spec.ports[0].targetPort: no selected workload has a port \"web\"",
         ],
     ),
     warning(
@@ -345,7 +345,7 @@ const CASES: &[Case] = &[
         "a fault for callers that nobody is",
         "apiVersion: outrigger.dev/v1alpha1\nkind: FaultInjection\nmetadata: {name: f, namespace: bank}\nspec:\n  targetRefs: [{kind: Service, name: orders}]\n  from: [{namespace: bank, serviceAccount: wbe}]\n  percent: 10\n  fault: {delay: {fixed: 200ms}}\n  start: \"2199-11-22T10:00:00Z\"\n  end: \"2199-11-22T10:30:00Z\"\n",
         &[
-            "case.yaml:6: FaultInjection bank/f: spec.from[0]: no workload that is known runs as bank/wbe",
+            "case.yaml:6: FaultInjection bank/f: spec.from[0]: no known workload runs as bank/wbe",
         ],
     ),
     warning(
@@ -358,7 +358,7 @@ const CASES: &[Case] = &[
     error(
         "an object that is there twice",
         "apiVersion: v1\nkind: Service\nmetadata: {name: s, namespace: bank}\nspec: {selector: {app: orders}, ports: [{port: 80, targetPort: 8080}]}\n---\napiVersion: v1\nkind: Service\nmetadata: {name: s, namespace: bank}\nspec: {selector: {app: orders}, ports: [{port: 81, targetPort: 8080}]}\n",
-        &["case.yaml:6: Service bank/s: is defined twice in this file; the first one stays"],
+        &["case.yaml:6: Service bank/s: is defined twice in this file; the first definition stays in force"],
     ),
     error(
         "a key that is there twice",
@@ -445,7 +445,7 @@ fn good_manifests_print_one_line() {
     assert_eq!(text(&out), "3 objects read, 0 errors, 0 warnings\n");
     let others = "apiVersion: apps/v1\nkind: Deployment\n---\napiVersion: serving.knative.dev/v1\nkind: Service\n";
     fs::write(folder.path().join("others.yaml"), others).unwrap();
-    let last = "3 objects read, 0 errors, 0 warnings; 2 objects of other kinds left alone \
+    let last = "3 objects read, 0 errors, 0 warnings; 2 objects of other kinds ignored \
                 (apps/v1 Deployment, serving.knative.dev/v1 Service)\n";
     assert_eq!(text(&check(&["--strict", "."], folder.path())), last);
 }
@@ -488,7 +488,7 @@ fn what_cannot_be_read_is_named() {
     let out = check(&["."], folder.path());
     assert_eq!(
         text(&out),
-        ".: holds no manifest, a file whose name ends in .yaml, .yml or .json (warning)\n0 objects read, 0 errors, 1 warning\n"
+        ".: contains no manifest (a .yaml, .yml or .json file) (warning)\n0 objects read, 0 errors, 1 warning\n"
     );
     assert_eq!(out.status.code(), Some(0));
     std::os::unix::fs::symlink("nowhere.yaml", folder.path().join("link.yaml")).unwrap();
@@ -504,7 +504,7 @@ fn what_cannot_be_read_is_named() {
     let out = check(&["."], folder.path());
     assert_eq!(
         text(&out),
-        "./note.yaml: holds no object (warning)\n0 objects read, 0 errors, 1 warning\n"
+        "./note.yaml: contains no object (warning)\n0 objects read, 0 errors, 1 warning\n"
     );
 }
 

@@ -136,7 +136,7 @@ async fn a_service_of_the_mesh_goes_before_it_and_of_two_the_oldest() {
     ] {
         let objects = status(&mesh, object).await;
         let problem = objects["accepted"]["problems"][0].as_str().unwrap();
-        assert_eq!(problem, format!("spec.host: {other}, and callers reach that"));
+        assert_eq!(problem, format!("spec.host: {other}, and callers reach instead"));
     }
     mesh.remove("orders.yaml");
     proxy.until("outside", |p| p.has("Destination", "bank/external:same:80")).await;

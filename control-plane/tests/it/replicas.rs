@@ -75,7 +75,7 @@ fn issue_from(
 
 /// What is said when nothing but proxies is waited for.
 fn of_proxies(result: &Result<(), String>) -> bool {
-    result.as_ref().is_err_and(|text| !text.contains("has not taken over"))
+    result.as_ref().is_err_and(|text| !text.contains("has not loaded"))
 }
 
 #[tokio::test]

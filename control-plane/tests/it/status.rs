@@ -482,8 +482,8 @@ impl Seen {
                 ("not found", resolved.contains("cannot be looked up")),
                 ("conflict", accepted.contains("Conflicted")),
                 ("left out", accepted.contains("left out at")),
-                ("shadowed", accepted.contains("callers reach that")),
-                ("no version", accepted.contains("no version of it")),
+                ("shadowed", accepted.contains("callers reach instead")),
+                ("no version", accepted.contains("no version of this policy")),
                 ("refused", accepted.contains(".yaml:")),
             ];
             self.0.extend(all.into_iter().filter(|(_, seen)| *seen).map(|(what, _)| what));

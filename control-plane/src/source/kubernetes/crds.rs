@@ -116,7 +116,7 @@ impl Running {
         let served: Vec<&str> = served.map(|version| version.name.as_str()).collect();
         let Some(best) = resource.in_best_of(&served) else {
             let name = resource.definition();
-            tracing::warn!(name, "no version of this kind that can be read here is served");
+            tracing::warn!(name, "the cluster serves no supported version of this kind");
             return;
         };
         let running = self.defined.get(&resource.kind);
@@ -138,7 +138,7 @@ impl Running {
         self.watcher.generations.set_resource(kind, None);
         tracing::warn!(
             resource = resource.plural,
-            "the definition of this kind is gone, and all its objects"
+            "the definition of this kind was removed, with all its objects"
         );
         self.tell(Observation::Undefined(kind)).await;
     }

@@ -268,7 +268,7 @@ impl Keeper {
             let commit = event::commit(&self.publisher, events);
             let elapsed = started.elapsed();
             self.metrics.load_seconds.observe(elapsed.as_secs_f64());
-            tracing::debug!(count, generation = commit.generation, ?elapsed, "objects taken over");
+            tracing::debug!(count, generation = commit.generation, ?elapsed, "objects loaded");
         }
         // After they are in force: a status that names a generation is of that one or a later one.
         self.generations.set(batch.generations.into_iter().collect());
@@ -289,7 +289,7 @@ impl Keeper {
         if is_done {
             tracing::info!(
                 objects = self.known.len(),
-                "everything that the cluster holds is in force"
+                "all objects of the cluster are in force"
             );
         }
         self.synced.send_replace(SyncState { is_done, missing });

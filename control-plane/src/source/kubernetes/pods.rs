@@ -229,7 +229,7 @@ impl ProxyContainer {
         let redirects = Mark::of(pod).is_some_and(|mark| mark.mode != Mode::Env);
         let trouble = match named(INIT) {
             None if redirects => Some(format!(
-                "the container {INIT} is gone, so its traffic does not come to the proxy: it has to be made anew"
+                "the container {INIT} is missing, so the traffic bypasses the proxy: recreate the pod"
             )),
             None => None,
             Some(_) => failure(pod),
@@ -255,10 +255,10 @@ fn failure(pod: &Value) -> Option<String> {
         ends.into_iter().find(|end| end["exitCode"].as_i64().is_some_and(|code| code != 0))?;
     let said = line(end["message"].as_str().unwrap_or_default());
     let said = match said.trim() {
-        "" => format!("kubectl logs -c {INIT} says why"),
+        "" => format!("see kubectl logs -c {INIT}"),
         said => said.to_owned(),
     };
-    Some(format!("its traffic does not come to the proxy, the container {INIT} fails: {said}"))
+    Some(format!("the traffic bypasses the proxy, the container {INIT} fails: {said}"))
 }
 
 /// What others have written, in one line and no longer than [`MAX_MESSAGE`].

@@ -191,7 +191,7 @@ impl Failures {
             && status.code == 410
         {
             // Too far behind: everything is listed anew, as it should be.
-            tracing::debug!(resource = plural, "the watch was too old and begins anew");
+            tracing::debug!(resource = plural, "the watch expired and restarts");
             return;
         }
         if self.said.is_some_and(|said| said.elapsed() < SAY_AGAIN) {
@@ -199,7 +199,7 @@ impl Failures {
         }
         self.said = Some(Instant::now());
         let hint = hint(error);
-        tracing::warn!(resource = plural, %error, hint, "cannot watch the API server; what is known stays");
+        tracing::warn!(resource = plural, %error, hint, "cannot watch the API server; the last known objects stay in force");
     }
 
     pub(super) fn ended(&mut self, plural: &str) {
@@ -215,12 +215,12 @@ fn hint(error: &watcher::Error) -> &'static str {
         watcher::Error::InitialListFailed(kube::Error::Api(status))
         | watcher::Error::WatchStartFailed(kube::Error::Api(status)) => status,
         watcher::Error::WatchError(status) => status,
-        _ => return "is the API server up, and the network to it?",
+        _ => return "check the API server and the network to it",
     };
     match status.code {
-        401 => "the credentials are not accepted: have they expired?",
+        401 => "the credentials were rejected; have they expired?",
         403 => "the control plane's ClusterRole must allow get, list and watch of it",
-        404 => "the kind is not there: is its definition being removed?",
-        _ => "it is tried again",
+        404 => "the kind does not exist; is its definition being removed?",
+        _ => "retrying",
     }
 }

@@ -266,7 +266,7 @@ impl Parser<'_> {
                 FieldError::at("apiVersion", problem)
             }
             None => {
-                let problem = format!("{kind:?} is not known{}", spelling::meant_kind(kind));
+                let problem = format!("unknown kind {kind:?}{}", spelling::meant_kind(kind));
                 FieldError::at("kind", problem)
             }
         };

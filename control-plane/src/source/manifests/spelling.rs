@@ -71,7 +71,7 @@ pub(super) fn unknown_field(kind: Kind, path: &str) -> String {
     let meant = meant.min_by_key(|field| strsim::osa_distance(name, field));
     let meant = meant.map_or_else(String::new, |meant| format!("; did you mean {meant}?"));
     let kind = kind.as_str();
-    format!("is not a field that {kind} has there, and has no effect{meant}")
+    format!("unknown field of {kind}, ignored{meant}")
 }
 
 /// `; did you mean AccessPolicy?`, or nothing.
@@ -89,13 +89,13 @@ pub(super) fn misspelt(api_version: &str, kind: &str) -> Option<FieldError> {
     let (group, _) = api_version.split_once('/').unwrap_or(("", api_version));
     if group == GATEWAY {
         let problem = match closest(kind).filter(|known| known.as_str() != kind) {
-            Some(meant) => format!("{kind:?} is not known; did you mean {}?", meant.as_str()),
-            None => format!("{kind:?} is not read: it has no effect in the mesh"),
+            Some(meant) => format!("unknown kind {kind:?}; did you mean {}?", meant.as_str()),
+            None => format!("{kind:?} is not supported and has no effect in the mesh"),
         };
         return Some(FieldError::at("kind", problem));
     }
     if (group, kind) == ("", "Endpoints") {
-        let problem = "\"Endpoints\" is not read: write an EndpointSlice (discovery.k8s.io/v1)";
+        let problem = "\"Endpoints\" is not supported: write an EndpointSlice (discovery.k8s.io/v1)";
         return Some(FieldError::at("kind", problem));
     }
     let closest = closest(kind)?;
@@ -113,12 +113,12 @@ pub(super) fn misspelt(api_version: &str, kind: &str) -> Option<FieldError> {
         return None;
     }
     if !exact {
-        let problem = format!("{kind:?} is not known; did you mean {}?", closest.as_str());
+        let problem = format!("unknown kind {kind:?}; did you mean {}?", closest.as_str());
         return Some(FieldError::at("kind", problem));
     }
     let kind = closest.as_str();
     let problem =
-        format!("{api_version:?} is not read for {kind}, which has no effect; write {right}");
+        format!("{api_version:?} is not supported for {kind}, which has no effect; write {right}");
     Some(FieldError::at("apiVersion", problem))
 }
 
@@ -126,7 +126,7 @@ pub(super) fn misspelt(api_version: &str, kind: &str) -> Option<FieldError> {
 pub(super) fn unknown_version(api_version: &str) -> Option<FieldError> {
     let version = api_version.strip_prefix(GATEWAY)?.strip_prefix('/')?;
     (!GATEWAY_VERSIONS.contains(&version)).then(|| {
-        let problem = format!("{version:?} is not a version of the Gateway API; it is read as v1");
+        let problem = format!("{version:?} is not a known version of the Gateway API; it is read as v1");
         FieldError::at("apiVersion", problem)
     })
 }

@@ -225,7 +225,7 @@ impl Watch {
         }
         for new in listing.folders.keys().filter(|path| !self.folders.contains_key(*path)) {
             if let Err(error) = self.watcher.watch(new, RecursiveMode::NonRecursive) {
-                tracing::warn!(folder = %new.display(), %error, "changes here are noticed late");
+                tracing::warn!(folder = %new.display(), %error, "cannot watch this folder; changes are noticed late");
             }
         }
         self.folders = listing.folders;
