@@ -136,8 +136,8 @@ async fn upgrade(options: &Options) -> Result<(), String> {
 fn stopped(step: &Step, why: &str, done: usize, total: usize) -> String {
     let (name, undo, image) = (step.name(), step.undo(), quoted(&step.image));
     format!(
-        "{name}: {why}\n{done} of {total} pods have the new proxy; the upgrade has stopped. To give this pod its old \
-         proxy back, run\n  {undo}\nand for those that are ready \
+        "{name}: {why}\n{done} of {total} pods have the new proxy; the upgrade has stopped. To give this \
+         pod its old proxy back, run\n  {undo}\nand for those that are ready \
          `outrigger upgrade --image {image}`"
     )
 }

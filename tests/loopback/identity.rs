@@ -290,6 +290,6 @@ fn two_proxies_of_one_name_are_reported() {
     let port = format!("{}=h1:main", other.port);
     let second = Proxy::start_unready(&mesh.plane, "web", &["--app-port", &port]);
     eventually("the control plane says so", warned);
-    second.wait_log(&["refuses this workload"]);
+    second.wait_log(&["refused this workload's registration"]);
     assert!(!second.is_ready());
 }

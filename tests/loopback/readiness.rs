@@ -39,13 +39,13 @@ fn one_port_that_does_not_accept_hides_no_other() {
     eventually("the port that accepts is an endpoint", || status("http://web.bank/") == 200);
     assert_eq!(status("http://web.bank:81/"), 503, "the other one is none");
     let said = ready(&web);
-    let closed = format!("the app accepts no connection at {} (for ", local(late));
+    let closed = format!("the app accepts no connections at {} (for ", local(late));
     assert!(
         said.starts_with("ready\nlive: yes\nconfigured: yes\nregistered: yes, as bank.web"),
         "{said}"
     );
     assert!(
-        said.contains("\nendpoint: yes, with other ports; ") && said.contains(&closed),
+        said.contains("\nendpoint: yes, on other ports; ") && said.contains(&closed),
         "{said}"
     );
     web.wait_log(&[
@@ -67,7 +67,7 @@ fn an_app_that_does_not_listen_is_said_to_be_away_and_since_when() {
     let (account, port_flag) = (["--service-account", "web"], format!("{port}=h1:main"));
     let flags = [&account[..], &["--token-file", &token, "--app-port", &port_flag]].concat();
     let web = Proxy::start(&plane, "web", &flags);
-    let away = format!("endpoint: no, the app accepts no connection at {} (for ", local(port));
+    let away = format!("endpoint: no, the app accepts no connectionss at {} (for ", local(port));
     eventually("it says so", || ready(&web).contains(&away));
     let caller = Proxy::caller(&plane, &[]);
     let none = "registered: no, there is no --app-port, so this proxy only makes calls\n";
@@ -100,7 +100,7 @@ fn a_proxy_that_could_never_do_anything_says_so_and_ends() {
     let state = path("state");
     let cases: [(Vec<&str>, i32, &str); 9] = [
         (vec![], 1, "--control-plane is missing, and there is no --state-dir"),
-        (vec!["--state-dir", &state], 1, "holds no configuration: there is nothing to serve"),
+        (vec!["--state-dir", &state], 1, "contains no configuration: there is nothing to serve"),
         (vec!["--control-plane", "127.0.0.1:4780"], 2, "must begin with https:// or"),
         (vec!["--control-plane", "http://127.0.0.1:4780/mesh"], 2, "must end with the port"),
         (
@@ -125,17 +125,17 @@ fn a_proxy_that_could_never_do_anything_says_so_and_ends() {
                 "shop",
             ],
             1,
-            "the token is for bank/web, and this proxy is shop/default: give it --namespace bank --service-account web",
+            "the token is for bank/web, but this proxy is shop/default: set --namespace bank --service-account web",
         ),
         (
             vec!["--control-plane", "PLAINTEXT"],
             1,
-            "the control plane speaks TLS there: write https://",
+            "the control plane speaks TLS on this port: use https://",
         ),
         (
             vec!["--control-plane", "TLS", "--token-file", &token],
             1,
-            "the control plane does not speak TLS there: write http://",
+            "the control plane does not speak TLS on this port: use http://",
         ),
     ];
     let (empty, plaintext, tls) = (path("empty"), url("http", &secure), url("https", &plain));

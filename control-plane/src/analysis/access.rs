@@ -44,7 +44,8 @@ fn applies_to(analysis: &Analysis<'_>, policy: &Policy) -> Vec<String> {
     let workloads: Vec<&Workload> = uids.iter().filter_map(|uid| index.workload(uid)).collect();
     if workloads.is_empty() {
         return vec![format!(
-            "spec.selector: matches no known workload in namespace {namespace}, so the policy protects nothing"
+            "spec.selector: matches no known workload in namespace {namespace}, so the policy \
+             protects nothing"
         )];
     }
     let served: Vec<BTreeSet<u16>> = workloads.iter().map(|w| ports_of(index, w)).collect();
@@ -56,7 +57,8 @@ fn applies_to(analysis: &Analysis<'_>, policy: &Policy) -> Vec<String> {
     let ports = ports.filter(|(_, port)| served.iter().all(|of_one| !of_one.contains(port)));
     let text = |(i, port): (usize, &u16)| {
         format!(
-            "spec.ports[{i}]: no selected workload serves port {port}; use the app's port, not the Service's"
+            "spec.ports[{i}]: no selected workload serves port {port}; use the app's port, not the \
+             Service's"
         )
     };
     ports.map(text).collect()
@@ -84,7 +86,8 @@ fn says_nothing(policy: &Policy) -> Option<String> {
     }
     let allows = policy.rules.iter().any(|rule| rule.action == Action::Allow && !rule.audit);
     (policy.default == Some(Action::Allow) && allows).then(|| {
-        "spec.default: Allow has no effect together with a rule with the action Allow: a caller that matches no such rule is denied"
+        "spec.default: Allow has no effect together with a rule with the action Allow: a caller \
+         that matches no such rule is denied"
             .to_owned()
     })
 }
@@ -127,7 +130,8 @@ fn decided_twice(analysis: &mut Analysis<'_>, equals: &[&Policy]) {
         for (field, by) in [("mtls", mtls), ("default", default)] {
             if let Some(by) = by {
                 let text = format!(
-                    "spec.{field}: overridden by AccessPolicy {}, which sets another value for the same ports",
+                    "spec.{field}: overridden by AccessPolicy {}, which sets another value for the \
+                     same ports",
                     by.full_name()
                 );
                 analysis.warn(&policy.id(), text);

@@ -18,7 +18,8 @@ pub(super) fn analyze(analysis: &mut Analysis<'_>) {
         let known = analysis.knows_workloads_in(policy.namespace());
         let resolved = policy.services().any(|id| index.service(&id).is_some());
         if known && resolved && index.workloads_of(policy).is_empty() {
-            let text = "spec.targetRefs: no known workload is behind these Services, so the policy limits nothing";
+            let text = "spec.targetRefs: no known workload is behind these Services, so the policy \
+                        limits nothing";
             analysis.warn(&policy.id, text.to_owned());
         }
     }
@@ -41,8 +42,9 @@ fn empty_namespace<S>(analysis: &mut Analysis<'_>, policy: &Attached<S>) {
     if policy.is_for_namespace() && analysis.index.services_in(policy.namespace()).next().is_none()
     {
         let namespace = policy.namespace();
-        let text =
-            format!("spec.targetRefs: namespace {namespace} has no Service, so the policy has no effect");
+        let text = format!(
+            "spec.targetRefs: namespace {namespace} has no Service, so the policy has no effect"
+        );
         analysis.warn(&policy.id, text);
     }
 }
@@ -65,8 +67,9 @@ fn equals<'a, S: Sections + 'a>(
                     Some(by) if **by == policy.id => {}
                     Some(by) => {
                         let (target, name) = key;
-                        let text =
-                            format!("spec.{name}: overridden by {by}, which also sets it for {target}");
+                        let text = format!(
+                            "spec.{name}: overridden by {by}, which also sets it for {target}"
+                        );
                         analysis.warn(&policy.id, text);
                     }
                 }

@@ -18,7 +18,8 @@ pub(super) fn analyze(analysis: &mut Analysis<'_>) {
             }
             RouteBody::Tls { backends, .. } | RouteBody::Tcp { backends } => {
                 if !backends.is_empty() && backends.iter().all(|backend| backend.weight == 0) {
-                    let text = "spec.rules[0].backendRefs: every weight is 0, so every connection is refused";
+                    let text = "spec.rules[0].backendRefs: every weight is 0, so every connection \
+                                is refused";
                     analysis.warn(&route.id, text.to_owned());
                 }
             }
@@ -77,7 +78,8 @@ fn shadowed(analysis: &mut Analysis<'_>, service: &Service, port: &ServicePort) 
                     warnings.push((
                         &route.id,
                         format!(
-                            "{field}: never matches at Service {at} port {}: {place}{of} is the same and takes precedence",
+                            "{field}: never matches at Service {at} port {}: {place}{of} is the \
+                             same and takes precedence",
                             port.port
                         ),
                     ));

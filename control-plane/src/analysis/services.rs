@@ -19,7 +19,8 @@ pub(super) fn analyze(analysis: &mut Analysis<'_>) {
             continue;
         }
         if service.selector.is_empty() {
-            let text = "spec.selector: is missing, and no EndpointSlice has the label kubernetes.io/service-name with this Service, so it has no endpoints";
+            let text = "spec.selector: is missing, and no EndpointSlice has the label \
+                        kubernetes.io/service-name with its name, so it has no endpoints";
             analysis.warn(&object, text.to_owned());
         } else if analysis.knows_workloads_in(&service.id.namespace) {
             for text in unserved(analysis, service) {
@@ -35,7 +36,8 @@ fn unserved(analysis: &Analysis<'_>, service: &Service) -> Vec<String> {
     if selected.is_empty() {
         let namespace = &service.id.namespace;
         return vec![format!(
-            "spec.selector: matches no known workload in namespace {namespace}, so the Service has no endpoints"
+            "spec.selector: matches no known workload in namespace {namespace}, so the Service has \
+             no endpoints"
         )];
     }
     let ports = service.ports.iter().enumerate();

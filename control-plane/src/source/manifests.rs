@@ -39,7 +39,7 @@ const MAX_FILE: u64 = 256 * 1024 * 1024;
 const EMPTY: &str =
     "is empty: its earlier objects stay in force until the file is removed or has content again";
 const DANGLING: &str =
-    "is a link to a file that does not exist: its earlier objects stay in force until the link is removed";
+    "is a dangling link: its earlier objects stay in force until the link is removed";
 const OPEN: &str = "is still being written: its earlier objects stay in force until it is closed";
 
 /// The folder as last read.
@@ -243,7 +243,8 @@ impl Folder {
                 return;
             }
             Err(error) => {
-                let text = format!("could not be read, so its earlier objects stay in force: {error}");
+                let text =
+                    format!("could not be read, so its earlier objects stay in force: {error}");
                 self.problems.set(path, vec![problem(path, 0, None, text)]);
                 let file = self.files.entry(path.to_owned()).or_default();
                 file.closed = closed_of_unreadable(path, file);
@@ -286,10 +287,12 @@ impl Folder {
         for (object, line) in parsed.objects {
             let id = object.id();
             if !objects.insert(id.clone()) {
-                let text = "is defined twice in this file; the first definition stays in force".to_owned();
+                let text =
+                    "is defined twice in this file; the first definition stays in force".to_owned();
                 problems.push(problem(path, line, Some(id), text));
             } else if let Some(first) = self.claim(&id, path, !old.contains(&id), queue) {
-                let text = format!("is already defined in {}, which stays in force", first.display());
+                let text =
+                    format!("is already defined in {}, which stays in force", first.display());
                 problems.push(problem(path, line, Some(id), text));
             } else {
                 changes.0.insert(id, Some(object));

@@ -85,12 +85,16 @@ const CASES: &[Case] = &[
     warning(
         "a kind of the Gateway API without an effect",
         "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: g, namespace: bank}\nspec: {}\n",
-        &["case.yaml:2: kind: \"Gateway\" is not supported and has no effect in the mesh (warning)"],
+        &[
+            "case.yaml:2: kind: \"Gateway\" is not supported and has no effect in the mesh (warning)",
+        ],
     ),
     warning(
         "a version of the Gateway API that does not exist",
         "apiVersion: gateway.networking.k8s.io/v2\nkind: HTTPRoute\nmetadata: {name: r, namespace: bank}\nspec: {parentRefs: [{kind: Service, group: \"\", name: orders}], rules: [{backendRefs: [{name: orders, port: 80}]}]}\n",
-        &["case.yaml:1: HTTPRoute bank/r: apiVersion: \"v2\" is not a known version of the Gateway API"],
+        &[
+            "case.yaml:1: HTTPRoute bank/r: apiVersion: \"v2\" is not a known version of the Gateway API",
+        ],
     ),
     warning(
         "a route in the group of Ingress",
@@ -107,12 +111,16 @@ const CASES: &[Case] = &[
     warning(
         "a version of Service that does not exist",
         "apiVersion: v2\nkind: Service\nmetadata: {name: s, namespace: bank}\nspec: {}\n",
-        &["case.yaml:1: apiVersion: \"v2\" is not supported for Service, which has no effect; write v1"],
+        &[
+            "case.yaml:1: apiVersion: \"v2\" is not supported for Service, which has no effect; write v1",
+        ],
     ),
     warning(
         "an EndpointSlice of a version that is no more",
         "apiVersion: discovery.k8s.io/v1beta1\nkind: EndpointSlice\nmetadata: {name: s, namespace: bank}\n",
-        &["case.yaml:1: apiVersion: \"discovery.k8s.io/v1beta1\" is not supported for EndpointSlice"],
+        &[
+            "case.yaml:1: apiVersion: \"discovery.k8s.io/v1beta1\" is not supported for EndpointSlice",
+        ],
     ),
     warning(
         "Endpoints",
@@ -358,7 +366,9 @@ const CASES: &[Case] = &[
     error(
         "an object that is there twice",
         "apiVersion: v1\nkind: Service\nmetadata: {name: s, namespace: bank}\nspec: {selector: {app: orders}, ports: [{port: 80, targetPort: 8080}]}\n---\napiVersion: v1\nkind: Service\nmetadata: {name: s, namespace: bank}\nspec: {selector: {app: orders}, ports: [{port: 81, targetPort: 8080}]}\n",
-        &["case.yaml:6: Service bank/s: is defined twice in this file; the first definition stays in force"],
+        &[
+            "case.yaml:6: Service bank/s: is defined twice in this file; the first definition stays in force",
+        ],
     ),
     error(
         "a key that is there twice",
@@ -494,7 +504,7 @@ fn what_cannot_be_read_is_named() {
     std::os::unix::fs::symlink("nowhere.yaml", folder.path().join("link.yaml")).unwrap();
     let out = check(&["."], folder.path());
     assert!(
-        text(&out).starts_with("./link.yaml: is a link to a file that does not exist"),
+        text(&out).starts_with("./link.yaml: is a dangling link"),
         "{}",
         text(&out)
     );

@@ -76,7 +76,8 @@ async fn a_root_is_replaced_step_by_step_and_unsafe_steps_are_refused_by_name() 
     refused(text, &["is not safe yet", connected_one, absent_one]);
     refused(ask(&mesh, &["issue-from", "ffff"]).await.unwrap_err(), &["there is no root ffff"]);
     refused(ask(&mesh, &["issue-from", &new[..2]]).await.unwrap_err(), &["write more digits"]);
-    refused(ask(&mesh, &["remove-root", &old]).await.unwrap_err(), &["is the issuing root: issue from another"]);
+    let issues = &["is the issuing root: issue from another"];
+    refused(ask(&mesh, &["remove-root", &old]).await.unwrap_err(), issues);
     acknowledged(&mesh, &mut proxy).await;
     let text = ask(&mesh, &["issue-from", &new]).await.unwrap_err();
     refused(text.clone(), &[absent_one]);

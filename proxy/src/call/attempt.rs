@@ -207,6 +207,6 @@ fn write(
     body: RequestBody,
 ) -> Result<Request<RequestBody>, Refusal> {
     let head = if keep { head.as_mut().map(Head::lend) } else { head.take() };
-    let head = head.ok_or_else(|| Refusal::new(Reason::InternalError, "the request is gone"))?;
+    let head = head.ok_or_else(|| Refusal::new(Reason::InternalError, "the request is missing"))?;
     head.into_request(target, body)
 }

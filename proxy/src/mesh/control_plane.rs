@@ -35,10 +35,10 @@ const PROVEN: Duration = Duration::from_secs(30);
 const DEFAULT_PORT: u16 = 4780;
 /// What a server of TLS answers to anything else: a record that holds an alert (RFC 8446 section 5.1).
 const TLS_ALERT: u8 = 21;
-const SPEAKS_TLS: &str = "the control plane speaks TLS there: write https:// in --control-plane, and give the proxy \
-                          its roots with --trust-bundle";
-const SPEAKS_NO_TLS: &str = "the control plane does not speak TLS there: write http:// in --control-plane, or start \
-                             the control plane with --identity on";
+const SPEAKS_TLS: &str = "the control plane speaks TLS on this port: use https:// in --control-plane, and set \
+                          --trust-bundle to its roots";
+const SPEAKS_NO_TLS: &str = "the control plane does not speak TLS on this port: use http:// in --control-plane, or \
+                             start the control plane with --identity on";
 /// How often the same complaint is repeated in the log.
 const REPEAT: Duration = Duration::from_secs(60);
 
@@ -159,10 +159,10 @@ impl ControlPlane {
         let token = disk::read(file)
             .await
             .and_then(|bytes| String::from_utf8(bytes).map_err(io::Error::other))
-            .map_err(|e| format!("cannot read the join token {}: {e}", file.display()))?;
+            .map_err(|e| format!("cannot read the join token file {}: {e}", file.display()))?;
         let value: MetadataValue<Ascii> = format!("Bearer {}", token.trim())
             .parse()
-            .map_err(|_| format!("{} does not hold a join token", file.display()))?;
+            .map_err(|_| format!("{} contains no join token", file.display()))?;
         metadata.insert("authorization", value);
         Ok(())
     }

@@ -26,8 +26,8 @@ pub fn check(proxy: &Proxy, now: u64) -> Result<(), String> {
     }
     if settings.control_plane.is_none() {
         let nothing = match &settings.state_dir {
-            None => "and there is no --state-dir that holds a configuration".to_owned(),
-            Some(dir) => format!("and --state-dir {} holds no configuration", dir.display()),
+            None => "and there is no --state-dir with a saved configuration".to_owned(),
+            Some(dir) => format!("and --state-dir {} contains no configuration", dir.display()),
         };
         return Err(format!(
             "--control-plane is missing, {nothing}: there is nothing to serve. Example: \
@@ -52,7 +52,7 @@ fn read(file: &Path) -> Result<String, String> {
     let token = token.trim();
     if token.is_empty() {
         return Err(format!(
-            "--token-file {} is empty: write the output of `outrigger-control-plane token` into it",
+            "--token-file {} is empty: write the output of `outrigger-control-plane token` to it",
             file.display()
         ));
     }
@@ -79,8 +79,8 @@ fn complaint(token: &str, settings: &Settings, now: u64) -> Option<String> {
     let (mine, own) = (&settings.namespace, &settings.service_account);
     (namespace != mine || account != own).then(|| {
         format!(
-            "the token is for {namespace}/{account}, and this proxy is {mine}/{own}: give it \
-             --namespace {namespace} --service-account {account}, or a token of its own"
+            "the token is for {namespace}/{account}, but this proxy is {mine}/{own}: set --namespace \
+             {namespace} --service-account {account}, or use a token of its own"
         )
     })
 }
@@ -114,7 +114,7 @@ mod tests {
         assert_eq!(expired, "the token has expired: get a new one");
         for (namespace, account) in [("bank", "orders"), ("shop", "web")] {
             let why = said(own(namespace, account, 2_000)).expect("another one");
-            let is = format!("the token is for {namespace}/{account}, and this proxy is bank/web");
+            let is = format!("the token is for {namespace}/{account}, but this proxy is bank/web");
             assert!(why.starts_with(&is), "{why}");
         }
         let pod = |account: &str| {

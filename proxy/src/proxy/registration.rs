@@ -33,7 +33,8 @@ impl RegistrationState {
     /// Why the proxy is not ready, if that is why.
     pub fn problem(&self) -> Option<String> {
         let refused = self.refused.load();
-        refused.as_ref().map(|why| format!("the control plane refuses this workload: {why}"))
+        let refused = refused.as_ref()?;
+        Some(format!("the control plane refused this workload's registration: {refused}"))
     }
 
     /// Two lines for a person, whether it is registered and an endpoint.
@@ -44,14 +45,14 @@ impl RegistrationState {
         }
         let mut text = match (&*self.registered.load(), &*self.refused.load()) {
             (Some(uid), _) => format!("registered: yes, as {uid}\n"),
-            (None, Some(why)) => format!("registered: no, the control plane refuses it: {why}\n"),
+            (None, Some(why)) => format!("registered: no, the control plane refused it: {why}\n"),
             (None, None) => "registered: no, the control plane has not answered yet\n".to_owned(),
         };
         let endpoint = match &*self.app.load() {
-            None => "no, the app's ports have not been looked at yet".to_owned(),
+            None => "no, the app's ports have not been probed yet".to_owned(),
             Some(app) if app.closed.len() == app.ports => format!("no, {}", app.describe(now)),
             Some(app) if app.closed.is_empty() => "yes".to_owned(),
-            Some(app) => format!("yes, with other ports; {}", app.describe(now)),
+            Some(app) => format!("yes, on other ports; {}", app.describe(now)),
         };
         let _ = writeln!(text, "endpoint: {endpoint}");
         text
@@ -69,7 +70,7 @@ impl AppState {
             let seconds = now.saturating_duration_since(*since).as_secs();
             format!("{address} (for {seconds} s)")
         });
-        format!("the app accepts no connection at {}", each.collect::<Vec<_>>().join(", "))
+        format!("the app accepts no connections at {}", each.collect::<Vec<_>>().join(", "))
     }
 
     /// Ports that have been closed for so long.
@@ -92,7 +93,7 @@ mod tests {
         assert_eq!(
             state.describe(now),
             "registered: no, the control plane has not answered yet\n\
-             endpoint: no, the app's ports have not been looked at yet\n"
+             endpoint: no, the app's ports have not been probed yet\n"
         );
         state.registered.store(Some(Arc::new("bank.a".to_owned())));
         state.note_app(AppState { closed: Vec::new(), ports: 2 });
@@ -102,11 +103,11 @@ mod tests {
         let later = now + Duration::from_secs(7);
         assert_eq!(
             state.describe(later),
-            "registered: yes, as bank.a\nendpoint: yes, with other ports; the app accepts no \
-             connection at 127.0.0.1:80 (for 7 s)\n"
+            "registered: yes, as bank.a\nendpoint: yes, on other ports; the app accepts no \
+             connections at 127.0.0.1:80 (for 7 s)\n"
         );
         state.note_app(AppState { closed, ports: 1 });
-        assert!(state.describe(later).contains("endpoint: no, the app accepts no connection"));
+        assert!(state.describe(later).contains("endpoint: no, the app accepts no connections"));
         state.why_none.store(Arc::new("there is no --app-port"));
         assert_eq!(state.describe(now), "registered: no, there is no --app-port\n");
     }

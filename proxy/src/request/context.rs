@@ -57,7 +57,7 @@ pub fn remember(
             exchange.deadline = exchange.deadline.map(Deadline::of_policy);
         }
     }
-    if let Some(left) = exchange.time_left("it had passed on arrival")? {
+    if let Some(left) = exchange.time_left("the deadline passed before arrival")? {
         tell(headers, left, exchange.is_grpc());
     }
     let mut via = None;
@@ -134,7 +134,7 @@ pub fn inherit(
         exchange.inherited = found.from;
     }
     exchange.deadline = Deadline::begin(exchange.began, explicit, inherited, None);
-    exchange.time_left("it had passed before the request was sent").map(drop)
+    exchange.time_left("the deadline passed before the request was sent").map(drop)
 }
 
 /// What a policy adds once it is known where the request goes, and whether it has been there before.

@@ -84,7 +84,7 @@ pub async fn outbound(
             }
             let text = head
                 .authority()
-                .ok_or_else(|| Refusal::new(Reason::BadRequest, "the request names no host"))?;
+                .ok_or_else(|| Refusal::new(Reason::BadRequest, "the request has no host"))?;
             worker.dial(text)?
         }
     };
@@ -193,10 +193,11 @@ pub fn inbound(
     }
     let header = head.headers.remove(HOP).ok_or_else(|| {
         if connection.peer.get() == Peer::Outside && inbound.all_strict() {
-            let why = "this is the inbound port of a proxy, and it takes no plaintext";
+            let why = "this is the inbound port of a proxy and accepts no plaintext";
             return Refusal::new(Reason::MtlsRequired, why);
         }
-        Refusal::new(Reason::NotForUs, "this is the inbound port of a proxy, for other proxies")
+        let why = "this is the inbound port of a proxy and accepts only other proxies";
+        Refusal::new(Reason::NotForUs, why)
     })?;
     connection.claims_to_be_mesh();
     let hop = parse_hop(header.as_bytes())

@@ -268,7 +268,7 @@ fn uri_of(scheme: Scheme, authority: Authority, path: PathAndQuery) -> Result<Ur
 }
 
 fn bad_authority() -> Refusal {
-    Refusal::new(Reason::BadRequest, "the request's host is not a valid authority")
+    Refusal::new(Reason::BadRequest, "the request's Host or :authority is invalid")
 }
 
 /// Bytes of a head that needs no second allocation.
@@ -320,7 +320,7 @@ pub fn join_cookies(headers: &mut HeaderMap) {
 }
 
 pub(crate) fn head_already_sent() -> Refusal {
-    Refusal::new(Reason::InternalError, "an attempt lost its request")
+    Refusal::new(Reason::InternalError, "an attempt has no request")
 }
 
 pub(crate) fn is_idempotent(head: &Head) -> bool {

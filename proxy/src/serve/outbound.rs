@@ -39,7 +39,8 @@ pub async fn serve(
         worker.refuse_stream(direction, Protocol::Detect, Label::UNKNOWN, &refusal, remote);
     };
     if original.is_none() && !remote.ip().to_canonical().is_loopback() {
-        return refuse(Reason::NotForUs, "only the app beside this proxy may call it".to_owned());
+        let why = "the outbound port accepts only the app of this proxy";
+        return refuse(Reason::NotForUs, why.to_owned());
     }
     let listener = if original.is_some() { listener.redirected() } else { listener };
     match destination.or(original.map(Authority::from)) {

@@ -145,7 +145,7 @@ async fn serve(
         }
     };
     let mut clock = Clock::at(exchange.deadline.map(|deadline| deadline.at));
-    exchange.time_left("it had passed before the request was sent")?;
+    exchange.time_left("the deadline passed before the request was sent")?;
     let cache = &connection.worker.proxy.cache;
     let caching = caching(cache, policy, &upstream, slot.as_ref(), body);
     if let Some(mut response) = caching.as_ref().and_then(|caching| caching.fresh(cache)) {
@@ -296,13 +296,13 @@ fn finish(
 fn late(exchange: &Exchange) -> Refusal {
     if let Some(reason) = exchange.tracked.progress().ended() {
         let why = match reason {
-            Reason::UpstreamProtocolError => "it sent informational responses without end",
-            _ => "nothing has moved for too long",
+            Reason::UpstreamProtocolError => "it sent too many informational responses",
+            _ => "no data in either direction for too long",
         };
         return Refusal { processed: true, ..Refusal::new(reason, why) };
     }
     exchange
-        .time_left("no response had come when it passed")
+        .time_left("the deadline passed before the response")
         .err()
         .unwrap_or_else(head_already_sent)
 }

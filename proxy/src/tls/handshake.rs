@@ -24,6 +24,9 @@ use crate::tls::pace::Pace;
 use crate::tls::unix_now;
 use crate::tls::verify::{Role, Trust, Untrusted, VerifiedChain};
 
+/// Why a handshake failed that was not complete within its limit.
+const TIMED_OUT: &str = "the TLS handshake timed out";
+
 /// Who is at the other end, and for how long that may be trusted.
 #[derive(Clone, Debug)]
 pub struct Proof {
@@ -69,7 +72,7 @@ pub async fn accept(
         let accepting = TlsAcceptor::from(Arc::clone(&own.server)).accept(stream);
         let stream = tokio::time::timeout(limit, pace.run(accepting))
             .await
-            .map_err(|_| HandshakeFailure::new(Reason::TlsHandshakeFailed, "no handshake in time"))?
+            .map_err(|_| HandshakeFailure::new(Reason::TlsHandshakeFailed, TIMED_OUT))?
             .map_err(|e| HandshakeFailure::new(Reason::TlsHandshakeFailed, describe(&e).1))?;
         let proof = prove(identity, &own, stream.get_ref().1, Role::Client)
             .map_err(|e| HandshakeFailure::new(Reason::TlsHandshakeFailed, e.to_string()))?;
@@ -110,7 +113,7 @@ pub async fn connect(
         finish(identity, &own, &caller, stream, &name).await
     })
     .await
-    .unwrap_or_else(|_| Err(failed(Reason::UpstreamTlsFailed, "no handshake in time".to_owned())));
+    .unwrap_or_else(|_| Err(failed(Reason::UpstreamTlsFailed, TIMED_OUT.to_owned())));
     match &result {
         Ok((stream, _)) if resumed(stream.get_ref().1) => add(&counts.connected_resumed, 1),
         Ok(_) => add(&counts.connected_full, 1),

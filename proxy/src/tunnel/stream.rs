@@ -73,7 +73,7 @@ async fn client_first(
     // The app may open connections for later; nobody else holds a place by saying nothing.
     let limits = origin.listener.limits;
     match worker.listen(&mut sniffer, limits.first_byte, limits.ends).await {
-        Spoke::Nobody => Err(Refusal::new(Reason::HeaderTimeout, "nothing was said in time")),
+        Spoke::Nobody => Err(Refusal::new(Reason::HeaderTimeout, "no bytes arrived in time")),
         spoke => decide(worker, origin, target, sniffer, spoke).await,
     }
 }
@@ -161,7 +161,10 @@ async fn decide(
             Reason::ProtocolError,
             format!("the first bytes are not {}", declared.as_str()),
         )),
-        Spoke::TooSlow => Err(Refusal::new(Reason::HeaderTimeout, "no protocol in time")),
+        Spoke::TooSlow => {
+            let why = "the first bytes did not identify a protocol in time";
+            Err(Refusal::new(Reason::HeaderTimeout, why))
+        }
     }
 }
 
@@ -194,7 +197,8 @@ async fn dial_in_time(
     let Some(until) = origin.tunnel.and_then(|tunnel| tunnel.until) else {
         return dialling.await;
     };
-    let late = || Refusal::new(Reason::DeadlineExceeded, "no connection had come when it passed");
+    let why = "the deadline passed before a connection was made";
+    let late = || Refusal::new(Reason::DeadlineExceeded, why);
     tokio::time::timeout_at(until.into(), dialling).await.unwrap_or_else(|_| Err(late()))
 }
 
@@ -255,7 +259,7 @@ async fn relay_to(
     tokio::select! {
         ended = relaying => record(worker, from, protocol, labels, began, &ended),
         reason = registered.is_cut() => {
-            let refusal = Refusal::new(reason, "the connection may stay no longer");
+            let refusal = Refusal::new(reason, "the connection is no longer allowed");
             let (direction, remote) = from;
             worker.refuse_stream(direction, protocol, labels.service, &refusal, remote);
         }
@@ -283,7 +287,7 @@ pub fn record(
             (Outcome::Failure, Some(Reason::UpstreamResetAmbiguous))
         }
         Some(Early::Over(reason)) => {
-            let refusal = Refusal::new(reason, "it was open for as long as it may be");
+            let refusal = Refusal::new(reason, "the connection reached its maximum duration");
             return worker.refuse_stream(direction, protocol, labels.service, &refusal, remote);
         }
     };

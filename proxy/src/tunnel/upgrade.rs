@@ -219,10 +219,10 @@ impl Joining {
                 drop(self.held);
                 worker.proxy.metrics.count_bytes(ended.received, ended.sent);
                 if let Some(Early::Over(reason)) = ended.early {
-                    refuse(reason, "it was open for as long as it may be");
+                    refuse(reason, "the connection reached its maximum duration");
                 }
             }
-            reason = cut => refuse(reason, "the stream may stay no longer"),
+            reason = cut => refuse(reason, "the stream is no longer allowed"),
         }
     }
 }
@@ -296,7 +296,7 @@ async fn inbound_tunnel(
     if connection.peer.get() != Peer::Mesh {
         return Err(Refusal::new(
             Reason::NotForUs,
-            "streams of bytes are taken from other proxies only",
+            "opaque streams are accepted only from other proxies",
         ));
     }
     let check = head.headers.contains_key(headers::CHECK);
@@ -330,7 +330,7 @@ async fn inbound_tunnel(
                 stream::record(worker, from, Protocol::Tcp, labels, began, &ended);
             }
             reason = registered.is_cut() => {
-                let refusal = Refusal::new(reason, "the stream may stay no longer");
+                let refusal = Refusal::new(reason, "the stream is no longer allowed");
                 let remote = connection.remote;
                 worker.refuse_stream(Direction::Inbound, Protocol::Tcp, service, &refusal, remote);
             }

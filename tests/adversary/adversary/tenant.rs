@@ -34,11 +34,12 @@ fn a_proxy_whose_name_is_anothers_says_so_is_not_ready_and_gets_it_when_that_one
     let (process, admin) = rival(&mesh, "rival", &["--label", "app=none"]);
     let ready = || http_get(admin, "/ready").unwrap_or_default();
     eventually("the rival is refused", || {
-        ready().1.contains("the control plane refuses this workload")
+        ready().1.contains("the control plane refused this workload's registration")
     });
     assert_eq!(ready().0, 503);
     let log = process.log();
-    let line = log.lines().find(|line| line.contains("refuses this workload")).expect("a line");
+    let refused = |line: &&str| line.contains("refused this workload's registration");
+    let line = log.lines().find(refused).expect("a line");
     assert!(line.contains("\"level\":\"ERROR\"") && line.contains("name: bank.web"), "{line}");
     let metrics = || http_get(admin, "/metrics").unwrap_or_default().1;
     assert!(metrics().contains("\noutrigger_registered 0\n"), "{}", metrics());

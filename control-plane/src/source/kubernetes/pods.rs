@@ -229,7 +229,8 @@ impl ProxyContainer {
         let redirects = Mark::of(pod).is_some_and(|mark| mark.mode != Mode::Env);
         let trouble = match named(INIT) {
             None if redirects => Some(format!(
-                "the container {INIT} is missing, so the traffic bypasses the proxy: recreate the pod"
+                "the container {INIT} is missing, so the traffic bypasses the proxy: recreate the \
+                 pod"
             )),
             None => None,
             Some(_) => failure(pod),

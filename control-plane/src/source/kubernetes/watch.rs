@@ -199,7 +199,12 @@ impl Failures {
         }
         self.said = Some(Instant::now());
         let hint = hint(error);
-        tracing::warn!(resource = plural, %error, hint, "cannot watch the API server; the last known objects stay in force");
+        tracing::warn!(
+            resource = plural,
+            %error,
+            hint,
+            "cannot watch the API server; the last known objects stay in force"
+        );
     }
 
     pub(super) fn ended(&mut self, plural: &str) {

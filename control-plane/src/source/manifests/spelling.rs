@@ -95,7 +95,8 @@ pub(super) fn misspelt(api_version: &str, kind: &str) -> Option<FieldError> {
         return Some(FieldError::at("kind", problem));
     }
     if (group, kind) == ("", "Endpoints") {
-        let problem = "\"Endpoints\" is not supported: write an EndpointSlice (discovery.k8s.io/v1)";
+        let problem =
+            "\"Endpoints\" is not supported: write an EndpointSlice (discovery.k8s.io/v1)";
         return Some(FieldError::at("kind", problem));
     }
     let closest = closest(kind)?;
@@ -126,7 +127,8 @@ pub(super) fn misspelt(api_version: &str, kind: &str) -> Option<FieldError> {
 pub(super) fn unknown_version(api_version: &str) -> Option<FieldError> {
     let version = api_version.strip_prefix(GATEWAY)?.strip_prefix('/')?;
     (!GATEWAY_VERSIONS.contains(&version)).then(|| {
-        let problem = format!("{version:?} is not a known version of the Gateway API; it is read as v1");
+        let problem =
+            format!("{version:?} is not a known version of the Gateway API; it is read as v1");
         FieldError::at("apiVersion", problem)
     })
 }

@@ -89,7 +89,8 @@ async fn wait(gate: &Arc<Gate>, exchange: &mut Exchange) -> Result<Permit, Refus
     let began = Instant::now();
     let waited = gate.wait(exchange.priority, until).await;
     exchange.phases.queue = micros(began.elapsed());
-    waited.map_err(|why| match exchange.time_left("it was queued at the port's limit") {
+    let what = "the deadline passed in the queue of the port's concurrency limit";
+    waited.map_err(|why| match exchange.time_left(what) {
         Err(late) => late,
         Ok(_) => {
             Refusal { retry_after: Some(OVERLOADED_WAIT), ..Refusal::new(Reason::Overloaded, why) }

@@ -108,7 +108,8 @@ pub async fn connect_outside(
     let stream = dial(address, opening, opening.config.app_gone).await?;
     let began = Instant::now();
     let connecting = tokio::time::timeout(limit, outside.connect(&opening.pace, stream, wire));
-    let connected = connecting.await.unwrap_or_else(|_| Err("no handshake in time".to_owned()));
+    let connected =
+        connecting.await.unwrap_or_else(|_| Err("the TLS handshake timed out".to_owned()));
     let stream = connected.map_err(|why| {
         let (reason, detail) = (Reason::UpstreamTlsFailed, format!("{address}: {why}").into());
         ConnectError { reason, detail }
