@@ -53,7 +53,7 @@ impl Stopper {
             Some(FaultCaller { namespace, service_account }) => {
                 Ok(caller(namespace, service_account))
             }
-            None => Err(Status::unauthenticated("the request does not say who asks")),
+            None => Err(Status::unauthenticated("the request has no caller identity")),
         }
     }
 }

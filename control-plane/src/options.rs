@@ -387,7 +387,7 @@ const MAX_CERTIFICATE_LIFETIME: Duration = Duration::from_secs(365 * 24 * 3600);
 fn parse_certificate_lifetime(text: &str) -> Result<Duration, String> {
     let lifetime = parse_duration(text)?;
     if lifetime < MIN_CERTIFICATE_LIFETIME {
-        return Err("must be at least 30s, or renewals come too late".to_owned());
+        return Err("must be at least 30s, because renewals would be too late otherwise".to_owned());
     }
     if lifetime > MAX_CERTIFICATE_LIFETIME {
         return Err("must be at most 365d".to_owned());

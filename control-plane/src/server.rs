@@ -68,7 +68,7 @@ const BACKLOG: u32 = 4096;
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     #[error(
-        "nothing says what the mesh is made of: give --kubernetes, or --manifests with a folder"
+        "no source of configuration: set --kubernetes, or --manifests with a folder"
     )]
     NoSource,
     #[error("--kubernetes: {0}")]

@@ -58,7 +58,7 @@ fn fits_its_kind(schema: &mut Schema) {
         schema,
     );
     let both = "!has(self.port) || !has(self.sectionName)";
-    rule_at("port", both, "port and sectionName both name a port: set only one")(schema);
+    rule_at("port", both, "cannot be combined with sectionName: both name a port")(schema);
 }
 
 /// A list of targets of these kinds.

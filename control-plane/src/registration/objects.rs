@@ -281,7 +281,7 @@ impl Registrations {
     fn refuse(&self, uid: &str, since: u64) {
         let taken = self.entries().get(uid).filter(|entry| entry.since == since).map(|e| e.stream);
         let Some(stream) = taken else { return };
-        tracing::warn!(uid, "a registration ends: its name is an ExternalWorkload's");
+        tracing::warn!(uid, "a registration was ended: an ExternalWorkload has its name");
         self.end(uid, stream, Some(RegistrationRefused::Taken(uid.to_owned())));
     }
 }

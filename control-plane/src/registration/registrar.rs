@@ -130,7 +130,7 @@ impl WorkloadService for Registrar {
                 () = listening => None,
                 status = connection.ended() => Some(status),
                 refused = replaced => Some(refused.map_or_else(
-                    |_| Status::aborted("another stream of this proxy speaks for it"),
+                    |_| Status::aborted("superseded by another stream of this proxy"),
                     Status::from,
                 )),
             };

@@ -182,7 +182,9 @@ fn operation(raw: &AccessTo, path: &str, report: &mut Report) -> Operation {
 fn header(raw: &AccessHeader, path: &str, report: &mut Report) -> Option<HeaderRule> {
     let name = report.check(&format!("{path}.name"), header_name(&raw.name))?;
     if OF_THE_CONNECTION.contains(&name) || name.as_str().starts_with("x-outrigger-") {
-        let problem = format!("{name} belongs to a connection, and no rule would ever see it");
+        let problem = format!(
+            "{name} is a hop-by-hop header or one of the mesh's own, which rules cannot match"
+        );
         report.error(format!("{path}.name"), problem);
     }
     let value = match (&raw.exact, &raw.regex) {

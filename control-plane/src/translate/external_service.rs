@@ -63,7 +63,7 @@ fn endpoints(
 ) -> BTreeSet<SocketAddr> {
     let path = "spec.endpoints";
     if raw.is_empty() {
-        report.error(path, "is empty: leave it out to have the host looked up");
+        report.error(path, "is empty: leave it out to resolve the host instead");
     }
     report.check(path, bounds::at_most(raw.len(), bounds::MAX_OUTSIDE));
     let mut endpoints = BTreeSet::new();
@@ -103,7 +103,7 @@ fn translate_tls(raw: &ExternalServiceTls, report: &mut Report) -> ExternalTls {
             ExternalTls { roots: roots.into_iter().map(|root| root.to_vec()).collect() }
         }
         Ok(_) | Err(_) => {
-            report.error(path, "holds no certificate in PEM");
+            report.error(path, "contains no PEM certificate");
             ExternalTls::default()
         }
     }

@@ -87,7 +87,7 @@ fn caller(path: &str, raw: &FaultCaller, report: &mut Report) -> Option<FaultSou
 fn matching(i: usize, raw: &FaultMatch, report: &mut Report) -> RequestMatch {
     let path = format!("spec.matches[{i}]");
     if *raw == FaultMatch::default() {
-        report.error(&path, "is empty: leave it out to hit every request");
+        report.error(&path, "is empty: leave it out to match every request");
     }
     let method = raw.method.as_deref().and_then(|text| {
         let method = Method::from_bytes(text.as_bytes()).ok();
@@ -167,7 +167,7 @@ fn times(spec: &FaultInjectionSpec, now: SystemTime, report: &mut Report) -> Opt
     } else if end.duration_since(from).is_ok_and(|length| length > bounds::EXPERIMENT) {
         report.error("spec.end", format!("is more than 24 hours from {what}"));
     } else if end <= now {
-        report.warn("spec.end", "has passed: nothing is injected any more");
+        report.warn("spec.end", "has passed: the fault injection is over");
     }
     Some(Times { start, end, schedule })
 }

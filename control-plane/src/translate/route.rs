@@ -92,7 +92,8 @@ fn parent_refs(refs: &Option<impl Serialize>, namespace: &str, report: &mut Repo
         parents.push(Parent { position, service, port, section });
     }
     if parents.is_empty() {
-        report.warn("spec.parentRefs", "no parent is a Service, so the route does nothing here");
+        let problem = "no parent is a Service, so the route has no effect in the mesh";
+        report.warn("spec.parentRefs", problem);
     }
     parents
 }
@@ -168,7 +169,8 @@ pub(super) fn stream_backends<R: Serialize>(
         backend_refs: Vec<Ref>,
     }
     if rules.len() != 1 {
-        report.error("spec.rules", "must have exactly one rule: nothing could choose between more");
+        let problem = "must have exactly one rule: there are no matches to choose between several";
+        report.error("spec.rules", problem);
         return Vec::new();
     }
     let path = "spec.rules[0]";

@@ -30,7 +30,7 @@ pub(super) fn attached<S>(
 ) -> Attached<S> {
     let (namespace, name) = identity(meta, report);
     if refs.is_empty() {
-        report.error("spec.targetRefs", "is empty: say what the policy is for");
+        report.error("spec.targetRefs", "is empty: set at least one target");
     }
     report.at_most("spec.targetRefs", refs.len(), bounds::MAX_TARGETS);
     let mut targets: Vec<PolicyTarget> = Vec::with_capacity(refs.len());
@@ -102,7 +102,7 @@ fn target(
 fn port(raw: &TargetRef, path: &str, report: &mut Report) -> Option<PortRef> {
     match (&raw.section_name, raw.port) {
         (Some(_), Some(_)) => {
-            let problem = "port and sectionName both name a port: set only one";
+            let problem = "cannot be combined with sectionName: both name a port";
             report.error(format!("{path}.port"), problem);
             None
         }

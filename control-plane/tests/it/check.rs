@@ -341,13 +341,13 @@ const CASES: &[Case] = &[
         "two policies on one section",
         "apiVersion: outrigger.dev/v1alpha1\nkind: TrafficPolicy\nmetadata: {name: a, namespace: bank}\nspec: {targetRefs: [{kind: Service, name: orders}], maxVisits: 2}\n---\napiVersion: outrigger.dev/v1alpha1\nkind: TrafficPolicy\nmetadata: {name: b, namespace: bank}\nspec:\n  targetRefs: [{kind: Service, name: orders}]\n  maxVisits: 3\n",
         &[
-            "case.yaml:11: TrafficPolicy bank/b: spec.maxVisits: TrafficPolicy bank/a says it for Service bank/orders too, and decides",
+            "case.yaml:11: TrafficPolicy bank/b: spec.maxVisits: overridden by TrafficPolicy bank/a, which also sets it for Service bank/orders",
         ],
     ),
     warning(
         "an experiment that has ended",
         "apiVersion: outrigger.dev/v1alpha1\nkind: FaultInjection\nmetadata: {name: f, namespace: bank}\nspec:\n  targetRefs: [{kind: Service, name: orders}]\n  percent: 10\n  fault: {delay: {fixed: 200ms}}\n  start: \"2024-11-22T10:00:00Z\"\n  end: \"2024-11-22T10:30:00Z\"\n",
-        &["case.yaml:9: FaultInjection bank/f: spec.end: has passed: nothing is injected any more"],
+        &["case.yaml:9: FaultInjection bank/f: spec.end: has passed: the fault injection is over"],
     ),
     warning(
         "a fault for callers that nobody is",
@@ -503,11 +503,7 @@ fn what_cannot_be_read_is_named() {
     assert_eq!(out.status.code(), Some(0));
     std::os::unix::fs::symlink("nowhere.yaml", folder.path().join("link.yaml")).unwrap();
     let out = check(&["."], folder.path());
-    assert!(
-        text(&out).starts_with("./link.yaml: is a dangling link"),
-        "{}",
-        text(&out)
-    );
+    assert!(text(&out).starts_with("./link.yaml: is a dangling link"), "{}", text(&out));
     assert_eq!(out.status.code(), Some(1));
     fs::remove_file(folder.path().join("link.yaml")).unwrap();
     fs::write(folder.path().join("note.yaml"), "# nothing\n").unwrap();

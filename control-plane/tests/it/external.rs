@@ -131,12 +131,12 @@ async fn a_service_of_the_mesh_goes_before_it_and_of_two_the_oldest() {
     proxy.until("known", |p| p.has("Destination", "bank/orders:80")).await;
     proxy.until("known", |p| p.has("Destination", PAY)).await;
     for (object, other) in [
-        ("ExternalService bank/same", "orders.bank:80 is Service bank/orders"),
-        ("ExternalService bank/qay", "api.pay.example:443 is ExternalService bank/pay"),
+        ("ExternalService bank/same", "orders.bank:80 is already Service bank/orders"),
+        ("ExternalService bank/qay", "api.pay.example:443 is already ExternalService bank/pay"),
     ] {
         let objects = status(&mesh, object).await;
         let problem = objects["accepted"]["problems"][0].as_str().unwrap();
-        assert_eq!(problem, format!("spec.host: {other}, and callers reach instead"));
+        assert_eq!(problem, format!("spec.host: {other}, which callers reach instead"));
     }
     mesh.remove("orders.yaml");
     proxy.until("outside", |p| p.has("Destination", "bank/external:same:80")).await;

@@ -119,7 +119,8 @@ async fn a_file_that_is_empty_or_half_written_takes_nothing_away() {
     // Emptied and closed: a problem, and nothing is gone.
     fs::write(mesh.path("a.yaml"), "").unwrap();
     let page = mesh.admin_until("/index", |page| !texts(page).is_empty()).await;
-    assert!(texts(&page)[0].contains("a.yaml:1: is empty: what it defined stays"), "{page:#}");
+    let empty = "a.yaml:1: is empty: its earlier objects stay in force";
+    assert!(texts(&page)[0].contains(empty), "{page:#}");
     assert_eq!(services(&page), both);
     fs::write(mesh.path("a.yaml"), &two).unwrap();
     mesh.admin_until("/index", |page| texts(page).is_empty() && services(page) == both).await;
@@ -181,7 +182,8 @@ async fn of_two_files_with_the_same_object_the_first_is_in_force() {
     let page = mesh.admin_json("/index").await;
     assert_eq!(port(&page), 81);
     let in_c = mesh.path("c.yaml").display().to_string();
-    assert!(texts(&page)[0].starts_with(&format!("{in_c}:1: Service bank/a: is also defined in")));
+    let twice = format!("{in_c}:1: Service bank/a: is already defined in");
+    assert!(texts(&page)[0].starts_with(&twice));
     mesh.write("a.yaml", &other("83"));
     mesh.admin_until("/index", |page| port(page) == 83 && texts(page).len() == 2).await;
     mesh.remove("a.yaml");

@@ -126,7 +126,7 @@ fn every_bound_of_a_traffic_policy() {
                 "healthCheck: {grpc: {service: 'a b'}}",
                 ".healthCheck.grpc.service: is not the name of a gRPC service of at most 256 bytes",
             ),
-            ("healthCheck: {tcp: {port: 1}}", ".healthCheck.tcp.port: is not a field there"),
+            ("healthCheck: {tcp: {port: 1}}", ".healthCheck.tcp.port: unknown field"),
             (
                 "healthCheck: {tcp: {}, interval: 99ms}",
                 ".healthCheck.interval: 99ms must be between 100ms and 600s",
@@ -143,19 +143,19 @@ fn every_bound_of_a_traffic_policy() {
                 "healthCheck: {tcp: {}, healthyAfter: 101}",
                 ".healthCheck.healthyAfter: 101 must be between 1 and 100",
             ),
-            ("healthCheck: {tcp: {}, path: /}", ".healthCheck.path: is not a field there"),
+            ("healthCheck: {tcp: {}, path: /}", ".healthCheck.path: unknown field"),
             ("slowStart: {}", ".slowStart.window: is missing"),
             ("slowStart: {window: 999ms}", ".slowStart.window: 999ms must be between 1s and 3600s"),
             (
                 "slowStart: {window: 1s, aggression: 1}",
-                ".slowStart.aggression: is not a field there",
+                ".slowStart.aggression: unknown field",
             ),
             ("panicThreshold: 101", ".panicThreshold: 101 must be between 0 and 100"),
             (
                 "zonePreference: {minHealthyPercent: 0}",
                 ".zonePreference.minHealthyPercent: 0 must be between 1 and 100",
             ),
-            ("zonePreference: {zones: 1}", ".zonePreference.zones: is not a field there"),
+            ("zonePreference: {zones: 1}", ".zonePreference.zones: unknown field"),
             ("deadline: 1.5s", ".deadline: \"1.5s\" is not a duration"),
             ("deadline: 25h", ".deadline: 90000s must be between 1ms and 86400s"),
             ("timeouts: {}", ".timeouts: is empty"),
@@ -163,7 +163,7 @@ fn every_bound_of_a_traffic_policy() {
             ("timeouts: {firstByte: 0s}", ".timeouts.firstByte: 0ns must be between"),
             ("timeouts: {idle: 25h}", ".timeouts.idle: 90000s must be between"),
             ("timeouts: {attempt: x}", ".timeouts.attempt: \"x\" is not a duration"),
-            ("timeouts: {read: 1s}", ".timeouts.read: is not a field there"),
+            ("timeouts: {read: 1s}", ".timeouts.read: unknown field"),
             ("retries: {maxAttempts: 0}", ".retries.maxAttempts: 0 must be between 1 and 10"),
             ("retries: {maxAttempts: 11}", ".retries.maxAttempts: 11 must be between 1 and 10"),
             ("retries: {maxAttempts: -1}", ".retries.maxAttempts: must be "),
@@ -172,14 +172,14 @@ fn every_bound_of_a_traffic_policy() {
                 "retries: {maxReplayBytes: 1048577}",
                 ".retries.maxReplayBytes: 1048577 must be between",
             ),
-            ("retries: {attempts: 3}", ".retries.attempts: is not a field there"),
+            ("retries: {attempts: 3}", ".retries.attempts: unknown field"),
             (
                 "retries: {when: {statuses: [503, 404]}}",
                 ".retries.when.statuses[1]: 404 is not 429",
             ),
             ("retries: {when: {statuses: [600]}}", ".retries.when.statuses[0]: 600 is not 429"),
             ("retries: {when: {grpc: [OK]}}", ".retries.when.grpc[0]: \"OK\" must be "),
-            ("retries: {when: {connect: true}}", ".retries.when.connect: is not a field there"),
+            ("retries: {when: {connect: true}}", ".retries.when.connect: unknown field"),
             (
                 "retries: {backoff: {base: 0s}}",
                 ".retries.backoff.base: 0ns must be between 1ms and 60s",
@@ -199,7 +199,7 @@ fn every_bound_of_a_traffic_policy() {
                 "retryBudget: {minPerSecond: 1001}",
                 ".retryBudget.minPerSecond: 1001 must be between",
             ),
-            ("retryBudget: {ratio: 1}", ".retryBudget.ratio: is not a field there"),
+            ("retryBudget: {ratio: 1}", ".retryBudget.ratio: unknown field"),
             ("breaker: {}", ".breaker: needs consecutiveFailures, failureRate or both"),
             (
                 "breaker: {consecutiveFailures: 0}",
@@ -261,9 +261,9 @@ fn every_bound_of_a_traffic_policy() {
             ),
             (
                 "breaker: {consecutiveFailures: 5, open: {fixed: 1s, max: 2s}}",
-                ".breaker.open: has both fixed and a growing time",
+                ".breaker.open: sets both fixed and a growing time",
             ),
-            ("breaker: {threshold: 5}", ".breaker.threshold: is not a field there"),
+            ("breaker: {threshold: 5}", ".breaker.threshold: unknown field"),
             (
                 "outlierEjection: {}",
                 ".outlierEjection: needs consecutiveFailures, failureRate or both",
@@ -292,7 +292,7 @@ fn every_bound_of_a_traffic_policy() {
                 "outlierEjection: {consecutiveFailures: 5, maxEjectedPercent: 0}",
                 ".outlierEjection.maxEjectedPercent: 0 must be between 1 and 100",
             ),
-            ("outlierEjection: {interval: 1s}", ".outlierEjection.interval: is not a field there"),
+            ("outlierEjection: {interval: 1s}", ".outlierEjection.interval: unknown field"),
             ("limits: {}", ".limits: is empty"),
             ("limits: {maxInFlight: 0}", ".limits.maxInFlight: 0 must be between 1 and 1000000"),
             ("limits: {maxPending: 5}", ".limits.maxPending: has no effect without maxInFlight"),
@@ -304,7 +304,7 @@ fn every_bound_of_a_traffic_policy() {
                 "limits: {maxInFlightPerEndpoint: 0}",
                 ".limits.maxInFlightPerEndpoint: 0 must be between",
             ),
-            ("limits: {maxConnections: 1}", ".limits.maxConnections: is not a field there"),
+            ("limits: {maxConnections: 1}", ".limits.maxConnections: unknown field"),
             ("priority: High", ".priority: \"High\" must be "),
             ("maxVisits: 0", ".maxVisits: 0 must be between 1 and 32"),
             ("maxVisits: 33", ".maxVisits: 33 must be between 1 and 32"),
@@ -328,7 +328,7 @@ fn every_bound_of_a_traffic_policy() {
                 &format!("fallbacks: [{{static: {{body: {}}}}}]", "x".repeat(8_193)),
                 ".fallbacks[0].static.body: has 8193 bytes, at most 8192 are allowed",
             ),
-            ("fallbacks: [{static: {code: 1}}]", ".fallbacks[0].static.code: is not a field there"),
+            ("fallbacks: [{static: {code: 1}}]", ".fallbacks[0].static.code: unknown field"),
             ("fallbacks: [{route: {path: x}}]", ".fallbacks[0].route.path: \"x\" must begin with"),
             (
                 &format!("fallbacks: [{{route: {{path: /{}}}}}]", "x".repeat(1_024)),
@@ -348,13 +348,13 @@ fn every_bound_of_a_traffic_policy() {
                 ".fallbacks[0].backend.kind: \"ExternalService\" of group \"\" is not Service",
             ),
             ("fallbacks: [{backend: {name: a}}]", ".fallbacks[0].backend.port: is missing"),
-            ("fallbacks: [{cached: {a: 1}}]", ".fallbacks[0].cached.a: is not a field there"),
+            ("fallbacks: [{cached: {a: 1}}]", ".fallbacks[0].cached.a: unknown field"),
             ("hedge: {}", ".hedge: needs after or afterP95"),
             ("hedge: {after: 1s, afterP95: {}}", ".hedge: has both after and afterP95"),
             ("hedge: {after: 0s}", ".hedge.after: 0ns must be between 1ms and 60s"),
             ("hedge: {after: 61s}", ".hedge.after: 61s must be between"),
             ("hedge: {afterP95: {min: 0s}}", ".hedge.afterP95.min: 0ns must be between"),
-            ("hedge: {afterP95: {max: 1s}}", ".hedge.afterP95.max: is not a field there"),
+            ("hedge: {afterP95: {max: 1s}}", ".hedge.afterP95.max: unknown field"),
             ("cache: {}", ".cache.ttl: is missing"),
             ("cache: {ttl: soon}", ".cache.ttl: \"soon\" is not a duration"),
             ("cache: {ttl: 25h}", ".cache.ttl: 90000s must be between 0ns and 86400s"),
@@ -365,8 +365,8 @@ fn every_bound_of_a_traffic_policy() {
                 "cache: {ttl: 1s, maxEntryBytes: 1048577}",
                 ".cache.maxEntryBytes: 1048577 must be between",
             ),
-            ("cache: {ttl: 1s, vary: x}", ".cache.vary: is not a field there"),
-            ("hedging: {}", ".hedging: is not a field there"),
+            ("cache: {ttl: 1s, vary: x}", ".cache.vary: unknown field"),
+            ("hedging: {}", ".hedging: unknown field"),
         ],
     );
 }
@@ -412,7 +412,7 @@ fn every_bound_of_a_server_policy() {
         ),
         (
             limits("{name: a, requests: 1, period: 1s, unit: x}"),
-            ".rateLimits[0].unit: is not a field there",
+            ".rateLimits[0].unit: unknown field",
         ),
         ("concurrency: {}".to_owned(), ".concurrency: needs static or adaptive"),
         (
@@ -458,9 +458,9 @@ fn every_bound_of_a_server_policy() {
         ),
         (
             "concurrency: {static: 1, queue: 1}".to_owned(),
-            ".concurrency.queue: is not a field there",
+            ".concurrency.queue: unknown field",
         ),
-        ("priority: Critical".to_owned(), ".priority: is not a field there"),
+        ("priority: Critical".to_owned(), ".priority: unknown field"),
     ];
     let cases: Vec<_> = cases.iter().map(|(spec, want)| (spec.as_str(), *want)).collect();
     check_sections("ServerPolicy", &cases);
@@ -485,7 +485,7 @@ fn every_bound_of_a_fault_injection() {
         (fault("{}"), ".fault: "),
         (fault("{stop: {}}"), ".fault: \"stop\" must be "),
         (fault("{reset: {}, partition: {}}"), ".fault"),
-        (fault("{reset: {after: 1s}}"), ".fault.reset.after: is not a field there"),
+        (fault("{reset: {after: 1s}}"), ".fault.reset.after: unknown field"),
         (fault("{delay: {}}"), ".fault.delay.fixed: is missing"),
         (fault("{delay: {fixed: 0s}}"), ".fault.delay.fixed: 0ns must be between 1ms and 60s"),
         (fault("{delay: {fixed: 61s}}"), ".fault.delay.fixed: 61s must be between"),
@@ -539,13 +539,13 @@ fn every_bound_of_a_fault_injection() {
             with(&format!("matches: [{{headers: [{}]}}]", many("{name: a, value: b}"))),
             ".matches[0].headers: has 17 items, at most 16",
         ),
-        (with("until: never"), ".until: is not a field there"),
+        (with("until: never"), ".until: unknown field"),
         (guard(""), ".guard: needs minSuccessPercent, maxP99 or both"),
         (guard(", minSuccessPercent: 0"), ".guard.minSuccessPercent: 0 must be between 1 and 100"),
         (guard(", maxP99: 0s"), ".guard.maxP99: 0ns must be between 1ms and 60s"),
         (guard(", maxP99: 1s, window: 1500ms"), ".guard.window: 1.5s is not in whole seconds"),
         (guard(", maxP99: 1s, minRequests: 0"), ".guard.minRequests: 0 must be between 1 and"),
-        (guard(", maxP99: 1s, at: 1"), ".guard.at: is not a field there"),
+        (guard(", maxP99: 1s, at: 1"), ".guard.at: unknown field"),
         (
             guard(", maxP99: 1s").replace("port: 80", "port: 0"),
             ".guard.to.port: 0 must be between 1 and 65535",
@@ -576,7 +576,7 @@ fn every_bound_of_target_refs() {
         ),
         (
             "targetRefs: [{kind: Service, name: a, namespace: shop}]".to_owned(),
-            ".targetRefs[0].namespace: is not a field there",
+            ".targetRefs[0].namespace: unknown field",
         ),
         (
             "targetRefs: [{kind: Service, name: a, port: 0}]".to_owned(),
@@ -584,7 +584,7 @@ fn every_bound_of_target_refs() {
         ),
         (
             "targetRefs: [{kind: Service, name: a, port: 80, sectionName: http}]".to_owned(),
-            ".targetRefs[0].port: names a port too",
+            ".targetRefs[0].port: cannot be combined with sectionName",
         ),
         (
             "targetRefs: [{kind: Service, name: a, sectionName: ''}]".to_owned(),
@@ -639,7 +639,7 @@ fn every_bound_of_target_refs() {
     let route = |rest: &str| format!("targetRefs: [{route}], {rest}");
     let of_backends = section::names(Scope::Backend);
     for (section, says) in SECTIONS.iter().filter(|(name, _)| of_backends.contains(name)) {
-        let want = format!(".{section}: protects a service, not a route");
+        let want = format!(".{section}: applies to a service, not to a route");
         check("TrafficPolicy", &[(&route(&format!("{section}: {says}")), &want)]);
     }
     check(
@@ -719,14 +719,14 @@ fn every_bound_of_the_other_kinds() {
             ("rules: [{action: Maybe}]", ".rules[0].action: \"Maybe\" must be "),
             ("rules: [{action: Allow, from: [{}]}]", ".rules[0].from[0]: is empty"),
             ("rules: [{action: Allow, to: [{}]}]", ".rules[0].to[0]: is empty"),
-            ("rules: [{action: Allow, when: []}]", ".rules[0].when: is not a field there"),
+            ("rules: [{action: Allow, when: []}]", ".rules[0].when: unknown field"),
             (
                 "jwt: [{issuer: i, jwks: {file: k}, clockSkewSeconds: 301}]",
                 ".jwt[0].clockSkewSeconds: 301 is more than 300",
             ),
             (
                 "rules: [{action: Deny, to: [{headers: [{name: Upgrade}]}]}]",
-                ".rules[0].to[0].headers[0].name: upgrade belongs to a connection",
+                ".rules[0].to[0].headers[0].name: upgrade is a hop-by-hop header",
             ),
             (
                 "jwt: [{issuer: i, jwks: {file: /etc/keys}}]",
@@ -745,14 +745,14 @@ fn every_bound_of_the_other_kinds() {
         &[
             ("host: a, port: 0", ".port: 0 must be between 1 and 65535"),
             ("host: '', port: 1", ".host: \"\" is not a host name or IP address"),
-            ("host: a, port: 1, path: /", ".path: is not a field there"),
+            ("host: a, port: 1, path: /", ".path: unknown field"),
             ("port: 1", ".host: is missing"),
             ("host: a", ".port: is missing"),
             ("host: 'a b', port: 1", ".host: \"a b\" is not a host name or IP address"),
             ("host: 'u@a', port: 1", ".host: \"u@a\" is not"),
             ("host: a, port: 65536", ".port: 65536 must be between 1 and 65535"),
             ("host: a, port: 1, protocol: QUIC", ".protocol: \"QUIC\" must be "),
-            ("host: a, port: 1, protocol: TLS, tls: {}", ".protocol: is TLS, which the app speaks"),
+            ("host: a, port: 1, protocol: TLS, tls: {}", ".protocol: is TLS, which means that"),
             ("host: a, port: 1, endpoints: []", ".endpoints: is empty"),
             (
                 &format!("host: a, port: 1, endpoints: [{}]", sixty_five.join(", ")),
@@ -773,17 +773,17 @@ fn every_bound_of_the_other_kinds() {
             ),
             (
                 "host: a, port: 1, endpoints: [{address: 10.0.0.1, weight: 1}]",
-                ".endpoints[0].weight: is not a field there",
+                ".endpoints[0].weight: unknown field",
             ),
             (
                 "host: a, port: 1, tls: {caCertificates: x}",
-                ".tls.caCertificates: holds no certificate in PEM",
+                ".tls.caCertificates: contains no PEM certificate",
             ),
             (
                 &format!("host: a, port: 1, tls: {{caCertificates: {}}}", "x".repeat(16_385)),
                 ".tls.caCertificates: has 16385 bytes, at most 16384 are allowed",
             ),
-            ("host: a, port: 1, tls: {verify: false}", ".tls.verify: is not a field there"),
+            ("host: a, port: 1, tls: {verify: false}", ".tls.verify: unknown field"),
         ],
     );
     check(

@@ -123,7 +123,7 @@ async fn a_rotation_waits_for_proxies_of_both_and_each_serves_what_the_other_did
         }
     };
     assert_eq!(status.code(), Code::Unavailable);
-    assert!(status.message().contains("newer certificate under another root"), "{status}");
+    assert!(status.message().contains("newer certificate issued under another root"), "{status}");
     let remove = {
         let old = old.clone();
         move |authority: &Authority| {

@@ -96,7 +96,8 @@ async fn a_root_is_replaced_step_by_step_and_unsafe_steps_are_refused_by_name() 
     let mut proxy = connected(&mesh, &orders).await;
     acknowledged(&mesh, &mut proxy).await;
     let text = ask(&mesh, &["remove-root", &old, "--ignore-absent"]).await.unwrap_err();
-    let under = "bank.orders-1 (spiffe://outrigger.local/ns/bank/sa/orders) has its newest";
+    let under =
+        "certificate of bank.orders-1 (spiffe://outrigger.local/ns/bank/sa/orders) is issued under";
     refused(text, &[under, "is connected with a certificate issued under it"]);
 
     // A renewal is issued under the new root, and the connection of before is asked to end.
@@ -112,7 +113,7 @@ async fn a_root_is_replaced_step_by_step_and_unsafe_steps_are_refused_by_name() 
         }
     };
     assert_eq!(status.code(), Code::Unavailable);
-    assert!(status.message().contains("newer certificate under another root"), "{status}");
+    assert!(status.message().contains("newer certificate issued under another root"), "{status}");
     let text = ask(&mesh, &["remove-root", &old]).await.unwrap_err();
     refused(text, &["bank.ledger-1", "is issued under it and expires 20"]);
     let renewal = certify(absent.channel(&mesh).await, request(&absent, "bank.ledger-1"), None);

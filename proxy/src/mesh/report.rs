@@ -49,7 +49,7 @@ pub async fn run(
             tokio::time::sleep(UNKNOWN).await;
         } else {
             // Whether the control plane is there at all is said by discovery.
-            debug!(%why, "the control plane takes no reports, trying again");
+            debug!(%why, "the control plane does not accept reports; retrying");
             tokio::time::sleep(backoff.pause().max(Duration::from_secs(1))).await;
         }
     }
@@ -109,7 +109,7 @@ async fn answers(
     while let Some(answer) = answers.message().await? {
         tap::configure(taps, &answer);
     }
-    Err(tonic::Status::unavailable("it has ended the stream"))
+    Err(tonic::Status::unavailable("the control plane ended the stream"))
 }
 
 fn reporter(proxy: &Proxy) -> Reporter {

@@ -34,7 +34,7 @@ pub fn configure(taps: &Taps, wire: &graph::Taps) {
     let read = wire.taps.iter().filter_map(|tap| match convert::tap::from_wire(tap) {
         Ok(tap) => Some(tap),
         Err(error) => {
-            warn!(%error, "a tap asks for what this proxy does not know, and is shown nothing");
+            warn!(%error, "a tap uses a filter that this proxy does not support; it gets nothing");
             None
         }
     });
@@ -177,7 +177,7 @@ impl OpenStream {
         }
         let call = tokio::spawn(async move {
             if let Err(why) = client.tapped(request).await {
-                debug!(%why, "the control plane takes no requests for taps");
+                debug!(%why, "the control plane does not support taps");
             }
         });
         Self { messages, call: call.abort_handle() }

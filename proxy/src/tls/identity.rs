@@ -402,7 +402,7 @@ fn parse_roots(
     let roots: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
     let roots = roots.map_err(|e| named(e.to_string()))?;
     if roots.is_empty() {
-        return Err(named("it holds no certificate in PEM".to_owned()));
+        return Err(named("it contains no PEM certificate".to_owned()));
     }
     Ok(roots)
 }
