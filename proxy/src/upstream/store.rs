@@ -20,8 +20,8 @@ use crate::base::sync::lock;
 use crate::observe::metrics::{HeldLabel, Label, Metrics};
 use crate::upstream::endpoint::Endpoints;
 
-/// Names held at one time, in names. Below the 10,000 that the control plane lets one proxy subscribe
-/// to, which count what every proxy asks for besides.
+/// Names held at one time. Below the 10,240 that the control plane lets one proxy subscribe to
+/// (`MAX_SUBSCRIPTIONS`), which include what every proxy subscribes to besides.
 pub const MAX_NAMES: usize = 9_900;
 /// Of those, how many of the least recently used make room at once: finding them is one look at all, so
 /// that a new name costs the same whatever is held.
