@@ -151,7 +151,7 @@ fn every_manifest_is_one() {
                 .filter(|line| {
                     line.contains("block.yaml") && !around.iter().any(|a| line.contains(a))
                 })
-                .chain(said.lines().filter(|line| line.contains("is not a field")))
+                .chain(said.lines().filter(|line| line.contains("unknown field")))
                 .collect();
             if !problems.is_empty() {
                 let place = format!("{}:{}", block.file.display(), block.line);

@@ -121,10 +121,7 @@ async fn upgrade(options: &Options) -> Result<(), String> {
         let (step, took) = result.map_err(|(step, why)| stopped(&step, &why, count, total))?;
         count += 1;
         let Some(took) = took else {
-            say(&format!(
-                "[{count}/{total}] {}: skipped: the pod has been replaced",
-                step.name()
-            ));
+            say(&format!("[{count}/{total}] {}: skipped: the pod has been replaced", step.name()));
             continue;
         };
         let seconds = took.as_secs_f64();

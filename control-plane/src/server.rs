@@ -67,9 +67,7 @@ const BACKLOG: u32 = 4096;
 /// Why the control plane could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    #[error(
-        "no source of configuration: set --kubernetes, or --manifests with a folder"
-    )]
+    #[error("no source of configuration: set --kubernetes, or --manifests with a folder")]
     NoSource,
     #[error("--kubernetes: {0}")]
     Kubernetes(#[from] ConnectError),

@@ -44,10 +44,7 @@ fn one_port_that_does_not_accept_hides_no_other() {
         said.starts_with("ready\nlive: yes\nconfigured: yes\nregistered: yes, as bank.web"),
         "{said}"
     );
-    assert!(
-        said.contains("\nendpoint: yes, on other ports; ") && said.contains(&closed),
-        "{said}"
-    );
+    assert!(said.contains("\nendpoint: yes, on other ports; ") && said.contains(&closed), "{said}");
     web.wait_log(&[
         "the app accepts no connections on a port of --app-port",
         &local(late).to_string(),
@@ -67,7 +64,7 @@ fn an_app_that_does_not_listen_is_said_to_be_away_and_since_when() {
     let (account, port_flag) = (["--service-account", "web"], format!("{port}=h1:main"));
     let flags = [&account[..], &["--token-file", &token, "--app-port", &port_flag]].concat();
     let web = Proxy::start(&plane, "web", &flags);
-    let away = format!("endpoint: no, the app accepts no connectionss at {} (for ", local(port));
+    let away = format!("endpoint: no, the app accepts no connections at {} (for ", local(port));
     eventually("it says so", || ready(&web).contains(&away));
     let caller = Proxy::caller(&plane, &[]);
     let none = "registered: no, there is no --app-port, so this proxy only makes calls\n";

@@ -36,13 +36,11 @@ pub(super) fn analyze(analysis: &mut Analysis<'_>) {
 fn fruitless(analysis: &mut Analysis<'_>, route: &Route, i: usize, rule: &HttpRule) {
     let answers = rule.filters.iter().any(|filter| matches!(filter, Filter::Redirect(_)));
     if rule.backends.is_empty() && !answers {
-        let text =
-            format!("spec.rules[{i}]: has no backendRefs, so every request gets 500");
+        let text = format!("spec.rules[{i}]: has no backendRefs, so every request gets 500");
         analysis.warn(&route.id, text);
     } else if !rule.backends.is_empty() && rule.backends.iter().all(weightless) {
-        let text = format!(
-            "spec.rules[{i}].backendRefs: every weight is 0, so every request gets 500"
-        );
+        let text =
+            format!("spec.rules[{i}].backendRefs: every weight is 0, so every request gets 500");
         analysis.warn(&route.id, text);
     }
     for (k, filter) in rule.filters.iter().enumerate() {

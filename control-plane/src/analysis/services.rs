@@ -47,9 +47,7 @@ fn unserved(analysis: &Analysis<'_>, service: &Service) -> Vec<String> {
             TargetPort::Number(number) => number.to_string(),
             TargetPort::Name(name) => format!("{name:?}"),
         };
-        format!(
-            "spec.ports[{i}].targetPort: no selected workload has a port {target}"
-        )
+        format!("spec.ports[{i}].targetPort: no selected workload has a port {target}")
     };
     ports.map(text).collect()
 }

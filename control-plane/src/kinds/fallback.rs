@@ -45,8 +45,8 @@ pub struct TrafficHedgeP95 {
 ))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TrafficCache {
-    /// How long a stored response is served; its own Cache-Control can only shorten this. `0s`: it is stored for
-    /// `fallbacks` only. Example: `5s`.
+    /// How long a stored response is served; its own `Cache-Control` and `Expires` can only shorten this. `0s`: it is
+    /// stored for `fallbacks` only. Example: `5s`.
     #[schemars(transform = duration(&bounds::KEPT))]
     pub ttl: String,
     /// How long after that the fallback `cached` may serve it instead of a failure. Example: `10m`.

@@ -149,9 +149,7 @@ const CASES: &[Case] = &[
     warning(
         "a field beside spec",
         "apiVersion: v1\nkind: Service\nmetadata: {name: s, namespace: bank}\nspec: {selector: {app: orders}, ports: [{port: 80, targetPort: 8080}]}\nports: []\n",
-        &[
-            "case.yaml:5: Service bank/s: ports: unknown field of Service, ignored",
-        ],
+        &["case.yaml:5: Service bank/s: ports: unknown field of Service, ignored"],
     ),
     warning(
         "a field of a workload's port",
@@ -352,9 +350,7 @@ const CASES: &[Case] = &[
     warning(
         "a fault for callers that nobody is",
         "apiVersion: outrigger.dev/v1alpha1\nkind: FaultInjection\nmetadata: {name: f, namespace: bank}\nspec:\n  targetRefs: [{kind: Service, name: orders}]\n  from: [{namespace: bank, serviceAccount: wbe}]\n  percent: 10\n  fault: {delay: {fixed: 200ms}}\n  start: \"2199-11-22T10:00:00Z\"\n  end: \"2199-11-22T10:30:00Z\"\n",
-        &[
-            "case.yaml:6: FaultInjection bank/f: spec.from[0]: no known workload runs as bank/wbe",
-        ],
+        &["case.yaml:6: FaultInjection bank/f: spec.from[0]: no known workload runs as bank/wbe"],
     ),
     warning(
         "an object without a namespace among others",

@@ -156,7 +156,7 @@ fn a_policy_that_never_was_right_lets_nobody_in_to_what_it_is_for() {
         let statuses = status::objects(&view, &problems);
         let said = statuses.iter().filter(|status| !status.accepted.status);
         let said: Vec<_> = said.flat_map(|status| &status.accepted.problems).collect();
-        assert!(said.iter().any(|problem| problem.contains("nobody may call")), "{text}: {said:?}");
+        assert!(said.iter().any(|problem| problem.contains("all calls to")), "{text}: {said:?}");
         drop(view);
         // A good version, or none at all, and it is over.
         reading.write("policy.yaml", &policy("{}"));
@@ -243,7 +243,7 @@ fn check_fails_on_a_policy_that_is_not_in_force() {
     {
         let (success, said) = check(&broken);
         assert!(!success, "{said}");
-        assert!(said.contains("nobody may call any workload of namespace bank"), "{said}");
+        assert!(said.contains("all calls to any workload of namespace bank are denied"), "{said}");
     }
 }
 

@@ -146,10 +146,7 @@ fn every_bound_of_a_traffic_policy() {
             ("healthCheck: {tcp: {}, path: /}", ".healthCheck.path: unknown field"),
             ("slowStart: {}", ".slowStart.window: is missing"),
             ("slowStart: {window: 999ms}", ".slowStart.window: 999ms must be between 1s and 3600s"),
-            (
-                "slowStart: {window: 1s, aggression: 1}",
-                ".slowStart.aggression: unknown field",
-            ),
+            ("slowStart: {window: 1s, aggression: 1}", ".slowStart.aggression: unknown field"),
             ("panicThreshold: 101", ".panicThreshold: 101 must be between 0 and 100"),
             (
                 "zonePreference: {minHealthyPercent: 0}",
@@ -358,7 +355,7 @@ fn every_bound_of_a_traffic_policy() {
             ("cache: {}", ".cache.ttl: is missing"),
             ("cache: {ttl: soon}", ".cache.ttl: \"soon\" is not a duration"),
             ("cache: {ttl: 25h}", ".cache.ttl: 90000s must be between 0ns and 86400s"),
-            ("cache: {ttl: 0s}", ".cache: keeps nothing"),
+            ("cache: {ttl: 0s}", ".cache: stores nothing"),
             ("cache: {ttl: 1s, staleOnError: 25h}", ".cache.staleOnError: 90000s must be between"),
             ("cache: {ttl: 1s, maxEntryBytes: 0}", ".cache.maxEntryBytes: 0 must be between 1 and"),
             (
@@ -456,10 +453,7 @@ fn every_bound_of_a_server_policy() {
             "concurrency: {adaptive: {algorithm: Gradient, min: 5, max: 4}}".to_owned(),
             ".concurrency.adaptive.max: 4 is less than min, which is 5",
         ),
-        (
-            "concurrency: {static: 1, queue: 1}".to_owned(),
-            ".concurrency.queue: unknown field",
-        ),
+        ("concurrency: {static: 1, queue: 1}".to_owned(), ".concurrency.queue: unknown field"),
         ("priority: Critical".to_owned(), ".priority: unknown field"),
     ];
     let cases: Vec<_> = cases.iter().map(|(spec, want)| (spec.as_str(), *want)).collect();
@@ -614,7 +608,7 @@ fn every_bound_of_target_refs() {
             let separator = if spec.is_empty() { "" } else { ", " };
             check(kind, &[(&format!("{section}{separator}{spec}"), want)]);
         }
-        check(kind, &[(ORDERS, ": says nothing about")]);
+        check(kind, &[(ORDERS, ": has no section")]);
     }
     let external = |rest: &str| format!("maxVisits: 2, targetRefs: [{{{rest}}}]");
     let group = "group: outrigger.dev, kind: ExternalService, name";

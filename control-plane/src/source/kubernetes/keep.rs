@@ -287,10 +287,7 @@ impl Keeper {
         }
         let is_done = missing.is_empty();
         if is_done {
-            tracing::info!(
-                objects = self.known.len(),
-                "all objects of the cluster are in force"
-            );
+            tracing::info!(objects = self.known.len(), "all objects of the cluster are in force");
         }
         self.synced.send_replace(SyncState { is_done, missing });
     }

@@ -31,7 +31,10 @@ impl PortRules {
         address: IpAddr,
     ) -> Result<(), Refusal> {
         if self.tokens.required() {
-            return Err(Refusal::new(Reason::TokenMissing, "an opaque stream cannot carry a token"));
+            return Err(Refusal::new(
+                Reason::TokenMissing,
+                "an opaque stream cannot carry a token",
+            ));
         }
         decide(worker, self.access.decide(&facts(caller, address)), caller)
     }
