@@ -23,6 +23,15 @@ pub enum Case {
     Policies,
     TlsH1,
     TlsGrpc,
+    /// One proxy and a long answer.
+    H1Mib,
+    /// The pair with TLS and long answers or requests; those on HTTP/2 are the gRPC pair's.
+    TlsH1Kib64,
+    TlsH1Mib,
+    TlsH1Upload,
+    TlsH2Kib64,
+    TlsH2Mib,
+    TlsH2Upload,
     /// Full handshakes against the inbound proxy of the pair with TLS.
     Handshake,
     /// The same, resumed.
@@ -97,6 +106,14 @@ impl Peer {
     }
 }
 
+/// Long bodies, in bytes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Payload {
+    Small,
+    Answer(usize),
+    Request(usize),
+}
+
 /// How many proxies stand in the way, and what they speak.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Setup {
@@ -109,7 +126,7 @@ enum Setup {
 }
 
 impl Case {
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 19] = [
         Self::H1,
         Self::H2,
         Self::Grpc,
@@ -119,6 +136,13 @@ impl Case {
         Self::Policies,
         Self::TlsH1,
         Self::TlsGrpc,
+        Self::H1Mib,
+        Self::TlsH1Kib64,
+        Self::TlsH1Mib,
+        Self::TlsH1Upload,
+        Self::TlsH2Kib64,
+        Self::TlsH2Mib,
+        Self::TlsH2Upload,
         Self::Handshake,
         Self::Resumption,
         Self::ControlPlane,
@@ -135,6 +159,13 @@ impl Case {
             Self::Policies => "policies",
             Self::TlsH1 => "mTLS HTTP/1.1",
             Self::TlsGrpc => "mTLS gRPC",
+            Self::H1Mib => "HTTP/1.1 1 MiB",
+            Self::TlsH1Kib64 => "mTLS HTTP/1.1 64 KiB",
+            Self::TlsH1Mib => "mTLS HTTP/1.1 1 MiB",
+            Self::TlsH1Upload => "mTLS HTTP/1.1 upload of 1 MiB",
+            Self::TlsH2Kib64 => "mTLS HTTP/2 64 KiB",
+            Self::TlsH2Mib => "mTLS HTTP/2 1 MiB",
+            Self::TlsH2Upload => "mTLS HTTP/2 upload of 1 MiB",
             Self::Handshake => "handshake",
             Self::Resumption => "resumption",
             Self::ControlPlane => "control-plane",
@@ -150,9 +181,16 @@ impl Case {
 
     fn setup(self) -> Setup {
         match self {
-            Self::H1 | Self::H2 | Self::Grpc | Self::Tcp => Setup::Single,
+            Self::H1 | Self::H2 | Self::Grpc | Self::Tcp | Self::H1Mib => Setup::Single,
             Self::PairH1 | Self::PairGrpc | Self::Policies => Setup::Pair,
-            Self::TlsH1 | Self::TlsGrpc => Setup::TlsPair,
+            Self::TlsH1
+            | Self::TlsGrpc
+            | Self::TlsH1Kib64
+            | Self::TlsH1Mib
+            | Self::TlsH1Upload
+            | Self::TlsH2Kib64
+            | Self::TlsH2Mib
+            | Self::TlsH2Upload => Setup::TlsPair,
             Self::Handshake | Self::Resumption => Setup::TlsInbound,
             Self::ControlPlane => Setup::None,
         }
@@ -177,8 +215,10 @@ impl Case {
     pub fn kind(self) -> &'static str {
         match self {
             Self::H1 | Self::PairH1 | Self::Policies | Self::TlsH1 => "h1",
+            Self::H1Mib | Self::TlsH1Kib64 | Self::TlsH1Mib | Self::TlsH1Upload => "h1",
             Self::H2 => "h2",
             Self::Grpc | Self::PairGrpc | Self::TlsGrpc => "grpc",
+            Self::TlsH2Kib64 | Self::TlsH2Mib | Self::TlsH2Upload => "grpc",
             Self::Tcp => "tcp",
             Self::Handshake => "full",
             Self::Resumption => "resumed",
@@ -196,7 +236,17 @@ impl Case {
             // Both proxies share a processor, and at twice this rate Envoy's fill it.
             Self::PairH1 | Self::TlsH1 => Some(2_500),
             Self::PairGrpc | Self::TlsGrpc => Some(2_000),
-            Self::Policies | Self::Handshake | Self::Resumption | Self::ControlPlane => None,
+            _ => None,
+        }
+    }
+
+    /// What its requests and answers carry.
+    pub fn payload(self) -> Payload {
+        match self {
+            Self::TlsH1Kib64 | Self::TlsH2Kib64 => Payload::Answer(64 * 1024),
+            Self::H1Mib | Self::TlsH1Mib | Self::TlsH2Mib => Payload::Answer(1024 * 1024),
+            Self::TlsH1Upload | Self::TlsH2Upload => Payload::Request(1024 * 1024),
+            _ => Payload::Small,
         }
     }
 }

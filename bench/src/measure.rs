@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use crate::Failure;
-use crate::case::Case;
+use crate::case::{Case, Payload};
 use crate::handshakes;
 use crate::peers::{OTHER_CPU, Places};
 
@@ -69,12 +69,15 @@ pub fn saturate(
     let mut command = Command::new("taskset");
     command.args(["-c", OTHER_CPU]);
     let whole = seconds.ceil().to_string();
-    match kind {
-        "h1" => {
+    match (kind, case.payload()) {
+        (_, payload @ (Payload::Answer(_) | Payload::Request(_))) => {
+            long_bodies(&mut command, places, (kind, payload), port, &whole)?;
+        }
+        ("h1", _) => {
             command.args(["wrk", "-t1", "-c", connections, "-d", &whole]);
             command.arg(format!("http://127.0.0.1:{port}/bench"));
         }
-        "h2" | "grpc" => {
+        ("h2" | "grpc", _) => {
             command.args(["h2load", "-c", connections, "-m32", "-D", &whole]);
             if kind == "grpc" {
                 let message = places.work.join("grpc.bin");
@@ -84,7 +87,7 @@ pub fn saturate(
             }
             command.arg(format!("http://127.0.0.1:{port}/bench.Bench/Call"));
         }
-        "full" | "resumed" => {
+        ("full" | "resumed", _) => {
             command.arg(places.bin.join("handshakes")).args(handshakes::arguments(places, port));
             command.args(["--kind", kind, "--connections", HANDSHAKES]);
             command.args(["--seconds", &seconds.to_string()]);
@@ -109,6 +112,41 @@ pub fn saturate(
         format!("the caller said nothing useful:\n{text}{}", String::from_utf8_lossy(&out.stderr))
     })?;
     Ok(sample(requests, errors, elapsed, used, [0; 3]))
+}
+
+/// A few connections at a time: what is measured is bytes, not how many wait.
+fn long_bodies(
+    command: &mut Command,
+    places: &Places,
+    (kind, payload): (&str, Payload),
+    port: u16,
+    seconds: &str,
+) -> Result<(), Failure> {
+    let url = |path: &str| format!("http://127.0.0.1:{port}{path}");
+    match (kind, payload) {
+        ("h1", Payload::Answer(bytes)) => {
+            command.args(["wrk", "-t1", "-c8", "-d", seconds]).arg(url(&format!("/bytes/{bytes}")));
+        }
+        ("h1", Payload::Request(bytes)) => {
+            let script = places.work.join("upload.lua");
+            let says = format!("wrk.method = 'POST'\nwrk.body = string.rep('x', {bytes})\n");
+            fs::write(&script, says)?;
+            command.args(["wrk", "-t1", "-c8", "-d", seconds, "-s"]).arg(script).arg(url("/bench"));
+        }
+        (_, payload) => {
+            let body = match payload {
+                Payload::Answer(bytes) => format!("bytes={bytes}").into_bytes(),
+                Payload::Request(bytes) => vec![b'x'; bytes],
+                Payload::Small => Vec::new(),
+            };
+            let file = places.work.join("body.bin");
+            fs::write(&file, body)?;
+            // Windows that do not make the caller the bottleneck.
+            command.args(["h2load", "-c4", "-m2", "-w24", "-W26", "-D", seconds, "-d"]);
+            command.arg(file).arg(url("/bench.Bench/Call"));
+        }
+    }
+    Ok(())
 }
 
 /// A fixed number of requests per second, whatever the answers do.

@@ -53,7 +53,10 @@ const fn floor_bound(case: Case) -> Bound {
 
 /// The promises that the bench checks.
 pub const BOUNDS: &[Bound] = &{
-    use Case::{Grpc, H1, H2, Handshake, PairH1, Policies, Resumption, Tcp, TlsGrpc, TlsH1};
+    use Case::{
+        Grpc, H1, H1Mib, H2, Handshake, PairH1, Policies, Resumption, Tcp, TlsGrpc, TlsH1,
+        TlsH1Kib64, TlsH1Mib, TlsH1Upload, TlsH2Kib64, TlsH2Mib, TlsH2Upload,
+    };
     use Drive::{FixedRate, Saturated};
     use Figure::{Cpu, P99};
     use Peer::{Envoy, Floor, Outrigger};
@@ -85,6 +88,13 @@ pub const BOUNDS: &[Bound] = &{
         bound(TlsGrpc, FixedRate, Cpu, Envoy, 0.65),
         bound(TlsH1, FixedRate, P99, Envoy, 0.50),
         bound(TlsGrpc, FixedRate, P99, Envoy, 0.80),
+        bound(H1Mib, Saturated, Cpu, Envoy, 0.80),
+        bound(TlsH1Kib64, Saturated, Cpu, Envoy, 0.55),
+        bound(TlsH1Mib, Saturated, Cpu, Envoy, 0.75),
+        bound(TlsH1Upload, Saturated, Cpu, Envoy, 0.75),
+        bound(TlsH2Kib64, Saturated, Cpu, Envoy, 0.75),
+        bound(TlsH2Mib, Saturated, Cpu, Envoy, 0.85),
+        bound(TlsH2Upload, Saturated, Cpu, Envoy, 0.85),
         // At least 0.9 of the handshakes per second of a full processor.
         bound(Handshake, Saturated, Cpu, Envoy, 1.0 / 0.9),
         Bound { against_case: Handshake, ..bound(Resumption, Saturated, Cpu, Outrigger, 0.65) },
@@ -173,7 +183,7 @@ pub fn table(runs: &[Run]) -> String {
     let mut out = String::new();
     let _ = writeln!(
         out,
-        "{:<14} {:<11} {:<10} {:>9} {:>8} {:>6} {:>8} {:>8} {:>9}",
+        "{:<29} {:<11} {:<10} {:>9} {:>8} {:>6} {:>8} {:>8} {:>9}",
         "case", "drive", "proxy", "req/s", "CPU us", "busy", "p50 us", "p99 us", "p99.9 us"
     );
     for (case, drive, peer) in groups(runs) {
@@ -195,7 +205,7 @@ pub fn table(runs: &[Run]) -> String {
         };
         let _ = writeln!(
             out,
-            "{:<14} {:<11} {:<10} {:>9.0} {:>8.1} {:>5.0}% {:>8} {:>8} {:>9}",
+            "{:<29} {:<11} {:<10} {:>9.0} {:>8.1} {:>5.0}% {:>8} {:>8} {:>9}",
             case.name(),
             drive_name,
             peer.name(),

@@ -2,6 +2,9 @@
 //! measured: canned answers to HTTP/1.1, HTTP/2 and gRPC, and an echo of bytes.
 //!
 //! `backend h1|h2|grpc|tcp LISTEN`
+//!
+//! An answer of another length is asked for by the path `/bytes/N` on HTTP/1.1, and by a body `bytes=N` on HTTP/2,
+//! where heads are not decoded. Longer bodies of requests are read and thrown away.
 
 use std::collections::HashMap;
 use std::error::Error;
@@ -40,32 +43,67 @@ fn main() -> Result<(), Failure> {
     })
 }
 
-/// Answers each request head; requests have no bodies.
+/// Bytes of long answers.
+static LONG: [u8; 256 * 1024] = [b'x'; 256 * 1024];
+
+/// Answers each request.
 async fn http1(mut stream: TcpStream) -> Result<(), Failure> {
-    let mut answer = format!(
-        "HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-length: {}\r\n\r\n",
-        BODY.len()
-    )
-    .into_bytes();
-    answer.extend_from_slice(BODY);
+    let head = |length: usize| {
+        format!("HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-length: {length}\r\n\r\n")
+            .into_bytes()
+    };
+    let answer = [&head(BODY.len())[..], BODY].concat();
     let mut read = BytesMut::with_capacity(8 * 1024);
-    let mut out = Vec::new();
+    let (mut out, mut skip) = (Vec::new(), 0);
     while stream.read_buf(&mut read).await? > 0 {
         out.clear();
-        while let Some(at) = read.windows(4).position(|w| w == END_OF_HEAD) {
-            let _ = read.split_to(at + 4);
-            out.extend_from_slice(&answer);
+        loop {
+            let body = read.len().min(skip);
+            let _ = read.split_to(body);
+            skip -= body;
+            if skip > 0 {
+                break;
+            }
+            let Some(at) = read.windows(4).position(|w| w == END_OF_HEAD) else { break };
+            let asked = read.split_to(at + 4);
+            skip = number_after(&asked, b"content-length: ").unwrap_or(0);
+            match number_after(&asked, b"GET /bytes/") {
+                None => out.extend_from_slice(&answer),
+                Some(length) => {
+                    out.extend_from_slice(&head(length));
+                    stream.write_all(&out).await?;
+                    out.clear();
+                    long(&mut stream, length).await?;
+                }
+            }
         }
         stream.write_all(&out).await?;
-        read.reserve(4 * 1024);
+        read.reserve(if skip > 0 { LONG.len() } else { 4 * 1024 });
     }
     Ok(())
+}
+
+async fn long(stream: &mut TcpStream, mut left: usize) -> Result<(), Failure> {
+    while left > 0 {
+        let part = left.min(LONG.len());
+        stream.write_all(&LONG[..part]).await?;
+        left -= part;
+    }
+    Ok(())
+}
+
+/// The digits behind `name`.
+fn number_after(text: &[u8], name: &[u8]) -> Option<usize> {
+    let at = text.windows(name.len()).position(|part| part == name)? + name.len();
+    let digits = text[at..].split(|byte| !byte.is_ascii_digit()).next()?;
+    std::str::from_utf8(digits).ok()?.parse().ok()
 }
 
 /// Frame types and flags of RFC 9113, section 6.
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
 const SETTINGS: u8 = 4;
+const RST_STREAM: u8 = 3;
 const PING: u8 = 6;
 const WINDOW_UPDATE: u8 = 8;
 const END_STREAM: u8 = 1;
@@ -81,7 +119,7 @@ const HEADER_TABLE_SIZE: [u8; 2] = [0, 1];
 const TABLE: u32 = 4_096;
 
 /// HTTP/2 as bare frames: answers are the same bytes but for the stream's number, so nothing of the
-/// request is decoded. Answers stay far below any window.
+/// request is decoded. Answers that nobody asked to be long stay far below any window.
 async fn http2(mut stream: TcpStream, grpc: bool) -> Result<(), Failure> {
     let mut read = BytesMut::with_capacity(64 * 1024);
     while read.len() < PREFACE.len() {
@@ -96,7 +134,8 @@ async fn http2(mut stream: TcpStream, grpc: bool) -> Result<(), Failure> {
     // SETTINGS_MAX_CONCURRENT_STREAMS.
     frame(&mut out, SETTINGS, 0, 0, &[0, 3, 0, 0, 3, 232]);
     let mut answers = Answers::new(grpc);
-    let (mut unfinished, mut received) = (HashMap::new(), 0);
+    let (mut unfinished, mut received) = (HashMap::<u32, Asked>::new(), 0);
+    let mut windows = Windows::default();
     loop {
         while read.len() >= FRAME_HEAD {
             let length =
@@ -111,22 +150,49 @@ async fn http2(mut stream: TcpStream, grpc: bool) -> Result<(), Failure> {
             match kind {
                 SETTINGS if flags & ACK == 0 => {
                     answers.settings(body);
+                    windows.settings(body);
                     frame(&mut out, SETTINGS, ACK, 0, &[]);
                 }
                 PING if flags & ACK == 0 => frame(&mut out, PING, ACK, 0, body),
                 DATA => {
                     received += length;
-                    *unfinished.entry(id).or_insert(0) += length;
+                    let asked = unfinished.entry(id).or_default();
+                    asked.got += length;
+                    asked.unopened += length;
+                    if length < GRPC_LEN {
+                        asked.answer = number_after(body, b"bytes=");
+                    }
+                    if asked.unopened >= WINDOW_STEP && flags & END_STREAM == 0 {
+                        let opened = u32::try_from(asked.unopened)?.to_be_bytes();
+                        frame(&mut out, WINDOW_UPDATE, 0, id, &opened);
+                        asked.unopened = 0;
+                    }
                 }
+                WINDOW_UPDATE if body.len() == 4 => {
+                    let more = u32::from_be_bytes([body[0], body[1], body[2], body[3]]);
+                    windows.open(id, i64::from(more & 0x7fff_ffff));
+                }
+                RST_STREAM => windows.end(id),
                 _ => {}
             }
             if matches!(kind, HEADERS | DATA) && flags & END_STREAM != 0 {
-                let got = unfinished.remove(&id).unwrap_or(0);
-                if got != if grpc { GRPC_LEN } else { 0 } {
-                    return Err("a request of the wrong length".into());
+                let asked = unfinished.remove(&id).unwrap_or_default();
+                match asked.answer {
+                    Some(length) => {
+                        answers.head(&mut out, id, false);
+                        windows.begin(id, length);
+                    }
+                    None if asked.got == if grpc { GRPC_LEN } else { 0 }
+                        || asked.got >= WINDOW_STEP =>
+                    {
+                        answers.write(&mut out, id);
+                    }
+                    None => return Err("a request of the wrong length".into()),
                 }
-                answers.write(&mut out, id);
             }
+        }
+        for id in windows.write(&mut out) {
+            answers.end(&mut out, id);
         }
         if received >= WINDOW_STEP {
             let opened = u32::try_from(received)?.to_be_bytes();
@@ -135,10 +201,103 @@ async fn http2(mut stream: TcpStream, grpc: bool) -> Result<(), Failure> {
         }
         stream.write_all(&out).await?;
         out.clear();
-        read.reserve(16 * 1024);
+        // Before the peer is waited for: what there is room for goes on.
+        if windows.can_write() {
+            continue;
+        }
+        read.reserve(64 * 1024);
         if stream.read_buf(&mut read).await? == 0 {
             return Ok(());
         }
+    }
+}
+
+/// A request of which more comes.
+#[derive(Default)]
+struct Asked {
+    got: usize,
+    /// Bytes for which the stream's window was not opened again yet.
+    unopened: usize,
+    /// The length that the answer shall have.
+    answer: Option<usize>,
+}
+
+/// Long answers, within the peer's windows (RFC 9113, section 5.2).
+struct Windows {
+    connection: i64,
+    /// Of each new stream.
+    initial: i64,
+    max_frame: usize,
+    streams: HashMap<u32, (i64, usize)>,
+}
+
+impl Default for Windows {
+    fn default() -> Self {
+        Self { connection: 65_535, initial: 65_535, max_frame: 16_384, streams: HashMap::new() }
+    }
+}
+
+impl Windows {
+    /// Bytes that are written before the peer is looked at again.
+    const BATCH: usize = 256 * 1024;
+
+    fn settings(&mut self, body: &[u8]) {
+        for setting in body.chunks_exact(6) {
+            let value = u32::from_be_bytes([setting[2], setting[3], setting[4], setting[5]]);
+            match setting[..2] {
+                [0, 4] => {
+                    let more = i64::from(value) - self.initial;
+                    self.streams.values_mut().for_each(|(window, _)| *window += more);
+                    self.initial = i64::from(value);
+                }
+                [0, 5] => self.max_frame = value as usize,
+                _ => {}
+            }
+        }
+    }
+
+    fn begin(&mut self, id: u32, length: usize) {
+        self.streams.insert(id, (self.initial, length));
+    }
+
+    fn end(&mut self, id: u32) {
+        self.streams.remove(&id);
+    }
+
+    fn open(&mut self, id: u32, more: i64) {
+        match self.streams.get_mut(&id) {
+            Some((window, _)) => *window += more,
+            None if id == 0 => self.connection += more,
+            None => {}
+        }
+    }
+
+    fn can_write(&self) -> bool {
+        self.connection > 0 && self.streams.values().any(|(window, _)| *window > 0)
+    }
+
+    /// A frame of each stream in turn; gives those whose last byte was written.
+    fn write(&mut self, out: &mut Vec<u8>) -> Vec<u32> {
+        let mut ended = Vec::new();
+        while self.can_write() && out.len() < Self::BATCH {
+            for (id, (window, left)) in &mut self.streams {
+                let room = (*window).min(self.connection).max(0) as usize;
+                let part = room.min(*left).min(self.max_frame).min(LONG.len());
+                if part > 0 {
+                    frame(out, DATA, 0, *id, &LONG[..part]);
+                    *window -= part as i64;
+                    self.connection -= part as i64;
+                    *left -= part;
+                }
+                if *left == 0 {
+                    ended.push(*id);
+                }
+            }
+            for id in &ended {
+                self.streams.remove(id);
+            }
+        }
+        ended
     }
 }
 
@@ -150,6 +309,10 @@ struct Answers {
     indexed: bool,
     body: Vec<u8>,
 }
+
+const TRAILERS: [(&str, &str); 1] = [("grpc-status", "0")];
+/// Where the field that was kept last is.
+const LATEST: u8 = 62;
 
 impl Answers {
     fn new(grpc: bool) -> Self {
@@ -167,7 +330,21 @@ impl Answers {
         }
     }
 
+    /// A whole answer. Fields that are kept count from 62 on, the latest first; the trailers' came last.
     fn write(&mut self, out: &mut Vec<u8>, id: u32) {
+        self.head(out, id, self.indexes);
+        let end = if self.grpc { 0 } else { END_STREAM };
+        frame(out, DATA, end, id, &self.body);
+        if self.grpc {
+            let mut block = Vec::new();
+            self.fields(&mut block, &TRAILERS, LATEST, self.indexes);
+            frame(out, HEADERS, END_HEADERS | END_STREAM, id, &block);
+        }
+        self.indexed = self.indexes;
+    }
+
+    /// `keep`: the peer shall keep its fields. Not those of answers that overlap, whose order is not known.
+    fn head(&self, out: &mut Vec<u8>, id: u32, keep: bool) {
         let kind = if self.grpc { "application/grpc" } else { "text/plain" };
         let head = [
             ("server", "backend"),
@@ -176,32 +353,29 @@ impl Answers {
             ("date", "Sun, 01 Mar 2026 12:00:00 GMT"),
             ("last-modified", "Sun, 01 Mar 2026 11:00:00 GMT"),
         ];
-        let trailers = [("grpc-status", "0")];
-        // Fields that are kept count from 62 on, the latest first; the trailers' came last.
-        let latest = 62;
-        let before = u8::from(self.grpc) + latest;
         // `:status: 200` of the static table.
         let mut block = vec![0x88];
-        self.fields(&mut block, &head, before);
+        self.fields(&mut block, &head, u8::from(self.grpc) + LATEST, keep);
         frame(out, HEADERS, END_HEADERS, id, &block);
-        let end = if self.grpc { 0 } else { END_STREAM };
-        frame(out, DATA, end, id, &self.body);
-        if self.grpc {
-            block.clear();
-            self.fields(&mut block, &trailers, latest);
-            frame(out, HEADERS, END_HEADERS | END_STREAM, id, &block);
+    }
+
+    fn end(&self, out: &mut Vec<u8>, id: u32) {
+        if !self.grpc {
+            return frame(out, DATA, END_STREAM, id, &[]);
         }
-        self.indexed = self.indexes;
+        let mut block = Vec::new();
+        self.fields(&mut block, &TRAILERS, LATEST, false);
+        frame(out, HEADERS, END_HEADERS | END_STREAM, id, &block);
     }
 
     /// `last`: where the last of them is in the peer's table, once it has them.
-    fn fields(&self, block: &mut Vec<u8>, fields: &[(&str, &str)], last: u8) {
+    fn fields(&self, block: &mut Vec<u8>, fields: &[(&str, &str)], last: u8, keep: bool) {
         for ((name, value), after) in fields.iter().zip((0..fields.len() as u8).rev()) {
             if self.indexed {
                 block.push(0x80 | (last + after));
                 continue;
             }
-            block.push(if self.indexes { 0x40 } else { 0 });
+            block.push(if keep { 0x40 } else { 0 });
             for text in [name, value] {
                 block.push(text.len() as u8);
                 block.extend_from_slice(text.as_bytes());
