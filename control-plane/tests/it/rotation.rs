@@ -264,7 +264,9 @@ async fn an_issuing_certificate_of_the_user_is_followed() {
     mesh.admin_until("/identity", |page| page["issuing_root"] == two_id).await;
     files.write("root.pem", &two.root);
     let held = |page: &serde_json::Value| {
-        page["held"].as_str().is_some_and(|held| held.contains("stays for now: the newest certificate of bank.orders-1"))
+        page["held"].as_str().is_some_and(|held| {
+            held.contains("stays for now: the newest certificate of bank.orders-1")
+        })
     };
     mesh.admin_until("/identity", held).await;
     client.roots = client.roots_of(&mesh);

@@ -8,6 +8,10 @@ use crate::base::settings::Settings;
 /// What one stalled stream may hold; the same on both sides of a hop.
 const STREAM_WINDOW: u32 = 256 * 1024;
 
+/// Bytes of a frame on a hop and of what upstreams may send (RFC 9113 section 4.2): long bodies go in few pieces,
+/// each with its header, its record and its turn, and still no small stream waits for longer than one of them takes.
+pub const MAX_FRAME: u32 = 64 * 1024;
+
 /// Streams of one hop connection, whatever --max-streams says of others.
 const HOP_STREAMS: u32 = 256;
 
@@ -36,7 +40,7 @@ impl Builders {
             .max_header_size(settings.max_header_bytes as usize)
             .max_buf_size((settings.max_header_bytes as usize).max(H1_BUFFER) + H1_BUFFER);
         let mut h2_hop = h2_builder(settings, HOP_STREAMS);
-        h2_hop.max_pending_accept_reset_streams(HOP_RESETS);
+        h2_hop.max_pending_accept_reset_streams(HOP_RESETS).max_frame_size(MAX_FRAME);
         let mut h1_cased = h1.clone();
         h1_cased.preserve_header_case(true);
         Self { h1, h1_cased, h2: h2_builder(settings, settings.max_streams), h2_hop }
