@@ -44,7 +44,7 @@ fn short() {
     let handshakes = mesh.web.count(HANDSHAKES, &["inbound"]);
     assert!(handshakes >= 3.0, "connections were drained and made anew: {handshakes}");
     let log = mesh.plane.process().log();
-    assert!(!log.contains("do two proxies share a name"), "{log}");
+    assert!(!log.contains("superseded by another stream of this proxy"), "{log}");
 }
 
 fn long(length: Duration) {

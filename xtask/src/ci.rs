@@ -32,6 +32,12 @@ pub(crate) fn run() -> ExitCode {
             let clippy = ["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"];
             cargo(&clippy, &[]).into()
         }),
+        // Behind features, so that nothing else builds them.
+        timed("clippy of the fuzz targets", || {
+            let targets =
+                ["-p", "outrigger-fuzz", "--all-targets", "--features", "proxy,control-plane"];
+            cargo(&[&["clippy"], &targets[..], &["--", "-D", "warnings"]].concat(), &[]).into()
+        }),
         timed("tidy", || (tidy::run() == ExitCode::SUCCESS).into()),
         timed("codegen", || {
             (codegen::run(&codegen::Options { check: true }) == ExitCode::SUCCESS).into()

@@ -196,6 +196,8 @@ pub(super) fn inbound(value: &Inbound) -> Fitted {
     let mut bare = value.clone();
     for port in &mut bare.ports {
         (port.access, port.server) = (Some(nobody()), None);
+        // Who may call is worth more than what calls are counted as.
+        port.services.truncate(1);
     }
     let mut fitted = bare.clone();
     for (i, port) in value.ports.iter().enumerate() {

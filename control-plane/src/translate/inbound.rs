@@ -8,6 +8,10 @@ use super::{access_policy, effective};
 use crate::index::{Index, PortId};
 use crate::object::Workload;
 
+/// Services that a port is told of. Anyone who may make Services may make many of one port; calls of the others count
+/// under the first.
+const MAX_SERVICES: usize = 16;
+
 /// `None` when there is no such workload.
 pub fn build(index: &Index, uid: &str) -> Option<Inbound> {
     let workload = index.workload(uid)?;
@@ -27,7 +31,9 @@ pub fn build(index: &Index, uid: &str) -> Option<Inbound> {
             if inbound.services.is_empty() && service_port.protocol != Protocol::Detect {
                 inbound.protocol = service_port.protocol;
             }
-            inbound.services.push(PortId::new(id, service_port.port).destination());
+            if inbound.services.len() < MAX_SERVICES {
+                inbound.services.push(PortId::new(id, service_port.port).destination());
+            }
         }
     }
     Some(Inbound {

@@ -12,6 +12,7 @@ use outrigger_control_plane::source::manifests::Folder;
 use outrigger_control_plane::status;
 use outrigger_control_plane::translate::{destination, inbound};
 use outrigger_core::config::MeshSettings;
+use outrigger_core::policy::access::Action;
 use outrigger_core::policy::section::{self, Scope};
 use outrigger_proto::{convert, wire};
 use serde_json::Value;
@@ -818,6 +819,31 @@ fn a_wrong_policy_disturbs_no_other_and_its_last_good_version_stays() {
     drop(view);
     reading.write("a.yaml", &policy("quotes", "3s"));
     assert_eq!((reading.deadline("orders"), reading.deadline("quotes")), (None, Some(3000)));
+}
+
+/// Anyone who may make Services could else fill what a workload is sent, and so keep rules from it.
+#[test]
+fn a_port_is_told_of_some_of_the_services_that_select_it_and_not_of_thousands() {
+    let mut reading = Reading::new();
+    let ports: Vec<_> =
+        (1..=200).map(|n| format!("{{name: p{n}, port: {n}, targetPort: 9000}}")).collect();
+    let many = format!("{{selector: {{app: w}}, ports: [{}]}}", ports.join(", "));
+    let many = format!(
+        "apiVersion: v1\nkind: Service\nmetadata: {{name: many, namespace: bank}}\nspec: {many}\n---\n"
+    );
+    let workload = "apiVersion: outrigger.dev/v1alpha1\nkind: ExternalWorkload\n\
+        metadata: {name: w, namespace: bank, labels: {app: w}}\n\
+        spec: {address: 127.0.0.1, ports: [{port: 9000}]}\n---\n";
+    let access = "apiVersion: outrigger.dev/v1alpha1\nkind: AccessPolicy\n\
+        metadata: {name: all, namespace: bank}\nspec: {default: Deny}\n";
+    reading.write("mesh.yaml", &[&many, workload, access].concat());
+    assert_eq!(reading.problems(), [""; 0]);
+    let view = reading.publisher.view();
+    let told = inbound::build(&view.index, "bank.w").unwrap();
+    let [port] = &told.ports[..] else { panic!("{} ports", told.ports.len()) };
+    assert_eq!(port.services.len(), 16);
+    assert_eq!(port.services[0].to_string(), "bank/many:1");
+    assert_eq!(port.access.as_ref().map(|access| access.default), Some(Action::Deny));
 }
 
 /// Of each section of the table: it changes what proxies are told, arrives whole, requires the feature that it needs

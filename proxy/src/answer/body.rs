@@ -47,6 +47,18 @@ impl ResponseBody {
         }
     }
 
+    /// An error makes servers throw away what they have not written yet, be it the head: the connection's task
+    /// comes first, so that a client that reads gets the response as far as it came.
+    fn cut(
+        &mut self,
+        cx: &Context<'_>,
+        error: BodyError,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        self.content = Content::Cut(Some(error));
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
     /// Nothing has come: whether it is time to end. Ending drops the upstream's stream, which cancels
     /// it there.
     fn poll_bounds(
@@ -65,7 +77,7 @@ impl ResponseBody {
         let Some(mut exchange) = self.exchange.take() else { return Poll::Ready(None) };
         if !whole {
             exchange.truncated(reason);
-            return Poll::Ready(Some(Err(error)));
+            return self.cut(cx, error);
         }
         let trailers = late_trailers(reason, &error);
         exchange.trailers(Some(&trailers));
@@ -119,11 +131,7 @@ impl Body for ResponseBody {
                 if let Some(mut exchange) = this.exchange.take() {
                     exchange.truncated(Reason::ResponseTruncated);
                 }
-                // An error makes servers throw away what they have not written yet, be it the head: the
-                // connection's task comes first, so that the caller gets the answer as far as it came.
-                this.content = Content::Cut(Some(error));
-                cx.waker().wake_by_ref();
-                Poll::Pending
+                this.cut(cx, error)
             }
         }
     }

@@ -10,7 +10,7 @@ const STREAM_WINDOW: u32 = 256 * 1024;
 
 /// Bytes of a frame on a hop and of what upstreams may send (RFC 9113 section 4.2): long bodies go in few pieces,
 /// each with its header, its record and its turn, and still no small stream waits for longer than one of them takes.
-pub const MAX_FRAME: u32 = 64 * 1024;
+const MAX_FRAME: u32 = 64 * 1024;
 
 /// Streams of one hop connection, whatever --max-streams says of others.
 const HOP_STREAMS: u32 = 256;
@@ -40,11 +40,19 @@ impl Builders {
             .max_header_size(settings.max_header_bytes as usize)
             .max_buf_size((settings.max_header_bytes as usize).max(H1_BUFFER) + H1_BUFFER);
         let mut h2_hop = h2_builder(settings, HOP_STREAMS);
-        h2_hop.max_pending_accept_reset_streams(HOP_RESETS).max_frame_size(MAX_FRAME);
+        h2_hop
+            .max_pending_accept_reset_streams(HOP_RESETS)
+            .max_frame_size(max_frame(settings.max_header_bytes));
         let mut h1_cased = h1.clone();
         h1_cased.preserve_header_case(true);
         Self { h1, h1_cased, h2: h2_builder(settings, settings.max_streams), h2_hop }
     }
+}
+
+/// The largest frame that is taken. h2 allows a header block as many CONTINUATION frames as its limit has of these, and
+/// peers may split at 16 KiB: where the limit is raised, frames stay small.
+pub fn max_frame(max_header_bytes: u32) -> u32 {
+    if max_header_bytes <= MAX_FRAME { MAX_FRAME } else { 16 * 1024 }
 }
 
 /// h2's limit of headers is twice ours, so that what exceeds ours is a request that is refused, told of and

@@ -18,7 +18,7 @@ fuzz_target!(|bytes: &[u8]| {
     {
         assert_eq!(Grant::from_extension(&content), Some(grant));
     }
-    let Ok(RegisterRequest { message: Some(Incoming::Registration(raw)) }) =
+    let Ok(RegisterRequest { message: Some(Incoming::Registration(raw)), .. }) =
         RegisterRequest::decode(bytes)
     else {
         return;

@@ -27,7 +27,7 @@ use crate::upstream::pool::stream::{SendError, Sending};
 use crate::upstream::pool::{Connector, PoolKey, Pools};
 use crate::wire::body::RequestBody;
 use crate::wire::progress::Progress;
-use crate::wire::server::MAX_FRAME;
+use crate::wire::server::max_frame;
 use crate::wire::streams::first::{FirstBytes, is_http2};
 use crate::wire::streams::{Upward, WireBody};
 
@@ -226,7 +226,7 @@ async fn handshake(
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_header_list_size(max_header_bytes)
-        .max_frame_size(MAX_FRAME)
+        .max_frame_size(max_frame(max_header_bytes))
         .max_send_buffer_size(STREAM_WINDOW as usize)
         .handshake(FirstBytes::new(stream, is_http2 as FirstLook))
         .await?;
