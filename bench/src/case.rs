@@ -32,6 +32,17 @@ pub enum Case {
     TlsH2Kib64,
     TlsH2Mib,
     TlsH2Upload,
+    /// The same with 100 MiB, one at a time.
+    H1Mib100,
+    TlsH1Mib100,
+    TlsH1Upload100,
+    TlsH2Mib100,
+    TlsH2Upload100,
+    /// A few requests a second, where nothing is shared with a next one.
+    H1At100,
+    H1At1000,
+    TlsH1At100,
+    TlsH1At1000,
     /// Full handshakes against the inbound proxy of the pair with TLS.
     Handshake,
     /// The same, resumed.
@@ -106,6 +117,9 @@ impl Peer {
     }
 }
 
+/// The longest bodies.
+pub const MIB100: usize = 100 * 1024 * 1024;
+
 /// Long bodies, in bytes.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Payload {
@@ -126,7 +140,7 @@ enum Setup {
 }
 
 impl Case {
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 28] = [
         Self::H1,
         Self::H2,
         Self::Grpc,
@@ -143,6 +157,15 @@ impl Case {
         Self::TlsH2Kib64,
         Self::TlsH2Mib,
         Self::TlsH2Upload,
+        Self::H1Mib100,
+        Self::TlsH1Mib100,
+        Self::TlsH1Upload100,
+        Self::TlsH2Mib100,
+        Self::TlsH2Upload100,
+        Self::H1At100,
+        Self::H1At1000,
+        Self::TlsH1At100,
+        Self::TlsH1At1000,
         Self::Handshake,
         Self::Resumption,
         Self::ControlPlane,
@@ -166,6 +189,15 @@ impl Case {
             Self::TlsH2Kib64 => "mTLS HTTP/2 64 KiB",
             Self::TlsH2Mib => "mTLS HTTP/2 1 MiB",
             Self::TlsH2Upload => "mTLS HTTP/2 upload of 1 MiB",
+            Self::H1Mib100 => "HTTP/1.1 100 MiB",
+            Self::TlsH1Mib100 => "mTLS HTTP/1.1 100 MiB",
+            Self::TlsH1Upload100 => "mTLS HTTP/1.1 upload of 100 MiB",
+            Self::TlsH2Mib100 => "mTLS HTTP/2 100 MiB",
+            Self::TlsH2Upload100 => "mTLS HTTP/2 upload of 100 MiB",
+            Self::H1At100 => "HTTP/1.1 100/s",
+            Self::H1At1000 => "HTTP/1.1 1000/s",
+            Self::TlsH1At100 => "mTLS HTTP/1.1 100/s",
+            Self::TlsH1At1000 => "mTLS HTTP/1.1 1000/s",
             Self::Handshake => "handshake",
             Self::Resumption => "resumption",
             Self::ControlPlane => "control-plane",
@@ -181,7 +213,8 @@ impl Case {
 
     fn setup(self) -> Setup {
         match self {
-            Self::H1 | Self::H2 | Self::Grpc | Self::Tcp | Self::H1Mib => Setup::Single,
+            Self::H1 | Self::H2 | Self::Grpc | Self::Tcp => Setup::Single,
+            Self::H1Mib | Self::H1Mib100 | Self::H1At100 | Self::H1At1000 => Setup::Single,
             Self::PairH1 | Self::PairGrpc | Self::Policies => Setup::Pair,
             Self::TlsH1
             | Self::TlsGrpc
@@ -190,7 +223,13 @@ impl Case {
             | Self::TlsH1Upload
             | Self::TlsH2Kib64
             | Self::TlsH2Mib
-            | Self::TlsH2Upload => Setup::TlsPair,
+            | Self::TlsH2Upload
+            | Self::TlsH1Mib100
+            | Self::TlsH1Upload100
+            | Self::TlsH2Mib100
+            | Self::TlsH2Upload100
+            | Self::TlsH1At100
+            | Self::TlsH1At1000 => Setup::TlsPair,
             Self::Handshake | Self::Resumption => Setup::TlsInbound,
             Self::ControlPlane => Setup::None,
         }
@@ -216,14 +255,22 @@ impl Case {
         match self {
             Self::H1 | Self::PairH1 | Self::Policies | Self::TlsH1 => "h1",
             Self::H1Mib | Self::TlsH1Kib64 | Self::TlsH1Mib | Self::TlsH1Upload => "h1",
+            Self::H1Mib100 | Self::TlsH1Mib100 | Self::TlsH1Upload100 => "h1",
+            Self::H1At100 | Self::H1At1000 | Self::TlsH1At100 | Self::TlsH1At1000 => "h1",
             Self::H2 => "h2",
             Self::Grpc | Self::PairGrpc | Self::TlsGrpc => "grpc",
             Self::TlsH2Kib64 | Self::TlsH2Mib | Self::TlsH2Upload => "grpc",
+            Self::TlsH2Mib100 | Self::TlsH2Upload100 => "grpc",
             Self::Tcp => "tcp",
             Self::Handshake => "full",
             Self::Resumption => "resumed",
             Self::ControlPlane => "none",
         }
+    }
+
+    /// Whether it has a closed-loop run.
+    pub fn saturates(self) -> bool {
+        !matches!(self, Self::H1At100 | Self::H1At1000 | Self::TlsH1At100 | Self::TlsH1At1000)
     }
 
     /// Requests per second of the open-loop runs: a busy sidecar, far from saturation. None: the case
@@ -236,6 +283,8 @@ impl Case {
             // Both proxies share a processor, and at twice this rate Envoy's fill it.
             Self::PairH1 | Self::TlsH1 => Some(2_500),
             Self::PairGrpc | Self::TlsGrpc => Some(2_000),
+            Self::H1At100 | Self::TlsH1At100 => Some(100),
+            Self::H1At1000 | Self::TlsH1At1000 => Some(1_000),
             _ => None,
         }
     }
@@ -246,6 +295,8 @@ impl Case {
             Self::TlsH1Kib64 | Self::TlsH2Kib64 => Payload::Answer(64 * 1024),
             Self::H1Mib | Self::TlsH1Mib | Self::TlsH2Mib => Payload::Answer(1024 * 1024),
             Self::TlsH1Upload | Self::TlsH2Upload => Payload::Request(1024 * 1024),
+            Self::H1Mib100 | Self::TlsH1Mib100 | Self::TlsH2Mib100 => Payload::Answer(MIB100),
+            Self::TlsH1Upload100 | Self::TlsH2Upload100 => Payload::Request(MIB100),
             _ => Payload::Small,
         }
     }

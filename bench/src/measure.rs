@@ -10,15 +10,20 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use crate::Failure;
-use crate::case::{Case, Payload};
+use crate::case::{Case, MIB100, Payload, Peer};
 use crate::handshakes;
+use crate::memory::Line;
 use crate::peers::{OTHER_CPU, Places};
+use crate::report::quartiles;
 
 /// Connections of the caller, for saturation and for the fixed rate.
 const H1_CONNECTIONS: &str = "64";
 const H2_CONNECTIONS: &str = "4";
 /// Handshakes at one time.
 const HANDSHAKES: &str = "16";
+
+/// The p99 of small requests beside long answers, in parts of that without.
+const MOST_BESIDE: f64 = 1.5;
 
 /// Bytes of every message and answer.
 pub const BODY: usize = 128;
@@ -53,6 +58,30 @@ impl Load {
         let said = |e| format!("the caller: {e}: {}", String::from_utf8_lossy(&out.stderr));
         Ok(serde_json::from_slice(&out.stdout).map_err(said)?)
     }
+}
+
+/// The p99 of 1,000 small requests a second beside 8 downloads of 100 MiB on the same hop, in parts of that without:
+/// the median over the rounds.
+pub fn beside_downloads(places: &Places, rounds: usize) -> Result<Line, Failure> {
+    let port = Peer::Outrigger.port(Case::TlsH1).ok_or("the pair serves HTTP/1.1")?;
+    let mut ratios = Vec::new();
+    for _ in 0..rounds {
+        let small = || Load::read(&paced_load(places, "h1", 1_000, port, 2.0).output()?);
+        let alone = small()?;
+        let mut downloads = Command::new("taskset")
+            .args(["-c", OTHER_CPU, "wrk", "-t1", "-c8", "-d", "4"])
+            .arg(format!("http://127.0.0.1:{port}/bytes/{MIB100}"))
+            .stdout(Stdio::null())
+            .spawn()?;
+        pause(Duration::from_millis(500));
+        let beside = small();
+        let _ = downloads.kill();
+        let _ = downloads.wait();
+        ratios.push(beside?.p99_us as f64 / alone.p99_us.max(1) as f64);
+    }
+    let median = quartiles(&ratios).map_or(f64::INFINITY, |quartiles| quartiles[1]);
+    let what = "p99 of 1,000 requests/s beside 8 downloads / alone";
+    Ok(Line::goal(what, median, MOST_BESIDE, "times"))
 }
 
 /// As many requests as answers allow.
@@ -123,15 +152,25 @@ fn long_bodies(
     seconds: &str,
 ) -> Result<(), Failure> {
     let url = |path: &str| format!("http://127.0.0.1:{port}{path}");
+    // What is cut off at the end counts little beside some ten bodies, and with one at a time only once.
+    let (connections, streams) = match payload {
+        Payload::Answer(MIB100..) | Payload::Request(MIB100..) => (["-c1", "-c1"], "-m1"),
+        _ => (["-c8", "-c4"], "-m2"),
+    };
     match (kind, payload) {
         ("h1", Payload::Answer(bytes)) => {
-            command.args(["wrk", "-t1", "-c8", "-d", seconds]).arg(url(&format!("/bytes/{bytes}")));
+            command
+                .args(["wrk", "-t1", connections[0], "-d", seconds])
+                .arg(url(&format!("/bytes/{bytes}")));
         }
         ("h1", Payload::Request(bytes)) => {
             let script = places.work.join("upload.lua");
             let says = format!("wrk.method = 'POST'\nwrk.body = string.rep('x', {bytes})\n");
             fs::write(&script, says)?;
-            command.args(["wrk", "-t1", "-c8", "-d", seconds, "-s"]).arg(script).arg(url("/bench"));
+            command
+                .args(["wrk", "-t1", connections[0], "-d", seconds, "-s"])
+                .arg(script)
+                .arg(url("/bench"));
         }
         (_, payload) => {
             let body = match payload {
@@ -142,8 +181,8 @@ fn long_bodies(
             let file = places.work.join("body.bin");
             fs::write(&file, body)?;
             // Windows that do not make the caller the bottleneck.
-            command.args(["h2load", "-c4", "-m2", "-w24", "-W26", "-D", seconds, "-d"]);
-            command.arg(file).arg(url("/bench.Bench/Call"));
+            command.args(["h2load", connections[1], streams, "-w24", "-W26", "-D", seconds]);
+            command.arg("-d").arg(file).arg(url("/bench.Bench/Call"));
         }
     }
     Ok(())

@@ -23,7 +23,9 @@ const DESTINATIONS: usize = 200;
 /// Idle after the first configuration, in KiB.
 const MOST_IDLE: f64 = 10.0 * 1024.0;
 /// For each idle HTTP/1.1 connection after one served request, in KB (1,000 bytes).
-const MOST_EACH: f64 = 24.0;
+const MOST_EACH: f64 = 6.0;
+/// For each idle HTTP/2 connection, likewise, to be reached.
+const MOST_H2: f64 = 12.0;
 /// p99 of a first request above a second one, in milliseconds.
 const MOST_FIRST: f64 = 20.0;
 /// Share of requests of the busier of two workers, in percent.
@@ -37,18 +39,31 @@ pub struct Line {
     at_most: f64,
     unit: &'static str,
     pub holds: bool,
+    /// To be reached: the result of the bench does not depend on it yet.
+    pub goal: bool,
+}
+
+impl Line {
+    /// A promise that is to be reached.
+    pub fn goal(what: &str, value: f64, at_most: f64, unit: &'static str) -> Self {
+        Self { goal: true, ..line(what, value, at_most, unit) }
+    }
 }
 
 impl fmt::Display for Line {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let verdict = if self.holds { "holds" } else { "FAILS" };
+        let verdict = match (self.holds, self.goal) {
+            (true, _) => "holds",
+            (false, true) => "goal ",
+            (false, false) => "FAILS",
+        };
         let Self { what, value, at_most, unit, .. } = self;
         write!(f, "{verdict} {what:<60} {value:.1} {unit}, at most {at_most:.1}")
     }
 }
 
 pub fn line(what: &str, value: f64, at_most: f64, unit: &'static str) -> Line {
-    Line { what: what.to_owned(), value, at_most, unit, holds: value <= at_most }
+    Line { what: what.to_owned(), value, at_most, unit, holds: value <= at_most, goal: false }
 }
 
 pub fn measure(running: &mut Running, places: &Places) -> Result<Vec<Line>, Failure> {
@@ -59,36 +74,46 @@ pub fn measure(running: &mut Running, places: &Places) -> Result<Vec<Line>, Fail
 }
 
 fn idle(running: &mut Running, places: &Places) -> Result<Vec<Line>, Failure> {
-    let listen = ["--listen", "127.0.0.1:19901=h1.bench:80"];
-    Build::NOW.proxy(running, places, "memory", 19_990, &listen)?;
-    wait_ready(19_992)?;
-    let pids = running.pids("memory");
-    let before = pss(&pids);
-    let mut caller = hold(places, 19_901)?;
-    let each = |now: u64| now.saturating_sub(before) as f64 * 1.024 / CONNECTIONS as f64;
-    let at_once = each(pss(&pids));
-    pause(REST);
-    let rested = each(pss(&pids));
-    drop(caller.stdin.take());
-    let _ = caller.wait();
-    running.stop("memory");
-    Ok(vec![
-        line("idle after first configuration (PSS)", before as f64, MOST_IDLE, "KiB"),
-        line(
-            &format!("each of 1,000 idle HTTP/1.1 connections (at first {at_once:.1})"),
-            rested,
-            MOST_EACH,
-            "KB",
-        ),
-    ])
+    let mut lines = Vec::new();
+    for (protocol, kind, most) in [("HTTP/1.1", "idle", MOST_EACH), ("HTTP/2", "idle-h2", MOST_H2)]
+    {
+        let listen = ["--listen", "127.0.0.1:19901=h1.bench:80,127.0.0.1:19903=h2.bench:80"];
+        let port = if kind == "idle" { 19_901 } else { 19_903 };
+        Build::NOW.proxy(running, places, "memory", 19_990, &listen)?;
+        wait_ready(19_992)?;
+        let pids = running.pids("memory");
+        let before = pss(&pids);
+        let mut caller = hold(places, kind, port)?;
+        let each = |now: u64| now.saturating_sub(before) as f64 * 1.024 / CONNECTIONS as f64;
+        let at_once = each(pss(&pids));
+        pause(REST);
+        let rested = each(pss(&pids));
+        drop(caller.stdin.take());
+        let _ = caller.wait();
+        running.stop("memory");
+        if lines.is_empty() {
+            lines.push(line(
+                "idle after first configuration (PSS)",
+                before as f64,
+                MOST_IDLE,
+                "KiB",
+            ));
+        }
+        let what = format!("each of 1,000 idle {protocol} connections (at first {at_once:.1})");
+        lines.push(match kind {
+            "idle" => line(&what, rested, most, "KB"),
+            _ => Line::goal(&what, rested, most, "KB"),
+        });
+    }
+    Ok(lines)
 }
 
 /// Opens the idle connections; they stay until the caller's standard input ends.
-fn hold(places: &Places, port: u16) -> Result<Child, Failure> {
+fn hold(places: &Places, kind: &str, port: u16) -> Result<Child, Failure> {
     let mut caller = Command::new("taskset")
         .args(["-c", OTHER_CPU])
         .arg(places.bin.join("load"))
-        .args(["--kind", "idle", "--address", &format!("127.0.0.1:{port}")])
+        .args(["--kind", kind, "--address", &format!("127.0.0.1:{port}")])
         .args(["--connections", &CONNECTIONS.to_string()])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

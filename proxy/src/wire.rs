@@ -8,8 +8,10 @@ pub mod headers;
 pub(crate) mod http1;
 pub mod io;
 pub(crate) mod progress;
+pub mod reads;
 pub mod server;
 pub mod streams;
+pub mod tls;
 pub mod trace;
 pub mod watch;
 

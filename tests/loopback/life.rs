@@ -72,6 +72,46 @@ fn idle_connections_of_the_app_do_not_hold_up_the_end() {
     assert!(status.success(), "{status}");
 }
 
+/// Connections that rest, and what each of them may cost, in KiB: the buffers of hyper's server alone are 16.
+const RESTING: u64 = 400;
+const MOST_RESTING: u64 = 6;
+
+#[test]
+fn an_idle_connection_costs_little_more_than_its_socket_and_serves_again() {
+    let mut mesh = Mesh::start("h1");
+    let port = mesh.caller.outbound;
+    let ask = |stream: &mut TcpStream| {
+        write!(stream, "GET http://web.bank/ HTTP/1.1\r\nhost: web.bank\r\n\r\n").expect("written");
+        let said = answer(stream);
+        assert!(said.starts_with("HTTP/1.1 200"), "{said}");
+    };
+    assert!(answer(&mut begin(port, "/")).contains("200 OK"));
+    let before = mesh.caller.process().own_memory();
+    let mut idle: Vec<_> = (0..RESTING).map(|_| begin(port, "/")).collect();
+    idle.iter_mut().for_each(|stream| assert!(answer(stream).contains("200 OK")));
+    eventually("idle connections cost little", || {
+        mesh.caller.process().own_memory() < before + RESTING * MOST_RESTING
+    });
+    idle.iter_mut().for_each(ask);
+    // Its beginning was read with the request before.
+    let mut early = begin(port, "/");
+    write!(early, "GET http://web.bank/ HTTP/1.1\r\nho").expect("written");
+    assert!(answer(&mut early).contains("200 OK"));
+    early.set_read_timeout(Some(Duration::from_secs(4))).expect("a limit");
+    assert!(early.read(&mut [0]).is_err(), "nothing is said to half a request");
+    write!(early, "st: web.bank\r\n\r\n").expect("written");
+    assert!(answer(&mut early).contains("200 OK"));
+    // A client that leaves is noticed, and one that rests does not hold up the end.
+    idle.truncate(8);
+    eventually("closed connections are let go", || {
+        mesh.caller.count("outrigger_connections_open", &[]) <= 9.0
+    });
+    mesh.caller.process().interrupt();
+    let status = mesh.caller.process().wait(DRAINED);
+    assert!(status.success(), "{status}");
+    assert_eq!(idle[0].read(&mut [0]).expect("an end"), 0);
+}
+
 #[test]
 fn a_restarted_proxy_serves_what_it_knew_while_the_control_plane_is_away() {
     let mut mesh = Mesh::start("h1");

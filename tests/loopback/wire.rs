@@ -4,13 +4,16 @@
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use outrigger_tests::app::{Echo, read_head, tcp};
 use outrigger_tests::client::{Curl, raw};
+use outrigger_tests::eventually;
 use outrigger_tests::manifests::{service, traffic_policy, unmeshed};
 use outrigger_tests::process::{ControlPlane, Proxy, local};
+
+use crate::Mesh;
 
 /// The app of a test as `plain.bank`, without a sidecar, and as `meshed.bank`, behind one.
 struct Both {
@@ -422,5 +425,65 @@ fn an_endpoint_that_fails_quickly_or_is_full_attracts_nobody() {
         });
         let (good, bad_ones) = (one.1.load(Relaxed) + two.1.load(Relaxed), three.1.load(Relaxed));
         assert!(bad_ones * 4 < good, "{bad_ones} of {} went to {bad}", good + bad_ones);
+    }
+}
+
+/// Downloads beside which small requests are made, and how long each is.
+const DOWNLOADS: usize = 4;
+const DOWNLOAD: usize = 32 * 1024 * 1024;
+
+/// Downloads the app's bytes until `over`; how many were whole.
+fn download(port: u16, over: &AtomicBool) -> usize {
+    let mut whole = 0;
+    while !over.load(Relaxed) {
+        let mut stream = TcpStream::connect(local(port)).expect("a connection");
+        stream.set_read_timeout(Some(Duration::from_secs(20))).expect("a limit");
+        write!(
+            stream,
+            "GET http://web.bank/bytes/{DOWNLOAD} HTTP/1.1\r\nhost: web.bank\r\nconnection: close\r\n\r\n"
+        )
+        .expect("written");
+        let mut all = Vec::new();
+        stream.read_to_end(&mut all).expect("the whole response");
+        let head = all.windows(4).position(|four| four == b"\r\n\r\n").expect("a head") + 4;
+        assert_eq!(all.len() - head, DOWNLOAD);
+        assert!(all[head..].iter().all(|byte| *byte == b'x'));
+        whole += 1;
+    }
+    whole
+}
+
+#[test]
+fn small_requests_do_not_wait_behind_long_bodies_on_the_same_hop() {
+    for protocol in ["h1", "h2"] {
+        let mesh = Mesh::start(protocol);
+        let port = mesh.caller.outbound;
+        let over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let downloads: Vec<_> =
+                (0..DOWNLOADS).map(|_| scope.spawn(|| download(port, &over))).collect();
+            eventually("the downloads have begun", || {
+                mesh.app.requests.load(Relaxed) >= DOWNLOADS as u64
+            });
+            let mut took: Vec<_> = (0..60)
+                .map(|_| {
+                    let began = Instant::now();
+                    let said = raw(
+                        port,
+                        b"GET http://web.bank/ HTTP/1.1\r\nhost: web.bank\r\nconnection: close\r\n\r\n",
+                        Duration::from_secs(10),
+                    );
+                    assert!(said.starts_with("HTTP/1.1 200"), "{said}");
+                    began.elapsed()
+                })
+                .collect();
+            over.store(true, Relaxed);
+            for download in downloads {
+                assert!(download.join().expect("whole downloads") > 0);
+            }
+            took.sort();
+            // One download alone takes longer than that.
+            assert!(took[30] < Duration::from_millis(100), "{protocol}: {took:?}");
+        });
     }
 }

@@ -46,6 +46,8 @@ enum Kind {
     /// Opens HTTP/1.1 connections all at once, sends one request on each, then holds them until
     /// standard input ends. Prints the JSON line when all are idle.
     Idle,
+    /// The same on HTTP/2.
+    IdleH2,
 }
 
 /// A load generator for the bench.
@@ -107,7 +109,7 @@ async fn run(options: Rc<Options>) -> Result<(), Failure> {
             }
         }));
     }
-    if options.kind == Kind::Idle {
+    if matches!(options.kind, Kind::Idle | Kind::IdleH2) {
         while tally.borrow().latencies.len() + tally.borrow().errors < options.connections as u64 {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
@@ -229,6 +231,13 @@ async fn connection(
         }
         Kind::Idle => {
             http1(&mut stream, &options.host).await?;
+            record(tally, Instant::now());
+            std::future::pending::<()>().await;
+        }
+        Kind::IdleH2 => {
+            let (mut sender, connection) = h2::client::handshake(stream).await?;
+            tokio::task::spawn_local(connection);
+            call(&mut sender, &options.host, false).await?;
             record(tally, Instant::now());
             std::future::pending::<()>().await;
         }

@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
+use futures::future::LocalBoxFuture;
 use http::HeaderMap;
 use http::header::{HeaderName, HeaderValue};
 use http::request::Parts;
@@ -23,6 +24,10 @@ use crate::upstream::store::Resolution;
 use crate::wire::headers::CLIENT_CERT;
 use crate::wire::http1::Link;
 use crate::wire::watch::ConnectionWatch;
+
+/// What serves a connection to its end once its protocol is known, in a future of its own: a connection should not carry
+/// for life what it took to find that out. None: it is over.
+pub type ServingFuture = Option<LocalBoxFuture<'static, ()>>;
 
 /// An HTTP connection that somebody opened to this proxy.
 pub struct Connection {

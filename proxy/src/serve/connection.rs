@@ -4,7 +4,7 @@
 use std::cell::Cell;
 use std::convert::Infallible;
 use std::future::poll_fn;
-use std::pin::pin;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
@@ -79,59 +79,100 @@ impl Connection {
                 })
                 .await
             } else {
-                let link = connection.link.clone().unwrap_or_default();
-                let service = service_fn(|request: Request<Incoming>| {
-                    let (mut head, body) = request.into_parts();
-                    let caller = head.extensions.remove::<OnUpgrade>().map(Side::Http1);
-                    let informs = head.version == Version::HTTP_11;
-                    let holds_back = informs && holds_back(&head.headers, &body);
-                    let body = Some(WireBody::hyper(body));
-                    let tracked = worker.exchanges.begin(Some(Arc::clone(&watch)));
-                    link.asked(Arc::clone(tracked.progress()), holds_back, informs);
-                    let (link, connects) = (&link, head.method == Method::CONNECT);
-                    let connections = &worker.connections;
-                    // Not an async block around it: that would hold the future twice.
-                    request::handle(Rc::clone(&connection), head, body, caller, tracked).map(
-                        move |mut response| {
-                            let switches = connects && response.status().is_success();
-                            if connections.announces_end() && !switches {
-                                say_last(&mut response);
-                            }
-                            answered(link, connects, &mut response);
-                            Ok::<_, Infallible>(response)
-                        },
-                    )
-                });
-                let wire = TokioIo::new(Http1Wire::new(io, link.clone()));
-                let builder = match connection.may_reach_http1() {
-                    true => &worker.http.h1_cased,
-                    false => &worker.http.h1,
-                };
-                let serving = builder.serve_connection(wire, service);
-                let mut serving = pin!(serving.with_upgrades());
-                let ended = drive(&registered, &watch, |cx, shutdown| {
-                    if shutdown {
-                        serving.as_mut().graceful_shutdown();
-                    }
-                    if link.cut(cx.waker()).is_some() {
-                        // The exchange says why when it is dropped.
-                        return Poll::Ready(Ok(()));
-                    }
-                    serving.as_mut().poll(cx).map_err(|error| reason_of(&error))
-                })
-                .await;
-                if ended == Err(Reason::HeaderTimeout) {
-                    link.head_is_late();
-                    // Writes as much as the socket takes at once: nobody waits for who was too slow.
-                    let _over = serving.as_mut().now_or_never();
-                }
-                ended
+                serve_http1(&connection, io, &registered).await
             };
             if let Err(reason) = ended {
                 worker.refused(listener.direction(), protocol, reason, remote);
             }
         }
     }
+}
+
+/// Serves HTTP/1.1 to its end. Between exchanges that are more than a moment apart the connection is a socket and
+/// nothing else: hyper's state and buffers are there for those that have something to say.
+async fn serve_http1(
+    connection: &Rc<Connection>,
+    mut io: Io,
+    registered: &Registered,
+) -> Result<(), Reason> {
+    let watch = &connection.watch;
+    loop {
+        // Boxed, so that an idle connection does not carry its size.
+        match Box::pin(exchanges(connection, io, registered)).await? {
+            Some(idle) => io = idle,
+            None => return Ok(()),
+        }
+        let mut drained = false;
+        drive(registered, watch, |cx, shutdown| {
+            drained = shutdown;
+            if shutdown { Poll::Ready(Ok(())) } else { io.poll_readable(cx).map(Ok) }
+        })
+        .await?;
+        if drained {
+            return Ok(());
+        }
+    }
+}
+
+/// Serves requests until the connection is over, or idle: then it is returned, with what has been read of it.
+async fn exchanges(
+    connection: &Rc<Connection>,
+    io: Io,
+    registered: &Registered,
+) -> Result<Option<Io>, Reason> {
+    let (worker, watch) = (&connection.worker, &connection.watch);
+    let link = connection.link.clone().unwrap_or_default();
+    let service = service_fn(|request: Request<Incoming>| {
+        let (mut head, body) = request.into_parts();
+        let caller = head.extensions.remove::<OnUpgrade>().map(Side::Http1);
+        let informs = head.version == Version::HTTP_11;
+        let holds_back = informs && holds_back(&head.headers, &body);
+        let body = Some(WireBody::hyper(body));
+        let tracked = worker.exchanges.begin(Some(Arc::clone(watch)));
+        link.asked(Arc::clone(tracked.progress()), holds_back, informs);
+        let (link, connects) = (&link, head.method == Method::CONNECT);
+        let connections = &worker.connections;
+        // Not an async block around it: that would hold the future twice.
+        request::handle(Rc::clone(connection), head, body, caller, tracked).map(
+            move |mut response| {
+                let switches = connects && response.status().is_success();
+                if connections.announces_end() && !switches {
+                    say_last(&mut response);
+                }
+                answered(link, connects, &mut response);
+                Ok::<_, Infallible>(response)
+            },
+        )
+    });
+    let can_rest = io.tells_readable();
+    let wire = TokioIo::new(Http1Wire::new(io, link.clone()));
+    let builder = match connection.may_reach_http1() {
+        true => &worker.http.h1_cased,
+        false => &worker.http.h1,
+    };
+    let mut serving = builder.serve_connection(wire, service).with_upgrades();
+    let mut rests = false;
+    let ended = drive(registered, watch, |cx, shutdown| {
+        if shutdown {
+            Pin::new(&mut serving).graceful_shutdown();
+        }
+        if link.cut(cx.waker()).is_some() {
+            // The exchange says why when it is dropped.
+            return Poll::Ready(Ok(()));
+        }
+        let polled = Pin::new(&mut serving).poll(cx).map_err(|error| reason_of(&error));
+        rests = can_rest && polled.is_pending() && watch.is_idle() && link.is_quiet();
+        if rests { Poll::Ready(Ok(())) } else { polled }
+    })
+    .await;
+    if ended == Err(Reason::HeaderTimeout) {
+        link.head_is_late();
+        // Writes as much as the socket takes at once: nobody waits for who was too slow.
+        let _over = (&mut serving).now_or_never();
+    }
+    ended?;
+    let parts = if rests { serving.into_parts() } else { None };
+    Ok(parts.map(|parts| parts.io.into_inner().into_io(parts.read_buf)))
 }
 
 /// Whether the caller waits for leave to send its body: without one it waits for nothing (RFC 9110 section 10.1.1).

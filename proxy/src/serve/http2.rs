@@ -25,6 +25,7 @@ use crate::wire::error::BodyError;
 use crate::wire::headers::{UPGRADE, UPGRADE_BODY};
 use crate::wire::io::Io;
 use crate::wire::progress::Progress;
+use crate::wire::streams::batched::Batched;
 use crate::wire::streams::opening::HoldUntilPreface;
 use crate::wire::streams::prelude::Prelude;
 use crate::wire::streams::tunnel::{Inlet, Tunnel};
@@ -32,13 +33,15 @@ use crate::wire::streams::{Pump, WireBody};
 
 /// A connection, from its first byte.
 pub enum Serving {
-    Begins { handshake: Handshake<HoldUntilPreface<Io>, Bytes>, leaves: bool },
-    Open(server::Connection<HoldUntilPreface<Io>, Bytes>),
+    Begins { handshake: Handshake<HoldUntilPreface<Batched<Io>>, Bytes>, leaves: bool },
+    Open(server::Connection<HoldUntilPreface<Batched<Io>>, Bytes>),
 }
 
 impl Serving {
     pub fn begin(builder: &server::Builder, io: Io) -> Self {
-        Self::Begins { handshake: builder.handshake(HoldUntilPreface::new(io)), leaves: false }
+        let holds = io.holds();
+        let io = HoldUntilPreface::new(Batched::new(io, holds));
+        Self::Begins { handshake: builder.handshake(io), leaves: false }
     }
 
     /// Takes no new stream, and ends when those that it has are over.

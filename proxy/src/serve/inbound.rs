@@ -12,12 +12,11 @@ use outrigger_core::detect::Detected;
 use outrigger_core::reason::Reason;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
-use tokio_rustls::TlsStream;
 
 use crate::base::direction::Direction;
 use crate::base::peer::Peer;
 use crate::base::refusal::Refusal;
-use crate::listener::connection::Connection;
+use crate::listener::connection::{Connection, ServingFuture};
 use crate::listener::origin::Origin;
 use crate::listener::original::original_destination;
 use crate::listener::role::Listener;
@@ -40,13 +39,14 @@ use crate::wire::io::{Io, Transport};
 /// First byte of every TLS connection (RFC 8446 section 5.1) and of no HTTP one.
 const TLS_HANDSHAKE: u8 = 22;
 
-/// Serves a connection to its end.
+/// Serves a connection until it is over, or known to be HTTP.
+#[must_use = "what is left of an HTTP connection is served by what this returns"]
 pub async fn serve(
     worker: Rc<Worker>,
     stream: TcpStream,
     remote: SocketAddr,
     (listener, slot): (Arc<Listener>, Rc<Slot>),
-) {
+) -> ServingFuture {
     let original = original_destination(&stream, &worker.proxy.settings);
     let mut origin = Origin {
         peer: listener.peer(),
@@ -70,11 +70,10 @@ pub async fn serve(
             Ok(port) => {
                 origin.fixed = Fixed::App(address);
                 let port = port.clone();
-                redirected(worker, stream, origin, address, port).await;
+                return redirected(worker, stream, origin, address, port).await;
             }
-            Err(refusal) => refuse(&worker, Label::UNKNOWN, &refusal, remote),
+            Err(refusal) => return refuse(&worker, Label::UNKNOWN, &refusal, remote),
         }
-        return;
     }
     let Some(identity) = worker.proxy.identity.clone() else {
         return plaintext(worker, stream, origin).await;
@@ -87,7 +86,7 @@ pub async fn serve(
     match first {
         Some(TLS_HANDSHAKE) => authenticated(worker, &identity, stream, origin).await,
         Some(_) => plaintext(worker, stream, origin).await,
-        None => {}
+        None => None,
     }
 }
 
@@ -98,7 +97,7 @@ async fn redirected(
     origin: Origin,
     address: SocketAddr,
     port: InboundPort,
-) {
+) -> ServingFuture {
     let (protocol, service, remote) = (port.declared(), port.service(None), origin.remote);
     if !port.strict() {
         if let Some(identity) = &worker.proxy.identity {
@@ -106,9 +105,7 @@ async fn redirected(
         }
         let (rules, limits) = (port.rules, port.limits);
         let target = Target::App { address, protocol, service, rules, limits };
-        // Boxed: a connection with requests should not carry its size.
-        let tunnel = stream::serve(worker, Transport::Tcp(stream), origin, target);
-        return Box::pin(tunnel).await;
+        return stream::serve(worker, Transport::Tcp(stream), origin, target).await;
     }
     // A request can be told why it is refused, and may be a probe, which is not.
     let mut sniffer = Sniffer::new(Transport::Tcp(stream));
@@ -121,13 +118,12 @@ async fn redirected(
     };
     match http_of(&spoke) {
         Some(protocol) => {
-            Box::pin(Connection::serve(worker, sniffer.into_io(), protocol, origin)).await;
+            Some(Box::pin(Connection::serve(worker, sniffer.into_io(), protocol, origin)))
         }
-        None if matches!(spoke, Spoke::Gone) => {}
+        None if matches!(spoke, Spoke::Gone) => None,
         None => {
-            if let Err(refusal) = port.admit(Peer::Outside) {
-                refuse(&worker, service, &refusal, remote);
-            }
+            let refusal = port.admit(Peer::Outside).err()?;
+            refuse(&worker, service, &refusal, remote)
         }
     }
 }
@@ -138,7 +134,7 @@ async fn authenticated(
     identity: &Identity,
     stream: TcpStream,
     mut origin: Origin,
-) {
+) -> ServingFuture {
     let limit = worker.proxy.settings.header_timeout;
     // Boxed: a connection should not carry the size of its handshake for life.
     let accepting = Box::pin(handshake::accept(identity, &worker.pace, stream, limit));
@@ -153,22 +149,22 @@ async fn authenticated(
     let own = own.as_ref().map(|own| &own.id);
     origin.peer = Peer::Mesh;
     origin.caller = Some(Rc::new(MeshCaller::new(proof, &worker.proxy.metrics, own)));
-    let io = Io::new(Transport::Tls(Box::new(TlsStream::Server(*stream))), bytes::Bytes::new());
-    Box::pin(Connection::serve(worker, io, Protocol::Http2, origin)).await;
+    let io = Io::new(Transport::Tls(stream), bytes::Bytes::new());
+    Some(Box::pin(Connection::serve(worker, io, Protocol::Http2, origin)))
 }
 
 /// In a mesh without identities another proxy; in one with them, somebody outside.
-async fn plaintext(worker: Rc<Worker>, stream: TcpStream, origin: Origin) {
+async fn plaintext(worker: Rc<Worker>, stream: TcpStream, origin: Origin) -> ServingFuture {
     let remote = origin.remote;
     let mut sniffer = Sniffer::new(Transport::Tcp(stream));
     let limit = worker.proxy.settings.first_byte_timeout;
     let spoke = worker.listen(&mut sniffer, Some(limit), origin.listener.limits.ends).await;
     // A proxy's hop is HTTP/2; HTTP/1.1 is let in only to be told so.
     if let Some(protocol) = http_of(&spoke) {
-        return Box::pin(Connection::serve(worker, sniffer.into_io(), protocol, origin)).await;
+        return Some(Box::pin(Connection::serve(worker, sniffer.into_io(), protocol, origin)));
     }
     let reason = match spoke {
-        Spoke::Gone => return,
+        Spoke::Gone => return None,
         Spoke::Nobody => return silent(&worker, remote),
         _ if worker.proxy.identity.is_some() && worker.proxy.inbound.load().all_strict() => {
             Reason::MtlsRequired
@@ -177,11 +173,13 @@ async fn plaintext(worker: Rc<Worker>, stream: TcpStream, origin: Origin) {
         Spoke::Client(_) => Reason::ProtocolError,
     };
     worker.refused(Direction::Inbound, Protocol::Detect, reason, remote);
+    None
 }
 
 /// Nobody holds a place by saying nothing.
-fn silent(worker: &Worker, remote: SocketAddr) {
+fn silent(worker: &Worker, remote: SocketAddr) -> ServingFuture {
     worker.refused(Direction::Inbound, Protocol::Detect, Reason::HeaderTimeout, remote);
+    None
 }
 
 fn http_of(spoke: &Spoke) -> Option<Protocol> {
@@ -204,8 +202,9 @@ async fn first_byte(worker: &Worker, stream: &TcpStream) -> Option<u8> {
     }
 }
 
-fn refuse(worker: &Worker, service: Label, refusal: &Refusal, remote: SocketAddr) {
+fn refuse(worker: &Worker, service: Label, refusal: &Refusal, remote: SocketAddr) -> ServingFuture {
     worker.refuse_stream(Direction::Inbound, Protocol::Detect, service, refusal, remote);
+    None
 }
 
 /// Whether an open connection may stay. `trust`: a bundle that has come since the last time.

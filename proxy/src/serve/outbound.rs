@@ -11,7 +11,7 @@ use outrigger_core::reason::Reason;
 use tokio::net::TcpStream;
 
 use crate::base::refusal::Refusal;
-use crate::listener::connection::Connection;
+use crate::listener::connection::{Connection, ServingFuture};
 use crate::listener::origin::Origin;
 use crate::listener::original::original_destination;
 use crate::listener::role::Listener;
@@ -24,19 +24,21 @@ use crate::tunnel::stream;
 use crate::upstream::fixed::Fixed;
 use crate::wire::io::Transport;
 
-/// Serves a connection to its end. `destination`: of a listener that has one.
+/// Serves a connection until it is over, or known to be HTTP. `destination`: of a listener that has one.
+#[must_use = "what is left of an HTTP connection is served by what this returns"]
 pub async fn serve(
     worker: Rc<Worker>,
     stream: TcpStream,
     remote: SocketAddr,
     (listener, slot): (Arc<Listener>, Rc<Slot>),
     destination: Option<Authority>,
-) {
+) -> ServingFuture {
     let original = original_destination(&stream, &worker.proxy.settings);
     let direction = listener.direction();
     let refuse = |reason, detail: String| {
         let refusal = Refusal::new(reason, detail);
         worker.refuse_stream(direction, Protocol::Detect, Label::UNKNOWN, &refusal, remote);
+        None
     };
     if original.is_none() && !remote.ip().to_canonical().is_loopback() {
         let why = "the outbound port accepts only the app of this proxy";
@@ -54,9 +56,7 @@ pub async fn serve(
                 Ok(target) => {
                     let fixed = Fixed::Destination(dialed);
                     let origin = origin(listener, remote, fixed, slot);
-                    // Boxed: a connection with requests should not carry its size.
-                    let tunnel = stream::serve(worker, Transport::Tcp(stream), origin, target);
-                    Box::pin(tunnel).await;
+                    stream::serve(worker, Transport::Tcp(stream), origin, target).await
                 }
                 Err(refusal) => refuse(refusal.reason, refusal.detail.into_owned()),
             }
@@ -71,32 +71,26 @@ fn origin(listener: Arc<Listener>, remote: SocketAddr, fixed: Fixed, slot: Rc<Sl
 }
 
 /// A forward proxy: each request names its destination.
-async fn explicit(worker: Rc<Worker>, stream: TcpStream, origin: Origin) {
+async fn explicit(worker: Rc<Worker>, stream: TcpStream, origin: Origin) -> ServingFuture {
     let (listener, remote) = (Arc::clone(&origin.listener), origin.remote);
     let mut sniffer = Sniffer::new(Transport::Tcp(stream));
-    let protocol =
-        match worker.listen(&mut sniffer, listener.limits.first_byte, listener.limits.ends).await {
-            Spoke::Client(Detected::Http1) => Protocol::Http1,
-            Spoke::Client(Detected::Http2) => Protocol::Http2,
-            // To be told what is wrong with it.
-            Spoke::Client(Detected::Opaque) if sniffer.resembles_request() => Protocol::Http1,
-            Spoke::Gone | Spoke::Nobody => return,
-            Spoke::TooSlow => {
-                return worker.refused(
-                    listener.direction(),
-                    Protocol::Detect,
-                    Reason::HeaderTimeout,
-                    remote,
-                );
-            }
-            Spoke::Client(_) => {
-                return worker.refused(
-                    listener.direction(),
-                    Protocol::Detect,
-                    Reason::ProtocolError,
-                    remote,
-                );
-            }
-        };
-    Box::pin(Connection::serve(worker, sniffer.into_io(), protocol, origin)).await;
+    let protocol = match worker
+        .listen(&mut sniffer, listener.limits.first_byte, listener.limits.ends)
+        .await
+    {
+        Spoke::Client(Detected::Http1) => Protocol::Http1,
+        Spoke::Client(Detected::Http2) => Protocol::Http2,
+        // To be told what is wrong with it.
+        Spoke::Client(Detected::Opaque) if sniffer.resembles_request() => Protocol::Http1,
+        Spoke::Gone | Spoke::Nobody => return None,
+        Spoke::TooSlow => {
+            worker.refused(listener.direction(), Protocol::Detect, Reason::HeaderTimeout, remote);
+            return None;
+        }
+        Spoke::Client(_) => {
+            worker.refused(listener.direction(), Protocol::Detect, Reason::ProtocolError, remote);
+            return None;
+        }
+    };
+    Some(Box::pin(Connection::serve(worker, sniffer.into_io(), protocol, origin)))
 }

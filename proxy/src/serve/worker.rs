@@ -42,11 +42,18 @@ impl Worker {
             let Accepted { stream, remote, listener, destination, slot } = accepted;
             let slot = Rc::new(slot);
             let Ok(stream) = tokio::net::TcpStream::from_std(stream) else { return };
-            match listener.routing {
+            // Each boxed, and the first gone when the second begins: most connections are HTTP, and idle.
+            let served = match listener.routing {
                 Routing::Destinations => {
-                    outbound::serve(worker, stream, remote, (listener, slot), destination).await;
+                    let listens = (listener, slot);
+                    Box::pin(outbound::serve(worker, stream, remote, listens, destination)).await
                 }
-                Routing::OwnPorts => inbound::serve(worker, stream, remote, (listener, slot)).await,
+                Routing::OwnPorts => {
+                    Box::pin(inbound::serve(worker, stream, remote, (listener, slot))).await
+                }
+            };
+            if let Some(serving) = served {
+                serving.await;
             }
         });
     }

@@ -15,7 +15,7 @@ use rustls::pki_types::{CertificateDer, DnsName, ServerName};
 use rustls::{CommonState, HandshakeKind};
 use tokio::io::AsyncBufReadExt;
 use tokio::net::TcpStream;
-use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
+use tokio_rustls::{TlsAcceptor, TlsConnector, client};
 
 use crate::observe::metrics::add;
 use crate::tls::credentials::{ClientCredentials, Credentials};
@@ -23,6 +23,7 @@ use crate::tls::identity::Identity;
 use crate::tls::pace::Pace;
 use crate::tls::unix_now;
 use crate::tls::verify::{Role, Trust, Untrusted, VerifiedChain};
+use crate::wire::tls::TlsStream;
 
 /// Why a handshake failed that was not complete within its limit.
 const TIMED_OUT: &str = "the TLS handshake timed out";
@@ -64,7 +65,7 @@ pub async fn accept(
     pace: &Rc<Pace>,
     stream: TcpStream,
     limit: Duration,
-) -> Result<(Box<server::TlsStream<TcpStream>>, Proof), HandshakeFailure> {
+) -> Result<(Box<TlsStream>, Proof), HandshakeFailure> {
     let own = identity
         .current()
         .map_err(|why| HandshakeFailure::new(Reason::IdentityUnavailable, why))?;
@@ -74,14 +75,15 @@ pub async fn accept(
             .await
             .map_err(|_| HandshakeFailure::new(Reason::TlsHandshakeFailed, TIMED_OUT))?
             .map_err(|e| HandshakeFailure::new(Reason::TlsHandshakeFailed, describe(&e).1))?;
-        let proof = prove(identity, &own, stream.get_ref().1, Role::Client)
+        let (tcp, session) = stream.into_inner();
+        let proof = prove(identity, &own, &session, Role::Client)
             .map_err(|e| HandshakeFailure::new(Reason::TlsHandshakeFailed, e.to_string()))?;
-        Ok((Box::new(stream), proof))
+        Ok((Box::new(TlsStream::new(tcp, session)), proof))
     }
     .await;
     let counts = identity.counts();
     match &result {
-        Ok((stream, _)) if resumed(stream.get_ref().1) => add(&counts.accepted_resumed, 1),
+        Ok((stream, _)) if resumed(stream.session()) => add(&counts.accepted_resumed, 1),
         Ok(_) => add(&counts.accepted_full, 1),
         Err(_) => add(&counts.accept_failed, 1),
     }
@@ -96,7 +98,7 @@ pub async fn connect(
     address: SocketAddr,
     expected: &SpiffeId,
     limit: Duration,
-) -> Result<(Box<client::TlsStream<TcpStream>>, Proof), ConnectRefused> {
+) -> Result<(Box<TlsStream>, Proof), ConnectRefused> {
     let failed =
         |reason, detail: String| ConnectRefused::For(HandshakeFailure::new(reason, detail));
     let own = identity.current().map_err(|why| failed(Reason::IdentityUnavailable, why))?;
@@ -115,7 +117,7 @@ pub async fn connect(
     .await
     .unwrap_or_else(|_| Err(failed(Reason::UpstreamTlsFailed, TIMED_OUT.to_owned())));
     match &result {
-        Ok((stream, _)) if resumed(stream.get_ref().1) => add(&counts.connected_resumed, 1),
+        Ok((stream, _)) if resumed(stream.session()) => add(&counts.connected_resumed, 1),
         Ok(_) => add(&counts.connected_full, 1),
         Err(ConnectRefused::Stale) => {}
         Err(ConnectRefused::For(_)) => add(&counts.connect_failed, 1),
@@ -138,7 +140,7 @@ async fn finish(
     caller: &ClientCredentials,
     mut stream: client::TlsStream<TcpStream>,
     name: &ServerName<'static>,
-) -> Result<(Box<client::TlsStream<TcpStream>>, Proof), ConnectRefused> {
+) -> Result<(Box<TlsStream>, Proof), ConnectRefused> {
     let state = stream.get_ref().1;
     let was_resumed = resumed(state);
     let proof = prove(identity, own, state, Role::Server)
@@ -163,7 +165,10 @@ async fn finish(
             Reason::UpstreamTlsFailed,
             "the called proxy closed the connection after the handshake",
         ))),
-        Ok(_) => Ok((Box::new(stream), proof)),
+        Ok(_) => {
+            let (tcp, session) = stream.into_inner();
+            Ok((Box::new(TlsStream::new(tcp, session)), proof))
+        }
         Err(error) => {
             caller.sessions.forget(name);
             let (reason, why) = describe(&error);

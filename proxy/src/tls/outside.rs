@@ -13,11 +13,12 @@ use rustls::pki_types::ServerName;
 use rustls::{CertificateError, ClientConfig, RootCertStore};
 use tokio::net::TcpStream;
 use tokio::sync::OnceCell;
-use tokio_rustls::{TlsConnector, client};
+use tokio_rustls::TlsConnector;
 
 use crate::tls::handshake::describe;
 use crate::tls::pace::Pace;
 use crate::wire::Wire;
+use crate::wire::tls::TlsStream;
 
 const HTTP1: &[u8] = b"http/1.1";
 const HTTP2: &[u8] = b"h2";
@@ -52,7 +53,7 @@ impl Outside {
         pace: &Rc<Pace>,
         stream: TcpStream,
         wire: Option<Wire>,
-    ) -> Result<Box<client::TlsStream<TcpStream>>, String> {
+    ) -> Result<Box<TlsStream>, String> {
         let ready = self.ready.get_or_try_init(|| prepare(&self.tls)).await?;
         let config = match wire {
             Some(Wire::Http1) => &ready.http1,
@@ -61,12 +62,13 @@ impl Outside {
         };
         let connecting = TlsConnector::from(Arc::clone(config)).connect(ready.name.clone(), stream);
         let stream = pace.run(connecting).await.map_err(|error| self.explain(&error))?;
-        let chosen = stream.get_ref().1.alpn_protocol();
+        let (tcp, session) = stream.into_inner();
+        let chosen = session.alpn_protocol();
         if wire == Some(Wire::Http2) && chosen != Some(HTTP2) {
             let name = &self.tls.server_name;
             return Err(format!("{name} does not speak HTTP/2: it took none of what was offered"));
         }
-        Ok(Box::new(stream))
+        Ok(Box::new(TlsStream::new(tcp, session)))
     }
 
     fn explain(&self, error: &io::Error) -> String {

@@ -20,7 +20,7 @@ use relay::{Early, RelayLimits, RelaySide, Relayed};
 
 use crate::base::direction::Direction;
 use crate::base::refusal::Refusal;
-use crate::listener::connection::Connection;
+use crate::listener::connection::{Connection, ServingFuture};
 use crate::listener::origin::Origin;
 use crate::listener::role::ListenerTrust;
 use crate::listener::sniff::{Sniffer, Spoke};
@@ -46,21 +46,28 @@ pub struct Labels {
     pub peer: Label,
 }
 
-/// Serves a connection to its end.
-pub async fn serve(worker: Rc<Worker>, transport: Transport, origin: Origin, target: Target) {
+/// Serves a connection until it is over, or known to be HTTP.
+#[must_use = "what is left of an HTTP connection is served by what this returns"]
+pub async fn serve(
+    worker: Rc<Worker>,
+    transport: Transport,
+    origin: Origin,
+    target: Target,
+) -> ServingFuture {
     let declared = target.declared();
     let (direction, remote) = (origin.listener.direction(), origin.remote);
     let sniffer = Sniffer::new(transport);
     let ended = match declared {
-        Protocol::Tcp => opaque(&worker, &origin, &target, sniffer).await,
+        Protocol::Tcp => opaque(&worker, &origin, &target, sniffer).await.map(|()| None),
         Protocol::Detect => detect(&worker, origin, &target, sniffer).await,
         Protocol::Http1 | Protocol::Http2 | Protocol::Grpc | Protocol::Tls => {
             client_first(&worker, origin, &target, sniffer).await
         }
     };
-    if let Err(refusal) = ended {
+    ended.unwrap_or_else(|refusal| {
         worker.refuse_stream(direction, declared, target.label(), &refusal, remote);
-    }
+        None
+    })
 }
 
 /// The protocol is declared and the client speaks first in it.
@@ -69,7 +76,7 @@ async fn client_first(
     origin: Origin,
     target: &Target,
     mut sniffer: Sniffer,
-) -> Result<(), Refusal> {
+) -> Result<ServingFuture, Refusal> {
     // The app may open connections for later; nobody else holds a place by saying nothing.
     let limits = origin.listener.limits;
     match worker.listen(&mut sniffer, limits.first_byte, limits.ends).await {
@@ -84,7 +91,7 @@ async fn detect(
     origin: Origin,
     target: &Target,
     mut sniffer: Sniffer,
-) -> Result<(), Refusal> {
+) -> Result<ServingFuture, Refusal> {
     let evidence = &worker.proxy.server_first;
     let silence = if evidence.expects(target.label()) { Duration::ZERO } else { SILENCE };
     // Where routes want to look into HTTP, slow HTTP must not pass for something else.
@@ -102,7 +109,7 @@ async fn detect(
             check_opaque(worker, &origin, target)?;
             evidence.remember(target.label());
             Box::pin(relay_to(worker, &origin, Protocol::Tcp, sniffer.into_io(), opened)).await;
-            return Ok(());
+            return Ok(None);
         }
         evidence.contradict(target.label());
         spoke = worker.listen_within(&mut sniffer, None, limit, ends).await;
@@ -110,7 +117,7 @@ async fn detect(
         {
             check_opaque(worker, &origin, target)?;
             Box::pin(relay_to(worker, &origin, Protocol::Tcp, sniffer.into_io(), opened)).await;
-            return Ok(());
+            return Ok(None);
         }
     }
     decide(worker, origin, target, sniffer, spoke).await
@@ -123,39 +130,36 @@ async fn decide(
     target: &Target,
     sniffer: Sniffer,
     spoke: Spoke,
-) -> Result<(), Refusal> {
+) -> Result<ServingFuture, Refusal> {
     let declared = target.declared();
     let tls = declared == Protocol::Tls;
     match spoke {
-        Spoke::Gone => Ok(()),
+        Spoke::Gone => Ok(None),
         Spoke::Client(Detected::Http1) if !tls => {
-            serve_http(worker, sniffer.into_io(), Protocol::Http1, origin).await;
-            Ok(())
+            Ok(serve_http(worker, sniffer.into_io(), Protocol::Http1, origin))
         }
         // To be told what is wrong with it.
         Spoke::Client(Detected::Opaque)
             if (declared == Protocol::Http1 && sniffer.resembles_request())
                 || (declared == Protocol::Detect && sniffer.names_http()) =>
         {
-            serve_http(worker, sniffer.into_io(), Protocol::Http1, origin).await;
-            Ok(())
+            Ok(serve_http(worker, sniffer.into_io(), Protocol::Http1, origin))
         }
         Spoke::Client(Detected::Http2) if !tls => {
-            serve_http(worker, sniffer.into_io(), Protocol::Http2, origin).await;
-            Ok(())
+            Ok(serve_http(worker, sniffer.into_io(), Protocol::Http2, origin))
         }
         Spoke::Client(Detected::Tls { server_name }) if !declared.is_http() => {
             check_caller(worker, &origin, target)?;
             let name = Some(server_name.as_deref());
             let opened = dial_in_time(worker, target, &origin, name).await?;
             Box::pin(relay_to(worker, &origin, Protocol::Tls, sniffer.into_io(), opened)).await;
-            Ok(())
+            Ok(None)
         }
         Spoke::TooSlow if declared == Protocol::Detect && !wants_http(target) => {
-            Box::pin(opaque(worker, &origin, target, sniffer)).await
+            Box::pin(opaque(worker, &origin, target, sniffer)).await.map(|()| None)
         }
         Spoke::Client(_) | Spoke::Nobody if declared == Protocol::Detect => {
-            Box::pin(opaque(worker, &origin, target, sniffer)).await
+            Box::pin(opaque(worker, &origin, target, sniffer)).await.map(|()| None)
         }
         Spoke::Client(_) | Spoke::Nobody => Err(Refusal::new(
             Reason::ProtocolError,
@@ -168,9 +172,8 @@ async fn decide(
     }
 }
 
-async fn serve_http(worker: &Rc<Worker>, io: Io, protocol: Protocol, origin: Origin) {
-    // Boxed: a relayed connection should not carry the size of an HTTP server.
-    Box::pin(Connection::serve(Rc::clone(worker), io, protocol, origin)).await;
+fn serve_http(worker: &Rc<Worker>, io: Io, protocol: Protocol, origin: Origin) -> ServingFuture {
+    Some(Box::pin(Connection::serve(Rc::clone(worker), io, protocol, origin)))
 }
 
 async fn opaque(

@@ -274,7 +274,9 @@ async fn outbound_tunnel(
         let fixed = Fixed::Destination(dialed);
         let (peer, tunnel) = (listener.peer(), Some(tunnel));
         let origin = Origin { listener, peer, caller: None, remote, fixed, tunnel, slot };
-        stream::serve(worker, transport, origin, target).await;
+        if let Some(serving) = stream::serve(worker, transport, origin, target).await {
+            serving.await;
+        }
     });
     exchange.tunneled = true;
     Ok(Response::new(()))

@@ -24,6 +24,7 @@ use crate::tls::pace::Pace;
 use crate::tls::verify::Trust;
 use crate::tls::{Expected, unix_now};
 use crate::wire::Wire;
+use crate::wire::reads::WideReads;
 
 /// Idle time after which a connection to another proxy is closed.
 const HOP_IDLE: Duration = Duration::from_secs(60);
@@ -57,6 +58,7 @@ pub struct Connector {
     pub pace: Rc<Pace>,
     /// Connections that won a race and wait to be used.
     pub raced: connect::RacedConnections,
+    pub wide_reads: WideReads,
     /// In place of the network, for who measures or tests this proxy inside of a process.
     pub memory: OnceCell<Network>,
 }
@@ -105,6 +107,7 @@ impl Pools {
                 identity,
                 pace,
                 raced: connect::RacedConnections::default(),
+                wide_reads: WideReads::default(),
                 memory: OnceCell::new(),
             }),
         }

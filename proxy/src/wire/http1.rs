@@ -10,6 +10,7 @@ use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 use std::{io, mem};
 
+use bytes::{Buf, Bytes};
 use http::{Response, StatusCode};
 use outrigger_core::reason::Reason;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -102,6 +103,11 @@ impl Link {
         self.lock().late = true;
     }
 
+    /// Nothing is asked, and everything has been written.
+    pub fn is_quiet(&self) -> bool {
+        self.lock().phase == WirePhase::Quiet
+    }
+
     /// Why the open exchange has to end although its answer has begun. `waker`: of the connection's task,
     /// which is woken when it has to.
     pub fn cut(&self, waker: &Waker) -> Option<Reason> {
@@ -136,6 +142,18 @@ struct Timer {
 impl Http1Wire {
     pub fn new(io: Io, link: Link) -> Self {
         Self { io, link, own: Vec::new(), timer: None, half_closed: false }
+    }
+
+    /// The socket between two exchanges. `read`: what hyper has read of the next one.
+    pub fn into_io(self, mut read: Bytes) -> Io {
+        // Some clients send an empty line behind a body (RFC 9112 section 2.2).
+        let lines = read.iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count();
+        read.advance(lines);
+        let mut io = self.io;
+        if !read.is_empty() {
+            io.unread(read);
+        }
+        io
     }
 
     /// Whether hyper's bytes are taken out of its hands.

@@ -11,15 +11,15 @@ use std::task::{Context, Poll};
 use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
 use tokio::net::TcpStream;
-use tokio_rustls::TlsStream;
 
+use crate::wire::tls::TlsStream;
 use crate::wire::watch::ConnectionWatch;
 
 /// Where the bytes come from and go to.
 pub enum Transport {
     Tcp(TcpStream),
     /// Either side of it.
-    Tls(Box<TlsStream<TcpStream>>),
+    Tls(Box<TlsStream>),
     /// The inside of a CONNECT or an upgrade.
     Tunnel(Box<dyn Duplex>),
     /// Without a socket, for who measures or tests this proxy inside of a process.
@@ -144,6 +144,13 @@ impl AsyncWrite for Transport {
     }
 }
 
+impl Transport {
+    /// Whether it writes only when it is flushed, or holds as much as it may.
+    pub fn holds(&self) -> bool {
+        matches!(self, Self::Tls(_))
+    }
+}
+
 /// Bytes both ways.
 pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
 
@@ -163,6 +170,9 @@ impl Io {
 
     /// Puts back what was read before anything else was.
     pub fn unread(&mut self, bytes: Bytes) {
+        if let Some(watch) = &self.watch {
+            watch.bytes_arrived();
+        }
         self.read_ahead = bytes;
     }
 
@@ -176,6 +186,27 @@ impl Io {
         match &mut self.transport {
             _ if !self.read_ahead.is_empty() => Poll::Ready(Ok(1)),
             Transport::Tcp(stream) => stream.poll_peek(cx, &mut ReadBuf::new(&mut [0])),
+            Transport::Tls(_) | Transport::Tunnel(_) | Transport::Memory(_) => Poll::Pending,
+        }
+    }
+
+    /// Whether it writes only when it is flushed, or holds as much as it may.
+    pub fn holds(&self) -> bool {
+        self.transport.holds()
+    }
+
+    /// Whether [`Io::poll_readable`] ever says so.
+    pub fn tells_readable(&self) -> bool {
+        matches!(self.transport, Transport::Tcp(_))
+    }
+
+    /// Waits, without a buffer, until there may be something to read or the peer has gone. Pending for ever where a
+    /// transport does not tell.
+    pub fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        match &self.transport {
+            _ if !self.read_ahead.is_empty() => Poll::Ready(()),
+            // An error shows again at the next read.
+            Transport::Tcp(stream) => stream.poll_read_ready(cx).map(drop),
             Transport::Tls(_) | Transport::Tunnel(_) | Transport::Memory(_) => Poll::Pending,
         }
     }

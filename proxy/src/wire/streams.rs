@@ -3,12 +3,14 @@
 //! A stream is read and written by the task of its request. hyper would hand bodies through types of its
 //! own, and take a stream that the peer gives up for one that has ended.
 
+pub mod batched;
 pub mod first;
 pub mod opening;
 pub mod prelude;
 pub mod tunnel;
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes};
@@ -21,15 +23,18 @@ use tokio::task::AbortHandle;
 use self::prelude::Prelude;
 use self::tunnel::Tunnel;
 use crate::wire::error::BodyError;
+use crate::wire::reads::ReadSize;
 
 /// Pieces below this many bytes are copied; larger ones fill an eighth of their buffer or more. The first of a
 /// body, which is most often all of it, never is.
 const SMALL: usize = 1024;
+/// Pieces from this many bytes on are those of something long.
+const LONG: usize = 16 * 1024;
 
 /// A body as it comes in, from a caller or from an upstream.
 pub enum WireBody {
-    /// On HTTP/1.1, or where the connection stopped being HTTP; whether something of it has been read.
-    Hyper(Incoming, bool),
+    /// On HTTP/1.1, or where the connection stopped being HTTP.
+    Hyper(HyperBody),
     Stream(Received),
     /// Of a request that may stop being HTTP.
     Prelude(Prelude),
@@ -42,6 +47,15 @@ pub struct Switched {
     pub tunnel: Tunnel<Upward>,
     /// The protocol that it speaks from now on; none for a CONNECT.
     pub token: Option<HeaderValue>,
+}
+
+/// A body that comes in on HTTP/1.1.
+pub struct HyperBody {
+    body: Incoming,
+    /// Something of it has been read.
+    begun: bool,
+    /// Of its connection, if that may read more at once.
+    size: Option<Arc<ReadSize>>,
 }
 
 /// A body that comes in on HTTP/2.
@@ -79,7 +93,12 @@ pub struct Pumping(AbortHandle);
 impl WireBody {
     /// A body that comes on HTTP/1.1.
     pub fn hyper(body: Incoming) -> Self {
-        Self::Hyper(body, false)
+        Self::Hyper(HyperBody { body, begun: false, size: None })
+    }
+
+    /// The same, on a connection that may read more at once.
+    pub fn sized(body: Incoming, size: Arc<ReadSize>) -> Self {
+        Self::Hyper(HyperBody { body, begun: false, size: Some(size) })
     }
 
     /// The body of a request that came on HTTP/2.
@@ -102,14 +121,7 @@ impl Body for WireBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match self.get_mut() {
-            Self::Hyper(body, begun) => {
-                let Some(frame) = ready!(Pin::new(body).poll_frame(cx)?) else {
-                    return Poll::Ready(None);
-                };
-                let frame = if *begun { compact(frame) } else { frame };
-                *begun = true;
-                Poll::Ready(Some(Ok(frame)))
-            }
+            Self::Hyper(body) => body.poll_frame(cx),
             Self::Stream(received) => received.poll_frame(cx),
             Self::Prelude(prelude) => {
                 prelude.poll_data(cx).map(|data| Some(data?.map(Frame::data)))
@@ -120,7 +132,7 @@ impl Body for WireBody {
 
     fn is_end_stream(&self) -> bool {
         match self {
-            Self::Hyper(body, _) => body.is_end_stream(),
+            Self::Hyper(body) => body.body.is_end_stream(),
             Self::Stream(received) => received.ended,
             Self::Prelude(prelude) => prelude.is_ended(),
             Self::Switched(_) => true,
@@ -129,7 +141,7 @@ impl Body for WireBody {
 
     fn size_hint(&self) -> SizeHint {
         match self {
-            Self::Hyper(body, _) => body.size_hint(),
+            Self::Hyper(body) => body.body.size_hint(),
             // The content-length header, which is passed on, says it.
             Self::Stream(_) | Self::Prelude(_) => SizeHint::default(),
             Self::Switched(_) => SizeHint::with_exact(0),
@@ -143,6 +155,32 @@ fn compact(frame: Frame<Bytes>) -> Frame<Bytes> {
     match frame.data_ref() {
         Some(data) if data.len() < SMALL => Frame::data(Bytes::copy_from_slice(data)),
         Some(_) | None => frame,
+    }
+}
+
+impl HyperBody {
+    fn poll_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        Pin::new(&mut self.body).poll_frame(cx)?.map(|frame| {
+            let frame = frame?;
+            if let (Some(size), Some(data)) = (&self.size, frame.data_ref())
+                && data.len() >= LONG
+            {
+                size.passed(data.len());
+            }
+            let begun = std::mem::replace(&mut self.begun, true);
+            Some(Ok(if begun { compact(frame) } else { frame }))
+        })
+    }
+}
+
+impl Drop for HyperBody {
+    fn drop(&mut self) {
+        if let Some(size) = &self.size {
+            size.over();
+        }
     }
 }
 

@@ -7,6 +7,9 @@ use std::sync::atomic::{AtomicBool, AtomicU32};
 /// No head is being read.
 const IDLE: u32 = u32::MAX;
 
+/// Sweeps after which a connection of HTTP/1.1 counts as idle: between one second and two.
+const MOMENT: u32 = 1;
+
 /// What a worker knows of one connection. Shared with the connection's [`crate::wire::io::Io`], which
 /// must be `Send` for hyper's sake, hence the atomics; only one thread ever uses them.
 pub struct ConnectionWatch {
@@ -99,17 +102,24 @@ impl ConnectionWatch {
         self.expired.load(Relaxed)
     }
 
-    /// Whether nothing has been in flight for longer than `limit` sweeps, this one included.
+    /// Whether nothing has been in flight for longer than `limit` sweeps.
     pub(crate) fn has_idled(&self, limit: u32) -> bool {
-        let age = match self.in_flight.load(Relaxed) {
+        self.idle_age.load(Relaxed) > limit
+    }
+
+    /// Whether nothing has come of the next request for more than a moment.
+    pub fn is_idle(&self) -> bool {
+        self.has_idled(MOMENT) && self.head_age.load(Relaxed) == IDLE
+    }
+
+    /// Ages what there is by one. True: the connection's task must look at it.
+    pub(crate) fn sweep(&self, limit: u32, write_limit: Option<u32>) -> bool {
+        let idle = match self.in_flight.load(Relaxed) {
             0 => self.idle_age.load(Relaxed).saturating_add(1),
             _ => 0,
         };
-        self.idle_age.store(age, Relaxed);
-        age > limit
-    }
-
-    pub(crate) fn sweep(&self, limit: u32, write_limit: Option<u32>) -> bool {
+        self.idle_age.store(idle, Relaxed);
+        let becomes_idle = !self.multiplexed && idle == MOMENT + 1;
         if self.blocked.load(Relaxed) {
             let age = self.blocked_age.load(Relaxed).saturating_add(1);
             self.blocked_age.store(age, Relaxed);
@@ -120,7 +130,7 @@ impl ConnectionWatch {
             }
         }
         match self.head_age.load(Relaxed) {
-            IDLE => false,
+            IDLE => becomes_idle,
             age if age >= limit => {
                 self.expired.store(true, Relaxed);
                 true

@@ -138,7 +138,9 @@ impl Bed {
             let (rules, limits) = (port.rules.clone(), port.limits.clone());
             let (protocol, service) = (port.declared(), port.service(None));
             let target = Target::App { address: app, protocol, service, rules, limits };
-            stream::serve(worker, transport, origin, target).await;
+            if let Some(serving) = stream::serve(worker, transport, origin, target).await {
+                serving.await;
+            }
         });
     }
 }

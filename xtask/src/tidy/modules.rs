@@ -84,7 +84,7 @@ const ORDERS: &[Order] = &[
     Order {
         sources: "proxy/src/wire",
         layers: &[
-            &["deadline", "error", "server", "watch"],
+            &["deadline", "error", "reads", "server", "tls", "watch"],
             &["headers", "io", "progress"],
             &["grammar", "http1", "streams", "trace"],
             &["body"],

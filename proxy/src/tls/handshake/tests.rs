@@ -1,5 +1,6 @@
 //! Handshakes over loopback, and every ticket that must be worth nothing.
 
+use std::os::fd::AsFd;
 use std::sync::atomic::Ordering::Relaxed;
 
 use rustls::client::Resumption;
@@ -89,6 +90,100 @@ fn both_sides_know_each_other_and_the_second_time_is_cheaper() {
         assert_eq!(counts.0.accepted_full.load(Relaxed), 1);
         assert_eq!(counts.0.accepted_resumed.load(Relaxed), 2);
         assert_eq!(counts.1.connected_resumed.load(Relaxed), 2);
+    });
+}
+
+/// Both ends of a connection, after their handshake: the caller's, and the called one's.
+async fn both_ends() -> (Box<TlsStream>, Box<TlsStream>) {
+    let ca = Ca::new("root");
+    let (orders, shop) = (identity(&ca, "orders", &[&ca]), identity(&ca, "shop", &[&ca]));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (pace, expected) = (Rc::new(Pace::default()), id("orders"));
+    let accepting = async {
+        let (stream, _) = listener.accept().await.unwrap();
+        let (mut stream, _) = accept(&orders, &pace, stream, LIMIT).await.unwrap();
+        stream.write_all(b"settings").await.unwrap();
+        stream.flush().await.unwrap();
+        stream
+    };
+    let calling = async {
+        let stream = TcpStream::connect(address).await.unwrap();
+        let (mut stream, _) =
+            connect(&shop, &pace, stream, address, &expected, LIMIT).await.unwrap();
+        let mut first = [0; 8];
+        stream.read_exact(&mut first).await.unwrap();
+        assert_eq!(&first, b"settings");
+        stream
+    };
+    let (called, caller) = futures::join!(accepting, calling);
+    (caller, called)
+}
+
+/// Bytes that show when some are missing, repeated or out of order.
+fn numbered(count: usize) -> Vec<u8> {
+    (0..count as u32).flat_map(|n| n.wrapping_mul(0x9e37_79b9).to_be_bytes()).collect()
+}
+
+#[test]
+fn bytes_arrive_whole_and_in_order_whatever_the_sizes_of_reads_and_writes() {
+    run(async {
+        for (write, read) in
+            [(1, 300_000), (70_000, 1_000), (300_000, 17), (9, 9), (16_384, 65_536)]
+        {
+            let (mut caller, mut called) = both_ends().await;
+            let all = numbered(if write.min(read) < 10 { 20_000 } else { 400_000 });
+            let writing = async {
+                for part in all.chunks(write) {
+                    called.write_all(part).await.unwrap();
+                    if write > 1 {
+                        called.flush().await.unwrap();
+                    }
+                }
+                called.shutdown().await.unwrap();
+            };
+            let reading = async {
+                let (mut got, mut part) = (Vec::new(), vec![0; read]);
+                loop {
+                    match caller.read(&mut part).await.unwrap() {
+                        0 => return got,
+                        n => got.extend_from_slice(&part[..n]),
+                    }
+                }
+            };
+            let ((), got) = futures::join!(writing, reading);
+            assert!(got == all, "{} of {} bytes, {write} and {read}", got.len(), all.len());
+            // The other half is still open.
+            caller.write_all(b"and back").await.unwrap();
+            caller.flush().await.unwrap();
+            let mut back = [0; 8];
+            called.read_exact(&mut back).await.unwrap();
+            assert_eq!(&back, b"and back");
+        }
+    });
+}
+
+#[test]
+fn a_connection_that_is_cut_is_no_end_and_what_came_before_counts() {
+    run(async {
+        let (mut caller, called) = both_ends().await;
+        let mut raw = TcpStream::from_std(
+            called.tcp().as_fd().try_clone_to_owned().map(std::net::TcpStream::from).unwrap(),
+        )
+        .unwrap();
+        let mut called = called;
+        called.write_all(b"whole").await.unwrap();
+        called.flush().await.unwrap();
+        // No record that anybody has encrypted.
+        raw.write_all(&[23, 3, 3, 0, 20]).await.unwrap();
+        raw.write_all(&[7; 20]).await.unwrap();
+        let mut read = [0; 64];
+        assert_eq!(caller.read(&mut read).await.unwrap(), 5);
+        assert_eq!(caller.read(&mut read).await.unwrap_err().kind(), io::ErrorKind::InvalidData);
+
+        let (mut caller, called) = both_ends().await;
+        drop(called);
+        assert_eq!(caller.read(&mut read).await.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
     });
 }
 

@@ -12,7 +12,6 @@ use futures::stream::FuturesUnordered;
 use outrigger_core::reason::Reason;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
-use tokio_rustls::{TlsStream, client};
 
 use crate::base::local::reaches;
 use crate::base::refusal::Refusal;
@@ -114,7 +113,7 @@ pub async fn connect_outside(
         let (reason, detail) = (Reason::UpstreamTlsFailed, format!("{address}: {why}").into());
         ConnectError { reason, detail }
     })?;
-    let opened = OpenedConnection::new(client_tls(stream), None, &opening.metrics);
+    let opened = OpenedConnection::new(Transport::Tls(stream), None, &opening.metrics);
     Ok(OpenedConnection { tls: micros(began.elapsed()), ..opened })
 }
 
@@ -148,7 +147,7 @@ pub async fn connect_hop(
         match handshake::connect(identity, pace, stream, address, &id, limit).await {
             Ok((stream, proof)) => {
                 let opened =
-                    OpenedConnection::new(client_tls(stream), Some(proof), &opening.metrics);
+                    OpenedConnection::new(Transport::Tls(stream), Some(proof), &opening.metrics);
                 return Ok(OpenedConnection { tls: micros(began.elapsed()), ..opened });
             }
             // At most once: the ticket that led here is gone.
@@ -283,14 +282,15 @@ impl OpenedConnection {
         Self { transport, proof, tls: 0, count: OpenCount(Arc::clone(metrics)) }
     }
 
+    /// Whether it writes only when it is flushed, or holds as much as it may.
+    pub fn holds(&self) -> bool {
+        self.transport.holds()
+    }
+
     /// For bytes that are not looked into.
     pub fn into_parts(self) -> (Transport, OpenCount) {
         (self.transport, self.count)
     }
-}
-
-fn client_tls(stream: Box<client::TlsStream<TcpStream>>) -> Transport {
-    Transport::Tls(Box::new(TlsStream::Client(*stream)))
 }
 
 impl From<ConnectError> for Refusal {
@@ -362,7 +362,7 @@ mod tests {
         let opened = opened.unwrap();
         let stream = match &opened.transport {
             Transport::Tcp(stream) => stream,
-            Transport::Tls(stream) => stream.get_ref().0,
+            Transport::Tls(stream) => stream.tcp(),
             Transport::Memory(_) | Transport::Tunnel(_) => panic!("no socket"),
         };
         SockRef::from(stream).tcp_user_timeout().unwrap()

@@ -23,6 +23,7 @@ use crate::wire::body::RequestBody;
 use crate::wire::error::BodyError;
 use crate::wire::headers::clean_response;
 use crate::wire::progress::Progress;
+use crate::wire::reads::{MAX_READ, ReadSize, SizedReads};
 use crate::wire::streams::WireBody;
 
 /// Idle connections kept for one address.
@@ -41,7 +42,11 @@ const OPENING_AT_ONCE: usize = 4;
 /// How long a request waits for a connection that is given back before it opens one nevertheless.
 const PATIENCE: Duration = Duration::from_millis(2);
 
-type Sender = http1::SendRequest<RequestBody>;
+/// The way to a connection, and how much it reads at once.
+struct Sender {
+    requests: http1::SendRequest<RequestBody>,
+    reads: Arc<ReadSize>,
+}
 
 /// Which idle connections a request may take. The server may be closing one at the same moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -136,11 +141,14 @@ impl Pools {
             let _dialing = Dialing::begin(&pool);
             let stream = connect_to(key, &self.opening).await?;
             let tls = stream.tls;
-            let (sender, connection) = http1::Builder::new()
+            let reads = ReadSize::new(Arc::clone(&self.opening.wide_reads));
+            let max_header_bytes = (self.opening.config.max_header_bytes as usize).max(8_192);
+            let (requests, connection) = http1::Builder::new()
                 .preserve_header_case(keeps_case)
                 .max_headers(self.opening.config.max_headers)
-                .max_buf_size((self.opening.config.max_header_bytes as usize).max(8_192))
-                .handshake(TokioIo::new(stream))
+                .max_header_size(max_header_bytes)
+                .max_buf_size(max_header_bytes.max(MAX_READ))
+                .handshake(TokioIo::new(SizedReads::new(stream, Arc::clone(&reads))))
                 .await
                 .map_err(|error| ConnectError {
                     reason: outrigger_core::reason::Reason::ConnectFailed,
@@ -148,7 +156,7 @@ impl Pools {
                 })?;
             // Its errors reach anyone who uses the sender.
             tokio::task::spawn_local(async move { drop(connection.with_upgrades().await) });
-            (sender, tls)
+            (Sender { requests, reads }, tls)
         };
         Ok(H1Lease { sender, pool, idle: None, tls })
     }
@@ -162,7 +170,7 @@ impl H1Pool {
         for at in (0..idle.len()).rev() {
             let one = &idle[at];
             let age = now.saturating_duration_since(one.since);
-            if one.sender.is_closed() {
+            if one.sender.requests.is_closed() {
                 idle.remove(at);
                 self.closed_after(age);
                 continue;
@@ -170,7 +178,7 @@ impl H1Pool {
             if !repeatable && !self.is_open_after(age) {
                 return None;
             }
-            if one.sender.is_ready() {
+            if one.sender.requests.is_ready() {
                 return idle.remove(at).map(|one| (one.sender, age));
             }
         }
@@ -197,7 +205,7 @@ impl H1Pool {
         self.waiting.borrow_mut().push_back(turn);
         let ready = async {
             let mut sender = given.await.ok().flatten()?;
-            sender.ready().await.ok()?;
+            sender.requests.ready().await.ok()?;
             Some(sender)
         };
         timeout(PATIENCE, ready).await.ok().flatten()
@@ -222,7 +230,7 @@ impl H1Pool {
         let mut idle = self.idle.borrow_mut();
         idle.retain(|one| {
             let age = now.saturating_duration_since(one.since);
-            if one.sender.is_closed() {
+            if one.sender.requests.is_closed() {
                 self.closed_after(age);
                 return false;
             }
@@ -270,11 +278,12 @@ impl H1Lease {
                 progress.inform(told);
             });
         }
-        let sent = self.sender.try_send_request(request);
+        let sent = self.sender.requests.try_send_request(request);
         let (pool, idle) = (Rc::clone(&self.pool), self.idle);
+        let reads = Arc::clone(&self.sender.reads);
         sent.map(move |sent| match sent {
             Ok(response) if is_chunked_at_most(response.headers()) => {
-                Ok(response.map(WireBody::hyper))
+                Ok(response.map(|body| WireBody::sized(body, reads)))
             }
             Ok(_) => {
                 Err(SendError { error: BodyError::TransferCoding, unsent: false, reused: false })
@@ -290,7 +299,7 @@ impl H1Lease {
 
     /// The response has been read whole: the next request may use the connection.
     pub fn release(self, now: Instant) {
-        if self.sender.is_closed() {
+        if self.sender.requests.is_closed() {
             return;
         }
         let Some(sender) = self.pool.give(self.sender) else { return };
@@ -322,10 +331,10 @@ mod tests {
     /// A connection with nothing on it, and the server's end.
     async fn connection() -> (Sender, DuplexStream) {
         let (ours, theirs) = tokio::io::duplex(1024);
-        let (mut sender, connection) = http1::handshake(TokioIo::new(ours)).await.unwrap();
+        let (mut requests, connection) = http1::handshake(TokioIo::new(ours)).await.unwrap();
         tokio::task::spawn_local(connection);
-        sender.ready().await.unwrap();
-        (sender, theirs)
+        requests.ready().await.unwrap();
+        (Sender { requests, reads: Arc::default() }, theirs)
     }
 
     fn release(pool: &Rc<H1Pool>, sender: Sender, now: Instant) {

@@ -28,6 +28,7 @@ use crate::upstream::pool::{Connector, PoolKey, Pools};
 use crate::wire::body::RequestBody;
 use crate::wire::progress::Progress;
 use crate::wire::server::max_frame;
+use crate::wire::streams::batched::Batched;
 use crate::wire::streams::first::{FirstBytes, is_http2};
 use crate::wire::streams::{Upward, WireBody};
 
@@ -53,7 +54,7 @@ const CONNECTION_WINDOW: u32 = MAX_STREAMS * STREAM_WINDOW;
 /// the server side, whose clock may be ahead, never has to turn one away.
 const LEAVE_EARLY: u64 = 2;
 
-type Driven = client::Connection<FirstBytes<OpenedConnection, FirstLook>, Upward>;
+type Driven = client::Connection<FirstBytes<Batched<OpenedConnection>, FirstLook>, Upward>;
 /// Whether it is a server of HTTP/2 at all.
 type FirstLook = fn(&[u8]) -> io::Result<()>;
 type Connecting = Shared<LocalBoxFuture<'static, Result<Rc<H2Connection>, ConnectError>>>;
@@ -220,6 +221,7 @@ async fn handshake(
     stream: OpenedConnection,
     max_header_bytes: u32,
 ) -> Result<(SendRequest<Upward>, Box<Driven>), h2::Error> {
+    let holds = stream.holds();
     let (sender, connection) = client::Builder::new()
         .enable_push(false)
         .initial_max_send_streams(STREAMS_AT_FIRST)
@@ -228,7 +230,7 @@ async fn handshake(
         .max_header_list_size(max_header_bytes)
         .max_frame_size(max_frame(max_header_bytes))
         .max_send_buffer_size(STREAM_WINDOW as usize)
-        .handshake(FirstBytes::new(stream, is_http2 as FirstLook))
+        .handshake(FirstBytes::new(Batched::new(stream, holds), is_http2 as FirstLook))
         .await?;
     Ok((sender, Box::new(connection)))
 }

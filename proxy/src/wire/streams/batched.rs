@@ -1,0 +1,259 @@
+//! What h2 reads and writes of long bodies, in few large pieces.
+//!
+//! h2 flushes after every long DATA frame, its task runs as soon as there is one, and it reads one frame at a time. Each
+//! of these would be a system call, and often wakes the other side.
+
+use std::cell::RefCell;
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf, Bytes};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::LONG;
+
+/// With so many bytes nothing is put off any more.
+const ENOUGH: usize = 256 * 1024;
+/// The same of what is held here, and copied for it.
+const ENOUGH_HELD: usize = 64 * 1024;
+
+/// Bytes of a read behind one that was full.
+const READ: usize = 64 * 1024;
+
+thread_local! {
+    /// Where they lie before they are asked for.
+    static AHEAD: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ].into());
+}
+
+/// Puts a flush that follows a long write off to the task's next turn, which comes as soon as the tasks that are ready
+/// have had theirs: those that make more of the body among them. Small messages leave at once, and take with them what
+/// waits.
+pub struct Batched<T> {
+    io: T,
+    /// Whether the transport itself holds what is not flushed.
+    holds: bool,
+    /// What this does in its place.
+    held: Vec<u8>,
+    /// Bytes since the last flush, whether that was put off or not.
+    fresh: usize,
+    /// Bytes whose flush was put off.
+    waiting: usize,
+    /// Read and not yet asked for.
+    ahead: Bytes,
+    /// The last read was full: there is more.
+    full: bool,
+}
+
+impl<T> Batched<T> {
+    /// `holds`: whether `io` writes only when it is flushed, or holds as much as it may.
+    pub fn new(io: T, holds: bool) -> Self {
+        let (held, ahead) = (Vec::new(), Bytes::new());
+        Self { io, holds, held, fresh: 0, waiting: 0, ahead, full: false }
+    }
+
+    fn enough(&self) -> usize {
+        if self.holds { ENOUGH } else { ENOUGH_HELD }
+    }
+
+    fn wrote(&mut self, polled: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(Ok(n)) = polled {
+            self.fresh = self.fresh.saturating_add(n);
+        }
+        polled
+    }
+}
+
+impl<T: AsyncWrite + Unpin> Batched<T> {
+    fn poll_write_held(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.held.is_empty() {
+            let n = ready!(Pin::new(&mut self.io).poll_write(cx, &self.held))?;
+            if n == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.held.drain(..n);
+        }
+        // Its memory would stay as long as the connection.
+        self.held = Vec::new();
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for Batched<T> {
+    #[inline]
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        if this.ahead.is_empty() && !(this.full && buf.remaining() < READ) {
+            ready!(Pin::new(&mut this.io).poll_read(cx, buf))?;
+            this.full = !this.holds && buf.remaining() == 0;
+            return Poll::Ready(Ok(()));
+        }
+        if this.ahead.is_empty() {
+            return AHEAD.with_borrow_mut(|memory| {
+                let mut read = ReadBuf::new(memory);
+                ready!(Pin::new(&mut this.io).poll_read(cx, &mut read))?;
+                this.full = read.remaining() == 0;
+                let (now, later) = read.filled().split_at(buf.remaining().min(read.filled().len()));
+                buf.put_slice(now);
+                if !later.is_empty() {
+                    this.ahead = Bytes::copy_from_slice(later);
+                }
+                Poll::Ready(Ok(()))
+            });
+        }
+        let n = this.ahead.len().min(buf.remaining());
+        buf.put_slice(&this.ahead[..n]);
+        this.ahead.advance(n);
+        if this.ahead.is_empty() {
+            this.ahead = Bytes::new();
+            this.full = true;
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for Batched<T> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(cx, &[IoSlice::new(buf)])
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = &mut *self;
+        let bytes: usize = bufs.iter().map(|buf| buf.len()).sum();
+        let polled = if this.holds || (this.held.is_empty() && !(LONG..READ).contains(&bytes)) {
+            Pin::new(&mut this.io).poll_write_vectored(cx, bufs)
+        } else if this.held.len().saturating_add(bytes) > ENOUGH_HELD {
+            ready!(this.poll_write_held(cx))?;
+            Pin::new(&mut this.io).poll_write_vectored(cx, bufs)
+        } else {
+            if this.held.capacity() == 0 {
+                this.held.reserve_exact(ENOUGH_HELD);
+            }
+            bufs.iter().for_each(|buf| this.held.extend_from_slice(buf));
+            Poll::Ready(Ok(bytes))
+        };
+        this.wrote(polled)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let fresh = std::mem::take(&mut self.fresh);
+        self.waiting = self.waiting.saturating_add(fresh);
+        if fresh >= LONG && self.waiting < self.enough() {
+            // h2 flushes in every turn.
+            cx.waker().wake_by_ref();
+            return Poll::Ready(Ok(()));
+        }
+        self.waiting = 0;
+        ready!(self.poll_write_held(cx))?;
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_write_held(cx))?;
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+    use std::task::Waker;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, BufWriter, DuplexStream};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_long_write_waits_for_a_turn_that_adds_nothing_a_small_one_or_enough() {
+        let (ours, theirs) = tokio::io::duplex(1024 * 1024);
+        // Holds what is not flushed, as TLS does.
+        let holding = BufWriter::with_capacity(512 * 1024, ours);
+        puts_off(Batched::new(holding, true), theirs).await;
+        let (ours, theirs) = tokio::io::duplex(1024 * 1024);
+        puts_off(Batched::new(ours, false), theirs).await;
+    }
+
+    async fn puts_off<T: AsyncWrite + Unpin>(mut batched: Batched<T>, mut theirs: DuplexStream) {
+        let enough = batched.enough();
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut write = |bytes: usize| {
+            let polled = Pin::new(&mut batched).poll_write(&mut cx, &vec![7; bytes]);
+            assert!(matches!(polled, Poll::Ready(Ok(n)) if n == bytes) || bytes == 0);
+            assert!(Pin::new(&mut batched).poll_flush(&mut cx).is_ready());
+        };
+        let mut arrived = async || {
+            let mut read = vec![0; 1024 * 1024];
+            let mut read = ReadBuf::new(&mut read);
+            poll_fn(|cx| {
+                // What is not there yet does not come.
+                let _pending = Pin::new(&mut theirs).poll_read(cx, &mut read);
+                Poll::Ready(())
+            })
+            .await;
+            read.filled().len()
+        };
+        write(LONG);
+        assert_eq!(arrived().await, 0);
+        write(0);
+        assert_eq!(arrived().await, LONG);
+        write(LONG);
+        write(LONG);
+        write(1);
+        assert_eq!(arrived().await, 2 * LONG + 1);
+        for _ in 1..enough / LONG {
+            write(LONG);
+            assert_eq!(arrived().await, 0);
+        }
+        write(LONG);
+        assert_eq!(arrived().await, enough);
+    }
+
+    #[tokio::test]
+    async fn bytes_arrive_whole_and_in_order_through_a_pipe_that_is_often_full() {
+        for (pipe, write, read) in
+            [(1_000, 20_000, 9), (100_000, 20_000, 70_000), (9_000, 70_000, 8_192)]
+        {
+            let (ours, theirs) = tokio::io::duplex(pipe);
+            let (mut ours, mut theirs) = (Batched::new(ours, false), Batched::new(theirs, false));
+            let all: Vec<u8> = (0..300_000_u32).map(|n| (n / 7) as u8 ^ (n >> 9) as u8).collect();
+            let writing = async {
+                for (i, part) in all.chunks(write).enumerate() {
+                    ours.write_all(&part[..part.len() / 3]).await.unwrap();
+                    ours.write_all(&part[part.len() / 3..]).await.unwrap();
+                    if i % 3 == 0 {
+                        ours.flush().await.unwrap();
+                    }
+                }
+                ours.shutdown().await.unwrap();
+            };
+            let reading = async {
+                let (mut got, mut part) = (Vec::new(), vec![0; read]);
+                loop {
+                    match theirs.read(&mut part).await.unwrap() {
+                        0 => return got,
+                        n => got.extend_from_slice(&part[..n]),
+                    }
+                }
+            };
+            let ((), got) = tokio::join!(writing, reading);
+            assert!(got == all, "{} of {} bytes through {pipe}", got.len(), all.len());
+        }
+    }
+}
