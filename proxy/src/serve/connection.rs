@@ -122,8 +122,12 @@ async fn exchanges(
 ) -> Result<Option<Io>, Reason> {
     let (worker, watch) = (&connection.worker, &connection.watch);
     let link = connection.link.clone().unwrap_or_default();
+    // Whether the last request had a body: its rest may still come, whatever has been answered, and must not be read
+    // as a request.
+    let had_body = Cell::new(false);
     let service = service_fn(|request: Request<Incoming>| {
         let (mut head, body) = request.into_parts();
+        had_body.set(!body.is_end_stream());
         let caller = head.extensions.remove::<OnUpgrade>().map(Side::Http1);
         let informs = head.version == Version::HTTP_11;
         let holds_back = informs && holds_back(&head.headers, &body);
@@ -161,7 +165,11 @@ async fn exchanges(
             return Poll::Ready(Ok(()));
         }
         let polled = Pin::new(&mut serving).poll(cx).map_err(|error| reason_of(&error));
-        rests = can_rest && polled.is_pending() && watch.is_idle() && link.is_quiet();
+        rests = can_rest
+            && !had_body.get()
+            && polled.is_pending()
+            && watch.is_idle()
+            && link.is_quiet();
         if rests { Poll::Ready(Ok(())) } else { polled }
     })
     .await;

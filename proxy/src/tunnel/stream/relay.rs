@@ -139,7 +139,11 @@ impl Flow {
                             }
                             return Poll::Pending;
                         }
-                        Poll::Ready(Err(_)) => return Poll::Ready(Err(self.from)),
+                        Poll::Ready(Err(_)) => {
+                            // What came before it is sent as far as that goes at once.
+                            let _sent = Pin::new(&mut *writer).poll_flush(cx);
+                            return Poll::Ready(Err(self.from));
+                        }
                         Poll::Ready(Ok(0)) => {
                             give_back(buffer);
                             self.state = FlowState::Closing;
