@@ -146,9 +146,10 @@ fn proxies(
         println!("{line}");
         memory.push(line);
         if !options.no_memory {
-            let line = measure::beside_downloads(places, options.rounds)?;
-            println!("{line}");
-            memory.push(line);
+            for line in measure::beside_downloads(places, options.rounds, &peers)? {
+                println!("{line}");
+                memory.push(line);
+            }
         }
     }
     let mut runs = Vec::new();

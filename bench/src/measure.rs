@@ -24,6 +24,8 @@ const HANDSHAKES: &str = "16";
 
 /// The p99 of small requests beside long answers, in parts of that without.
 const MOST_BESIDE: f64 = 1.5;
+/// The same in parts of Envoy's beside the same.
+const MOST_OF_ENVOY: f64 = 1.0;
 
 /// Bytes of every message and answer.
 pub const BODY: usize = 128;
@@ -60,28 +62,48 @@ impl Load {
     }
 }
 
-/// The p99 of 1,000 small requests a second beside 8 downloads of 100 MiB on the same hop, in parts of that without:
-/// the median over the rounds.
-pub fn beside_downloads(places: &Places, rounds: usize) -> Result<Line, Failure> {
-    let port = Peer::Outrigger.port(Case::TlsH1).ok_or("the pair serves HTTP/1.1")?;
-    let mut ratios = Vec::new();
+/// The p99 of 1,000 small requests a second beside 8 downloads of 100 MiB on the same hop, in parts of that without, and
+/// in parts of Envoy's: the medians over the rounds.
+pub fn beside_downloads(
+    places: &Places,
+    rounds: usize,
+    peers: &[Peer],
+) -> Result<Vec<Line>, Failure> {
+    let (mut ratios, mut to_envoy) = (Vec::new(), Vec::new());
     for _ in 0..rounds {
-        let small = || Load::read(&paced_load(places, "h1", 1_000, port, 2.0).output()?);
-        let alone = small()?;
-        let mut downloads = Command::new("taskset")
-            .args(["-c", OTHER_CPU, "wrk", "-t1", "-c8", "-d", "4"])
-            .arg(format!("http://127.0.0.1:{port}/bytes/{MIB100}"))
-            .stdout(Stdio::null())
-            .spawn()?;
-        pause(Duration::from_millis(500));
-        let beside = small();
-        let _ = downloads.kill();
-        let _ = downloads.wait();
-        ratios.push(beside?.p99_us as f64 / alone.p99_us.max(1) as f64);
+        let (alone, ours) = beside(places, Peer::Outrigger)?;
+        ratios.push(ours / alone);
+        if peers.contains(&Peer::Envoy) {
+            to_envoy.push(ours / beside(places, Peer::Envoy)?.1);
+        }
     }
-    let median = quartiles(&ratios).map_or(f64::INFINITY, |quartiles| quartiles[1]);
-    let what = "p99 of 1,000 requests/s beside 8 downloads / alone";
-    Ok(Line::goal(what, median, MOST_BESIDE, "times"))
+    let median = |ratios: &[f64]| quartiles(ratios).map(|quartiles| quartiles[1]);
+    let what = "p99 of 1,000 requests/s beside 8 downloads";
+    let line = |against, ratio, at_most| {
+        Line::goal(&format!("{what} / {against}"), ratio, at_most, "times")
+    };
+    let mut lines = vec![line("alone", median(&ratios).unwrap_or(f64::INFINITY), MOST_BESIDE)];
+    lines.extend(median(&to_envoy).map(|ratio| line("Envoy's", ratio, MOST_OF_ENVOY)));
+    Ok(lines)
+}
+
+/// The p99 of small requests without and with downloads, in microseconds.
+fn beside(places: &Places, peer: Peer) -> Result<(f64, f64), Failure> {
+    let port = peer.port(Case::TlsH1).ok_or("the pair serves HTTP/1.1")?;
+    let small = || Load::read(&paced_load(places, "h1", 1_000, port, 2.0).output()?);
+    let alone = small()?;
+    let mut downloads = Command::new("taskset")
+        .args(["-c", OTHER_CPU, "wrk", "-t1", "-c8", "-d", "4"])
+        .arg(format!("http://127.0.0.1:{port}/bytes/{MIB100}"))
+        .stdout(Stdio::null())
+        .spawn()?;
+    pause(Duration::from_millis(500));
+    let beside = small();
+    let _ = downloads.kill();
+    let _ = downloads.wait();
+    let (alone, beside) = (alone.p99_us, beside?.p99_us);
+    eprintln!("{} beside 8 downloads: p99 {beside} us, alone {alone}", peer.name());
+    Ok((alone.max(1) as f64, beside.max(1) as f64))
 }
 
 /// As many requests as answers allow.

@@ -14,6 +14,7 @@ pub mod streams;
 pub mod tls;
 pub mod trace;
 pub mod watch;
+pub mod writes;
 
 /// What is spoken on a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

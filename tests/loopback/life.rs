@@ -3,15 +3,17 @@
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::process::{Command, Output};
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
-use outrigger_tests::app::Echo;
+use outrigger_tests::app::{Echo, read_head, tcp};
 use outrigger_tests::client::{Curl, Load, http_get};
 use outrigger_tests::eventually;
 use outrigger_tests::process::{ControlPlane, Proxy, binary, free_port, local};
 
-use crate::{Mesh, service};
+use crate::{Mesh, service, unmeshed};
 
 /// Far below the 30 s in which requests in flight may finish.
 const DRAINED: Duration = Duration::from_secs(10);
@@ -89,6 +91,11 @@ fn an_idle_connection_costs_little_more_than_its_socket_and_serves_again() {
     let before = mesh.caller.process().own_memory();
     let mut idle: Vec<_> = (0..RESTING).map(|_| begin(port, "/")).collect();
     idle.iter_mut().for_each(|stream| assert!(answer(stream).contains("200 OK")));
+    for stream in idle.iter_mut().step_by(2) {
+        let head = "POST http://web.bank/ HTTP/1.1\r\nhost: web.bank\r\ncontent-length: 4\r\n\r\n";
+        write!(stream, "{head}body").expect("written");
+        assert!(answer(stream).contains("200 OK"));
+    }
     eventually("idle connections cost little", || {
         mesh.caller.process().own_memory() < before + RESTING * MOST_RESTING
     });
@@ -110,6 +117,42 @@ fn an_idle_connection_costs_little_more_than_its_socket_and_serves_again() {
     let status = mesh.caller.process().wait(DRAINED);
     assert!(status.success(), "{status}");
     assert_eq!(idle[0].read(&mut [0]).expect("an end"), 0);
+}
+
+/// An app that answers without reading the body, and waits.
+#[test]
+fn the_rest_of_a_body_that_was_answered_early_is_no_request() {
+    let (smuggled, seen) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let counts = (Arc::clone(&smuggled), Arc::clone(&seen));
+    let app = tcp(move |mut stream| {
+        let Some(head) = read_head(&mut stream) else { return };
+        counts.0.fetch_add(usize::from(head.starts_with("GET")), Relaxed);
+        counts.1.fetch_add(1, Relaxed);
+        let _ = write!(stream, "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok");
+        // Until the proxy closes it.
+        let _ = stream.read_to_end(&mut Vec::new());
+    });
+    let plane = ControlPlane::start(&[("app.yaml", &unmeshed("app", "http", app))]);
+    let caller = Proxy::caller(&plane, &[]);
+    let rest = "GET http://app.bank/ HTTP/1.1\r\nhost: app.bank\r\n\r\n";
+    let mut stream = TcpStream::connect(local(caller.outbound)).expect("a connection");
+    stream.set_read_timeout(Some(Duration::from_secs(4))).expect("a limit");
+    let length = 4 + rest.len();
+    let head = "POST http://app.bank/ HTTP/1.1\r\nhost: app.bank\r\ncontent-length";
+    write!(stream, "{head}: {length}\r\n\r\nbody").expect("written");
+    assert!(answer(&mut stream).ends_with("ok"));
+    // Longer than an idle connection is kept in hyper's hands.
+    let closed = match stream.read(&mut [0]) {
+        Ok(0) => true,
+        Ok(_) => panic!("something more is said"),
+        Err(_) => false,
+    };
+    if write!(stream, "{rest}").is_err() {
+        assert!(closed);
+    }
+    let more = stream.read(&mut [0]);
+    assert!(!matches!(more, Ok(1..)), "something is answered");
+    assert_eq!((seen.load(Relaxed), smuggled.load(Relaxed)), (1, 0));
 }
 
 #[test]

@@ -30,7 +30,7 @@ use crate::serve::http2::Serving;
 use crate::serve::request;
 use crate::tunnel::upgrade::CallerHalf as Side;
 use crate::wire::headers::expects_continue;
-use crate::wire::http1::{Http1Wire, Link};
+use crate::wire::http1::{Asked, Http1Wire, Link};
 use crate::wire::io::Io;
 use crate::wire::streams::WireBody;
 use crate::wire::watch::ConnectionWatch;
@@ -104,8 +104,9 @@ async fn serve_http1(
         }
         let mut drained = false;
         drive(registered, watch, |cx, shutdown| {
-            drained = shutdown;
-            if shutdown { Poll::Ready(Ok(())) } else { io.poll_readable(cx).map(Ok) }
+            let readable = io.poll_readable(cx);
+            drained = shutdown && readable.is_pending();
+            if drained { Poll::Ready(Ok(())) } else { readable.map(Ok) }
         })
         .await?;
         if drained {
@@ -122,18 +123,18 @@ async fn exchanges(
 ) -> Result<Option<Io>, Reason> {
     let (worker, watch) = (&connection.worker, &connection.watch);
     let link = connection.link.clone().unwrap_or_default();
-    // Whether the last request had a body: its rest may still come, whatever has been answered, and must not be read
-    // as a request.
-    let had_body = Cell::new(false);
     let service = service_fn(|request: Request<Incoming>| {
         let (mut head, body) = request.into_parts();
-        had_body.set(!body.is_end_stream());
         let caller = head.extensions.remove::<OnUpgrade>().map(Side::Http1);
         let informs = head.version == Version::HTTP_11;
-        let holds_back = informs && holds_back(&head.headers, &body);
-        let body = Some(WireBody::hyper(body));
         let tracked = worker.exchanges.begin(Some(Arc::clone(watch)));
-        link.asked(Arc::clone(tracked.progress()), holds_back, informs);
+        link.asked(Asked {
+            progress: Arc::clone(tracked.progress()),
+            holds_back: informs && holds_back(&head.headers, &body),
+            informs,
+            has_body: !body.is_end_stream(),
+        });
+        let body = Some(WireBody::request(body, &link));
         let (link, connects) = (&link, head.method == Method::CONNECT);
         let connections = &worker.connections;
         // Not an async block around it: that would hold the future twice.
@@ -158,6 +159,10 @@ async fn exchanges(
     let mut rests = false;
     let ended = drive(registered, watch, |cx, shutdown| {
         if shutdown {
+            // A request that has arrived is answered, as the last one.
+            if let Poll::Ready(ended) = Pin::new(&mut serving).poll(cx) {
+                return Poll::Ready(ended.map_err(|error| reason_of(&error)));
+            }
             Pin::new(&mut serving).graceful_shutdown();
         }
         if link.cut(cx.waker()).is_some() {
@@ -165,11 +170,7 @@ async fn exchanges(
             return Poll::Ready(Ok(()));
         }
         let polled = Pin::new(&mut serving).poll(cx).map_err(|error| reason_of(&error));
-        rests = can_rest
-            && !had_body.get()
-            && polled.is_pending()
-            && watch.is_idle()
-            && link.is_quiet();
+        rests = can_rest && polled.is_pending() && watch.is_idle() && link.is_quiet();
         if rests { Poll::Ready(Ok(())) } else { polled }
     })
     .await;
@@ -188,7 +189,6 @@ fn holds_back(headers: &HeaderMap, body: &Incoming) -> bool {
     !body.is_end_stream() && expects_continue(headers)
 }
 
-/// Tells a connection of HTTP/1.1 what the head of an answer makes of it.
 /// The answer is the last one on its connection.
 fn say_last(response: &mut Response<ResponseBody>) {
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
@@ -196,6 +196,7 @@ fn say_last(response: &mut Response<ResponseBody>) {
     }
 }
 
+/// Tells a connection of HTTP/1.1 what the head of an answer makes of it.
 fn answered(link: &Link, connects: bool, response: &mut Response<ResponseBody>) {
     let status = response.status();
     if connects && !status.is_success() {

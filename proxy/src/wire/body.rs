@@ -1,6 +1,7 @@
 //! The bodies of requests, which can be sent again. Those of answers: [`crate::answer::body`].
 
 mod kept;
+pub mod paced;
 mod source;
 
 use std::cell::RefCell;

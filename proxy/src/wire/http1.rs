@@ -47,6 +47,18 @@ struct LinkState {
     informs: bool,
     /// A head has not come in time.
     late: bool,
+    /// Requests whose body has not been read to its end: something may still come of it, whatever has been answered.
+    unread: u32,
+}
+
+/// A request that has come.
+pub struct Asked {
+    pub progress: Arc<Progress>,
+    /// The caller waits for leave to send its body.
+    pub holds_back: bool,
+    /// The caller knows informational responses.
+    pub informs: bool,
+    pub has_body: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -66,11 +78,18 @@ enum WirePhase {
 
 impl Link {
     /// A request has come.
-    pub fn asked(&self, progress: Arc<Progress>, holds_back: bool, informs: bool) {
+    pub fn asked(&self, asked: Asked) {
         let mut state = self.lock();
         state.phase = WirePhase::Asked;
-        (state.holds_back, state.informs) = (holds_back, informs);
-        state.progress = Some(progress);
+        (state.holds_back, state.informs) = (asked.holds_back, asked.informs);
+        state.unread += u32::from(asked.has_body);
+        state.progress = Some(asked.progress);
+    }
+
+    /// The body of a request has been read to its end.
+    pub fn body_read(&self) {
+        let mut state = self.lock();
+        state.unread = state.unread.saturating_sub(1);
     }
 
     /// The head of its answer goes to hyper.
@@ -103,9 +122,10 @@ impl Link {
         self.lock().late = true;
     }
 
-    /// Nothing is asked, and everything has been written.
+    /// Nothing is asked, everything has been written, and what comes next is a request.
     pub fn is_quiet(&self) -> bool {
-        self.lock().phase == WirePhase::Quiet
+        let state = self.lock();
+        state.phase == WirePhase::Quiet && state.unread == 0
     }
 
     /// Why the open exchange has to end although its answer has begun. `waker`: of the connection's task,

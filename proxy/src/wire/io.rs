@@ -149,6 +149,15 @@ impl Transport {
     pub fn holds(&self) -> bool {
         matches!(self, Self::Tls(_))
     }
+
+    /// Bytes that have gone to the socket, of a transport that takes more than that.
+    #[inline(always)]
+    fn written(&self) -> Option<u64> {
+        match self {
+            Self::Tls(stream) => Some(stream.written()),
+            Self::Tcp(_) | Self::Tunnel(_) | Self::Memory(_) => None,
+        }
+    }
 }
 
 /// Bytes both ways.
@@ -211,9 +220,21 @@ impl Io {
         }
     }
 
-    fn wrote<T>(&self, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+    /// Tells the watch what became of bytes that were offered. `before`: what the transport had written until then.
+    #[inline(always)]
+    fn wrote<T>(&self, before: u64, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if let Some(watch) = &self.watch {
-            watch.wrote(polled.is_ready());
+            let took = match self.transport.written() {
+                // To take bytes without writing them says nothing of the peer.
+                Some(now) => now != before,
+                None => polled.is_ready(),
+            };
+            if took {
+                watch.wrote(true);
+            }
+            if polled.is_pending() {
+                watch.wrote(false);
+            }
         }
         polled
     }
@@ -264,8 +285,9 @@ impl AsyncWrite for Io {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
+        let before = self.transport.written().unwrap_or_default();
         let polled = Pin::new(&mut self.transport).poll_write(cx, buf);
-        self.wrote(polled)
+        self.wrote(before, polled)
     }
 
     #[inline]
@@ -274,8 +296,9 @@ impl AsyncWrite for Io {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        let before = self.transport.written().unwrap_or_default();
         let polled = Pin::new(&mut self.transport).poll_write_vectored(cx, bufs);
-        self.wrote(polled)
+        self.wrote(before, polled)
     }
 
     #[inline]
@@ -285,7 +308,11 @@ impl AsyncWrite for Io {
 
     #[inline(always)]
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.transport).poll_flush(cx)
+        let Some(before) = self.transport.written() else {
+            return Pin::new(&mut self.transport).poll_flush(cx);
+        };
+        let polled = Pin::new(&mut self.transport).poll_flush(cx);
+        self.wrote(before, polled)
     }
 
     #[inline]

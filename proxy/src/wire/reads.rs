@@ -13,6 +13,8 @@ use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use crate::wire::writes::Unwritten;
+
 /// Bytes of a read, at most, one below 64 KiB: hyper takes a full read for a reason to make room for more.
 const USUAL: usize = 64 * 1024 - 1;
 /// The same of a connection that may read more.
@@ -68,15 +70,23 @@ impl Drop for ReadSize {
     }
 }
 
-/// A connection whose reads are limited.
+/// A connection whose reads are limited, and whose writes are counted.
 pub struct SizedReads<T> {
     io: T,
     size: Arc<ReadSize>,
+    unwritten: Arc<Unwritten>,
 }
 
 impl<T> SizedReads<T> {
-    pub fn new(io: T, size: Arc<ReadSize>) -> Self {
-        Self { io, size }
+    pub fn new(io: T, size: Arc<ReadSize>, unwritten: Arc<Unwritten>) -> Self {
+        Self { io, size, unwritten }
+    }
+
+    fn wrote(&self, polled: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(Ok(bytes)) = polled {
+            self.unwritten.written(bytes);
+        }
+        polled
     }
 }
 
@@ -114,7 +124,8 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for SizedReads<T> {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(cx, buf)
+        let polled = Pin::new(&mut self.io).poll_write(cx, buf);
+        self.wrote(polled)
     }
 
     #[inline]
@@ -123,7 +134,8 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for SizedReads<T> {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
+        let polled = Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
+        self.wrote(polled)
     }
 
     #[inline]

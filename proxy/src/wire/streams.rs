@@ -4,6 +4,7 @@
 //! own, and take a stream that the peer gives up for one that has ended.
 
 pub mod batched;
+pub mod bulk;
 pub mod first;
 pub mod opening;
 pub mod prelude;
@@ -23,7 +24,9 @@ use tokio::task::AbortHandle;
 use self::prelude::Prelude;
 use self::tunnel::Tunnel;
 use crate::wire::error::BodyError;
+use crate::wire::http1::Link;
 use crate::wire::reads::ReadSize;
+use crate::wire::streams::bulk::BulkMeter;
 
 /// Pieces below this many bytes are copied; larger ones fill an eighth of their buffer or more. The first of a
 /// body, which is most often all of it, never is.
@@ -54,8 +57,10 @@ pub struct HyperBody {
     body: Incoming,
     /// Something of it has been read.
     begun: bool,
-    /// Of its connection, if that may read more at once.
+    /// Of the connection of a response, which may read more at once.
     size: Option<Arc<ReadSize>>,
+    /// Of the connection of a request whose end has not been read.
+    link: Option<Link>,
 }
 
 /// A body that comes in on HTTP/2.
@@ -66,6 +71,8 @@ pub struct Received {
     ended: bool,
     /// Of the request that this one answers.
     _pumping: Option<Pumping>,
+    /// Of its connection to an upstream.
+    bulk: Option<Arc<BulkMeter>>,
 }
 
 /// A piece of a body on its way to an upstream. h2 is generic over it: with a type for each side the
@@ -85,30 +92,37 @@ pub struct Pump<B, D: Buf> {
     ends: bool,
     /// What a body that breaks off resets the stream with.
     breaks_with: fn(&BodyError) -> Reason,
+    /// Of its connection to an upstream.
+    bulk: Option<Arc<BulkMeter>>,
 }
 
 /// A body that is written by a task of its own, until this is dropped.
 pub struct Pumping(AbortHandle);
 
 impl WireBody {
-    /// A body that comes on HTTP/1.1.
-    pub fn hyper(body: Incoming) -> Self {
-        Self::Hyper(HyperBody { body, begun: false, size: None })
+    /// The body of a request that came on HTTP/1.1.
+    pub fn request(body: Incoming, link: &Link) -> Self {
+        let link = (!body.is_end_stream()).then(|| link.clone());
+        Self::Hyper(HyperBody { body, begun: false, size: None, link })
     }
 
-    /// The same, on a connection that may read more at once.
-    pub fn sized(body: Incoming, size: Arc<ReadSize>) -> Self {
-        Self::Hyper(HyperBody { body, begun: false, size: Some(size) })
+    /// The body of a response that came on HTTP/1.1.
+    pub fn response(body: Incoming, size: Arc<ReadSize>) -> Self {
+        Self::Hyper(HyperBody { body, begun: false, size: Some(size), link: None })
     }
 
     /// The body of a request that came on HTTP/2.
     pub fn asked(stream: RecvStream) -> Self {
-        Self::Stream(Received::new(stream, None))
+        Self::Stream(Received::new(stream, None, None))
     }
 
     /// The body of an answer that came on HTTP/2, and what still writes that of its request.
-    pub fn answered(stream: RecvStream, pumping: Option<Pumping>) -> Self {
-        Self::Stream(Received::new(stream, pumping))
+    pub fn answered(
+        stream: RecvStream,
+        pumping: Option<Pumping>,
+        bulk: Option<Arc<BulkMeter>>,
+    ) -> Self {
+        Self::Stream(Received::new(stream, pumping, bulk))
     }
 }
 
@@ -163,7 +177,13 @@ impl HyperBody {
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        Pin::new(&mut self.body).poll_frame(cx)?.map(|frame| {
+        let polled = Pin::new(&mut self.body).poll_frame(cx)?;
+        if (matches!(polled, Poll::Ready(None)) || self.body.is_end_stream())
+            && let Some(link) = self.link.take()
+        {
+            link.body_read();
+        }
+        polled.map(|frame| {
             let frame = frame?;
             if let (Some(size), Some(data)) = (&self.size, frame.data_ref())
                 && data.len() >= LONG
@@ -185,9 +205,9 @@ impl Drop for HyperBody {
 }
 
 impl Received {
-    fn new(stream: RecvStream, pumping: Option<Pumping>) -> Self {
+    fn new(stream: RecvStream, pumping: Option<Pumping>, bulk: Option<Arc<BulkMeter>>) -> Self {
         let ended = stream.is_end_stream();
-        Self { stream, data_done: false, ended, _pumping: pumping }
+        Self { stream, data_done: false, ended, _pumping: pumping, bulk }
     }
 
     fn poll_frame(
@@ -202,6 +222,9 @@ impl Received {
                 Some(Ok(data)) => {
                     let _closed = self.stream.flow_control().release_capacity(data.len());
                     self.ended = self.stream.is_end_stream();
+                    if let Some(bulk) = &self.bulk {
+                        bulk.passed(data.len());
+                    }
                     return Poll::Ready(Some(Ok(Frame::data(data))));
                 }
                 Some(Err(error)) => return Poll::Ready(self.broken(error)),
@@ -246,12 +269,17 @@ impl Buf for Upward {
 
 impl<B, D: Buf> Pump<B, D> {
     pub fn new(body: B, stream: SendStream<D>, breaks_with: fn(&BodyError) -> Reason) -> Self {
-        Self { body, stream, waiting: None, begun: false, ends: true, breaks_with }
+        Self { body, stream, waiting: None, begun: false, ends: true, breaks_with, bulk: None }
     }
 
     /// The stream stays open behind the body, or ends with it after all.
     pub fn set_ends(&mut self, ends: bool) {
         self.ends = ends;
+    }
+
+    /// Counts what is long of the body.
+    pub fn set_meter(&mut self, bulk: Arc<BulkMeter>) {
+        self.bulk = Some(bulk);
     }
 
     /// Whether it waits for the peer to take what has been read already.
@@ -315,6 +343,9 @@ where
             };
             match frame.map(Frame::into_data) {
                 Ok(Ok(data)) => {
+                    if let Some(bulk) = &self.bulk {
+                        bulk.passed(data.len());
+                    }
                     let last = self.ends && self.body.is_end_stream();
                     // What comes first need not wait for room: h2 keeps it until there is some, as it
                     // does with what is left of a piece for which there was only a little.
@@ -411,7 +442,8 @@ mod tests {
                 for data in [&b""[..], b"half"] {
                     let (answer, _body, (_request, mut respond)) = stream().await;
                     let mut body = respond.send_response(Response::new(()), false).unwrap();
-                    let mut answered = WireBody::answered(answer.await.unwrap().into_body(), None);
+                    let mut answered =
+                        WireBody::answered(answer.await.unwrap().into_body(), None, None);
                     if !data.is_empty() {
                         body.send_data(data.into(), false).unwrap();
                         let frame = answered.frame().await.unwrap().unwrap();

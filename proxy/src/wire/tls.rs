@@ -35,17 +35,24 @@ pub struct TlsStream {
     /// What the next read fails with: bytes before it were good.
     failed: Option<io::Error>,
     closed: bool,
+    /// Bytes that the socket has taken.
+    written: u64,
 }
 
 impl TlsStream {
     pub fn new(tcp: TcpStream, session: impl Into<Connection>) -> Self {
         let mut session = session.into();
         session.set_buffer_limit(Some(MAX_UNWRITTEN));
-        Self { tcp, session, read_ahead: Bytes::new(), failed: None, closed: false }
+        Self { tcp, session, read_ahead: Bytes::new(), failed: None, closed: false, written: 0 }
     }
 
     pub fn tcp(&self) -> &TcpStream {
         &self.tcp
+    }
+
+    /// Bytes that the socket has taken; those of the handshake do not count.
+    pub fn written(&self) -> u64 {
+        self.written
     }
 
     pub fn session(&self) -> &Connection {
@@ -127,7 +134,7 @@ impl TlsStream {
             let mut socket = Socket { tcp: &mut self.tcp, cx };
             match self.session.write_tls(&mut socket) {
                 Ok(0) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                Ok(_) => {}
+                Ok(n) => self.written = self.written.wrapping_add(n as u64),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Poll::Pending,
                 Err(error) => return Poll::Ready(Err(error)),
             }

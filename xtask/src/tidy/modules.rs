@@ -84,9 +84,10 @@ const ORDERS: &[Order] = &[
     Order {
         sources: "proxy/src/wire",
         layers: &[
-            &["deadline", "error", "reads", "server", "tls", "watch"],
-            &["headers", "io", "progress"],
-            &["grammar", "http1", "streams", "trace"],
+            &["deadline", "error", "server", "tls", "watch", "writes"],
+            &["headers", "io", "progress", "reads"],
+            &["grammar", "http1", "trace"],
+            &["streams"],
             &["body"],
         ],
         roots: &[],

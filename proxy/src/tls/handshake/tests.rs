@@ -1,17 +1,24 @@
 //! Handshakes over loopback, and every ticket that must be worth nothing.
 
+use std::future::poll_fn;
 use std::os::fd::AsFd;
+use std::pin::Pin;
 use std::sync::atomic::Ordering::Relaxed;
+use std::task::Poll;
 
+use bytes::Bytes;
 use rustls::client::Resumption;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::runtime::{Builder, LocalOptions};
+use tokio::time::timeout;
 
 use crate::tls::ALPN;
 use crate::tls::handshake::*;
 use crate::tls::testing::{Ca, Leaf, bundle, id};
 use crate::tls::verify::RequiredIdentity;
+use crate::wire::io::{Io, Transport};
+use crate::wire::watch::ConnectionWatch;
 
 const LIMIT: Duration = Duration::from_secs(5);
 
@@ -160,6 +167,54 @@ fn bytes_arrive_whole_and_in_order_whatever_the_sizes_of_reads_and_writes() {
             called.read_exact(&mut back).await.unwrap();
             assert_eq!(&back, b"and back");
         }
+    });
+}
+
+/// What TLS holds has not been taken by the peer: only what the socket takes says that somebody reads.
+#[test]
+fn a_peer_that_reads_nothing_is_noticed_whatever_tls_holds_for_it() {
+    const PIECE: usize = 100_000;
+    run(async {
+        let (mut caller, called) = both_ends().await;
+        let watch = ConnectionWatch::new(false);
+        let mut io = Io::new(Transport::Tls(called), Bytes::new()).watched(Arc::clone(&watch));
+        let mut offer = async |bytes: &[u8]| {
+            poll_fn(|cx| {
+                let flushed = match Pin::new(&mut io).poll_write(cx, bytes) {
+                    Poll::Ready(written) => {
+                        assert!(written.unwrap() <= PIECE);
+                        Pin::new(&mut io).poll_flush(cx).map(|flushed| flushed.unwrap())
+                    }
+                    Poll::Pending => Poll::Pending,
+                };
+                Poll::Ready(flushed.is_ready())
+            })
+            .await
+        };
+        assert!(offer(&[7; 10]).await && watch.take_moved() && !watch.is_blocked());
+        // Until the system holds no more.
+        let mut offered = 0;
+        while offer(&[7; PIECE]).await {
+            assert!(!watch.is_blocked());
+            offered += 1;
+            assert!(offered < 1_000);
+        }
+        assert!(watch.is_blocked());
+        watch.take_moved();
+        // Taken, and not moved.
+        assert!(!offer(&[7; PIECE]).await);
+        assert!(watch.is_blocked() && !watch.take_moved());
+        let mut part = vec![0; PIECE];
+        let mut reading = Box::pin(async {
+            loop {
+                assert!(caller.read(&mut part).await.unwrap() > 0);
+            }
+        });
+        while watch.is_blocked() {
+            let _reads_on = timeout(Duration::from_millis(10), &mut reading).await;
+            offer(&[]).await;
+        }
+        assert!(watch.take_moved());
     });
 }
 

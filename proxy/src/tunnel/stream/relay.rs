@@ -116,7 +116,8 @@ enum FlowState {
 
 impl Flow {
     fn new(from: RelaySide, to: RelaySide) -> Self {
-        Self { from, to, state: FlowState::Reading { flush: false }, copied: 0 }
+        // What was written before may wait in the transport.
+        Self { from, to, state: FlowState::Reading { flush: true }, copied: 0 }
     }
 
     fn poll(

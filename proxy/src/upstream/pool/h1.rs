@@ -20,11 +20,13 @@ use crate::upstream::pool::connect::{ConnectError, connect_to};
 use crate::upstream::pool::stream::SendError;
 use crate::upstream::pool::{PoolKey, Pools};
 use crate::wire::body::RequestBody;
+use crate::wire::body::paced::PacedBody;
 use crate::wire::error::BodyError;
 use crate::wire::headers::clean_response;
 use crate::wire::progress::Progress;
 use crate::wire::reads::{MAX_READ, ReadSize, SizedReads};
 use crate::wire::streams::WireBody;
+use crate::wire::writes::Unwritten;
 
 /// Idle connections kept for one address.
 const MAX_IDLE: usize = 128;
@@ -42,10 +44,11 @@ const OPENING_AT_ONCE: usize = 4;
 /// How long a request waits for a connection that is given back before it opens one nevertheless.
 const PATIENCE: Duration = Duration::from_millis(2);
 
-/// The way to a connection, and how much it reads at once.
+/// The way to a connection, how much it reads at once, and what it has still to write.
 struct Sender {
-    requests: http1::SendRequest<RequestBody>,
+    requests: http1::SendRequest<PacedBody>,
     reads: Arc<ReadSize>,
+    unwritten: Arc<Unwritten>,
 }
 
 /// Which idle connections a request may take. The server may be closing one at the same moment.
@@ -142,13 +145,18 @@ impl Pools {
             let stream = connect_to(key, &self.opening).await?;
             let tls = stream.tls;
             let reads = ReadSize::new(Arc::clone(&self.opening.wide_reads));
+            let unwritten = Arc::<Unwritten>::default();
             let max_header_bytes = (self.opening.config.max_header_bytes as usize).max(8_192);
             let (requests, connection) = http1::Builder::new()
                 .preserve_header_case(keeps_case)
                 .max_headers(self.opening.config.max_headers)
                 .max_header_size(max_header_bytes)
                 .max_buf_size(max_header_bytes.max(MAX_READ))
-                .handshake(TokioIo::new(SizedReads::new(stream, Arc::clone(&reads))))
+                .handshake(TokioIo::new(SizedReads::new(
+                    stream,
+                    Arc::clone(&reads),
+                    Arc::clone(&unwritten),
+                )))
                 .await
                 .map_err(|error| ConnectError {
                     reason: outrigger_core::reason::Reason::ConnectFailed,
@@ -156,7 +164,7 @@ impl Pools {
                 })?;
             // Its errors reach anyone who uses the sender.
             tokio::task::spawn_local(async move { drop(connection.with_upgrades().await) });
-            (Sender { requests, reads }, tls)
+            (Sender { requests, reads, unwritten }, tls)
         };
         Ok(H1Lease { sender, pool, idle: None, tls })
     }
@@ -278,12 +286,14 @@ impl H1Lease {
                 progress.inform(told);
             });
         }
+        let unwritten = Arc::clone(&self.sender.unwritten);
+        let request = request.map(|body| PacedBody::new(body, unwritten));
         let sent = self.sender.requests.try_send_request(request);
         let (pool, idle) = (Rc::clone(&self.pool), self.idle);
         let reads = Arc::clone(&self.sender.reads);
         sent.map(move |sent| match sent {
             Ok(response) if is_chunked_at_most(response.headers()) => {
-                Ok(response.map(|body| WireBody::sized(body, reads)))
+                Ok(response.map(|body| WireBody::response(body, reads)))
             }
             Ok(_) => {
                 Err(SendError { error: BodyError::TransferCoding, unsent: false, reused: false })
@@ -334,7 +344,7 @@ mod tests {
         let (mut requests, connection) = http1::handshake(TokioIo::new(ours)).await.unwrap();
         tokio::task::spawn_local(connection);
         requests.ready().await.unwrap();
-        (Sender { requests, reads: Arc::default() }, theirs)
+        (Sender { requests, reads: Arc::default(), unwritten: Arc::default() }, theirs)
     }
 
     fn release(pool: &Rc<H1Pool>, sender: Sender, now: Instant) {

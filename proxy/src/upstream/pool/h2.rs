@@ -29,6 +29,7 @@ use crate::wire::body::RequestBody;
 use crate::wire::progress::Progress;
 use crate::wire::server::max_frame;
 use crate::wire::streams::batched::Batched;
+use crate::wire::streams::bulk::BulkMeter;
 use crate::wire::streams::first::{FirstBytes, is_http2};
 use crate::wire::streams::{Upward, WireBody};
 
@@ -37,6 +38,9 @@ use crate::wire::streams::{Upward, WireBody};
 const BUSY_STREAMS: u32 = 128;
 /// Connections of one worker to one address while each has room for more streams.
 const MAX_CONNECTIONS: usize = 4;
+/// The same while long bodies keep the first one busy, so that small requests need not wait behind them. More gain
+/// nothing: bodies come to be on all of them.
+const BULK_CONNECTIONS: usize = 2;
 /// The same when every stream of all of them is taken, as long-lived ones may do.
 const MAX_FULL_CONNECTIONS: usize = 64;
 /// Connections that a request opens in vain, because the peer takes no stream on them.
@@ -88,6 +92,7 @@ pub struct H2Connection {
     proof: Option<Proof>,
     /// Microseconds of its TLS handshake; 0 without one.
     tls: u32,
+    bulk: Arc<BulkMeter>,
 }
 
 /// One stream of a connection, counted until dropped.
@@ -103,7 +108,7 @@ impl Pools {
     pub async fn lease_h2(&self, key: PoolKey, now: Instant) -> Result<H2Lease, ConnectError> {
         let pool = self.h2(key);
         if let Some(lease) = pool.try_lease(now)
-            && lease.connection.streams.get() <= BUSY_STREAMS
+            && !lease.connection.is_busy()
         {
             return Ok(lease);
         }
@@ -128,6 +133,8 @@ impl Pools {
                 }
                 if lease.connection.streams.get() > BUSY_STREAMS {
                     self.grow(&pool, key, MAX_CONNECTIONS);
+                } else if lease.connection.bulk.is_busy() {
+                    self.grow(&pool, key, BULK_CONNECTIONS);
                 }
                 return Ok(lease);
             }
@@ -212,6 +219,7 @@ async fn open(key: PoolKey, opening: &Connector) -> Result<Rc<H2Connection>, Con
         reused: Cell::new(false),
         proof,
         tls,
+        bulk: Arc::default(),
     });
     tokio::task::spawn_local(drive(driven, peer, Rc::downgrade(&connection)));
     Ok(connection)
@@ -260,8 +268,11 @@ impl H2Pool {
         if connections.iter().any(|c| c.is_closed()) {
             connections.retain(|c| !c.is_closed());
         }
-        let calm = connections.iter().find(|c| c.streams.get() < BUSY_STREAMS && c.has_room());
-        let least = || connections.iter().filter(|c| c.has_room()).min_by_key(|c| c.streams.get());
+        let calm = connections.iter().find(|c| !c.is_busy() && c.has_room());
+        let least = || {
+            let rooms = connections.iter().filter(|c| c.has_room());
+            rooms.min_by_key(|c| (c.bulk.rate(), c.streams.get()))
+        };
         let best = calm.or_else(least)?;
         best.streams.set(best.streams.get() + 1);
         best.used.set(now);
@@ -286,6 +297,7 @@ impl H2Pool {
     /// Whether the pool is worth keeping.
     pub fn sweep(&self, now: Instant, limit: Duration) -> bool {
         let mut connections = self.connections.borrow_mut();
+        connections.iter().for_each(|c| c.bulk.sweep());
         connections.retain(|c| {
             let idle = c.streams.get() == 0 && now.saturating_duration_since(c.used.get()) >= limit;
             !idle && !c.is_closed()
@@ -304,6 +316,11 @@ impl H2Connection {
                 reader.wake_by_ref();
             }
         });
+    }
+
+    /// Whether another connection is the better one.
+    fn is_busy(&self) -> bool {
+        self.streams.get() > BUSY_STREAMS || self.bulk.is_busy()
     }
 
     fn is_closed(&self) -> bool {
@@ -341,7 +358,7 @@ impl H2Lease {
             true => Sending::begin_switch(&mut sender, request, reused),
         };
         match begun {
-            Ok(sending) => Either::Left(sending.informing(progress)),
+            Ok(sending) => Either::Left(sending.informing(progress).metered(&self.connection.bulk)),
             Err(error) => Either::Right(ready(Err(error))),
         }
     }
@@ -399,6 +416,59 @@ mod tests {
             let error = leased.expect("it ends").map(drop).expect_err("a stream of a closed one");
             assert_eq!(error.reason, Reason::ConnectFailed);
             assert_eq!(opened.get(), MAX_OPENED);
+        };
+        LocalSet::new().run_until(whole).await;
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn new_requests_stay_clear_of_connections_that_are_busy_with_long_bodies() {
+        let whole = async {
+            let settings = Settings::parse_from(["outrigger-proxy"]);
+            let metrics = Arc::new(Metrics::new(1));
+            let pools = Pools::new(&settings, metrics, None, Rc::default());
+            let serving = |_| {
+                let (ours, theirs) = duplex(64 * 1024);
+                tokio::task::spawn_local(async move {
+                    let mut server = h2::server::handshake(theirs).await.unwrap();
+                    while server.accept().await.is_some() {}
+                });
+                ours
+            };
+            assert!(pools.opening.memory.set(Box::new(serving)).is_ok());
+            let address = std::net::SocketAddr::from(([127, 0, 0, 1], 9));
+            let key = PoolKey { address, wire: Wire::Http2, expected: Expected::NONE };
+            let lease = async || pools.lease_h2(key, Instant::now()).await.unwrap();
+            let pool = pools.h2(key);
+            let count = || pool.connections.borrow().len();
+            let same = |a: &H2Lease, b: &H2Lease| Rc::ptr_eq(&a.connection, &b.connection);
+            let first = lease().await;
+            first.connection.bulk.passed(1024);
+            assert!(same(&first, &lease().await) && count() == 1);
+            let long = || (0..64).for_each(|_| first.connection.bulk.passed(64 * 1024));
+            long();
+            // It does not wait for another connection, which is opened meanwhile.
+            assert!(same(&first, &lease().await));
+            while count() == 1 {
+                tokio::task::yield_now().await;
+            }
+            assert!(!same(&first, &lease().await));
+            // However many have long bodies, there are few.
+            for _ in 0..20 {
+                pool.connections.borrow().iter().for_each(|c| {
+                    (0..64).for_each(|_| c.bulk.passed(64 * 1024));
+                });
+                lease().await;
+                tokio::task::yield_now().await;
+            }
+            assert_eq!(count(), BULK_CONNECTIONS);
+            // The one with the least.
+            long();
+            assert!(!same(&first, &lease().await));
+            // And when they are over, all is as before.
+            for _ in 0..2 {
+                assert!(pool.sweep(Instant::now(), Duration::from_secs(60)));
+            }
+            assert!(same(&first, &lease().await));
         };
         LocalSet::new().run_until(whole).await;
     }

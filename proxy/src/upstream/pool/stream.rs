@@ -18,6 +18,7 @@ use crate::wire::body::RequestBody;
 use crate::wire::error::BodyError;
 use crate::wire::headers::{UPGRADE, UPGRADE_BODY};
 use crate::wire::progress::Progress;
+use crate::wire::streams::bulk::BulkMeter;
 use crate::wire::streams::prelude::Framed;
 use crate::wire::streams::tunnel::{Inlet, Tunnel};
 use crate::wire::streams::{Pump, Switched, Upward, WireBody};
@@ -42,6 +43,8 @@ pub struct Sending {
     reused: bool,
     /// Who is told of informational responses.
     progress: Option<Arc<Progress>>,
+    /// Of the connection.
+    bulk: Option<Arc<BulkMeter>>,
 }
 
 impl Sending {
@@ -58,13 +61,23 @@ impl Sending {
             .map_err(|error| SendError { error: error.into(), unsent: true, reused: false })?;
         // A body breaks off when its caller goes away.
         let pump = (!ends).then(|| Pump::new(body, stream, |_| Reason::CANCEL));
-        Ok(Self { response, pump, switching: None, reused, progress: None })
+        Ok(Self { response, pump, switching: None, reused, progress: None, bulk: None })
     }
 
     /// Passes informational responses on.
     #[must_use]
     pub fn informing(mut self, progress: Option<&Arc<Progress>>) -> Self {
         self.progress = progress.cloned();
+        self
+    }
+
+    /// Counts what is long of the bodies.
+    #[must_use]
+    pub fn metered(mut self, bulk: &Arc<BulkMeter>) -> Self {
+        self.bulk = Some(Arc::clone(bulk));
+        if let Some(pump) = &mut self.pump {
+            pump.set_meter(Arc::clone(bulk));
+        }
         self
     }
 
@@ -89,7 +102,7 @@ impl Sending {
             Before::Nothing(stream)
         };
         let switching = Some(Box::new(UpgradeHalf { connect, before: Some(before) }));
-        Ok(Self { response, pump: None, switching, reused, progress: None })
+        Ok(Self { response, pump: None, switching, reused, progress: None, bulk: None })
     }
 }
 
@@ -122,7 +135,8 @@ impl Future for Sending {
         }
         // On its own from here on: the caller may send on without reading.
         let pumping = this.pump.take().map(Pump::detach);
-        Poll::Ready(Ok(response.map(|stream| WireBody::answered(stream, pumping))))
+        let bulk = this.bulk.take();
+        Poll::Ready(Ok(response.map(|stream| WireBody::answered(stream, pumping, bulk))))
     }
 }
 
@@ -167,12 +181,12 @@ impl UpgradeHalf {
             // It stays HTTP: the request ends with its body.
             Some(Before::Nothing(mut send)) => {
                 let _ended = send.send_data(Bytes::new().into(), true);
-                Ok(response.map(|stream| WireBody::answered(stream, None)))
+                Ok(response.map(|stream| WireBody::answered(stream, None, None)))
             }
             Some(Before::Body(mut pump)) if !switched => {
                 pump.set_ends(true);
                 let pumping = Some(pump.detach());
-                Ok(response.map(|stream| WireBody::answered(stream, pumping)))
+                Ok(response.map(|stream| WireBody::answered(stream, pumping, None)))
             }
             // Protocols change after the request only (RFC 9110 section 7.8).
             Some(Before::Body(_)) | None => {
@@ -182,8 +196,8 @@ impl UpgradeHalf {
     }
 }
 
-impl From<TrySendError<Request<RequestBody>>> for SendError {
-    fn from(mut error: TrySendError<Request<RequestBody>>) -> Self {
+impl<B> From<TrySendError<Request<B>>> for SendError {
+    fn from(mut error: TrySendError<Request<B>>) -> Self {
         let unsent = error.take_message().is_some();
         Self { error: error.into_error().into(), unsent, reused: false }
     }

@@ -5,12 +5,13 @@
 
 use std::cell::RefCell;
 use std::io::{self, IoSlice};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::task::yield_now;
 
 use super::LONG;
 
@@ -26,6 +27,9 @@ thread_local! {
     /// Where they lie before they are asked for.
     static AHEAD: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ].into());
 }
+
+/// Bytes that a connection moves before the others, and what has come for them meanwhile, have their turn.
+const TURN: usize = 256 * 1024;
 
 /// Puts a flush that follows a long write off to the task's next turn, which comes as soon as the tasks that are ready
 /// have had theirs: those that make more of the body among them. Small messages leave at once, and take with them what
@@ -44,13 +48,15 @@ pub struct Batched<T> {
     ahead: Bytes,
     /// The last read was full: there is more.
     full: bool,
+    /// Bytes of this turn.
+    moved: usize,
 }
 
 impl<T> Batched<T> {
     /// `holds`: whether `io` writes only when it is flushed, or holds as much as it may.
     pub fn new(io: T, holds: bool) -> Self {
         let (held, ahead) = (Vec::new(), Bytes::new());
-        Self { io, holds, held, fresh: 0, waiting: 0, ahead, full: false }
+        Self { io, holds, held, fresh: 0, waiting: 0, ahead, full: false, moved: 0 }
     }
 
     fn enough(&self) -> usize {
@@ -60,8 +66,26 @@ impl<T> Batched<T> {
     fn wrote(&mut self, polled: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         if let Poll::Ready(Ok(n)) = polled {
             self.fresh = self.fresh.saturating_add(n);
+            self.moved = self.moved.saturating_add(n);
         }
         polled
+    }
+}
+
+/// Wakes the task when the others that are ready have had their turn and the system's events have been looked for.
+fn wake_later(cx: &mut Context<'_>) {
+    let _pending = pin!(yield_now()).poll(cx);
+}
+
+impl<T> Batched<T> {
+    /// Pending once in a while, however much there is to move.
+    fn poll_turn(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.moved < TURN {
+            return Poll::Ready(());
+        }
+        self.moved = 0;
+        wake_later(cx);
+        Poll::Pending
     }
 }
 
@@ -87,7 +111,25 @@ impl<T: AsyncRead + Unpin> AsyncRead for Batched<T> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let this = &mut *self;
+        ready!(self.poll_turn(cx));
+        let before = buf.filled().len();
+        let polled = self.poll_read_on(cx, buf);
+        match polled {
+            Poll::Ready(_) => self.moved = self.moved.saturating_add(buf.filled().len() - before),
+            Poll::Pending => self.moved = 0,
+        }
+        polled
+    }
+}
+
+impl<T: AsyncRead + Unpin> Batched<T> {
+    #[inline]
+    fn poll_read_on(
+        &mut self,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self;
         if this.ahead.is_empty() && !(this.full && buf.remaining() < READ) {
             ready!(Pin::new(&mut this.io).poll_read(cx, buf))?;
             this.full = !this.holds && buf.remaining() == 0;
@@ -131,6 +173,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Batched<T> {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        ready!(self.poll_turn(cx));
         let this = &mut *self;
         let bytes: usize = bufs.iter().map(|buf| buf.len()).sum();
         let polled = if this.holds || (this.held.is_empty() && !(LONG..READ).contains(&bytes)) {
@@ -157,7 +200,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Batched<T> {
         self.waiting = self.waiting.saturating_add(fresh);
         if fresh >= LONG && self.waiting < self.enough() {
             // h2 flushes in every turn.
-            cx.waker().wake_by_ref();
+            wake_later(cx);
             return Poll::Ready(Ok(()));
         }
         self.waiting = 0;
@@ -174,7 +217,10 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Batched<T> {
 #[cfg(test)]
 mod tests {
     use std::future::poll_fn;
-    use std::task::Waker;
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicUsize;
+    use std::sync::atomic::Ordering::Relaxed;
+    use std::task::{Wake, Waker};
 
     use tokio::io::{AsyncReadExt, AsyncWriteExt, BufWriter, DuplexStream};
 
@@ -194,6 +240,8 @@ mod tests {
         let enough = batched.enough();
         let mut cx = Context::from_waker(Waker::noop());
         let mut write = |bytes: usize| {
+            // A turn of its own.
+            batched.moved = 0;
             let polled = Pin::new(&mut batched).poll_write(&mut cx, &vec![7; bytes]);
             assert!(matches!(polled, Poll::Ready(Ok(n)) if n == bytes) || bytes == 0);
             assert!(Pin::new(&mut batched).poll_flush(&mut cx).is_ready());
@@ -223,6 +271,50 @@ mod tests {
         }
         write(LONG);
         assert_eq!(arrived().await, enough);
+    }
+
+    #[tokio::test]
+    async fn however_much_there_is_to_move_others_have_their_turn() {
+        let (ours, mut theirs) = tokio::io::duplex(16 * TURN);
+        theirs.write_all(&vec![7; 4 * TURN]).await.unwrap();
+        let mut batched = Batched::new(ours, true);
+        let mut piece = vec![0; LONG];
+        let woken = Arc::new(Woken::default());
+        let waker = Waker::from(Arc::clone(&woken));
+        let mut cx = Context::from_waker(&waker);
+        let (mut read, mut written) = (0, 0);
+        for turn in 1..=4 {
+            while Pin::new(&mut batched)
+                .poll_read(&mut cx, &mut ReadBuf::new(&mut piece))
+                .is_ready()
+            {
+                read += LONG;
+                assert!(read <= turn * TURN);
+            }
+            assert_eq!(read, turn * TURN);
+            // Not yet: the runtime looks for events first.
+            assert_eq!(woken.0.load(Relaxed), turn - 1);
+            yield_now().await;
+            assert_eq!(woken.0.load(Relaxed), turn);
+        }
+        for turn in 1..=4 {
+            while Pin::new(&mut batched).poll_write(&mut cx, &piece).is_ready() {
+                written += LONG;
+                assert!(written <= turn * TURN);
+            }
+            assert_eq!(written, turn * TURN);
+            yield_now().await;
+            assert_eq!(woken.0.load(Relaxed), 4 + turn);
+        }
+    }
+
+    #[derive(Default)]
+    struct Woken(AtomicUsize);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Relaxed);
+        }
     }
 
     #[tokio::test]
