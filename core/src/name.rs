@@ -264,37 +264,55 @@ fn parse_port(text: &str) -> Option<u16> {
 /// or an IPv6 address in brackets; of the port 1 to 65535, and it may be empty (RFC 9110 section 7.2, RFC
 /// 3986 section 3.2).
 pub fn is_authority(text: &[u8]) -> bool {
-    let host = match text.iter().rposition(|byte| *byte == b':') {
-        Some(colon) if !text[colon..].contains(&b']') => {
-            let port = &text[colon + 1..];
-            let number = || parse_port(std::str::from_utf8(port).ok()?);
-            if !port.is_empty() && number().is_none() {
-                return false;
+    if text.starts_with(b"[") {
+        return is_bracketed(text);
+    }
+    let (mut before, mut host) = (b'.', text.len());
+    for (at, &byte) in text.iter().enumerate() {
+        if !IN_LABEL[usize::from(byte)] {
+            match byte {
+                b'.' if before != b'.' => {}
+                b':' => {
+                    host = at;
+                    break;
+                }
+                _ => return false,
             }
-            &text[..colon]
-        }
-        _ => text,
-    };
-    if let [b'[', address @ .., b']'] = host {
-        let address = std::str::from_utf8(address).ok();
-        return address.is_some_and(|address| address.parse::<Ipv6Addr>().is_ok());
-    }
-    if host.is_empty() || host.len() > MAX_HOST + 1 {
-        return false;
-    }
-    let mut before = b'.';
-    for &byte in host {
-        let fits = match byte {
-            b'.' => before != b'.',
-            _ => byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_',
-        };
-        if !fits {
-            return false;
         }
         before = byte;
     }
-    true
+    (1..=MAX_HOST + 1).contains(&host) && is_port_or_nothing(&text[host..])
 }
+
+/// An IPv6 address in brackets, with an optional port.
+fn is_bracketed(text: &[u8]) -> bool {
+    let Some(end) = text.iter().rposition(|byte| *byte == b']') else { return false };
+    let address = std::str::from_utf8(&text[1..end]).ok();
+    address.is_some_and(|address| address.parse::<Ipv6Addr>().is_ok())
+        && is_port_or_nothing(&text[end + 1..])
+}
+
+/// Behind a host.
+fn is_port_or_nothing(text: &[u8]) -> bool {
+    let number = |port| std::str::from_utf8(port).ok().and_then(parse_port).is_some();
+    match text {
+        [] | [b':'] => true,
+        [b':', port @ ..] => number(port),
+        _ => false,
+    }
+}
+
+/// The bytes of a host's labels. A table, since the host of every request is looked at.
+const IN_LABEL: [bool; 256] = {
+    let mut table = [false; 256];
+    let mut byte = 0;
+    while byte < table.len() {
+        let at = byte as u8;
+        table[byte] = at.is_ascii_alphanumeric() || at == b'-' || at == b'_';
+        byte += 1;
+    }
+    table
+};
 
 /// RFC 1123 label: what Kubernetes accepts as the name of a namespace or service.
 pub fn check_label(text: &str) -> Result<(), FieldError> {

@@ -4,14 +4,14 @@
 //! service, `namespace/service:port` and, behind a `;`, a hash of the rule, method and path, so that a
 //! service that is called back for something else is no loop.
 
-use std::fmt::Write;
-
 use http::HeaderValue;
 
 /// Services that one request may come through.
 pub const HOP_LIMIT: usize = 32;
 /// Characters of one service on the way: a namespace and a name of at most 253 each, with some room.
 const MAX_NAME: usize = 600;
+const HASH_DIGITS: usize = 8;
+const HEX: &[u8; 16] = b"0123456789abcdef";
 
 /// A service on a way of which only the length is known.
 const UNNAMED: &str = "?/?:?;00000000";
@@ -39,21 +39,20 @@ pub enum VisitStop {
 /// Whether a way is one that a proxy can have written: at most [`HOP_LIMIT`] items of the form above. What is
 /// not must not be trusted: it would end whatever inherits it.
 pub fn is_valid(via: &HeaderValue) -> bool {
-    let is_item = |item: &str| {
-        let Some((name, what)) = item.split_once(';') else { return false };
-        let is_hash =
-            what.len() == 8 && what.bytes().all(|c| matches!(c, b'0'..=b'9' | b'a'..=b'f'));
-        let is_name = name.len() <= MAX_NAME
-            && name.bytes().all(|c| c.is_ascii_graphic())
-            && name
-                .split_once('/')
-                .is_some_and(|(namespace, service)| !namespace.is_empty() && service.contains(':'));
-        is_hash && is_name
+    let mut items = via.as_bytes().split(|byte| *byte == b',');
+    items.by_ref().take(HOP_LIMIT).all(is_item) && items.next().is_none()
+}
+
+/// `namespace/service:port;hash`.
+fn is_item(item: &[u8]) -> bool {
+    let Some((name, [b';', what @ ..])) = item.split_last_chunk::<{ 1 + HASH_DIGITS }>() else {
+        return false;
     };
-    via.to_str().is_ok_and(|via| {
-        let mut items = via.split(',');
-        items.by_ref().take(HOP_LIMIT).all(is_item) && items.next().is_none()
-    })
+    let slash = name.iter().position(|byte| *byte == b'/');
+    what.iter().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+        && name.len() <= MAX_NAME
+        && name.iter().all(|byte| byte.is_ascii_graphic() && *byte != b';')
+        && slash.is_some_and(|at| at > 0 && name[at..].contains(&b':'))
 }
 
 /// The way with one more visit. `visits`: how often one service may see the same request (default 1).
@@ -68,14 +67,17 @@ pub fn visit(
 ) -> Result<HeaderValue, VisitStop> {
     // What is not text is none of ours ([`is_valid`]).
     let so_far = via.and_then(|via| via.to_str().ok()).unwrap_or_default();
-    let mut text = String::with_capacity(so_far.len() + service.len() + 10);
+    let comma = usize::from(!so_far.is_empty());
+    // Exactly as long as it gets: a value that is made of more memory than it fills costs another allocation.
+    let mut text = String::with_capacity(so_far.len() + comma + service.len() + 1 + HASH_DIGITS);
     text.push_str(so_far);
     if !so_far.is_empty() {
         text.push(',');
     }
     let from = text.len();
-    // Writing to a string cannot fail.
-    let _ = write!(text, "{service};{what:08x}");
+    text.push_str(service);
+    text.push(';');
+    text.push_str(std::str::from_utf8(&hash_digits(what)).unwrap_or_default());
     let mut been = 0;
     let mut count = 0;
     if !so_far.is_empty() {
@@ -95,6 +97,11 @@ pub fn visit(
         return Err(VisitStop::TooFar(names(&text)));
     }
     HeaderValue::try_from(text).map_err(|_| VisitStop::TooFar(service.to_owned()))
+}
+
+/// The hash as a way has it. By hand, since every request of the mesh has one written and formatting takes longer.
+fn hash_digits(what: u32) -> [u8; HASH_DIGITS] {
+    std::array::from_fn(|at| HEX[(what >> (4 * (HASH_DIGITS - 1 - at))) as usize & 15])
 }
 
 /// The services on the way, without what tells their visits apart.

@@ -167,8 +167,11 @@ pub async fn send(
         first_byte(&mut clock, end, first_byte_limit);
         poll_fn(|cx| poll_within(sending.as_mut(), &mut clock, cx)).await
     };
-    let sent = sent.ok_or_else(|| timed_out(target, waited(began, end)))?;
-    let response = sent.map_err(|error| failure(target, error))?;
+    let response = match sent {
+        Some(Ok(response)) => response,
+        Some(Err(error)) => return Err(failure(target, error)),
+        None => return Err(timed_out(target, waited(began, end))),
+    };
     let now = Instant::now();
     exchange.note_first_byte(now);
     target.learn(exchange.is_grpc(), upstream, exchange.attempt.as_mut(), (began, now), &response);
@@ -206,7 +209,12 @@ fn write(
     target: &AttemptTarget,
     body: RequestBody,
 ) -> Result<Request<RequestBody>, Refusal> {
-    let head = if keep { head.as_mut().map(Head::lend) } else { head.take() };
-    let head = head.ok_or_else(|| Refusal::new(Reason::InternalError, "the request is missing"))?;
-    head.into_request(target, body)
+    // Each made where it is used up: a head is large to be handed on.
+    match head {
+        Some(head) if keep => head.lend().into_request(target, body),
+        slot => match slot.take() {
+            Some(head) => head.into_request(target, body),
+            None => Err(Refusal::new(Reason::InternalError, "the request is missing")),
+        },
+    }
 }

@@ -283,8 +283,8 @@ fn pack(headers: &HeaderMap) -> Vec<u8> {
         let (name, text) = (name.as_str().as_bytes(), value.as_bytes());
         // Heads are far smaller than 2 GiB.
         let sensitive = if value.is_sensitive() { SENSITIVE } else { 0 };
-        packed.extend_from_slice(&(name.len() as u32).to_ne_bytes());
-        packed.extend_from_slice(&(text.len() as u32 | sensitive).to_ne_bytes());
+        let lengths = [name.len() as u32, text.len() as u32 | sensitive].map(u32::to_ne_bytes);
+        packed.extend_from_slice(lengths.as_flattened());
         packed.extend_from_slice(name);
         packed.extend_from_slice(text);
     }
@@ -324,7 +324,8 @@ pub(crate) fn head_already_sent() -> Refusal {
 }
 
 pub(crate) fn is_idempotent(head: &Head) -> bool {
-    retry::is_idempotent(&head.method, head.headers.contains_key(IDEMPOTENCY_KEY))
+    // Most are by their method: the header is looked for where that leaves it open.
+    retry::is_idempotent(&head.method, false) || head.headers.contains_key(IDEMPOTENCY_KEY)
 }
 
 #[cfg(test)]
