@@ -5,6 +5,7 @@ pub mod deadline;
 pub mod error;
 pub mod grammar;
 pub mod headers;
+pub mod hop;
 pub(crate) mod http1;
 pub mod io;
 pub(crate) mod progress;

@@ -18,7 +18,7 @@ use crate::request::exchange::Exchange;
 use crate::upstream::endpoint::Choice;
 use crate::upstream::endpoint::guard::Attempt;
 use crate::upstream::target::{AttemptTarget, HedgeOf};
-use crate::wire::headers::{PROXY_STATUS, REASON, UNPROCESSED};
+use crate::wire::headers::{PROXY_STATUS, REASON, UNPROCESSED, has_internal};
 use crate::wire::streams::WireBody;
 
 impl AttemptTarget {
@@ -87,7 +87,7 @@ impl AttemptTarget {
 
 /// Why the far proxy has refused the request, if it has.
 pub fn refused(target: &AttemptTarget, response: &Response<WireBody>) -> Option<Reason> {
-    if !target.wire.is_hop() {
+    if !target.wire.is_hop() || !has_internal(response.headers()) {
         return None;
     }
     let word = response.headers().get(REASON)?;
@@ -103,7 +103,7 @@ pub fn said(headers: &HeaderMap) -> Option<Box<str>> {
 
 /// Why the far proxy says that nobody processed the request, if it says so.
 pub fn unprocessed(target: &AttemptTarget, response: &Response<WireBody>) -> Option<Reason> {
-    if !target.wire.is_hop() {
+    if !target.wire.is_hop() || !has_internal(response.headers()) {
         return None;
     }
     let word = response.headers().get(UNPROCESSED)?;

@@ -22,6 +22,7 @@ use crate::tls::caller::MeshCaller;
 use crate::upstream::fixed::Fixed;
 use crate::upstream::store::Resolution;
 use crate::wire::headers::CLIENT_CERT;
+use crate::wire::hop::LastHop;
 use crate::wire::http1::Link;
 use crate::wire::watch::ConnectionWatch;
 
@@ -46,6 +47,7 @@ pub struct Connection {
     pub(crate) watch: Arc<ConnectionWatch>,
     /// Of HTTP/1.1, where one exchange follows the other.
     pub(crate) link: Option<Link>,
+    pub(crate) last_hop: LastHop,
 }
 
 impl Connection {

@@ -12,13 +12,14 @@ use crate::listener::connection::Connection;
 use crate::request::destination::Target;
 use crate::upstream::fixed::Fixed;
 use crate::wire::grammar;
+use crate::wire::headers::HeaderScan;
 
-/// Refuses what may go no further.
-pub fn head(connection: &Connection, parts: &Parts) -> Result<(), Refusal> {
+/// Refuses what may go no further. `seen`: in its headers.
+pub fn head(connection: &Connection, parts: &Parts, seen: HeaderScan) -> Result<(), Refusal> {
     if !connection.takes_headers(parts) {
         return Err(Refusal::new(Reason::HeadersTooLarge, "the headers are larger than the limit"));
     }
-    grammar::check(parts).map_err(|why| Refusal::new(Reason::BadRequest, why))?;
+    grammar::check(parts, seen).map_err(|why| Refusal::new(Reason::BadRequest, why))?;
     if parts.method == Method::CONNECT
         && parts.extensions.get::<h2::ext::Protocol>().is_none()
         && matches!(connection.fixed, Fixed::App(_))

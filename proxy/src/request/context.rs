@@ -62,9 +62,11 @@ pub fn remember(
     }
     let mut via = None;
     if says.internal {
-        exchange.priority = priority(headers).unwrap_or_default();
+        let said = if says.priority { priority(headers) } else { None };
+        exchange.priority = said.unwrap_or_default();
         // For proxies alone: the app cannot make anything of it.
-        via = headers.remove(VIA).filter(visits::is_valid);
+        let way = if says.via { headers.remove(VIA) } else { None };
+        via = way.filter(visits::is_valid);
     }
     let proxy = &connection.worker.proxy;
     // What an app repeats verbatim.
@@ -124,7 +126,7 @@ pub fn inherit(
     exchange.trace = trace;
     let told = if says.time { told(&head.headers) } else { HeaderTimeouts::default() };
     let explicit = told.nearest();
-    let own = if says.internal { priority(&head.headers) } else { None };
+    let own = if says.priority { priority(&head.headers) } else { None };
     exchange.priority = own.unwrap_or_default();
     let mut inherited = None;
     if let Some(found) = found {

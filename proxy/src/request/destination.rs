@@ -200,7 +200,9 @@ pub fn inbound(
         Refusal::new(Reason::NotForUs, why)
     })?;
     connection.claims_to_be_mesh();
-    let hop = parse_hop(header.as_bytes())
+    let hop = connection
+        .last_hop
+        .read(&header)
         .ok_or_else(|| Refusal::new(Reason::BadRequest, "malformed x-outrigger-hop header"))?;
     let is_mesh = connection.peer.get() == Peer::Mesh;
     head.deadline_by_policy = hop.by_policy && is_mesh;
@@ -211,7 +213,7 @@ pub fn inbound(
     let (address, protocol) = (SocketAddr::new(inbound.app, port.port), hop.protocol);
     let (protocol, rules) = (port.protocol_or(protocol), port.rules.clone());
     let limits = port.limits.clone();
-    let service = port.service(hop.service.filter(|_| is_mesh));
+    let service = port.service(hop.service.as_deref().filter(|_| is_mesh));
     Ok(Target::App { address, protocol, service, rules, limits })
 }
 
@@ -252,112 +254,9 @@ fn is_probe(connection: &Connection, port: u16, head: &Head, has_body: bool) -> 
         && head.headers.keys().all(known)
 }
 
-/// What one proxy tells another about where a request goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct To<'a> {
-    /// The app's.
-    pub port: u16,
-    /// What to speak to it.
-    pub protocol: Protocol,
-    /// A policy started the request's deadline.
-    pub by_policy: bool,
-    /// The request's trace follows from its id.
-    pub trace_by_id: bool,
-    /// The app gets the whole URI as the target (RFC 9112 section 3.2.2).
-    pub absolute: bool,
-    /// The service that was called, `namespace/name:port`; several may select the app's port.
-    pub service: Option<&'a [u8]>,
-}
-
-/// `1;port=8080;proto=h1`, `;deadline=policy` where a policy started the deadline, `;trace=id` where the trace
-/// follows from the request's id, `;form=absolute` of a request for an HTTP proxy, and `;service=` the one that was
-/// called. A later version may add parameters, never change these; none may be there twice.
-pub fn parse_hop(text: &[u8]) -> Option<To<'_>> {
-    let mut parts = text.split(|byte| *byte == b';');
-    (parts.next()? == b"1").then_some(())?;
-    let (mut port, mut protocol, mut by_policy, mut absolute) = (None, None, None, None);
-    let (mut trace, mut service) = (None, None);
-    for part in parts {
-        let part = part.trim_ascii();
-        let (name, value) = part.split_at(part.iter().position(|byte| *byte == b'=')?);
-        let value = &value[1..];
-        match name {
-            b"port" if port.is_none() => port = Some(port_number(value)?),
-            b"proto" if protocol.is_none() => {
-                protocol = match value {
-                    b"h1" => Some(Protocol::Http1),
-                    b"h2" => Some(Protocol::Http2),
-                    b"grpc" => Some(Protocol::Grpc),
-                    _ => return None,
-                };
-            }
-            b"deadline" if by_policy.is_none() => by_policy = Some(value == b"policy"),
-            b"form" if absolute.is_none() => absolute = Some(value == b"absolute"),
-            b"trace" if trace.is_none() => trace = Some(value == b"id"),
-            b"service" if service.is_none() => service = Some(value),
-            b"port" | b"proto" | b"deadline" | b"form" | b"trace" | b"service" => return None,
-            _ => {}
-        }
-    }
-    let (by_policy, absolute) = (by_policy.unwrap_or(false), absolute.unwrap_or(false));
-    let trace_by_id = trace.unwrap_or(false);
-    Some(To { port: port?, protocol: protocol?, by_policy, trace_by_id, absolute, service })
-}
-
-/// Digits alone: `+80` is no port.
-fn port_number(digits: &[u8]) -> Option<u16> {
-    let add = |number: u16, digit: &u8| {
-        let digit = digit.is_ascii_digit().then(|| u16::from(digit - b'0'))?;
-        number.checked_mul(10)?.checked_add(digit)
-    };
-    (!digits.is_empty()).then(|| digits.iter().try_fold(0, add))?
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn hop_headers_parse_or_are_refused() {
-        let to = |protocol| To {
-            port: 80,
-            protocol,
-            by_policy: false,
-            trace_by_id: false,
-            absolute: false,
-            service: None,
-        };
-        assert_eq!(parse_hop(b"1;port=80;proto=h1"), Some(to(Protocol::Http1)));
-        assert_eq!(parse_hop(b"1;port=80;proto=grpc;new=1"), Some(to(Protocol::Grpc)));
-        let by_policy = parse_hop(b"1;port=80;proto=h2;deadline=policy");
-        assert_eq!(by_policy, Some(To { by_policy: true, ..to(Protocol::Http2) }));
-        let absolute = parse_hop(b"1;port=80;proto=h1;form=absolute");
-        assert_eq!(absolute, Some(To { absolute: true, ..to(Protocol::Http1) }));
-        let traced = parse_hop(b"1;port=80;proto=h1;trace=id");
-        assert_eq!(traced, Some(To { trace_by_id: true, ..to(Protocol::Http1) }));
-        let named = parse_hop(b"1;port=80;proto=h1;service=bank/orders:80");
-        assert_eq!(named, Some(To { service: Some(b"bank/orders:80"), ..to(Protocol::Http1) }));
-        for bad in [
-            "1;port=80;proto=h1;service=a;service=b",
-            "",
-            "2;port=80;proto=h1",
-            "1;port=80",
-            "1;port=x;proto=h1",
-            "1;port=1;proto=q",
-            "1;port=;proto=h1",
-            "1;port",
-            "1;port=80;proto=h1;;",
-            "1;port=+80;proto=h1",
-            "1;port=65536;proto=h1",
-            "1;port=80;port=81;proto=h1",
-            "1;port=80;proto=h1;proto=h2",
-            "1;port=80;proto=h1;deadline=policy;deadline=none",
-            "1;port=80;proto=h1;form=absolute;form=origin",
-            "1;port=80;proto=h1;trace=id;trace=id",
-        ] {
-            assert_eq!(parse_hop(bad.as_bytes()), None, "{bad}");
-        }
-    }
 
     #[test]
     fn names_of_the_mesh_are_told_from_outside_names() {

@@ -35,7 +35,7 @@ use crate::upstream::endpoint::guard::{Attempt, InFlightPermit};
 use crate::upstream::pool;
 use crate::wire::Wire;
 use crate::wire::deadline::Bounds;
-use crate::wire::headers::GRPC_STATUS;
+use crate::wire::headers::{GRPC_STATUS, HeaderScan};
 use crate::wire::progress::Tracked;
 
 /// A caller that goes away so soon before the deadline has ended at it: both sides know it, to the millisecond.
@@ -148,9 +148,14 @@ impl Exchange {
         }
     }
 
-    pub fn begin(connection: Rc<Connection>, head: &Parts, tracked: Tracked) -> Self {
+    pub fn begin(
+        connection: Rc<Connection>,
+        head: &Parts,
+        seen: HeaderScan,
+        tracked: Tracked,
+    ) -> Self {
         connection.request_began();
-        let grpc = is_grpc(&head.headers);
+        let grpc = seen.content_type && is_grpc(&head.headers);
         let protocol = if grpc { Protocol::Grpc } else { connection.protocol };
         Self {
             began: Instant::now(),

@@ -50,17 +50,14 @@ pub(crate) fn route<'a>(
     head: &Head,
 ) -> Result<Result<Routed<'a>, RouteAnswer>, Refusal> {
     exchange.service = live.label.get();
-    if live.compiled.has_http_routes() && live.is_instance(dialed) {
+    if !live.compiled.has_http_routes() || live.is_instance(dialed) {
         return Ok(Ok(Routed::default()));
     }
     let authority = head.authority().unwrap_or_default();
     let (host, port) = split_port(authority);
     let origin = (connection.listener.scheme, port);
     // One that servers read differently is matched as it came: only access rules must be sure.
-    let path = match live.compiled.has_http_routes() {
-        true => canonical(head.path.path()).unwrap_or(Cow::Borrowed(head.path.path())),
-        false => Cow::Borrowed(head.path.path()),
-    };
+    let path = canonical(head.path.path()).unwrap_or(Cow::Borrowed(head.path.path()));
     let view = RequestView {
         authority,
         host,

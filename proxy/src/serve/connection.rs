@@ -29,7 +29,8 @@ use crate::proxy::worker::Worker;
 use crate::serve::http2::Serving;
 use crate::serve::request;
 use crate::tunnel::upgrade::CallerHalf as Side;
-use crate::wire::headers::expects_continue;
+use crate::wire::headers::{HeaderScan, expects_continue};
+use crate::wire::hop::LastHop;
 use crate::wire::http1::{Asked, Http1Wire, Link};
 use crate::wire::io::Io;
 use crate::wire::streams::WireBody;
@@ -45,7 +46,20 @@ impl Connection {
         }
         let link = (protocol == Protocol::Http1).then(Link::default);
         let peer = Cell::new(peer);
-        Self { worker, listener, peer, caller, remote, fixed, slot, protocol, watch, link }
+        let last_hop = LastHop::default();
+        Self {
+            worker,
+            listener,
+            peer,
+            caller,
+            remote,
+            fixed,
+            slot,
+            protocol,
+            watch,
+            link,
+            last_hop,
+        }
     }
 
     /// Serves the connection to its end. `protocol` is `Http1` or `Http2`.
@@ -137,8 +151,9 @@ async fn exchanges(
         let body = Some(WireBody::request(body, &link));
         let (link, connects) = (&link, head.method == Method::CONNECT);
         let connections = &worker.connections;
+        let seen = HeaderScan::of(&head.headers);
         // Not an async block around it: that would hold the future twice.
-        request::handle(Rc::clone(connection), head, body, caller, tracked).map(
+        request::handle(Rc::clone(connection), head, seen, body, caller, tracked).map(
             move |mut response| {
                 let switches = connects && response.status().is_success();
                 if connections.announces_end() && !switches {

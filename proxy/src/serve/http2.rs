@@ -22,7 +22,7 @@ use crate::listener::connection::Connection;
 use crate::serve::request;
 use crate::tunnel::upgrade::CallerHalf;
 use crate::wire::error::BodyError;
-use crate::wire::headers::{UPGRADE, UPGRADE_BODY};
+use crate::wire::headers::{HeaderScan, UPGRADE, UPGRADE_BODY};
 use crate::wire::io::Io;
 use crate::wire::progress::Progress;
 use crate::wire::streams::batched::Batched;
@@ -83,8 +83,8 @@ fn serve(connection: &Rc<Connection>, request: Request<RecvStream>, respond: Sen
     let (mut head, body) = request.into_parts();
     let (mut caller, mut switching) = (None, None);
     let connect = head.method == Method::CONNECT;
-    let body = if connect || (connection.takes_hop_upgrades() && head.headers.contains_key(UPGRADE))
-    {
+    let mut seen = HeaderScan::of(&head.headers);
+    let body = if connect || (seen.passes_upgrade && connection.takes_hop_upgrades()) {
         let (sender, receiver) = oneshot::channel();
         caller = Some(CallerHalf::Http2(receiver));
         // Of the stream it would not be true, and the app would take what follows for the body.
@@ -99,6 +99,7 @@ fn serve(connection: &Rc<Connection>, request: Request<RecvStream>, respond: Sen
             }
             _ => (Receive::AtOnce(body), None),
         };
+        seen = HeaderScan::of(&head.headers);
         switching = Some(Box::new(PendingUpgrade { caller: sender, receive, connect }));
         body
     } else {
@@ -108,7 +109,7 @@ fn serve(connection: &Rc<Connection>, request: Request<RecvStream>, respond: Sen
     let room = Box::new_uninit();
     let tracked = connection.worker.exchanges.begin(None);
     let progress = Arc::clone(tracked.progress());
-    let handling = request::handle(Rc::clone(connection), head, body, caller, tracked);
+    let handling = request::handle(Rc::clone(connection), head, seen, body, caller, tracked);
     let handling = Box::into_pin(Box::write(room, handling));
     let state = StreamState::Handling(handling);
     tokio::task::spawn_local(RequestStream { respond, switching, progress, state });

@@ -43,7 +43,7 @@ use crate::tunnel::upgrade;
 use crate::upstream::store::Live;
 use crate::wire::body::RequestBody;
 use crate::wire::deadline::{Bounds, Clock, poll_within};
-use crate::wire::headers;
+use crate::wire::headers::{self, HeaderScan};
 use crate::wire::progress::Tracked;
 use crate::wire::streams::WireBody;
 
@@ -58,23 +58,27 @@ enum Served {
     Switched(Response<()>),
 }
 
-/// Serves one request. Dropping the future means that the caller went away. `caller`: where its side comes
-/// from if the request stops being HTTP.
+/// Serves one request. Dropping the future means that the caller went away. `seen`: in its headers. `caller`: where its
+/// side comes from if the request stops being HTTP.
 ///
 /// Every HTTP/2 stream allocates this future and every HTTP/1.1 connection keeps room for one, so large
 /// values live here once and are lent down the path.
 pub fn handle(
     connection: Rc<Connection>,
     parts: Parts,
+    seen: HeaderScan,
     body: Option<WireBody>,
     caller: Option<upgrade::CallerHalf>,
     tracked: Tracked,
 ) -> impl Future<Output = Response<ResponseBody>> {
     let version = parts.version;
-    // Boxed: it travels with the request and its response through many hands.
-    let mut exchange = Box::new(Exchange::begin(Rc::clone(&connection), &parts, tracked));
+    // Boxed: it travels with the request and its response through many hands. Into memory that is there already, so
+    // that it is not copied.
+    let room = Box::new_uninit();
+    let begun = Exchange::begin(Rc::clone(&connection), &parts, seen, tracked);
+    let mut exchange = Box::write(room, begun);
     let mut switch = upgrade::wanted(&parts, caller);
-    let checked = admit::head(&connection, &parts);
+    let checked = admit::head(&connection, &parts, seen);
     let tunnel = upgrade::is_tunnel(&connection, &parts);
     let mut body = body.map_or(RequestBody::Empty, |body| {
         RequestBody::new(body, &connection.worker.bodies, exchange.tracked.progress())
@@ -89,7 +93,9 @@ pub fn handle(
                 let tunnel = upgrade::tunnel(&connection, &mut exchange, &head, switch.take());
                 Box::pin(tunnel).await.map(Served::Switched)
             }
-            Ok(()) => serve(&connection, &mut exchange, &mut head, &mut body, &mut switch).await,
+            Ok(()) => {
+                serve(&connection, &mut exchange, (&mut head, seen), &mut body, &mut switch).await
+            }
         };
         match served {
             Ok(Served::Upstream(response)) => respond::upstream(response, exchange, version),
@@ -104,18 +110,18 @@ pub fn handle(
 async fn serve(
     connection: &Rc<Connection>,
     exchange: &mut Exchange,
-    slot: &mut Option<Head>,
+    (slot, seen): (&mut Option<Head>, HeaderScan),
     body: &mut RequestBody,
     switch: &mut Option<Box<upgrade::Switch>>,
 ) -> Result<Served, Refusal> {
     let head = slot.as_mut().ok_or_else(head_already_sent)?;
     let target = match connection.listener.routing {
         Routing::Destinations => {
-            let says = headers::clean_request(&mut head.headers, connection.peer.get());
+            let says = headers::clean_request(&mut head.headers, connection.peer.get(), seen);
             context::inherit(connection, exchange, head, says)?;
             destination::outbound(connection, exchange, head).await?
         }
-        Routing::OwnPorts => own_app(connection, exchange, head, !body.is_end_stream())?,
+        Routing::OwnPorts => own_app(connection, exchange, (head, seen), !body.is_end_stream())?,
     };
     let mut routed = Routed::default();
     let mut policy = &connection.worker.call;
@@ -221,14 +227,14 @@ fn caching(
 fn own_app(
     connection: &Connection,
     exchange: &mut Exchange,
-    head: &mut Head,
+    (head, seen): (&mut Head, HeaderScan),
     has_body: bool,
 ) -> Result<Target, Refusal> {
     let target = destination::inbound(connection, head, has_body)?;
     if head.method == Method::CONNECT {
         admit::connect(connection, &target)?;
     }
-    let says = headers::clean_request(&mut head.headers, connection.peer.get());
+    let says = headers::clean_request(&mut head.headers, connection.peer.get(), seen);
     connection.forward_caller(&mut head.headers);
     context::remember(connection, exchange, head, says)?;
     if says.internal {
@@ -370,8 +376,8 @@ impl<'a> Routed<'a> {
 mod tests {
     use super::*;
 
-    fn size<A, B, C, D, E, F: Future>(_: fn(A, B, C, D, E) -> F) -> usize {
-        size_of::<F>()
+    fn size<A, B, C, D, E, F, G: Future>(_: fn(A, B, C, D, E, F) -> G) -> usize {
+        size_of::<G>()
     }
 
     /// hyper keeps room for one such future with every HTTP/1.1 connection, idle or not.

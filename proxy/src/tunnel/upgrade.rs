@@ -25,7 +25,7 @@ use crate::listener::origin as peer;
 use crate::listener::origin::Origin;
 use crate::listener::role::Routing;
 use crate::observe::metrics::Label;
-use crate::request::destination::{self, Target, parse_hop};
+use crate::request::destination::{self, Target};
 use crate::request::exchange::{Exchange, TunnelHold};
 use crate::request::head::Head;
 use crate::tunnel::stream;
@@ -33,6 +33,7 @@ use crate::tunnel::stream::relay::{self, Early, RelayLimits};
 use crate::upstream::fixed::Fixed;
 use crate::wire::deadline::told;
 use crate::wire::headers::{self, HOP};
+use crate::wire::hop::parse_hop;
 use crate::wire::io::{Duplex, Transport};
 use crate::wire::streams::WireBody;
 use crate::wire::streams::tunnel::Tunnel;
@@ -306,7 +307,7 @@ async fn inbound_tunnel(
         served.admit_opaque()?;
     }
     let hop = head.headers.get(&HOP).and_then(|hop| parse_hop(hop.as_bytes()));
-    exchange.service = served.service(hop.and_then(|hop| hop.service));
+    exchange.service = served.service(hop.as_ref().and_then(|hop| hop.service.as_deref()));
     if let Some(rules) = &served.rules {
         rules.stream(worker, connection.caller.as_deref(), connection.remote.ip())?;
     }

@@ -9,13 +9,13 @@ use http::uri::Scheme;
 use http::{Method, Version};
 use outrigger_core::name::is_authority;
 
-use crate::wire::headers::{CONNECT, UPGRADE, list_has};
+use crate::wire::headers::{CONNECT, HeaderScan, UPGRADE, list_has};
 
-/// Why a head may go no further.
-pub fn check(head: &Parts) -> Result<(), &'static str> {
+/// Why a head may go no further. `seen`: in its headers.
+pub fn check(head: &Parts, seen: HeaderScan) -> Result<(), &'static str> {
     match head.version {
         Version::HTTP_2 => check_http2(head)?,
-        _ => check_http1(head)?,
+        _ => check_http1(head, seen)?,
     }
     if let Some(authority) = head.uri.authority()
         && !is_authority(authority.as_str().as_bytes())
@@ -32,14 +32,7 @@ pub fn check(head: &Parts) -> Result<(), &'static str> {
         return Err("the protocol in :protocol is not one to change to");
     }
     let connects = head.method == Method::CONNECT && protocol.is_none();
-    let passed_on =
-        match only(head, &UPGRADE).map_err(|()| "more than one protocol to change to")? {
-            Some(token) if *token == CONNECT => true,
-            Some(token) if !is_protocol(token.as_bytes()) => {
-                return Err("the protocol that another proxy passes on is not one to change to");
-            }
-            _ => false,
-        };
+    let passed_on = seen.passes_upgrade && check_passed_on(head)?;
     if (connects || passed_on) && head.uri.port_u16().is_none() {
         return Err("the target of a CONNECT has no port");
     }
@@ -50,7 +43,18 @@ pub fn check(head: &Parts) -> Result<(), &'static str> {
     Ok(())
 }
 
-fn check_http1(head: &Parts) -> Result<(), &'static str> {
+/// What another proxy passes on; true: a CONNECT.
+fn check_passed_on(head: &Parts) -> Result<bool, &'static str> {
+    match only(head, &UPGRADE).map_err(|()| "more than one protocol to change to")? {
+        Some(token) if *token == CONNECT => Ok(true),
+        Some(token) if !is_protocol(token.as_bytes()) => {
+            Err("the protocol that another proxy passes on is not one to change to")
+        }
+        _ => Ok(false),
+    }
+}
+
+fn check_http1(head: &Parts, seen: HeaderScan) -> Result<(), &'static str> {
     let uri = &head.uri;
     let host = only(head, &header::HOST).map_err(|()| "more than one Host header")?;
     if head.method == Method::CONNECT {
@@ -65,15 +69,23 @@ fn check_http1(head: &Parts) -> Result<(), &'static str> {
     if host.is_some_and(|host| !is_authority(host.as_bytes())) {
         return Err("the Host header is not valid");
     }
-    let coding = only(head, &header::TRANSFER_ENCODING).map_err(|()| OTHER_CODING)?;
-    if coding.is_some_and(|coding| !coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked"))
-    {
-        return Err(OTHER_CODING);
+    if seen.transfer_coding {
+        check_coding(head)?;
     }
-    if head.headers.contains_key(header::UPGRADE) {
+    if seen.upgrade {
         check_upgrade(head)?;
     }
     Ok(())
+}
+
+fn check_coding(head: &Parts) -> Result<(), &'static str> {
+    let coding = only(head, &header::TRANSFER_ENCODING).map_err(|()| OTHER_CODING)?;
+    match coding
+        .is_some_and(|coding| !coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked"))
+    {
+        true => Err(OTHER_CODING),
+        false => Ok(()),
+    }
 }
 
 const OTHER_CODING: &str = "a transfer coding other than chunked";
@@ -165,9 +177,13 @@ mod tests {
         request.body(()).unwrap().into_parts().0
     }
 
+    fn passes(head: &Parts) -> bool {
+        check(head, HeaderScan::of(&head.headers)).is_ok()
+    }
+
     fn http1(method: &str, target: &str, headers: &[(&str, &str)]) -> bool {
         let Ok(uri) = target.parse() else { return false };
-        check(&parts(Version::HTTP_11, method, uri, headers)).is_ok()
+        passes(&parts(Version::HTTP_11, method, uri, headers))
     }
 
     #[test]
@@ -205,7 +221,7 @@ mod tests {
         }
         assert!(!http1("GET", "/", &[("host", "a"), ("host", "a")]));
         for version in [Version::HTTP_10, Version::HTTP_11] {
-            assert!(check(&parts(version, "GET", Uri::from_static("/"), &[])).is_err());
+            assert!(!passes(&parts(version, "GET", Uri::from_static("/"), &[])));
         }
     }
 
@@ -218,9 +234,8 @@ mod tests {
             uri.path_and_query = Some(path.parse().unwrap());
             Uri::from_parts(uri).unwrap()
         };
-        let check = |uri, headers: &[(&str, &str)]| {
-            check(&parts(Version::HTTP_2, "GET", uri, headers)).is_ok()
-        };
+        let check =
+            |uri, headers: &[(&str, &str)]| passes(&parts(Version::HTTP_2, "GET", uri, headers));
         assert!(check(uri(Some("a"), "/"), &[]));
         assert!(check(uri(Some("a"), "/"), &[("host", "A")]));
         assert!(check(uri(None, "/"), &[("host", "a")]));

@@ -41,13 +41,23 @@ const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection")
 /// Who called, for an app that wants to know.
 pub const CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
 const INTERNAL: &str = "x-outrigger-";
-/// What one look over a request's headers found.
-#[derive(Clone, Copy, Default)]
-struct HeaderScan {
+
+/// What one look over the headers of a head found. It says what may be there, so that what is not need not be asked
+/// for: most heads have little of it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct HeaderScan {
     connection: bool,
     hop_by_hop: bool,
     te: bool,
     internal: bool,
+    /// [`PRIORITY`].
+    priority: bool,
+    /// [`VIA`].
+    via: bool,
+    /// [`UPGRADE`].
+    pub passes_upgrade: bool,
+    pub upgrade: bool,
+    pub content_type: bool,
     client_cert: bool,
     /// What says how much time is left.
     time: bool,
@@ -58,33 +68,79 @@ struct HeaderScan {
     quota: bool,
     /// A request id.
     id: bool,
-    /// A name with `_`, which may be another one to the app.
+    /// A name with `_` that may be one of these to the app, all of which begin with an `x`.
     underscore: bool,
-    transfer_coding: bool,
+    pub transfer_coding: bool,
     length: bool,
+    /// More than one length, or one that is a list.
+    lengths: bool,
 }
 
-fn look(headers: &HeaderMap) -> HeaderScan {
-    let mut seen = HeaderScan::default();
-    for name in headers.keys() {
-        let text = name.as_str();
-        match text.as_bytes() {
-            b"connection" => seen.connection = true,
-            b"keep-alive" | b"proxy-connection" | b"upgrade" => seen.hop_by_hop = true,
-            b"transfer-encoding" => (seen.hop_by_hop, seen.transfer_coding) = (true, true),
-            b"content-length" => seen.length = true,
-            b"te" => seen.te = true,
-            [b'x', b'-', b'o', ..] if text.starts_with(INTERNAL) => seen.internal = true,
-            b"x-forwarded-client-cert" => seen.client_cert = true,
-            b"grpc-timeout" | b"x-deadline" | b"x-envoy-expected-rq-timeout-ms" => seen.time = true,
-            b"ratelimit" => seen.quota = true,
-            b"x-request-id" => seen.id = true,
-            b"traceparent" | b"tracestate" => seen.trace = true,
-            b"b3" | b"x-b3-traceid" => (seen.trace, seen.zipkin) = (true, true),
-            other => seen.underscore |= other.contains(&b'_'),
+impl HeaderScan {
+    pub fn of(headers: &HeaderMap) -> Self {
+        let mut seen = Self::default();
+        for (name, value) in headers {
+            let name = name.as_str();
+            // By the first letter, since most names have one that nothing looked for begins with.
+            match name.as_bytes().first() {
+                Some(b'x') => seen.note_extension(name),
+                Some(b'c') => seen.note_content(name, value),
+                Some(b'b' | b'g' | b'k' | b'p' | b'r' | b't' | b'u') => seen.note_other(name),
+                _ => {}
+            }
+        }
+        seen
+    }
+
+    fn note_content(&mut self, name: &str, value: &HeaderValue) {
+        match name {
+            "content-type" => self.content_type = true,
+            "content-length" => {
+                self.lengths |= self.length || value.as_bytes().contains(&b',');
+                self.length = true;
+            }
+            "connection" => self.connection = true,
+            _ => {}
         }
     }
-    seen
+
+    fn note_other(&mut self, name: &str) {
+        match name {
+            "b3" => (self.trace, self.zipkin) = (true, true),
+            "grpc-timeout" => self.time = true,
+            "keep-alive" | "proxy-connection" => self.hop_by_hop = true,
+            "ratelimit" => self.quota = true,
+            "te" => self.te = true,
+            "traceparent" | "tracestate" => self.trace = true,
+            "transfer-encoding" => (self.hop_by_hop, self.transfer_coding) = (true, true),
+            "upgrade" => (self.hop_by_hop, self.upgrade) = (true, true),
+            _ => {}
+        }
+    }
+
+    fn note_extension(&mut self, name: &str) {
+        if let Some(internal) = name.strip_prefix(INTERNAL) {
+            self.note_internal(internal);
+            return;
+        }
+        match name {
+            "x-request-id" => self.id = true,
+            "x-deadline" | "x-envoy-expected-rq-timeout-ms" => self.time = true,
+            "x-forwarded-client-cert" => self.client_cert = true,
+            "x-b3-traceid" => (self.trace, self.zipkin) = (true, true),
+            other => self.underscore |= other.contains('_'),
+        }
+    }
+
+    fn note_internal(&mut self, name: &str) {
+        self.internal = true;
+        match name {
+            "priority" => self.priority = true,
+            "via" => self.via = true,
+            "upgrade" => self.passes_upgrade = true,
+            _ => {}
+        }
+    }
 }
 
 /// The token of an `Upgrade` that the request asks for (RFC 9110 section 7.8), of an extended CONNECT
@@ -126,6 +182,10 @@ pub struct HeaderFlags {
     pub time: bool,
     /// It has headers of the mesh.
     pub internal: bool,
+    /// [`PRIORITY`] among them.
+    pub priority: bool,
+    /// [`VIA`] among them.
+    pub via: bool,
     /// It has a place in a trace.
     pub trace: bool,
     /// And says so as Zipkin does.
@@ -134,9 +194,9 @@ pub struct HeaderFlags {
     pub id: bool,
 }
 
-/// Removes what belongs to the connection it came on and what this peer may not say.
-pub fn clean_request(headers: &mut HeaderMap, peer: Peer) -> HeaderFlags {
-    let seen = look(headers);
+/// Removes what belongs to the connection it came on and what this peer may not say. `seen`: in these headers, from which
+/// some may have been removed since, but to which none have come.
+pub fn clean_request(headers: &mut HeaderMap, peer: Peer, seen: HeaderScan) -> HeaderFlags {
     clean(headers, seen, true);
     if seen.internal && peer != Peer::Mesh {
         strip_internal(headers, peer == Peer::App);
@@ -151,6 +211,8 @@ pub fn clean_request(headers: &mut HeaderMap, peer: Peer) -> HeaderFlags {
     HeaderFlags {
         time: seen.time,
         internal: seen.internal,
+        priority: seen.priority,
+        via: seen.via,
         trace: seen.trace,
         zipkin: seen.zipkin,
         id: seen.id,
@@ -160,7 +222,7 @@ pub fn clean_request(headers: &mut HeaderMap, peer: Peer) -> HeaderFlags {
 /// The same for a response. What one proxy tells another has been read by now. Returns whether it says
 /// what is left of a rate limit.
 pub fn clean_response(headers: &mut HeaderMap) -> bool {
-    let seen = look(headers);
+    let seen = HeaderScan::of(headers);
     clean(headers, seen, false);
     if seen.internal {
         strip_internal(headers, false);
@@ -174,12 +236,12 @@ pub fn clean_response(headers: &mut HeaderMap) -> bool {
 /// Removes what a rule has said about the connection, which is not a rule's to say: no HTTP/2 peer
 /// would take it (RFC 9113 section 8.2.2).
 pub fn keep_connection_out(headers: &mut HeaderMap, request: bool) {
-    let seen = look(headers);
+    let seen = HeaderScan::of(headers);
     clean(headers, seen, request);
 }
 
 fn clean(headers: &mut HeaderMap, seen: HeaderScan, request: bool) {
-    if seen.length {
+    if seen.lengths || (seen.length && seen.transfer_coding) {
         clean_length(headers, seen.transfer_coding);
     }
     if seen.connection {
@@ -246,6 +308,11 @@ fn is_needed(name: &HeaderName) -> bool {
         || name.as_str().starts_with(INTERNAL)
 }
 
+/// Whether a head has anything that proxies say to each other: asked before any of it is looked for.
+pub fn has_internal(headers: &HeaderMap) -> bool {
+    headers.keys().any(|name| name.as_str().starts_with(INTERNAL))
+}
+
 /// Removes what proxies say to each other, and keeps the priority if it is said to.
 pub fn strip_internal(headers: &mut HeaderMap, keep_priority: bool) {
     let names: Vec<HeaderName> = headers
@@ -278,7 +345,7 @@ pub fn remove_respelled(headers: &mut HeaderMap, is_one: impl Fn(&HeaderName) ->
 /// Removes what is said within the mesh alone, before a request leaves it. `grpc-timeout` stays: gRPC
 /// servers everywhere understand it.
 pub fn keep_inside(headers: &mut HeaderMap) {
-    let seen = look(headers);
+    let seen = HeaderScan::of(headers);
     if seen.internal {
         strip_internal(headers, false);
     }
@@ -317,6 +384,11 @@ mod tests {
         headers
     }
 
+    fn clean_from(headers: &mut HeaderMap, peer: Peer) {
+        let seen = HeaderScan::of(headers);
+        clean_request(headers, peer, seen);
+    }
+
     #[test]
     fn headers_of_the_connection_stay_on_it() {
         let mut headers = map(&[
@@ -328,7 +400,7 @@ mod tests {
             ("transfer-encoding", "chunked"),
             ("x-kept", "1"),
         ]);
-        clean_request(&mut headers, Peer::App);
+        clean_from(&mut headers, Peer::App);
         let want = map(&[("host", "a"), ("te", "trailers"), ("x-kept", "1")]);
         assert_eq!(headers, want);
     }
@@ -338,7 +410,7 @@ mod tests {
         let all = [("x-outrigger-hop", "1"), ("x-outrigger-priority", "critical"), ("a", "b")];
         let left = |peer| {
             let mut headers = map(&all);
-            clean_request(&mut headers, peer);
+            clean_from(&mut headers, peer);
             headers.len()
         };
         assert_eq!(left(Peer::Mesh), 3);
@@ -372,7 +444,7 @@ mod tests {
         ] {
             let name = name.to_ascii_lowercase().leak();
             let mut headers = map(&[(name, "1"), ("x_other", "1")]);
-            clean_request(&mut headers, Peer::Outside);
+            clean_from(&mut headers, Peer::Outside);
             assert_eq!(headers, map(&[("x_other", "1")]), "{name}");
         }
     }
@@ -381,7 +453,7 @@ mod tests {
     fn nobody_but_this_proxy_tells_its_app_who_called() {
         let left = |peer| {
             let mut headers = map(&[("x-forwarded-client-cert", "URI=spiffe://a/ns/b/sa/admin")]);
-            clean_request(&mut headers, peer);
+            clean_from(&mut headers, peer);
             headers.len()
         };
         assert_eq!((left(Peer::Mesh), left(Peer::Outside), left(Peer::App)), (0, 0, 1));

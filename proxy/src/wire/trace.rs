@@ -289,8 +289,15 @@ fn unique(text: Bytes) -> HeaderValue {
 mod tests {
     use super::*;
 
-    const SAYS: HeaderFlags =
-        HeaderFlags { time: false, internal: false, trace: true, zipkin: true, id: true };
+    const SAYS: HeaderFlags = HeaderFlags {
+        time: false,
+        internal: false,
+        priority: false,
+        via: false,
+        trace: true,
+        zipkin: true,
+        id: true,
+    };
 
     fn map(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
         let mut headers = HeaderMap::new();

@@ -13,6 +13,7 @@ use outrigger_core::policy::deadline::{Deadline, millis};
 use outrigger_core::time::Later;
 use outrigger_proxy::base::peer::Peer;
 use outrigger_proxy::wire::deadline::{tell, told};
+use outrigger_proxy::wire::headers::HeaderScan;
 use outrigger_proxy::wire::{grammar, headers, trace};
 
 fuzz_target!(|text: &[u8]| {
@@ -31,7 +32,8 @@ fuzz_target!(|text: &[u8]| {
         *request.version_mut() = Version::HTTP_2;
     }
     let (parts, ()) = request.into_parts();
-    if grammar::check(&parts).is_ok() {
+    let seen = HeaderScan::of(&parts.headers);
+    if grammar::check(&parts, seen).is_ok() {
         let hosts = parts.headers.get_all("host").iter().count();
         assert!(hosts <= 1 && (hosts == 1 || parts.uri.authority().is_some()));
         let authority = parts.uri.authority().map(|authority| authority.as_str().as_bytes());
@@ -44,7 +46,7 @@ fuzz_target!(|text: &[u8]| {
     let _ = cache_request(&Method::GET, &parts.headers, false);
     for peer in [Peer::App, Peer::Mesh, Peer::Outside] {
         let mut map = parts.headers.clone();
-        let says = headers::clean_request(&mut map, peer);
+        let says = headers::clean_request(&mut map, peer, seen);
         assert!(!map.contains_key("connection") && !map.contains_key("transfer-encoding"));
         let internal = map.keys().any(|name| name.as_str().starts_with("x-outrigger-"));
         assert!(!internal || peer != Peer::Outside);
