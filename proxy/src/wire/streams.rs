@@ -4,13 +4,14 @@
 //! own, and take a stream that the peer gives up for one that has ended.
 
 pub mod batched;
-pub mod bulk;
 pub mod first;
 pub mod opening;
 pub mod prelude;
+pub mod shared;
 pub mod tunnel;
 
 use std::pin::Pin;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
@@ -22,11 +23,11 @@ use hyper::body::Incoming;
 use tokio::task::AbortHandle;
 
 use self::prelude::Prelude;
+use self::shared::SharedByStreams;
 use self::tunnel::Tunnel;
 use crate::wire::error::BodyError;
 use crate::wire::http1::Link;
 use crate::wire::reads::ReadSize;
-use crate::wire::streams::bulk::BulkMeter;
 
 /// Pieces below this many bytes are copied; larger ones fill an eighth of their buffer or more. The first of a
 /// body, which is most often all of it, never is.
@@ -65,14 +66,13 @@ pub struct HyperBody {
 
 /// A body that comes in on HTTP/2.
 pub struct Received {
-    stream: RecvStream,
+    /// None: all of it has been read. Only reading changes it, and to ask the stream costs a lock.
+    stream: Option<RecvStream>,
     data_done: bool,
-    /// All of it has been read. Only reading changes it, and to ask the stream costs a lock.
-    ended: bool,
     /// Of the request that this one answers.
-    _pumping: Option<Pumping>,
+    pumping: Option<Pumping>,
     /// Of its connection to an upstream.
-    bulk: Option<Arc<BulkMeter>>,
+    shared: Option<Rc<SharedByStreams>>,
 }
 
 /// A piece of a body on its way to an upstream. h2 is generic over it: with a type for each side the
@@ -93,7 +93,7 @@ pub struct Pump<B, D: Buf> {
     /// What a body that breaks off resets the stream with.
     breaks_with: fn(&BodyError) -> Reason,
     /// Of its connection to an upstream.
-    bulk: Option<Arc<BulkMeter>>,
+    shared: Option<Rc<SharedByStreams>>,
 }
 
 /// A body that is written by a task of its own, until this is dropped.
@@ -116,13 +116,13 @@ impl WireBody {
         Self::Stream(Received::new(stream, None, None))
     }
 
-    /// The body of an answer that came on HTTP/2, and what still writes that of its request.
+    /// The body of an answer that came on HTTP/2, and what still writes that of its request. `shared`: of its connection.
     pub fn answered(
         stream: RecvStream,
         pumping: Option<Pumping>,
-        bulk: Option<Arc<BulkMeter>>,
+        shared: Option<Rc<SharedByStreams>>,
     ) -> Self {
-        Self::Stream(Received::new(stream, pumping, bulk))
+        Self::Stream(Received::new(stream, pumping, shared))
     }
 }
 
@@ -147,7 +147,7 @@ impl Body for WireBody {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Hyper(body) => body.body.is_end_stream(),
-            Self::Stream(received) => received.ended,
+            Self::Stream(received) => received.stream.is_none(),
             Self::Prelude(prelude) => prelude.is_ended(),
             Self::Switched(_) => true,
         }
@@ -205,25 +205,33 @@ impl Drop for HyperBody {
 }
 
 impl Received {
-    fn new(stream: RecvStream, pumping: Option<Pumping>, bulk: Option<Arc<BulkMeter>>) -> Self {
+    fn new(
+        stream: RecvStream,
+        pumping: Option<Pumping>,
+        shared: Option<Rc<SharedByStreams>>,
+    ) -> Self {
         let ended = stream.is_end_stream();
-        Self { stream, data_done: false, ended, _pumping: pumping, bulk }
+        let mut received = Self { stream: Some(stream), data_done: false, pumping, shared };
+        if ended {
+            received.end();
+        }
+        received
     }
 
     fn poll_frame(
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        if self.ended {
-            return Poll::Ready(None);
-        }
+        let Some(stream) = &mut self.stream else { return Poll::Ready(None) };
         if !self.data_done {
-            match ready!(self.stream.poll_data(cx)) {
+            match ready!(stream.poll_data(cx)) {
                 Some(Ok(data)) => {
-                    let _closed = self.stream.flow_control().release_capacity(data.len());
-                    self.ended = self.stream.is_end_stream();
-                    if let Some(bulk) = &self.bulk {
-                        bulk.passed(data.len());
+                    let _closed = stream.flow_control().release_capacity(data.len());
+                    if let Some(shared) = &self.shared {
+                        shared.bulk.passed(data.len());
+                    }
+                    if stream.is_end_stream() {
+                        self.end();
                     }
                     return Poll::Ready(Some(Ok(Frame::data(data))));
                 }
@@ -231,18 +239,28 @@ impl Received {
                 None => self.data_done = true,
             }
         }
-        let trailers = ready!(self.stream.poll_trailers(cx));
-        self.ended = true;
-        match trailers {
-            Ok(trailers) => Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers)))),
+        match ready!(stream.poll_trailers(cx)) {
+            Ok(trailers) => {
+                self.end();
+                Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers))))
+            }
             Err(error) => Poll::Ready(self.broken(error)),
+        }
+    }
+
+    fn end(&mut self) {
+        // Until its request has ended, too, a stream that is dropped has to be told of.
+        if let (Some(stream), Some(shared), None) =
+            (self.stream.take(), &self.shared, &self.pumping)
+        {
+            shared.last.hold(stream);
         }
     }
 
     /// Only END_STREAM is an end. A reset without an error says that the rest of the request is not needed,
     /// and comes after it; before it, the answer is cut (RFC 9113 section 8.1).
     fn broken(&mut self, error: h2::Error) -> Option<Result<Frame<Bytes>, BodyError>> {
-        self.ended = true;
+        self.stream = None;
         Some(Err(error.into()))
     }
 }
@@ -269,7 +287,7 @@ impl Buf for Upward {
 
 impl<B, D: Buf> Pump<B, D> {
     pub fn new(body: B, stream: SendStream<D>, breaks_with: fn(&BodyError) -> Reason) -> Self {
-        Self { body, stream, waiting: None, begun: false, ends: true, breaks_with, bulk: None }
+        Self { body, stream, waiting: None, begun: false, ends: true, breaks_with, shared: None }
     }
 
     /// The stream stays open behind the body, or ends with it after all.
@@ -278,8 +296,8 @@ impl<B, D: Buf> Pump<B, D> {
     }
 
     /// Counts what is long of the body.
-    pub fn set_meter(&mut self, bulk: Arc<BulkMeter>) {
-        self.bulk = Some(bulk);
+    pub fn set_shared(&mut self, shared: Rc<SharedByStreams>) {
+        self.shared = Some(shared);
     }
 
     /// Whether it waits for the peer to take what has been read already.
@@ -343,8 +361,8 @@ where
             };
             match frame.map(Frame::into_data) {
                 Ok(Ok(data)) => {
-                    if let Some(bulk) = &self.bulk {
-                        bulk.passed(data.len());
+                    if let Some(shared) = &self.shared {
+                        shared.bulk.passed(data.len());
                     }
                     let last = self.ends && self.body.is_end_stream();
                     // What comes first need not wait for room: h2 keeps it until there is some, as it

@@ -29,8 +29,8 @@ use crate::wire::body::RequestBody;
 use crate::wire::progress::Progress;
 use crate::wire::server::max_frame;
 use crate::wire::streams::batched::Batched;
-use crate::wire::streams::bulk::BulkMeter;
 use crate::wire::streams::first::{FirstBytes, is_http2};
+use crate::wire::streams::shared::SharedByStreams;
 use crate::wire::streams::{Upward, WireBody};
 
 /// Streams in flight on a connection from which on another is opened. Up to there one connection is
@@ -92,7 +92,7 @@ pub struct H2Connection {
     proof: Option<Proof>,
     /// Microseconds of its TLS handshake; 0 without one.
     tls: u32,
-    bulk: Arc<BulkMeter>,
+    shared: Rc<SharedByStreams>,
 }
 
 /// One stream of a connection, counted until dropped.
@@ -133,7 +133,7 @@ impl Pools {
                 }
                 if lease.connection.streams.get() > BUSY_STREAMS {
                     self.grow(&pool, key, MAX_CONNECTIONS);
-                } else if lease.connection.bulk.is_busy() {
+                } else if lease.connection.shared.bulk.is_busy() {
                     self.grow(&pool, key, BULK_CONNECTIONS);
                 }
                 return Ok(lease);
@@ -219,7 +219,7 @@ async fn open(key: PoolKey, opening: &Connector) -> Result<Rc<H2Connection>, Con
         reused: Cell::new(false),
         proof,
         tls,
-        bulk: Arc::default(),
+        shared: Rc::default(),
     });
     tokio::task::spawn_local(drive(driven, peer, Rc::downgrade(&connection)));
     Ok(connection)
@@ -271,7 +271,7 @@ impl H2Pool {
         let calm = connections.iter().find(|c| !c.is_busy() && c.has_room());
         let least = || {
             let rooms = connections.iter().filter(|c| c.has_room());
-            rooms.min_by_key(|c| (c.bulk.rate(), c.streams.get()))
+            rooms.min_by_key(|c| (c.shared.bulk.rate(), c.streams.get()))
         };
         let best = calm.or_else(least)?;
         best.streams.set(best.streams.get() + 1);
@@ -297,7 +297,7 @@ impl H2Pool {
     /// Whether the pool is worth keeping.
     pub fn sweep(&self, now: Instant, limit: Duration) -> bool {
         let mut connections = self.connections.borrow_mut();
-        connections.iter().for_each(|c| c.bulk.sweep());
+        connections.iter().for_each(|c| c.shared.bulk.sweep());
         connections.retain(|c| {
             let idle = c.streams.get() == 0 && now.saturating_duration_since(c.used.get()) >= limit;
             !idle && !c.is_closed()
@@ -320,7 +320,7 @@ impl H2Connection {
 
     /// Whether another connection is the better one.
     fn is_busy(&self) -> bool {
-        self.streams.get() > BUSY_STREAMS || self.bulk.is_busy()
+        self.streams.get() > BUSY_STREAMS || self.shared.bulk.is_busy()
     }
 
     fn is_closed(&self) -> bool {
@@ -357,8 +357,10 @@ impl H2Lease {
             false => Sending::begin(&mut sender, request, reused),
             true => Sending::begin_switch(&mut sender, request, reused),
         };
+        let shared = &self.connection.shared;
+        shared.last.let_go();
         match begun {
-            Ok(sending) => Either::Left(sending.informing(progress).metered(&self.connection.bulk)),
+            Ok(sending) => Either::Left(sending.informing(progress).sharing(shared)),
             Err(error) => Either::Right(ready(Err(error))),
         }
     }
@@ -442,9 +444,9 @@ mod tests {
             let count = || pool.connections.borrow().len();
             let same = |a: &H2Lease, b: &H2Lease| Rc::ptr_eq(&a.connection, &b.connection);
             let first = lease().await;
-            first.connection.bulk.passed(1024);
+            first.connection.shared.bulk.passed(1024);
             assert!(same(&first, &lease().await) && count() == 1);
-            let long = || (0..64).for_each(|_| first.connection.bulk.passed(64 * 1024));
+            let long = || (0..64).for_each(|_| first.connection.shared.bulk.passed(64 * 1024));
             long();
             // It does not wait for another connection, which is opened meanwhile.
             assert!(same(&first, &lease().await));
@@ -455,7 +457,7 @@ mod tests {
             // However many have long bodies, there are few.
             for _ in 0..20 {
                 pool.connections.borrow().iter().for_each(|c| {
-                    (0..64).for_each(|_| c.bulk.passed(64 * 1024));
+                    (0..64).for_each(|_| c.shared.bulk.passed(64 * 1024));
                 });
                 lease().await;
                 tokio::task::yield_now().await;

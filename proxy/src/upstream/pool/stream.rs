@@ -4,6 +4,7 @@
 //! and answer through channels, which costs about a tenth of a request.
 
 use std::pin::Pin;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
@@ -18,8 +19,8 @@ use crate::wire::body::RequestBody;
 use crate::wire::error::BodyError;
 use crate::wire::headers::{UPGRADE, UPGRADE_BODY};
 use crate::wire::progress::Progress;
-use crate::wire::streams::bulk::BulkMeter;
 use crate::wire::streams::prelude::Framed;
+use crate::wire::streams::shared::SharedByStreams;
 use crate::wire::streams::tunnel::{Inlet, Tunnel};
 use crate::wire::streams::{Pump, Switched, Upward, WireBody};
 
@@ -43,8 +44,8 @@ pub struct Sending {
     reused: bool,
     /// Who is told of informational responses.
     progress: Option<Arc<Progress>>,
-    /// Of the connection.
-    bulk: Option<Arc<BulkMeter>>,
+    /// Of its connection.
+    shared: Option<Rc<SharedByStreams>>,
 }
 
 impl Sending {
@@ -61,7 +62,7 @@ impl Sending {
             .map_err(|error| SendError { error: error.into(), unsent: true, reused: false })?;
         // A body breaks off when its caller goes away.
         let pump = (!ends).then(|| Pump::new(body, stream, |_| Reason::CANCEL));
-        Ok(Self { response, pump, switching: None, reused, progress: None, bulk: None })
+        Ok(Self { response, pump, switching: None, reused, progress: None, shared: None })
     }
 
     /// Passes informational responses on.
@@ -71,12 +72,12 @@ impl Sending {
         self
     }
 
-    /// Counts what is long of the bodies.
+    /// Counts what is long of the bodies, and has the stream held once it has ended.
     #[must_use]
-    pub fn metered(mut self, bulk: &Arc<BulkMeter>) -> Self {
-        self.bulk = Some(Arc::clone(bulk));
+    pub fn sharing(mut self, shared: &Rc<SharedByStreams>) -> Self {
+        self.shared = Some(Rc::clone(shared));
         if let Some(pump) = &mut self.pump {
-            pump.set_meter(Arc::clone(bulk));
+            pump.set_shared(Rc::clone(shared));
         }
         self
     }
@@ -102,7 +103,7 @@ impl Sending {
             Before::Nothing(stream)
         };
         let switching = Some(Box::new(UpgradeHalf { connect, before: Some(before) }));
-        Ok(Self { response, pump: None, switching, reused, progress: None, bulk: None })
+        Ok(Self { response, pump: None, switching, reused, progress: None, shared: None })
     }
 }
 
@@ -134,9 +135,8 @@ impl Future for Sending {
             return Poll::Ready(switching.answered(response));
         }
         // On its own from here on: the caller may send on without reading.
-        let pumping = this.pump.take().map(Pump::detach);
-        let bulk = this.bulk.take();
-        Poll::Ready(Ok(response.map(|stream| WireBody::answered(stream, pumping, bulk))))
+        let (pumping, shared) = (this.pump.take().map(Pump::detach), this.shared.take());
+        Poll::Ready(Ok(response.map(|stream| WireBody::answered(stream, pumping, shared))))
     }
 }
 
