@@ -30,6 +30,7 @@ use crate::wire::Wire;
 use crate::wire::body::RequestBody;
 use crate::wire::deadline::{Clock, poll_within};
 use crate::wire::streams::WireBody;
+use crate::wire::trace;
 
 /// Chooses where the next attempt goes.
 pub fn choose(
@@ -158,11 +159,11 @@ pub async fn send(
         };
         exchange.phases.tls = exchange.phases.tls.saturating_add(lease.tls);
         let switches = head.as_ref().is_some_and(|head| head.upgrade.is_some());
-        let mut sending = pin!(lease.send(
-            write(head, keep, target, body)?,
-            switches,
-            Some(exchange.tracked.progress())
-        ));
+        let mut request = write(head, keep, target, body)?;
+        if exchange.has_own_id && lease.is_first() {
+            trace::introduce_id(request.headers_mut());
+        }
+        let mut sending = pin!(lease.send(request, switches, Some(exchange.tracked.progress())));
         exchange.lease = Some(Lease::H2(lease));
         first_byte(&mut clock, end, first_byte_limit);
         poll_fn(|cx| poll_within(sending.as_mut(), &mut clock, cx)).await

@@ -122,7 +122,7 @@ pub fn inherit(
         let parent = parent.filter(|parent| parent.id == trace.id && parent.sent != 0);
         trace.received = parent.map_or(trace.received, |parent| parent.sent);
     }
-    exchange.request_id = Some(id);
+    (exchange.request_id, exchange.has_own_id) = (Some(id), !has_id);
     exchange.trace = trace;
     let told = if says.time { told(&head.headers) } else { HeaderTimeouts::default() };
     let explicit = told.nearest();

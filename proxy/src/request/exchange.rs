@@ -52,6 +52,8 @@ pub struct Exchange {
     pub method: Method,
     pub path: Option<PathAndQuery>,
     pub request_id: Option<HeaderValue>,
+    /// The id was given to it here.
+    pub has_own_id: bool,
     pub trace: TraceContext,
     pub attempts: u8,
     pub deadline: Option<Deadline>,
@@ -166,6 +168,7 @@ impl Exchange {
             method: head.method.clone(),
             path: head.uri.path_and_query().cloned(),
             request_id: None,
+            has_own_id: false,
             trace: TraceContext::default(),
             attempts: 0,
             deadline: None,

@@ -54,6 +54,14 @@ pub fn request_id(
     (id, false)
 }
 
+/// Has HPACK index an id that was given here, for the first request of a connection: those behind it send a number in
+/// place of the name.
+pub fn introduce_id(headers: &mut HeaderMap) {
+    if let Some(id) = headers.get_mut(REQUEST_ID) {
+        id.set_sensitive(false);
+    }
+}
+
 /// Continues the request's W3C trace context (else B3) with a fresh parent id. `says`: whether it has any;
 /// `sampling`: where anything is recorded here.
 ///
@@ -276,8 +284,8 @@ fn hex(out: &mut [u8], bytes: &[u8]) {
 }
 
 /// A value that occurs once. Marked so that HPACK neither indexes it nor throws out for it what
-/// does come back (RFC 7541 section 7.1.3). To index a few, so that peers know the names, costs more than
-/// it saves: every further one is compared with them all.
+/// does come back (RFC 7541 section 7.1.3). One is indexed all the same, so that peers know the name
+/// ([`introduce_id`]); a few would cost more than they save, since every further one is compared with them all.
 fn unique(text: Bytes) -> HeaderValue {
     let value = HeaderValue::from_maybe_shared(text);
     let mut value = value.unwrap_or_else(|_| HeaderValue::from_static(""));

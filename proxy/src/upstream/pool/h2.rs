@@ -341,6 +341,11 @@ impl H2Connection {
 }
 
 impl H2Lease {
+    /// Whether its connection has carried no request yet.
+    pub fn is_first(&self) -> bool {
+        !self.connection.reused.get()
+    }
+
     /// Queues the request at once; the future is its answer. `switches`: its stream may stop being HTTP.
     /// `progress`: who is told of informational responses.
     pub fn send(
