@@ -307,6 +307,10 @@ fn unpack(mut packed: &[u8]) -> impl Iterator<Item = (HeaderName, HeaderValue)> 
 
 /// HTTP/2 may split cookies; HTTP/1.1 wants one header (RFC 9113 section 8.2.3).
 pub fn join_cookies(headers: &mut HeaderMap) {
+    if headers.len() == headers.keys_len() {
+        // Nothing is there twice.
+        return;
+    }
     let mut cookies = headers.get_all(header::COOKIE).iter();
     let (Some(first), Some(second)) = (cookies.next(), cookies.next()) else { return };
     let mut joined = first.as_bytes().to_vec();
