@@ -74,9 +74,12 @@ fn idle_connections_of_the_app_do_not_hold_up_the_end() {
     assert!(status.success(), "{status}");
 }
 
-/// Connections that rest, and what each of them may cost, in KiB: the buffers of hyper's server alone are 16.
+/// Connections that rest, and what each of them may cost a debug build, in KiB: the buffers of hyper's server alone
+/// are 16.
 const RESTING: u64 = 400;
-const MOST_RESTING: u64 = 6;
+const MOST_RESTING: u64 = 8;
+/// The same after a request with a body, in whose memory there are more gaps.
+const MOST_AFTER_BODIES: u64 = 10;
 
 #[test]
 fn an_idle_connection_costs_little_more_than_its_socket_and_serves_again() {
@@ -91,13 +94,16 @@ fn an_idle_connection_costs_little_more_than_its_socket_and_serves_again() {
     let before = mesh.caller.process().own_memory();
     let mut idle: Vec<_> = (0..RESTING).map(|_| begin(port, "/")).collect();
     idle.iter_mut().for_each(|stream| assert!(answer(stream).contains("200 OK")));
-    for stream in idle.iter_mut().step_by(2) {
+    eventually("idle connections cost little", || {
+        mesh.caller.process().own_memory() < before + RESTING * MOST_RESTING
+    });
+    for stream in &mut idle {
         let head = "POST http://web.bank/ HTTP/1.1\r\nhost: web.bank\r\ncontent-length: 4\r\n\r\n";
         write!(stream, "{head}body").expect("written");
         assert!(answer(stream).contains("200 OK"));
     }
-    eventually("idle connections cost little", || {
-        mesh.caller.process().own_memory() < before + RESTING * MOST_RESTING
+    eventually("also after a request with a body", || {
+        mesh.caller.process().own_memory() < before + RESTING * MOST_AFTER_BODIES
     });
     idle.iter_mut().for_each(ask);
     // Its beginning was read with the request before.

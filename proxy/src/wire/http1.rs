@@ -49,6 +49,8 @@ struct LinkState {
     late: bool,
     /// Requests whose body has not been read to its end: something may still come of it, whatever has been answered.
     unread: u32,
+    /// Something is to be written that is not hyper's.
+    own: bool,
 }
 
 /// A request that has come.
@@ -125,7 +127,7 @@ impl Link {
     /// Nothing is asked, everything has been written, and what comes next is a request.
     pub fn is_quiet(&self) -> bool {
         let state = self.lock();
-        state.phase == WirePhase::Quiet && state.unread == 0
+        state.phase == WirePhase::Quiet && state.unread == 0 && !state.own
     }
 
     /// Why the open exchange has to end although its answer has begun. `waker`: of the connection's task,
@@ -189,6 +191,7 @@ impl Http1Wire {
             WirePhase::Quiet => {
                 let (reason, why) = refusal_of(bytes);
                 self.own.extend_from_slice(&bare(reason, why));
+                state.own = true;
                 true
             }
             WirePhase::Asked | WirePhase::Answering | WirePhase::Ending | WirePhase::Switched => {
@@ -228,6 +231,7 @@ impl Http1Wire {
         if state.phase == WirePhase::Quiet && mem::take(&mut state.late) {
             let why = "the headers took longer than --header-timeout";
             self.own.extend_from_slice(&bare(Reason::HeaderTimeout, why));
+            state.own = true;
         }
         if state.phase != WirePhase::Asked {
             self.timer = None;
@@ -245,6 +249,7 @@ impl Http1Wire {
                     self.timer = None;
                 }
                 write_head(&response, &mut self.own);
+                state.own = true;
             }
         }
         if let Some(timer) = &mut self.timer
@@ -252,6 +257,7 @@ impl Http1Wire {
         {
             if state.informs {
                 self.own.extend_from_slice(CONTINUE);
+                state.own = true;
             }
             if timer.repeats {
                 timer.sleep = Box::pin(sleep(PROBE_EVERY));
@@ -270,6 +276,9 @@ impl Http1Wire {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
             self.own.drain(..n);
+            if self.own.is_empty() {
+                self.link.lock().own = false;
+            }
         }
         Poll::Ready(Ok(()))
     }

@@ -317,6 +317,8 @@ impl AsyncWrite for Io {
 
     #[inline]
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.transport).poll_shutdown(cx)
+        let before = self.transport.written().unwrap_or_default();
+        let polled = Pin::new(&mut self.transport).poll_shutdown(cx);
+        self.wrote(before, polled)
     }
 }

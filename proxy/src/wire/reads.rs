@@ -70,7 +70,7 @@ impl Drop for ReadSize {
     }
 }
 
-/// A connection whose reads are limited, and whose writes are counted.
+/// A connection to an HTTP/1.1 server, whose reads are limited and whose writes are counted.
 pub struct SizedReads<T> {
     io: T,
     size: Arc<ReadSize>,

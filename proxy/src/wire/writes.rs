@@ -36,6 +36,11 @@ impl Unwritten {
         }
     }
 
+    /// Another request begins, before which everything has been written. hyper drops what a body has beyond its length.
+    pub fn reset(&self) {
+        self.bytes.store(0, Relaxed);
+    }
+
     /// So many bytes of a body have been taken.
     pub fn taken(&self, bytes: usize) {
         self.bytes.store(self.bytes.load(Relaxed).saturating_add(bytes), Relaxed);

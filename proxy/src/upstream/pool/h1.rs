@@ -287,6 +287,7 @@ impl H1Lease {
             });
         }
         let unwritten = Arc::clone(&self.sender.unwritten);
+        unwritten.reset();
         let request = request.map(|body| PacedBody::new(body, unwritten));
         let sent = self.sender.requests.try_send_request(request);
         let (pool, idle) = (Rc::clone(&self.pool), self.idle);

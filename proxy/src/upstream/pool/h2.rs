@@ -38,9 +38,11 @@ use crate::wire::streams::{Upward, WireBody};
 const BUSY_STREAMS: u32 = 128;
 /// Connections of one worker to one address while each has room for more streams.
 const MAX_CONNECTIONS: usize = 4;
-/// The same while long bodies keep the first one busy, so that small requests need not wait behind them. More gain
+/// The same while long bodies keep all of them busy, so that small requests need not wait behind them. More gain
 /// nothing: bodies come to be on all of them.
 const BULK_CONNECTIONS: usize = 2;
+/// How long after such a connection was opened, or could not be, the next one is tried.
+const BULK_AGAIN: Duration = Duration::from_secs(1);
 /// The same when every stream of all of them is taken, as long-lived ones may do.
 const MAX_FULL_CONNECTIONS: usize = 64;
 /// Connections that a request opens in vain, because the peer takes no stream on them.
@@ -60,13 +62,15 @@ const LEAVE_EARLY: u64 = 2;
 
 type Driven = client::Connection<FirstBytes<Batched<OpenedConnection>, FirstLook>, Upward>;
 /// Whether it is a server of HTTP/2 at all.
-type FirstLook = fn(&[u8]) -> io::Result<()>;
+type FirstLook = Box<dyn FnOnce(&[u8]) -> io::Result<()>>;
 type Connecting = Shared<LocalBoxFuture<'static, Result<Rc<H2Connection>, ConnectError>>>;
 
 #[derive(Default)]
 pub struct H2Pool {
     connections: RefCell<Vec<Rc<H2Connection>>>,
     connecting: RefCell<Option<Connecting>>,
+    /// When one was last opened because of long bodies.
+    grown_for_bulk: Cell<Option<Instant>>,
     /// A stream ended or a connection opened.
     room: Notify,
 }
@@ -74,6 +78,8 @@ pub struct H2Pool {
 /// What the peer allows.
 struct PeerSettings {
     max_streams: Cell<usize>,
+    /// It has said something: it is there, and speaks HTTP/2.
+    heard: Rc<Cell<bool>>,
     /// It has ended or is about to: it takes no new stream.
     closed: Cell<bool>,
     /// The peer is trusted no longer, and what was in flight has had its time.
@@ -133,7 +139,7 @@ impl Pools {
                 }
                 if lease.connection.streams.get() > BUSY_STREAMS {
                     self.grow(&pool, key, MAX_CONNECTIONS);
-                } else if lease.connection.shared.bulk.is_busy() {
+                } else if lease.connection.shared.bulk.is_busy() && pool.may_grow_for_bulk(now) {
                     self.grow(&pool, key, BULK_CONNECTIONS);
                 }
                 return Ok(lease);
@@ -196,7 +202,8 @@ async fn open(key: PoolKey, opening: &Connector) -> Result<Rc<H2Connection>, Con
         connect_to(key, opening).await?
     };
     let (proof, tls) = (stream.proof.take(), stream.tls);
-    let handshake = handshake(stream, config.max_header_bytes);
+    let heard = Rc::<Cell<bool>>::default();
+    let handshake = handshake(stream, config.max_header_bytes, Rc::clone(&heard));
     let failed = |reason, why: String| ConnectError {
         reason,
         detail: format!("{}: {why}", key.address).into(),
@@ -207,6 +214,7 @@ async fn open(key: PoolKey, opening: &Connector) -> Result<Rc<H2Connection>, Con
         .map_err(|error| failed(Reason::ConnectFailed, error.to_string()))?;
     let peer = Rc::new(PeerSettings {
         max_streams: Cell::new(driven.max_concurrent_send_streams()),
+        heard,
         closed: Cell::new(false),
         cut: Cell::new(false),
         reader: RefCell::new(None),
@@ -228,7 +236,13 @@ async fn open(key: PoolKey, opening: &Connector) -> Result<Rc<H2Connection>, Con
 async fn handshake(
     stream: OpenedConnection,
     max_header_bytes: u32,
+    heard: Rc<Cell<bool>>,
 ) -> Result<(SendRequest<Upward>, Box<Driven>), h2::Error> {
+    let look: FirstLook = Box::new(move |bytes| {
+        is_http2(bytes)?;
+        heard.set(true);
+        Ok(())
+    });
     let holds = stream.holds();
     let (sender, connection) = client::Builder::new()
         .enable_push(false)
@@ -238,7 +252,7 @@ async fn handshake(
         .max_header_list_size(max_header_bytes)
         .max_frame_size(max_frame(max_header_bytes))
         .max_send_buffer_size(STREAM_WINDOW as usize)
-        .handshake(FirstBytes::new(Batched::new(stream, holds), is_http2 as FirstLook))
+        .handshake(FirstBytes::new(Batched::new(stream, holds), look))
         .await?;
     Ok((sender, Box::new(connection)))
 }
@@ -268,15 +282,26 @@ impl H2Pool {
         if connections.iter().any(|c| c.is_closed()) {
             connections.retain(|c| !c.is_closed());
         }
-        let calm = connections.iter().find(|c| !c.is_busy() && c.has_room());
-        let least = || {
-            let rooms = connections.iter().filter(|c| c.has_room());
-            rooms.min_by_key(|c| (c.shared.bulk.rate(), c.streams.get()))
-        };
-        let best = calm.or_else(least)?;
+        let open = || connections.iter().filter(|c| c.has_room());
+        // One that has not said anything yet may never do: it takes what no other one can.
+        let heard = || open().filter(|c| c.peer.heard.get());
+        let calm = heard().find(|c| !c.is_busy());
+        let least = || heard().min_by_key(|c| c.load());
+        let best = calm.or_else(least).or_else(|| open().min_by_key(|c| c.load()))?;
         best.streams.set(best.streams.get() + 1);
         best.used.set(now);
         Some(H2Lease { connection: Rc::clone(best), pool: Rc::clone(self), tls: 0 })
+    }
+
+    /// Whether a connection is opened now because of long bodies: a peer that allows no more of them is not asked for one
+    /// with each request.
+    fn may_grow_for_bulk(&self, now: Instant) -> bool {
+        let since = |last: Instant| now.saturating_duration_since(last);
+        let may = self.grown_for_bulk.get().is_none_or(|last| since(last) >= BULK_AGAIN);
+        if may {
+            self.grown_for_bulk.set(Some(now));
+        }
+        may
     }
 
     /// Forgets connections whose proof is about to end or holds no longer: what is in flight on them
@@ -321,6 +346,12 @@ impl H2Connection {
     /// Whether another connection is the better one.
     fn is_busy(&self) -> bool {
         self.streams.get() > BUSY_STREAMS || self.shared.bulk.is_busy()
+    }
+
+    /// Of two connections the one with less takes the next request.
+    fn load(&self) -> (bool, u64, u32) {
+        let streams = self.streams.get();
+        (streams > BUSY_STREAMS, self.shared.bulk.rate(), streams)
     }
 
     fn is_closed(&self) -> bool {
@@ -444,11 +475,15 @@ mod tests {
             assert!(pools.opening.memory.set(Box::new(serving)).is_ok());
             let address = std::net::SocketAddr::from(([127, 0, 0, 1], 9));
             let key = PoolKey { address, wire: Wire::Http2, expected: Expected::NONE };
-            let lease = async || pools.lease_h2(key, Instant::now()).await.unwrap();
+            let lease_at = async |now| pools.lease_h2(key, now).await.unwrap();
+            let lease = async || lease_at(Instant::now()).await;
             let pool = pools.h2(key);
             let count = || pool.connections.borrow().len();
             let same = |a: &H2Lease, b: &H2Lease| Rc::ptr_eq(&a.connection, &b.connection);
             let first = lease().await;
+            while !first.connection.peer.heard.get() {
+                tokio::task::yield_now().await;
+            }
             first.connection.shared.bulk.passed(1024);
             assert!(same(&first, &lease().await) && count() == 1);
             let long = || (0..64).for_each(|_| first.connection.shared.bulk.passed(64 * 1024));
@@ -458,7 +493,24 @@ mod tests {
             while count() == 1 {
                 tokio::task::yield_now().await;
             }
+            // Nor goes it to one of which nothing has been heard.
+            let second = Rc::clone(&pool.connections.borrow()[1]);
+            second.peer.heard.set(false);
+            assert!(same(&first, &lease().await));
+            second.peer.heard.set(true);
             assert!(!same(&first, &lease().await));
+            // One that is closed again is not opened again at once.
+            second.peer.closed.set(true);
+            for _ in 0..20 {
+                assert!(same(&first, &lease().await));
+                tokio::task::yield_now().await;
+            }
+            assert_eq!(count(), 1);
+            let later = Instant::now().checked_add(BULK_AGAIN).unwrap();
+            assert!(same(&first, &lease_at(later).await));
+            while count() == 1 || !pool.connections.borrow()[1].peer.heard.get() {
+                tokio::task::yield_now().await;
+            }
             // However many have long bodies, there are few.
             for _ in 0..20 {
                 pool.connections.borrow().iter().for_each(|c| {

@@ -28,7 +28,8 @@ thread_local! {
     static AHEAD: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ].into());
 }
 
-/// Bytes that a connection moves before the others, and what has come for them meanwhile, have their turn.
+/// Bytes that a connection reads, and as many that it writes, before the others, and what has come for them meanwhile,
+/// have their turn. A server's connection may have one more for each stream that waits to be accepted.
 const TURN: usize = 256 * 1024;
 
 /// Puts a flush that follows a long write off to the task's next turn, which comes as soon as the tasks that are ready
@@ -49,14 +50,15 @@ pub struct Batched<T> {
     /// The last read was full: there is more.
     full: bool,
     /// Bytes of this turn.
-    moved: usize,
+    read: usize,
+    written: usize,
 }
 
 impl<T> Batched<T> {
     /// `holds`: whether `io` writes only when it is flushed, or holds as much as it may.
     pub fn new(io: T, holds: bool) -> Self {
         let (held, ahead) = (Vec::new(), Bytes::new());
-        Self { io, holds, held, fresh: 0, waiting: 0, ahead, full: false, moved: 0 }
+        Self { io, holds, held, fresh: 0, waiting: 0, ahead, full: false, read: 0, written: 0 }
     }
 
     fn enough(&self) -> usize {
@@ -66,7 +68,7 @@ impl<T> Batched<T> {
     fn wrote(&mut self, polled: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         if let Poll::Ready(Ok(n)) = polled {
             self.fresh = self.fresh.saturating_add(n);
-            self.moved = self.moved.saturating_add(n);
+            self.written = self.written.saturating_add(n);
         }
         polled
     }
@@ -77,16 +79,14 @@ fn wake_later(cx: &mut Context<'_>) {
     let _pending = pin!(yield_now()).poll(cx);
 }
 
-impl<T> Batched<T> {
-    /// Pending once in a while, however much there is to move.
-    fn poll_turn(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if self.moved < TURN {
-            return Poll::Ready(());
-        }
-        self.moved = 0;
-        wake_later(cx);
-        Poll::Pending
+/// Pending once in a while, however much there is to move.
+fn poll_turn(moved: &mut usize, cx: &mut Context<'_>) -> Poll<()> {
+    if *moved < TURN {
+        return Poll::Ready(());
     }
+    *moved = 0;
+    wake_later(cx);
+    Poll::Pending
 }
 
 impl<T: AsyncWrite + Unpin> Batched<T> {
@@ -111,12 +111,13 @@ impl<T: AsyncRead + Unpin> AsyncRead for Batched<T> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        ready!(self.poll_turn(cx));
+        ready!(poll_turn(&mut self.read, cx));
         let before = buf.filled().len();
         let polled = self.poll_read_on(cx, buf);
         match polled {
-            Poll::Ready(_) => self.moved = self.moved.saturating_add(buf.filled().len() - before),
-            Poll::Pending => self.moved = 0,
+            Poll::Ready(_) => self.read = self.read.saturating_add(buf.filled().len() - before),
+            // h2 reads first in each of its turns.
+            Poll::Pending => (self.read, self.written) = (0, 0),
         }
         polled
     }
@@ -173,7 +174,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Batched<T> {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        ready!(self.poll_turn(cx));
+        ready!(poll_turn(&mut self.written, cx));
         let this = &mut *self;
         let bytes: usize = bufs.iter().map(|buf| buf.len()).sum();
         let polled = if this.holds || (this.held.is_empty() && !(LONG..READ).contains(&bytes)) {
@@ -199,7 +200,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Batched<T> {
         let fresh = std::mem::take(&mut self.fresh);
         self.waiting = self.waiting.saturating_add(fresh);
         if fresh >= LONG && self.waiting < self.enough() {
-            // h2 flushes in every turn.
+            // The next one is not put off, if nothing is written: h2 ends each of its turns with a flush.
             wake_later(cx);
             return Poll::Ready(Ok(()));
         }
@@ -241,7 +242,7 @@ mod tests {
         let mut cx = Context::from_waker(Waker::noop());
         let mut write = |bytes: usize| {
             // A turn of its own.
-            batched.moved = 0;
+            (batched.read, batched.written) = (0, 0);
             let polled = Pin::new(&mut batched).poll_write(&mut cx, &vec![7; bytes]);
             assert!(matches!(polled, Poll::Ready(Ok(n)) if n == bytes) || bytes == 0);
             assert!(Pin::new(&mut batched).poll_flush(&mut cx).is_ready());

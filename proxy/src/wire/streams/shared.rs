@@ -42,12 +42,12 @@ impl BulkMeter {
     }
 
     pub fn is_busy(&self) -> bool {
-        self.rate() >= BUSY
+        self.rate() > 0
     }
 
-    /// Bytes in about the last second.
+    /// MiB in the busier one of this second and the last one.
     pub fn rate(&self) -> u64 {
-        self.now.get().max(self.before.get())
+        self.now.get().max(self.before.get()) / BUSY
     }
 
     /// Once a second.
