@@ -77,7 +77,7 @@ fn idle_connections_of_the_app_do_not_hold_up_the_end() {
 /// Connections that rest, and what each of them may cost a debug build, in KiB: the buffers of hyper's server alone
 /// are 16.
 const RESTING: u64 = 400;
-const MOST_RESTING: u64 = 8;
+const MOST_RESTING: u64 = 5;
 /// The same after a request with a body, in whose memory there are more gaps.
 const MOST_AFTER_BODIES: u64 = 10;
 
@@ -92,8 +92,13 @@ fn an_idle_connection_costs_little_more_than_its_socket_and_serves_again() {
     };
     assert!(answer(&mut begin(port, "/")).contains("200 OK"));
     let before = mesh.caller.process().own_memory();
-    let mut idle: Vec<_> = (0..RESTING).map(|_| begin(port, "/")).collect();
-    idle.iter_mut().for_each(|stream| assert!(answer(stream).contains("200 OK")));
+    // One by one: what many at once leave between them in the allocator's pages differs from run to run.
+    let opened = |_| {
+        let mut stream = begin(port, "/");
+        assert!(answer(&mut stream).contains("200 OK"));
+        stream
+    };
+    let mut idle: Vec<_> = (0..RESTING).map(opened).collect();
     eventually("idle connections cost little", || {
         mesh.caller.process().own_memory() < before + RESTING * MOST_RESTING
     });

@@ -84,7 +84,7 @@ impl Link {
         let mut state = self.lock();
         state.phase = WirePhase::Asked;
         (state.holds_back, state.informs) = (asked.holds_back, asked.informs);
-        state.unread += u32::from(asked.has_body);
+        state.unread = state.unread.saturating_add(u32::from(asked.has_body));
         state.progress = Some(asked.progress);
     }
 
