@@ -27,6 +27,7 @@ type Had = Mutex<BTreeMap<String, u32>>;
 fn app(mut stream: TcpStream, had: &Had) {
     while let Some(head) = read_head(&mut stream) {
         let path = head.split(' ').nth(1).unwrap_or_default();
+        let path = path.split('?').next().unwrap_or_default();
         let id = head.lines().find_map(|line| line.strip_prefix("x-request-id: "));
         let id = id.unwrap_or_default().to_owned();
         let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
@@ -70,6 +71,7 @@ fn app(mut stream: TcpStream, had: &Had) {
 const POLICIES: &[(&str, &str)] = &[
     ("plain", ""),
     ("tries-once", "  timeouts: {attempt: 300ms}\n"),
+    ("hurries", "  timeouts: {attempt: 10ms}\n"),
     ("first-byte", "  timeouts: {firstByte: 300ms}\n"),
     ("breaks", "  breaker: {consecutiveFailures: 1, open: {fixed: 60s}}\n"),
     (
@@ -222,6 +224,17 @@ fn lines(proxy: &Proxy, id: &str) -> Vec<Value> {
     proxy.log().lines().filter_map(of).collect()
 }
 
+/// The last line of a request that has been answered: the log is written beside the requests, and may come later.
+#[track_caller]
+fn line_of(proxy: &Proxy, id: &str) -> Value {
+    let mut line = None;
+    eventually(&format!("there is a line of {id}"), || {
+        line = lines(proxy, id).pop();
+        line.is_some()
+    });
+    line.unwrap_or_default()
+}
+
 /// What one side says of a request: outcome, status, reason, and which proxy named it (`*`: either).
 type Said = [&'static str; 4];
 const NOTHING: Said = [""; 4];
@@ -232,11 +245,7 @@ fn check(proxy: &Proxy, side: &str, id: &str, before: &str, said: &Said) {
         assert!(lines(proxy, id).is_empty(), "{id}: {side} has seen it");
         return;
     }
-    let mut line = Value::Null;
-    eventually(&format!("{id}: {side} has a line"), || {
-        line = lines(proxy, id).pop().unwrap_or_default();
-        !line.is_null()
-    });
+    let line = line_of(proxy, id);
     let text = |name: &str| line[name].as_str().unwrap_or_default().to_owned();
     let mut logged = ["outcome", "status", "reason", "reason_by"].map(text);
     let [outcome, status, reason, by] = said;
@@ -415,6 +424,11 @@ fn a_failure_has_one_reason_in_its_response_both_logs_and_both_metrics() {
                 .iter()
                 .all(|name| bed.ask("warm-up", &format!("http://{name}.bank/"), &[]).status == 200)
     });
+    // What came before is counted by then.
+    bed.ask("settled", "http://plain.bank/", &[]);
+    for proxy in [&bed.caller, &bed.web] {
+        line_of(proxy, "settled");
+    }
     let own = format!("http://{}/", local(bed.caller.outbound));
     for case in cases() {
         let url = if case.url.is_empty() { &own } else { case.url };
@@ -437,18 +451,23 @@ fn a_failure_has_one_reason_in_its_response_both_logs_and_both_metrics() {
         check(&bed.caller, "the client side", case.name, &client, &case.client);
         // Several attempts, and a copy, are several requests there.
         match case.name {
-            "again" | "in-vain" => {}
-            "mirrored" | "overloaded" => {
+            "again" | "in-vain" | "mirrored" | "overloaded" => {
                 let both = || {
                     let of = lines(&bed.web, case.name).into_iter();
                     of.map(|line| line["outcome"].as_str().unwrap_or_default().to_owned())
                         .collect::<Vec<_>>()
                 };
                 eventually("both have ended", || both().len() == 2);
-                let both = both();
+                let mut both = both();
+                both.sort();
                 // The copy is a request as any other; what nobody has processed is sent once more.
-                let end = if case.name == "mirrored" { "success" } else { "refused" };
-                assert_eq!(both, [end; 2], "{}", case.name);
+                let ends = match case.name {
+                    "again" => ["failure", "success"],
+                    "in-vain" => ["failure"; 2],
+                    "mirrored" => ["success"; 2],
+                    _ => ["refused"; 2],
+                };
+                assert_eq!(both, ends, "{}", case.name);
                 assert_eq!(lines(&bed.caller, case.name).len(), 1, "{}", case.name);
             }
             _ => check(&bed.web, "the server side", case.name, &server, &case.server),
@@ -461,8 +480,7 @@ fn a_failure_has_one_reason_in_its_response_both_logs_and_both_metrics() {
         }
     }
     // What was asked of the app that has gone is said by its proxy.
-    let line =
-        lines(&bed.gone, "gone").pop().expect("a line of the proxy of the app that has gone");
+    let line = line_of(&bed.gone, "gone");
     assert_eq!((&line["reason"], &line["reason_by"]), (&"connect_failed".into(), &"local".into()));
 }
 
@@ -481,11 +499,11 @@ fn a_refused_identity_or_token_has_one_reason_on_both_sides() {
         Curl::through(proxy).args(&["-H", &id]).args(more).get("http://web.bank/")
     };
     ask(&mesh.caller, "first", &[]);
-    let line = lines(&mesh.caller, "first").pop().expect("a line");
+    let line = line_of(&mesh.caller, "first");
     assert!(line["tls_us"].as_u64() > Some(0), "it has waited for a handshake: {line:#}");
     assert!(line["tls_us"].as_u64() <= line["connect_us"].as_u64(), "{line:#}");
     eventually("a token is required", || ask(&mesh.caller, "warm-up", &[]).status == 401);
-    let line = lines(&mesh.caller, "warm-up").pop().expect("a line");
+    let line = line_of(&mesh.caller, "warm-up");
     assert_eq!(line["tls_us"], Value::Null, "the connection was there: {line:#}");
     for (id, reason, header) in [
         ("no-token", "token_missing", "x-other: x"),
@@ -524,7 +542,7 @@ fn each_attempt_is_told_with_its_end_and_waits_by_what_was_waited_for() {
             && bed.ask("warm-up", "http://hedges.bank/", &[]).status == 200
     });
     bed.ask("twice", "http://repeats.bank/fail-once", &[]);
-    let line = lines(&bed.caller, "twice").pop().expect("a line");
+    let line = line_of(&bed.caller, "twice");
     let earlier = line["earlier_attempts"].as_array().expect("the first attempt");
     assert_eq!(earlier.len(), 1, "{line:#}");
     assert_eq!((&earlier[0]["status"], &earlier[0]["end"]), (&503.into(), &"retried".into()));
@@ -537,10 +555,10 @@ fn each_attempt_is_told_with_its_end_and_waits_by_what_was_waited_for() {
     assert_eq!(line["not_retried"], Value::Null, "{line:#}");
     assert_eq!(earlier[0]["request_bytes"], Value::Null, "a GET has no body");
     bed.ask("body", "http://repeats.bank/fail-once", &["-X", "PUT", "-d", "0123456789"]);
-    let line = lines(&bed.caller, "body").pop().expect("a line");
+    let line = line_of(&bed.caller, "body");
     assert_eq!(line["earlier_attempts"][0]["request_bytes"], 10, "{line:#}");
     bed.ask("in-vain", "http://repeats.bank/fail", &[]);
-    let line = lines(&bed.caller, "in-vain").pop().expect("a line");
+    let line = line_of(&bed.caller, "in-vain");
     assert_eq!(line["not_retried"], "attempts_used", "{line:#}");
 
     bed.ask("trip", "http://breaks.bank/fail", &[]);
@@ -548,13 +566,27 @@ fn each_attempt_is_told_with_its_end_and_waits_by_what_was_waited_for() {
         bed.ask("open", "http://breaks.bank/", &[]);
         lines(&bed.caller, "open").pop().is_some_and(|line| line["reason"] == "breaker_open")
     });
-    let line = lines(&bed.caller, "open").pop().expect("a line");
+    let line = line_of(&bed.caller, "open");
     assert_eq!(line["policy"], "TrafficPolicy spec.breaker");
 
     bed.ask("slow", "http://plain.bank/slow", &[]);
-    let line = lines(&bed.caller, "slow").pop().expect("a line");
+    let line = line_of(&bed.caller, "slow");
     assert!(line["first_byte_us"].as_u64() >= Some(1_500_000), "{line:#}");
     assert_eq!(line["queue_us"], Value::Null, "{line:#}");
+}
+
+/// The called proxy knows when the time of an attempt is over as well, and may be the first to say so.
+#[test]
+fn an_attempt_that_both_proxies_end_at_once_is_out_of_its_own_time() {
+    let bed = Bed::start();
+    eventually("the policy is in force", || {
+        bed.ask("warm-up", "http://hurries.bank/slow", &[]).status == 504
+    });
+    bed.ask("both", "http://hurries.bank/slow?[1-300]", &[]);
+    eventually("all have ended", || lines(&bed.caller, "both").len() == 300);
+    for line in lines(&bed.caller, "both") {
+        assert_eq!(line["reason"], "attempt_timeout", "{line:#}");
+    }
 }
 
 /// What is counted is what has happened, exactly.

@@ -28,7 +28,8 @@ use crate::upstream::store::Dialed;
 use crate::upstream::target::{AttemptTarget, wire_of};
 use crate::wire::Wire;
 use crate::wire::body::RequestBody;
-use crate::wire::deadline::{Clock, poll_within};
+use crate::wire::deadline::{AT_DEADLINE, Clock, poll_within};
+use crate::wire::headers::explained;
 use crate::wire::streams::WireBody;
 use crate::wire::trace;
 
@@ -174,9 +175,28 @@ pub async fn send(
         None => return Err(timed_out(target, waited(began, end))),
     };
     let now = Instant::now();
+    if ended_there(exchange, target, (end, now), &response) {
+        return Err(timed_out(target, Waited::Attempt));
+    }
     exchange.note_first_byte(now);
     target.learn(exchange.is_grpc(), upstream, exchange.attempt.as_mut(), (began, now), &response);
     Ok(response)
+}
+
+/// Whether the called proxy answers that the time of this attempt is over: it was told of its end, and
+/// its clock was the first.
+fn ended_there(
+    exchange: &Exchange,
+    target: &AttemptTarget,
+    (end, now): (Option<Instant>, Instant),
+    response: &Response<WireBody>,
+) -> bool {
+    end.is_some_and(|end| {
+        target.wire.is_hop()
+            && end <= now.later(AT_DEADLINE)
+            && exchange.deadline.is_none_or(|deadline| end < deadline.at)
+            && explained(response.headers()) == Some(Reason::DeadlineExceeded)
+    })
 }
 
 /// The earlier of `end` and `limit` from `now` on.

@@ -8,7 +8,7 @@ mod publish;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use http::request::Parts;
 use http::uri::PathAndQuery;
@@ -34,12 +34,9 @@ use crate::policy::limits::Limited;
 use crate::upstream::endpoint::guard::{Attempt, InFlightPermit};
 use crate::upstream::pool;
 use crate::wire::Wire;
-use crate::wire::deadline::Bounds;
+use crate::wire::deadline::{AT_DEADLINE, Bounds};
 use crate::wire::headers::{GRPC_STATUS, HeaderScan};
 use crate::wire::progress::Tracked;
-
-/// A caller that goes away so soon before the deadline has ended at it: both sides know it, to the millisecond.
-const AT_DEADLINE: Duration = Duration::from_millis(10);
 
 pub struct Exchange {
     pub connection: Rc<Connection>,

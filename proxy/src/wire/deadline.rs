@@ -21,6 +21,8 @@ use crate::base::refusal::Refusal;
 
 pub const DEADLINE: HeaderName = HeaderName::from_static("x-deadline");
 pub const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
+/// What another side does so soon before a deadline, it does because of it: both know it, to the millisecond.
+pub const AT_DEADLINE: Duration = Duration::from_millis(10);
 pub const ENVOY: HeaderName = HeaderName::from_static("x-envoy-expected-rq-timeout-ms");
 
 /// What the request says itself. A value that does not parse says nothing; of several, the nearest holds.

@@ -37,9 +37,12 @@ fn a_proxy_whose_name_is_anothers_says_so_is_not_ready_and_gets_it_when_that_one
         ready().1.contains("the control plane refused this workload's registration")
     });
     assert_eq!(ready().0, 503);
-    let log = process.log();
     let refused = |line: &&str| line.contains("refused this workload's registration");
-    let line = log.lines().find(refused).expect("a line");
+    let mut line = String::new();
+    eventually("the rival's log says so", || {
+        line = process.log().lines().find(refused).unwrap_or_default().to_owned();
+        !line.is_empty()
+    });
     assert!(line.contains("\"level\":\"ERROR\"") && line.contains("name: bank.web"), "{line}");
     let metrics = || http_get(admin, "/metrics").unwrap_or_default().1;
     assert!(metrics().contains("\noutrigger_registered 0\n"), "{}", metrics());
