@@ -6,6 +6,7 @@ pub mod error;
 pub mod grammar;
 pub mod headers;
 pub mod hop;
+pub mod hosts;
 pub(crate) mod http1;
 pub mod io;
 pub(crate) mod progress;

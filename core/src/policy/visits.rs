@@ -4,6 +4,9 @@
 //! service, `namespace/service:port` and, behind a `;`, a hash of the rule, method and path, so that a
 //! service that is called back for something else is no loop.
 
+use std::array;
+use std::cell::RefCell;
+
 use http::HeaderValue;
 
 /// Services that one request may come through.
@@ -11,6 +14,8 @@ pub const HOP_LIMIT: usize = 32;
 /// Characters of one service on the way: a namespace and a name of at most 253 each, with some room.
 const MAX_NAME: usize = 600;
 const HASH_DIGITS: usize = 8;
+/// Ways that are kept.
+const HELD: usize = 64;
 const HEX: &[u8; 16] = b"0123456789abcdef";
 
 /// A service on a way of which only the length is known.
@@ -39,20 +44,37 @@ pub enum VisitStop {
 /// Whether a way is one that a proxy can have written: at most [`HOP_LIMIT`] items of the form above. What is
 /// not must not be trusted: it would end whatever inherits it.
 pub fn is_valid(via: &HeaderValue) -> bool {
-    let mut items = via.as_bytes().split(|byte| *byte == b',');
-    items.by_ref().take(HOP_LIMIT).all(is_item) && items.next().is_none()
+    let mut rest = via.as_bytes();
+    for _ in 0..HOP_LIMIT {
+        match item(rest) {
+            Some([]) => return true,
+            Some([b',', next @ ..]) => rest = next,
+            Some(_) | None => return false,
+        }
+    }
+    false
 }
 
-/// `namespace/service:port;hash`.
-fn is_item(item: &[u8]) -> bool {
-    let Some((name, [b';', what @ ..])) = item.split_last_chunk::<{ 1 + HASH_DIGITS }>() else {
-        return false;
-    };
-    let slash = name.iter().position(|byte| *byte == b'/');
-    what.iter().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
-        && name.len() <= MAX_NAME
-        && name.iter().all(|byte| byte.is_ascii_graphic() && *byte != b';')
-        && slash.is_some_and(|at| at > 0 && name[at..].contains(&b':'))
+/// What comes behind `namespace/service:port;hash`, if that is what the text begins with. In one pass, since most requests
+/// between proxies have one.
+fn item(text: &[u8]) -> Option<&[u8]> {
+    let (mut slash, mut colon) = (false, false);
+    for (at, byte) in text.iter().enumerate() {
+        match byte {
+            b';' => {
+                let (hash, rest) = text[at + 1..].split_first_chunk::<HASH_DIGITS>()?;
+                let is_hash = hash.iter().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+                return (is_hash && colon && at <= MAX_NAME).then_some(rest);
+            }
+            b'/' if at == 0 => return None,
+            b'/' => slash = true,
+            b':' => colon |= slash,
+            b',' => return None,
+            byte if !byte.is_ascii_graphic() => return None,
+            _ => {}
+        }
+    }
+    None
 }
 
 /// The way with one more visit. `visits`: how often one service may see the same request (default 1).
@@ -99,6 +121,35 @@ pub fn visit(
     HeaderValue::try_from(text).map_err(|_| VisitStop::TooFar(service.to_owned()))
 }
 
+/// Ways of one visit as they were written last, each in the one place that its hash leads to: most requests are like
+/// one before.
+pub struct FirstVisits(RefCell<[Option<(u32, HeaderValue)>; HELD]>);
+
+impl Default for FirstVisits {
+    fn default() -> Self {
+        Self(RefCell::new(array::from_fn(|_| None)))
+    }
+}
+
+impl FirstVisits {
+    /// [`visit`] of a request that begins here.
+    pub fn first(&self, service: &str, what: u32) -> Result<HeaderValue, VisitStop> {
+        let held = &mut self.0.borrow_mut()[what as usize % HELD];
+        if let Some((of, via)) = held
+            && *of == what
+            && via
+                .as_bytes()
+                .strip_prefix(service.as_bytes())
+                .is_some_and(|rest| rest.len() == 1 + HASH_DIGITS)
+        {
+            return Ok(via.clone());
+        }
+        let via = visit(None, service, what, 1)?;
+        *held = Some((what, via.clone()));
+        Ok(via)
+    }
+}
+
 /// The hash as a way has it. By hand, since every request of the mesh has one written and formatting takes longer.
 fn hash_digits(what: u32) -> [u8; HASH_DIGITS] {
     std::array::from_fn(|at| HEX[(what >> (4 * (HASH_DIGITS - 1 - at))) as usize & 15])
@@ -124,6 +175,18 @@ mod tests {
         assert!(visit(Some(&two), "bank/a:80", 2, 1).is_ok(), "called back for something else");
         let back = visit(Some(&two), "bank/a:80", 1, 2).unwrap();
         assert!(visit(Some(&back), "bank/a:80", 1, 2).is_err());
+    }
+
+    #[test]
+    fn a_first_visit_that_is_kept_is_as_one_that_is_written() {
+        let kept = FirstVisits::default();
+        for _ in 0..2 {
+            for what in (0..300).chain([u32::MAX]) {
+                for service in ["bank/a:80", "bank/a:8080", "bank/b:80", "bank/a:80;00000001", ""] {
+                    assert_eq!(kept.first(service, what), visit(None, service, what, 1));
+                }
+            }
+        }
     }
 
     #[test]

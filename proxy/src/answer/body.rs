@@ -41,6 +41,14 @@ impl ResponseBody {
         Self { content: Content::Own(body), exchange: Some(exchange) }
     }
 
+    /// Bytes of a body that the proxy makes itself. Of an upstream's its head says so.
+    pub fn own_length(&self) -> Option<usize> {
+        match &self.content {
+            Content::Own(body) => body.as_ref().map(Bytes::len),
+            Content::Upstream(_) | Content::Cut(_) => None,
+        }
+    }
+
     fn complete(&mut self) {
         if let Some(mut exchange) = self.exchange.take() {
             exchange.complete();

@@ -144,7 +144,7 @@ pub async fn send(
         exchange.phases.tls = exchange.phases.tls.saturating_add(lease.tls);
         // Boxed: it is far larger than all else, and the future of every request would carry its size.
         let mut sending = Box::pin(
-            lease.send(write(head, keep, target, body)?, Some(exchange.tracked.progress())),
+            lease.send(write(call, head, keep, target, body)?, Some(exchange.tracked.progress())),
         );
         exchange.lease = Some(Lease::H1(lease));
         first_byte(&mut clock, end, first_byte_limit);
@@ -160,7 +160,7 @@ pub async fn send(
         };
         exchange.phases.tls = exchange.phases.tls.saturating_add(lease.tls);
         let switches = head.as_ref().is_some_and(|head| head.upgrade.is_some());
-        let mut request = write(head, keep, target, body)?;
+        let mut request = write(call, head, keep, target, body)?;
         if exchange.has_own_id && lease.is_first() {
             trace::introduce_id(request.headers_mut());
         }
@@ -225,16 +225,18 @@ fn waited(began: Instant, end: Option<Instant>) -> Waited {
 }
 
 fn write(
+    call: &Call<'_>,
     head: &mut Option<Head>,
     keep: bool,
     target: &AttemptTarget,
     body: RequestBody,
 ) -> Result<Request<RequestBody>, Refusal> {
+    let hosts = &call.worker().hosts;
     // Each made where it is used up: a head is large to be handed on.
     match head {
-        Some(head) if keep => head.lend().into_request(target, body),
+        Some(head) if keep => head.lend().into_request(target, body, hosts),
         slot => match slot.take() {
-            Some(head) => head.into_request(target, body),
+            Some(head) => head.into_request(target, body, hosts),
             None => Err(Refusal::new(Reason::InternalError, "the request is missing")),
         },
     }

@@ -250,7 +250,7 @@ impl Hedging<'_> {
         let end = limits.attempt.and_then(|limit| began.checked_add(limit));
         let mut clock = Clock::at(earlier(end, began, limits.connect));
         let connecting = || timed_out(target, Waited::Connection);
-        let request = head.into_request(target, body)?;
+        let request = head.into_request(target, body, &self.call.worker().hosts)?;
         let sent = if target.wire == Wire::Http1 {
             let mut leasing = pin!(pools.lease_h1(target.key(), Reuse::Safe, false, began));
             let leased = poll_fn(|cx| poll_within(leasing.as_mut(), &mut clock, cx)).await;

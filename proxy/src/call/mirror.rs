@@ -138,7 +138,7 @@ impl Copy {
         if target.wire.is_hop() {
             self.head.headers.insert(VIA, self.via);
         }
-        let request = self.head.into_request(&target, self.body).ok()?;
+        let request = self.head.into_request(&target, self.body, &worker.hosts).ok()?;
         let first_byte = call.timeouts.first_byte.unwrap_or(limit);
         let (key, connect) = (target.key(), call.timeouts.connect.unwrap_or(limit));
         let (response, lease): (Response<WireBody>, Lease) = if target.wire == Wire::Http1 {

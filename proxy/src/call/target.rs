@@ -85,9 +85,20 @@ impl AttemptTarget {
     }
 }
 
+/// Whether an answer may be the far proxy's own: of all but gRPC its status says that it is no success.
+fn may_refuse(exchange: &Exchange, target: &AttemptTarget, response: &Response<WireBody>) -> bool {
+    target.wire.is_hop()
+        && (exchange.is_grpc() || !response.status().is_success())
+        && has_internal(response.headers())
+}
+
 /// Why the far proxy has refused the request, if it has.
-pub fn refused(target: &AttemptTarget, response: &Response<WireBody>) -> Option<Reason> {
-    if !target.wire.is_hop() || !has_internal(response.headers()) {
+pub fn refused(
+    exchange: &Exchange,
+    target: &AttemptTarget,
+    response: &Response<WireBody>,
+) -> Option<Reason> {
+    if !may_refuse(exchange, target, response) {
         return None;
     }
     let word = response.headers().get(REASON)?;
@@ -102,8 +113,12 @@ pub fn said(headers: &HeaderMap) -> Option<Box<str>> {
 }
 
 /// Why the far proxy says that nobody processed the request, if it says so.
-pub fn unprocessed(target: &AttemptTarget, response: &Response<WireBody>) -> Option<Reason> {
-    if !target.wire.is_hop() || !has_internal(response.headers()) {
+pub fn unprocessed(
+    exchange: &Exchange,
+    target: &AttemptTarget,
+    response: &Response<WireBody>,
+) -> Option<Reason> {
+    if !may_refuse(exchange, target, response) {
         return None;
     }
     let word = response.headers().get(UNPROCESSED)?;
@@ -117,7 +132,7 @@ pub(crate) fn answered(
     policy: &RetryConfig,
     response: &Response<WireBody>,
 ) -> Option<Failure> {
-    if unprocessed(target, response).is_some() {
+    if unprocessed(exchange, target, response).is_some() {
         return Some(Failure::Unprocessed);
     }
     let status = response.status();

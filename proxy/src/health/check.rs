@@ -228,7 +228,7 @@ async fn ask(
     let (key, is_hop) = (target.key(), target.wire.is_hop());
     let mut again = true;
     loop {
-        let request = head.clone().into_request(&target, body())?;
+        let request = head.clone().into_request(&target, body(), &worker.hosts)?;
         let (sent, lease) = if target.wire == Wire::Http1 {
             // A connection of its own: an idle one may just be closed by the app, which is no illness.
             let mut lease = worker.pools.fresh_h1(key).await?;

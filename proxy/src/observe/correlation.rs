@@ -2,7 +2,7 @@
 //!
 //! One table for the process, in shards; `core/src/policy/correlation.rs` decides what matches.
 
-use std::hash::{BuildHasher, RandomState};
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -57,7 +57,10 @@ impl Correlation {
 
     /// The key of a request id; 0 stands for none.
     pub fn hash(&self, request_id: &[u8]) -> u64 {
-        self.hasher.hash_one(request_id).max(1)
+        let mut hasher = self.hasher.build_hasher();
+        // Its bytes alone: nothing else is hashed that could be taken for the end of one.
+        hasher.write(request_id);
+        hasher.finish().max(1)
     }
 
     /// Remembers an inbound request. None: nothing identifies it, or the table is full.

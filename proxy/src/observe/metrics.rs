@@ -256,18 +256,27 @@ pub struct WorkerMetrics {
     metrics: Arc<Metrics>,
     worker: usize,
     known: RefCell<HashMap<SeriesKey, Arc<Series>, foldhash::fast::FixedState>>,
+    /// The one that was counted in last, and most often is again.
+    last: RefCell<Option<Arc<Series>>>,
     recorded: Cell<bool>,
 }
 
 impl WorkerMetrics {
     pub fn new(metrics: Arc<Metrics>, worker: usize) -> Self {
-        Self { metrics, worker, known: RefCell::default(), recorded: Cell::new(false) }
+        let (known, last, recorded) = Default::default();
+        Self { metrics, worker, known, last, recorded }
     }
 
     /// Counts one request or connection that has ended. `trace_id`: if its trace is recorded; 0: it is not.
     pub fn record(&self, key: SeriesKey, count: CountKey, latency: Duration, trace_id: u128) {
-        self.series(key).record(count, latency, trace_id);
         self.recorded.set(true);
+        let mut last = self.last.borrow_mut();
+        if last.as_ref().is_none_or(|last| last.key != key) {
+            *last = Some(self.series(key));
+        }
+        if let Some(series) = &*last {
+            series.record(count, latency, trace_id);
+        }
     }
 
     /// Whether anything has ended since the last time.
@@ -293,6 +302,7 @@ impl WorkerMetrics {
         }
         let gone = |key: &SeriesKey| given_back.iter().any(|one| one.key == *key);
         self.known.borrow_mut().retain(|_, series| !gone(&series.key));
+        self.last.take();
         self.metrics.dismiss(&given_back);
     }
 

@@ -17,6 +17,7 @@ use outrigger_core::name::{Authority, Host};
 use outrigger_core::outcome::classify_reason;
 use outrigger_core::policy::CallPolicy;
 use outrigger_core::policy::deadline::Deadline;
+use outrigger_core::policy::visits::FirstVisits;
 use outrigger_core::reason::Reason;
 
 use crate::base::direction::Direction;
@@ -33,6 +34,7 @@ use crate::upstream::pool::Pools;
 use crate::upstream::pool::connect::{ConnectError, OpenedConnection, connect, race};
 use crate::upstream::store::{Dialed, Full, MAX_NAMES};
 use crate::wire::body::BodyMemory;
+use crate::wire::hosts::Hosts;
 use crate::wire::progress::{Exchanges, StallLimits};
 use crate::wire::server::Builders;
 
@@ -65,6 +67,9 @@ pub struct Worker {
     pub http: Builders,
     /// How requests are called that match no policy.
     pub call: CallPolicy,
+    /// That requests have named.
+    pub(crate) hosts: Hosts,
+    pub(crate) visits: FirstVisits,
     spellings: RefCell<HashMap<Box<str>, Arc<Dialed>, foldhash::fast::RandomState>>,
     addresses: RefCell<HashMap<Authority, (Instant, SocketAddr)>>,
     own_addresses: RefCell<Vec<(Instant, IpAddr)>>,
@@ -103,6 +108,8 @@ impl Worker {
             reviewed_ports: RefCell::new(proxy.inbound.load_full()),
             http: Builders::new(&proxy.settings),
             call: CallPolicy::default(),
+            hosts: Hosts::default(),
+            visits: FirstVisits::default(),
             spellings: RefCell::default(),
             addresses: RefCell::default(),
             own_addresses: RefCell::default(),

@@ -19,7 +19,8 @@ pub fn head(connection: &Connection, parts: &Parts, seen: HeaderScan) -> Result<
     if !connection.takes_headers(parts) {
         return Err(Refusal::new(Reason::HeadersTooLarge, "the headers are larger than the limit"));
     }
-    grammar::check(parts, seen).map_err(|why| Refusal::new(Reason::BadRequest, why))?;
+    grammar::check(parts, seen, &connection.worker.hosts)
+        .map_err(|why| Refusal::new(Reason::BadRequest, why))?;
     if parts.method == Method::CONNECT
         && parts.extensions.get::<h2::ext::Protocol>().is_none()
         && matches!(connection.fixed, Fixed::App(_))

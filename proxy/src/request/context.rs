@@ -24,7 +24,7 @@ use crate::request::head::Head;
 use crate::upstream::store::Live;
 use crate::upstream::target::AttemptTarget;
 use crate::wire::deadline::{exceeded, tell, told};
-use crate::wire::headers::{HeaderFlags, PRIORITY, VIA};
+use crate::wire::headers::{HeaderScan, PRIORITY, VIA};
 use crate::wire::trace;
 
 /// An inbound request: what it carries is remembered until it ends.
@@ -32,16 +32,16 @@ pub fn remember(
     connection: &Connection,
     exchange: &mut Exchange,
     head: &mut Head,
-    says: HeaderFlags,
+    seen: HeaderScan,
 ) -> Result<(), Refusal> {
     let is_external = connection.peer.get() != Peer::Mesh;
     let worker = &connection.worker;
     let sampling = worker.proxy.traces.sampling();
     let headers = &mut head.headers;
-    let (id, has_id) = trace::request_id(headers, says, || worker.random());
+    let (id, has_id) = trace::request_id(headers, seen, || worker.random());
     let by_id = !is_external || !has_id;
     let request = if by_id { worker.proxy.correlation.hash(id.as_bytes()) } else { 0 };
-    let mut trace = trace::continued(headers, says, sampling, || worker.random());
+    let mut trace = trace::continued(headers, seen, sampling, || worker.random());
     if let Some(sampler) = sampling.filter(|_| trace.id == 0) {
         let begun = if head.trace_by_id { trace::of_id(&id, sampler) } else { None };
         trace = match begun {
@@ -51,7 +51,7 @@ pub fn remember(
     }
     exchange.request_id = Some(id);
     exchange.trace = trace;
-    if says.time {
+    if seen.has(HeaderScan::TIME) {
         exchange.deadline = Deadline::begin(exchange.began, told(headers).nearest(), None, None);
         if head.deadline_by_policy {
             exchange.deadline = exchange.deadline.map(Deadline::of_policy);
@@ -61,11 +61,11 @@ pub fn remember(
         tell(headers, left, exchange.is_grpc());
     }
     let mut via = None;
-    if says.internal {
-        let said = if says.priority { priority(headers) } else { None };
+    if seen.has(HeaderScan::INTERNAL) {
+        let said = if seen.has(HeaderScan::PRIORITY) { priority(headers) } else { None };
         exchange.priority = said.unwrap_or_default();
         // For proxies alone: the app cannot make anything of it.
-        let way = if says.via { headers.remove(VIA) } else { None };
+        let way = if seen.has(HeaderScan::VIA) { headers.remove(VIA) } else { None };
         via = way.filter(visits::is_valid);
     }
     let proxy = &connection.worker.proxy;
@@ -95,17 +95,17 @@ pub fn inherit(
     connection: &Connection,
     exchange: &mut Exchange,
     head: &mut Head,
-    says: HeaderFlags,
+    seen: HeaderScan,
 ) -> Result<(), Refusal> {
     let correlation = &connection.worker.proxy.correlation;
     let worker = &connection.worker;
     let sampling = worker.proxy.traces.sampling();
-    let (id, has_id) = trace::request_id(&mut head.headers, says, || worker.random());
+    let (id, has_id) = trace::request_id(&mut head.headers, seen, || worker.random());
     let mut request = 0;
     if has_id && !correlation.is_empty() {
         request = correlation.hash(id.as_bytes());
     }
-    let mut trace = trace::continued(&mut head.headers, says, sampling, || worker.random());
+    let mut trace = trace::continued(&mut head.headers, seen, sampling, || worker.random());
     let found = correlation.find(RequestKeys { trace: trace.id, span: trace.received, request });
     if let Some(sampler) = sampling.filter(|_| trace.id == 0) {
         let parent = found.as_ref().and_then(|found| trace_of(found.from.as_deref()?));
@@ -124,9 +124,10 @@ pub fn inherit(
     }
     (exchange.request_id, exchange.has_own_id) = (Some(id), !has_id);
     exchange.trace = trace;
-    let told = if says.time { told(&head.headers) } else { HeaderTimeouts::default() };
+    let told =
+        if seen.has(HeaderScan::TIME) { told(&head.headers) } else { HeaderTimeouts::default() };
     let explicit = told.nearest();
-    let own = if says.priority { priority(&head.headers) } else { None };
+    let own = if seen.has(HeaderScan::PRIORITY) { priority(&head.headers) } else { None };
     exchange.priority = own.unwrap_or_default();
     let mut inherited = None;
     if let Some(found) = found {
@@ -211,7 +212,7 @@ pub fn send_along(
     let service = &live.compiled.backends[0].label;
     let upstream = match &exchange.via {
         Some(upstream) => Ok(upstream.clone()),
-        None => visits::visit(None, service, exchange.visit, 1),
+        None => exchange.connection.worker.visits.first(service, exchange.visit),
     };
     if let Ok(upstream) = upstream {
         headers.insert(VIA, upstream);

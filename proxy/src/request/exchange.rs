@@ -154,7 +154,7 @@ impl Exchange {
         tracked: Tracked,
     ) -> Self {
         connection.request_began();
-        let grpc = seen.content_type && is_grpc(&head.headers);
+        let grpc = seen.has(HeaderScan::CONTENT_TYPE) && is_grpc(&head.headers);
         let protocol = if grpc { Protocol::Grpc } else { connection.protocol };
         Self {
             began: Instant::now(),

@@ -16,6 +16,7 @@ use crate::upstream::target::AttemptTarget;
 use crate::wire::Wire;
 use crate::wire::body::RequestBody;
 use crate::wire::headers::{self, CONNECT, HOP, UPGRADE, UPGRADE_BODY, keep_inside};
+use crate::wire::hosts::Hosts;
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const WEBSOCKET_KEY: HeaderValue = HeaderValue::from_static("b3V0cmlnZ2VyLXByb3h5IQ==");
@@ -182,6 +183,7 @@ impl Head {
         self,
         target: &AttemptTarget,
         body: RequestBody,
+        hosts: &Hosts,
     ) -> Result<Request<RequestBody>, Refusal> {
         let ends = body.is_end_stream();
         let mut request = Request::new(body);
@@ -196,8 +198,7 @@ impl Head {
         }
         if target.wire == Wire::Http1 {
             if let Some(authority) = &self.authority {
-                let host = HeaderValue::from_str(authority.as_str());
-                headers.insert(header::HOST, host.map_err(|_| bad_authority())?);
+                headers.insert(header::HOST, hosts.header(authority).ok_or_else(bad_authority)?);
             }
             join_cookies(headers);
             // hyper would leave out the body of a GET whose length is not known.
@@ -227,9 +228,7 @@ impl Head {
         let host = headers.remove(header::HOST);
         let authority = match (self.authority, host) {
             (Some(authority), _) => authority,
-            (None, Some(host)) => {
-                Authority::try_from(host.as_bytes()).map_err(|_| bad_authority())?
-            }
+            (None, Some(host)) => hosts.authority(&host).ok_or_else(bad_authority)?,
             (None, None) => return Err(bad_authority()),
         };
         if target.wire == Wire::Hop {

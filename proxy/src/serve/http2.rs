@@ -84,7 +84,8 @@ fn serve(connection: &Rc<Connection>, request: Request<RecvStream>, respond: Sen
     let (mut caller, mut switching) = (None, None);
     let connect = head.method == Method::CONNECT;
     let mut seen = HeaderScan::of(&head.headers);
-    let body = if connect || (seen.passes_upgrade && connection.takes_hop_upgrades()) {
+    let passed_on = seen.has(HeaderScan::PASSES_UPGRADE) && connection.takes_hop_upgrades();
+    let body = if connect || passed_on {
         let (sender, receiver) = oneshot::channel();
         caller = Some(CallerHalf::Http2(receiver));
         // Of the stream it would not be true, and the app would take what follows for the body.
@@ -203,7 +204,7 @@ fn begin_answer(
     let ends = body.is_end_stream() && switching.is_none();
     if !ends
         && switching.is_none()
-        && let Some(length) = body.size_hint().exact()
+        && let Some(length) = body.own_length()
     {
         head.headers.entry(CONTENT_LENGTH).or_insert_with(|| HeaderValue::from(length));
     }

@@ -40,6 +40,7 @@ use crate::request::head::{Head, head_already_sent};
 use crate::request::route::{Routed, route};
 use crate::request::{admit, context};
 use crate::tunnel::upgrade;
+use crate::upstream::fixed::Fixed;
 use crate::upstream::store::Live;
 use crate::wire::body::RequestBody;
 use crate::wire::deadline::{Bounds, Clock, poll_within};
@@ -117,8 +118,8 @@ async fn serve(
     let head = slot.as_mut().ok_or_else(head_already_sent)?;
     let target = match connection.listener.routing {
         Routing::Destinations => {
-            let says = headers::clean_request(&mut head.headers, connection.peer.get(), seen);
-            context::inherit(connection, exchange, head, says)?;
+            headers::clean_request(&mut head.headers, connection.peer.get(), seen);
+            context::inherit(connection, exchange, head, seen)?;
             destination::outbound(connection, exchange, head).await?
         }
         Routing::OwnPorts => own_app(connection, exchange, (head, seen), !body.is_end_stream())?,
@@ -234,10 +235,13 @@ fn own_app(
     if head.method == Method::CONNECT {
         admit::connect(connection, &target)?;
     }
-    let says = headers::clean_request(&mut head.headers, connection.peer.get(), seen);
+    headers::clean_request(&mut head.headers, connection.peer.get(), seen);
     connection.forward_caller(&mut head.headers);
-    context::remember(connection, exchange, head, says)?;
-    if says.internal {
+    context::remember(connection, exchange, head, seen)?;
+    // The others have been taken out where they were read.
+    if seen.has(HeaderScan::OTHER_INTERNAL)
+        || (seen.has(HeaderScan::INTERNAL) && matches!(connection.fixed, Fixed::App(_)))
+    {
         // Read by now, and not for the app.
         headers::strip_internal(&mut head.headers, true);
     }
@@ -245,6 +249,7 @@ fn own_app(
 }
 
 /// What the caller gets of an upstream's answer. `accepted`: the protocol that it has changed to.
+#[inline]
 fn answer(
     connection: &Rc<Connection>,
     exchange: &mut Exchange,
@@ -267,6 +272,7 @@ fn answer(
 }
 
 /// Takes out of the head of an answer what is for this proxy, and obeys it.
+#[inline]
 fn clean(exchange: &Exchange, upstream: &Upstream<'_>, response: &mut Response<WireBody>) {
     let has_quota = headers::clean_response(response.headers_mut());
     if let Some(endpoints) = upstream.endpoints().filter(|_| exchange.degraded.is_none()) {
@@ -275,6 +281,7 @@ fn clean(exchange: &Exchange, upstream: &Upstream<'_>, response: &mut Response<W
 }
 
 /// What we say to the caller in the head of an answer, and what its rule changes about it.
+#[inline]
 fn finish(
     connection: &Connection,
     exchange: &Exchange,

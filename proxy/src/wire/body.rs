@@ -15,6 +15,7 @@ use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use tokio::sync::mpsc;
 
+use self::paced::PacedBody;
 pub use self::source::Source;
 use crate::observe::metrics::Metrics;
 use crate::wire::error::BodyError;
@@ -34,6 +35,8 @@ pub enum RequestBody {
     Reader(Reader),
     /// A copy of another request's body, or one of our own.
     Mirror(mpsc::Receiver<Piece>),
+    /// On HTTP/1.1.
+    Paced(Box<PacedBody>),
 }
 
 /// One attempt's view of a request body: every piece from the first on, or an error.
@@ -73,6 +76,7 @@ impl RequestBody {
         let source = match self {
             Self::Empty => return Some(Self::Empty),
             Self::Mirror(_) => return None,
+            Self::Paced(paced) => return paced.body.again(),
             Self::Source(source) | Self::Reader(Reader { source, .. }) => source,
         };
         let slot = source.borrow_mut().begin()?;
@@ -90,6 +94,7 @@ impl RequestBody {
         match self {
             Self::Empty | Self::Mirror(_) => None,
             Self::Source(source) | Self::Reader(Reader { source, .. }) => Some(source),
+            Self::Paced(paced) => paced.body.source(),
         }
     }
 
@@ -143,6 +148,7 @@ impl RequestBody {
         match self {
             Self::Reader(reader) => Some(reader.slot),
             Self::Empty | Self::Source(_) | Self::Mirror(_) => None,
+            Self::Paced(paced) => paced.body.slot(),
         }
     }
 }
@@ -192,6 +198,7 @@ impl Body for RequestBody {
                 Some(piece) => Option::from(piece).map(Ok),
                 None => Some(Err(BodyError::MirrorGone)),
             }),
+            Self::Paced(paced) => Pin::new(&mut **paced).poll_frame(cx),
         }
     }
 
@@ -200,6 +207,7 @@ impl Body for RequestBody {
             Self::Empty => true,
             Self::Reader(Reader { source, slot }) => source.borrow().is_at_end(*slot),
             Self::Source(_) | Self::Mirror(_) => false,
+            Self::Paced(paced) => paced.is_end_stream(),
         }
     }
 
@@ -209,6 +217,7 @@ impl Body for RequestBody {
             Self::Reader(Reader { source, .. }) => source.borrow().size_hint(),
             // The content-length header, which is passed on, says it.
             Self::Source(_) | Self::Mirror(_) => SizeHint::default(),
+            Self::Paced(paced) => paced.size_hint(),
         }
     }
 }

@@ -7,18 +7,18 @@ use http::header::{self, HeaderName, HeaderValue};
 use http::request::Parts;
 use http::uri::Scheme;
 use http::{Method, Version};
-use outrigger_core::name::is_authority;
 
 use crate::wire::headers::{CONNECT, HeaderScan, UPGRADE, list_has};
+use crate::wire::hosts::Hosts;
 
 /// Why a head may go no further. `seen`: in its headers.
-pub fn check(head: &Parts, seen: HeaderScan) -> Result<(), &'static str> {
+pub fn check(head: &Parts, seen: HeaderScan, hosts: &Hosts) -> Result<(), &'static str> {
     match head.version {
-        Version::HTTP_2 => check_http2(head)?,
-        _ => check_http1(head, seen)?,
+        Version::HTTP_2 => check_http2(head, seen, hosts)?,
+        _ => check_http1(head, seen, hosts)?,
     }
     if let Some(authority) = head.uri.authority()
-        && !is_authority(authority.as_str().as_bytes())
+        && !hosts.is_valid(authority.as_str().as_bytes())
     {
         return Err("the host of the target is not valid");
     }
@@ -32,7 +32,7 @@ pub fn check(head: &Parts, seen: HeaderScan) -> Result<(), &'static str> {
         return Err("the protocol in :protocol is not one to change to");
     }
     let connects = head.method == Method::CONNECT && protocol.is_none();
-    let passed_on = seen.passes_upgrade && check_passed_on(head)?;
+    let passed_on = seen.has(HeaderScan::PASSES_UPGRADE) && check_passed_on(head)?;
     if (connects || passed_on) && head.uri.port_u16().is_none() {
         return Err("the target of a CONNECT has no port");
     }
@@ -54,7 +54,7 @@ fn check_passed_on(head: &Parts) -> Result<bool, &'static str> {
     }
 }
 
-fn check_http1(head: &Parts, seen: HeaderScan) -> Result<(), &'static str> {
+fn check_http1(head: &Parts, seen: HeaderScan, hosts: &Hosts) -> Result<(), &'static str> {
     let uri = &head.uri;
     let host = only(head, &header::HOST).map_err(|()| "more than one Host header")?;
     if head.method == Method::CONNECT {
@@ -66,13 +66,13 @@ fn check_http1(head: &Parts, seen: HeaderScan) -> Result<(), &'static str> {
     } else if host.is_none() {
         return Err("no Host header");
     }
-    if host.is_some_and(|host| !is_authority(host.as_bytes())) {
+    if host.is_some_and(|host| !hosts.is_valid(host.as_bytes())) {
         return Err("the Host header is not valid");
     }
-    if seen.transfer_coding {
+    if seen.has(HeaderScan::TRANSFER_CODING) {
         check_coding(head)?;
     }
-    if seen.upgrade {
+    if seen.has(HeaderScan::UPGRADE) {
         check_upgrade(head)?;
     }
     Ok(())
@@ -122,15 +122,18 @@ fn is_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
-fn check_http2(head: &Parts) -> Result<(), &'static str> {
-    let host = only(head, &header::HOST).map_err(|()| "more than one host header")?;
+fn check_http2(head: &Parts, seen: HeaderScan, hosts: &Hosts) -> Result<(), &'static str> {
+    let host = match seen.has(HeaderScan::HOST) {
+        true => only(head, &header::HOST).map_err(|()| "more than one host header")?,
+        false => None,
+    };
     // Some read it without (RFC 9113 section 8.2.1).
     if head.headers.values().any(|value| is_padded(value.as_bytes())) {
         return Err("a header value begins or ends with white space");
     }
     match (head.uri.authority(), host) {
         (None, None) => return Err("neither :authority nor host"),
-        (None, Some(host)) if !is_authority(host.as_bytes()) => {
+        (None, Some(host)) if !hosts.is_valid(host.as_bytes()) => {
             return Err("the host header is not valid");
         }
         (Some(authority), Some(host))
@@ -178,7 +181,7 @@ mod tests {
     }
 
     fn passes(head: &Parts) -> bool {
-        check(head, HeaderScan::of(&head.headers)).is_ok()
+        check(head, HeaderScan::of(&head.headers), &Hosts::default()).is_ok()
     }
 
     fn http1(method: &str, target: &str, headers: &[(&str, &str)]) -> bool {

@@ -42,104 +42,118 @@ const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection")
 pub const CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
 const INTERNAL: &str = "x-outrigger-";
 
-/// What one look over the headers of a head found. It says what may be there, so that what is not need not be asked
-/// for: most heads have little of it.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct HeaderScan {
-    connection: bool,
-    hop_by_hop: bool,
-    te: bool,
-    internal: bool,
-    /// [`PRIORITY`].
-    priority: bool,
-    /// [`VIA`].
-    via: bool,
-    /// [`UPGRADE`].
-    pub passes_upgrade: bool,
-    pub upgrade: bool,
-    pub content_type: bool,
-    client_cert: bool,
-    /// What says how much time is left.
-    time: bool,
-    /// A place in a trace.
-    trace: bool,
-    zipkin: bool,
-    /// What is left of a rate limit.
-    quota: bool,
-    /// A request id.
-    id: bool,
-    /// A name with `_` that may be one of these to the app, all of which begin with an `x`.
-    underscore: bool,
-    pub transfer_coding: bool,
-    length: bool,
-    /// More than one length, or one that is a list.
-    lengths: bool,
-}
+/// What one look over the headers of a head found, a bit for each. It says what may be there, so that what is not need not
+/// be asked for: most heads have little of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HeaderScan(u32);
 
 impl HeaderScan {
+    pub const HOST: Self = Self(1);
+    pub const CONTENT_TYPE: Self = Self(1 << 1);
+    pub const TRANSFER_CODING: Self = Self(1 << 2);
+    pub const UPGRADE: Self = Self(1 << 3);
+    /// What says how much time is left.
+    pub const TIME: Self = Self(1 << 4);
+    /// A request id.
+    pub const ID: Self = Self(1 << 5);
+    /// A place in a trace.
+    pub const TRACE: Self = Self(1 << 6);
+    /// As Zipkin says it.
+    pub const ZIPKIN: Self = Self(1 << 7);
+    /// What only proxies say.
+    pub const INTERNAL: Self = Self(1 << 8);
+    /// Of that, others than [`HOP`] and [`VIA`].
+    pub const OTHER_INTERNAL: Self = Self(1 << 9);
+    /// [`PRIORITY`].
+    pub const PRIORITY: Self = Self(1 << 10);
+    /// [`VIA`].
+    pub const VIA: Self = Self(1 << 11);
+    /// [`UPGRADE`].
+    pub const PASSES_UPGRADE: Self = Self(1 << 12);
+    const CONNECTION: Self = Self(1 << 13);
+    const HOP_BY_HOP: Self = Self(1 << 14);
+    const TE: Self = Self(1 << 15);
+    const CLIENT_CERT: Self = Self(1 << 16);
+    /// What is left of a rate limit.
+    const QUOTA: Self = Self(1 << 17);
+    /// A name with `_` that may be one of these to the app, all of which begin with an `x`.
+    const UNDERSCORE: Self = Self(1 << 18);
+    const LENGTH: Self = Self(1 << 19);
+    /// More than one length, or one that is a list.
+    const LENGTHS: Self = Self(1 << 20);
+
     pub fn of(headers: &HeaderMap) -> Self {
         let mut seen = Self::default();
         for (name, value) in headers {
             let name = name.as_str();
             // By the first letter, since most names have one that nothing looked for begins with.
-            match name.as_bytes().first() {
-                Some(b'x') => seen.note_extension(name),
-                Some(b'c') => seen.note_content(name, value),
-                Some(b'b' | b'g' | b'k' | b'p' | b'r' | b't' | b'u') => seen.note_other(name),
-                _ => {}
-            }
+            seen = seen.and(match name.as_bytes().first() {
+                Some(b'x') => extension(name),
+                Some(b'c') => content(name, value, seen.has(Self::LENGTH)),
+                Some(b'h') if name == "host" => Self::HOST,
+                Some(b'b' | b'g' | b'k' | b'p' | b'r' | b't' | b'u') => other(name),
+                _ => Self::default(),
+            });
         }
         seen
     }
 
-    fn note_content(&mut self, name: &str, value: &HeaderValue) {
-        match name {
-            "content-type" => self.content_type = true,
-            "content-length" => {
-                self.lengths |= self.length || value.as_bytes().contains(&b',');
-                self.length = true;
-            }
-            "connection" => self.connection = true,
-            _ => {}
-        }
+    /// Whether any of `what` may be there.
+    #[must_use]
+    pub const fn has(self, what: Self) -> bool {
+        self.0 & what.0 != 0
     }
 
-    fn note_other(&mut self, name: &str) {
-        match name {
-            "b3" => (self.trace, self.zipkin) = (true, true),
-            "grpc-timeout" => self.time = true,
-            "keep-alive" | "proxy-connection" => self.hop_by_hop = true,
-            "ratelimit" => self.quota = true,
-            "te" => self.te = true,
-            "traceparent" | "tracestate" => self.trace = true,
-            "transfer-encoding" => (self.hop_by_hop, self.transfer_coding) = (true, true),
-            "upgrade" => (self.hop_by_hop, self.upgrade) = (true, true),
-            _ => {}
-        }
+    /// Both.
+    #[must_use]
+    pub const fn and(self, more: Self) -> Self {
+        Self(self.0 | more.0)
     }
+}
 
-    fn note_extension(&mut self, name: &str) {
-        if let Some(internal) = name.strip_prefix(INTERNAL) {
-            self.note_internal(internal);
-            return;
+fn content(name: &str, value: &HeaderValue, again: bool) -> HeaderScan {
+    match name {
+        "content-type" => HeaderScan::CONTENT_TYPE,
+        "content-length" if again || value.as_bytes().contains(&b',') => {
+            HeaderScan::LENGTH.and(HeaderScan::LENGTHS)
         }
-        match name {
-            "x-request-id" => self.id = true,
-            "x-deadline" | "x-envoy-expected-rq-timeout-ms" => self.time = true,
-            "x-forwarded-client-cert" => self.client_cert = true,
-            "x-b3-traceid" => (self.trace, self.zipkin) = (true, true),
-            other => self.underscore |= other.contains('_'),
-        }
+        "content-length" => HeaderScan::LENGTH,
+        "connection" => HeaderScan::CONNECTION,
+        _ => HeaderScan::default(),
     }
+}
 
-    fn note_internal(&mut self, name: &str) {
-        self.internal = true;
-        match name {
-            "priority" => self.priority = true,
-            "via" => self.via = true,
-            "upgrade" => self.passes_upgrade = true,
-            _ => {}
-        }
+fn other(name: &str) -> HeaderScan {
+    match name {
+        "b3" => HeaderScan::TRACE.and(HeaderScan::ZIPKIN),
+        "grpc-timeout" => HeaderScan::TIME,
+        "keep-alive" | "proxy-connection" => HeaderScan::HOP_BY_HOP,
+        "ratelimit" => HeaderScan::QUOTA,
+        "te" => HeaderScan::TE,
+        "traceparent" | "tracestate" => HeaderScan::TRACE,
+        "transfer-encoding" => HeaderScan::HOP_BY_HOP.and(HeaderScan::TRANSFER_CODING),
+        "upgrade" => HeaderScan::HOP_BY_HOP.and(HeaderScan::UPGRADE),
+        _ => HeaderScan::default(),
+    }
+}
+
+fn extension(name: &str) -> HeaderScan {
+    if let Some(internal) = name.strip_prefix(INTERNAL) {
+        return HeaderScan::INTERNAL.and(match internal {
+            "hop" => HeaderScan::default(),
+            "via" => HeaderScan::VIA,
+            "priority" => HeaderScan::OTHER_INTERNAL.and(HeaderScan::PRIORITY),
+            "upgrade" => HeaderScan::OTHER_INTERNAL.and(HeaderScan::PASSES_UPGRADE),
+            _ => HeaderScan::OTHER_INTERNAL,
+        });
+    }
+    match name {
+        "x-request-id" => HeaderScan::ID,
+        "x-deadline" | "x-envoy-expected-rq-timeout-ms" => HeaderScan::TIME,
+        "x-forwarded-client-cert" => HeaderScan::CLIENT_CERT,
+        "x-b3-traceid" => HeaderScan::TRACE.and(HeaderScan::ZIPKIN),
+        other if other.contains('_') => HeaderScan::UNDERSCORE,
+        _ => HeaderScan::default(),
     }
 }
 
@@ -175,47 +189,19 @@ pub fn list_has(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
         .any(|item| item.trim().eq_ignore_ascii_case(token))
 }
 
-/// What was found in a request that had to be looked through anyway.
-#[derive(Clone, Copy, Debug)]
-pub struct HeaderFlags {
-    /// It says something about the time that it has left.
-    pub time: bool,
-    /// It has headers of the mesh.
-    pub internal: bool,
-    /// [`PRIORITY`] among them.
-    pub priority: bool,
-    /// [`VIA`] among them.
-    pub via: bool,
-    /// It has a place in a trace.
-    pub trace: bool,
-    /// And says so as Zipkin does.
-    pub zipkin: bool,
-    /// It has an id.
-    pub id: bool,
-}
-
 /// Removes what belongs to the connection it came on and what this peer may not say. `seen`: in these headers, from which
 /// some may have been removed since, but to which none have come.
-pub fn clean_request(headers: &mut HeaderMap, peer: Peer, seen: HeaderScan) -> HeaderFlags {
+pub fn clean_request(headers: &mut HeaderMap, peer: Peer, seen: HeaderScan) {
     clean(headers, seen, true);
-    if seen.internal && peer != Peer::Mesh {
+    if seen.has(HeaderScan::INTERNAL) && peer != Peer::Mesh {
         strip_internal(headers, peer == Peer::App);
     }
     // What comes in is this proxy's to say, anyone who else says it. The app's own is its own matter.
-    if seen.client_cert && peer != Peer::App {
+    if seen.has(HeaderScan::CLIENT_CERT) && peer != Peer::App {
         headers.remove(CLIENT_CERT);
     }
-    if seen.underscore && peer != Peer::App {
+    if seen.has(HeaderScan::UNDERSCORE) && peer != Peer::App {
         remove_respelled(headers, is_ours_respelled);
-    }
-    HeaderFlags {
-        time: seen.time,
-        internal: seen.internal,
-        priority: seen.priority,
-        via: seen.via,
-        trace: seen.trace,
-        zipkin: seen.zipkin,
-        id: seen.id,
     }
 }
 
@@ -224,13 +210,13 @@ pub fn clean_request(headers: &mut HeaderMap, peer: Peer, seen: HeaderScan) -> H
 pub fn clean_response(headers: &mut HeaderMap) -> bool {
     let seen = HeaderScan::of(headers);
     clean(headers, seen, false);
-    if seen.internal {
+    if seen.has(HeaderScan::INTERNAL) {
         strip_internal(headers, false);
     }
-    if seen.underscore {
+    if seen.has(HeaderScan::UNDERSCORE) {
         remove_respelled(headers, is_ours_respelled);
     }
-    seen.quota
+    seen.has(HeaderScan::QUOTA)
 }
 
 /// Removes what a rule has said about the connection, which is not a rule's to say: no HTTP/2 peer
@@ -241,20 +227,23 @@ pub fn keep_connection_out(headers: &mut HeaderMap, request: bool) {
 }
 
 fn clean(headers: &mut HeaderMap, seen: HeaderScan, request: bool) {
-    if seen.lengths || (seen.length && seen.transfer_coding) {
-        clean_length(headers, seen.transfer_coding);
+    if seen.has(HeaderScan::LENGTHS)
+        || (seen.has(HeaderScan::LENGTH) && seen.has(HeaderScan::TRANSFER_CODING))
+    {
+        clean_length(headers, seen.has(HeaderScan::TRANSFER_CODING));
     }
-    if seen.connection {
+    if seen.has(HeaderScan::CONNECTION) {
         remove_named_by_connection(headers);
     }
-    if seen.hop_by_hop {
+    if seen.has(HeaderScan::HOP_BY_HOP) {
         headers.remove(KEEP_ALIVE);
         headers.remove(PROXY_CONNECTION);
         headers.remove(header::TRANSFER_ENCODING);
         headers.remove(header::UPGRADE);
     }
     // gRPC's own, which most requests with a TE have, is what stays anyway.
-    if seen.te && !(request && headers.get_all(header::TE).iter().eq(["trailers"])) {
+    if seen.has(HeaderScan::TE) && !(request && headers.get_all(header::TE).iter().eq(["trailers"]))
+    {
         // The one value that means something end to end, and that gRPC requires.
         let trailers = request && list_has(headers, &header::TE, "trailers");
         headers.remove(header::TE);
@@ -346,13 +335,13 @@ pub fn remove_respelled(headers: &mut HeaderMap, is_one: impl Fn(&HeaderName) ->
 /// servers everywhere understand it.
 pub fn keep_inside(headers: &mut HeaderMap) {
     let seen = HeaderScan::of(headers);
-    if seen.internal {
+    if seen.has(HeaderScan::INTERNAL) {
         strip_internal(headers, false);
     }
-    if seen.client_cert {
+    if seen.has(HeaderScan::CLIENT_CERT) {
         headers.remove(CLIENT_CERT);
     }
-    if seen.time {
+    if seen.has(HeaderScan::TIME) {
         headers.remove(DEADLINE);
         headers.remove(ENVOY);
     }

@@ -78,6 +78,12 @@ enum WirePhase {
     Switched,
 }
 
+impl Timer {
+    fn start(after: Duration, repeats: bool) -> Self {
+        Self { sleep: Box::pin(sleep(after)), repeats }
+    }
+}
+
 impl Link {
     /// A request has come.
     pub fn asked(&self, asked: Asked) {
@@ -180,17 +186,17 @@ impl Http1Wire {
 
     /// Whether hyper's bytes are taken out of its hands.
     fn takes(&mut self, bytes: &[u8]) -> bool {
-        let link = self.link.clone();
+        let Self { link, own, timer, .. } = self;
         let mut state = link.lock();
         match state.phase {
             WirePhase::Asked if state.holds_back && bytes == CONTINUE => {
                 state.holds_back = false;
-                self.start_timer(CONTINUE_AFTER, false);
+                *timer = Some(Timer::start(CONTINUE_AFTER, false));
                 true
             }
             WirePhase::Quiet => {
                 let (reason, why) = refusal_of(bytes);
-                self.own.extend_from_slice(&bare(reason, why));
+                own.extend_from_slice(&bare(reason, why));
                 state.own = true;
                 true
             }
@@ -198,11 +204,6 @@ impl Http1Wire {
                 false
             }
         }
-    }
-
-    fn start_timer(&mut self, after: Duration, repeats: bool) {
-        let sleep = Box::pin(sleep(after));
-        self.timer = Some(Timer { sleep, repeats });
     }
 
     /// Notices that the caller has gone or closed its half, which hyper does not look for while it waits
@@ -219,7 +220,7 @@ impl Http1Wire {
             && !self.half_closed
         {
             self.half_closed = true;
-            self.start_timer(PROBE_EVERY, true);
+            self.timer = Some(Timer::start(PROBE_EVERY, true));
         }
         Ok(())
     }
@@ -351,14 +352,19 @@ impl AsyncWrite for Http1Wire {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        {
+        let silent = {
             let mut state = self.link.lock();
             if state.phase == WirePhase::Ending {
                 state.phase = WirePhase::Quiet;
             }
+            state.phase == WirePhase::Quiet && !state.late
+        };
+        if silent {
+            self.timer = None;
+        } else {
+            self.poll_caller(cx)?;
+            self.poll_own(cx);
         }
-        self.poll_caller(cx)?;
-        self.poll_own(cx);
         ready!(self.poll_write_own(cx))?;
         Pin::new(&mut self.io).poll_flush(cx)
     }

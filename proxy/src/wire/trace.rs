@@ -9,7 +9,7 @@ use http::header::{HeaderName, HeaderValue};
 use outrigger_core::telemetry::Sampler;
 
 use crate::observe::record::{SAMPLED, TraceContext};
-use crate::wire::headers::{HeaderFlags, REQUEST_ID, TRACEPARENT};
+use crate::wire::headers::{HeaderScan, REQUEST_ID, TRACEPARENT};
 
 const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 const B3: HeaderName = HeaderName::from_static("b3");
@@ -36,13 +36,13 @@ struct Context {
     flags: Option<u8>,
 }
 
-/// Keeps the request's id or gives it one, and tells whether it had one. `says`: whether it has any.
+/// Keeps the request's id or gives it one, and tells whether it had one. `seen`: whether it has any.
 pub fn request_id(
     headers: &mut HeaderMap,
-    says: HeaderFlags,
+    seen: HeaderScan,
     random: impl Fn() -> u64,
 ) -> (HeaderValue, bool) {
-    let given = if says.id { headers.get(REQUEST_ID) } else { None };
+    let given = if seen.has(HeaderScan::ID) { headers.get(REQUEST_ID) } else { None };
     if let Some(given) = given.filter(|id| !id.is_empty()) {
         return (given.clone(), true);
     }
@@ -62,18 +62,18 @@ pub fn introduce_id(headers: &mut HeaderMap) {
     }
 }
 
-/// Continues the request's W3C trace context (else B3) with a fresh parent id. `says`: whether it has any;
+/// Continues the request's W3C trace context (else B3) with a fresh parent id. `seen`: whether it has any;
 /// `sampling`: where anything is recorded here.
 ///
 /// What is no valid trace context is removed, with the `tracestate` that belongs to it (Trace Context section
 /// 4.3).
 pub fn continued(
     headers: &mut HeaderMap,
-    says: HeaderFlags,
+    seen: HeaderScan,
     sampling: Option<Sampler>,
     random: impl Fn() -> u64,
 ) -> TraceContext {
-    if !says.trace {
+    if !seen.has(HeaderScan::TRACE) {
         return TraceContext::default();
     }
     let w3c = one(headers, &TRACEPARENT).and_then(|value| parse_traceparent(value.as_bytes()));
@@ -96,7 +96,7 @@ pub fn continued(
     let sent = random() | 1;
     let trace = TraceContext { id, received, sent, flags: flags & KNOWN_FLAGS };
     write(headers, &trace, sent);
-    if says.zipkin && sampling.is_some() {
+    if seen.has(HeaderScan::ZIPKIN) && sampling.is_some() {
         write_b3(headers, &trace, sent);
     }
     trace
@@ -297,15 +297,7 @@ fn unique(text: Bytes) -> HeaderValue {
 mod tests {
     use super::*;
 
-    const SAYS: HeaderFlags = HeaderFlags {
-        time: false,
-        internal: false,
-        priority: false,
-        via: false,
-        trace: true,
-        zipkin: true,
-        id: true,
-    };
+    const SEEN: HeaderScan = HeaderScan::TRACE.and(HeaderScan::ZIPKIN).and(HeaderScan::ID);
 
     fn map(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
         let mut headers = HeaderMap::new();
@@ -318,7 +310,7 @@ mod tests {
     /// `traceparent` and `tracestate` as they are sent on.
     fn sent_on(pairs: &[(&'static str, &'static str)]) -> (Option<String>, bool) {
         let mut headers = map(pairs);
-        let trace = continued(&mut headers, SAYS, None, || 7);
+        let trace = continued(&mut headers, SEEN, None, || 7);
         let parent = headers.get(TRACEPARENT).map(|value| value.to_str().unwrap().to_owned());
         assert_eq!(parent.is_some(), trace.sent != 0);
         (parent, headers.contains_key(TRACESTATE))
@@ -393,9 +385,9 @@ mod tests {
     #[test]
     fn request_ids_are_kept_or_made() {
         let mut headers = map(&[("x-request-id", "abc")]);
-        assert_eq!(request_id(&mut headers, SAYS, || 1), (HeaderValue::from_static("abc"), true));
+        assert_eq!(request_id(&mut headers, SEEN, || 1), (HeaderValue::from_static("abc"), true));
         let mut headers = map(&[("x-request-id", "")]);
-        let (id, given) = request_id(&mut headers, SAYS, || 0x1f);
+        let (id, given) = request_id(&mut headers, SEEN, || 0x1f);
         assert!(!given);
         assert_eq!(id, "000000000000001f000000000000001f");
         assert_eq!(headers[REQUEST_ID], id);
@@ -420,7 +412,7 @@ mod tests {
             ("b3", undecided, ALL, true),
         ] {
             let mut headers = map(&[(name, given)]);
-            let trace = continued(&mut headers, SAYS, Some(sampler), || 7);
+            let trace = continued(&mut headers, SEEN, Some(sampler), || 7);
             assert_eq!(trace.is_sampled(), want, "{given}");
             assert_eq!(trace.sent, 7);
         }
@@ -446,7 +438,7 @@ mod tests {
     fn those_who_know_zipkin_alone_are_told_in_its_headers() {
         const TRACE: &str = "80f198ee56343ba864fe8b2a57d3eff7";
         let mut headers = map(&[("b3", "80f198ee56343ba864fe8b2a57d3eff7-e457b5a2e4d86bd1-1")]);
-        let trace = continued(&mut headers, SAYS, Some(NONE), || 7);
+        let trace = continued(&mut headers, SEEN, Some(NONE), || 7);
         assert_eq!(headers["b3"], format!("{TRACE}-0000000000000007-1"));
         again(&mut headers, &trace, 2);
         assert_eq!(headers["b3"], format!("{TRACE}-{:016x}-1", trace.span_of(2)));
@@ -457,14 +449,14 @@ mod tests {
             ("x-b3-flags", "1"),
         ];
         let mut headers = map(&several);
-        continued(&mut headers, SAYS, Some(NONE), || 7);
+        continued(&mut headers, SEEN, Some(NONE), || 7);
         let of = |name: &str| headers.get(name).map(|value| value.to_str().unwrap());
         assert_eq!(of("x-b3-spanid"), Some("0000000000000007"));
         assert_eq!(of("x-b3-parentspanid"), Some("e457b5a2e4d86bd1"));
         assert_eq!((of("x-b3-sampled"), of("x-b3-flags")), (Some("1"), None));
         // Where nobody records they are as they came.
         let mut headers = map(&several);
-        continued(&mut headers, SAYS, None, || 7);
+        continued(&mut headers, SEEN, None, || 7);
         assert_eq!(headers["x-b3-spanid"], "e457b5a2e4d86bd1");
     }
 }

@@ -14,6 +14,7 @@ use outrigger_core::time::Later;
 use outrigger_proxy::base::peer::Peer;
 use outrigger_proxy::wire::deadline::{tell, told};
 use outrigger_proxy::wire::headers::HeaderScan;
+use outrigger_proxy::wire::hosts::Hosts;
 use outrigger_proxy::wire::{grammar, headers, trace};
 
 fuzz_target!(|text: &[u8]| {
@@ -33,7 +34,7 @@ fuzz_target!(|text: &[u8]| {
     }
     let (parts, ()) = request.into_parts();
     let seen = HeaderScan::of(&parts.headers);
-    if grammar::check(&parts, seen).is_ok() {
+    if grammar::check(&parts, seen, &Hosts::default()).is_ok() {
         let hosts = parts.headers.get_all("host").iter().count();
         assert!(hosts <= 1 && (hosts == 1 || parts.uri.authority().is_some()));
         let authority = parts.uri.authority().map(|authority| authority.as_str().as_bytes());
@@ -46,12 +47,12 @@ fuzz_target!(|text: &[u8]| {
     let _ = cache_request(&Method::GET, &parts.headers, false);
     for peer in [Peer::App, Peer::Mesh, Peer::Outside] {
         let mut map = parts.headers.clone();
-        let says = headers::clean_request(&mut map, peer, seen);
+        headers::clean_request(&mut map, peer, seen);
         assert!(!map.contains_key("connection") && !map.contains_key("transfer-encoding"));
         let internal = map.keys().any(|name| name.as_str().starts_with("x-outrigger-"));
         assert!(!internal || peer != Peer::Outside);
-        let (id, _) = trace::request_id(&mut map, says, || 7);
-        let trace = trace::continued(&mut map, says, None, || 7);
+        let (id, _) = trace::request_id(&mut map, seen, || 7);
+        let trace = trace::continued(&mut map, seen, None, || 7);
         assert_eq!(map.get("x-request-id"), Some(&id));
         let parent = map.get_all("traceparent").iter().collect::<Vec<_>>();
         assert_eq!(parent.len(), usize::from(trace.sent != 0));

@@ -84,7 +84,7 @@ const ORDERS: &[Order] = &[
     Order {
         sources: "proxy/src/wire",
         layers: &[
-            &["deadline", "error", "hop", "server", "tls", "watch", "writes"],
+            &["deadline", "error", "hop", "hosts", "server", "tls", "watch", "writes"],
             &["headers", "io", "progress", "reads"],
             &["grammar", "http1", "trace"],
             &["streams"],

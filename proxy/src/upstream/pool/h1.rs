@@ -46,7 +46,7 @@ const PATIENCE: Duration = Duration::from_millis(2);
 
 /// The way to a connection, how much it reads at once, and what it has still to write.
 struct Sender {
-    requests: http1::SendRequest<PacedBody>,
+    requests: http1::SendRequest<RequestBody>,
     reads: Arc<ReadSize>,
     unwritten: Arc<Unwritten>,
 }
@@ -286,9 +286,12 @@ impl H1Lease {
                 progress.inform(told);
             });
         }
-        let unwritten = Arc::clone(&self.sender.unwritten);
-        unwritten.reset();
-        let request = request.map(|body| PacedBody::new(body, unwritten));
+        if !matches!(request.body(), RequestBody::Empty) {
+            let unwritten = Arc::clone(&self.sender.unwritten);
+            unwritten.reset();
+            let body = std::mem::take(request.body_mut());
+            *request.body_mut() = RequestBody::Paced(Box::new(PacedBody::new(body, unwritten)));
+        }
         let sent = self.sender.requests.try_send_request(request);
         let (pool, idle) = (Rc::clone(&self.pool), self.idle);
         let reads = Arc::clone(&self.sender.reads);

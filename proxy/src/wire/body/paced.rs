@@ -13,7 +13,7 @@ use crate::wire::writes::Unwritten;
 
 /// A request body that waits for its connection.
 pub struct PacedBody {
-    body: RequestBody,
+    pub(super) body: RequestBody,
     unwritten: Arc<Unwritten>,
 }
 

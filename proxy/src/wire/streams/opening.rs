@@ -61,14 +61,15 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for HoldUntilPreface<T> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if self.unread == 0 {
+            return Pin::new(&mut self.io).poll_read(cx, buf);
+        }
         let before = buf.filled().len();
         let polled = Pin::new(&mut self.io).poll_read(cx, buf);
-        if self.unread > 0 {
-            self.unread = self.unread.saturating_sub(buf.filled().len() - before);
-            if polled.is_pending() {
-                ready!(self.poll_release(cx))?;
-                ready!(Pin::new(&mut self.io).poll_flush(cx))?;
-            }
+        self.unread = self.unread.saturating_sub(buf.filled().len() - before);
+        if polled.is_pending() {
+            ready!(self.poll_release(cx))?;
+            ready!(Pin::new(&mut self.io).poll_flush(cx))?;
         }
         polled
     }
