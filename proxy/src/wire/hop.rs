@@ -23,6 +23,10 @@ pub struct To {
     pub service: Option<Rc<[u8]>>,
 }
 
+/// Bytes of a hop header that is kept. A proxy's own has some 60 beside the name of a service, at most 600; others may
+/// send longer ones, and would be held for each of their connections.
+const MAX_KEPT: usize = 1024;
+
 /// The hop header that came last on a connection, and what it says: the next one is most often the same, word for word.
 #[derive(Default)]
 pub struct LastHop(RefCell<Option<(Box<[u8]>, To)>>);
@@ -37,7 +41,9 @@ impl LastHop {
             return Some(to.clone());
         }
         let to = parse_hop(header.as_bytes())?;
-        *last = Some((header.as_bytes().into(), to.clone()));
+        if header.len() <= MAX_KEPT {
+            *last = Some((header.as_bytes().into(), to.clone()));
+        }
         Some(to)
     }
 }
@@ -143,6 +149,16 @@ mod tests {
         ] {
             assert_eq!(parse_hop(bad.as_bytes()), None, "{bad}");
         }
+    }
+
+    /// Anyone may send one, before anything is known of them, and keep the connection.
+    #[test]
+    fn a_long_header_is_read_and_not_kept() {
+        let last = LastHop::default();
+        let long = format!("1;port=80;proto=h1;service={}", "a".repeat(60_000));
+        let header = HeaderValue::from_str(&long).unwrap();
+        assert_eq!(last.read(&header), parse_hop(long.as_bytes()));
+        assert!(last.0.borrow().is_none());
     }
 
     #[test]
