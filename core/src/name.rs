@@ -252,8 +252,8 @@ fn split_port(text: &str) -> Option<(&str, Option<u16>)> {
 }
 
 fn parse_port(text: &str) -> Option<u16> {
-    // `u16::from_str` takes a leading `+`, which no URI allows.
-    if text.starts_with('+') {
+    // `u16::from_str` takes a leading `+`, which no URI allows, and zeros without end, which would be kept with the host.
+    if text.starts_with('+') || text.len() > 5 {
         return None;
     }
     text.parse().ok().filter(|port| *port != 0)
@@ -361,7 +361,7 @@ mod tests {
         }
         for text in [
             "", ":", ":80", "a:0", "a:65536", "a:0", "a:00", "a:+80", "a b", "u@h:80", "[::1",
-            "a:b", "a/b",
+            "a:b", "a/b", "a:000080",
         ] {
             assert!(Authority::parse(text, Some(80)).is_err(), "{text:?} must be refused");
         }
@@ -412,6 +412,7 @@ mod tests {
             "a:80:80",
             "a:x",
             "a:65536",
+            "a:000080",
             "a:+80",
             "a:-1",
             "a:80 ",

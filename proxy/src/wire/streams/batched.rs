@@ -32,9 +32,9 @@ thread_local! {
 /// have their turn. A server's connection may have one more for each stream that waits to be accepted.
 const TURN: usize = 256 * 1024;
 
-/// Puts a flush that follows a long write off to the task's next turn, which comes as soon as the tasks that are ready
-/// have had theirs: those that make more of the body among them. Small messages leave at once, and take with them what
-/// waits.
+/// Puts a flush that follows a long write off to the next one that finds nothing new, with which h2 ends each of its turns:
+/// the frames of a turn leave together. Should none come, the task has another turn once those that are ready have had theirs. Small
+/// messages leave at once, and take with them what waits.
 pub struct Batched<T> {
     io: T,
     /// Whether the transport itself holds what is not flushed.
