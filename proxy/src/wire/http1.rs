@@ -47,8 +47,11 @@ struct LinkState {
     informs: bool,
     /// A head has not come in time.
     late: bool,
-    /// Requests whose body has not been read to its end: something may still come of it, whatever has been answered.
-    unread: u32,
+    /// Requests with a body that have come.
+    bodies: u32,
+    /// The body of the last request has not been read to its end: something may still come of it, whatever has been
+    /// answered. Those before it are over, or hyper would not have read this one's head.
+    unread: bool,
     /// Something is to be written that is not hyper's.
     own: bool,
 }
@@ -90,14 +93,22 @@ impl Link {
         let mut state = self.lock();
         state.phase = WirePhase::Asked;
         (state.holds_back, state.informs) = (asked.holds_back, asked.informs);
-        state.unread = state.unread.saturating_add(u32::from(asked.has_body));
+        state.bodies = state.bodies.wrapping_add(u32::from(asked.has_body));
+        state.unread = asked.has_body;
         state.progress = Some(asked.progress);
     }
 
-    /// The body of a request has been read to its end.
-    pub fn body_read(&self) {
+    /// The number of the body of the last request, which has one.
+    pub fn body(&self) -> u32 {
+        self.lock().bodies
+    }
+
+    /// That body has been read to its end, if it is still the last one's.
+    pub fn body_read(&self, body: u32) {
         let mut state = self.lock();
-        state.unread = state.unread.saturating_sub(1);
+        if state.bodies == body {
+            state.unread = false;
+        }
     }
 
     /// The head of its answer goes to hyper.
@@ -133,7 +144,7 @@ impl Link {
     /// Nothing is asked, everything has been written, and what comes next is a request.
     pub fn is_quiet(&self) -> bool {
         let state = self.lock();
-        state.phase == WirePhase::Quiet && state.unread == 0 && !state.own
+        state.phase == WirePhase::Quiet && !state.unread && !state.own
     }
 
     /// Why the open exchange has to end although its answer has begun. `waker`: of the connection's task,
@@ -372,5 +383,104 @@ impl AsyncWrite for Http1Wire {
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_write_own(cx))?;
         Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::rc::Rc;
+
+    use http_body_util::{BodyExt, Empty};
+    use hyper::service::service_fn;
+    use hyper_util::rt::TokioIo;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+    use tokio::task::LocalSet;
+
+    use super::*;
+    use crate::observe::metrics::Metrics;
+    use crate::wire::body::{BodyMemory, RequestBody};
+    use crate::wire::io::Transport;
+    use crate::wire::streams::WireBody;
+
+    /// Whether more of the body was to come when as many frames of a request had been read, and whether the
+    /// connection could rest after it.
+    async fn after(requests: &[(&str, usize)]) -> Vec<(bool, bool)> {
+        let (mut client, server) = duplex(64 * 1024);
+        let link = Link::default();
+        let wire = Http1Wire::new(Io::new(Transport::Memory(server), Bytes::new()), link.clone());
+        let frames: Vec<_> = requests.iter().map(|(_, frames)| *frames).collect();
+        let frames = std::cell::RefCell::new(frames.into_iter());
+        let memory = BodyMemory { metrics: Arc::new(Metrics::new(1)), limit: 1024 };
+        let (seen, memory) = (link.clone(), Rc::new(memory));
+        let uploading = Rc::<std::cell::Cell<bool>>::default();
+        let told = Rc::clone(&uploading);
+        let service = service_fn(move |request: http::Request<hyper::body::Incoming>| {
+            let body = request.into_body();
+            let progress = Arc::new(Progress::default());
+            let has_body = !hyper::body::Body::is_end_stream(&body);
+            let asked = Arc::clone(&progress);
+            seen.asked(Asked { progress: asked, holds_back: false, informs: true, has_body });
+            let (body, link) = (WireBody::request(body, &seen), seen.clone());
+            let mut body = RequestBody::new(body, &memory, &progress);
+            if let Some(again) = body.again() {
+                body = again;
+            }
+            let told = Rc::clone(&told);
+            let frames = frames.borrow_mut().next().unwrap_or_default();
+            async move {
+                for _ in 0..frames {
+                    body.frame().await.unwrap().unwrap();
+                }
+                told.set(progress.is_uploading());
+                link.answering();
+                link.over();
+                Ok::<_, std::convert::Infallible>(Response::new(Empty::<Bytes>::new()))
+            }
+        });
+        let serving =
+            hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(wire), service);
+        tokio::task::spawn_local(async move { drop(serving.await) });
+        let mut rested = Vec::new();
+        for (request, _) in requests {
+            client.write_all(request.as_bytes()).await.unwrap();
+            let mut answer = Vec::new();
+            while !answer.ends_with(b"\r\n\r\n") {
+                answer.push(client.read_u8().await.unwrap());
+            }
+            rested.push((uploading.get(), link.is_quiet()));
+        }
+        rested
+    }
+
+    const TRAILERS: &str = "POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\
+        trailer: x\r\n\r\n1\r\na\r\n0\r\nx: y\r\n\r\n";
+    const BODY: &str = "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 1\r\n\r\na";
+    const NONE: &str = "GET / HTTP/1.1\r\nhost: a\r\n\r\n";
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_connection_rests_after_trailers_and_once_an_unread_body_is_behind_it() {
+        let whole = async {
+            let requests = [(TRAILERS, 2), (BODY, 0), (BODY, 1), (BODY, 0), (NONE, 0)];
+            let seen = after(&requests).await;
+            let (read, unread) = ((false, true), (true, false));
+            assert_eq!(seen, [read, unread, read, unread, read]);
+        };
+        LocalSet::new().run_until(whole).await;
+    }
+
+    #[test]
+    fn the_end_of_a_body_before_says_nothing_of_the_last_one() {
+        let link = Link::default();
+        let ask = || {
+            let progress = Arc::new(Progress::default());
+            link.asked(Asked { progress, holds_back: false, informs: true, has_body: true });
+            link.lock().phase = WirePhase::Quiet;
+            link.body()
+        };
+        let (first, second) = (ask(), ask());
+        link.body_read(first);
+        assert!(!link.is_quiet());
+        link.body_read(second);
+        assert!(link.is_quiet());
     }
 }

@@ -60,8 +60,8 @@ pub struct HyperBody {
     begun: bool,
     /// Of the connection of a response, which may read more at once.
     size: Option<Arc<ReadSize>>,
-    /// Of the connection of a request whose end has not been read.
-    link: Option<Link>,
+    /// Of the connection of a request whose end has not been read, and the body's number there.
+    link: Option<(Link, u32)>,
 }
 
 /// A body that comes in on HTTP/2.
@@ -100,9 +100,9 @@ pub struct Pump<B, D: Buf> {
 pub struct Pumping(AbortHandle);
 
 impl WireBody {
-    /// The body of a request that came on HTTP/1.1.
+    /// The body of the request that came last on a connection of HTTP/1.1.
     pub fn request(body: Incoming, link: &Link) -> Self {
-        let link = (!body.is_end_stream()).then(|| link.clone());
+        let link = (!body.is_end_stream()).then(|| (link.clone(), link.body()));
         Self::Hyper(HyperBody { body, begun: false, size: None, link })
     }
 
@@ -178,10 +178,13 @@ impl HyperBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let polled = Pin::new(&mut self.body).poll_frame(cx)?;
-        if (matches!(polled, Poll::Ready(None)) || self.body.is_end_stream())
-            && let Some(link) = self.link.take()
-        {
-            link.body_read();
+        let over = match &polled {
+            Poll::Ready(Some(frame)) => frame.is_trailers() || self.body.is_end_stream(),
+            Poll::Ready(None) => true,
+            Poll::Pending => false,
+        };
+        if over && let Some((link, body)) = self.link.take() {
+            link.body_read(body);
         }
         polled.map(|frame| {
             let frame = frame?;

@@ -138,7 +138,10 @@ impl Pools {
                     lease.tls = lease.connection.tls;
                 }
                 if lease.connection.streams.get() > BUSY_STREAMS {
-                    self.grow(&pool, key, MAX_CONNECTIONS);
+                    // One that has not said anything yet may be all that is missing.
+                    if pool.all_heard() {
+                        self.grow(&pool, key, MAX_CONNECTIONS);
+                    }
                 } else if lease.connection.shared.bulk.is_busy() && pool.may_grow_for_bulk(now) {
                     self.grow(&pool, key, BULK_CONNECTIONS);
                 }
@@ -291,6 +294,11 @@ impl H2Pool {
         best.streams.set(best.streams.get() + 1);
         best.used.set(now);
         Some(H2Lease { connection: Rc::clone(best), pool: Rc::clone(self), tls: 0 })
+    }
+
+    /// Whether every connection has said something.
+    fn all_heard(&self) -> bool {
+        self.connections.borrow().iter().all(|connection| connection.peer.heard.get())
     }
 
     /// Whether a connection is opened now because of long bodies: a peer that allows no more of them is not asked for one
@@ -454,6 +462,52 @@ mod tests {
             let error = leased.expect("it ends").map(drop).expect_err("a stream of a closed one");
             assert_eq!(error.reason, Reason::ConnectFailed);
             assert_eq!(opened.get(), MAX_OPENED);
+        };
+        LocalSet::new().run_until(whole).await;
+    }
+
+    /// Of a peer that is slow to say something, one connection more was opened for each request.
+    #[tokio::test(flavor = "current_thread")]
+    async fn one_more_connection_is_opened_at_a_time_until_it_has_been_heard_from() {
+        let whole = async {
+            let settings = Settings::parse_from(["outrigger-proxy"]);
+            let metrics = Arc::new(Metrics::new(1));
+            let pools = Pools::new(&settings, metrics, None, Rc::default());
+            let opened = Rc::new(Cell::new(0));
+            let (count, heard) = (Rc::clone(&opened), Rc::new(Notify::new()));
+            let speaks = Rc::clone(&heard);
+            let serving = move |_| {
+                count.set(count.get() + 1);
+                let (ours, theirs) = duplex(64 * 1024);
+                let (first, speaks) = (count.get() == 1, Rc::clone(&speaks));
+                tokio::task::spawn_local(async move {
+                    if !first {
+                        speaks.notified().await;
+                    }
+                    let mut server = h2::server::handshake(theirs).await.unwrap();
+                    while server.accept().await.is_some() {}
+                });
+                ours
+            };
+            assert!(pools.opening.memory.set(Box::new(serving)).is_ok());
+            let address = std::net::SocketAddr::from(([127, 0, 0, 1], 9));
+            let key = PoolKey { address, wire: Wire::Http2, expected: Expected::NONE };
+            let mut leases = Vec::new();
+            let mut lease_one = async || {
+                leases.push(pools.lease_h2(key, Instant::now()).await.unwrap());
+                for _ in 0..20 {
+                    tokio::task::yield_now().await;
+                }
+            };
+            for _ in 0..BUSY_STREAMS + 20 {
+                lease_one().await;
+            }
+            assert_eq!(opened.get(), 2);
+            heard.notify_one();
+            for _ in 0..BUSY_STREAMS + 20 {
+                lease_one().await;
+            }
+            assert_eq!(opened.get(), 3);
         };
         LocalSet::new().run_until(whole).await;
     }

@@ -194,7 +194,7 @@ impl Source {
             self.tell_mirrors(&Piece::End);
             return Poll::Ready(None);
         };
-        self.ended = self.incoming.is_end_stream();
+        self.ended = matches!(piece, Piece::Trailers(_)) || self.incoming.is_end_stream();
         self.keep(&piece);
         self.tell_mirrors(&piece);
         self.progress.touch();
