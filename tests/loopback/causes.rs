@@ -96,6 +96,17 @@ spec:
 ---
 apiVersion: gateway.networking.k8s.io/v1
 kind: HTTPRoute
+metadata: {name: becomes-grpc, namespace: bank}
+spec:
+  parentRefs: [{group: "", kind: Service, name: becomes-grpc}]
+  rules:
+  - filters:
+    - type: RequestHeaderModifier
+      requestHeaderModifier: {set: [{name: content-type, value: application/grpc}]}
+    backendRefs: [{name: becomes-grpc, port: 80}]
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
 metadata: {name: routed, namespace: bank}
 spec:
   parentRefs: [{group: "", kind: Service, name: routed}]
@@ -157,6 +168,7 @@ impl Bed {
             }
         }
         for (name, port) in [
+            ("becomes-grpc", "main"),
             ("routed", "main"),
             ("copied", "main"),
             ("broken", "main"),
@@ -482,6 +494,21 @@ fn a_failure_has_one_reason_in_its_response_both_logs_and_both_metrics() {
     // What was asked of the app that has gone is said by its proxy.
     let line = line_of(&bed.gone, "gone");
     assert_eq!((&line["reason"], &line["reason_by"]), (&"connect_failed".into(), &"local".into()));
+}
+
+/// A refusal to it has a status of success, and was taken for one.
+#[test]
+fn a_request_that_a_rule_makes_grpc_is_refused_with_the_reason_of_the_called_proxy() {
+    let bed = Bed::start();
+    let (url, ready) = ("http://becomes-grpc.bank/denied", "http://plain.bank/denied");
+    eventually("it is in force", || bed.ask("warm-up", ready, &[]).status == 403);
+    let answer = bed.ask("made", url, &[]);
+    assert!(answer.status == 200 && answer.head.contains("grpc-status: 7"), "{answer:?}");
+    for (proxy, by) in [(&bed.web, "local"), (&bed.caller, "peer")] {
+        let line = line_of(proxy, "made");
+        let said = (&line["outcome"], &line["reason"], &line["reason_by"]);
+        assert_eq!(said, (&"refused".into(), &"access_denied".into(), &by.into()), "{line:#}");
+    }
 }
 
 /// The same where identities and tokens decide.
