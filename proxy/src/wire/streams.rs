@@ -329,31 +329,37 @@ where
         Pumping(tokio::task::spawn_local(self).abort_handle())
     }
 
-    /// Ready with false when the peer takes no more.
-    fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
-        while self.stream.capacity() == 0 {
-            match ready!(self.stream.poll_capacity(cx)) {
-                Some(Ok(_)) => {}
-                Some(Err(_)) | None => return Poll::Ready(false),
+    /// Ready with how many bytes the peer has room for, or with 0 when it takes no more.
+    fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<usize> {
+        loop {
+            match self.stream.capacity() {
+                0 => match ready!(self.stream.poll_capacity(cx)) {
+                    Some(Ok(_)) => {}
+                    Some(Err(_)) | None => return Poll::Ready(0),
+                },
+                room => return Poll::Ready(room),
             }
         }
-        Poll::Ready(true)
     }
 
     /// Ready when everything is written or nothing more can be.
     fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
-            if let Some((data, last)) = self.waiting.take() {
-                match self.poll_room(cx) {
-                    Poll::Pending => {
-                        self.waiting = Some((data, last));
-                        return Poll::Pending;
-                    }
-                    Poll::Ready(room) => {
-                        if !room || self.stream.send_data(data.into(), last).is_err() || last {
-                            return Poll::Ready(());
-                        }
-                    }
+            if let Some((mut data, last)) = self.waiting.take() {
+                let Poll::Ready(room) = self.poll_room(cx) else {
+                    self.waiting = Some((data, last));
+                    return Poll::Pending;
+                };
+                // h2 would keep what there is no room for, while the next piece is read and waits here.
+                let rest = data.split_off(room.min(data.len()));
+                let last_now = last && rest.is_empty();
+                if room == 0 || self.stream.send_data(data.into(), last_now).is_err() || last_now {
+                    return Poll::Ready(());
+                }
+                if !rest.is_empty() {
+                    self.stream.reserve_capacity(rest.len());
+                    self.waiting = Some((rest, last));
+                    continue;
                 }
             }
             let Some(frame) = ready!(Pin::new(&mut self.body).poll_frame(cx)) else {
@@ -368,17 +374,14 @@ where
                         shared.bulk.passed(data.len());
                     }
                     let last = self.ends && self.body.is_end_stream();
-                    // What comes first need not wait for room: h2 keeps it until there is some, as it
-                    // does with what is left of a piece for which there was only a little.
+                    // What comes first need not wait for room: h2 keeps it until there is some.
                     if data.is_empty() || !std::mem::replace(&mut self.begun, true) {
                         if self.stream.send_data(data.into(), last).is_err() || last {
                             return Poll::Ready(());
                         }
                         continue;
                     }
-                    // h2 asks for the whole once the data is its own: to ask before would keep room
-                    // from the connection's other streams.
-                    self.stream.reserve_capacity(1);
+                    self.stream.reserve_capacity(data.len());
                     self.waiting = Some((data, last));
                 }
                 Ok(Err(frame)) => {
