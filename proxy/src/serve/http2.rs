@@ -28,11 +28,17 @@ use crate::wire::progress::Progress;
 use crate::wire::streams::batched::Batched;
 use crate::wire::streams::opening::HoldUntilPreface;
 use crate::wire::streams::prelude::Prelude;
+use crate::wire::streams::shared::SharedByStreams;
 use crate::wire::streams::tunnel::{Inlet, Tunnel};
 use crate::wire::streams::{Pump, WireBody};
 
 /// A connection, from its first byte.
-pub enum Serving {
+pub struct Serving {
+    stage: ServingStage,
+    shared: Rc<SharedByStreams>,
+}
+
+enum ServingStage {
     Begins { handshake: Handshake<HoldUntilPreface<Batched<Io>>, Bytes>, leaves: bool },
     Open(server::Connection<HoldUntilPreface<Batched<Io>>, Bytes>),
 }
@@ -40,15 +46,17 @@ pub enum Serving {
 impl Serving {
     pub fn begin(builder: &server::Builder, io: Io) -> Self {
         let holds = io.holds();
-        let io = HoldUntilPreface::new(Batched::new(io, holds));
-        Self::Begins { handshake: builder.handshake(io), leaves: false }
+        let shared = Rc::<SharedByStreams>::default();
+        let io = HoldUntilPreface::new(Batched::new(io, holds, Rc::clone(&shared)));
+        let stage = ServingStage::Begins { handshake: builder.handshake(io), leaves: false };
+        Self { stage, shared }
     }
 
     /// Takes no new stream, and ends when those that it has are over.
     pub fn leave(&mut self) {
-        match self {
-            Self::Begins { leaves, .. } => *leaves = true,
-            Self::Open(connection) => connection.graceful_shutdown(),
+        match &mut self.stage {
+            ServingStage::Begins { leaves, .. } => *leaves = true,
+            ServingStage::Open(connection) => connection.graceful_shutdown(),
         }
     }
 
@@ -59,18 +67,18 @@ impl Serving {
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), h2::Error>> {
         loop {
-            match self {
-                Self::Begins { handshake, leaves } => {
+            match &mut self.stage {
+                ServingStage::Begins { handshake, leaves } => {
                     let mut open = ready!(Pin::new(handshake).poll(cx))?;
                     if *leaves {
                         open.graceful_shutdown();
                     }
-                    *self = Self::Open(open);
+                    self.stage = ServingStage::Open(open);
                 }
-                Self::Open(open) => match ready!(open.poll_accept(cx)) {
+                ServingStage::Open(open) => match ready!(open.poll_accept(cx)) {
                     Some(accepted) => {
                         let (request, respond) = accepted?;
-                        serve(connection, request, respond);
+                        serve(connection, &self.shared, request, respond);
                     }
                     None => return Poll::Ready(Ok(())),
                 },
@@ -79,7 +87,12 @@ impl Serving {
     }
 }
 
-fn serve(connection: &Rc<Connection>, request: Request<RecvStream>, respond: SendResponse<Bytes>) {
+fn serve(
+    connection: &Rc<Connection>,
+    shared: &Rc<SharedByStreams>,
+    request: Request<RecvStream>,
+    respond: SendResponse<Bytes>,
+) {
     let (mut head, body) = request.into_parts();
     let (mut caller, mut switching) = (None, None);
     let connect = head.method == Method::CONNECT;
@@ -113,7 +126,8 @@ fn serve(connection: &Rc<Connection>, request: Request<RecvStream>, respond: Sen
     let handling = request::handle(Rc::clone(connection), head, seen, body, caller, tracked);
     let handling = Box::into_pin(Box::write(room, handling));
     let state = StreamState::Handling(handling);
-    tokio::task::spawn_local(RequestStream { respond, switching, progress, state });
+    let shared = Rc::clone(shared);
+    tokio::task::spawn_local(RequestStream { respond, switching, progress, state, shared });
 }
 
 /// Digits alone; all else is a body of a length that is not known.
@@ -143,6 +157,8 @@ struct RequestStream<F> {
     switching: Option<Box<PendingUpgrade>>,
     progress: Arc<Progress>,
     state: StreamState<F>,
+    /// Of its connection.
+    shared: Rc<SharedByStreams>,
 }
 
 enum StreamState<F> {
@@ -166,7 +182,10 @@ impl<F: Future<Output = Response<ResponseBody>>> Future for RequestStream<F> {
             };
             this.progress.set_head_sent();
             match begin_answer(&mut this.respond, this.switching.take(), response) {
-                Some(pump) => this.state = StreamState::Answering(pump),
+                Some(mut pump) => {
+                    pump.set_shared(Rc::clone(&this.shared));
+                    this.state = StreamState::Answering(pump);
+                }
                 None => return Poll::Ready(()),
             }
         }

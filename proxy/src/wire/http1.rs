@@ -437,8 +437,8 @@ mod tests {
                 Ok::<_, std::convert::Infallible>(Response::new(Empty::<Bytes>::new()))
             }
         });
-        let serving =
-            hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(wire), service);
+        let serving = hyper::server::conn::http1::Builder::new()
+            .serve_connection(TokioIo::new(wire), service);
         tokio::task::spawn_local(async move { drop(serving.await) });
         let mut rested = Vec::new();
         for (request, _) in requests {

@@ -7,6 +7,7 @@ pub mod batched;
 pub mod first;
 pub mod opening;
 pub mod prelude;
+pub mod queue;
 pub mod shared;
 pub mod tunnel;
 
@@ -23,6 +24,7 @@ use hyper::body::Incoming;
 use tokio::task::AbortHandle;
 
 use self::prelude::Prelude;
+use self::queue::Place;
 use self::shared::SharedByStreams;
 use self::tunnel::Tunnel;
 use crate::wire::error::BodyError;
@@ -92,8 +94,10 @@ pub struct Pump<B, D: Buf> {
     ends: bool,
     /// What a body that breaks off resets the stream with.
     breaks_with: fn(&BodyError) -> Reason,
-    /// Of its connection to an upstream.
+    /// Of its connection.
     shared: Option<Rc<SharedByStreams>>,
+    /// Where the piece that waits stands in the connection's queue.
+    place: Option<Place>,
 }
 
 /// A body that is written by a task of its own, until this is dropped.
@@ -290,7 +294,16 @@ impl Buf for Upward {
 
 impl<B, D: Buf> Pump<B, D> {
     pub fn new(body: B, stream: SendStream<D>, breaks_with: fn(&BodyError) -> Reason) -> Self {
-        Self { body, stream, waiting: None, begun: false, ends: true, breaks_with, shared: None }
+        Self {
+            body,
+            stream,
+            waiting: None,
+            begun: false,
+            ends: true,
+            breaks_with,
+            shared: None,
+            place: None,
+        }
     }
 
     /// The stream stays open behind the body, or ends with it after all.
@@ -298,7 +311,7 @@ impl<B, D: Buf> Pump<B, D> {
         self.ends = ends;
     }
 
-    /// Counts what is long of the body.
+    /// Counts what is long of the body, and lets it wait for what the connection has to write before it.
     pub fn set_shared(&mut self, shared: Rc<SharedByStreams>) {
         self.shared = Some(shared);
     }
@@ -329,29 +342,35 @@ where
         Pumping(tokio::task::spawn_local(self).abort_handle())
     }
 
-    /// Ready with how many bytes the peer has room for, or with 0 when it takes no more.
-    fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<usize> {
-        loop {
-            match self.stream.capacity() {
-                0 => match ready!(self.stream.poll_capacity(cx)) {
-                    Some(Ok(_)) => {}
-                    Some(Err(_)) | None => return Poll::Ready(0),
-                },
-                room => return Poll::Ready(room),
+    /// Ready with how many of so many bytes go now, or with 0 when the peer takes no more.
+    fn poll_room(&mut self, bytes: usize, cx: &mut Context<'_>) -> Poll<usize> {
+        while self.stream.capacity() == 0 {
+            // Others' pieces do not wait for this peer.
+            self.place = None;
+            match ready!(self.stream.poll_capacity(cx)) {
+                Some(Ok(_)) => {}
+                Some(Err(_)) | None => return Poll::Ready(0),
             }
         }
+        let room = self.stream.capacity().min(bytes);
+        if room >= LONG
+            && let Some(shared) = &self.shared
+        {
+            ready!(shared.queue.poll_give(room, &mut self.place, cx));
+        }
+        Poll::Ready(room)
     }
 
     /// Ready when everything is written or nothing more can be.
     fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
             if let Some((mut data, last)) = self.waiting.take() {
-                let Poll::Ready(room) = self.poll_room(cx) else {
+                let Poll::Ready(room) = self.poll_room(data.len(), cx) else {
                     self.waiting = Some((data, last));
                     return Poll::Pending;
                 };
                 // h2 would keep what there is no room for, while the next piece is read and waits here.
-                let rest = data.split_off(room.min(data.len()));
+                let rest = data.split_off(room);
                 let last_now = last && rest.is_empty();
                 if room == 0 || self.stream.send_data(data.into(), last_now).is_err() || last_now {
                     return Poll::Ready(());

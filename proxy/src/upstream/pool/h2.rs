@@ -206,7 +206,9 @@ async fn open(key: PoolKey, opening: &Connector) -> Result<Rc<H2Connection>, Con
     };
     let (proof, tls) = (stream.proof.take(), stream.tls);
     let heard = Rc::<Cell<bool>>::default();
-    let handshake = handshake(stream, config.max_header_bytes, Rc::clone(&heard));
+    let shared = Rc::<SharedByStreams>::default();
+    let handshake =
+        handshake(stream, config.max_header_bytes, Rc::clone(&heard), Rc::clone(&shared));
     let failed = |reason, why: String| ConnectError {
         reason,
         detail: format!("{}: {why}", key.address).into(),
@@ -230,7 +232,7 @@ async fn open(key: PoolKey, opening: &Connector) -> Result<Rc<H2Connection>, Con
         reused: Cell::new(false),
         proof,
         tls,
-        shared: Rc::default(),
+        shared,
     });
     tokio::task::spawn_local(drive(driven, peer, Rc::downgrade(&connection)));
     Ok(connection)
@@ -240,6 +242,7 @@ async fn handshake(
     stream: OpenedConnection,
     max_header_bytes: u32,
     heard: Rc<Cell<bool>>,
+    shared: Rc<SharedByStreams>,
 ) -> Result<(SendRequest<Upward>, Box<Driven>), h2::Error> {
     let look: FirstLook = Box::new(move |bytes| {
         is_http2(bytes)?;
@@ -255,7 +258,7 @@ async fn handshake(
         .max_header_list_size(max_header_bytes)
         .max_frame_size(max_frame(max_header_bytes))
         .max_send_buffer_size(STREAM_WINDOW as usize)
-        .handshake(FirstBytes::new(Batched::new(stream, holds), look))
+        .handshake(FirstBytes::new(Batched::new(stream, holds, shared), look))
         .await?;
     Ok((sender, Box::new(connection)))
 }

@@ -212,6 +212,7 @@ mod tests {
 
     use super::*;
     use crate::wire::body::Piece;
+    use crate::wire::streams::batched::Batched;
 
     const WINDOW: u32 = 64 * 1024;
 
@@ -272,6 +273,86 @@ mod tests {
             let answer = sending.await.unwrap();
             assert_eq!(serving.await.unwrap(), PIECES * 16 * 1024);
             drop(answer);
+        };
+        LocalSet::new().run_until(whole).await;
+    }
+
+    /// Of each stream h2 had all that its window takes.
+    #[tokio::test(flavor = "current_thread")]
+    async fn many_uploads_wait_for_their_connection_and_go_on_when_others_are_given_up() {
+        const STREAMS: usize = 32;
+        const PIECE: usize = 64 * 1024;
+        const PIECES: usize = 8;
+        let whole = async {
+            let (ours, theirs) = duplex(1024);
+            let shared = Rc::<SharedByStreams>::default();
+            let ours = Batched::new(ours, false, Rc::clone(&shared));
+            let window = 1024 * 1024;
+            let (mut client, mut server) = (h2::client::Builder::new(), h2::server::Builder::new());
+            client.max_send_buffer_size(PIECES * PIECE);
+            server.initial_window_size(window).initial_connection_window_size(window << 5);
+            let (client, server) =
+                tokio::join!(client.handshake(ours), server.handshake::<_, Bytes>(theirs));
+            let ((mut sender, connection), mut server) = (client.unwrap(), server.unwrap());
+            tokio::task::spawn_local(async move { drop(connection.await) });
+            // So that the window is known.
+            let first = Sending::begin(&mut sender, request(RequestBody::Empty), false).unwrap();
+            let (_, mut respond) = server.accept().await.unwrap().unwrap();
+            respond.send_response(Response::new(()), true).unwrap();
+            tokio::select! {
+                answered = first => assert!(answered.is_ok()),
+                _ = server.accept() => unreachable!("nothing else was asked"),
+            }
+
+            let mut uploads = Vec::new();
+            let mut queues = Vec::new();
+            for _ in 0..STREAMS {
+                let (pieces, body) = mpsc::channel(PIECES + 1);
+                for _ in 0..PIECES {
+                    pieces.try_send(Piece::Data(Bytes::from(vec![b'x'; PIECE]))).unwrap();
+                }
+                pieces.try_send(Piece::End).unwrap();
+                queues.push(pieces);
+                let body = request(RequestBody::Mirror(body));
+                let sending = Sending::begin(&mut sender, body, true).unwrap().sharing(&shared);
+                uploads.push(tokio::task::spawn_local(sending));
+            }
+            for _ in 0..1_000 {
+                tokio::task::yield_now().await;
+            }
+            let taken: usize = queues.iter().map(mpsc::Sender::capacity).sum();
+            // The first one of each and one that waits, what waits in h2, and a little that has been written.
+            assert!((2 * STREAMS..=2 * STREAMS + 6).contains(&taken), "{taken}");
+            let rest = uploads.split_off(STREAMS / 2);
+            uploads.iter().for_each(tokio::task::JoinHandle::abort);
+            let serving = async move {
+                let mut whole = 0;
+                let read = Rc::new(std::cell::Cell::new(0));
+                while read.get() < STREAMS / 2 {
+                    let accepted = server.accept();
+                    let Ok(Some(Ok((request, mut respond)))) =
+                        tokio::time::timeout(std::time::Duration::from_millis(10), accepted).await
+                    else {
+                        continue;
+                    };
+                    whole += 1;
+                    let read = Rc::clone(&read);
+                    tokio::task::spawn_local(async move {
+                        let (mut body, mut bytes) = (request.into_body(), 0);
+                        while let Some(Ok(data)) = body.data().await {
+                            bytes += data.len();
+                        }
+                        if bytes == PIECE * PIECES {
+                            read.set(read.get() + 1);
+                        }
+                        let _ = respond.send_response(Response::new(()), true);
+                    });
+                }
+                whole
+            };
+            let serving = tokio::time::timeout(std::time::Duration::from_secs(10), serving);
+            assert!(serving.await.expect("the others go on") >= STREAMS / 2);
+            drop(rest);
         };
         LocalSet::new().run_until(whole).await;
     }

@@ -6,6 +6,7 @@
 use std::cell::RefCell;
 use std::io::{self, IoSlice};
 use std::pin::{Pin, pin};
+use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes};
@@ -14,6 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::task::yield_now;
 
 use super::LONG;
+use super::shared::SharedByStreams;
 
 /// With so many bytes nothing is put off any more.
 const ENOUGH: usize = 256 * 1024;
@@ -52,13 +54,25 @@ pub struct Batched<T> {
     /// Bytes of this turn.
     read: usize,
     written: usize,
+    /// Is told what has been written.
+    shared: Rc<SharedByStreams>,
 }
 
 impl<T> Batched<T> {
     /// `holds`: whether `io` writes only when it is flushed, or holds as much as it may.
-    pub fn new(io: T, holds: bool) -> Self {
-        let (held, ahead) = (Vec::new(), Bytes::new());
-        Self { io, holds, held, fresh: 0, waiting: 0, ahead, full: false, read: 0, written: 0 }
+    pub fn new(io: T, holds: bool, shared: Rc<SharedByStreams>) -> Self {
+        Self {
+            io,
+            holds,
+            held: Vec::new(),
+            fresh: 0,
+            waiting: 0,
+            ahead: Bytes::new(),
+            full: false,
+            read: 0,
+            written: 0,
+            shared,
+        }
     }
 
     fn enough(&self) -> usize {
@@ -69,6 +83,7 @@ impl<T> Batched<T> {
         if let Poll::Ready(Ok(n)) = polled {
             self.fresh = self.fresh.saturating_add(n);
             self.written = self.written.saturating_add(n);
+            self.shared.queue.written(n);
         }
         polled
     }
@@ -199,9 +214,15 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Batched<T> {
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let fresh = std::mem::take(&mut self.fresh);
         self.waiting = self.waiting.saturating_add(fresh);
-        if fresh >= LONG && self.waiting < self.enough() {
-            // The next one is not put off, if nothing is written: h2 ends each of its turns with a flush.
+        let puts_off = fresh >= LONG && self.waiting < self.enough();
+        if fresh == 0 {
+            self.shared.queue.all_written();
+        } else if puts_off || self.shared.queue.is_used() {
+            // The next one is not put off, if nothing is written: h2 ends each of its turns with a flush. Then nothing is
+            // left to be written, either.
             wake_later(cx);
+        }
+        if puts_off {
             return Poll::Ready(Ok(()));
         }
         self.waiting = 0;
@@ -232,9 +253,9 @@ mod tests {
         let (ours, theirs) = tokio::io::duplex(1024 * 1024);
         // Holds what is not flushed, as TLS does.
         let holding = BufWriter::with_capacity(512 * 1024, ours);
-        puts_off(Batched::new(holding, true), theirs).await;
+        puts_off(Batched::new(holding, true, Rc::default()), theirs).await;
         let (ours, theirs) = tokio::io::duplex(1024 * 1024);
-        puts_off(Batched::new(ours, false), theirs).await;
+        puts_off(Batched::new(ours, false, Rc::default()), theirs).await;
     }
 
     async fn puts_off<T: AsyncWrite + Unpin>(mut batched: Batched<T>, mut theirs: DuplexStream) {
@@ -274,11 +295,30 @@ mod tests {
         assert_eq!(arrived().await, enough);
     }
 
+    /// What was given to h2 for a stream that is reset is never written, and all others would wait for it.
+    #[tokio::test]
+    async fn a_flush_that_finds_nothing_new_makes_room_for_others_and_comes_by_itself() {
+        let (ours, _theirs) = tokio::io::duplex(1024);
+        let shared = Rc::<SharedByStreams>::default();
+        let mut batched = Batched::new(ours, false, Rc::clone(&shared));
+        let woken = Arc::new(Woken::default());
+        let waker = Waker::from(Arc::clone(&woken));
+        let mut cx = Context::from_waker(&waker);
+        assert!(shared.queue.poll_give(LONG, &mut None, &mut cx).is_ready());
+        assert!(Pin::new(&mut batched).poll_write(&mut cx, b"other").is_ready());
+        assert!(Pin::new(&mut batched).poll_flush(&mut cx).is_ready());
+        assert!(shared.queue.is_used());
+        yield_now().await;
+        assert_eq!(woken.0.load(Relaxed), 1);
+        assert!(Pin::new(&mut batched).poll_flush(&mut cx).is_ready());
+        assert!(!shared.queue.is_used());
+    }
+
     #[tokio::test]
     async fn however_much_there_is_to_move_others_have_their_turn() {
         let (ours, mut theirs) = tokio::io::duplex(16 * TURN);
         theirs.write_all(&vec![7; 4 * TURN]).await.unwrap();
-        let mut batched = Batched::new(ours, true);
+        let mut batched = Batched::new(ours, true, Rc::default());
         let mut piece = vec![0; LONG];
         let woken = Arc::new(Woken::default());
         let waker = Waker::from(Arc::clone(&woken));
@@ -324,7 +364,10 @@ mod tests {
             [(1_000, 20_000, 9), (100_000, 20_000, 70_000), (9_000, 70_000, 8_192)]
         {
             let (ours, theirs) = tokio::io::duplex(pipe);
-            let (mut ours, mut theirs) = (Batched::new(ours, false), Batched::new(theirs, false));
+            let (mut ours, mut theirs) = (
+                Batched::new(ours, false, Rc::default()),
+                Batched::new(theirs, false, Rc::default()),
+            );
             let all: Vec<u8> = (0..300_000_u32).map(|n| (n / 7) as u8 ^ (n >> 9) as u8).collect();
             let writing = async {
                 for (i, part) in all.chunks(write).enumerate() {

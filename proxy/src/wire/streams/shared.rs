@@ -1,11 +1,12 @@
-//! What the streams of one connection to an upstream share: how much of it belongs to long bodies, and the stream that
-//! has ended last.
+//! What the streams of one connection share: the queue of what is to be written, how much of it belongs to long bodies,
+//! and, on one to an upstream, the stream that has ended last.
 
 use std::cell::Cell;
 
 use h2::RecvStream;
 
 use super::LONG;
+use super::queue::WriteQueue;
 
 /// Bytes of long bodies in a second from which on a connection is busy with them: each of its streams may have a window
 /// of them on its way, and what else it carries waits behind.
@@ -15,6 +16,7 @@ const BUSY: u64 = 1024 * 1024;
 pub struct SharedByStreams {
     pub bulk: BulkMeter,
     pub last: LastEnded,
+    pub queue: WriteQueue,
 }
 
 /// Bytes of long bodies, either way.
