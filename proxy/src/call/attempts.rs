@@ -166,12 +166,12 @@ impl AttemptLoop<'_> {
             });
         match again {
             Ok(wait) => {
-                target.note_failure(&mut self.tried, is_unreachable(target, &sent));
+                target.note_failure(&mut self.tried, is_unreachable(exchange, target, &sent));
                 note_again(self.call, exchange, target, failure, &sent);
                 NextStep::Again(wait)
             }
             Err(skip) => {
-                if is_unreachable(target, &sent) {
+                if is_unreachable(exchange, target, &sent) {
                     // Or it would stay as popular as it was: refusing is quick.
                     target.note_failure(&mut self.tried, true);
                 }
@@ -185,11 +185,12 @@ impl AttemptLoop<'_> {
 
 /// The endpoint, or the proxy before it, did not even take the request.
 fn is_unreachable(
+    exchange: &Exchange,
     target: &AttemptTarget,
     sent: &Result<Response<WireBody>, FailedAttempt>,
 ) -> bool {
     match sent {
-        Ok(response) => target::unprocessed(target, response).is_some(),
+        Ok(response) => target::unprocessed(exchange, target, response).is_some(),
         Err(failed) => !failed.is_answer() && failed.blames_upstream(),
     }
 }
@@ -241,7 +242,7 @@ fn note_again(
 ) {
     let (detail, blame) = match sent {
         // A proxy that drains is not unhealthy.
-        Ok(response) => match target::unprocessed(target, response) {
+        Ok(response) => match target::unprocessed(exchange, target, response) {
             Some(reason) => {
                 (format!("{}: {reason}", target.address), reason.side() == Side::Upstream)
             }
@@ -257,7 +258,7 @@ fn note_again(
     };
     let (status, cause) = match sent {
         Ok(response) => {
-            (Some(response.status()), target::refused(target, response).map(Cause::peer))
+            (Some(response.status()), target::refused(exchange, target, response).map(Cause::peer))
         }
         Err(failed) => (None, Some(Cause::local(failed.reason))),
     };
@@ -285,7 +286,7 @@ fn end(
         call.body.commit();
     }
     if let Ok(response) = &sent {
-        if let Some(reason) = target::refused(target, response) {
+        if let Some(reason) = target::refused(exchange, target, response) {
             exchange.cause = Some(Cause::peer(reason));
             exchange.detail = said(response.headers());
         } else if failed {

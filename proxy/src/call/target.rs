@@ -4,7 +4,6 @@ use std::time::Instant;
 
 use http::header::HeaderMap;
 use http::{Response, StatusCode};
-use http_body::Body;
 use outrigger_core::config::Protocol;
 use outrigger_core::outcome::Outcome;
 use outrigger_core::policy::retry::{Failure, RetryConfig};
@@ -86,17 +85,20 @@ impl AttemptTarget {
     }
 }
 
-/// Whether an answer may be the far proxy's own: its status says that it is no success, or it has no body, as that to a
-/// gRPC request.
-fn may_refuse(target: &AttemptTarget, response: &Response<WireBody>) -> bool {
+/// Whether an answer may be the far proxy's own: its status says that it is no success, or it is one to a gRPC request.
+fn may_refuse(exchange: &Exchange, target: &AttemptTarget, response: &Response<WireBody>) -> bool {
     target.wire.is_hop()
-        && (!response.status().is_success() || response.body().is_end_stream())
+        && (exchange.sends_grpc || !response.status().is_success())
         && has_internal(response.headers())
 }
 
 /// Why the far proxy has refused the request, if it has.
-pub fn refused(target: &AttemptTarget, response: &Response<WireBody>) -> Option<Reason> {
-    if !may_refuse(target, response) {
+pub fn refused(
+    exchange: &Exchange,
+    target: &AttemptTarget,
+    response: &Response<WireBody>,
+) -> Option<Reason> {
+    if !may_refuse(exchange, target, response) {
         return None;
     }
     let word = response.headers().get(REASON)?;
@@ -111,8 +113,12 @@ pub fn said(headers: &HeaderMap) -> Option<Box<str>> {
 }
 
 /// Why the far proxy says that nobody processed the request, if it says so.
-pub fn unprocessed(target: &AttemptTarget, response: &Response<WireBody>) -> Option<Reason> {
-    if !may_refuse(target, response) {
+pub fn unprocessed(
+    exchange: &Exchange,
+    target: &AttemptTarget,
+    response: &Response<WireBody>,
+) -> Option<Reason> {
+    if !may_refuse(exchange, target, response) {
         return None;
     }
     let word = response.headers().get(UNPROCESSED)?;
@@ -126,7 +132,7 @@ pub(crate) fn answered(
     policy: &RetryConfig,
     response: &Response<WireBody>,
 ) -> Option<Failure> {
-    if unprocessed(target, response).is_some() {
+    if unprocessed(exchange, target, response).is_some() {
         return Some(Failure::Unprocessed);
     }
     let status = response.status();

@@ -46,6 +46,8 @@ pub struct Exchange {
     pub route: Label,
     pub peer: Label,
     pub protocol: Protocol,
+    /// The request that goes on is gRPC, as it came or as a rule has made it.
+    pub sends_grpc: bool,
     pub method: Method,
     pub path: Option<PathAndQuery>,
     pub request_id: Option<HeaderValue>,
@@ -162,6 +164,7 @@ impl Exchange {
             route: Label::NONE,
             peer: connection.caller_label(),
             protocol,
+            sends_grpc: grpc,
             method: head.method.clone(),
             path: head.uri.path_and_query().cloned(),
             request_id: None,

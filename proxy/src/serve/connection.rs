@@ -142,13 +142,13 @@ async fn exchanges(
         let caller = head.extensions.remove::<OnUpgrade>().map(Side::Http1);
         let informs = head.version == Version::HTTP_11;
         let tracked = worker.exchanges.begin(Some(Arc::clone(watch)));
-        link.asked(Asked {
+        let number = link.asked(Asked {
             progress: Arc::clone(tracked.progress()),
             holds_back: informs && holds_back(&head.headers, &body),
             informs,
             has_body: !body.is_end_stream(),
         });
-        let body = Some(WireBody::request(body, &link));
+        let body = Some(WireBody::request(body, &link, number));
         let (link, connects) = (&link, head.method == Method::CONNECT);
         let connections = &worker.connections;
         let seen = HeaderScan::of(&head.headers);

@@ -126,7 +126,7 @@ fn serve(
     let handling = request::handle(Rc::clone(connection), head, seen, body, caller, tracked);
     let handling = Box::into_pin(Box::write(room, handling));
     let state = StreamState::Handling(handling);
-    let shared = Rc::clone(shared);
+    let shared = Some(Rc::clone(shared));
     tokio::task::spawn_local(RequestStream { respond, switching, progress, state, shared });
 }
 
@@ -157,8 +157,8 @@ struct RequestStream<F> {
     switching: Option<Box<PendingUpgrade>>,
     progress: Arc<Progress>,
     state: StreamState<F>,
-    /// Of its connection.
-    shared: Rc<SharedByStreams>,
+    /// Of its connection; none: its answer has it.
+    shared: Option<Rc<SharedByStreams>>,
 }
 
 enum StreamState<F> {
@@ -183,7 +183,9 @@ impl<F: Future<Output = Response<ResponseBody>>> Future for RequestStream<F> {
             this.progress.set_head_sent();
             match begin_answer(&mut this.respond, this.switching.take(), response) {
                 Some(mut pump) => {
-                    pump.set_shared(Rc::clone(&this.shared));
+                    if let Some(shared) = this.shared.take() {
+                        pump.set_shared(shared);
+                    }
                     this.state = StreamState::Answering(pump);
                 }
                 None => return Poll::Ready(()),

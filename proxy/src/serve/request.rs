@@ -35,7 +35,7 @@ use crate::listener::role::Routing;
 use crate::observe::correlation::Remembered;
 use crate::policy::cache::Cache;
 use crate::request::destination::{self, Target};
-use crate::request::exchange::Exchange;
+use crate::request::exchange::{Exchange, is_grpc};
 use crate::request::head::{Head, head_already_sent};
 use crate::request::route::{Routed, route};
 use crate::request::{admit, context};
@@ -372,6 +372,7 @@ impl<'a> Routed<'a> {
         }
         for filters in self.filters() {
             head.apply(filters, self.prefix())?;
+            exchange.sends_grpc = is_grpc(&head.headers);
             let filters = (filters, call.max_visits);
             mirror::send(connection, exchange, live, filters, head, body);
         }

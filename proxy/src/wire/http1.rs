@@ -88,19 +88,18 @@ impl Timer {
 }
 
 impl Link {
-    /// A request has come.
-    pub fn asked(&self, asked: Asked) {
+    /// A request has come. Returns the number of its body, if it has one.
+    pub fn asked(&self, asked: Asked) -> Option<u32> {
         let mut state = self.lock();
         state.phase = WirePhase::Asked;
         (state.holds_back, state.informs) = (asked.holds_back, asked.informs);
-        state.bodies = state.bodies.wrapping_add(u32::from(asked.has_body));
-        state.unread = asked.has_body;
         state.progress = Some(asked.progress);
-    }
-
-    /// The number of the body of the last request, which has one.
-    pub fn body(&self) -> u32 {
-        self.lock().bodies
+        state.unread = asked.has_body;
+        if !asked.has_body {
+            return None;
+        }
+        state.bodies = state.bodies.wrapping_add(1);
+        Some(state.bodies)
     }
 
     /// That body has been read to its end, if it is still the last one's.
@@ -419,8 +418,9 @@ mod tests {
             let progress = Arc::new(Progress::default());
             let has_body = !hyper::body::Body::is_end_stream(&body);
             let asked = Arc::clone(&progress);
-            seen.asked(Asked { progress: asked, holds_back: false, informs: true, has_body });
-            let (body, link) = (WireBody::request(body, &seen), seen.clone());
+            let asked = Asked { progress: asked, holds_back: false, informs: true, has_body };
+            let number = seen.asked(asked);
+            let (body, link) = (WireBody::request(body, &seen, number), seen.clone());
             let mut body = RequestBody::new(body, &memory, &progress);
             if let Some(again) = body.again() {
                 body = again;
@@ -473,9 +473,10 @@ mod tests {
         let link = Link::default();
         let ask = || {
             let progress = Arc::new(Progress::default());
-            link.asked(Asked { progress, holds_back: false, informs: true, has_body: true });
+            let asked = Asked { progress, holds_back: false, informs: true, has_body: true };
+            let body = link.asked(asked).unwrap();
             link.lock().phase = WirePhase::Quiet;
-            link.body()
+            body
         };
         let (first, second) = (ask(), ask());
         link.body_read(first);

@@ -62,8 +62,10 @@ pub struct HyperBody {
     begun: bool,
     /// Of the connection of a response, which may read more at once.
     size: Option<Arc<ReadSize>>,
-    /// Of the connection of a request whose end has not been read, and the body's number there.
-    link: Option<(Link, u32)>,
+    /// Of the connection of a request whose end has not been read.
+    link: Option<Link>,
+    /// Of the body there.
+    number: u32,
 }
 
 /// A body that comes in on HTTP/2.
@@ -104,15 +106,15 @@ pub struct Pump<B, D: Buf> {
 pub struct Pumping(AbortHandle);
 
 impl WireBody {
-    /// The body of the request that came last on a connection of HTTP/1.1.
-    pub fn request(body: Incoming, link: &Link) -> Self {
-        let link = (!body.is_end_stream()).then(|| (link.clone(), link.body()));
-        Self::Hyper(HyperBody { body, begun: false, size: None, link })
+    /// The body of a request that came on HTTP/1.1, and its number there, unless it is empty.
+    pub fn request(body: Incoming, link: &Link, number: Option<u32>) -> Self {
+        let (link, number) = (number.map(|_| link.clone()), number.unwrap_or_default());
+        Self::Hyper(HyperBody { body, begun: false, size: None, link, number })
     }
 
     /// The body of a response that came on HTTP/1.1.
     pub fn response(body: Incoming, size: Arc<ReadSize>) -> Self {
-        Self::Hyper(HyperBody { body, begun: false, size: Some(size), link: None })
+        Self::Hyper(HyperBody { body, begun: false, size: Some(size), link: None, number: 0 })
     }
 
     /// The body of a request that came on HTTP/2.
@@ -187,8 +189,8 @@ impl HyperBody {
             Poll::Ready(None) => true,
             Poll::Pending => false,
         };
-        if over && let Some((link, body)) = self.link.take() {
-            link.body_read(body);
+        if over && let Some(link) = self.link.take() {
+            link.body_read(self.number);
         }
         polled.map(|frame| {
             let frame = frame?;
@@ -356,7 +358,7 @@ where
         if room >= LONG
             && let Some(shared) = &self.shared
         {
-            ready!(shared.queue.poll_give(room, &mut self.place, cx));
+            return shared.queue.poll_give(room, &mut self.place, cx);
         }
         Poll::Ready(room)
     }

@@ -92,6 +92,7 @@ pub struct H2Connection {
     sender: RefCell<SendRequest<Upward>>,
     peer: Rc<PeerSettings>,
     streams: Cell<u32>,
+    opened: Instant,
     used: Cell<Instant>,
     /// It has carried a request.
     reused: Cell<bool>,
@@ -139,7 +140,7 @@ impl Pools {
                 }
                 if lease.connection.streams.get() > BUSY_STREAMS {
                     // One that has not said anything yet may be all that is missing.
-                    if pool.all_heard() {
+                    if !pool.awaits_one(now, self.opening.config.connect_timeout) {
                         self.grow(&pool, key, MAX_CONNECTIONS);
                     }
                 } else if lease.connection.shared.bulk.is_busy() && pool.may_grow_for_bulk(now) {
@@ -228,6 +229,7 @@ async fn open(key: PoolKey, opening: &Connector) -> Result<Rc<H2Connection>, Con
         sender: RefCell::new(sender),
         peer: Rc::clone(&peer),
         streams: Cell::new(0),
+        opened: Instant::now(),
         used: Cell::new(Instant::now()),
         reused: Cell::new(false),
         proof,
@@ -299,9 +301,11 @@ impl H2Pool {
         Some(H2Lease { connection: Rc::clone(best), pool: Rc::clone(self), tls: 0 })
     }
 
-    /// Whether every connection has said something.
-    fn all_heard(&self) -> bool {
-        self.connections.borrow().iter().all(|connection| connection.peer.heard.get())
+    /// Whether a connection has been opened that may say something yet.
+    fn awaits_one(&self, now: Instant, limit: Duration) -> bool {
+        let connections = self.connections.borrow();
+        let mut silent = connections.iter().filter(|connection| !connection.peer.heard.get());
+        silent.any(|connection| now.saturating_duration_since(connection.opened) < limit)
     }
 
     /// Whether a connection is opened now because of long bodies: a peer that allows no more of them is not asked for one
@@ -471,21 +475,21 @@ mod tests {
 
     /// Of a peer that is slow to say something, one connection more was opened for each request.
     #[tokio::test(flavor = "current_thread")]
-    async fn one_more_connection_is_opened_at_a_time_until_it_has_been_heard_from() {
+    async fn one_more_connection_is_opened_at_a_time_while_it_may_be_heard_from() {
         let whole = async {
             let settings = Settings::parse_from(["outrigger-proxy"]);
             let metrics = Arc::new(Metrics::new(1));
             let pools = Pools::new(&settings, metrics, None, Rc::default());
             let opened = Rc::new(Cell::new(0));
-            let (count, heard) = (Rc::clone(&opened), Rc::new(Notify::new()));
-            let speaks = Rc::clone(&heard);
+            let count = Rc::clone(&opened);
             let serving = move |_| {
                 count.set(count.get() + 1);
                 let (ours, theirs) = duplex(64 * 1024);
-                let (first, speaks) = (count.get() == 1, Rc::clone(&speaks));
+                let second = count.get() == 2;
                 tokio::task::spawn_local(async move {
-                    if !first {
-                        speaks.notified().await;
+                    if second {
+                        // Says nothing.
+                        std::future::pending::<()>().await;
                     }
                     let mut server = h2::server::handshake(theirs).await.unwrap();
                     while server.accept().await.is_some() {}
@@ -496,19 +500,19 @@ mod tests {
             let address = std::net::SocketAddr::from(([127, 0, 0, 1], 9));
             let key = PoolKey { address, wire: Wire::Http2, expected: Expected::NONE };
             let mut leases = Vec::new();
-            let mut lease_one = async || {
-                leases.push(pools.lease_h2(key, Instant::now()).await.unwrap());
+            let mut lease = async |now| {
+                leases.push(pools.lease_h2(key, now).await.unwrap());
                 for _ in 0..20 {
                     tokio::task::yield_now().await;
                 }
             };
             for _ in 0..BUSY_STREAMS + 20 {
-                lease_one().await;
+                lease(Instant::now()).await;
             }
             assert_eq!(opened.get(), 2);
-            heard.notify_one();
-            for _ in 0..BUSY_STREAMS + 20 {
-                lease_one().await;
+            let limit = pools.opening.config.connect_timeout;
+            for _ in 0..20 {
+                lease(Instant::now().checked_add(limit).unwrap()).await;
             }
             assert_eq!(opened.get(), 3);
         };

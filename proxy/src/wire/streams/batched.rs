@@ -90,6 +90,7 @@ impl<T> Batched<T> {
 }
 
 /// Wakes the task when the others that are ready have had their turn and the system's events have been looked for.
+#[cold]
 fn wake_later(cx: &mut Context<'_>) {
     let _pending = pin!(yield_now()).poll(cx);
 }
@@ -211,23 +212,26 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Batched<T> {
         self.io.is_write_vectored()
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let fresh = std::mem::take(&mut self.fresh);
-        self.waiting = self.waiting.saturating_add(fresh);
-        let puts_off = fresh >= LONG && self.waiting < self.enough();
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let fresh = std::mem::take(&mut this.fresh);
         if fresh == 0 {
-            self.shared.queue.all_written();
-        } else if puts_off || self.shared.queue.is_used() {
+            this.shared.queue.all_written();
+        } else {
+            this.waiting = this.waiting.saturating_add(fresh);
             // The next one is not put off, if nothing is written: h2 ends each of its turns with a flush. Then nothing is
             // left to be written, either.
-            wake_later(cx);
+            if fresh >= LONG && this.waiting < this.enough() {
+                wake_later(cx);
+                return Poll::Ready(Ok(()));
+            }
+            if this.shared.queue.is_used() {
+                wake_later(cx);
+            }
         }
-        if puts_off {
-            return Poll::Ready(Ok(()));
-        }
-        self.waiting = 0;
-        ready!(self.poll_write_held(cx))?;
-        Pin::new(&mut self.io).poll_flush(cx)
+        this.waiting = 0;
+        ready!(this.poll_write_held(cx))?;
+        Pin::new(&mut this.io).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

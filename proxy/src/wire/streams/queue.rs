@@ -11,7 +11,7 @@ use std::task::{Context, Poll};
 
 use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
 
-/// Bytes of long pieces that wait for one connection.
+/// Bytes of long pieces that wait for one connection, about: all that is written counts as theirs.
 const MOST: u32 = 256 * 1024;
 
 /// Of one connection.
@@ -31,29 +31,30 @@ impl Default for WriteQueue {
 }
 
 impl WriteQueue {
-    /// Ready when h2 may be given so many bytes, which has to be done then.
+    /// Ready with how many of so many bytes h2 may be given, which has to be done then.
     pub fn poll_give(
         &self,
         bytes: usize,
         place: &mut Option<Place>,
         cx: &mut Context<'_>,
-    ) -> Poll<()> {
-        // What is longer goes when nothing else waits.
-        let bytes = u32::try_from(bytes).unwrap_or(MOST).min(MOST);
-        let free = || Arc::clone(&self.room).try_acquire_many_owned(bytes).ok();
+    ) -> Poll<usize> {
+        // What is longer goes in parts.
+        let asked = u32::try_from(bytes).unwrap_or(MOST).min(MOST);
+        let free = || Arc::clone(&self.room).try_acquire_many_owned(asked).ok();
         let room = match place.is_none().then(free).flatten() {
             Some(room) => room,
             None => {
-                let wait = || Box::pin(Arc::clone(&self.room).acquire_many_owned(bytes)) as Place;
+                let wait = || Box::pin(Arc::clone(&self.room).acquire_many_owned(asked)) as Place;
                 let polled = place.get_or_insert_with(wait).as_mut().poll(cx);
                 let Poll::Ready(Ok(room)) = polled else { return Poll::Pending };
                 *place = None;
                 room
             }
         };
-        self.given.set(self.given.get().saturating_add(room.num_permits()));
+        let room_for = room.num_permits();
+        self.given.set(self.given.get().saturating_add(room_for));
         room.forget();
-        Poll::Ready(())
+        Poll::Ready(room_for.min(bytes))
     }
 
     /// Whether h2 may hold something.
@@ -71,8 +72,9 @@ impl WriteQueue {
     }
 
     /// h2 has nothing more to write. It writes nothing of a stream that was reset.
+    #[inline(always)]
     pub fn all_written(&self) {
-        self.free(usize::MAX);
+        self.written(usize::MAX);
     }
 
     fn free(&self, bytes: usize) {
@@ -94,7 +96,7 @@ mod tests {
         let mut cx = Context::from_waker(Waker::noop());
         let mut give = |bytes, place: &mut _| queue.poll_give(bytes, place, &mut cx).is_ready();
         let [mut first, mut second, mut third] = [None, None, None];
-        // Longer than all of the room, which is enough.
+        // Longer than all of the room, which it gets.
         assert!(give(1024 * 1024, &mut first));
         assert!(!give(MOST as usize, &mut second) && !give(1, &mut third));
         queue.written(MOST as usize / 2);
