@@ -322,7 +322,7 @@ mod tests {
             }
             let taken: usize = queues.iter().map(mpsc::Sender::capacity).sum();
             // The first one of each and one that waits, what waits in h2, and a little that has been written.
-            assert!((2 * STREAMS..=2 * STREAMS + 6).contains(&taken), "{taken}");
+            assert!((2 * STREAMS..=2 * STREAMS + 10).contains(&taken), "{taken}");
             let rest = uploads.split_off(STREAMS / 2);
             uploads.iter().for_each(tokio::task::JoinHandle::abort);
             let serving = async move {

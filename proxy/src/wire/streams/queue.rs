@@ -11,8 +11,9 @@ use std::task::{Context, Poll};
 
 use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
 
-/// Bytes of long pieces that wait for one connection, about: all that is written counts as theirs.
-const MOST: u32 = 256 * 1024;
+/// Bytes of long pieces that wait for one connection, about: all that is written counts as theirs. What it writes in two
+/// turns: with one it would be out of work before its streams have had theirs.
+const MOST: u32 = 512 * 1024;
 
 /// Of one connection.
 pub struct WriteQueue {
