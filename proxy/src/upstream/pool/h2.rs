@@ -426,8 +426,10 @@ impl Drop for H2Lease {
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
+
     use clap::Parser;
-    use tokio::io::{AsyncWriteExt, duplex};
+    use tokio::io::{AsyncWriteExt, DuplexStream, duplex};
     use tokio::task::LocalSet;
 
     use super::*;
@@ -440,12 +442,19 @@ mod tests {
     const GOAWAY: &[u8] =
         &[0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
 
+    /// Pools whose connections `serving` makes.
+    fn pools_to(serving: impl Fn(SocketAddr) -> DuplexStream + 'static) -> (Pools, PoolKey) {
+        let settings = Settings::parse_from(["outrigger-proxy"]);
+        let metrics = Arc::new(Metrics::new(1));
+        let pools = Pools::new(&settings, metrics, None, Rc::default());
+        assert!(pools.opening.memory.set(Box::new(serving)).is_ok());
+        let address = SocketAddr::from(([127, 0, 0, 1], 9));
+        (pools, PoolKey { address, wire: Wire::Http2, expected: Expected::NONE })
+    }
+
     #[tokio::test(flavor = "current_thread")]
     async fn a_peer_that_closes_each_connection_is_given_up() {
         let whole = async {
-            let settings = Settings::parse_from(["outrigger-proxy"]);
-            let metrics = Arc::new(Metrics::new(1));
-            let pools = Pools::new(&settings, metrics, None, Rc::default());
             let opened = Rc::new(Cell::new(0));
             let count = Rc::clone(&opened);
             let closing = move |_| {
@@ -461,9 +470,7 @@ mod tests {
                 });
                 ours
             };
-            assert!(pools.opening.memory.set(Box::new(closing)).is_ok());
-            let address = std::net::SocketAddr::from(([127, 0, 0, 1], 9));
-            let key = PoolKey { address, wire: Wire::Http2, expected: Expected::NONE };
+            let (pools, key) = pools_to(closing);
             let leasing = pools.lease_h2(key, Instant::now());
             let leased = tokio::time::timeout(Duration::from_secs(5), leasing).await;
             let error = leased.expect("it ends").map(drop).expect_err("a stream of a closed one");
@@ -477,9 +484,6 @@ mod tests {
     #[tokio::test(flavor = "current_thread")]
     async fn one_more_connection_is_opened_at_a_time_while_it_may_be_heard_from() {
         let whole = async {
-            let settings = Settings::parse_from(["outrigger-proxy"]);
-            let metrics = Arc::new(Metrics::new(1));
-            let pools = Pools::new(&settings, metrics, None, Rc::default());
             let opened = Rc::new(Cell::new(0));
             let count = Rc::clone(&opened);
             let serving = move |_| {
@@ -496,9 +500,7 @@ mod tests {
                 });
                 ours
             };
-            assert!(pools.opening.memory.set(Box::new(serving)).is_ok());
-            let address = std::net::SocketAddr::from(([127, 0, 0, 1], 9));
-            let key = PoolKey { address, wire: Wire::Http2, expected: Expected::NONE };
+            let (pools, key) = pools_to(serving);
             let mut leases = Vec::new();
             let mut lease = async |now| {
                 leases.push(pools.lease_h2(key, now).await.unwrap());
@@ -522,9 +524,6 @@ mod tests {
     #[tokio::test(flavor = "current_thread")]
     async fn new_requests_stay_clear_of_connections_that_are_busy_with_long_bodies() {
         let whole = async {
-            let settings = Settings::parse_from(["outrigger-proxy"]);
-            let metrics = Arc::new(Metrics::new(1));
-            let pools = Pools::new(&settings, metrics, None, Rc::default());
             let serving = |_| {
                 let (ours, theirs) = duplex(64 * 1024);
                 tokio::task::spawn_local(async move {
@@ -533,9 +532,7 @@ mod tests {
                 });
                 ours
             };
-            assert!(pools.opening.memory.set(Box::new(serving)).is_ok());
-            let address = std::net::SocketAddr::from(([127, 0, 0, 1], 9));
-            let key = PoolKey { address, wire: Wire::Http2, expected: Expected::NONE };
+            let (pools, key) = pools_to(serving);
             let lease_at = async |now| pools.lease_h2(key, now).await.unwrap();
             let lease = async || lease_at(Instant::now()).await;
             let pool = pools.h2(key);
